@@ -1,0 +1,79 @@
+"""One observation or a batch of them, in the one form that every rule-based policy works with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from esper_env.rules.heads import HEAD_DEFAULTS, NUM_OPS, Head, head_sizes
+from numpy.typing import NDArray
+
+Actions = NDArray[np.int64]
+
+_KEYS = ("features", "blueprints", "action_mask", "op_slot_mask")
+
+
+@dataclass(frozen=True)
+class ObservationBatch:
+    """Observations of N environments with S slots, and what they say is legal."""
+
+    features: NDArray[np.float32]  # (N, 31 + 30 S)
+    blueprints: NDArray[np.int64]  # (N, S)
+    legal: NDArray[np.bool_]  # (N, 6, S): is (op, slot) possible?
+    offered: NDArray[np.bool_]  # (N, 13): blueprints a GERMINATE may name
+    single: bool  # the observation came without a batch axis
+
+    @classmethod
+    def of(cls, observation: Mapping[str, NDArray]) -> ObservationBatch:
+        """From a ``Dict`` observation of one environment, or of N with a leading axis.
+
+        Raises ``ValueError`` when a key is missing or the shapes do not belong together.
+        """
+        missing = [key for key in _KEYS if key not in observation]
+        if missing:
+            raise ValueError(
+                f"the observation lacks {missing}; expected the keys {list(_KEYS)} of an Esper environment"
+            )
+        arrays = {key: np.asarray(observation[key]) for key in _KEYS}
+        single = arrays["features"].ndim == 1
+        if single:
+            arrays = {key: array[None] for key, array in arrays.items()}
+        shapes = {key: array.shape for key, array in arrays.items()}
+        rows, slots = shapes["blueprints"] if len(shapes["blueprints"]) == 2 else (0, 0)
+        if slots == 0 or shapes["op_slot_mask"] != (rows, NUM_OPS * slots):
+            raise ValueError(f"observation parts of shapes {shapes} do not belong to the same environments and slots")
+        sizes = head_sizes(slots)
+        first = sum(sizes[: Head.BLUEPRINT])
+        return cls(
+            features=arrays["features"],
+            blueprints=arrays["blueprints"],
+            legal=arrays["op_slot_mask"].reshape(rows, NUM_OPS, slots).astype(bool),
+            offered=arrays["action_mask"][:, first : first + sizes[Head.BLUEPRINT]].astype(bool),
+            single=single,
+        )
+
+    @property
+    def num_envs(self) -> int:
+        return len(self.blueprints)
+
+    @property
+    def num_slots(self) -> int:
+        return self.blueprints.shape[1]
+
+    def waiting(self) -> Actions:
+        """(N, 8) actions that wait, every other head at its default."""
+        return np.tile(np.asarray(HEAD_DEFAULTS, dtype=np.int64), (self.num_envs, 1))
+
+    def returned(self, actions: Actions) -> Actions:
+        """The actions in the form the observation came in: (8,) for a single one."""
+        return actions[0] if self.single else actions
+
+
+def starting_rows(episode_start: NDArray[np.bool_] | None, has_state: bool, num_envs: int) -> NDArray[np.bool_]:
+    """(N,) rows that begin an episode: all of them without a state, else those flagged."""
+    if not has_state:
+        return np.ones(num_envs, dtype=bool)
+    if episode_start is None:
+        return np.zeros(num_envs, dtype=bool)
+    return np.broadcast_to(np.asarray(episode_start, dtype=bool), (num_envs,)).copy()

@@ -1,0 +1,209 @@
+"""Stable-Baselines3 callbacks for growth: what the episodes were like, curves on disk, a clean stop on Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import numpy as np
+from esper_env.rules.heads import NUM_OPS, Op
+from stable_baselines3.common.callbacks import BaseCallback
+
+from esper_agent.evaluation import EpisodeRecord, run_episodes
+
+#: Names in the logger, and where each comes from in the info of an episode's last step.
+EPISODE_METRICS = {
+    "committed_val_accuracy": "committed_val_accuracy",
+    "test_accuracy": "test_accuracy",
+    "parameters_added": "committed_parameters_added",
+}
+
+
+class TrainingMetricsCallback(BaseCallback):
+    """Logs under ``rollout/`` what the steps of each rollout and the last ``window`` episodes were like.
+
+    ``wait_share`` and the shares ``op_*`` are of the rollout's effective ops, ``invalid_share`` of actions that were
+    not legal; ``committed_val_accuracy``, ``test_accuracy`` and ``parameters_added`` are means over episodes.
+    """
+
+    def __init__(self, window: int = 100) -> None:
+        super().__init__()
+        self._episodes: dict[str, deque[float]] = {name: deque(maxlen=window) for name in EPISODE_METRICS}
+        self._op_counts = np.zeros(NUM_OPS, dtype=np.int64)
+        self._invalid = 0
+
+    def _on_step(self) -> bool:
+        for info, done in zip(self.locals["infos"], self.locals["dones"], strict=True):
+            self._op_counts[info["op"]] += 1
+            self._invalid += not info["action_valid"]
+            if done:
+                for name, key in EPISODE_METRICS.items():
+                    self._episodes[name].append(info[key])
+        return True
+
+    def _on_rollout_end(self) -> None:
+        shares = self._op_counts / max(self._op_counts.sum(), 1)
+        self.logger.record("rollout/wait_share", float(shares[Op.WAIT]))
+        self.logger.record("rollout/invalid_share", self._invalid / max(int(self._op_counts.sum()), 1))
+        for op in Op:
+            self.logger.record(f"rollout/op_{op.name.lower()}", float(shares[op]), exclude="stdout")
+        for name, values in self._episodes.items():
+            if values:
+                self.logger.record(f"rollout/{name}", float(np.mean(values)))
+        self._op_counts[:] = 0
+        self._invalid = 0
+
+
+CURVE_COLUMNS = (
+    "timesteps",
+    "env",
+    "return",
+    "length",
+    "truncated",
+    "committed_val_accuracy",
+    "test_accuracy",
+    "parameters_added",
+    "wait_share",
+)
+
+
+class CurvesRecorder(BaseCallback):
+    """Writes one line per finished training episode to a CSV file, as it happens, and keeps them in ``rows``.
+
+    The return is the one ``VecMonitor`` counted, so it is in the environment's own units also under ``VecNormalize``;
+    without a monitor the first finished episode is a ``RuntimeError``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.rows: list[dict[str, Any]] = []
+        self._file: IO[str] | None = None
+
+    def _on_training_start(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, CURVE_COLUMNS)
+        self._writer.writeheader()
+        self._waits = np.zeros(self.training_env.num_envs, dtype=np.int64)
+
+    def _on_step(self) -> bool:
+        for env, (info, done) in enumerate(zip(self.locals["infos"], self.locals["dones"], strict=True)):
+            self._waits[env] += info["op"] == Op.WAIT
+            if done:
+                self._write(env, info)
+        return True
+
+    def _write(self, env: int, info: Mapping[str, Any]) -> None:
+        if "episode" not in info:
+            raise RuntimeError("an episode ended without its return; wrap the environment in VecMonitor")
+        length = int(info["episode"]["l"])
+        row = {
+            "timesteps": self.num_timesteps,
+            "env": env,
+            "return": float(info["episode"]["r"]),
+            "length": length,
+            "truncated": bool(info["TimeLimit.truncated"]),
+            "wait_share": int(self._waits[env]) / length,
+            **{name: info[key] for name, key in EPISODE_METRICS.items()},
+        }
+        self._waits[env] = 0
+        self.rows.append(row)
+        assert self._file is not None
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def _on_training_end(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; training that ends well does so itself."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class PeriodicEvaluation(BaseCallback):
+    """Plays the deterministic policy on held-out episodes every ``every`` timesteps and logs it under ``eval/``.
+
+    The WAIT share of the deterministic policy is among the numbers: a policy that explores can look alive while its
+    mode has collapsed into waiting. The episodes are the same each time, so curves are comparable; the latest are in
+    ``records``.
+    """
+
+    def __init__(
+        self, env_id: str, every: int, episodes: int, seed: int, env_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"every is {every}; expected a number of timesteps, at least 1")
+        self.env_id, self.every, self.episodes, self.seed = env_id, every, episodes, seed
+        self.env_kwargs = dict(env_kwargs or {})
+        self.records: list[EpisodeRecord] = []
+        self._next = every
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps >= self._next:
+            self._next = (self.num_timesteps // self.every + 1) * self.every
+            self.records = run_episodes(
+                self.model, self.env_id, self.episodes, self.seed, name="model", env_kwargs=self.env_kwargs
+            )
+            for name, value in evaluation_means(self.records).items():
+                self.logger.record(f"eval/{name}", value)
+
+
+def evaluation_means(records: Sequence[EpisodeRecord]) -> dict[str, float]:
+    """Means over episodes, under the names Stable-Baselines3 uses where it has one."""
+    columns = {
+        "mean_reward": [record.episode_return for record in records],
+        "mean_ep_length": [record.length for record in records],
+        "wait_share": [record.wait_share for record in records],
+        "committed_val_accuracy": [record.committed_val_accuracy for record in records],
+        "test_accuracy": [record.test_accuracy for record in records],
+        "parameters_added": [record.parameters_added for record in records],
+    }
+    return {name: float(np.mean(values)) for name, values in columns.items()}
+
+
+class StopOnInterrupt(BaseCallback):
+    """Ends training at the next step after a Ctrl-C, with the model in one piece; a second Ctrl-C ends it at once.
+
+        with StopOnInterrupt() as stop:
+            model.learn(20_000, callback=stop)
+        if stop.interrupted:
+            ...
+
+    Outside the main thread, where Python delivers no signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.interrupted = False
+        self._previous: Any = None
+
+    def __enter__(self) -> StopOnInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def _on_step(self) -> bool:
+        return not self.interrupted

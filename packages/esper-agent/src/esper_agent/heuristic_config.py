@@ -1,0 +1,97 @@
+"""The numbers of the heuristic, and which blueprints it plants in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from esper_env.rules.heads import AlphaSpeed, Blueprint, Style, Tempo
+from esper_env.rules.observation import HISTORY
+
+CNN_ROTATION = (
+    Blueprint.CONV_LIGHT,
+    Blueprint.CONV_HEAVY,
+    Blueprint.ATTENTION,
+    Blueprint.NORM,
+    Blueprint.DEPTHWISE,
+)
+TRANSFORMER_ROTATION = (
+    Blueprint.LORA,
+    Blueprint.MLP_SMALL,
+    Blueprint.ATTENTION,
+    Blueprint.NORM,
+    Blueprint.LORA_LARGE,
+)
+
+
+@dataclass(frozen=True)
+class HeuristicConfig:
+    """Every number of the heuristic. Epochs are environment steps, points are accuracy points on the 0..100 scale.
+
+    Each prune adds ``prune_penalty`` to its blueprint, the sum decays by ``penalty_decay`` an epoch, and a blueprint
+    is skipped while it stands at ``penalty_threshold`` or above. Because nothing is planted for
+    ``epochs_after_prune`` epochs, a fast decay would make the rule empty; such a configuration is refused.
+    """
+
+    rotation: tuple[Blueprint, ...] | None = None  # None: the rotation of the environment's kind of host
+    style: Style = Style.SIGMOID_ADD
+    tempo: Tempo = Tempo.STANDARD
+    prune_speed: AlphaSpeed = AlphaSpeed.INSTANT
+
+    wait_for_stability: bool = True  # plant only once the host has stabilised
+    min_epoch: int = 5  # earliest epoch to plant in
+    min_plateau: int = 3  # epochs without progress before planting
+    epochs_after_prune: int = 5  # no planting for so long after a prune
+
+    prune_penalty: float = 2.0
+    penalty_decay: float = 0.95  # factor per epoch
+    penalty_threshold: float = 1.0
+
+    patience: int = 5  # epochs in TRAINING or BLENDING before a falling accuracy counts
+    max_loss: float = 2.0  # points the accuracy may fall by
+    smoothing: int = 3  # epochs the accuracy is averaged over
+
+    holding_epochs: int = 3  # contributions averaged before a HOLDING seed is judged
+    min_contribution: float = 0.5  # points that make a seed worth keeping
+    dependence: float = 0.1  # points beyond which a network that got no better depends on the seed
+    commit_epochs: int = 3  # this close to the horizon seeds are committed on what is known
+
+    def __post_init__(self) -> None:
+        least = {
+            "min_epoch": 0,
+            "min_plateau": 0,
+            "epochs_after_prune": 0,
+            "patience": 0,
+            "smoothing": 1,
+            "holding_epochs": 1,
+            "commit_epochs": 0,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"heuristic setting {name} is {getattr(self, name)}; expected at least {bound}")
+        if self.smoothing > HISTORY:
+            raise ValueError(f"heuristic setting smoothing is {self.smoothing}; the observation shows {HISTORY} epochs")
+        if not 0.0 < self.penalty_decay <= 1.0:
+            raise ValueError(f"heuristic setting penalty_decay is {self.penalty_decay}; expected a factor in (0, 1]")
+        left = self.prune_penalty * self.penalty_decay**self.epochs_after_prune
+        if left < self.penalty_threshold:
+            raise ValueError(
+                f"a prune's penalty of {self.prune_penalty} has decayed to {left:.3g} when planting is allowed again, "
+                f"{self.epochs_after_prune} epochs later, and never reaches the threshold of {self.penalty_threshold}; "
+                "raise prune_penalty or penalty_decay, or lower penalty_threshold"
+            )
+
+
+def checked_rotation(rotation: tuple[Blueprint, ...] | None, offered: Sequence[Blueprint]) -> tuple[Blueprint, ...]:
+    """The rotation to use; every blueprint in it has to be offered, and none twice."""
+    if rotation is None:
+        fitting = (known for known in (CNN_ROTATION, TRANSFORMER_ROTATION) if set(known) <= set(offered))
+        rotation = next(fitting, CNN_ROTATION)
+    names = [blueprint.name for blueprint in rotation]
+    strange = [blueprint.name for blueprint in rotation if blueprint not in offered]
+    if strange or not rotation or len(set(rotation)) < len(rotation):
+        raise ValueError(
+            f"the rotation is {names}; expected at least one blueprint, none twice, all of those the environment "
+            f"offers: {[Blueprint(blueprint).name for blueprint in offered]}"
+        )
+    return rotation

@@ -1,0 +1,131 @@
+"""What ``esper info`` prints: tasks, action heads, blueprints with their parameter counts, data sets on this disk."""
+
+from __future__ import annotations
+
+import importlib.util
+from enum import IntEnum
+
+import torch
+from esper_env.data import data_folder
+from esper_env.data.cifar import find_cifar10
+from esper_env.networks.build import host_builder
+from esper_env.networks.seeds import offered_blueprints
+from esper_env.rules.heads import (
+    ALPHA_TARGETS,
+    HEAD_RELEVANCE,
+    SPEED_TICKS,
+    TEMPO_TICKS,
+    AlphaSpeed,
+    AlphaTarget,
+    Blueprint,
+    Curve,
+    Head,
+    Op,
+    Style,
+    Tempo,
+)
+from esper_env.tasks import TASKS, TaskConfig
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+_VALUES: dict[Head, type[IntEnum]] = {
+    Head.BLUEPRINT: Blueprint,
+    Head.STYLE: Style,
+    Head.TEMPO: Tempo,
+    Head.ALPHA_TARGET: AlphaTarget,
+    Head.ALPHA_SPEED: AlphaSpeed,
+    Head.ALPHA_CURVE: Curve,
+    Head.OP: Op,
+}
+#: What a value stands for, where its name does not say it.
+_MEANINGS = {
+    Head.TEMPO: [f"{ticks} epochs" for ticks in TEMPO_TICKS],
+    Head.ALPHA_TARGET: [f"{target:g}" for target in ALPHA_TARGETS],
+    Head.ALPHA_SPEED: [f"{ticks} epochs" for ticks in SPEED_TICKS],
+}
+
+
+def print_information(console: Console) -> None:
+    """Print four tables."""
+    for table in (task_table(), head_table(), *blueprint_tables(), data_table()):
+        console.print(table)
+        console.print()
+
+
+def task_table() -> Table:
+    """The registered tasks."""
+    table = _table("Tasks", "id", "data", "horizon", "host parameters", "slots (channels)")
+    for env_id, task in TASKS.items():
+        host = _host(task)
+        slots = ", ".join(f"{slot.slot_id} ({slot.channels})" for slot in host.slots)
+        table.add_row(env_id, task.family, str(task.horizon), f"{parameters(host):,}", slots)
+    return table
+
+
+def head_table() -> Table:
+    """The heads of the action, in order."""
+    table = _table("Action heads, in order", "head", "values", "read by")
+    for head in Head:
+        readers = [op.name for op in Op if HEAD_RELEVANCE[op, head]]
+        table.add_row(head.name.lower(), _values(head), "every op" if head == Head.OP else ", ".join(readers))
+    return table
+
+
+def _values(head: Head) -> str:
+    if head == Head.SLOT:
+        return "the task's slots, row by row"
+    meanings = _MEANINGS.get(head, [""] * len(_VALUES[head]))
+    return ", ".join(
+        f"{value.name} {int(value)}" + (f" ({meaning})" if meaning else "")
+        for value, meaning in zip(_VALUES[head], meanings, strict=True)
+    )
+
+
+def blueprint_tables() -> list[Table]:
+    """For every kind of host: each blueprint's trainable parameters, by the channels of the slot."""
+    widths: dict[str, set[int]] = {}
+    for task in TASKS.values():
+        host = _host(task)
+        widths.setdefault(host.topology, set()).update(slot.channels for slot in host.slots)
+    tables = []
+    for topology, channels in widths.items():
+        columns = sorted(channels)
+        table = _table(f"Blueprints for {topology} hosts: parameters by channels of the slot", "blueprint")
+        for width in columns:
+            table.add_column(str(width), justify="right")
+        for entry in offered_blueprints(topology):
+            with torch.device("meta"):
+                counts = [parameters(entry.factory(width)) for width in columns]
+            table.add_row(f"{entry.name} {entry.value}", *(f"{count:,}" for count in counts))
+        tables.append(table)
+    return tables
+
+
+def data_table() -> Table:
+    """The data sets the tasks use, and whether they are on this disk."""
+    folder = data_folder()
+    cifar = find_cifar10(folder)
+    has_digits = importlib.util.find_spec("sklearn") is not None
+    table = _table("Data sets", "name", "found")
+    table.add_row("cifar10", str(cifar) if cifar else f"not in {folder}; a procedural stand-in takes its place")
+    table.add_row("digits", "comes with scikit-learn" if has_digits else "needs scikit-learn: esper-env[digits]")
+    return table
+
+
+def parameters(module: nn.Module) -> int:
+    """Trainable scalars."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _host(task: TaskConfig) -> nn.Module:
+    """A host without memory for its parameters: enough to count them, and nothing is drawn at random."""
+    with torch.device("meta"):
+        return host_builder(task)()
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, overflow="fold", no_wrap=heading == headings[0])
+    return table

@@ -1,0 +1,50 @@
+"""Whether a gate can pass, judged from the observation, so that no step is spent on an attempt that must fail."""
+
+from __future__ import annotations
+
+import numpy as np
+from esper_env.rules.gates import GateConfig
+from esper_env.rules.observation_view import ObservationView
+from esper_env.rules.slot_table import HOLD
+from esper_env.rules.stages import Stage
+from numpy.typing import NDArray
+
+_ROUNDING = 1e-5  # features are float32
+
+
+def ready_to_advance(view: ObservationView, gates: GateConfig) -> NDArray[np.bool_]:
+    """(..., S) an ADVANCE would pass its gate, as far as the observation shows.
+
+    The gradient ratio that strict gates also ask for is not observed: such an attempt can still fail.
+    """
+    trained = (
+        (view.epochs_in_stage >= gates.min_training_epochs)
+        & _healthy(view, gates)
+        & _at_least(view.contribution, gates.min_prospective_contribution)
+    )
+    blended = on_hold_at(view, gates.full_alpha) & _at_least(view.epochs_in_stage, gates.min_blending_epochs)
+    stage = view.stage
+    return (stage == Stage.GERMINATED) | ((stage == Stage.TRAINING) & trained) | ((stage == Stage.BLENDING) & blended)
+
+
+def ready_to_fossilize(view: ObservationView, gates: GateConfig) -> NDArray[np.bool_]:
+    """(..., S) a FOSSILIZE would pass its gate."""
+    return (
+        (view.stage == Stage.HOLDING)
+        & view.contribution_measured
+        & _healthy(view, gates)
+        & _at_least(view.contribution, gates.min_contribution)
+    )
+
+
+def on_hold_at(view: ObservationView, alpha: float) -> NDArray[np.bool_]:
+    """(..., S) the alpha schedule rests, at ``alpha`` or above."""
+    return (view.alpha_mode == HOLD) & (view.alpha >= alpha - _ROUNDING)
+
+
+def _healthy(view: ObservationView, gates: GateConfig) -> NDArray[np.bool_]:
+    return ~view.gradient_exploding & (view.gradient_health >= gates.min_gradient_health - _ROUNDING)
+
+
+def _at_least(values: NDArray, threshold: float | None) -> NDArray[np.bool_]:
+    return np.ones(values.shape, dtype=bool) if threshold is None else values >= threshold - _ROUNDING

@@ -1,0 +1,143 @@
+"""A run folder: all that a training run leaves behind, and how to get the model back out of it.
+
+| file | content |
+|---|---|
+| config.yaml | the resolved configuration |
+| versions.json | versions of Python and of the packages that matter |
+| model.zip | the model, saved the Stable-Baselines3 way |
+| vecnormalize.pkl | the normaliser of the returns, saved the Stable-Baselines3 way |
+| progress.csv | what the logger recorded, one line per rollout |
+| episodes.csv | one line per finished training episode |
+
+Loading a model runs code stored in it, as with every Stable-Baselines3 file: load only runs that you trust.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from gymnasium import Env
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.vec_env import VecNormalize
+
+from esper_agent import atomic
+from esper_agent.baselines import POLICIES
+from esper_agent.evaluation import Policy
+from esper_agent.ppo import FactoredRecurrentPPO
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+CONFIG, VERSIONS, MODEL, NORMALISER = "config.yaml", "versions.json", "model.zip", "vecnormalize.pkl"
+EPISODES = "episodes.csv"
+_PACKAGES = ("esper-env", "esper-agent", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
+
+
+class RunError(ValueError):
+    """A run folder that cannot be made or used; the message says what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A loaded run."""
+
+    path: Path
+    config: dict[str, Any]
+    model: FactoredRecurrentPPO
+
+
+def create_run(path: str | Path, config: Mapping[str, Any]) -> Path:
+    """Make a run folder with its configuration and versions. A folder that already holds a run is a ``RunError``."""
+    folder = Path(path)
+    if (folder / CONFIG).exists():
+        raise RunError(f"{folder} already holds a run; give another folder, or remove this one")
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; a run needs a folder")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    atomic.write_text(folder / VERSIONS, json.dumps(versions, indent=2) + "\n")
+    atomic.write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+    return folder
+
+
+def save_model(folder: str | Path, model: BaseAlgorithm) -> Path:
+    """Save the model, and the normaliser if its environment has one; returns the model's path.
+
+    Each file appears complete or not at all.
+    """
+    folder = Path(folder)
+    normaliser = model.get_vec_normalize_env()
+    if isinstance(normaliser, VecNormalize):
+        with atomic.replaced(folder / NORMALISER) as temporary:
+            normaliser.save(str(temporary))
+    with atomic.replaced(folder / MODEL) as temporary:
+        model.save(temporary)
+    return folder / MODEL
+
+
+def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") -> Run:
+    """Load a run's configuration and model.
+
+    Raises ``RunError`` when the folder is missing or holds no run, when the run was stopped before it saved a model,
+    and, with ``env_id`` given, when it was trained on another task.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise RunError(f"there is no run folder {folder}; train one with `esper train --out {folder}`")
+    if not (folder / CONFIG).is_file():
+        raise RunError(f"{folder} is not a run: it has no {CONFIG}; give the folder that `esper train --out` wrote")
+    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or "env" not in config:
+        raise RunError(f"{folder / CONFIG} does not name an environment; it was not written by `esper train`")
+    if not (folder / MODEL).is_file():
+        raise RunError(f"{folder} has no {MODEL}: its training ended before a model was saved; train it again")
+    if env_id is not None and env_id != config["env"]:
+        raise RunError(
+            f"{folder} was trained on {config['env']}, not on {env_id}; evaluate it with --env {config['env']}"
+        )
+    try:
+        model = FactoredRecurrentPPO.load(folder / MODEL, device=device)
+    except Exception as error:
+        raise RunError(
+            f"{folder / MODEL} cannot be loaded ({type(error).__name__}: {error}); it may be torn"
+        ) from error
+    return Run(folder, config, model)
+
+
+class PolicyByName:
+    """What makes a policy for an environment: one of ``POLICIES``, or the model of a run folder.
+
+    Raises:
+        RunError: the name is neither, or the run cannot be used for the task.
+    """
+
+    def __init__(self, name: str, env_id: str, seed: int = 0, device: str = "auto") -> None:
+        self.name, self.seed = name, seed
+        self._model: FactoredRecurrentPPO | None = None
+        if name in POLICIES:
+            return
+        if not Path(name).exists():
+            near = difflib.get_close_matches(name, POLICIES, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "train one with `esper train`"
+            raise RunError(f"policy {name!r} is neither a run folder nor one of {', '.join(POLICIES)}; {hint}")
+        self._model = load_run(name, env_id, device).model
+
+    def __call__(self, env: Env | VectorEnv) -> Policy:
+        if self._model is None:
+            return POLICIES[self.name](env, self.seed)
+        for kind in ("observation", "action"):
+            trained = getattr(self._model, f"{kind}_space")
+            offered = getattr(env, f"single_{kind}_space", getattr(env, f"{kind}_space", None))
+            if trained != offered:
+                raise RunError(
+                    f"the {kind} space of {self.name} is {trained}, the environment's is {offered}; "
+                    "use the environment settings the run was trained with"
+                )
+        return self._model

@@ -1,0 +1,219 @@
+"""Any Gymnasium vector environment as a Stable-Baselines3 ``VecEnv``.
+
+from esper_agent import make_sb3_env
+from stable_baselines3 import PPO
+
+env = make_sb3_env("Esper-Digits-v0", num_envs=16, seed=0)
+PPO("MultiInputPolicy", env, device="cpu").learn(20_000)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from esper_agent.vectors import make_vector, split_infos
+
+_FINAL_KEYS = frozenset({"final_obs", "_final_obs", "final_info", "_final_info"})
+_SINGLE_SPACES = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
+
+
+class GymVecEnv(VecEnv):
+    """Stable-Baselines3's view of a Gymnasium ``VectorEnv`` that resets in the same step.
+
+    Observations and rewards are own copies. When an episode ends, the info of that environment is the info of the
+    final step with ``terminal_observation`` added, and the info of the reset goes to ``reset_infos``;
+    ``TimeLimit.truncated`` is True where the episode was cut without having terminated.
+
+    ``env_method(name)`` calls a method of the vector once, which has to return one entry per environment;
+    ``get_attr(name)`` repeats an attribute of the vector. On ``SyncVectorEnv`` and ``AsyncVectorEnv`` both
+    reach into the single environments.
+
+    Raises:
+        TypeError: ``vec_env`` is not a ``gymnasium.vector.VectorEnv``.
+        ValueError: its autoreset mode is not ``AutoresetMode.SAME_STEP``.
+    """
+
+    def __init__(self, vec_env: VectorEnv) -> None:
+        if not isinstance(vec_env, VectorEnv):
+            raise TypeError(
+                f"GymVecEnv adapts a gymnasium.vector.VectorEnv, not a {type(vec_env).__name__}; "
+                "make one with gymnasium.make_vec"
+            )
+        mode = vec_env.metadata.get("autoreset_mode")
+        if mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"the vector environment's autoreset mode is {mode}; Stable-Baselines3 needs AutoresetMode.SAME_STEP, "
+                "so pass autoreset_mode=AutoresetMode.SAME_STEP when you make it"
+            )
+        self.vec_env = vec_env
+        self.spec = vec_env.spec
+        self._actions: np.ndarray | None = None
+        super().__init__(vec_env.num_envs, vec_env.single_observation_space, vec_env.single_action_space)
+
+    # Stepping
+
+    def reset(self) -> VecEnvObs:
+        observation, infos = self.vec_env.reset(seed=self._next_seed(), options=self._next_options())
+        self._reset_seeds()
+        self._reset_options()
+        self.reset_infos = split_infos(infos, self.num_envs)
+        return _copied(observation)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observation, rewards, terminated, truncated, infos = self.vec_env.step(self._actions)
+        done = np.logical_or(terminated, truncated)
+        step_infos = split_infos({key: infos[key] for key in infos if key not in _FINAL_KEYS}, self.num_envs)
+        if done.any():
+            self._take_final(step_infos, infos, done)
+        for index, info in enumerate(step_infos):
+            info["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
+        return _copied(observation), np.array(rewards, dtype=np.float32), done, step_infos
+
+    def _take_final(self, step_infos: list[dict[str, Any]], infos: dict[str, Any], done: np.ndarray) -> None:
+        """Swap each finished environment's info (that of its reset) for the info of its final step."""
+        missing = {"final_obs", "final_info"} - infos.keys()
+        if missing:
+            raise RuntimeError(
+                f"an episode ended but the vector environment's infos lack {sorted(missing)}; "
+                "a SAME_STEP environment has to report both"
+            )
+        finals = split_infos({"obs": infos["final_obs"], "info": infos["final_info"]}, self.num_envs)
+        for index in np.flatnonzero(done):
+            self.reset_infos[index] = step_infos[index]
+            step_infos[index] = {**finals[index]["info"], "terminal_observation": _copied(finals[index]["obs"])}
+
+    def _next_seed(self) -> int | list[int | None] | None:
+        """What to pass to the vector's ``reset``: consecutive seeds as their first, which every vector accepts."""
+        first = self._seeds[0]
+        if all(seed is None for seed in self._seeds):
+            return None
+        if first is not None and self._seeds == [first + index for index in range(self.num_envs)]:
+            return first
+        return list(self._seeds)
+
+    def _next_options(self) -> dict[str, Any] | None:
+        first = self._options[0]
+        if any(options != first for options in self._options):
+            raise ValueError(
+                "set_options was given different options per environment; a Gymnasium vector environment takes one "
+                "dict for all, so pass a single dict"
+            )
+        return first or None
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seeds ``seed, seed + 1, ...`` for the next reset; None draws fresh entropy (and no global generator)."""
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        return super().seed(seed)
+
+    def close(self) -> None:
+        self.vec_env.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        frames = self.vec_env.render()
+        return [None] * self.num_envs if frames is None else list(frames)
+
+    # Attributes and methods
+
+    @property
+    def _has_single_envs(self) -> bool:
+        return isinstance(self.vec_env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
+
+    def _selected(self, values: Sequence[Any], indices: VecEnvIndices) -> list[Any]:
+        return [values[index] for index in self._get_indices(indices)]
+
+    def _find(self, name: str) -> Any:
+        """The attribute on the outermost layer of the vector environment that has it."""
+        layer = self.vec_env
+        while not hasattr(layer, name) and isinstance(layer, VectorWrapper):
+            layer = layer.env
+        return getattr(layer, name)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        if attr_name in _SINGLE_SPACES:
+            values: Sequence[Any] = [getattr(self.vec_env, _SINGLE_SPACES[attr_name])] * self.num_envs
+        elif self._has_single_envs:
+            values = self.vec_env.unwrapped.get_attr(attr_name)
+        else:
+            values = [self._find(attr_name)] * self.num_envs
+        return self._selected(values, indices)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        targets = list(self._get_indices(indices))
+        if self._has_single_envs:
+            values = list(self.vec_env.unwrapped.get_attr(attr_name))
+            for index in targets:
+                values[index] = value
+            self.vec_env.unwrapped.set_attr(attr_name, values)
+            return
+        if sorted(targets) != list(range(self.num_envs)):
+            raise ValueError(
+                f"set_attr({attr_name!r}) was given environments {targets}, but the vector environment has one "
+                "attribute for all of them; leave indices out"
+            )
+        setattr(self.vec_env.unwrapped, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        if self._has_single_envs:
+            values = self.vec_env.unwrapped.call(method_name, *method_args, **method_kwargs)
+        else:
+            values = self._call_vector(self._find(method_name), method_name, method_args, method_kwargs)
+        return self._selected(values, indices)
+
+    def _call_vector(
+        self, method: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Sequence[Any]:
+        result = method(*args, **kwargs)
+        if result is None:
+            return [None] * self.num_envs
+        if isinstance(result, (np.ndarray, list, tuple)) and len(result) == self.num_envs:
+            return result
+        raise TypeError(
+            f"env_method({name!r}): the vector environment returned a {type(result).__name__}, expected one entry "
+            f"for each of its {self.num_envs} environments; call it on `.vec_env` instead"
+        )
+
+    def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        if isinstance(self.vec_env.unwrapped, SyncVectorEnv):
+            values = [is_wrapped(env, wrapper_class) for env in self.vec_env.unwrapped.envs]
+        else:
+            values = [False] * self.num_envs
+        return self._selected(values, indices)
+
+
+def _copied(observation: Any) -> Any:
+    if isinstance(observation, dict):
+        return {key: _copied(value) for key, value in observation.items()}
+    if isinstance(observation, tuple):
+        return tuple(_copied(value) for value in observation)
+    return np.array(observation)
+
+
+def make_sb3_env(
+    env_id: str, num_envs: int = 1, seed: int | None = None, *, monitor_file: str | None = None, **env_kwargs: Any
+) -> VecMonitor:
+    """``gymnasium.make_vec`` + :class:`GymVecEnv` + ``VecMonitor``, seeded for its first reset.
+
+    Args:
+        env_id: a registered id, such as ``Esper-Digits-v0``; the ids of ``esper_env`` are registered on the way.
+        num_envs: environments in the vector.
+        seed: environment i is first reset with ``seed + i``; None draws fresh entropy.
+        monitor_file: where ``VecMonitor`` writes its CSV; None writes none.
+        **env_kwargs: passed to ``make_vec``, for example ``horizon=20`` or ``max_episode_steps=10``.
+    """
+    adapted = GymVecEnv(make_vector(env_id, num_envs, AutoresetMode.SAME_STEP, **env_kwargs))
+    adapted.seed(seed)
+    return VecMonitor(adapted, filename=monitor_file)

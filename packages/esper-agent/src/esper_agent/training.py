@@ -1,0 +1,207 @@
+"""One training run from its settings to its folder: what ``esper train`` does, callable from Python.
+
+from esper_agent.training import TrainSettings, train
+
+trained = train(TrainSettings(out=Path("runs/digits"), total_timesteps=20_000))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecNormalize
+
+from esper_agent.callbacks import CurvesRecorder, PeriodicEvaluation, StopOnInterrupt, TrainingMetricsCallback
+from esper_agent.configuration import ConfigError, parse_assignments, plain
+from esper_agent.ppo import FactoredRecurrentPPO
+from esper_agent.runs import EPISODES, create_run, save_model
+from esper_agent.sb3 import make_sb3_env
+
+#: Seeds of held-out evaluation episodes start here, far from those of training environments.
+HELD_OUT_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """How the policy is updated."""
+
+    learning_rate: float = 7e-4
+    """Step size of Adam."""
+    n_steps: int = 40
+    """Steps of every environment in one rollout; a rollout holds n_steps x num_envs transitions."""
+    batch_size: int = 160
+    """Transitions in one minibatch."""
+    n_epochs: int = 8
+    """Passes over a rollout."""
+    gamma: float = 0.995
+    """Discount, also of the normalisation of returns."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    clip_range: float = 0.2
+    """Clip range of the probability ratios."""
+    ent_coef: float = 0.05
+    """Entropy coefficient at the start."""
+    final_ent_coef: float = 0.01
+    """Entropy coefficient at the end; it changes linearly in between."""
+    vf_coef: float = 1.0
+    """Weight of the value loss."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    target_kl: float | None = 0.015
+    """A round of updates ends before a step once the policy is 1.5 times this far from the one that acted."""
+    advantage_estimator: Literal["two_step", "sampled_op"] = "two_step"
+    """two_step is unbiased; sampled_op cancels the signal of the op head and is there for comparison."""
+    normalize_returns: bool = True
+    """Scale rewards by the running deviation of the discounted return (VecNormalize)."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Train a FactoredRecurrentPPO and leave a run folder: configuration, versions, model, normaliser, curves.
+
+    Ctrl-C ends the run at the next step and saves the model; a second Ctrl-C ends it at once.
+    """
+
+    out: Path
+    """Folder of the run; it must not hold one yet."""
+    env: str = "Esper-Digits-v0"
+    """Task; `esper info` lists them."""
+    total_timesteps: int = 20_000
+    """Environment steps in all, rounded up to whole rollouts."""
+    num_envs: int = 16
+    """Environments that run at once."""
+    seed: int = 0
+    """Environment i starts from seed + i; the policy's initial weights and samples derive from it too."""
+    device: str = "auto"
+    """Where the policy is trained: auto, cpu, cuda or cuda:N."""
+    env_settings: tuple[str, ...] = ()
+    """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict."""
+    eval_every: int = 0
+    """Play the deterministic policy on held-out episodes every so many timesteps and log it; 0 never does."""
+    eval_episodes: int = 8
+    """Episodes of each such evaluation."""
+    progress: bool = True
+    """Show a progress bar with the rate and the time left."""
+    config: Annotated[Path | None, tyro.conf.DisallowNone] = None
+    """YAML or JSON file with these settings; flags given as well win."""
+    ppo: Annotated[PPOSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=PPOSettings)
+
+    def checked(self) -> TrainSettings:
+        """These settings, or a ``ConfigError`` for a number that cannot work."""
+        least = {"total_timesteps": 1, "num_envs": 1, "seed": 0, "eval_every": 0, "eval_episodes": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {bound}")
+        for name in ("n_steps", "n_epochs"):
+            if getattr(self.ppo, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self.ppo, name)}; expected at least 1")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 < getattr(self.ppo, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self.ppo, name)}; expected a number in (0, 1]")
+        for name in ("learning_rate", "clip_range", "max_grad_norm"):
+            if not getattr(self.ppo, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self.ppo, name)}; expected a positive number")
+        check_device(self.device)
+        return self
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run came to."""
+
+    folder: Path
+    model_path: Path
+    model: FactoredRecurrentPPO
+    episodes: Sequence[dict[str, Any]]  # finished training episodes, as in episodes.csv
+    interrupted: bool  # by Ctrl-C, before total_timesteps
+
+
+def check_device(device: str) -> None:
+    """Raise ``ConfigError`` for a device that torch does not know or this machine does not have."""
+    if device == "auto":
+        return
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N") from None
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device is {device!r}, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu"
+        )
+
+
+def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = ()) -> Trained:
+    """Train as the settings say. Errors in them are raised before anything is written.
+
+    Raises:
+        ConfigError, RunError, ValueError: the settings, the folder or the environment's settings cannot be used.
+        NonFiniteUpdateError: training diverged; the last good model is in the folder.
+    """
+    settings.checked()
+    env_kwargs = parse_assignments(settings.env_settings)
+    monitored = make_sb3_env(settings.env, settings.num_envs, settings.seed, **env_kwargs)
+    env = VecNormalize(monitored, norm_obs=False, norm_reward=settings.ppo.normalize_returns, gamma=settings.ppo.gamma)
+    try:
+        model = make_model(settings, env)
+        folder = create_run(settings.out, plain(settings))
+        return _learn(settings, model, folder, env_kwargs, callbacks)
+    finally:
+        env.close()
+
+
+def make_model(settings: TrainSettings, env: VecNormalize) -> FactoredRecurrentPPO:
+    """The untrained model."""
+    ppo = settings.ppo
+    return FactoredRecurrentPPO(
+        "FactoredLstmPolicy",
+        env,
+        learning_rate=ppo.learning_rate,
+        n_steps=ppo.n_steps,
+        batch_size=ppo.batch_size,
+        n_epochs=ppo.n_epochs,
+        gamma=ppo.gamma,
+        gae_lambda=ppo.gae_lambda,
+        clip_range=ppo.clip_range,
+        ent_coef=LinearSchedule(ppo.ent_coef, ppo.final_ent_coef, 1.0),
+        vf_coef=ppo.vf_coef,
+        max_grad_norm=ppo.max_grad_norm,
+        target_kl=ppo.target_kl,
+        advantage_estimator=ppo.advantage_estimator,
+        seed=settings.seed,
+        device=settings.device,
+    )
+
+
+def _learn(
+    settings: TrainSettings,
+    model: FactoredRecurrentPPO,
+    folder: Path,
+    env_kwargs: dict[str, Any],
+    callbacks: Sequence[BaseCallback],
+) -> Trained:
+    model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
+    curves = CurvesRecorder(folder / EPISODES)
+    try:
+        with StopOnInterrupt() as stop:
+            watchers: list[BaseCallback] = [stop, TrainingMetricsCallback(), curves, *callbacks]
+            if settings.eval_every:
+                watchers.append(
+                    PeriodicEvaluation(
+                        settings.env, settings.eval_every, settings.eval_episodes, HELD_OUT_SEED, env_kwargs
+                    )
+                )
+            model.learn(settings.total_timesteps, callback=watchers, progress_bar=settings.progress)
+            # Still inside the block: a Ctrl-C must not tear the file that is being written.
+            path = save_model(folder, model)
+    finally:
+        curves.close()
+        model.logger.close()
+    return Trained(folder, path, model, curves.rows, stop.interrupted)

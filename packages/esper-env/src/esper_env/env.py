@@ -1,0 +1,85 @@
+"""One growing network as a Gymnasium environment: a vector of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from esper_env.growth import Observation
+from esper_env.infos import Infos, single_info
+from esper_env.tasks import TaskConfig
+from esper_env.vector_env import EsperVectorEnv
+
+
+class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
+    """A network that grows while it trains; see :class:`esper_env.vector_env.EsperVectorEnv` for the contract.
+
+    >>> import gymnasium, esper_env
+    >>> env = gymnasium.make("Esper-Digits-v0", horizon=5)
+    >>> observation, info = env.reset(seed=0)
+    >>> observation["features"].shape, info["dataset_name"]
+    ((121,), 'digits')
+    >>> germinate = [0, 1, 2, 1, 2, 0, 0, 1]  # conv_light in slot 0
+    >>> observation, reward, terminated, truncated, info = env.step(germinate)
+    >>> info["action_succeeded"], int(observation["blueprints"][0])
+    (True, 1)
+    >>> env.close()
+
+    Args:
+        env_id: a registered task; ``gymnasium.make`` fills it in.
+        render_mode: None or "ansi".
+        task_kwargs: numbers of the task to replace (``esper_env.tasks.TASK_KWARGS``).
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
+
+    def __init__(self, env_id: str, *, render_mode: str | None = None, **task_kwargs: Any) -> None:
+        self._vector = EsperVectorEnv(
+            env_id, 1, autoreset_mode=AutoresetMode.DISABLED, render_mode=render_mode, **task_kwargs
+        )
+        self.render_mode = render_mode
+        self.observation_space = self._vector.single_observation_space
+        self.action_space = self._vector.single_action_space
+        self.task: TaskConfig = self._vector.task
+        self.slot_ids = self._vector.slot_ids
+        self.offered_blueprints = self._vector.offered_blueprints
+        self.dataset_name = self._vector.dataset_name
+        self.host_parameters = self._vector.host_parameters
+        self.reward_config = self._vector.reward_config
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Infos]:
+        """Start an episode; ``options={"topology": {slot id: blueprint name}}`` plants seeds from the start."""
+        super().reset(seed=seed)
+        self._vector.use_generators([self.np_random])
+        observations, infos = self._vector.reset(options=options)
+        return _first(observations), single_info(infos, 0)
+
+    def step(self, action: NDArray[np.int64]) -> tuple[Observation, float, bool, bool, Infos]:
+        """Carry out one action (8,), train and measure one epoch."""
+        observations, rewards, terminated, truncated, infos = self._vector.step(np.asarray(action)[None])
+        return _first(observations), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), single_info(infos, 0)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """(sum of the head sizes,) the marginal mask under sb3-contrib's name."""
+        return self._vector.action_masks()[0]
+
+    def sample_valid_actions(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """(8,) a legal action: op uniform, then the slot, then the heads the op reads."""
+        return self._vector.sample_valid_actions(rng)[0]
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """The network as text in mode "ansi", None without a render mode."""
+        texts = self._vector.render()
+        return texts[0] if texts is not None else None
+
+    def close(self) -> None:
+        """Stop the worker threads."""
+        self._vector.close()
+
+
+def _first(observations: Observation) -> Observation:
+    return {key: value[0].copy() for key, value in observations.items()}

@@ -1,0 +1,1 @@
+"""The learning side: hosts, seeds and the population that trains them. It knows nothing of rewards or agents."""

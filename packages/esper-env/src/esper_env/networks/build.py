@@ -1,0 +1,78 @@
+"""From a task to the population that runs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from esper_env.data import ImageFamily, load_image_data
+from esper_env.networks.hosts.cnn import CNNHost
+from esper_env.networks.population import Optimisation, Population, PopulationConfig
+from esper_env.tasks import TaskConfig
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a name; "auto" is the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        ValueError: a device that PyTorch does not know or this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"device is {name!r}, which is not usable here ({error}); try 'cpu' or 'auto'") from error
+    return device
+
+
+def host_builder(task: TaskConfig) -> Callable[[], nn.Module]:
+    """A function that builds one freshly initialised host of the task."""
+    spec = task.host
+
+    def build() -> nn.Module:
+        return CNNHost(
+            spec.classes,
+            spec.n_blocks,
+            spec.base_channels,
+            spec.pool_layers,
+            spec.kernel,
+            in_channels=spec.in_channels,
+            image_size=spec.image_size,
+            surfaces=spec.surfaces,
+            slots=task.slots,
+        )
+
+    return build
+
+
+def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.float32) -> tuple[Population, str, int]:
+    """The population of a task's networks, the name of its data set, and the number of validation samples."""
+    device = resolve_device(task.device)
+    shard_size = _shard_size(task, count, device)
+    data = load_image_data(task.dataset, task.data_dir, family=ImageFamily(task.family))
+    config = PopulationConfig(
+        batch_size=task.batch_size,
+        batches_per_step=task.batches_per_step,
+        optimisation=Optimisation(task.host_lr, task.seed_lr, isolation=task.isolation),
+        shard_size=shard_size,
+        together=shard_size > 1 or task.auto_shard_size > 1,
+        device=device,
+        dtype=dtype,
+    )
+    return Population(host_builder(task), count, data, config), data.name, len(data.val_labels)
+
+
+def _shard_size(task: TaskConfig, count: int, device: torch.device) -> int:
+    """Networks run together: all on an accelerator; on CPU a task's own number, spread over the threads."""
+    if task.shard_size != "auto":
+        return min(int(task.shard_size), count)
+    if device.type != "cpu":
+        return count
+    if task.auto_shard_size == 1:
+        return 1
+    return min(task.auto_shard_size, math.ceil(count / torch.get_num_threads()))

@@ -1,0 +1,151 @@
+"""A small convolutional classifier with a slot behind (or before) every pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from esper_env.networks.hosts.protocol import SlotSpec
+
+
+class GlobalAveragePool(nn.Module):
+    """(B, C, H, W) -> (B, C): the mean over space."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
+#: Slots of each block under the ``surfaces`` option: (surface, row), in the order of execution.
+SURFACES: dict[str, tuple[tuple[str, int], ...]] = {
+    "post": (("post-pool", 0),),
+    "both": (("pre-pool", 0), ("post-pool", 1)),
+}
+
+
+class CNNHost(nn.Module):
+    """Blocks of conv (no bias) -> BatchNorm -> ReLU -> optional 2x2 max-pool, then global average pool and linear.
+
+    Block i has ``base_channels * 2**i`` channels and is followed by a pool while ``i < pool_layers``. Input is
+    (B, in_channels, image_size, image_size), output (B, classes).
+
+    Args:
+        surfaces: "post" puts one slot behind each block (r0c0, r0c1, ...); "both" puts row 0 before the pool and
+            row 1 behind it.
+        slots: ids of the slots to keep; None keeps all.
+
+    Raises:
+        ValueError: fewer than two blocks, an even kernel, more pools than the image allows, an unknown surface or
+            slot id.
+    """
+
+    topology = "cnn"
+
+    def __init__(
+        self,
+        classes: int,
+        n_blocks: int,
+        base_channels: int,
+        pool_layers: int,
+        kernel: int,
+        *,
+        in_channels: int,
+        image_size: int,
+        surfaces: str = "post",
+        slots: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_geometry(classes, n_blocks, base_channels, pool_layers, kernel, image_size)
+        if surfaces not in SURFACES:
+            raise ValueError(f"surfaces is {surfaces!r}; expected one of {sorted(SURFACES)}")
+        pieces: list[list[nn.Module]] = [[]]
+        placed: list[SlotSpec] = []
+        channels, size = in_channels, image_size
+        for block in range(n_blocks):
+            width = base_channels * 2**block
+            pieces[-1] += [nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(width)]
+            channels = width
+            pool = [nn.MaxPool2d(2)] if block < pool_layers else []
+            if surfaces == "post":
+                # Max-pooling and ReLU commute exactly; pooling first leaves a quarter of the elements to rectify.
+                pieces[-1] += [*pool, nn.ReLU()]
+            else:
+                pieces[-1] += [nn.ReLU()]
+            for surface, row in SURFACES[surfaces]:
+                if surface == "post-pool":
+                    size = size // 2 if pool else size
+                    if surfaces == "both":
+                        pieces[-1] += pool
+                spec = SlotSpec(f"r{row}c{block}", width, surface, row, block, -1, size, size)
+                if slots is None or spec.slot_id in slots:
+                    placed.append(spec)
+                    pieces.append([])
+        pieces[-1] += [GlobalAveragePool(), nn.Linear(channels, classes)]
+        self.segments = nn.ModuleList(nn.Sequential(*piece) for piece in pieces)
+        self.slots, self.execution_order = _in_action_order(placed, slots)
+        _use_channels_last(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_between(x, None, None)
+
+    def forward_between(self, features: Tensor, start: str | None, stop: str | None) -> Tensor:
+        """Run from behind slot ``start`` (None: the input) to in front of slot ``stop`` (None: the logits).
+
+        Raises:
+            ValueError: an unknown slot, or ``stop`` is not ahead of ``start``.
+        """
+        first = 0 if start is None else self._position(start) + 1
+        last = len(self.segments) - 1 if stop is None else self._position(stop)
+        if last < first:
+            raise ValueError(f"cannot run from slot {start!r} to slot {stop!r}: the host only runs forward")
+        for segment in self.segments[first : last + 1]:
+            features = segment(features)
+        return features
+
+    def _position(self, slot_id: str) -> int:
+        """Place of the slot in the order of execution."""
+        order = [self.slots[index].slot_id for index in self.execution_order]
+        if slot_id not in order:
+            raise ValueError(f"slot {slot_id!r} is not known; this host has {', '.join(order)}")
+        return order.index(slot_id)
+
+
+def _check_geometry(
+    classes: int, n_blocks: int, base_channels: int, pool_layers: int, kernel: int, image_size: int
+) -> None:
+    if classes < 2 or base_channels < 1:
+        raise ValueError(f"classes is {classes} and base_channels {base_channels}; expected at least 2 and 1")
+    if n_blocks < 2:
+        raise ValueError(f"n_blocks is {n_blocks}; a CNN host needs at least 2 blocks")
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"kernel is {kernel}; expected an odd number so that the size is kept")
+    if not 0 <= pool_layers <= n_blocks:
+        raise ValueError(f"pool_layers is {pool_layers}; expected 0 to n_blocks = {n_blocks}")
+    if image_size >> pool_layers < 2:
+        raise ValueError(
+            f"{pool_layers} pools shrink a {image_size}x{image_size} image below 2x2, where a seed has nothing to see; "
+            f"use fewer pool_layers"
+        )
+
+
+def _in_action_order(
+    placed: list[SlotSpec], wanted: Sequence[str] | None
+) -> tuple[tuple[SlotSpec, ...], tuple[int, ...]]:
+    """Slots sorted row-major with their action index, and the action index of each in order of execution."""
+    unknown = sorted(set(wanted or ()) - {spec.slot_id for spec in placed})
+    if unknown:
+        raise ValueError(f"slots {unknown} do not exist in this host; its slots are named r<row>c<block>, as in r0c0")
+    if not placed:
+        raise ValueError("slots is empty; an environment needs at least one slot")
+    ordered = sorted(placed, key=lambda spec: (spec.row, spec.col))
+    slots = tuple(spec._replace(action_index=index) for index, spec in enumerate(ordered))
+    index_of = {spec.slot_id: spec.action_index for spec in slots}
+    return slots, tuple(index_of[spec.slot_id] for spec in placed)
+
+
+def _use_channels_last(module: nn.Module) -> None:
+    """Convolution weights in channels_last, the faster layout for CPU and accelerator convolutions."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,8 @@
+"""N networks trained at once."""
+
+from esper_env.networks.population.measure import Commitment, Measurement
+from esper_env.networks.population.population import Population, PopulationConfig
+from esper_env.networks.population.structure import Structure
+from esper_env.networks.population.train import Optimisation, TrainStats
+
+__all__ = ["Commitment", "Measurement", "Optimisation", "Population", "PopulationConfig", "Structure", "TrainStats"]

@@ -1,0 +1,220 @@
+"""Batching rules: run n copies of a module, each with its own parameters, as one.
+
+A module is written once, for one network. Here its copies run together on features of layout (n, C, H, W, B): network,
+channel, row, column, sample. With the samples last, a 1x1 convolution is one batched matmul, BatchNorm sees plain
+(n*C, H*W*B) rows, pooling runs along contiguous samples, and a 3x3 convolution on a small map is a batched matmul with
+its unrolled matrix; nothing is copied in between. Vectors are (n, F, B).
+
+``RULES`` maps a layer type to its batched form. A module without a rule, a user's own seed for instance, runs through
+``torch.func.vmap``: correct for any module, slower for small ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from esper_env.networks.hosts.cnn import GlobalAveragePool
+from esper_env.networks.seeds.blend import BlendGate
+from esper_env.networks.seeds.cnn import LayerScaleResidual, NormSeed, SqueezeExcite
+
+#: Parameters and buffers by qualified name, each with a leading network dimension.
+Tensors = Mapping[str, Tensor]
+Rule = Callable[[nn.Module, Tensors, str, Tensor, bool], Tensor]
+
+#: Above this many pixels the unrolled matrix of a convolution costs more than a grouped convolution.
+UNROLL_MAX_PIXELS = 16
+
+RULES: dict[type[nn.Module], Rule] = {}
+
+
+def run(module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool, prefix: str = "") -> Tensor:
+    """Run n copies of ``module`` on (n, C, H, W, B) or (n, F, B); ``training`` selects the BatchNorm statistics."""
+    rule = RULES.get(type(module))
+    if rule is None:
+        return _vmapped(module, tensors, prefix, x)
+    return rule(module, tensors, prefix, x, training)
+
+
+def to_batched(images: Tensor) -> Tensor:
+    """(n, B, C, H, W) -> (n, C, H, W, B)"""
+    return images.permute(0, 2, 3, 4, 1)
+
+
+def _vmapped(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
+    own = {name: tensors[prefix + name] for name, _ in [*module.named_parameters(), *module.named_buffers()]}
+    samples_first = x.movedim(-1, 1)
+    out = vmap(lambda state, value: functional_call(module, state, (value,)))(own, samples_first)
+    return out.movedim(1, -1).contiguous()
+
+
+def _rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
+    def add(rule: Rule) -> Rule:
+        for kind in types:
+            RULES[kind] = rule
+        return rule
+
+    return add
+
+
+def _per_channel(value: Tensor, like: Tensor) -> Tensor:
+    """(n, C) shaped to broadcast against (n, C, ..., B)."""
+    return value.view(*value.shape, *(1,) * (like.dim() - 2))
+
+
+@_rule(nn.Sequential)
+def _sequential(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
+    for name, child in module.named_children():
+        x = run(child, tensors, x, training=training, prefix=f"{prefix}{name}.")
+    return x
+
+
+@_rule(nn.ReLU, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Identity)
+def _elementwise(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
+    return module(x)  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=64)
+def _taps(kernel: int, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(k*k, H*W*H*W) with a one where output pixel p reads input pixel q through that tap ("same" padding)."""
+    taps = torch.zeros(kernel, kernel, height, width, height, width, dtype=dtype, device=device)
+    pad = kernel // 2
+    for i in range(kernel):
+        for j in range(kernel):
+            for row in range(max(0, pad - i), min(height, height + pad - i)):
+                for col in range(max(0, pad - j), min(width, width + pad - j)):
+                    taps[i, j, row, col, row + i - pad, col + j - pad] = 1.0
+    return taps.view(kernel * kernel, -1)
+
+
+@_rule(nn.Conv2d)
+def _conv2d(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
+    assert isinstance(module, nn.Conv2d)
+    weight = tensors[prefix + "weight"]  # (n, O, I/groups, k, k)
+    kernel, groups = module.kernel_size[0], module.groups
+    same = isinstance(module.padding, tuple) and module.padding == (kernel // 2, kernel // 2)
+    plain = same and module.stride == (1, 1) and module.dilation == (1, 1) and module.kernel_size == (kernel, kernel)
+    if not plain or module.padding_mode != "zeros" or groups not in (1, module.in_channels):
+        return _vmapped(module, tensors, prefix, x)
+    if kernel == 1 and groups == 1:
+        out = torch.bmm(weight.flatten(2), x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
+    elif x.shape[2] * x.shape[3] <= UNROLL_MAX_PIXELS:
+        out = _conv_unrolled(weight, x, groups)
+    else:
+        out = _conv_grouped(weight, x, groups)
+    if module.bias is not None:
+        out = out + _per_channel(tensors[prefix + "bias"], out)
+    return out
+
+
+def _conv_unrolled(weight: Tensor, x: Tensor, groups: int) -> Tensor:
+    """A convolution on a small map as one matmul with the matrix from input to output pixels."""
+    n, channels, height, width, samples = x.shape
+    outputs, pixels = weight.shape[1], height * width
+    taps = _taps(weight.shape[-1], height, width, weight.dtype, weight.device)
+    matrix = (weight.reshape(-1, taps.shape[0]) @ taps).view(n, outputs, -1, pixels, pixels)  # (n, O, I/groups, p, q)
+    if groups == 1:
+        matrix = matrix.transpose(2, 3).reshape(n, outputs * pixels, channels * pixels)
+        out = torch.bmm(matrix, x.reshape(n, channels * pixels, samples))
+    else:
+        out = torch.bmm(matrix.reshape(n * outputs, pixels, pixels), x.reshape(n * channels, pixels, samples))
+    return out.view(n, outputs, height, width, samples)
+
+
+def _conv_grouped(weight: Tensor, x: Tensor, groups: int) -> Tensor:
+    """A convolution as one grouped convolution over all networks' channels."""
+    n, channels, height, width, samples = x.shape
+    outputs, kernel = weight.shape[1], weight.shape[-1]
+    stacked = x.permute(4, 0, 1, 2, 3).reshape(samples, n * channels, height, width)
+    out = F.conv2d(stacked, weight.flatten(0, 1), padding=kernel // 2, groups=n * groups)
+    return out.view(samples, n, outputs, height, width).permute(1, 2, 3, 4, 0).contiguous()
+
+
+@_rule(nn.BatchNorm2d)
+def _batch_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
+    assert isinstance(module, nn.BatchNorm2d)
+    assert module.momentum is not None
+    n, channels = x.shape[:2]
+    mean, variance, weight, bias = (
+        tensors[prefix + name].reshape(-1) for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    if training:
+        tensors[prefix + "num_batches_tracked"].add_(1)
+    rows = x.reshape(1, n * channels, -1)
+    out = F.batch_norm(rows, mean, variance, weight, bias, training, module.momentum, module.eps)
+    return out.view(x.shape)
+
+
+@_rule(nn.GroupNorm)
+def _group_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
+    assert isinstance(module, nn.GroupNorm)
+    if module.num_groups != 1:
+        return _vmapped(module, tensors, prefix, x)
+    n, channels, height, width, samples = x.shape
+    rows = x.reshape(n, -1, samples).transpose(1, 2)  # (n, B, C*H*W)
+    normed = F.layer_norm(rows, rows.shape[2:], eps=module.eps).transpose(1, 2).reshape(x.shape)
+    weight, bias = (_per_channel(tensors[prefix + name], x) for name in ("weight", "bias"))
+    return torch.addcmul(bias, normed, weight)
+
+
+@_rule(nn.MaxPool2d)
+def _max_pool(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
+    assert isinstance(module, nn.MaxPool2d)
+    if module.kernel_size != 2 or module.stride != 2 or module.padding != 0 or module.ceil_mode:
+        return _vmapped(module, tensors, prefix, x)
+    n, channels = x.shape[:2]
+    channels_last = x.flatten(0, 1).permute(0, 3, 1, 2)  # (n*C, B, H, W), samples contiguous
+    pooled = F.max_pool2d(channels_last, 2)
+    return pooled.permute(0, 2, 3, 1).contiguous().unflatten(0, (n, channels))
+
+
+@_rule(GlobalAveragePool)
+def _average(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
+    return x.mean(dim=(2, 3))
+
+
+@_rule(nn.Linear)
+def _linear(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
+    assert isinstance(module, nn.Linear)
+    if x.dim() != 3:
+        return _vmapped(module, tensors, prefix, x)
+    if module.bias is None:
+        return torch.bmm(tensors[prefix + "weight"], x)
+    return torch.baddbmm(tensors[prefix + "bias"].unsqueeze(2), tensors[prefix + "weight"], x)
+
+
+@_rule(LayerScaleResidual)
+def _layer_scale(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
+    assert isinstance(module, LayerScaleResidual)
+    branch = run(module.branch, tensors, x, training=training, prefix=f"{prefix}branch.")
+    return torch.addcmul(x, _per_channel(tensors[prefix + "scale"], x), branch)
+
+
+@_rule(NormSeed)
+def _norm_seed(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
+    assert isinstance(module, NormSeed)
+    normed = run(module.norm, tensors, x, training=training, prefix=f"{prefix}norm.")
+    return torch.addcmul(x, _per_channel(torch.tanh(tensors[prefix + "gate"]), x), normed - x)
+
+
+def _pooled_mlp(module: SqueezeExcite | BlendGate, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
+    """(n, C, H, W, B) -> (n, outputs, B)"""
+    hidden = F.silu(_linear(module.squeeze, tensors, f"{prefix}squeeze.", x.mean(dim=(2, 3)), False))
+    return _linear(module.excite, tensors, f"{prefix}excite.", hidden, False)
+
+
+@_rule(SqueezeExcite)
+def _squeeze_excite(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
+    assert isinstance(module, SqueezeExcite)
+    return x * (2.0 * torch.sigmoid(_pooled_mlp(module, tensors, prefix, x)))[:, :, None, None, :]
+
+
+@_rule(BlendGate)
+def _blend_gate(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
+    assert isinstance(module, BlendGate)
+    return torch.sigmoid(_pooled_mlp(module, tensors, prefix, x))[:, :, None, None, :]

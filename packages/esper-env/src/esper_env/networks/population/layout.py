@@ -1,0 +1,108 @@
+"""Two ways to lay features out: many networks batched together, or one network on its own.
+
+Both keep a leading network dimension, so that everything between layers (blending, masks, losses) is written once.
+``Together`` is (n, C, H, W, B) and runs the batching rules; ``Alone`` is (n, B, H, W, C), the memory order of
+channels_last, and calls the module itself: large feature maps are quickest through the library's own convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from esper_env.networks.population import batched
+
+Tensors = Mapping[str, Tensor]
+
+
+class Layout(Protocol):
+    """How features are stored and how modules run on them."""
+
+    def from_images(self, images: Tensor) -> Tensor:
+        """(n, B, C, H, W) normalised images -> features."""
+        ...
+
+    def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
+        """Run the module with each row's own tensors."""
+        ...
+
+    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:
+        """The tensors of some rows, a row as often as it is named."""
+        ...
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(n, B) cross-entropy in nats of labels (n, B)."""
+        ...
+
+    def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(n, B) whether the highest logit is the label's."""
+        ...
+
+    def head(self, x: Tensor, samples: int) -> Tensor:
+        """The first samples of each row's features."""
+        ...
+
+
+class Together:
+    """n networks at once, samples last."""
+
+    def from_images(self, images: Tensor) -> Tensor:
+        return batched.to_batched(images).contiguous()
+
+    def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
+        return batched.run(module, tensors, x, training=training)
+
+    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:
+        return {name: value.index_select(0, rows) for name, value in tensors.items()}
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return logits.argmax(1) == labels
+
+    def head(self, x: Tensor, samples: int) -> Tensor:
+        return x[..., :samples]
+
+
+class Alone:
+    """One network; further rows are the same network under other seeds and share its tensors."""
+
+    def from_images(self, images: Tensor) -> Tensor:
+        return images.permute(0, 1, 3, 4, 2).contiguous()
+
+    def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
+        state = {name: value[0] for name, value in tensors.items()}
+        module.train(training)
+        folded = x.flatten(0, 1).permute(0, 3, 1, 2)
+        out: Tensor = functional_call(module, state, (folded,))
+        if out.dim() == 4:
+            out = out.permute(0, 2, 3, 1)
+        return out.unflatten(0, x.shape[:2])
+
+    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:  # noqa: ARG002
+        return tensors
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+
+    def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return logits.argmax(2) == labels
+
+    def head(self, x: Tensor, samples: int) -> Tensor:
+        return x[:, :samples]
+
+
+def normaliser(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(scale, shift), each (C, 1, 1): ``pixels * scale + shift`` normalises uint8 pixels."""
+    m = torch.tensor(mean, dtype=torch.float64)
+    s = torch.tensor(std, dtype=torch.float64)
+    scale, shift = 1.0 / (255.0 * s), -m / s
+    return scale.view(-1, 1, 1).to(device, dtype), shift.view(-1, 1, 1).to(device, dtype)

@@ -1,0 +1,163 @@
+"""A shard: n hosts with their seeds and gates, and how features pass a slot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from esper_env.networks.hosts.protocol import HostProtocol
+from esper_env.networks.population.layout import Alone, Layout, Together
+from esper_env.networks.population.stack import Stack
+from esper_env.networks.population.structure import Part, SlotPlan, join_rows, split_rows
+from esper_env.networks.seeds.blend import BlendGate, blend
+from esper_env.networks.seeds.registry import blueprint_entry
+from esper_env.rules.heads import Operator
+from esper_env.seeding import derive_seed
+
+Tensors = Mapping[str, Tensor]
+
+
+class SeedTensors(NamedTuple):
+    """The tensors of a part's seeds and, where its operator needs one, of their gates."""
+
+    seed: Tensors
+    gate: Tensors | None
+
+
+class Shard:
+    """n networks that are run together. Rows are independent: nothing of one ever reaches another.
+
+    Args:
+        build_host: makes one host.
+        rows: number of networks.
+        together: lay the features out for many networks at once (else for a single one).
+    """
+
+    def __init__(
+        self,
+        build_host: Callable[[], nn.Module],
+        rows: int,
+        *,
+        together: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        if not together and rows != 1:
+            raise ValueError(f"a shard laid out for one network was asked to hold {rows}")
+        self.rows = rows
+        self.device, self.dtype = device, dtype
+        self.layout: Layout = Together() if together else Alone()
+        self.host = Stack(build_host, rows, device, dtype)
+        template = self.host.template
+        assert isinstance(template, HostProtocol)
+        self.slots, self.execution_order, self.topology = template.slots, template.execution_order, template.topology
+        self.segments = template.segments
+        names = [*self.host.parameters, *self.host.buffers]
+        self._names = [
+            [(name, name.removeprefix(prefix)) for name in names if name.startswith(prefix)]
+            for prefix in (f"segments.{k}." for k in range(len(self.segments)))
+        ]
+        self._seeds: dict[tuple[int, int], Stack] = {}
+        self._gates: dict[int, Stack] = {}
+        self._births = np.zeros((rows, len(self.slots)), dtype=np.int64)
+        self.row_seeds = np.zeros(rows, dtype=np.int64)
+
+    def seed_stack(self, slot: int, blueprint: int) -> Stack:
+        """The stack of a blueprint at a slot (action index), allocated when it is first used."""
+        key = (slot, blueprint)
+        if key not in self._seeds:
+            factory, channels = blueprint_entry(blueprint, self.topology).factory, self.slots[slot].channels
+            self._seeds[key] = Stack(lambda: factory(channels), self.rows, self.device, self.dtype)
+        return self._seeds[key]
+
+    def gate_stack(self, slot: int) -> Stack:
+        """The stack of gates at a slot, allocated when it is first used."""
+        if slot not in self._gates:
+            channels = self.slots[slot].channels
+            self._gates[slot] = Stack(lambda: BlendGate(channels), self.rows, self.device, self.dtype)
+        return self._gates[slot]
+
+    def reset_row(self, row: int, seed: int) -> None:
+        """Start a network anew: its host's weights come from ``seed``, its seeds' from generators derived from it."""
+        self.row_seeds[row] = seed
+        self._births[row] = 0
+        self.host.reset(row, derive_seed(seed, "host weights"))
+
+    def attach(self, row: int, slot: int, blueprint: int) -> None:
+        """Put a newborn seed and a newborn gate into a slot of one network."""
+        seed, birth = int(self.row_seeds[row]), int(self._births[row, slot])
+        self._births[row, slot] += 1
+        self.seed_stack(slot, blueprint).reset(row, derive_seed(seed, f"seed weights {slot}", birth))
+        self.gate_stack(slot).reset(row, derive_seed(seed, f"gate weights {slot}", birth))
+
+    def segment_names(self, segment: int) -> list[tuple[str, str]]:
+        """Names of a segment's tensors: in the host, and in the segment itself."""
+        return self._names[segment]
+
+    def run_segment(self, segment: int, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
+        """Run one host segment on each row, with the host's tensors under their full names."""
+        own = {short: tensors[full] for full, short in self._names[segment]}
+        return self.layout.call(self.segments[segment], own, x, training=training)
+
+    def pass_slot(
+        self,
+        slot: int,
+        plan: SlotPlan | None,
+        x: Tensor,
+        tensors: Sequence[SeedTensors],
+        *,
+        straight_through: bool = False,
+    ) -> Tensor:
+        """Blend the planned seeds of a slot (action index) into the features; ``tensors`` has one entry a part.
+
+        With ``straight_through`` an isolated seed adds s - stop(s): nothing to the features, a gradient to itself.
+        """
+        if plan is None:
+            return x
+        groups = list(split_rows(plan, x))
+        for index, (part, own) in enumerate(zip(plan.parts, tensors, strict=True), start=1):
+            h = groups[index]
+            if straight_through and part.isolated:
+                s = self.run_seed(slot, part, h.detach(), own)
+                groups[index] = h + (s - s.detach())
+            else:
+                groups[index] = self.blend_part(slot, part, h, own)
+        return join_rows(plan, groups)
+
+    def blend_part(self, slot: int, part: Part, h: Tensor, tensors: SeedTensors) -> Tensor:
+        """Host features of a part's rows with their seed blended in."""
+        s = self.run_seed(slot, part, h, tensors)
+        gate = None
+        if tensors.gate is not None:
+            gate = self.layout.call(self.gate_stack(slot).template, tensors.gate, h, training=True)
+        return blend(part.operator, h, h, s, part.alpha, gate)
+
+    def run_seed(self, slot: int, part: Part, x: Tensor, tensors: SeedTensors) -> Tensor:
+        """A part's seeds on their input."""
+        return self.layout.call(self.seed_stack(slot, part.blueprint).template, tensors.seed, x, training=True)
+
+    def stored(self, slot: int, part: Part) -> SeedTensors:
+        """A part's tensors as the stacks hold them: for evaluation, where rows may repeat networks."""
+        seeds = self.layout.gather(self.seed_stack(slot, part.blueprint).parameters, part.networks)
+        if part.operator != Operator.GATE:
+            return SeedTensors(seeds, None)
+        return SeedTensors(seeds, self.layout.gather(self.gate_stack(slot).parameters, part.networks))
+
+    def parameters_added(
+        self, blueprint: NDArray[np.int64], operator: NDArray[np.int64], counted: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        """(n,) trainable scalars of the counted seeds (n, S), with the gates of those that use one."""
+        total = np.zeros(self.rows, dtype=np.int64)
+        for slot in range(len(self.slots)):
+            for value in np.unique(blueprint[counted[:, slot], slot]):
+                rows = counted[:, slot] & (blueprint[:, slot] == value)
+                total[rows] += self.seed_stack(slot, int(value)).size
+            gated = counted[:, slot] & (operator[:, slot] == Operator.GATE)
+            if gated.any():
+                total[gated] += self.gate_stack(slot).size
+        return total

@@ -1,0 +1,159 @@
+"""N networks as a list of shards: structural changes, training and measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from esper_env.data import ImageData
+from esper_env.networks.population.evaluate import HeldOutImages
+from esper_env.networks.population.measure import Commitment, Measurement, appraise, measure, nothing_measured
+from esper_env.networks.population.network import Shard
+from esper_env.networks.population.stream import MinibatchStream, TrainingImages, minibatches
+from esper_env.networks.population.structure import Structure
+from esper_env.networks.population.train import EpochTrainer, Optimisation, TrainStats
+from esper_env.seeding import derive_rng, derive_seed
+
+T = TypeVar("T", bound=tuple[NDArray[np.float64], ...])
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class PopulationConfig:
+    """How a population is trained and laid out.
+
+    ``shard_size`` networks run together on one thread; with ``together`` False each shard holds one network in the
+    layout of a single one.
+    """
+
+    batch_size: int
+    batches_per_step: int
+    optimisation: Optimisation
+    shard_size: int
+    together: bool
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+
+
+class Population:
+    """N growing networks over one data set. Networks never influence each other."""
+
+    def __init__(
+        self, build_host: Callable[[], nn.Module], count: int, data: ImageData, config: PopulationConfig
+    ) -> None:
+        if config.shard_size < 1:
+            raise ValueError(f"shard_size is {config.shard_size}; expected 1 or more, or 'auto'")
+        device, dtype = config.device, config.dtype
+        self._config = config
+        self._train_images = TrainingImages(data, device, dtype)
+        self._validation = HeldOutImages(data.val_images, data.val_labels, data, device, dtype)
+        self._test = HeldOutImages(data.test_images, data.test_labels, data, device, dtype)
+        starts = range(0, count, config.shard_size)
+        self._slices = [slice(start, min(start + config.shard_size, count)) for start in starts]
+        self.shards = [
+            Shard(build_host, rows.stop - rows.start, together=config.together, device=device, dtype=dtype)
+            for rows in self._slices
+        ]
+        stream = (self._train_images, config.batch_size, config.batches_per_step)
+        self._streams = [MinibatchStream(*stream) for _ in range(count)]
+        self._seeds = np.zeros(count, dtype=np.int64)
+        workers = min(len(self.shards), torch.get_num_threads()) if device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(workers, initializer=_one_thread) if workers > 1 else None
+
+    @property
+    def slots(self) -> int:
+        """Number of slots of a network."""
+        return len(self.shards[0].slots)
+
+    def close(self) -> None:
+        """Stop the worker threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def reset_row(self, row: int, seed: int) -> None:
+        """Start one network anew from a seed: weights, data order and seeds to come."""
+        self._seeds[row] = seed
+        shard, local = self._locate(row)
+        shard.reset_row(local, seed)
+        self._streams[row].seed(derive_seed(seed, "minibatches"))
+
+    def attach(self, row: int, slot: int, blueprint: int) -> None:
+        """Give one network a newborn seed."""
+        shard, local = self._locate(row)
+        shard.attach(local, slot, blueprint)
+
+    def freeze(self, row: int, slot: int, blueprint: int) -> None:
+        """Forget the momentum of a seed and its gate, so that it stays where it is when it trains again."""
+        shard, local = self._locate(row)
+        shard.seed_stack(slot, blueprint).clear_momentum([local])
+        shard.gate_stack(slot).clear_momentum([local])
+
+    def train(self, structure: Structure) -> TrainStats:
+        """Train every network for one epoch."""
+
+        def one(index: int) -> TrainStats:
+            rows = self._slices[index]
+            trainer = EpochTrainer(self.shards[index], structure.rows(rows), self._config.optimisation)
+            return trainer.run(minibatches(self._train_images, self._streams[rows]))
+
+        return _joined(TrainStats, self._each_shard(one))
+
+    def measure(self, structure: Structure, rows: NDArray[np.bool_]) -> Measurement:
+        """Measure the networks of ``rows`` (N,) on the validation set."""
+
+        def one(index: int) -> Measurement:
+            shard, own = self.shards[index], self._slices[index]
+            if not rows[own].any():
+                return nothing_measured(shard.rows, len(shard.slots))
+            return measure(shard, structure.rows(own), self._validation, rows[own])
+
+        return _joined(Measurement, self._each_shard(one))
+
+    def appraise(self, structure: Structure, rows: NDArray[np.int64]) -> Commitment:
+        """Value the committed networks of some rows (k,), in the order given by sorted row numbers."""
+
+        def one(index: int) -> Commitment | None:
+            own = self._slices[index]
+            local = rows[(rows >= own.start) & (rows < own.stop)] - own.start
+            if not len(local):
+                return None
+            rngs = [derive_rng(int(self._seeds[own.start + row]), "shapley") for row in local]
+            return appraise(self.shards[index], structure.rows(own), local, self._validation, self._test, rngs)
+
+        return _joined(Commitment, [part for part in self._each_shard(one) if part is not None])
+
+    def parameters_added(self, structure: Structure, counted: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(N,) trainable scalars of the counted seeds (N, S), gates in use included."""
+        blueprint, operator = structure.blueprint, structure.operator
+        parts = [
+            shard.parameters_added(blueprint[rows], operator[rows], counted[rows])
+            for shard, rows in zip(self.shards, self._slices, strict=True)
+        ]
+        return np.concatenate(parts)
+
+    def _locate(self, row: int) -> tuple[Shard, int]:
+        size = self._config.shard_size
+        return self.shards[row // size], row % size
+
+    def _each_shard(self, work: Callable[[int], R]) -> list[R]:
+        indices = range(len(self.shards))
+        if self._pool is None:
+            return [work(index) for index in indices]
+        return list(self._pool.map(work, indices))
+
+
+def _joined(kind: type[T], parts: Sequence[T]) -> T:
+    return kind(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _one_thread() -> None:
+    """One intra-op thread per worker: the shards are the parallelism."""
+    torch.set_num_threads(1)

@@ -1,0 +1,68 @@
+"""The parameters of n copies of one module, stacked: every tensor has a leading network dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def seeded_construction(seed: int) -> Iterator[None]:
+    """Build modules from a seed without moving the global generator.
+
+    Layers initialise themselves from PyTorch's default generator; its state is put back on leaving.
+    """
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
+
+
+class Stack:
+    """n copies of a module as stacked leaves, with their optimizer momentum.
+
+    ``parameters``, ``momentum`` and ``buffers`` map qualified names to (n, ...) tensors. A row holds zeros until
+    :meth:`reset` gives it a freshly initialised module's values.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module], rows: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._build = build
+        self._dtype = dtype
+        with seeded_construction(0):
+            self.template = build().to(device=device, dtype=dtype)
+        # The template only lends its code: its own tensors are never read.
+        self.template.requires_grad_(False)
+        self.parameters = {name: _rows_like(rows, value) for name, value in self.template.named_parameters()}
+        self.momentum = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+        self.buffers = {name: _rows_like(rows, value) for name, value in self.template.named_buffers()}
+
+    @property
+    def size(self) -> int:
+        """Trainable scalars of one copy."""
+        return sum(value[0].numel() for value in self.parameters.values())
+
+    def reset(self, row: int, seed: int) -> None:
+        """Give one row the values of a module built from ``seed``, and zero momentum."""
+        with seeded_construction(seed):
+            module = self._build().to(dtype=self._dtype)
+        with torch.no_grad():
+            for name, value in module.named_parameters():
+                self.parameters[name][row].copy_(value)
+                self.momentum[name][row].zero_()
+            for name, value in module.named_buffers():
+                self.buffers[name][row].copy_(value)
+
+    def clear_momentum(self, rows: Iterable[int]) -> None:
+        """Forget the optimizer's momentum of some rows."""
+        index = list(rows)
+        for value in self.momentum.values():
+            value[index] = 0
+
+
+def _rows_like(rows: int, value: Tensor) -> Tensor:
+    return torch.zeros((rows, *value.shape), dtype=value.dtype, device=value.device)

@@ -1,0 +1,81 @@
+"""Each network's own minibatches, drawn and augmented on the device the data lives on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from esper_env.data import ImageData
+from esper_env.networks.population.layout import normaliser
+
+
+class TrainingImages:
+    """The training split on a device: uint8, padded once for random crops, shared by every network."""
+
+    def __init__(self, data: ImageData, device: torch.device, dtype: torch.dtype) -> None:
+        pad = data.crop_padding
+        images = torch.from_numpy(data.train_images.copy()).to(device)
+        self.padded = torch.nn.functional.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1).contiguous()
+        self.labels = torch.from_numpy(data.train_labels.copy()).to(device)
+        self.size = int(data.train_images.shape[-1])
+        self.offsets = 2 * pad + 1
+        self.flip = data.flip
+        self.scale, self.shift = normaliser(data.mean, data.std, dtype, device)
+        count, _, _, channels = self.padded.shape
+        stride = self.padded.stride()
+        #: (N, offsets, offsets, H, W, C): every crop of every image, as a view
+        self.crops = self.padded.as_strided(
+            (count, self.offsets, self.offsets, self.size, self.size, channels),
+            (stride[0], stride[1], stride[2], stride[1], stride[2], stride[3]),
+        )
+
+
+class MinibatchStream:
+    """One network's endless stream of shuffled, augmented minibatches, from a generator of its own."""
+
+    def __init__(self, data: TrainingImages, batch_size: int, batches: int) -> None:
+        self._data = data
+        self._batch, self._batches = batch_size, batches
+        self._generator = torch.Generator(data.labels.device)
+
+    def seed(self, seed: int) -> None:
+        """Start the stream anew."""
+        self._generator.manual_seed(seed)
+
+    def draw(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The next epoch's image indices (T, B), crop offsets (2, T, B) and flips (T, B).
+
+        Indices run through fresh permutations of the training set, so that no image comes twice before every other.
+        """
+        data, total = self._data, self._batch * self._batches
+        device, generator = data.labels.device, self._generator
+        count = len(data.labels)
+        passes = -(-total // count)
+        orders = [torch.randperm(count, generator=generator, device=device) for _ in range(passes)]
+        indices = torch.cat(orders)[:total].view(self._batches, self._batch)
+        shape = (self._batches, self._batch)
+        crops = flips = None
+        if data.offsets > 1:
+            crops = torch.randint(data.offsets, (2, *shape), generator=generator, device=device)
+        if data.flip:
+            flips = torch.rand(shape, generator=generator, device=device) < 0.5
+        return indices, crops, flips
+
+
+def minibatches(data: TrainingImages, streams: list[MinibatchStream]) -> Iterator[tuple[Tensor, Tensor]]:
+    """An epoch of normalised images (n, B, C, H, W) and labels (n, B), one row a stream."""
+    drawn = [stream.draw() for stream in streams]
+    indices = torch.stack([draw[0] for draw in drawn], dim=1)  # (T, n, B)
+    crops = torch.stack([draw[1] for draw in drawn], dim=2) if data.offsets > 1 else None  # type: ignore[misc]
+    flips = torch.stack([draw[2] for draw in drawn], dim=1) if data.flip else None  # type: ignore[misc]
+    for step, index in enumerate(indices):
+        if crops is None:
+            pixels = data.padded[index]
+        else:
+            pixels = data.crops[index, crops[0, step], crops[1, step]]  # (n, B, H, W, C)
+        if flips is not None:
+            pixels = torch.where(flips[step][..., None, None, None], pixels.flip(-2), pixels)
+        images = pixels.permute(0, 1, 4, 2, 3).to(data.scale.dtype)
+        yield torch.addcmul(data.shift, images, data.scale), data.labels[index]

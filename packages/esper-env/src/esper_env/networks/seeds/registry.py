@@ -1,0 +1,83 @@
+"""The open registry of blueprints: what a seed can be made from, by topology."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from esper_env.rules.heads import NUM_BLUEPRINTS, Blueprint
+
+#: Builds a shape-preserving module for features of the given number of channels (or width).
+BlueprintFactory = Callable[[int], nn.Module]
+
+
+@dataclass(frozen=True)
+class BlueprintEntry:
+    """A registered blueprint: its name, the value of the blueprint head, and how to build it."""
+
+    name: str
+    value: int
+    factory: BlueprintFactory
+
+
+_REGISTRY: dict[str, dict[int, BlueprintEntry]] = {}
+
+
+def register_blueprint(
+    name: str, topology: str, factory: BlueprintFactory, *, value: int | None = None
+) -> BlueprintEntry:
+    """Offer a kind of seed on every host of a topology ("cnn", "transformer").
+
+    ``value`` is its value in the blueprint head: that of :class:`~esper_env.rules.heads.Blueprint` for a standard
+    name, otherwise the lowest one that the topology does not use yet.
+
+    Raises:
+        ValueError: the name or the value is taken in this topology, or no value is left.
+    """
+    entries = _REGISTRY.setdefault(topology, {})
+    if any(entry.name == name for entry in entries.values()):
+        raise ValueError(f"blueprint {name!r} is already registered for topology {topology!r}; choose another name")
+    if value is None:
+        value = _free_value(name, entries)
+    if not 0 < value < NUM_BLUEPRINTS:
+        raise ValueError(f"blueprint value {value} is out of range; expected 1 to {NUM_BLUEPRINTS - 1}")
+    if value in entries:
+        raise ValueError(f"blueprint value {value} is taken by {entries[value].name!r} in topology {topology!r}")
+    entries[value] = BlueprintEntry(name, value, factory)
+    return entries[value]
+
+
+def _free_value(name: str, entries: dict[int, BlueprintEntry]) -> int:
+    if name.upper() in Blueprint.__members__:
+        return int(Blueprint[name.upper()])
+    free = [value for value in range(NUM_BLUEPRINTS - 1, 0, -1) if value not in entries]
+    if not free:
+        raise ValueError(f"no value of the blueprint head is left for {name!r}; it has {NUM_BLUEPRINTS - 1} in all")
+    return free[0]
+
+
+def offered_blueprints(topology: str) -> tuple[BlueprintEntry, ...]:
+    """Blueprints of a topology, by head value.
+
+    Raises:
+        ValueError: no blueprint is registered for it.
+    """
+    if topology not in _REGISTRY:
+        raise ValueError(f"topology {topology!r} has no blueprints; known: {sorted(_REGISTRY)}")
+    entries = _REGISTRY[topology]
+    return tuple(entries[value] for value in sorted(entries))
+
+
+def blueprint_entry(blueprint: int | str, topology: str) -> BlueprintEntry:
+    """The entry of a head value or a name.
+
+    Raises:
+        ValueError: the topology does not offer it.
+    """
+    for entry in offered_blueprints(topology):
+        if blueprint in (entry.name, entry.value):
+            return entry
+    names = ", ".join(entry.name for entry in offered_blueprints(topology))
+    raise ValueError(f"blueprint {blueprint!r} does not fit a {topology} host; expected one of {names}")

@@ -1,0 +1,196 @@
+"""The eight action heads: their values, which op reads which head, and what each value means."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Blueprint(IntEnum):
+    """Kind of seed. NOOP is never offered; ``NO_BLUEPRINT`` marks an empty slot in observations."""
+
+    NOOP = 0
+    CONV_LIGHT = 1
+    ATTENTION = 2
+    NORM = 3
+    DEPTHWISE = 4
+    BOTTLENECK = 5
+    CONV_SMALL = 6
+    CONV_HEAVY = 7
+    LORA = 8
+    LORA_LARGE = 9
+    MLP_SMALL = 10
+    MLP = 11
+    FLEX_ATTENTION = 12
+
+
+NUM_BLUEPRINTS = len(Blueprint)
+NO_BLUEPRINT = NUM_BLUEPRINTS
+
+
+class Operator(IntEnum):
+    """How a seed's output is blended into the host's features."""
+
+    ADD = 0
+    MULTIPLY = 1
+    GATE = 2
+
+
+class Curve(IntEnum):
+    """Shape of an alpha ramp."""
+
+    LINEAR = 0
+    COSINE = 1
+    SIGMOID_GENTLE = 2
+    SIGMOID = 3
+    SIGMOID_SHARP = 4
+
+
+class Style(IntEnum):
+    """Curve of the first ramp together with the blend operator."""
+
+    LINEAR_ADD = 0
+    LINEAR_MULTIPLY = 1
+    SIGMOID_ADD = 2
+    GATED_GATE = 3
+
+
+class Tempo(IntEnum):
+    """Length of the first ramp."""
+
+    FAST = 0
+    STANDARD = 1
+    SLOW = 2
+
+
+class AlphaTarget(IntEnum):
+    """Where a ramp ends."""
+
+    HALF = 0
+    SEVENTY = 1
+    FULL = 2
+
+
+class AlphaSpeed(IntEnum):
+    """Length of a ramp asked for by SET_ALPHA_TARGET or PRUNE."""
+
+    INSTANT = 0
+    FAST = 1
+    MEDIUM = 2
+    SLOW = 3
+
+
+class Op(IntEnum):
+    """What the agent does this step."""
+
+    WAIT = 0
+    GERMINATE = 1
+    SET_ALPHA_TARGET = 2
+    PRUNE = 3
+    FOSSILIZE = 4
+    ADVANCE = 5
+
+
+NUM_OPS = len(Op)
+
+
+class Head(IntEnum):
+    """Position of each head in the ``MultiDiscrete`` action."""
+
+    SLOT = 0
+    BLUEPRINT = 1
+    STYLE = 2
+    TEMPO = 3
+    ALPHA_TARGET = 4
+    ALPHA_SPEED = 5
+    ALPHA_CURVE = 6
+    OP = 7
+
+
+HEAD_NAMES: tuple[str, ...] = tuple(head.name.lower() for head in Head)
+NUM_HEADS = len(Head)
+
+#: Value that stands in for a head no legal op reads. NORM is offered by every topology.
+HEAD_DEFAULTS: tuple[int, ...] = (
+    0,
+    Blueprint.NORM,
+    Style.SIGMOID_ADD,
+    Tempo.STANDARD,
+    AlphaTarget.FULL,
+    AlphaSpeed.INSTANT,
+    Curve.LINEAR,
+    Op.WAIT,
+)
+
+_READS: dict[Op, tuple[Head, ...]] = {
+    Op.WAIT: (),
+    Op.GERMINATE: (Head.SLOT, Head.BLUEPRINT, Head.STYLE, Head.TEMPO, Head.ALPHA_TARGET),
+    Op.SET_ALPHA_TARGET: (Head.SLOT, Head.STYLE, Head.ALPHA_TARGET, Head.ALPHA_SPEED, Head.ALPHA_CURVE),
+    Op.PRUNE: (Head.SLOT, Head.ALPHA_SPEED, Head.ALPHA_CURVE),
+    Op.FOSSILIZE: (Head.SLOT,),
+    Op.ADVANCE: (Head.SLOT,),
+}
+
+
+def _relevance() -> NDArray[np.bool_]:
+    table = np.zeros((NUM_OPS, NUM_HEADS), dtype=np.bool_)
+    for op, heads in _READS.items():
+        table[op, [*heads, Head.OP]] = True
+    table.flags.writeable = False
+    return table
+
+
+def _constant(values: list[float] | list[int], dtype: type) -> NDArray[np.generic]:
+    array = np.asarray(values, dtype=dtype)
+    array.flags.writeable = False
+    return array
+
+
+#: ``HEAD_RELEVANCE[op, head]``: does the op read the head? Shared by the environment, the policy and the loss.
+HEAD_RELEVANCE = _relevance()
+
+#: Value tables, indexed by the head's value.
+TEMPO_TICKS = _constant([3, 5, 8], np.int64)
+ALPHA_TARGETS = _constant([0.5, 0.7, 1.0], np.float64)
+SPEED_TICKS = _constant([0, 3, 5, 8], np.int64)
+STYLE_OPERATOR = _constant([Operator.ADD, Operator.MULTIPLY, Operator.ADD, Operator.GATE], np.int64)
+STYLE_CURVE = _constant([Curve.LINEAR, Curve.LINEAR, Curve.SIGMOID, Curve.SIGMOID], np.int64)
+#: Steepness k of each curve's logistic; 0 where the curve is not a logistic.
+CURVE_STEEPNESS = _constant([0.0, 0.0, 6.0, 12.0, 24.0], np.float64)
+
+CNN_BLUEPRINTS: tuple[Blueprint, ...] = (
+    Blueprint.NORM,
+    Blueprint.ATTENTION,
+    Blueprint.CONV_LIGHT,
+    Blueprint.DEPTHWISE,
+    Blueprint.BOTTLENECK,
+    Blueprint.CONV_SMALL,
+    Blueprint.CONV_HEAVY,
+)
+TRANSFORMER_BLUEPRINTS: tuple[Blueprint, ...] = (
+    Blueprint.NORM,
+    Blueprint.ATTENTION,
+    Blueprint.LORA,
+    Blueprint.LORA_LARGE,
+    Blueprint.MLP_SMALL,
+    Blueprint.MLP,
+    Blueprint.FLEX_ATTENTION,
+)
+
+
+def head_sizes(num_slots: int) -> tuple[int, ...]:
+    """Number of values of each head, in action order: the ``nvec`` of the action space."""
+    if num_slots < 1:
+        raise ValueError(f"num_slots is {num_slots}; an environment needs at least one slot")
+    return (
+        num_slots,
+        NUM_BLUEPRINTS,
+        len(Style),
+        len(Tempo),
+        len(AlphaTarget),
+        len(AlphaSpeed),
+        len(Curve),
+        NUM_OPS,
+    )

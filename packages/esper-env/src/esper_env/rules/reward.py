@@ -1,0 +1,267 @@
+"""What a step is worth: named components that sum to the reward, for N environments at once.
+
+The modes, with gamma the learner's discount, host the host's parameters, and 100 points of accuracy worth ``scale``:
+
+=============  ======================================================================================================
+accuracy       ``accuracy``  scale (acc' - acc) / 100
+               ``commitment``  at the end scale (committed - acc') / 100: what was not fossilized does not count
+               ``rent``  -rent_weight ln(1 + added / host) / horizon, for all seeds present
+               ``op_cost``  -op_cost for an op other than WAIT
+               ``stages``  gamma Phi' - Phi, Phi = potential_weight x the sum of the stage potentials
+sparse         ``commitment``  at the end scale x committed / 100;  ``rent``  at the end, the rent of all its steps
+contribution   ``contribution``  gamma V' - V, V = scale max(sum of the measured contributions, 0) / 100
+               ``commitment``  at the end scale x min(sum of the fossilized contributions, gain) / 100
+               ``scaffold``  gamma C' - C, at the end C_backed - C, C = scale x scaffold_weight x credits / 100
+               ``shock``  -shock_weight x the sum of (alpha' - alpha)^2 over the slots
+               ``rent``, ``stages``  as above
+all            ``governor``  -scale in the step of a rollback
+=============  ======================================================================================================
+
+Every potential (Phi, V, C) is 0 after the end of an episode; after a mere cut it keeps its value, because the learner
+bootstraps there.
+
+**accuracy.** The undiscounted return is scale (committed - initial) / 100 less rent and op costs (with
+``potential_weight`` 0; otherwise that holds up to the discounting of the potentials, which vanishes at gamma 1).
+
+**contribution.** Paying a seed its contribution at every step would make waiting in HOLDING, a lucky peak or
+germinating in a circle an income. So a contribution is paid as the change of a held value V, which goes back to 0 at
+the end, and what stays is only what is committed then: the discounted return is gamma^(T-1) x commitment and credits
+less rent and shock, whatever happened on the way. ``gain`` is max(committed - initial accuracy, 0): a leave-one-out
+contribution measures how much the network depends on a seed, not what the seed is good for, and no dependence is worth
+more than the network gained. Below that ceiling dependence still counts as benefit; ``accuracy`` has no such weakness.
+
+**scaffold.** When a seed is fossilized it is credited with the boosts that the others, even those that are gone, have
+given it (see ``scaffolding.py``), in points: at most ``scaffold_cap``, and at most its own contribution. At the end a
+credit counts only up to the seed's contribution then, and up to the gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esper_env.rules.array_state import ArrayState, restore_arrays, save_arrays
+from esper_env.rules.heads import Op
+from esper_env.rules.reward_config import STAGE_POTENTIALS, RewardConfig, RewardMode
+from esper_env.rules.scaffolding import ScaffoldLedger
+from esper_env.rules.slot_table import BoolArray, FloatArray, IntArray, SlotTable
+from esper_env.rules.stages import STAGE_VALUES, Stage
+
+Components = dict[str, FloatArray]
+
+
+@dataclass(frozen=True)
+class RewardInputs:
+    """What happened in one step of N environments with S slots."""
+
+    val_accuracy: FloatArray  # (N,) of the network as it is now, 0..100
+    committed_accuracy: FloatArray  # (N,) of host and fossilized seeds alone; read only where ``terminated``
+    terminated: BoolArray  # (N,) the episode ends for good (the horizon, or the governor gave up), not by a cut
+    parameters_added: NDArray[np.number]  # (N,) trainable scalars of all seeds present
+    op: IntArray  # (N,) the op carried out; WAIT where the action was illegal or skipped
+    table: SlotTable  # after the step and its measurements, before anything is discarded at the end
+    interactions: FloatArray | None = None  # (N, S, S) I_ij in points; None = nothing measured
+    interactions_measured: BoolArray | None = None  # (N, S, S) where I_ij was measured in this step
+    rolled_back: BoolArray | None = None  # (N,) the governor rolled the network back; None = nowhere
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    """``total`` (N,) and its components, (N,) each; they sum to the total."""
+
+    total: FloatArray
+    components: Components
+
+
+def _potential_table() -> FloatArray:
+    table = np.zeros(STAGE_VALUES)
+    for name, value in STAGE_POTENTIALS.items():
+        table[Stage[name]] = value
+    return table
+
+
+_POTENTIAL = _potential_table()
+
+
+class RewardModel:
+    """Computes the reward of ``num_envs`` environments; remembers per environment what the formulas compare with."""
+
+    _STATE = (
+        "accuracy",
+        "initial_accuracy",
+        "accrued_rent",
+        "alpha",
+        "fossilized",
+        "credit",
+        "stage_value",
+        "contribution_value",
+        "scaffold_value",
+    )
+
+    def __init__(self, num_envs: int, num_slots: int, horizon: int, host_parameters: int, config: RewardConfig) -> None:
+        for name, value in (
+            ("num_envs", num_envs),
+            ("num_slots", num_slots),
+            ("horizon", horizon),
+            ("host_parameters", host_parameters),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+        self.config = config
+        self.horizon = horizon
+        self.host_parameters = host_parameters
+        self._accuracy = np.zeros(num_envs)
+        self._initial_accuracy = np.zeros(num_envs)
+        self._accrued_rent = np.zeros(num_envs)
+        self._alpha = np.zeros((num_envs, num_slots))
+        self._fossilized = np.zeros((num_envs, num_slots), dtype=np.bool_)
+        self._credit = np.zeros((num_envs, num_slots))  # points credited to fossilized seeds
+        self._stage_value = np.zeros(num_envs)  # the potentials after the previous step
+        self._contribution_value = np.zeros(num_envs)
+        self._scaffold_value = np.zeros(num_envs)
+        self._ledger = ScaffoldLedger(num_envs, num_slots, config.gamma)
+        self._formula: Callable[[RewardInputs], Components] = {
+            RewardMode.ACCURACY: self._accuracy_mode,
+            RewardMode.SPARSE: self._sparse_mode,
+            RewardMode.CONTRIBUTION: self._contribution_mode,
+        }[config.mode]
+
+    def reset(self, rows: BoolArray, val_accuracy: FloatArray, table: SlotTable) -> None:
+        """Start an episode in the environments of ``rows`` (N,).
+
+        ``val_accuracy`` (N,) is that of the untrained network, and ``table`` what it starts with: seeds that are
+        there from the start are not paid for being there. Only the given rows are read.
+        """
+        self._accuracy[rows] = self._initial_accuracy[rows] = np.asarray(val_accuracy)[rows]
+        self._accrued_rent[rows] = self._scaffold_value[rows] = 0.0
+        self._credit[rows] = 0.0
+        self._alpha[rows] = table.alpha[rows]
+        self._fossilized[rows] = table.stage[rows] == Stage.FOSSILIZED
+        self._stage_value[rows] = self._stage_potential(table)[rows]
+        self._contribution_value[rows] = self._held_contribution(table)[rows]
+        self._ledger.reset(rows, table.has_seed)
+
+    def compute(self, step: RewardInputs) -> RewardOutput:
+        """The reward of one step of every environment.
+
+        Raises ``ValueError`` when an accuracy that is read is not finite.
+        """
+        read = np.where(step.terminated, step.committed_accuracy, step.val_accuracy)
+        if not (np.isfinite(read).all() and np.isfinite(step.val_accuracy).all()):
+            raise ValueError(
+                f"val_accuracy {step.val_accuracy.tolist()}, committed_accuracy {step.committed_accuracy.tolist()}; "
+                "expected percentages, the committed one wherever an episode terminates"
+            )
+        components = self._formula(step)
+        rolled_back = np.zeros(len(read), dtype=np.bool_) if step.rolled_back is None else step.rolled_back
+        components["governor"] = np.where(rolled_back, -self.config.scale, 0.0)
+        self._accuracy = np.array(step.val_accuracy, dtype=np.float64)
+        return RewardOutput(total=np.sum(list(components.values()), axis=0), components=components)
+
+    def get_state(self) -> dict[str, ArrayState]:
+        """Copies of all arrays, for a checkpoint."""
+        return {"episode": save_arrays(self, self._STATE), "ledger": self._ledger.get_state()}
+
+    def set_state(self, state: dict[str, ArrayState]) -> None:
+        """Continue from :meth:`get_state`; a mismatch is a ``ValueError``."""
+        if set(state) != {"episode", "ledger"}:
+            raise ValueError(f"reward state has the parts {sorted(state)}; expected ['episode', 'ledger']")
+        self._ledger.set_state(state["ledger"])
+        restore_arrays(self, self._STATE, state["episode"])
+
+    # The modes
+
+    def _accuracy_mode(self, step: RewardInputs) -> Components:
+        unit = self.config.scale / 100.0
+        return {
+            "accuracy": unit * (step.val_accuracy - self._accuracy),
+            "commitment": np.where(step.terminated, unit * (step.committed_accuracy - step.val_accuracy), 0.0),
+            "rent": -self._rent(step),
+            "op_cost": np.where(step.op != Op.WAIT, -self.config.op_cost, 0.0),
+            "stages": self._stage_change(step),
+        }
+
+    def _sparse_mode(self, step: RewardInputs) -> Components:
+        self._accrued_rent = self._accrued_rent + self._rent(step)
+        return {
+            "commitment": np.where(step.terminated, self.config.scale * step.committed_accuracy / 100.0, 0.0),
+            "rent": np.where(step.terminated, -self._accrued_rent, 0.0),
+        }
+
+    def _contribution_mode(self, step: RewardInputs) -> Components:
+        unit, gamma = self.config.scale / 100.0, self.config.gamma
+        fossilized = step.table.stage == Stage.FOSSILIZED
+        contributions = _measured_contributions(step.table)
+        gain = np.maximum(np.where(step.terminated, step.committed_accuracy - self._initial_accuracy, 0.0), 0.0)
+        committed = np.minimum(np.where(fossilized, contributions, 0.0).sum(axis=1), gain)
+
+        value = np.where(step.terminated, 0.0, self._held_contribution(step.table))
+        held = gamma * value - self._contribution_value
+        self._contribution_value = value
+        return {
+            "contribution": held,
+            "commitment": np.where(step.terminated, unit * committed, 0.0),
+            "scaffold": self._scaffold_change(step, fossilized, contributions, gain),
+            "shock": -self.config.shock_weight * self._alpha_jumps(step.table),
+            "rent": -self._rent(step),
+            "stages": self._stage_change(step),
+        }
+
+    # Their parts
+
+    def _rent(self, step: RewardInputs) -> FloatArray:
+        added = np.asarray(step.parameters_added, dtype=np.float64)
+        rent: FloatArray = self.config.rent_weight * np.log1p(added / self.host_parameters) / self.horizon
+        return rent
+
+    def _stage_potential(self, table: SlotTable) -> FloatArray:
+        potential: FloatArray = self.config.potential_weight * _POTENTIAL[table.stage].sum(axis=1)
+        return potential
+
+    def _stage_change(self, step: RewardInputs) -> FloatArray:
+        value = np.where(step.terminated, 0.0, self._stage_potential(step.table))
+        change = self.config.gamma * value - self._stage_value
+        self._stage_value = value
+        return change
+
+    def _held_contribution(self, table: SlotTable) -> FloatArray:
+        points = np.maximum(_measured_contributions(table).sum(axis=1), 0.0)
+        held: FloatArray = self.config.scale / 100.0 * points
+        return held
+
+    def _scaffold_change(
+        self, step: RewardInputs, fossilized: BoolArray, contributions: FloatArray, gain: FloatArray
+    ) -> FloatArray:
+        has_seed = step.table.has_seed
+        if step.interactions is not None and step.interactions_measured is not None:
+            self._ledger.record(has_seed, step.interactions, step.interactions_measured)
+        else:
+            pairs = (*has_seed.shape, has_seed.shape[1])
+            self._ledger.record(has_seed, np.zeros(pairs), np.zeros(pairs, dtype=np.bool_))
+        newly = fossilized & ~self._fossilized
+        self._fossilized = fossilized
+        credit = np.minimum(self._ledger.boosts(), self.config.scaffold_cap)
+        self._credit = np.where(newly, np.clip(contributions, 0.0, credit), self._credit)
+
+        worth = self.config.scale / 100.0 * self.config.scaffold_weight
+        backing = np.clip(contributions, 0.0, gain[:, None])
+        backed = worth * np.minimum(self._credit, backing).sum(axis=1)
+        value = worth * self._credit.sum(axis=1)
+        change: FloatArray = np.where(step.terminated, backed, self.config.gamma * value) - self._scaffold_value
+        self._scaffold_value = np.where(step.terminated, 0.0, value)
+        return change
+
+    def _alpha_jumps(self, table: SlotTable) -> FloatArray:
+        jumps: FloatArray = np.square(table.alpha - self._alpha).sum(axis=1)
+        self._alpha = table.alpha.copy()
+        return jumps
+
+
+def _measured_contributions(table: SlotTable) -> FloatArray:
+    """(N, S) points of the seeds that are switched on and have been measured; 0 elsewhere."""
+    counted = table.has_seed & (table.alpha > 0.0) & (table.contribution_age >= 0) & np.isfinite(table.contribution)
+    contributions: FloatArray = np.where(counted, table.contribution, 0.0)
+    return contributions

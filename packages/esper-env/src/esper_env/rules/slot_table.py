@@ -1,0 +1,124 @@
+"""The slot table: everything the rules know about every slot of every environment, as columns of shape (N, S)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esper_env.rules.heads import NO_BLUEPRINT, Curve, Operator
+from esper_env.rules.stages import HAS_SEED, IN_COOLDOWN, IS_BLENDED, IS_LIVE, Stage
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+#: Modes of the alpha schedule.
+HOLD, UP, DOWN = 0, 1, 2
+
+
+@dataclass
+class SlotTable:
+    """Struct of arrays over N environments and S slots; ``table.clear(mask)`` empties slots.
+
+    Every column has shape (N, S). Measured columns come with a flag or an age, so "not measured" is never
+    mistaken for zero.
+    """
+
+    stage: IntArray
+    blueprint: IntArray  # NO_BLUEPRINT when the slot holds no seed
+    operator: IntArray  # heads.Operator of the seed
+
+    # The alpha schedule
+    alpha: FloatArray
+    alpha_start: FloatArray
+    alpha_target: FloatArray  # where the running or last ramp ends
+    alpha_mode: IntArray  # HOLD, UP or DOWN
+    alpha_curve: IntArray  # heads.Curve
+    alpha_steepness: FloatArray
+    alpha_ticks_total: IntArray
+    alpha_ticks_done: IntArray
+    alpha_velocity: FloatArray  # alpha after the last clock tick minus alpha before it (or a jump's size)
+    first_target: FloatArray  # alpha target chosen at germination, used by the first ramp
+    first_curve: IntArray  # curve of the first ramp
+    first_ticks: IntArray  # length of the first ramp
+    pruning: BoolArray  # the running ramp ends in a prune
+
+    epochs_in_stage: IntArray  # completed epochs (or cooldown ticks) in the present stage
+    age: IntArray  # completed epochs since germination
+
+    # Measured on the validation set, in accuracy points
+    contribution: FloatArray  # prospective while TRAINING
+    contribution_velocity: FloatArray  # EMA .7/.3 of its change
+    contribution_age: IntArray  # epochs since it was measured; -1 = never
+    contribution_alpha: FloatArray  # alpha at which it was measured (1.0 for prospective ones)
+    interaction_sum: FloatArray  # sum over partners of I_ij, in points
+    boost_received: FloatArray  # sum over partners of max(I_ij, 0), in points
+
+    # Measured gradient statistics of the seed over the last epoch
+    gradient_measured: BoolArray
+    gradient_norm: FloatArray  # mean norm before clipping
+    gradient_health: FloatArray
+    previous_gradient_health: FloatArray  # 1.0 at birth
+    gradient_vanishing: BoolArray
+    gradient_exploding: BoolArray
+    gradient_ratio: FloatArray  # EMA of the normalised seed/host gradient ratio
+
+    @classmethod
+    def empty(cls, num_envs: int, num_slots: int) -> SlotTable:
+        """A table in which every slot is DORMANT."""
+        shape = (num_envs, num_slots)
+        columns = {}
+        for column in fields(cls):
+            kind = {"IntArray": np.int64, "FloatArray": np.float64, "BoolArray": np.bool_}[str(column.type)]
+            columns[column.name] = np.full(shape, EMPTY_VALUES.get(column.name, 0), dtype=kind)
+        return cls(**columns)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(number of environments, number of slots)"""
+        rows, slots = self.stage.shape
+        return rows, slots
+
+    @property
+    def has_seed(self) -> BoolArray:
+        """(N, S) a seed is in the slot, committed or not."""
+        return HAS_SEED[self.stage]
+
+    @property
+    def is_live(self) -> BoolArray:
+        """(N, S) a seed that can still be pruned is in the slot."""
+        return IS_LIVE[self.stage]
+
+    @property
+    def is_blended(self) -> BoolArray:
+        """(N, S) the host's features pass through the seed's blend operator."""
+        return IS_BLENDED[self.stage]
+
+    @property
+    def in_cooldown(self) -> BoolArray:
+        """(N, S) the slot waits after a prune."""
+        return IN_COOLDOWN[self.stage]
+
+    def clear(self, mask: BoolArray) -> None:
+        """Set the slots where ``mask`` (N, S) is True back to DORMANT, every column included."""
+        for column in fields(self):
+            getattr(self, column.name)[mask] = EMPTY_VALUES.get(column.name, 0)
+
+    def clear_seed(self, mask: BoolArray) -> None:
+        """Forget the seed in the slots of ``mask`` (N, S) but leave their stage as it is (cooldown)."""
+        stage = self.stage[mask]
+        self.clear(mask)
+        self.stage[mask] = stage
+
+
+#: Value of each column in an empty slot, where it is not zero.
+EMPTY_VALUES: dict[str, float | int | bool] = {
+    "stage": int(Stage.DORMANT),
+    "blueprint": NO_BLUEPRINT,
+    "operator": int(Operator.ADD),
+    "alpha_curve": int(Curve.LINEAR),
+    "contribution_age": -1,
+    "previous_gradient_health": 1.0,
+}

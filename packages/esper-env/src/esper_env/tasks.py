@@ -1,0 +1,151 @@
+"""The registered tasks: every number of an environment in one frozen object."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+#: Keyword arguments of ``gymnasium.make`` and ``make_vec`` that change a task; all are JSON types.
+TASK_KWARGS = (
+    "dataset",
+    "data_dir",
+    "batch_size",
+    "batches_per_step",
+    "horizon",
+    "host_lr",
+    "seed_lr",
+    "slots",
+    "max_seeds",
+    "gates",
+    "isolation",
+    "reward_mode",
+    "reward_weights",
+    "param_budget",
+    "device",
+    "shard_size",
+)
+
+
+@dataclass(frozen=True)
+class CNNSpec:
+    """Geometry of a convolutional host."""
+
+    n_blocks: int
+    base_channels: int
+    pool_layers: int
+    kernel: int
+    in_channels: int
+    image_size: int
+    classes: int = 10
+    surfaces: str = "post"
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One task. An episode is ``horizon`` epochs of ``batches_per_step`` minibatches of ``batch_size`` samples."""
+
+    env_id: str
+    host: CNNSpec
+    family: str  # of data sets that fit the task: "cifar", "digits"
+    batch_size: int
+    batches_per_step: int
+    horizon: int
+    host_lr: float
+    seed_lr: float
+    param_budget: int  # trainable scalars at which the parameter feature reaches 1
+    auto_shard_size: int  # networks run together on one CPU thread when shard_size is "auto"
+    plateau_points: float = 0.5  # a smoothed accuracy gain below this is a plateau
+    dataset: str = "auto"
+    data_dir: str | None = None
+    slots: tuple[str, ...] | None = None  # ids of the slots to keep; None keeps all
+    max_seeds: int | None = None  # seeds a network can hold; None: as many as it has slots
+    gates: str = "permissive"
+    isolation: str = "shadow"
+    reward_mode: str = "accuracy"
+    reward_weights: Mapping[str, float] = field(default_factory=dict)
+    device: str = "auto"
+    shard_size: int | str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "batches_per_step", "horizon", "param_budget"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size is {self.batch_size}; batch normalisation needs at least 2 samples")
+        for name in ("host_lr", "seed_lr"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < float("inf"):
+                raise ValueError(f"{name} is {value!r}; expected a positive number")
+        if self.shard_size != "auto" and (isinstance(self.shard_size, bool | str) or self.shard_size < 1):
+            raise ValueError(f"shard_size is {self.shard_size!r}; expected 'auto' or a whole number of at least 1")
+        if self.slots is not None:
+            if isinstance(self.slots, str):
+                raise ValueError(f"slots is {self.slots!r}; expected a list of slot ids such as ['r0c0', 'r0c1']")
+            object.__setattr__(self, "slots", tuple(self.slots))
+
+
+_CIFAR: dict[str, Any] = {
+    "family": "cifar",
+    "batch_size": 128,
+    "batches_per_step": 24,
+    "horizon": 75,
+    "host_lr": 0.02,
+    "seed_lr": 0.02,
+    "auto_shard_size": 1,
+}
+
+
+def _cifar_host(n_blocks: int, base_channels: int, pool_layers: int, kernel: int, surfaces: str = "post") -> CNNSpec:
+    return CNNSpec(n_blocks, base_channels, pool_layers, kernel, in_channels=3, image_size=32, surfaces=surfaces)
+
+
+TASKS: dict[str, TaskConfig] = {
+    task.env_id: task
+    for task in (
+        TaskConfig("Esper-CIFAR-v0", _cifar_host(3, 8, 3, 3), param_budget=25_000, **_CIFAR),
+        TaskConfig("Esper-CIFAR-Deep-v0", _cifar_host(5, 8, 3, 3), param_budget=400_000, **_CIFAR),
+        TaskConfig("Esper-CIFAR-Impaired-v0", _cifar_host(3, 1, 3, 1), param_budget=2_000, **_CIFAR),
+        TaskConfig("Esper-CIFAR-Surfaces-v0", _cifar_host(3, 8, 3, 3, "both"), param_budget=50_000, **_CIFAR),
+        TaskConfig(
+            "Esper-Digits-v0",
+            CNNSpec(3, 4, 2, 1, in_channels=1, image_size=8),
+            family="digits",
+            batch_size=64,
+            batches_per_step=17,
+            horizon=40,
+            host_lr=0.02,
+            seed_lr=0.01,
+            param_budget=6_500,
+            auto_shard_size=32,
+        ),
+    )
+}
+
+
+def make_task(env_id: str, **overrides: Any) -> TaskConfig:
+    """The task of an id with some of its numbers replaced.
+
+    Raises:
+        ValueError: an unknown id, or a value that makes no sense.
+        TypeError: a keyword argument that no task has.
+    """
+    if env_id not in TASKS:
+        raise ValueError(f"environment {env_id!r} is not known; expected one of {', '.join(TASKS)}")
+    for name in overrides:
+        if name not in TASK_KWARGS:
+            close = difflib.get_close_matches(name, TASK_KWARGS, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise TypeError(f"{env_id} has no keyword argument {name!r}; {hint}known: {', '.join(TASK_KWARGS)}")
+    return replace(TASKS[env_id], **overrides)
+
+
+def task_dict(task: TaskConfig) -> dict[str, Any]:
+    """A task's numbers as JSON types, for reports and checkpoints."""
+    numbers = {item.name: getattr(task, item.name) for item in fields(task) if item.name != "host"}
+    numbers["host"] = {item.name: getattr(task.host, item.name) for item in fields(task.host)}
+    numbers["slots"] = list(task.slots) if task.slots is not None else None
+    numbers["reward_weights"] = dict(task.reward_weights)
+    return numbers

@@ -1,0 +1,208 @@
+"""N growing networks as one Gymnasium vector environment: spaces, seeds, autoreset and infos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from esper_env.episodes import EpisodeClock, parse_reset
+from esper_env.growth import Growth, Observation, waiting
+from esper_env.infos import Infos, merge_infos, restrict_infos, vector_infos
+from esper_env.render import describe_networks
+from esper_env.rules.heads import NO_BLUEPRINT, Op, head_sizes
+from esper_env.rules.masks import sample_valid_actions
+from esper_env.rules.observation import BOUND, feature_count
+from esper_env.tasks import TaskConfig, make_task
+
+EPISODE_SEED_BOUND = 2**62
+
+
+def observation_space(num_slots: int) -> gym.spaces.Dict:
+    """The observation of one network with S slots.
+
+    ``features`` float32 (31 + 30 S) in [-2, 2]; ``blueprints`` int64 (S), 13 = empty; ``action_mask`` int8, marginal,
+    (sum of the head sizes); ``op_slot_mask`` int8 (6 S), row-major over (op, slot).
+    """
+    sizes = head_sizes(num_slots)
+    return gym.spaces.Dict(
+        {
+            "features": gym.spaces.Box(-BOUND, BOUND, (feature_count(num_slots),), np.float32),
+            "blueprints": gym.spaces.Box(0, NO_BLUEPRINT, (num_slots,), np.int64),
+            "action_mask": gym.spaces.Box(0, 1, (sum(sizes),), np.int8),
+            "op_slot_mask": gym.spaces.Box(0, 1, (len(Op) * num_slots,), np.int8),
+        }
+    )
+
+
+class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
+    """N networks that grow while they train, stepped together.
+
+    A step carries out one action per network, trains every network for an epoch and measures it. Actions are
+    ``MultiDiscrete`` (N, 8): slot, blueprint, style, tempo, alpha_target, alpha_speed, alpha_curve, op; an action that
+    the masks exclude acts as WAIT and sets ``infos["action_valid"]`` to False. Observations: :func:`observation_space`.
+
+    An episode terminates at the task's ``horizon``: seeds that are not fossilized are discarded, and the last reward
+    moves to the accuracy of what is committed. ``max_episode_steps`` cuts it before (truncation).
+
+    ``reset(seed=s)`` starts environment i like a single environment with seed s + i. Options: ``reset_mask`` (N,) bool
+    resets some environments only; ``topology`` {slot id: blueprint name} starts with those seeds fossilized, to be
+    trained from scratch with the host.
+
+    Args:
+        env_id: a registered task; its numbers are replaced by ``task_kwargs`` (``esper_env.tasks.TASK_KWARGS``).
+        autoreset_mode: SAME_STEP (default), NEXT_STEP or DISABLED, as ``gymnasium.vector.AutoresetMode`` or its value.
+        render_mode: None or "ansi".
+
+    Raises:
+        ValueError, TypeError: an unknown keyword argument or a value that makes no sense, before anything is built.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
+
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int = 1,
+        *,
+        max_episode_steps: int | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        render_mode: str | None = None,
+        **task_kwargs: Any,
+    ) -> None:
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs!r}; expected a whole number of at least 1")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode is {render_mode!r}; expected None or one of {self.metadata['render_modes']}")
+        self.task: TaskConfig = make_task(env_id, **task_kwargs)
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self._clock = EpisodeClock(num_envs, max_episode_steps)
+        self._growth = Growth(self.task, num_envs)
+        self.slot_ids = self._growth.slot_ids
+        self.offered_blueprints = self._growth.offered_blueprints
+        self.dataset_name = self._growth.dataset_name
+        self.host_parameters = self._growth.host_parameters
+        self.reward_config = self._growth.reward_config
+        self._rngs: list[np.random.Generator | None] = [None] * num_envs
+        slots = len(self.slot_ids)
+        self.single_observation_space = observation_space(slots)
+        self.single_action_space = gym.spaces.MultiDiscrete(head_sizes(slots))
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, Infos]:
+        """Start new episodes; see the class for ``seed`` and ``options``.
+
+        Raises ``ValueError`` or ``TypeError`` for seeds, masks or topologies that make no sense; nothing has changed
+        then.
+        """
+        request = parse_reset(seed, options, self.num_envs, self.slot_ids, self._growth.topology)
+        for row in np.flatnonzero(request.rows):
+            if request.seeds[row] is not None or self._rngs[row] is None:
+                self._rngs[row] = seeding.np_random(request.seeds[row])[0]
+        infos = self._begin(request.rows, request.topology)
+        return self._growth.observe(), infos
+
+    def step(
+        self, actions: NDArray[np.int64]
+    ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Infos]:
+        """Carry out (N, 8) actions, train and measure one epoch.
+
+        Returns observations, rewards (N,) float64, terminated (N,), truncated (N,) and infos. Raises ``ValueError`` for
+        actions of a wrong shape, dtype or range and ``ResetNeeded`` for an environment without an episode; nothing has
+        changed then.
+        """
+        command = self._growth.decode(actions)
+        self._clock.require_running(finished_too=self.autoreset_mode is AutoresetMode.NEXT_STEP)
+        over = self._clock.finished.copy()  # with NEXT_STEP these are reset instead of stepped
+        if over.all():
+            infos = self._begin(over, {})
+            none = np.zeros(self.num_envs, dtype=np.bool_)
+            return self._growth.observe(), np.zeros(self.num_envs), none, none.copy(), infos
+        outcome = self._growth.advance(waiting(command, over))
+        stepped = ~over
+        terminated = outcome.terminated & stepped
+        truncated = self._clock.count(stepped, terminated)
+        infos = vector_infos(outcome.values, stepped)
+        if terminated.any():
+            infos = merge_infos(infos, vector_infos(outcome.final_values, terminated))
+        if over.any():
+            infos = merge_infos(infos, self._begin(over, {}))
+        ended = terminated | truncated
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and ended.any():
+            infos = self._reset_in_place(infos, ended)
+        return self._growth.observe(), np.where(stepped, outcome.rewards, 0.0), terminated, truncated, infos
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """(N, sum of the head sizes) the marginal masks under sb3-contrib's name."""
+        growth = self._growth
+        return growth.rules.marginal(growth.rules.legal(growth.table)).astype(np.bool_)
+
+    def sample_valid_actions(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """(N, 8) legal actions: op uniform, then the slot, then the heads the op reads."""
+        growth = self._growth
+        return sample_valid_actions(growth.rules.legal(growth.table), rng, growth.offered_blueprints)
+
+    def render(self) -> tuple[str, ...] | None:
+        """One text per environment in mode "ansi", None without a render mode."""
+        if self.render_mode is None:
+            return None
+        return describe_networks(self._growth.table, self._growth.signals, self.slot_ids, self.task.horizon)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Stop the worker threads."""
+        if hasattr(self, "_growth"):
+            self._growth.close()
+
+    def use_generators(self, rngs: Sequence[np.random.Generator]) -> None:
+        """Draw each environment's episode seeds from these generators until it is reset with a seed."""
+        self._rngs = list(rngs)
+
+    @property
+    def np_random(self) -> tuple[np.random.Generator | None, ...]:  # type: ignore[override]
+        """Each environment's generator of episode seeds; None before its first reset."""
+        return tuple(self._rngs)
+
+    def _begin(self, rows: NDArray[np.bool_], topology: dict[int, int]) -> Infos:
+        seeds = np.zeros(self.num_envs, dtype=np.int64)
+        for row in np.flatnonzero(rows):
+            rng = self._rngs[row]
+            assert rng is not None
+            seeds[row] = rng.integers(EPISODE_SEED_BOUND)
+        values = self._growth.begin(rows, seeds, topology)
+        self._clock.start(rows)
+        return vector_infos(values, rows)
+
+    def _reset_in_place(self, infos: Infos, ended: NDArray[np.bool_]) -> Infos:
+        """SAME_STEP: the ended episodes' last observations and infos move to "final_obs" and "final_info"."""
+        last = self._growth.observe()
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        for row in np.flatnonzero(ended):
+            final_obs[row] = {key: value[row].copy() for key, value in last.items()}
+        final = {
+            "final_obs": final_obs,
+            "_final_obs": ended.copy(),
+            "final_info": restrict_infos(infos, ended),
+            "_final_info": ended.copy(),
+        }
+        return {**merge_infos(restrict_infos(infos, ~ended), self._begin(ended, {})), **final}
+
+
+def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    """A mode by member, value ("SameStep") or name ("SAME_STEP")."""
+    for known in AutoresetMode:
+        if mode in (known, known.value, known.name):
+            return known
+    names = ", ".join(repr(known.value) for known in AutoresetMode)
+    raise ValueError(f"autoreset_mode is {mode!r}; expected one of {names}")

@@ -1,0 +1,208 @@
+"""A toy with the spaces, masks, infos and autoreset of the real environments, but no networks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import gymnasium
+import numpy as np
+import pytest
+from esper_env.rules.heads import CNN_BLUEPRINTS, HEAD_DEFAULTS, HEAD_RELEVANCE, NO_BLUEPRINT, Head, Op, head_sizes
+from esper_env.rules.stages import HAS_SEED, IS_BLENDED, NUM_STAGES, STAGE_INDEX, Stage
+from gymnasium.spaces import Box, Dict, MultiDiscrete
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+TOY_ID = "GrowthToy-v0"
+SLOTS = 2
+NEXT_STAGE = {
+    Stage.GERMINATED: Stage.TRAINING,
+    Stage.TRAINING: Stage.BLENDING,
+    Stage.BLENDING: Stage.HOLDING,
+}
+LEGAL_STAGES = {
+    Op.WAIT: set(Stage),
+    Op.GERMINATE: {Stage.DORMANT},
+    Op.SET_ALPHA_TARGET: {Stage.HOLDING},
+    Op.PRUNE: {Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING},
+    Op.FOSSILIZE: {Stage.HOLDING},
+    Op.ADVANCE: set(NEXT_STAGE),
+}
+
+
+class GrowthToy(gymnasium.Env):
+    """Accuracy drifts up with noise, and every blended seed adds ten points; a prune frees its slot at once."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, horizon: int = 12, render_mode: str | None = None) -> None:
+        self.horizon, self.render_mode = horizon, render_mode
+        self.nvec = head_sizes(SLOTS)
+        self.observation_space = Dict(
+            features=Box(-2, 2, (31 + 30 * SLOTS,), np.float32),
+            blueprints=Box(0, NO_BLUEPRINT, (SLOTS,), np.int64),
+            action_mask=Box(0, 1, (sum(self.nvec),), np.int8),
+            op_slot_mask=Box(0, 1, (len(Op) * SLOTS,), np.int8),
+        )
+        self.action_space = MultiDiscrete(self.nvec)
+        self.slot_ids = ("r0c0", "r0c1")
+        self.offered_blueprints = CNN_BLUEPRINTS
+        self.dataset_name = "toy"
+        self.host_parameters = 100
+        self.task = SimpleNamespace(env_id=TOY_ID, horizon=horizon, gates="permissive", max_seeds=SLOTS)
+
+    def reset(self, *, seed=None, options=None):  # noqa: ARG002
+        super().reset(seed=seed)
+        self.stage = [Stage.DORMANT] * SLOTS
+        self.in_stage = [0] * SLOTS
+        self.blueprint = [NO_BLUEPRINT] * SLOTS
+        self.epoch, self.accuracy = 0, float(self.np_random.uniform(10, 20))
+        return self._observation(), self._info(Op.WAIT, True, True)
+
+    def step(self, action):
+        op, slot = Op(int(action[Head.OP])), int(action[Head.SLOT])
+        valid = bool(self._op_slot()[op, slot])
+        effective = op if valid else Op.WAIT
+        self._apply(effective, slot, int(action[Head.BLUEPRINT]))
+        before, self.epoch = self.accuracy, self.epoch + 1
+        blended = sum(bool(IS_BLENDED[stage]) for stage in self.stage)
+        self.accuracy = float(20 + self.epoch + 10 * blended + self.np_random.normal())
+        self.in_stage = [count + bool(HAS_SEED[stage]) for count, stage in zip(self.in_stage, self.stage, strict=True)]
+        terminated = self.epoch >= self.horizon
+        info = self._info(effective, valid, valid, final=terminated)
+        return self._observation(), (self.accuracy - before) / 100, terminated, False, info
+
+    def action_masks(self):
+        return self._marginal_mask().astype(bool)
+
+    def _apply(self, op, slot, blueprint):
+        moves = {
+            Op.GERMINATE: Stage.GERMINATED,
+            Op.PRUNE: Stage.DORMANT,
+            Op.FOSSILIZE: Stage.FOSSILIZED,
+            Op.ADVANCE: NEXT_STAGE.get(self.stage[slot]),
+        }
+        if op in moves:
+            self.stage[slot], self.in_stage[slot] = moves[op], 0
+            self.blueprint[slot] = {Op.GERMINATE: blueprint, Op.PRUNE: NO_BLUEPRINT}.get(op, self.blueprint[slot])
+
+    def _op_slot(self):
+        return np.array([[stage in LEGAL_STAGES[op] for stage in self.stage] for op in Op], dtype=np.int8)
+
+    def _marginal_mask(self):
+        legal, sections = self._op_slot(), []
+        legal_ops = legal.any(axis=1)
+        for head, size in zip(Head, self.nvec, strict=True):
+            section = np.zeros(size, dtype=np.int8)
+            if head == Head.OP:
+                section[:] = legal_ops
+            elif not (legal_ops & HEAD_RELEVANCE[:, head]).any():
+                section[HEAD_DEFAULTS[head]] = 1
+            elif head == Head.SLOT:
+                section[:] = legal[HEAD_RELEVANCE[:, head]].any(axis=0)
+            elif head == Head.BLUEPRINT:
+                section[list(CNN_BLUEPRINTS)] = 1
+            else:
+                section[:] = 1
+            sections.append(section)
+        return np.concatenate(sections)
+
+    def _observation(self):
+        features = np.zeros(31 + 30 * SLOTS, dtype=np.float32)
+        features[0] = self.epoch / self.horizon
+        features[3] = self.accuracy / 100
+        features[12:17] = self.accuracy / 100
+        features[24] = 1.0
+        for slot, stage in enumerate(self.stage):
+            row = features[31 + 30 * slot : 61 + 30 * slot]
+            if HAS_SEED[stage]:
+                row[0] = 1.0
+                row[1 + STAGE_INDEX[stage]] = 1.0
+                row[[11, 12]] = float(IS_BLENDED[stage]), 1.0
+                row[19] = self.in_stage[slot] / self.horizon
+                row[21] = row[29] = 1.0
+        assert NUM_STAGES == 10
+        return {
+            "features": features,
+            "blueprints": np.array(self.blueprint, dtype=np.int64),
+            "action_mask": self._marginal_mask(),
+            "op_slot_mask": self._op_slot().ravel(),
+        }
+
+    def _info(self, op, valid, succeeded, final=False):
+        info = {
+            "action_mask": self._marginal_mask(),
+            "action_valid": valid,
+            "action_succeeded": succeeded,
+            "op": int(op),
+            "val_accuracy": self.accuracy,
+            "parameters_added": 7 * sum(bool(HAS_SEED[stage]) for stage in self.stage),
+            "reward_components": {"accuracy": 0.5, "rent": -0.25},
+            "dataset_name": self.dataset_name,
+        }
+        if final:
+            committed = sum(stage == Stage.FOSSILIZED for stage in self.stage)
+            info |= {
+                "committed_val_accuracy": self.accuracy,
+                "test_accuracy": self.accuracy - 1.0,
+                "committed_parameters_added": 7 * committed,
+                "shapley": np.arange(SLOTS, dtype=np.float64),
+            }
+        return info
+
+
+class GrowthToyVector(VectorEnv):
+    """The toy as a vector environment of its own, with vector-wide attributes and masks like the real one."""
+
+    def __init__(self, num_envs=1, autoreset_mode="SameStep", max_episode_steps=None, render_mode=None, **kwargs):
+        self.envs = [GrowthToy(**kwargs) for _ in range(num_envs)]
+        self.num_envs, self.render_mode, self.max_episode_steps = num_envs, render_mode, max_episode_steps
+        self.metadata = {"autoreset_mode": AutoresetMode(autoreset_mode)}
+        self.single_observation_space = self.envs[0].observation_space
+        self.single_action_space = self.envs[0].action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        for name in ("slot_ids", "offered_blueprints", "dataset_name", "host_parameters", "task"):
+            setattr(self, name, getattr(self.envs[0], name))
+        self.rows = [None] * num_envs
+        self.steps = np.zeros(num_envs, dtype=int)
+
+    def reset(self, *, seed=None, options=None):
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
+        seeds = (
+            [None if seed is None else seed + i for i in range(self.num_envs)] if not isinstance(seed, list) else seed
+        )
+        infos = {}
+        for i in np.flatnonzero(mask):
+            self.rows[i], info = self.envs[i].reset(seed=seeds[i])
+            self.steps[i] = 0
+            infos = self._add_info(infos, info, i)
+        return self._stacked(), infos
+
+    def step(self, actions):
+        rewards, terminated, truncated = np.zeros(self.num_envs), *np.zeros((2, self.num_envs), dtype=bool)
+        infos = {}
+        for i, env in enumerate(self.envs):
+            self.rows[i], rewards[i], terminated[i], _, info = env.step(actions[i])
+            self.steps[i] += 1
+            truncated[i] = self.max_episode_steps is not None and self.steps[i] >= self.max_episode_steps
+            if (terminated[i] or truncated[i]) and self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP:
+                infos = self._add_info(infos, {"final_obs": self.rows[i], "final_info": info}, i)
+                self.rows[i], info = env.reset()
+                self.steps[i] = 0
+            infos = self._add_info(infos, info, i)
+        return self._stacked(), rewards, terminated, truncated, infos
+
+    def action_masks(self):
+        return np.stack([env.action_masks() for env in self.envs])
+
+    def _stacked(self):
+        return {key: np.stack([row[key] for row in self.rows]) for key in self.single_observation_space.spaces}
+
+
+@pytest.fixture(scope="session")
+def toy_id():
+    """The toy's registered id: 2 slots, 12 epochs."""
+    gymnasium.register(TOY_ID, entry_point=GrowthToy, vector_entry_point=GrowthToyVector)
+    yield TOY_ID
+    del gymnasium.registry[TOY_ID]

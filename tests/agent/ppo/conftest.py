@@ -1,0 +1,115 @@
+"""A world of masks: the spaces of the growth environments with three slots, legality drawn afresh every step."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch as th
+from esper_env.rules.heads import CNN_BLUEPRINTS, HEAD_DEFAULTS, HEAD_RELEVANCE, Blueprint, Head, Op, head_sizes
+from gymnasium.spaces import Box, Dict, MultiDiscrete
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+SLOTS = 3
+NVEC = head_sizes(SLOTS)
+
+
+def marginal_mask(op_slot):
+    """The flat marginal mask that belongs to an (ops, slots) table of legality."""
+    legal = op_slot.any(axis=1)
+    sections = [np.zeros(size, dtype=np.int8) for size in NVEC]
+    for head in Head:
+        readers = [op for op in Op if legal[op] and HEAD_RELEVANCE[op, head]]
+        if head == Head.OP:
+            sections[head][:] = legal
+        elif not [op for op in readers if op != Op.WAIT]:
+            sections[head][HEAD_DEFAULTS[head]] = 1
+        elif head == Head.SLOT:
+            sections[head][:] = op_slot[1:].any(axis=0)
+        elif head == Head.BLUEPRINT:
+            sections[head][list(CNN_BLUEPRINTS)] = 1
+        else:
+            sections[head][:] = 1
+    return np.concatenate(sections)
+
+
+def random_observation(rng, density=0.5):
+    op_slot = (rng.random((len(Op), SLOTS)) < density).astype(np.int8)
+    op_slot[Op.WAIT] = 1
+    return {
+        "features": rng.uniform(-2, 2, 31 + 30 * SLOTS).astype(np.float32),
+        "blueprints": rng.integers(0, 14, SLOTS),
+        "action_mask": marginal_mask(op_slot),
+        "op_slot_mask": op_slot.ravel(),
+    }
+
+
+def stack(observations):
+    return {key: th.as_tensor(np.stack([obs[key] for obs in observations])) for key in observations[0]}
+
+
+class MaskWorld(gymnasium.Env):
+    """Pays 1 for germinating CONV_LIGHT, 0 otherwise; ``horizon`` terminates, ``cut`` truncates."""
+
+    def __init__(self, horizon=8, cut=None, density=0.5, always_germinate=False):
+        self.horizon, self.cut, self.density, self.always_germinate = horizon, cut, density, always_germinate
+        self.observation_space = Dict(
+            features=Box(-2, 2, (31 + 30 * SLOTS,), np.float32),
+            blueprints=Box(0, 13, (SLOTS,), np.int64),
+            action_mask=Box(0, 1, (sum(NVEC),), np.int8),
+            op_slot_mask=Box(0, 1, (len(Op) * SLOTS,), np.int8),
+        )
+        self.action_space = MultiDiscrete(NVEC)
+        self.executed = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed, options=options)
+        self.steps = 0
+        return self._observe(), {}
+
+    def step(self, action):
+        legal = self.observation["op_slot_mask"].reshape(len(Op), SLOTS)
+        assert legal[action[Head.OP], action[Head.SLOT]], "the policy took an illegal action"
+        self.executed.append(np.array(action))
+        reward = float(action[Head.OP] == Op.GERMINATE and action[Head.BLUEPRINT] == Blueprint.CONV_LIGHT)
+        self.steps += 1
+        terminated = self.steps >= self.horizon
+        truncated = not terminated and self.cut is not None and self.steps >= self.cut
+        return self._observe(), reward, terminated, truncated, {}
+
+    def _observe(self):
+        self.observation = random_observation(self.np_random, self.density)
+        if self.always_germinate:
+            op_slot = self.observation["op_slot_mask"].reshape(len(Op), SLOTS)
+            op_slot[Op.GERMINATE] = 1
+            self.observation["action_mask"] = marginal_mask(op_slot)
+        self.observation["features"][0] = self.steps / self.horizon
+        return dict(self.observation)
+
+
+@pytest.fixture(scope="session")
+def spaces():
+    env = MaskWorld()
+    return env.observation_space, env.action_space
+
+
+@pytest.fixture(scope="session")
+def observations():
+    """``observations(count, seed=0, density=0.5)``: a batch of random legal observations as tensors."""
+
+    def make(count, seed=0, density=0.5):
+        rng = np.random.default_rng(seed)
+        return stack([random_observation(rng, density) for _ in range(count)])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mask_world():
+    """``mask_world(num_envs=4, **kwargs)``: a monitored DummyVecEnv of MaskWorlds."""
+
+    def make(num_envs=4, **kwargs):
+        return DummyVecEnv([lambda: Monitor(MaskWorld(**kwargs))] * num_envs)
+
+    return make

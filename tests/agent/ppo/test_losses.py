@@ -1,0 +1,192 @@
+"""Losses and statistics of one minibatch against plain loops over its rows and heads."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch as th
+from esper_agent.buffers import FactoredSamples
+from esper_agent.losses import LossSettings, UpdateStatistics, entropy_weights, loss_terms, normalise
+from esper_agent.policy import Evaluation
+from esper_env.rules.heads import HEAD_NAMES, HEAD_RELEVANCE, NUM_HEADS, NUM_OPS, Head, Op
+
+PADDING = 4
+
+
+def minibatch(count=30, seed=0, spread=0.3):
+    """Samples and an evaluation of ``count`` real rows, every op among them, and some rows of padding."""
+    generator = th.Generator().manual_seed(seed)
+
+    def noise(*shape):
+        return th.randn(*shape, generator=generator)
+
+    total = count + PADDING
+    actions = th.zeros(total, NUM_HEADS, dtype=th.long)
+    actions[:, Head.OP] = th.arange(total) % NUM_OPS
+    relevance = th.tensor(HEAD_RELEVANCE.copy())[actions[:, Head.OP]]
+    old = th.where(relevance, -noise(total, NUM_HEADS).abs(), 0.0)
+    mask = (th.arange(total) < count).float()
+    samples = FactoredSamples(
+        observations={},
+        actions=actions,
+        old_values=noise(total),
+        head_log_probs=old,
+        op_advantages=noise(total) * 3 + 1,
+        argument_advantages=noise(total) - 2,
+        returns=noise(total),
+        lstm_states=None,
+        episode_starts=th.zeros(total),
+        mask=mask,
+    )
+    evaluation = Evaluation(
+        op_values=noise(total).requires_grad_(),
+        state_values=noise(total),
+        head_log_probs=th.where(relevance, old + spread * noise(total, NUM_HEADS), 0.0).requires_grad_(),
+        head_entropies=th.where(relevance, noise(total, NUM_HEADS).abs(), 0.0),
+        relevance=relevance,
+        op_probs=noise(total, NUM_OPS).softmax(dim=1),
+    )
+    # Padding must not matter, however wild.
+    padding = mask == 0
+    samples.returns[padding] = 1e6
+    samples.op_advantages[padding] = -1e6
+    with th.no_grad():
+        evaluation.head_log_probs[padding] = 50.0
+    return samples, evaluation
+
+
+def settings_with(**changes):
+    defaults = {
+        "clip_range": 0.2,
+        "clip_range_vf": None,
+        "ent_coef": 0.05,
+        "entropy_weights": th.ones(NUM_HEADS),
+        "vf_coef": 1.0,
+        "normalize_advantage": False,
+    }
+    return LossSettings(**(defaults | changes))
+
+
+def read_heads(samples):
+    """(row, head, advantage) wherever a real row's op reads a head."""
+    for row in range(int(samples.mask.sum())):
+        for head in Head:
+            if HEAD_RELEVANCE[samples.actions[row, Head.OP], head]:
+                column = samples.op_advantages if head == Head.OP else samples.argument_advantages
+                yield row, head, column[row].item()
+
+
+def test_each_head_has_its_own_clipped_surrogate():
+    samples, evaluation = minibatch()
+    total, clipped_rows = 0.0, 0
+    for row, head, advantage in read_heads(samples):
+        ratio = math.exp((evaluation.head_log_probs - samples.head_log_probs)[row, head].item())
+        clipped = min(max(ratio, 0.8), 1.2)
+        clipped_rows += ratio != clipped
+        total += min(ratio * advantage, clipped * advantage)
+    assert clipped_rows > 10
+    assert loss_terms(samples, evaluation, settings_with()).policy.item() == pytest.approx(-total / 30, rel=1e-4)
+
+
+def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient():
+    samples, evaluation = minibatch(spread=0.0)
+    loss_terms(samples, evaluation, settings_with(ent_coef=0.0, vf_coef=0.0)).total.backward()
+    expected = th.zeros_like(evaluation.head_log_probs)
+    for row, head, advantage in read_heads(samples):
+        expected[row, head] = -advantage / 30
+    assert th.allclose(evaluation.head_log_probs.grad, expected, atol=1e-6)
+
+
+def test_advantages_of_op_and_arguments_are_normalised_separately_over_real_rows():
+    samples, evaluation = minibatch()
+    rows = samples.mask > 0
+    by_hand = samples._replace(
+        **{
+            name: (values - values[rows].mean()) / values[rows].std(correction=0)
+            for name in ("op_advantages", "argument_advantages")
+            for values in [getattr(samples, name)]
+        }
+    )
+    expected = loss_terms(by_hand, evaluation, settings_with()).policy
+    actual = loss_terms(samples, evaluation, settings_with(normalize_advantage=True)).policy
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_single_row_is_normalised_to_zero():
+    rows = th.tensor([True, False])
+    assert normalise(th.tensor([3.0, 1e6]), rows)[0].item() == 0.0
+
+
+def test_value_loss_is_the_squared_error_of_the_stored_ops_value():
+    samples, evaluation = minibatch()
+    errors = [(samples.returns[row] - evaluation.op_values[row]).item() ** 2 for row in range(30)]
+    assert loss_terms(samples, evaluation, settings_with()).value.item() == pytest.approx(np.mean(errors), rel=1e-5)
+    clipped = []
+    for row in range(30):
+        old = samples.old_values[row].item()
+        value = min(max(evaluation.op_values[row].item(), old - 0.1), old + 0.1)
+        clipped.append((samples.returns[row].item() - value) ** 2)
+    terms = loss_terms(samples, evaluation, settings_with(clip_range_vf=0.1))
+    assert terms.value.item() == pytest.approx(np.mean(clipped), rel=1e-5)
+
+
+def test_entropy_is_weighted_per_head_and_summed_over_what_a_row_reads():
+    samples, evaluation = minibatch()
+    weights = th.arange(1.0, NUM_HEADS + 1)
+    total = sum(
+        weights[head].item() * evaluation.head_entropies[row, head].item() for row, head, _ in read_heads(samples)
+    )
+    terms = loss_terms(samples, evaluation, settings_with(entropy_weights=weights))
+    assert terms.entropy.item() == pytest.approx(-total / 30, rel=1e-5)
+
+
+def test_the_total_adds_the_terms_with_their_coefficients():
+    terms = loss_terms(*minibatch(), settings_with(ent_coef=0.25, vf_coef=0.5))
+    expected = terms.policy + 0.25 * terms.entropy + 0.5 * terms.value
+    assert terms.total.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_kl_is_that_of_the_joint_action():
+    samples, evaluation = minibatch()
+    log_ratios = dict.fromkeys(range(30), 0.0)
+    for row, head, _ in read_heads(samples):
+        log_ratios[row] += (evaluation.head_log_probs - samples.head_log_probs)[row, head].item()
+    expected = np.mean([math.exp(value) - 1 - value for value in log_ratios.values()])
+    terms = loss_terms(samples, evaluation, settings_with())
+    assert terms.approx_kl.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_statistics_of_a_head_are_over_the_rows_that_read_it():
+    batches = [minibatch(30, seed=0), minibatch(18, seed=1)]
+    statistics = UpdateStatistics(0.2, th.device("cpu"))
+    seen = {head: [] for head in Head}
+    for samples, evaluation in batches:
+        statistics.add(loss_terms(samples, evaluation, settings_with()), evaluation, samples.mask)
+        for row, head, _ in read_heads(samples):
+            ratio = math.exp((evaluation.head_log_probs - samples.head_log_probs)[row, head].item())
+            seen[head].append((ratio, evaluation.head_entropies[row, head].item()))
+    numbers = statistics.per_head()
+    assert len(numbers) == 6 * NUM_HEADS
+    for head, rows in seen.items():
+        ratios, entropies = np.array(rows).T
+        expected = {
+            "ratio_mean": ratios.mean(),
+            "ratio_max": ratios.max(),
+            "ratio_min": ratios.min(),
+            "approx_kl": (ratios - 1 - np.log(ratios)).mean(),
+            "clip_fraction": (np.abs(ratios - 1) > 0.2).mean(),
+            "entropy": entropies.mean(),
+        }
+        for name, value in expected.items():
+            assert numbers[f"{HEAD_NAMES[head]}_{name}"] == pytest.approx(value, rel=1e-3, abs=1e-5)
+    wait = [evaluation.op_probs[: int(samples.mask.sum()), Op.WAIT].mean().item() for samples, evaluation in batches]
+    assert statistics.summary(1.0)["op_wait_probability"] == pytest.approx(np.mean(wait), rel=1e-5)
+
+
+def test_entropy_weights_need_every_head():
+    weights = entropy_weights({name: index for index, name in enumerate(HEAD_NAMES)}, th.device("cpu"))
+    assert weights.tolist() == list(range(NUM_HEADS))
+    with pytest.raises(ValueError, match="expected exactly"):
+        entropy_weights({"op": 1.0}, th.device("cpu"))

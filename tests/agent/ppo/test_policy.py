@@ -1,0 +1,242 @@
+"""The policy network: size, initialisation, the critic, the LSTM over padded sequences, and SB3's policy interface."""
+
+from __future__ import annotations
+
+import math
+
+import gymnasium
+import numpy as np
+import pytest
+import torch as th
+from esper_agent.policy import FactoredLstmPolicy
+from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op, head_sizes
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+
+NVEC = head_sizes(3)
+
+
+def make_policy(spaces, seed=0, **kwargs):
+    th.manual_seed(seed)
+    return FactoredLstmPolicy(*spaces, lambda _: 3e-4, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def policy(spaces):
+    return make_policy(spaces)
+
+
+def lively(policy, seed=1):
+    """Make the heads matter: an untrained policy's last layers are close to zero."""
+    with th.no_grad():
+        generator = th.Generator().manual_seed(seed)
+        for head in Head:
+            weight = policy.action_net.output_layer(head).weight
+            weight.copy_(th.randn(weight.shape, generator=generator) * 0.3)
+    return policy
+
+
+def states(count, seed=None, size=256):
+    if seed is None:
+        state = (th.zeros(1, count, size), th.zeros(1, count, size))
+    else:
+        generator = th.Generator().manual_seed(seed)
+        state = tuple(th.randn(1, count, size, generator=generator) * 0.5 for _ in range(2))
+    return RNNStates(state, state)
+
+
+def test_the_network_for_three_slots_has_929762_parameters(policy):
+    assert sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad) == 929_762
+    in_optimizer = [parameter for group in policy.optimizer.param_groups for parameter in group["params"]]
+    assert sum(parameter.numel() for parameter in in_optimizer) == 929_762
+    assert policy.optimizer.param_groups[0]["eps"] == 1e-5
+
+
+def is_orthogonal(weight, gain):
+    short = weight if weight.shape[0] <= weight.shape[1] else weight.T
+    return th.allclose(short @ short.T, gain**2 * th.eye(len(short)), atol=1e-4)
+
+
+def test_initialisation(spaces):
+    policy = make_policy(spaces)
+    lstm, encoder = policy.lstm_actor, policy.features_extractor
+    assert encoder.embedding.weight.shape == (14, 4)
+    assert encoder.embedding.weight.std().item() == pytest.approx(0.02, rel=0.4)
+    assert is_orthogonal(encoder.linear.weight, math.sqrt(2))
+    assert is_orthogonal(lstm.weight_ih_l0, 1.0)
+    assert is_orthogonal(lstm.weight_hh_l0, 1.0)
+    gates = (lstm.bias_ih_l0 + lstm.bias_hh_l0).reshape(4, 256)
+    assert (gates[1] == 1).all(), "the forget gate"
+    assert (gates[[0, 2, 3]] == 0).all()
+    for head in Head:
+        *hidden, last = [layer for layer in policy.action_net.heads[head] if isinstance(layer, th.nn.Linear)]
+        assert len(hidden) == (2 if head == Head.BLUEPRINT else 1)
+        assert all(is_orthogonal(layer.weight, math.sqrt(2)) for layer in hidden)
+        assert is_orthogonal(last.weight, 0.01)
+    assert is_orthogonal(policy.value_net.hidden.weight, math.sqrt(2))
+    assert 0.1 - 1e-6 <= policy.value_net.output.weight.norm().item() <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("bias", "expected"),
+    [(None, [-1, 0, 0, -2, 0, 0]), ({"GERMINATE": 0.5}, [0, 0.5, 0, 0, 0, 0]), ({}, [0] * 6)],
+)
+def test_initial_op_logits_carry_the_bias(spaces, observations, bias, expected):
+    policy = make_policy(spaces, op_logit_bias=bias)
+    obs = observations(64)
+    latent, _ = policy._latent(obs, states(64).pi, th.ones(64))
+    logits = policy.action_net(latent)[:, -len(Op) :]
+    assert (logits - th.tensor(expected, dtype=th.float32)).abs().max() < 0.1
+
+
+def test_the_critic_is_a_network_of_the_latent_and_the_ops_one_hot(policy):
+    latent = th.randn(5, 256, generator=th.Generator().manual_seed(0))
+    critic = policy.value_net
+    for op in Op:
+        one_hot = th.zeros(5, len(Op))
+        one_hot[:, op] = 1
+        naive = critic.output(th.relu(critic.hidden(th.cat([latent, one_hot], dim=1)))).squeeze(1)
+        assert th.allclose(critic(latent)[:, op], naive, atol=1e-5)
+
+
+def test_blueprints_reach_the_policy_and_the_masks_do_not_reach_the_latent(policy, observations):
+    obs = observations(8)
+    latent, _ = policy._latent(obs, states(8).pi, th.zeros(8))
+    other = dict(obs, blueprints=(obs["blueprints"] + 1) % 14)
+    assert not th.allclose(policy._latent(other, states(8).pi, th.zeros(8))[0], latent)
+    masked = dict(obs, action_mask=th.ones_like(obs["action_mask"]), op_slot_mask=th.ones_like(obs["op_slot_mask"]))
+    assert th.equal(policy._latent(masked, states(8).pi, th.zeros(8))[0], latent)
+
+
+def test_padded_sequences_equal_step_by_step_evaluation(spaces, observations):
+    """Three sequences of 7, 4 and 1 steps; the second starts an episode, so its carried state must not count."""
+    policy = lively(make_policy(spaces))
+    lengths, longest = [7, 4, 1], 7
+    obs = observations(3 * longest)
+    starts = th.zeros(3, longest)
+    starts[1, 0] = 1
+    initial = states(3, seed=5)
+    th.manual_seed(0)
+    distribution, _ = policy.get_distribution(obs, initial.pi, starts.flatten())
+    actions = distribution.sample()
+    padded = policy.evaluate_heads(obs, actions, initial, starts.flatten())
+
+    for sequence, length in enumerate(lengths):
+        state = tuple(part[:, sequence : sequence + 1] for part in initial.pi)
+        for step in range(length):
+            row = sequence * longest + step
+            single = {key: value[row : row + 1] for key, value in obs.items()}
+            state_in = RNNStates(state, state)
+            alone = policy.evaluate_heads(single, actions[row : row + 1], state_in, starts[sequence, step : step + 1])
+            _, state = policy.get_distribution(single, state, starts[sequence, step : step + 1])
+            for whole, part in zip(padded, alone, strict=True):
+                assert th.allclose(whole[row].float(), part[0].float(), atol=1e-5)
+
+
+def test_an_episode_start_clears_the_carried_state(policy, observations):
+    obs = observations(6)
+    fresh = policy.predict_values(obs, states(6).pi, th.zeros(6))
+    assert th.equal(policy.predict_values(obs, states(6, seed=2).pi, th.ones(6)), fresh)
+    assert not th.allclose(policy.predict_values(obs, states(6, seed=2).pi, th.zeros(6)), fresh)
+
+
+def test_an_episode_start_inside_a_sequence_is_refused(policy, observations):
+    starts = th.tensor([0.0, 0.0, 1.0, 0.0])
+    with pytest.raises(ValueError, match="inside a sequence"):
+        policy.predict_values(observations(4), states(2).pi, starts[[0, 1, 3, 2]])
+    assert policy.predict_values(observations(4), states(2).pi, starts).shape == (4, 1)
+
+
+def test_one_lstm_call_evaluates_a_padded_batch(spaces, observations):
+    policy = make_policy(spaces)
+    calls = []
+    policy.lstm_actor.register_forward_hook(lambda *_: calls.append(1))
+    starts = th.zeros(4, 10)
+    starts[:, 0] = 1
+    policy.evaluate_heads(observations(40), th.tensor([HEAD_DEFAULTS] * 40), states(4), starts.flatten())
+    assert len(calls) == 1
+
+
+def test_a_decision_values_the_op_it_takes(spaces, observations):
+    policy, obs = lively(make_policy(spaces)), observations(256, density=0.8)
+    with th.no_grad():
+        decision, _ = policy.decide(obs, states(256), th.ones(256))
+        op_values, op_probs = policy.op_values(obs, states(256).pi, th.ones(256))
+        evaluation = policy.evaluate_heads(obs, decision.actions, states(256), th.ones(256))
+    ops = decision.actions[:, Head.OP]
+    assert set(ops.tolist()) == set(Op)
+    assert th.equal(decision.op_values, op_values[th.arange(256), ops])
+    assert th.allclose(decision.state_values, (op_values * op_probs).sum(dim=1), atol=1e-6)
+    assert th.equal(decision.op_values, evaluation.op_values)
+    assert th.equal(decision.head_log_probs, evaluation.head_log_probs)
+
+
+def test_forward_and_evaluate_actions_keep_sb3s_shapes(policy, observations):
+    obs = observations(5)
+    actions, values, log_prob, after = policy(obs, states(5), th.ones(5))
+    assert (actions.shape, values.shape, log_prob.shape) == ((5, 8), (5, 1), (5,))
+    assert after.pi[0].shape == after.vf[1].shape == (1, 5, 256)
+    again, log_prob_again, entropy = policy.evaluate_actions(obs, actions, states(5), th.ones(5))
+    assert th.allclose(values, again)
+    assert th.allclose(log_prob, log_prob_again)
+    assert entropy.shape == (5,)
+
+
+def test_predict_carries_state_for_single_and_batched_observations(spaces, observations):
+    policy = lively(make_policy(spaces))
+    obs = {key: value.numpy() for key, value in observations(3).items()}
+    action, state = policy.predict(obs, deterministic=True)
+    assert action.shape == (3, 8)
+    assert state[0].shape == (1, 3, 256)
+    single = {key: value[1] for key, value in obs.items()}
+    alone, alone_state = policy.predict(single, deterministic=True)
+    assert alone.shape == (8,)
+    np.testing.assert_array_equal(alone, action[1])
+    np.testing.assert_allclose(alone_state[0][:, 0], state[0][:, 1], atol=1e-6)
+    _, carried = policy.predict(obs, state, np.zeros(3, dtype=bool), deterministic=True)
+    _, restarted = policy.predict(obs, state, np.ones(3, dtype=bool), deterministic=True)
+    assert not np.allclose(carried[0], restarted[0])
+    np.testing.assert_allclose(restarted[0], state[0], atol=1e-6)
+
+
+def test_actor_and_critic_both_train_every_shared_layer(spaces, observations):
+    policy = lively(make_policy(spaces))
+    obs, before, start = observations(64, density=0.9), states(64, seed=3), th.zeros(64)
+    actions = policy.decide(obs, before, start)[0].actions
+    losses = {"actor": "head_log_probs", "critic": "op_values"}
+    for field in losses.values():
+        policy.zero_grad()
+        getattr(policy.evaluate_heads(obs, actions, before, start), field).sum().backward()
+        for module in (policy.features_extractor, policy.lstm_actor, policy.latent_norm):
+            assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters()), field
+
+
+def test_the_policy_alone_saves_and_loads(spaces, observations, tmp_path):
+    policy = lively(make_policy(spaces, op_logit_bias={"WAIT": -3.0}, head_dim=64, features_dim=32))
+    policy.save(tmp_path / "policy.pt")
+    loaded = FactoredLstmPolicy.load(tmp_path / "policy.pt", device="cpu")
+    obs = {key: value.numpy() for key, value in observations(9).items()}
+    for left, right in zip(
+        policy.predict(obs, deterministic=True), loaded.predict(obs, deterministic=True), strict=True
+    ):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_foreign_spaces_and_settings_are_refused(spaces):
+    observation_space, action_space = spaces
+    with pytest.raises(ValueError, match=r"MultiDiscrete\(head_sizes"):
+        make_policy((observation_space, gymnasium.spaces.Discrete(4)))
+    with pytest.raises(ValueError, match="with 2 slots expected"):
+        make_policy((observation_space, gymnasium.spaces.MultiDiscrete([2, 3])))
+    with pytest.raises(ValueError, match="do not flatten"):
+        make_policy((observation_space["features"], action_space))
+    with pytest.raises(ValueError, match="op_slot_mask"):
+        make_policy((gymnasium.spaces.Dict(list(observation_space.spaces.items())[:-1]), action_space))
+    with pytest.raises(ValueError, match="observation shapes"):
+        make_policy((observation_space, gymnasium.spaces.MultiDiscrete(head_sizes(4))))
+    floats = gymnasium.spaces.Dict({**observation_space, "blueprints": gymnasium.spaces.Box(0, 13, (3,))})
+    with pytest.raises(ValueError, match="integer indices"):
+        make_policy((floats, action_space))
+    with pytest.raises(ValueError, match="SHRINK"):
+        make_policy(spaces, op_logit_bias={"SHRINK": 1.0})
+    with pytest.raises(ValueError, match="use_sde"):
+        make_policy(spaces, use_sde=True)

@@ -1,0 +1,243 @@
+"""The adapter hands Stable-Baselines3 exactly what its own DummyVecEnv would."""
+
+import gymnasium
+import numpy as np
+import pytest
+from esper_agent.sb3 import GymVecEnv, make_sb3_env
+from esper_agent.vectors import split_infos
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+
+HORIZON = 5
+
+
+def adapted(toy_id, num_envs=3, **kwargs):
+    return GymVecEnv(gymnasium.make_vec(toy_id, num_envs=num_envs, horizon=HORIZON, **kwargs))
+
+
+def actions_for(space, steps, num_envs):
+    rng = np.random.default_rng(5)
+    return [rng.integers(0, space.nvec, size=(num_envs, len(space.nvec))) for _ in range(steps)]
+
+
+def assert_same(left, right):
+    """Equal values, types and keys, all the way down."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, np.ndarray):
+        np.testing.assert_array_equal(left, right)
+    else:
+        assert left == right
+        assert type(left) is type(right)
+
+
+def test_transitions_equal_those_of_dummy_vec_env(toy_id):
+    ours, theirs = adapted(toy_id), DummyVecEnv([lambda: gymnasium.make(toy_id, horizon=HORIZON)] * 3)
+    ours.seed(40)
+    theirs.seed(40)
+    assert_same(dict(ours.reset()), dict(theirs.reset()))
+    assert_same(ours.reset_infos[1], theirs.reset_infos[1])
+    ended = 0
+    for actions in actions_for(ours.action_space, 3 * HORIZON, 3):
+        (obs, rewards, dones, infos), (their_obs, their_rewards, their_dones, their_infos) = (
+            ours.step(actions),
+            theirs.step(actions),
+        )
+        assert_same(dict(obs), dict(their_obs))
+        assert rewards.dtype == np.float32
+        np.testing.assert_array_equal(rewards, their_rewards)
+        np.testing.assert_array_equal(dones, their_dones)
+        for index in range(3):
+            assert_same(infos[index], their_infos[index])
+            assert_same(ours.reset_infos[index], theirs.reset_infos[index])
+        ended += dones.sum()
+    assert ended == 9
+
+
+def test_terminal_observation_is_the_final_one_and_not_the_next_first(toy_id):
+    env = adapted(toy_id)
+    env.reset()
+    for actions in actions_for(env.action_space, HORIZON, 3):
+        obs, _, dones, infos = env.step(actions)
+    assert dones.all()
+    for index, info in enumerate(infos):
+        assert info["terminal_observation"]["features"][0] == 1.0
+        assert obs["features"][index, 0] == 0.0
+        assert info["committed_val_accuracy"] == info["val_accuracy"]
+        assert "committed_val_accuracy" not in env.reset_infos[index]
+
+
+def test_a_cut_is_marked_and_an_end_is_not(toy_id):
+    for limit, expected in ((2, True), (HORIZON, False), (HORIZON + 1, False)):
+        env = adapted(toy_id, max_episode_steps=limit)
+        env.reset()
+        for actions in actions_for(env.action_space, min(limit, HORIZON), 3):
+            _, _, dones, infos = env.step(actions)
+        assert dones.all()
+        assert [info["TimeLimit.truncated"] for info in infos] == [expected] * 3
+        assert infos[0]["TimeLimit.truncated"] is expected
+
+
+def test_infos_are_plain_python_values_and_own_arrays(toy_id):
+    env = adapted(toy_id)
+    env.reset()
+    _, _, _, infos = env.step(actions_for(env.action_space, 1, 3)[0])
+    assert type(infos[0]["action_valid"]) is bool
+    assert type(infos[0]["op"]) is int
+    assert type(infos[0]["val_accuracy"]) is float
+    assert infos[0]["dataset_name"] == "toy"
+    assert infos[0]["reward_components"] == {"accuracy": 0.5, "rent": -0.25}
+    assert not any(key.startswith("_") for key in infos[0])
+    infos[0]["action_mask"][:] = 7
+    assert infos[1]["action_mask"].max() == 1
+
+
+def test_observations_are_not_reused_between_calls(toy_id):
+    class Reusing(gymnasium.vector.VectorWrapper):
+        """Returns the same arrays every step, overwritten."""
+
+        def reset(self, **kwargs):
+            self.buffer, infos = self.env.reset(**kwargs)
+            return self.buffer, infos
+
+        def step(self, actions):
+            obs, *rest = self.env.step(actions)
+            for key, value in obs.items():
+                self.buffer[key][:] = value
+            return self.buffer, *rest
+
+    env = GymVecEnv(Reusing(gymnasium.make_vec(toy_id, num_envs=2, horizon=HORIZON)))
+    first = env.reset()
+    kept = first["features"].copy()
+    env.step(actions_for(env.action_space, 1, 2)[0])
+    np.testing.assert_array_equal(first["features"], kept)
+
+
+def test_seeds_are_used_once_and_equal_single_environments(toy_id):
+    env = adapted(toy_id)
+    env.seed(7)
+    seeded, again = env.reset()["features"], env.reset()["features"]
+    for index in range(3):
+        single, _ = gymnasium.make(toy_id).reset(seed=7 + index)
+        np.testing.assert_array_equal(seeded[index], single["features"])
+    assert not np.array_equal(seeded, again)
+
+
+def test_seeding_without_a_seed_leaves_the_global_generator_alone(toy_id):
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    first, second = adapted(toy_id).seed(None), adapted(toy_id).seed(None)
+    assert first != second
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+
+
+def test_masks_and_attributes_come_one_per_environment(toy_id):
+    env = adapted(toy_id)
+    env.reset()
+    masks = env.env_method("action_masks")
+    assert len(masks) == 3
+    np.testing.assert_array_equal(masks, env.vec_env.action_masks())
+    np.testing.assert_array_equal(env.env_method("action_masks", indices=[2])[0], masks[2])
+    assert env.has_attr("action_masks")
+    assert not env.has_attr("no_such_thing")
+    assert env.get_attr("slot_ids") == [("r0c0", "r0c1")] * 3
+    assert env.get_attr("observation_space", 0) == [env.observation_space]
+    assert env.get_attr("render_mode") == [None] * 3
+    env.set_attr("dataset_name", "other")
+    assert env.vec_env.dataset_name == "other"
+    assert env.env_is_wrapped(gymnasium.Wrapper) == [False] * 3
+
+
+def test_one_environment_of_a_vector_has_no_attributes_of_its_own(toy_id):
+    with pytest.raises(ValueError, match=r"set_attr\('dataset_name'\) was given environments \[1\]"):
+        adapted(toy_id).set_attr("dataset_name", "other", indices=1)
+
+
+def test_a_method_that_answers_for_the_whole_vector_is_refused(toy_id):
+    env = adapted(toy_id)
+    env.vec_env.unwrapped.total = lambda: 3
+    with pytest.raises(TypeError, match="returned a int, expected one entry for each of its 3 environments"):
+        env.env_method("total")
+
+
+def test_sync_vector_env_reaches_into_its_environments(toy_id):
+    sync = SyncVectorEnv([lambda: gymnasium.make(toy_id)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    env = GymVecEnv(sync)
+    env.reset()
+    assert len(env.env_method("action_masks")) == 2
+    assert env.get_attr("dataset_name") == ["toy", "toy"]
+    env.set_attr("dataset_name", "other", indices=[1])
+    assert env.get_attr("dataset_name") == ["toy", "other"]
+    assert env.env_is_wrapped(gymnasium.wrappers.OrderEnforcing) == [True, True]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_other_autoreset_modes_are_refused(toy_id, mode):
+    with pytest.raises(ValueError, match=r"needs AutoresetMode.SAME_STEP"):
+        adapted(toy_id, autoreset_mode=mode.value)
+
+
+def test_something_else_is_refused(toy_id):
+    with pytest.raises(TypeError, match=r"adapts a gymnasium\.vector\.VectorEnv, not a"):
+        GymVecEnv(gymnasium.make(toy_id))
+
+
+def test_missing_final_observation_is_an_error(toy_id):
+    class Forgetful(gymnasium.vector.VectorWrapper):
+        def step(self, actions):
+            *rest, infos = self.env.step(actions)
+            return *rest, {key: value for key, value in infos.items() if key != "final_obs"}
+
+    env = GymVecEnv(Forgetful(gymnasium.make_vec(toy_id, num_envs=1, horizon=1)))
+    env.reset()
+    with pytest.raises(RuntimeError, match=r"lack \['final_obs'\]"):
+        env.step(np.zeros((1, 8), dtype=np.int64))
+
+
+def test_options_reach_the_vector_once(toy_id):
+    env = adapted(toy_id)
+    seen = []
+    reset = env.vec_env.unwrapped.reset
+    env.vec_env.unwrapped.reset = lambda **kwargs: seen.append(kwargs["options"]) or reset(seed=kwargs["seed"])
+    env.set_options({"topology": {"r0c0": "norm"}})
+    env.reset()
+    env.reset()
+    assert seen == [{"topology": {"r0c0": "norm"}}, None]
+    env.set_options([{"a": 1}, {}, {}])
+    with pytest.raises(ValueError, match="different options per environment"):
+        env.reset()
+
+
+def test_made_env_is_monitored_and_takes_env_kwargs(toy_id):
+    env = make_sb3_env(toy_id, num_envs=2, seed=3, horizon=2)
+    assert isinstance(env, VecMonitor)
+    normalised = VecNormalize(env, norm_obs=False)
+    normalised.reset()
+    rewards = []
+    for actions in actions_for(env.action_space, 2, 2):
+        _, _, _, infos = normalised.step(actions)
+        rewards.append(normalised.get_original_reward())
+    assert infos[0]["episode"]["l"] == 2
+    assert infos[0]["episode"]["r"] == pytest.approx(np.sum(rewards, axis=0)[0], abs=1e-5)
+    normalised.close()
+    assert env.venv.vec_env.closed
+
+
+def test_split_keeps_to_the_masks_at_every_depth():
+    infos = {
+        "a": np.array([1.5, 2.5]),
+        "_a": np.array([True, False]),
+        "nested": {"b": np.array([[1, 2], [3, 4]]), "c": np.array([0, 9]), "_c": np.array([False, True])},
+        "shared": "text",
+        "objects": np.array([None, {"x": np.ones(2)}], dtype=object),
+        "_objects": np.array([False, True]),
+    }
+    first, second = split_infos(infos, 2)
+    assert first.keys() == {"a", "nested", "shared"}
+    assert first["a"] == 1.5
+    assert first["nested"].keys() == {"b"}
+    assert second["nested"]["c"] == 9
+    np.testing.assert_array_equal(second["nested"]["b"], [3, 4])
+    assert second["shared"] == "text"
+    np.testing.assert_array_equal(second["objects"]["x"], [1, 1])

@@ -1,0 +1,23 @@
+"""What holds for every test: one thread for each process, and property tests that draw the same examples every time."""
+
+import os
+
+# Set before torch and NumPy load their thread pools, and inherited by the processes that tests start: the workers of
+# pytest-xdist share the cores, and sums over one thread do not depend on the machine.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"
+# Figures are drawn to files; no test needs a display.
+os.environ["MPLBACKEND"] = "Agg"
+
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+# ESPER_HYPOTHESIS_EXAMPLES raises or lowers how many examples each property is tried on. Speed is not a property under
+# test here, so neither a deadline nor the health check for slow data can fail a run on a busy machine.
+settings.register_profile(
+    "esper",
+    derandomize=True,
+    deadline=None,
+    max_examples=int(os.environ.get("ESPER_HYPOTHESIS_EXAMPLES", "50")),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("esper")

@@ -1,0 +1,61 @@
+"""The digits are scikit-learn's, split once and for all."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from esper_env.data.digits import load_digits
+from esper_env.data.images import channel_statistics
+
+datasets = pytest.importorskip("sklearn.datasets")
+
+
+def as_levels(images: np.ndarray) -> np.ndarray:
+    """Back from 0..255 to the source's 0..16, one row per image."""
+    return np.rint(images.reshape(len(images), -1) / 255 * 16).astype(int)
+
+
+def test_every_image_of_the_source_is_in_exactly_one_split() -> None:
+    data = load_digits()
+    source, source_labels = datasets.load_digits(return_X_y=True)
+    splits = [(getattr(data, f"{s}_images"), getattr(data, f"{s}_labels")) for s in ("train", "val", "test")]
+    ours = np.concatenate([np.column_stack([as_levels(images), labels]) for images, labels in splits])
+    theirs = np.column_stack([source, source_labels]).astype(int)
+    assert sorted(map(tuple, ours)) == sorted(map(tuple, theirs))
+
+
+def test_sizes_shape_and_range() -> None:
+    data = load_digits()
+    assert (len(data.train_labels), len(data.val_labels), len(data.test_labels)) == (697, 800, 300)
+    assert data.image_shape == (1, 8, 8)
+    assert (data.train_images.min(), data.train_images.max()) == (0, 255)
+    assert (data.crop_padding, data.flip) == (0, False)
+
+
+def test_every_split_has_every_digit_about_equally_often() -> None:
+    data = load_digits()
+    for labels in (data.train_labels, data.val_labels, data.test_labels):
+        shares = np.bincount(labels, minlength=10) / len(labels)
+        np.testing.assert_allclose(shares, 0.1, atol=0.005)
+
+
+def test_recorded_statistics_are_those_of_the_training_images() -> None:
+    data = load_digits()
+    mean, std = channel_statistics(data.train_images)
+    np.testing.assert_allclose(data.mean, mean, atol=5e-5)
+    np.testing.assert_allclose(data.std, std, atol=5e-5)
+
+
+def test_the_same_every_time() -> None:
+    first, again = load_digits(), load_digits()
+    np.testing.assert_array_equal(first.val_images, again.val_images)
+    np.testing.assert_array_equal(first.train_labels, again.train_labels)
+
+
+def test_without_scikit_learn_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match=r"pip install 'esper-env\[digits\]'"):
+        load_digits()

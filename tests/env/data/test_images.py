@@ -1,0 +1,94 @@
+"""ImageData holds consistent, read-only splits and refuses anything else."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import numpy as np
+import pytest
+
+from esper_env.data import ImageData
+from esper_env.data.images import channel_statistics
+
+
+def fields(**changes: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    base: dict[str, Any] = {"name": "toy", "classes": 3, "mean": (0.5, 0.5), "std": (0.2, 0.2)}
+    base |= {"crop_padding": 1, "flip": True}
+    for split, n in (("train", 6), ("val", 4), ("test", 3)):
+        base[f"{split}_images"] = rng.integers(0, 256, (n, 2, 5, 4), dtype=np.uint8)
+        base[f"{split}_labels"] = np.arange(n) % 3
+    return base | changes
+
+
+def test_keeps_what_it_is_given() -> None:
+    given = fields()
+    data = ImageData(**given)
+    assert data.image_shape == (2, 5, 4)
+    for split in ("train", "val", "test"):
+        np.testing.assert_array_equal(getattr(data, f"{split}_images"), given[f"{split}_images"])
+        np.testing.assert_array_equal(getattr(data, f"{split}_labels"), given[f"{split}_labels"])
+
+
+def test_nobody_can_write_to_it() -> None:
+    given = fields()
+    data = ImageData(**given)
+    for split in ("train", "val", "test"):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(data, f"{split}_images")[0, 0, 0, 0] = 1
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(data, f"{split}_labels")[0] = 1
+    before = data.train_images.copy()
+    given["train_images"][:] = 0  # the caller's own array stays writable and is not shared
+    np.testing.assert_array_equal(data.train_images, before)
+    with pytest.raises(FrozenInstanceError):
+        data.name = "other"  # type: ignore[misc]
+
+
+def test_a_frozen_view_of_a_writable_array_is_not_shared() -> None:
+    base = fields()["train_images"]
+    view = base[:]
+    view.flags.writeable = False
+    data = ImageData(**fields(train_images=view))
+    before = data.train_images.copy()
+    base[:] = 0
+    np.testing.assert_array_equal(data.train_images, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"classes": 1}, ValueError, "needs 2 or more"),
+        ({"train_images": np.full((6, 2, 5, 4), np.nan)}, TypeError, r"train split: images are float64.*\* 255"),
+        ({"val_images": [[0]]}, TypeError, "val split: images are list"),
+        ({"val_images": np.zeros((4, 5, 4), np.uint8)}, ValueError, r"\(4, 5, 4\); expected \(N, channels"),
+        ({"train_images": np.zeros((6, 2, 0, 4), np.uint8)}, ValueError, r"\(6, 2, 0, 4\)"),
+        ({"test_images": np.zeros((3, 2, 4, 5), np.uint8)}, ValueError, r"\(2, 4, 5\).*\(2, 5, 4\)"),
+        (
+            {"val_images": np.zeros((0, 2, 5, 4), np.uint8), "val_labels": np.zeros(0, np.int64)},
+            ValueError,
+            "val split: no images",
+        ),
+        ({"test_labels": np.zeros(3, np.int32)}, TypeError, "labels are int32"),
+        ({"test_labels": np.zeros(4, np.int64)}, ValueError, r"\(4,\) for 3 images"),
+        ({"train_labels": np.array([0, 1, 2, 3, 0, 1])}, ValueError, r"0\.\.3; expected 0\.\.2"),
+        ({"train_labels": np.array([0, 1, 2, -1, 0, 1])}, ValueError, r"-1\.\.2"),
+        ({"mean": (0.5,)}, ValueError, "1 means and 2 stds"),
+        ({"mean": (125.0, 125.0)}, ValueError, r"0\.\.1 scale"),
+        ({"std": (0.2, 0.0)}, ValueError, "std above 0"),
+        ({"std": (0.2, float("nan"))}, ValueError, "std above 0"),
+        ({"crop_padding": -1}, ValueError, r"expected 0\.\.3"),
+        ({"crop_padding": 4}, ValueError, r"5x4"),
+    ],
+)
+def test_refuses_inconsistent_data(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ImageData(**fields(**changes))
+
+
+def test_channel_statistics_are_those_of_the_pixels() -> None:
+    images = fields()["train_images"]
+    mean, std = channel_statistics(images)
+    np.testing.assert_allclose(mean, (images / 255).mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(std, (images / 255).std(axis=(0, 2, 3)), rtol=1e-12)

@@ -1,0 +1,149 @@
+"""The stand-in is the same everywhere, hides its classes from easy cues, and can be learnt."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from esper_env.data import ImageData
+from esper_env.data.images import channel_statistics
+from esper_env.data.procedural import CLASSES, Factors, draw_images, generate_procedural
+
+DIGEST = """
+import hashlib
+from esper_env.data.procedural import generate_procedural
+data = generate_procedural(500, 20, 20)
+print(hashlib.sha256(data.train_images.tobytes() + data.val_images.tobytes()).hexdigest())
+"""
+
+#: SHA-256 of what DIGEST hashes. Another value means that results are no longer comparable with earlier ones.
+RECORDED = "?"
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return generate_procedural()
+
+
+def accuracy_of_ridge(train: np.ndarray, val: np.ndarray, data: ImageData, penalty: float) -> float:
+    """Validation accuracy in percent of a linear classifier on features, fitted by ridge regression."""
+    mean, std = train.mean(axis=0), train.std(axis=0) + 1e-9
+    train, val = (train - mean) / std, (val - mean) / std
+    targets = np.eye(CLASSES)[data.train_labels] - 1 / CLASSES
+    weights = np.linalg.solve(train.T @ train + penalty * np.eye(train.shape[1]), train.T @ targets)
+    return 100 * float(np.mean(np.argmax(val @ weights, axis=1) == data.val_labels))
+
+
+def test_another_process_draws_the_same_bits_and_they_are_the_recorded_ones() -> None:
+    data = generate_procedural(500, 20, 20)
+    here = hashlib.sha256(data.train_images.tobytes() + data.val_images.tobytes()).hexdigest()
+    there = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True).stdout.strip()
+    assert here == there == RECORDED
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    before = np.random.get_state()  # noqa: NPY002
+    generate_procedural(100, 10, 10)
+    after = np.random.get_state()  # noqa: NPY002
+    assert before[0] == after[0]
+    assert before[2:] == after[2:]
+    np.testing.assert_array_equal(before[1], after[1])
+
+
+def test_shapes_sizes_and_equal_classes(data: ImageData) -> None:
+    assert (data.name, data.classes, data.image_shape) == ("procedural-cifar", 10, (3, 32, 32))
+    for labels, size in ((data.train_labels, 12_000), (data.val_labels, 2_000), (data.test_labels, 2_000)):
+        assert np.bincount(labels).tolist() == [size // 10] * 10
+    assert (data.crop_padding, data.flip) == (4, True)
+
+
+def test_no_image_twice(data: ImageData) -> None:
+    images = np.concatenate([data.train_images, data.val_images, data.test_images])
+    assert len({image.tobytes() for image in images}) == len(images)
+
+
+def test_recorded_statistics_are_those_of_the_training_images(data: ImageData) -> None:
+    mean, std = channel_statistics(data.train_images)
+    np.testing.assert_allclose(data.mean, mean, atol=5e-5)
+    np.testing.assert_allclose(data.std, std, atol=5e-5)
+
+
+def test_pixels_use_the_range_without_being_cut_off(data: ImageData) -> None:
+    assert (data.train_images.min(), data.train_images.max()) == (0, 255)
+    assert np.isin(data.train_images, (0, 255)).mean() < 0.03
+
+
+def test_the_generator_given_decides_the_picture() -> None:
+    labels = np.arange(20) % CLASSES
+    first, again, other = (draw_images(labels, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_each_factor_leaves_the_class_open_and_two_settle_it() -> None:
+    labels = np.arange(50_000) % CLASSES
+    factors = Factors.draw(labels, np.random.default_rng(0))
+
+    def best_guess(*columns: np.ndarray) -> float:
+        """Share of labels right when the most frequent class is guessed for each value of these factors."""
+        code = np.zeros(len(labels), np.int64)
+        for column in columns:
+            code = code * 10 + column
+        table = np.zeros((code.max() + 1, CLASSES))
+        np.add.at(table, (code, labels), 1)
+        return float(table.max(axis=1).sum() / len(labels))
+
+    hue = (factors.hue * CLASSES).astype(int) % CLASSES
+    assert 0.45 < best_guess(factors.texture) < 0.5
+    assert 0.45 < best_guess(factors.outline) < 0.5
+    assert 0.9 < best_guess(factors.texture, factors.outline) < 0.95
+    assert 0.30 < best_guess(hue) < 0.35
+
+
+def test_a_linear_classifier_on_pixels_does_not_solve_it(data: ImageData) -> None:
+    def halved(images: np.ndarray) -> np.ndarray:
+        """2x2 means: (N, 768), fast to fit and kinder to a linear model than raw pixels."""
+        return images.reshape(-1, 3, 16, 2, 16, 2).mean(axis=(3, 5)).reshape(len(images), -1)
+
+    assert accuracy_of_ridge(halved(data.train_images), halved(data.val_images), data, 1e4) < 35
+
+
+def test_colour_histograms_do_not_solve_it(data: ImageData) -> None:
+    def histogram(images: np.ndarray) -> np.ndarray:
+        """Square roots of the counts of 64 colours."""
+        quarters = images // 64
+        colours = quarters[:, 0] * 16 + quarters[:, 1] * 4 + quarters[:, 2]
+        rows = np.arange(len(images))[:, None] * 64 + colours.reshape(len(images), -1)
+        return np.sqrt(np.bincount(rows.reshape(-1), minlength=64 * len(images)).reshape(-1, 64))
+
+    assert accuracy_of_ridge(histogram(data.train_images), histogram(data.val_images), data, 10) < 35
+
+
+@pytest.mark.slow
+def test_a_convolutional_network_learns_it(data: ImageData) -> None:
+    def tensor(images: np.ndarray) -> torch.Tensor:
+        return (torch.tensor(images, dtype=torch.float32) / 255 - 0.5) / 0.2
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers: list[torch.nn.Module] = []
+        for before, after in ((3, 16), (16, 32), (32, 64)):
+            layers += [torch.nn.Conv2d(before, after, 3, padding=1), torch.nn.BatchNorm2d(after)]
+            layers += [torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
+        network = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+        images, labels = tensor(data.train_images), torch.tensor(data.train_labels)
+        for _ in range(6):
+            for rows in torch.randperm(len(images)).split(128):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(network(images[rows]), labels[rows]).backward()
+                optimizer.step()
+        network.eval()
+        with torch.no_grad():
+            guesses = network(tensor(data.val_images)).argmax(dim=1).numpy()
+    assert 100 * np.mean(guesses == data.val_labels) > 40

@@ -1,0 +1,45 @@
+"""Splits are disjoint, complete, stratified, and the same every time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esper_env.data.splits import stratified_split
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=3, max_size=200),
+    cuts=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_every_image_is_in_one_split_and_every_split_has_its_share_of_each_class(
+    labels: list[int], cuts: tuple[float, float]
+) -> None:
+    array = np.array(labels)
+    first, second = sorted(int(c * len(array)) for c in cuts)
+    sizes = (first, second - first, len(array) - second)
+    parts = stratified_split(array, sizes, "test")
+    assert tuple(map(len, parts)) == sizes
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(array)))
+    for part in parts:
+        expected = np.bincount(array, minlength=5) * len(part) / len(array)
+        assert np.abs(np.bincount(array[part], minlength=5) - expected).max() <= 3
+
+
+def test_depends_on_the_purpose_alone_and_is_not_the_order_of_the_file() -> None:
+    labels = np.repeat(np.arange(4), 50)
+    first, again = (stratified_split(labels, (150, 50), "a") for _ in range(2))
+    other = stratified_split(labels, (150, 50), "b")
+    np.testing.assert_array_equal(first[1], again[1])
+    assert not np.array_equal(first[1], other[1])
+    assert set(np.bincount(labels[first[1]])) <= {12, 13}
+    in_first_class = first[1][labels[first[1]] == 0]
+    assert in_first_class.max() - in_first_class.min() > 20  # drawn from all over the class
+
+
+@pytest.mark.parametrize("sizes", [(5, 4), (5, 6), (11, -1)])
+def test_sizes_must_cover_the_data(sizes: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="one per label"):
+        stratified_split(np.zeros(10, np.int64), sizes, "test")

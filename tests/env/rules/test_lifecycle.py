@@ -1,0 +1,404 @@
+"""The life of a seed: what each op does, the clock, and a naive model that every step is compared with."""
+
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import pytest
+from esper_env.rules import lifecycle
+from esper_env.rules.gates import NO_GATE, Gate, GateConfig
+from esper_env.rules.heads import (
+    CNN_BLUEPRINTS,
+    HEAD_DEFAULTS,
+    NO_BLUEPRINT,
+    AlphaSpeed,
+    AlphaTarget,
+    Blueprint,
+    Curve,
+    Op,
+    Operator,
+    Style,
+    Tempo,
+)
+from esper_env.rules.masks import ActionRules
+from esper_env.rules.slot_table import DOWN, HOLD, UP, SlotTable
+from esper_env.rules.stages import Stage
+
+HEADS = ["slot", "blueprint", "style", "tempo", "alpha_target", "alpha_speed", "alpha_curve", "op"]
+PERMISSIVE, STRICT = GateConfig.permissive(), GateConfig.strict()
+
+
+def action(op=Op.WAIT, **heads):
+    values = dict(zip(HEADS, HEAD_DEFAULTS, strict=True)) | heads | {"op": op}
+    return [int(values[name]) for name in HEADS]
+
+
+def columns(table):
+    return {f.name: getattr(table, f.name) for f in fields(table)}
+
+
+@dataclass
+class World:
+    """One network whose measurements are always healthy, driven one action at a time."""
+
+    slots: int = 1
+    gates: GateConfig = PERMISSIVE
+    table: SlotTable = field(init=False)
+    rules: ActionRules = field(init=False)
+
+    def __post_init__(self):
+        self.table = SlotTable.empty(1, self.slots)
+        self.rules = ActionRules(self.slots, CNN_BLUEPRINTS, self.slots)
+
+    def step(self, op=Op.WAIT, **heads):
+        table = self.table
+        command = self.rules.decode([action(op, **heads)], table)
+        changes = lifecycle.apply(table, command, self.gates)
+        lifecycle.tick(table, changes)
+        lifecycle.age_measurements(table)
+        seeds = table.has_seed
+        table.gradient_measured[:] = seeds
+        table.gradient_health[seeds] = table.gradient_ratio[seeds] = 1.0
+        table.contribution[seeds] = 2.0
+        table.contribution_age[seeds] = 0
+        table.contribution_alpha[seeds] = np.where(table.stage == Stage.TRAINING, 1.0, table.alpha)[seeds]
+        lifecycle.finish_epoch(table)
+        return changes
+
+    def wait(self, steps):
+        for _ in range(steps):
+            self.step()
+        return self
+
+    def grow(self, to, slot=0, **germination):
+        """Take a slot from empty to a stage by the shortest way (blending ends after the ramp)."""
+        self.step(Op.GERMINATE, slot=slot, **({"tempo": Tempo.FAST} | germination))
+        for stage, before in ((Stage.TRAINING, 0), (Stage.BLENDING, 2), (Stage.HOLDING, 2)):
+            if self.stage(slot) == to:
+                return self
+            self.wait(before).step(Op.ADVANCE, slot=slot)
+            assert self.stage(slot) == stage
+        return self
+
+    def stage(self, slot=0):
+        return Stage(self.table.stage[0, slot])
+
+    def alpha(self, slot=0):
+        return self.table.alpha[0, slot].item()
+
+
+# One op at a time
+
+
+def test_germination_puts_the_chosen_seed_into_the_empty_slot():
+    world = World(slots=2)
+    changes = world.step(
+        Op.GERMINATE,
+        slot=1,
+        blueprint=Blueprint.CONV_LIGHT,
+        style=Style.GATED_GATE,
+        tempo=Tempo.SLOW,
+        alpha_target=AlphaTarget.SEVENTY,
+    )
+    assert changes.attached.tolist() == [[False, True]]
+    assert changes.succeeded.tolist() == [True]
+    assert changes.gate.tolist() == [Gate.G0]
+    assert world.table.stage.tolist() == [[Stage.DORMANT, Stage.GERMINATED]]
+    assert world.table.blueprint.tolist() == [[NO_BLUEPRINT, Blueprint.CONV_LIGHT]]
+    assert world.table.operator[0, 1] == Operator.GATE
+    assert world.alpha(1) == 0.0
+    world.step(Op.ADVANCE, slot=1)
+    world.wait(2).step(Op.ADVANCE, slot=1)
+    assert world.table.alpha_target[0, 1] == 0.7
+    assert world.table.alpha_ticks_total[0, 1] == 8
+    assert world.table.alpha_curve[0, 1] == Curve.SIGMOID
+
+
+def test_a_seed_that_starts_training_trains_in_that_step():
+    world = World()
+    world.step(Op.GERMINATE)
+    world.step(Op.ADVANCE)
+    assert world.stage() == Stage.TRAINING
+    assert world.table.epochs_in_stage.item() == 1
+    assert world.table.age.item() == 2
+
+
+def test_blending_needs_three_epochs_of_training():
+    world = World()
+    world.step(Op.GERMINATE)
+    world.step(Op.ADVANCE)
+    early = world.wait(1).step(Op.ADVANCE)
+    assert early.succeeded.tolist() == [False]
+    assert early.gate.tolist() == [Gate.G2]
+    assert 0 < early.gate_score.item() < 1
+    assert early.verdict(0).checks_failed == ("trained_long_enough",)
+    assert world.stage() == Stage.TRAINING
+    assert world.step(Op.ADVANCE).succeeded.tolist() == [True]
+    assert world.stage() == Stage.BLENDING
+
+
+def test_the_first_ramp_ticks_in_the_step_that_starts_it():
+    world = World().grow(Stage.BLENDING, tempo=Tempo.FAST, style=Style.LINEAR_ADD)
+    assert world.alpha() == pytest.approx(1 / 3)
+    assert world.table.alpha_velocity.item() == pytest.approx(1 / 3)
+    assert world.table.epochs_in_stage.item() == 1
+    world.wait(1)
+    assert world.alpha() == pytest.approx(2 / 3)
+    world.wait(1)
+    assert world.alpha() == 1.0
+    assert world.table.alpha_mode.item() == HOLD
+    world.wait(1)
+    assert world.table.alpha_velocity.item() == 0.0
+
+
+def test_holding_waits_for_the_end_of_the_ramp():
+    world = World().grow(Stage.BLENDING)
+    assert world.step(Op.ADVANCE).verdict(0).checks_failed == ("schedule_on_hold", "full_alpha")
+    world.wait(1)
+    changes = world.step(Op.ADVANCE)
+    assert changes.verdict(0).passed
+    assert world.stage() == Stage.HOLDING
+
+
+def test_a_target_below_full_cannot_be_held_until_it_is_raised():
+    world = World().grow(Stage.BLENDING, alpha_target=AlphaTarget.HALF).wait(5)
+    assert world.alpha() == 0.5
+    assert not world.step(Op.ADVANCE).succeeded.item()
+    world.step(Op.SET_ALPHA_TARGET, alpha_target=AlphaTarget.FULL, alpha_speed=AlphaSpeed.FAST)
+    world.wait(2)
+    assert world.step(Op.ADVANCE).succeeded.item()
+    assert world.stage() == Stage.HOLDING
+
+
+def test_fossilizing_is_for_ever():
+    world = World().grow(Stage.HOLDING)
+    changes = world.step(Op.FOSSILIZE)
+    assert changes.fossilized.tolist() == [[True]]
+    assert changes.gate.tolist() == [Gate.G5]
+    for op in Op:
+        world.step(op, alpha_target=AlphaTarget.HALF)
+        assert world.stage() == Stage.FOSSILIZED
+        assert world.alpha() == 1.0
+    with pytest.raises(RuntimeError, match="slot 0 of environment 0 cannot move from FOSSILIZED to PRUNED"):
+        lifecycle.discard(world.table, np.array([[True]]))
+
+
+def test_a_new_target_below_full_makes_a_held_seed_blend_again():
+    world = World().grow(Stage.HOLDING, style=Style.SIGMOID_ADD)
+    changes = world.step(
+        Op.SET_ALPHA_TARGET,
+        alpha_target=AlphaTarget.HALF,
+        alpha_speed=AlphaSpeed.MEDIUM,
+        alpha_curve=Curve.LINEAR,
+        style=Style.LINEAR_MULTIPLY,
+    )
+    assert changes.operator_changed.tolist() == [[True]]
+    assert changes.gate.tolist() == [NO_GATE]
+    assert changes.verdict(0) is None
+    assert world.stage() == Stage.BLENDING
+    assert world.table.operator.item() == Operator.MULTIPLY
+    assert world.alpha() == pytest.approx(0.9)
+    assert world.table.alpha_mode.item() == DOWN
+    assert world.table.epochs_in_stage.item() == 1
+
+
+def test_a_full_target_leaves_a_held_seed_held_and_may_change_its_operator():
+    world = World().grow(Stage.HOLDING, style=Style.SIGMOID_ADD)
+    unchanged = world.step(Op.SET_ALPHA_TARGET, style=Style.LINEAR_ADD, alpha_speed=AlphaSpeed.SLOW)
+    assert not unchanged.operator_changed.any()
+    changed = world.step(Op.SET_ALPHA_TARGET, style=Style.GATED_GATE, alpha_speed=AlphaSpeed.SLOW)
+    assert changed.operator_changed.all()
+    assert changed.succeeded.all()
+    assert world.stage() == Stage.HOLDING
+    assert world.table.operator.item() == Operator.GATE
+    assert world.table.alpha_mode.item() == HOLD
+    assert world.alpha() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("heads", "forgotten"),
+    [
+        ({"style": Style.GATED_GATE}, True),
+        ({"alpha_target": AlphaTarget.HALF}, True),
+        ({"alpha_target": AlphaTarget.HALF, "alpha_speed": AlphaSpeed.SLOW}, False),
+        ({"style": Style.LINEAR_ADD}, False),
+    ],
+)
+def test_another_operator_or_a_jump_makes_the_contribution_unmeasured(heads, forgotten):
+    world = World().grow(Stage.HOLDING, style=Style.SIGMOID_ADD)
+    command = world.rules.decode([action(Op.SET_ALPHA_TARGET, **heads)], world.table)
+    lifecycle.apply(world.table, command, PERMISSIVE)
+    assert world.table.contribution_age.item() == (-1 if forgotten else 0)
+
+
+@pytest.mark.parametrize("stage", [Stage.GERMINATED, Stage.TRAINING])
+@pytest.mark.parametrize("speed", list(AlphaSpeed))
+def test_a_seed_that_is_not_blended_is_pruned_at_once(stage, speed):
+    world = World().grow(stage)
+    changes = world.step(Op.PRUNE, alpha_speed=speed)
+    assert changes.detached.tolist() == [[True]]
+    assert world.stage() == Stage.PRUNED
+
+
+@pytest.mark.parametrize("stage", [Stage.BLENDING, Stage.HOLDING])
+def test_an_instant_prune_empties_the_slot_at_once_and_forgets_the_seed(stage):
+    world = World().grow(stage).wait(2)
+    changes = world.step(Op.PRUNE, alpha_speed=AlphaSpeed.INSTANT)
+    assert changes.detached.tolist() == [[True]]
+    assert not changes.operator_changed.any()
+    empty = columns(SlotTable.empty(1, 1))
+    for name, column in columns(world.table).items():
+        assert column == empty[name] or name == "stage", name
+    assert world.stage() == Stage.PRUNED
+
+
+def test_a_slow_prune_blends_out_first():
+    world = World(slots=2).grow(Stage.HOLDING, slot=1)
+    changes = world.step(Op.PRUNE, slot=1, alpha_speed=AlphaSpeed.MEDIUM, alpha_curve=Curve.SIGMOID_GENTLE)
+    assert changes.succeeded.tolist() == [True]
+    assert not changes.detached.any()
+    alphas = [world.alpha(1)]
+    for _ in range(3):
+        assert world.stage(1) == Stage.BLENDING
+        assert world.table.pruning[0, 1]
+        assert not world.step(Op.ADVANCE, slot=1).succeeded.item()
+        alphas.append(world.alpha(1))
+    np.testing.assert_allclose(alphas, [0.896, 0.661, 0.339, 0.104], atol=5e-4)
+    last = world.step()
+    assert last.detached.tolist() == [[False, True]]
+    assert world.stage(1) == Stage.PRUNED
+    assert world.alpha(1) == 0.0
+    assert not world.table.pruning.any()
+
+
+@pytest.mark.parametrize("speed", [AlphaSpeed.INSTANT, AlphaSpeed.FAST])
+def test_a_slot_is_free_seven_ticks_after_its_prune(speed):
+    world = World().grow(Stage.HOLDING)
+    world.step(Op.PRUNE, alpha_speed=speed)
+    while world.stage() != Stage.PRUNED:
+        world.step()
+    stages = []
+    for _ in range(7):
+        assert not world.step(Op.GERMINATE).succeeded.item()
+        stages.append(world.stage().name)
+    assert stages == ["EMBARGOED"] * 5 + ["RESETTING", "DORMANT"]
+    empty = columns(SlotTable.empty(1, 1))
+    assert all(column == empty[name] for name, column in columns(world.table).items())
+    assert world.step(Op.GERMINATE).succeeded.item()
+
+
+def test_the_cooldown_is_counted_by_the_clock_alone():
+    world = World().grow(Stage.TRAINING)
+    world.step(Op.PRUNE)
+    wait = world.rules.decode([action()], world.table)
+    for tick in range(1, 8):
+        changes = lifecycle.apply(world.table, wait, PERMISSIVE)
+        lifecycle.tick(world.table, changes)
+        for _ in range(3):
+            lifecycle.finish_epoch(world.table)
+        assert (world.stage() == Stage.DORMANT) == (tick == 7)
+
+
+def test_a_discarded_seed_cools_down_like_a_pruned_one():
+    world = World(slots=2).grow(Stage.HOLDING, slot=0)
+    world.step(Op.PRUNE, slot=0, alpha_speed=AlphaSpeed.SLOW)
+    lifecycle.discard(world.table, world.table.is_live)
+    assert world.table.stage.tolist() == [[Stage.PRUNED, Stage.DORMANT]]
+    assert world.wait(6).stage() == Stage.RESETTING
+    assert world.wait(1).stage() == Stage.DORMANT
+
+
+def test_waiting_moves_nothing_but_the_clock():
+    world = World(slots=3).grow(Stage.HOLDING, slot=0).grow(Stage.TRAINING, slot=1)
+    before = {name: column.copy() for name, column in columns(world.table).items()}
+    changes = world.step()
+    assert changes.succeeded.tolist() == [True]
+    assert changes.gate.tolist() == [NO_GATE]
+    differing = {name for name, column in columns(world.table).items() if (column != before[name]).any()}
+    assert differing == {"epochs_in_stage", "age"}
+
+
+def test_only_measured_contributions_grow_old():
+    table = SlotTable.empty(1, 3)
+    table.contribution_age[:] = [[-1, 0, 4]]
+    lifecycle.age_measurements(table)
+    assert table.contribution_age.tolist() == [[-1, 1, 5]]
+
+
+def test_an_unmeasured_contribution_or_gradient_keeps_a_seed_from_fossilizing():
+    for column, missing in (("contribution_age", -1), ("gradient_measured", False)):
+        world = World().grow(Stage.HOLDING)
+        getattr(world.table, column)[:] = missing
+        assert not world.step(Op.FOSSILIZE).succeeded.item()
+        assert world.stage() == Stage.HOLDING
+        assert world.step(Op.FOSSILIZE).succeeded.item()
+
+
+def test_strict_gates_hold_a_seed_back():
+    world = World(gates=STRICT).grow(Stage.TRAINING).wait(2)
+    world.table.contribution[:] = 0.1
+    assert world.step(Op.ADVANCE).verdict(0).checks_failed == ("prospective_contribution",)
+    assert world.step(Op.ADVANCE).succeeded.item()
+
+
+# Planting
+
+
+def test_planted_seeds_are_committed_at_full_strength():
+    table = SlotTable.empty(2, 3)
+    mask = np.array([[True, False, True], [False, False, False]])
+    lifecycle.plant(table, mask, [[Blueprint.NORM, NO_BLUEPRINT, Blueprint.CONV_HEAVY]])
+    assert table.stage.tolist() == [[7, 1, 7], [1, 1, 1]]
+    assert table.blueprint.tolist() == [[Blueprint.NORM, 13, Blueprint.CONV_HEAVY], [13, 13, 13]]
+    assert (table.alpha == mask).all()
+    assert (table.alpha_target == mask).all()
+    assert (table.operator == Operator.ADD).all()
+    assert (table.alpha_mode == HOLD).all()
+    assert (table.contribution_age == -1).all()
+    lifecycle.validate(table)
+
+
+def test_planting_into_a_taken_slot_is_an_error():
+    world = World().grow(Stage.TRAINING)
+    with pytest.raises(RuntimeError, match="TRAINING"):
+        lifecycle.plant(world.table, np.array([[True]]), Blueprint.NORM)
+
+
+# Errors
+
+
+@pytest.mark.parametrize("op", [op for op in Op if op != Op.WAIT])
+def test_an_op_that_its_stage_does_not_allow_is_a_programming_error(op):
+    table = SlotTable.empty(1, 1)
+    lifecycle.plant(table, np.array([[True]]), Blueprint.NORM)
+    before = {name: column.copy() for name, column in columns(table).items()}
+    heads = {name: np.array([value]) for name, value in zip(HEADS, action(op), strict=True)}
+    command = lifecycle.Command(**heads, valid=np.array([True]), requested_op=np.array([op]))
+    with pytest.raises(RuntimeError, match=rf"{op.name} is not possible for slot 0 of environment 0.*FOSSILIZED"):
+        lifecycle.apply(table, command, PERMISSIVE)
+    for name, column in columns(table).items():
+        np.testing.assert_array_equal(column, before[name])
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("stage", 5, r"stage of slot 1 of environment 0 is 5; it must be one of DORMANT=1"),
+        ("stage", 0, r"stage of slot 1 of environment 0 is 0"),
+        ("stage", 11, r"stage .* is 11"),
+        ("alpha", 1.5, r"alpha .* inside \[0, 1\]"),
+        ("alpha", float("nan"), r"alpha .* is nan"),
+        ("alpha_target", -0.1, r"alpha_target"),
+        ("alpha_mode", 3, r"alpha_mode .* is 3"),
+        ("alpha_mode", UP, r"alpha_mode .* HOLD outside BLENDING"),
+        ("pruning", True, r"pruning .* unless a ramp runs"),
+        ("blueprint", NO_BLUEPRINT, r"blueprint .* is 13; it must be present exactly where a seed is"),
+        ("age", -1, r"age"),
+        ("epochs_in_stage", -1, r"epochs_in_stage"),
+    ],
+)
+def test_a_stored_table_that_no_life_leads_to_is_rejected(column, value, message):
+    table = World(slots=2).grow(Stage.HOLDING, slot=1).table
+    lifecycle.validate(table)
+    getattr(table, column)[0, 1] = value
+    with pytest.raises(ValueError, match=message):
+        lifecycle.validate(table)

@@ -1,0 +1,58 @@
+"""Reward configurations accept what their mode reads, and nothing else."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from esper_env.rules.reward_config import MODE_WEIGHTS, STAGE_POTENTIALS, RewardMode, reward_config
+from esper_env.rules.stages import Stage
+
+
+def test_accuracy_is_the_default_mode_with_the_documented_weights() -> None:
+    config = reward_config()
+    assert config.mode is RewardMode.ACCURACY
+    assert (config.scale, config.rent_weight, config.op_cost, config.gamma) == (1.0, 0.05, 0.002, 0.995)
+
+
+def test_weights_replace_defaults_and_leave_the_others() -> None:
+    config = reward_config("contribution", {"scale": 2, "scaffold_cap": 3.0})
+    assert (config.scale, config.scaffold_cap, config.rent_weight) == (2.0, 3.0, 0.05)
+    assert isinstance(config.scale, float)
+
+
+@pytest.mark.parametrize("mode", list(RewardMode))
+def test_each_mode_takes_every_weight_it_lists(mode: RewardMode) -> None:
+    for name in MODE_WEIGHTS[mode]:
+        assert getattr(reward_config(mode, {name: 0.5}), name) == 0.5
+
+
+@pytest.mark.parametrize(("mode", "name"), [("accuracy", "rents"), ("accuracy", "shock_weight"), ("sparse", "op_cost")])
+def test_a_weight_the_mode_does_not_read_is_rejected_with_those_it_does(mode: str, name: str) -> None:
+    known = ", ".join(MODE_WEIGHTS[RewardMode(mode)])
+    with pytest.raises(ValueError, match=re.escape(f"['{name}'] are not read in mode '{mode}'; it reads {known}")):
+        reward_config(mode, {name: 1.0})
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, True, "1", None])
+def test_a_weight_that_is_no_amount_is_rejected(value: object) -> None:
+    with pytest.raises(ValueError, match=r"'rent_weight' is .*expected a finite number"):
+        reward_config("accuracy", {"rent_weight": value})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(("name", "value"), [("gamma", 0.0), ("gamma", 1.01), ("scale", 0.0)])
+def test_discounts_and_scales_out_of_range_are_rejected(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' is {value:g}"):
+        reward_config("accuracy", {name: value})
+
+
+def test_an_unknown_mode_is_rejected_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="'shaped'; expected one of accuracy, sparse, contribution"):
+        reward_config("shaped")
+
+
+def test_stage_potentials_name_real_stages_and_rise_along_the_life_of_a_seed() -> None:
+    values = [STAGE_POTENTIALS[stage.name] for stage in Stage if stage.name in STAGE_POTENTIALS]
+    assert values == [1.0, 2.0, 3.5, 5.5, 6.0]
+    assert set(STAGE_POTENTIALS) <= {stage.name for stage in Stage}

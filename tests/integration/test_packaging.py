@@ -1,0 +1,326 @@
+"""The repository as something to install: pins, declared dependencies, the direction of imports, and a tidy tree."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {"esper-env": "esper_env", "esper-agent": "esper_agent"}
+PROJECTS = {name: tomllib.loads((ROOT / "packages" / name / "pyproject.toml").read_text()) for name in PACKAGES}
+DEVELOPMENT_TOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"]
+PINS = {
+    canonicalize_name(line.split("==")[0]): line
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if not line.startswith("#")
+}
+RULES = ROOT / "packages/esper-env/src/esper_env/rules"
+
+# What the tree must not name. Written so that this file does not match itself.
+MACHINE_PATH = re.compile(r"(?<![\w.~})\]>-])/(?:home|work|tmp|root|opt|mnt|Users)\b")
+REGISTRY_HOST = re.compile(
+    r"pypi[.]org|pythonhosted[.]org|npmjs[.]org|download[.]pytorch[.]org|(?:deb|security)[.]debian"
+)
+# torch builds for an accelerator bring packages of their own, which torch itself pins.
+ACCELERATOR_PACKAGE = re.compile(r"nvidia-|cuda-|triton|pytorch-triton")
+
+
+# A program that answers `--version` and `-c PROGRAM` as Python 3.9.2 would.
+OLD_PYTHON = (
+    "import sys; sys.version_info = (3, 9, 2); "
+    'print("Python 3.9.2") if sys.argv[1] == "--version" else exec(sys.argv[2])'
+)
+
+
+def source_files(module: str) -> list[Path]:
+    (folder,) = ROOT.glob(f"packages/*/src/{module}")
+    return sorted(folder.rglob("*.py"))
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """The absolute dotted names that a file imports, wherever in the file it does so."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            assert node.module is not None
+            yield node.module
+
+
+def imported_top_levels(paths: list[Path]) -> set[str]:
+    return {name.split(".")[0] for path in paths for name in imported_modules(path)}
+
+
+def declared_requirements(project: str) -> list[Requirement]:
+    table = PROJECTS[project]["project"]
+    extras = [text for texts in table.get("optional-dependencies", {}).values() for text in texts]
+    return [Requirement(text) for text in [*table["dependencies"], *extras]]
+
+
+def all_declared_requirements() -> list[Requirement]:
+    builds = [text for project in PROJECTS.values() for text in project["build-system"]["requires"]]
+    texts = [*DEVELOPMENT_TOOLS, *builds]
+    return [requirement for name in PACKAGES for requirement in declared_requirements(name)] + [
+        Requirement(text) for text in texts
+    ]
+
+
+def third_party_closure(requirements: list[Requirement]) -> set[str]:
+    """Canonical names of everything the requirements need here, directly or through one another."""
+    found: set[tuple[str, frozenset[str]]] = set()
+    waiting = list(requirements)
+    while waiting:
+        requirement = waiting.pop()
+        key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
+        if key in found or ACCELERATOR_PACKAGE.match(key[0]):
+            continue
+        found.add(key)
+        for text in importlib.metadata.requires(requirement.name) or []:
+            needed = Requirement(text)
+            extras = {"", *requirement.extras}
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                waiting.append(needed)
+    return {name for name, _ in found} - PACKAGES.keys()
+
+
+def run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """make as a person types it, without the variables of the make that may have started these tests."""
+    inherited = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHON", "VENV", "PYTEST_OPTIONS", "TEST_WORKERS")
+    environment = {name: value for name, value in os.environ.items() if name not in inherited}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def write_command(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tree() -> list[Path]:
+    """Every file that is, or is about to be, part of the repository."""
+    listing = subprocess.run(
+        ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listing.returncode != 0:
+        pytest.skip(f"only a git checkout says which files belong to it: {listing.stderr.strip()}")
+    files = sorted({ROOT / name for name in listing.stdout.split("\0") if name})
+    return [path for path in files if path.is_file()]
+
+
+def text_of(path: Path) -> str | None:
+    """The text of a file, or None where it is binary."""
+    content = path.read_bytes()
+    return None if b"\0" in content else content.decode()
+
+
+def matches_in(tree: list[Path], pattern: re.Pattern[str]) -> list[str]:
+    found = []
+    for path in tree:
+        for number, line in enumerate((text_of(path) or "").splitlines(), start=1):
+            found += [f"{path.relative_to(ROOT)}:{number}: {match[0]}" for match in pattern.finditer(line)]
+    return found
+
+
+# Pins
+
+
+def test_every_pin_is_one_exact_version():
+    specifiers = {line: list(Requirement(line).specifier) for line in PINS.values()}
+    assert [line for line, parts in specifiers.items() if [part.operator for part in parts] != ["=="]] == []
+    assert [line for line, parts in specifiers.items() if parts[0].version.endswith("*") or "+" in line] == []
+
+
+@pytest.mark.parametrize("requirement", all_declared_requirements(), ids=str)
+def test_every_declared_requirement_admits_the_pinned_version(requirement: Requirement):
+    if requirement.name in PACKAGES:
+        version = PROJECTS[requirement.name]["project"]["version"]
+    else:
+        version = PINS[canonicalize_name(requirement.name)].split("==")[1]
+    assert requirement.specifier.contains(version)
+    assert any(part.operator == ">=" for part in requirement.specifier), "a lower bound is missing"
+
+
+def test_everything_that_is_needed_directly_or_indirectly_is_pinned():
+    needed = third_party_closure(all_declared_requirements())
+    assert {"torch", "sympy", "pytest", "iniconfig", "trove-classifiers"} <= needed
+    assert sorted(needed - PINS.keys()) == []
+
+
+# Imports
+
+
+@pytest.mark.parametrize("project", PACKAGES)
+def test_every_third_party_import_is_declared(project: str):
+    module = PACKAGES[project]
+    distributions = importlib.metadata.packages_distributions()
+    declared = {canonicalize_name(requirement.name) for requirement in declared_requirements(project)}
+    third_party = imported_top_levels(source_files(module)) - sys.stdlib_module_names - {module}
+    undeclared = {
+        name
+        for name in third_party
+        if not declared & {canonicalize_name(each) for each in distributions.get(name, [name])}
+    }
+    assert undeclared == set()
+
+
+def test_the_environment_knows_nothing_about_agents():
+    agents = {"esper_agent", "stable_baselines3", "sb3_contrib"}
+    assert imported_top_levels(source_files("esper_env")) & agents == set()
+
+
+def test_the_decision_side_never_names_torch():
+    assert "torch" not in imported_top_levels(sorted(RULES.rglob("*.py")))
+
+
+def test_neither_the_registration_nor_the_decision_side_loads_torch():
+    modules = ["esper_env", "esper_env.seeding"]
+    modules += [f"esper_env.rules.{path.stem}" for path in sorted(RULES.glob("*.py")) if path.stem != "__init__"]
+    assert "esper_env.rules.masks" in modules
+    program = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'torch' not in sys.modules, name\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_learning_side_knows_nothing_about_rewards_or_observations():
+    networks = [path for path in source_files("esper_env") if "networks" in path.parts]
+    names = {name for path in networks for name in imported_modules(path)}
+    forbidden = {f"esper_env.rules.{room}" for room in ("reward", "observation", "signals", "masks", "governor")}
+    assert networks
+    assert names & forbidden == set()
+
+
+# What is shipped
+
+
+@pytest.mark.parametrize("project", PACKAGES)
+def test_each_package_ships_its_types_its_licence_and_its_readme(project: str):
+    folder = ROOT / "packages" / project
+    assert (folder / "src" / PACKAGES[project] / "py.typed").is_file()
+    assert (folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+    assert (folder / "README.md").read_text().startswith(f"# {project}\n")
+
+
+def test_both_packages_have_the_version_of_the_changelog():
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert {project["project"]["version"] for project in PROJECTS.values()} == {newest[1]}
+
+
+@pytest.mark.slow
+def test_installing_the_root_fails_and_names_the_packages(tmp_path: Path):
+    arguments = ["install", "--no-index", "--no-deps", "--target", str(tmp_path), "."]
+    result = subprocess.run(
+        [sys.executable, "-m", "pip", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode != 0
+    assert "the root of this repository is not a package" in result.stdout + result.stderr
+    assert "./packages/esper-env ./packages/esper-agent" in result.stdout + result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# The commands of a checkout
+
+
+def test_the_readme_begins_with_the_two_commands():
+    block = re.search(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert block is not None
+    commands = [line.split("#")[0].strip() for line in block[1].splitlines()]
+    assert [command for command in commands if command][:2] == ["make demo", "make test"]
+
+
+def test_make_test_leaves_no_test_out():
+    commands = run_make("--dry-run", "test").stdout
+    assert "-m pytest" in commands
+    assert "not slow" not in commands
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (f"exec {sys.executable} -c '{OLD_PYTHON}' \"$@\"", "is Python 3.9.2; Python 3.11 or newer is needed"),
+        ('case "$2" in *ensurepip*) exit 1;; esac', "On Debian and Ubuntu: apt install python3-venv"),
+    ],
+    ids=["too old", "without venv"],
+)
+def test_a_python_that_does_not_do_is_named_with_the_remedy(tmp_path: Path, script: str, message: str):
+    python = write_command(tmp_path / "python", script)
+    result = run_make("install", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}")
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_missing_python_is_named(tmp_path: Path):
+    result = run_make("install", "PYTHON=no-such-python", f"VENV={tmp_path / 'venv'}")
+    assert result.returncode != 0
+    assert "'no-such-python' was not found" in result.stderr
+
+
+@pytest.mark.parametrize(("failing", "status"), [("none", 0), ("lint", 1), ("test", 1)])
+def test_integration_runs_lint_and_tests_and_ends_with_the_summary(tmp_path: Path, failing: str, status: int):
+    write_command(
+        tmp_path / "make",
+        'for target; do :; done; echo "ran $target CI=$CI"; [ "$target" = test ] && echo "== 3 passed in 1s =="\n'
+        f'[ "$target" != {failing} ] || {{ echo "make: *** [Makefile:30: $target] Error 1" >&2; exit 2; }}',
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    result = subprocess.run(
+        [str(ROOT / ".ci/run")], env=environment, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert result.returncode == status
+    assert result.stdout.splitlines() == ["ran lint CI=true", "ran test CI=true", "== 3 passed in 1s =="]
+
+
+# The tree
+
+
+def test_no_file_is_longer_than_400_lines(tree: list[Path]):
+    written = [path for path in tree if path.suffix in {".py", ".md", ".toml", ".sh", ".yml"} or not path.suffix]
+    lengths = {str(path.relative_to(ROOT)): len((text_of(path) or "").splitlines()) for path in written}
+    assert "Makefile" in lengths
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_no_file_names_a_folder_of_somebodys_machine(tree: list[Path]):
+    assert matches_in(tree, MACHINE_PATH) == []
+
+
+def test_no_file_names_the_host_of_a_package_registry(tree: list[Path]):
+    assert matches_in(tree, REGISTRY_HOST) == []
+
+
+@pytest.mark.parametrize("line", [f"cd {'/'}home/ada/esper", f'open("{"/"}tmp/x.csv")', f"data={'/'}work"])
+def test_a_machine_path_is_recognised(line: str):
+    assert MACHINE_PATH.search(line)
+
+
+@pytest.mark.parametrize("line", ["rollout/work/tmp", "https://example.com/home/x", "f'{folder}/tmp'", "./tmp/x"])
+def test_other_slashes_are_no_machine_paths(line: str):
+    assert not MACHINE_PATH.search(line)
+
+
+# The test run itself
+
+
+def test_tests_run_on_one_thread_and_on_the_same_examples_every_time():
+    assert torch.get_num_threads() == 1
+    assert hypothesis.settings().derandomize
+    assert hypothesis.settings().deadline is None
