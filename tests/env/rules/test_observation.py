@@ -119,11 +119,11 @@ def test_parameters_enter_as_logarithms_relative_to_the_budget() -> None:
 
 def test_slot_counts_are_shares_of_the_slots() -> None:
     table = SlotTable.empty(1, 5)
-    table.stage[0] = [Stage.TRAINING, Stage.BLENDING, Stage.BLENDING, Stage.HOLDING, Stage.EMBARGOED]
+    table.stage[0] = [Stage.TRAINING, Stage.BLENDING, Stage.FOSSILIZED, Stage.HOLDING, Stage.EMBARGOED]
     features = features_of(table)[0]
     names = ("active_slots", "slots_training", "slots_blending", "slots_holding")
     assert [base_index(name) for name in names] == [20, 21, 22, 23]
-    np.testing.assert_allclose(features[20:24], [0.8, 0.2, 0.4, 0.2], atol=1e-6)
+    np.testing.assert_allclose(features[20:24], [0.8, 0.2, 0.2, 0.2], atol=1e-6)
 
 
 def test_last_action_is_its_success_and_a_one_hot_of_its_op() -> None:

@@ -63,9 +63,9 @@ class Episode:
 def inputs_of(step: Step, committed: float | None) -> RewardInputs:
     table = SlotTable.empty(1, SLOTS)
     table.stage[0], table.alpha[0] = step.stage, step.alpha
-    if step.contribution is not None:
-        table.contribution[0] = step.contribution
-        table.contribution_age[0] = 0
+    # What was not measured must not be read.
+    table.contribution[0] = (99.0, 99.0) if step.contribution is None else step.contribution
+    table.contribution_age[0] = -1 if step.contribution is None else 0
     known = step.interaction is not None
     return RewardInputs(
         val_accuracy=np.array([step.accuracy]),
@@ -270,7 +270,9 @@ def test_shock_is_the_sum_of_squared_alpha_jumps() -> None:
 # Scaffolding
 
 
-def scaffold_episode(interaction: float = 4.0, final: float = 30.0, committed: float = 60.0) -> Episode:
+def scaffold_episode(
+    interaction: float = 4.0, final: float = 30.0, committed: float = 60.0, own: float = 30.0
+) -> Episode:
     """Slot 0 helps slot 1 in steps 0-2 and is pruned in step 3; slot 1 is fossilized in step 5 of 0..7."""
     together = Step(
         accuracy=50.0,
@@ -280,7 +282,7 @@ def scaffold_episode(interaction: float = 4.0, final: float = 30.0, committed: f
         interaction=interaction,
     )
     alone = replace(together, stage=(Stage.PRUNED, Stage.HOLDING), alpha=(0.0, 1.0), interaction=None)
-    kept = replace(alone, stage=(Stage.EMBARGOED, Stage.FOSSILIZED))
+    kept = replace(alone, stage=(Stage.EMBARGOED, Stage.FOSSILIZED), contribution=(0.0, own))
     end = replace(kept, contribution=(0.0, final))
     return Episode([together] * 3 + [alone] * 2 + [kept] * 2 + [end], committed=committed)
 
@@ -308,6 +310,22 @@ def test_credit_is_capped() -> None:
     episode = scaffold_episode(interaction=40.0)
     episode.play("contribution", gamma=1.0, scaffold_cap=5.0, scaffold_weight=0.5)
     assert episode.paid("scaffold")[5] == pytest.approx(0.5 * 5.0 / 100)
+
+
+@pytest.mark.parametrize(("own", "credit"), [(1.0, 1.0), (-3.0, 0.0)])
+def test_credit_is_no_more_than_the_seed_s_own_contribution(own: float, credit: float) -> None:
+    episode = scaffold_episode(own=own)
+    episode.play("contribution", gamma=1.0)
+    assert episode.paid("scaffold")[5:] == pytest.approx([0.5 * credit / 100, 0.0, 0.0])
+
+
+def test_seeds_that_were_committed_at_the_start_earn_no_credit() -> None:
+    table = SlotTable.empty(1, SLOTS)
+    table.stage[:], table.alpha[:] = Stage.FOSSILIZED, 1.0
+    both = Step(stage=(Stage.FOSSILIZED,) * 2, alpha=(1.0, 1.0), contribution=(20.0, 20.0), interaction=4.0)
+    model = RewardModel(1, SLOTS, 10, HOST, reward_config("contribution"))
+    model.reset(np.array([True]), np.array([10.0]), table)
+    assert model.compute(inputs_of(both, None)).components["scaffold"][0] == 0.0
 
 
 @pytest.mark.parametrize(("final", "committed"), [(0.0, 60.0), (-5.0, 60.0), (30.0, 10.0), (30.0, 4.0)])

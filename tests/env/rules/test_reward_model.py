@@ -112,6 +112,20 @@ def test_a_restored_model_goes_on_as_if_nothing_had_happened(mode: str, cut: int
     assert rewards + totals(restored, steps[cut:]) == expected
 
 
+@pytest.mark.parametrize("mode", list(RewardMode))
+def test_the_model_may_be_given_the_same_table_every_step(mode: str) -> None:
+    """The environment changes one table in place; what the model remembers of it must be its own."""
+    steps = random_steps(7)
+    shared = SlotTable.empty(1, SLOTS)
+    model = fresh(mode)
+    rewards = []
+    for step in steps:
+        for field in dataclasses.fields(SlotTable):
+            getattr(shared, field.name)[:] = getattr(step.table, field.name)
+        rewards.append(model.compute(dataclasses.replace(step, table=shared)).total.tolist())
+    assert rewards == totals(fresh(mode), steps)
+
+
 def test_a_state_that_does_not_fit_is_rejected() -> None:
     state = fresh("contribution", 2).get_state()
     with pytest.raises(ValueError, match=r"expected .*Restore it into the configuration"):

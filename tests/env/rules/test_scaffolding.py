@@ -16,7 +16,6 @@ class Toy:
 
     def __init__(self) -> None:
         self.ledger = ScaffoldLedger(1, 3, GAMMA)
-        self.ledger.reset(np.array([True]), np.zeros((1, 3), dtype=bool))
 
     def step(self, present: str, **pairs: float) -> list[float]:
         """``present`` "1.1" = seeds in slots 0 and 2; ``i01=4.0`` = I_01 measured as 4 points. Returns the boosts."""
@@ -74,6 +73,15 @@ def test_a_new_seed_does_not_inherit_the_boosts_of_its_slot() -> None:
     assert toy.step("11.")[1] == 0.0
 
 
+def test_a_new_seed_does_not_inherit_what_earlier_boosters_gave_its_slot() -> None:
+    toy = Toy()
+    toy.step("11.", i01=4.0)
+    toy.step(".1.")
+    assert toy.step("11.")[1] > 0.0  # another seed in slot 0: the boost is in the past of that slot now
+    toy.step("1..")
+    assert toy.step("11.")[1] == 0.0
+
+
 def test_a_measurement_that_is_no_number_is_not_entered() -> None:
     toy = Toy()
     toy.step("11.", i01=4.0)
@@ -84,5 +92,5 @@ def test_reset_forgets_only_its_rows() -> None:
     ledger = ScaffoldLedger(2, 2, GAMMA)
     everyone = np.ones((2, 2), dtype=bool)
     ledger.record(everyone, np.full((2, 2, 2), 4.0), np.ones((2, 2, 2), dtype=bool))
-    ledger.reset(np.array([True, False]), np.zeros((2, 2), dtype=bool))
+    ledger.reset(np.array([True, False]))
     assert ledger.boosts().tolist() == [[0.0, 0.0], [4.0, 4.0]]

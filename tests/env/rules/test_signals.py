@@ -90,6 +90,12 @@ def test_plateau_counts_epochs_without_a_smoothed_gain(accuracies: list[float], 
     assert run(losses, accuracies, config)[-1].plateau_epochs[0] == naive_plateau(accuracies, config)
 
 
+def test_a_gain_of_exactly_the_threshold_is_progress() -> None:
+    config = SignalConfig(smoothing=1)
+    assert run([2.0, 2.0], [30.0, 30.5], config)[-1].plateau_epochs[0] == 0
+    assert run([2.0, 2.0], [30.0, 30.4375], config)[-1].plateau_epochs[0] == 1
+
+
 def test_noise_under_the_smoothing_does_not_end_a_plateau() -> None:
     """A swing of four points around a standing mean is a plateau; unsmoothed it would be none."""
     accuracies = [40.0 + (0.0, 2.0, -2.0)[i % 3] for i in range(16)]
@@ -177,6 +183,16 @@ def test_reset_touches_only_the_given_rows() -> None:
     assert after.loss_history[0].tolist() == [0.0, 0.0, 0.0, 0.0, 2.2]
     for field in dataclasses.fields(Signals):
         np.testing.assert_array_equal(getattr(after, field.name)[1], getattr(before, field.name)[1])
+
+
+def test_stable_epochs_of_an_earlier_episode_do_not_count() -> None:
+    tracker = SignalTracker(1)
+    tracker.reset(np.array([True]), [2.0], [20.0])
+    tracker.update([2.0], [20.0])
+    tracker.update([2.0], [20.0])
+    tracker.reset(np.array([True]), [2.0], [20.0])
+    latched = [bool(tracker.update([2.0], [20.0]).host_stabilised[0]) for _ in range(3)]
+    assert latched == [False, False, True]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

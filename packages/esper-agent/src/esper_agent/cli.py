@@ -164,7 +164,8 @@ def episode_bar(name: str, episodes: int, console: Console):
 
 
 def _title(env_id: str, records: Sequence[EpisodeRecord]) -> str:
-    return f"{env_id} on {records[0].dataset}, episode seeds from {records[0].seed}"
+    seeds = [record.seed for record in records]
+    return f"{env_id} on {records[0].dataset}, episodes with seeds {min(seeds)} to {max(seeds)}"
 
 
 #: Subcommand -> its settings and what runs it.
@@ -183,7 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = parse(arguments)
         torch.set_num_threads(sensible_threads())
-        return _runner(settings)(settings, Console())
+        # A terminal has its own width; tables that go into a file or a log should not be cut to 80 columns.
+        return _runner(settings)(settings, Console(width=None if sys.stdout.isatty() else 110))
     except SystemExit as leaving:  # tyro has printed the help, or what is wrong with the flags
         return leaving.code if isinstance(leaving.code, int) else OK
     except KeyboardInterrupt:

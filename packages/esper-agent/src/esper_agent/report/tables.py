@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from esper_agent.atomic import replaced
@@ -94,18 +95,17 @@ def summarise_all(results: Mapping[str, Sequence[EpisodeRecord]], reference: str
 
 def summary_table(summaries: Sequence[Summary], title: str, reference: str | None = None) -> Table:
     """A rich table, one line per policy."""
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     table.caption = "± is the standard deviation over episodes; brackets are 95% bootstrap intervals"
     table.add_column("policy", no_wrap=True)
-    for heading in ("episodes", "return", "return, IQM", "test accuracy %", "parameters added", "WAIT %"):
+    for heading in ("return", "return, IQM", "test accuracy, %", "parameters added", "WAIT, %"):
         table.add_column(heading, justify="right")
     if reference is not None:
         table.add_column(f"return minus {reference}", justify="right")
     for summary in summaries:
         cells = [
             summary.policy,
-            str(summary.episodes),
-            _spread(summary.episode_return, 3),
+            _spread(summary.episode_return, 2),
             _estimate(summary.interquartile_return),
             _spread(summary.test_accuracy, 1),
             _spread(summary.parameters_added, 0),
@@ -131,6 +131,6 @@ def _spread(spread: Spread, digits: int) -> str:
 
 
 def _estimate(estimate: Estimate, signed: bool = False) -> str:
-    form = "+.3f" if signed else ".3f"
+    form = "+.2f" if signed else ".2f"
     value = format(estimate.value, form)
     return value if math.isnan(estimate.low) else f"{value} [{estimate.low:{form}}, {estimate.high:{form}}]"

@@ -179,6 +179,9 @@ def apply(table: SlotTable, command: Command, gate_config: GateConfig) -> Change
 
 
 def _germinate(table: SlotTable, mask: BoolArray, command: Command) -> None:
+    if not mask.any():
+        return
+    table.clear(mask)  # a new seed inherits no measurement, whoever wrote into the empty slot
     _move(table, mask, Stage.GERMINATED)
     for column, values in (
         (table.blueprint, command.blueprint),
@@ -257,7 +260,7 @@ def _tick_cooldown(table: SlotTable, cooling: BoolArray) -> None:
     }
     for stage, mask in over.items():
         _move(table, mask, _COOLDOWN[stage][1])
-    table.clear(over[Stage.RESETTING])
+    table.clear(over[Stage.RESETTING])  # a free slot is empty in every column
 
 
 def finish_epoch(table: SlotTable) -> None:

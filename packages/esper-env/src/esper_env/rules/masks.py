@@ -96,7 +96,7 @@ class ActionRules:
             alpha_speed=heads[:, Head.ALPHA_SPEED],
             alpha_curve=heads[:, Head.ALPHA_CURVE],
             valid=valid,
-            requested_op=op.copy(),
+            requested_op=op,
         )
 
     def _checked(self, actions: ArrayLike, num_envs: int) -> IntArray:

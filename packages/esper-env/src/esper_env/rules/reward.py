@@ -142,7 +142,7 @@ class RewardModel:
         self._fossilized[rows] = table.stage[rows] == Stage.FOSSILIZED
         self._stage_value[rows] = self._stage_potential(table)[rows]
         self._contribution_value[rows] = self._held_contribution(table)[rows]
-        self._ledger.reset(rows, table.has_seed)
+        self._ledger.reset(rows)
 
     def compute(self, step: RewardInputs) -> RewardOutput:
         """The reward of one step of every environment.
@@ -251,7 +251,7 @@ class RewardModel:
         backed = worth * np.minimum(self._credit, backing).sum(axis=1)
         value = worth * self._credit.sum(axis=1)
         change: FloatArray = np.where(step.terminated, backed, self.config.gamma * value) - self._scaffold_value
-        self._scaffold_value = np.where(step.terminated, 0.0, value)
+        self._scaffold_value = value
         return change
 
     def _alpha_jumps(self, table: SlotTable) -> FloatArray:

@@ -32,11 +32,10 @@ class ScaffoldLedger:
         self._occupied = np.zeros((num_envs, num_slots), dtype=np.bool_)
         self._others = ~np.eye(num_slots, dtype=np.bool_)
 
-    def reset(self, rows: BoolArray, has_seed: BoolArray) -> None:
-        """Forget everything in the environments of ``rows`` (N,); ``has_seed`` (N, S) says what they start with."""
-        for array in (self._mean, self._count, self._delay, self._past):
+    def reset(self, rows: BoolArray) -> None:
+        """Forget everything in the environments of ``rows`` (N,)."""
+        for array in (self._mean, self._count, self._delay, self._past, self._occupied):
             array[rows] = 0
-        self._occupied[rows] = has_seed[rows]
 
     def record(self, has_seed: BoolArray, interactions: PairArray, measured: BoolArray) -> None:
         """Enter one step: the seeds present after it (N, S), and I_ij in points (N, S, S) where ``measured``."""
