@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch as th
+from esper_agent.ppo import FactoredRecurrentPPO
 from esper_env.rules.heads import CNN_BLUEPRINTS, HEAD_DEFAULTS, HEAD_RELEVANCE, Blueprint, Head, Op, head_sizes
 from gymnasium.spaces import Box, Dict, MultiDiscrete
 from stable_baselines3.common.monitor import Monitor
@@ -113,3 +114,43 @@ def mask_world():
         return DummyVecEnv([lambda: Monitor(MaskWorld(**kwargs))] * num_envs)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """``make_model(env, **settings)``: a small learner on the CPU, seed 0."""
+    small = {"features_dim": 32, "lstm_hidden_size": 32, "head_dim": 32, "op_logit_bias": {}}
+    defaults = {"n_steps": 16, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu", "policy_kwargs": small}
+
+    def make(env, **settings):
+        return FactoredRecurrentPPO("FactoredLstmPolicy", env, **(defaults | settings))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def collect():
+    """``collect(model, callback=None)``: one rollout and no update; returns the buffer."""
+
+    def run(model, callback=None):
+        _, callback = model._setup_learn(10**6, callback)
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+        return model.rollout_buffer
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def roughen():
+    """``roughen(model)``: random last layers, so that probabilities are not uniform; every op keeps a fair share."""
+
+    def change(model):
+        generator = th.Generator().manual_seed(3)
+        with th.no_grad():
+            for head in Head:
+                weight = model.policy.action_net.output_layer(head).weight
+                weight.copy_(th.randn(weight.shape, generator=generator) * 0.1)
+            model.policy.value_net.output.weight.mul_(10)
+        return model
+
+    return change

@@ -12,13 +12,6 @@ from esper_agent.ppo import FactoredRecurrentPPO
 from esper_agent.resume import capture, restore
 from stable_baselines3.common.callbacks import BaseCallback
 
-SMALL = {"features_dim": 32, "lstm_hidden_size": 32, "head_dim": 32}
-
-
-def make_model(env):
-    settings = {"n_steps": 10, "batch_size": 16, "n_epochs": 2, "seed": 0, "device": "cpu", "policy_kwargs": SMALL}
-    return FactoredRecurrentPPO("FactoredLstmPolicy", env, **settings)
-
 
 class Checkpoint(BaseCallback):
     """Saves everything when the given number of timesteps is reached, and lets training go on."""
@@ -37,9 +30,9 @@ class Checkpoint(BaseCallback):
         return True
 
 
-def test_an_interrupted_run_ends_in_the_same_bits(mask_world, tmp_path):
+def test_an_interrupted_run_ends_in_the_same_bits(mask_world, tmp_path, make_model):
     checkpoint = Checkpoint(tmp_path / "model", at=80)
-    whole = make_model(mask_world(horizon=7, cut=6)).learn(160, callback=checkpoint)
+    whole = make_model(mask_world(horizon=7, cut=6), n_steps=10).learn(160, callback=checkpoint)
     random.seed(1)
     th.manual_seed(1)
     resumed = FactoredRecurrentPPO.load(tmp_path / "model", env=checkpoint.env, device="cpu")
@@ -52,20 +45,20 @@ def test_an_interrupted_run_ends_in_the_same_bits(mask_world, tmp_path):
     assert all(isinstance(value, np.ndarray) for value in checkpoint.state.values())
 
 
-def test_the_captured_state_matters(mask_world, tmp_path):
+def test_the_captured_state_matters(mask_world, tmp_path, make_model):
     checkpoint = Checkpoint(tmp_path / "model", at=80)
-    whole = make_model(mask_world(horizon=7, cut=6)).learn(160, callback=checkpoint)
+    whole = make_model(mask_world(horizon=7, cut=6), n_steps=10).learn(160, callback=checkpoint)
     without = FactoredRecurrentPPO.load(tmp_path / "model", env=checkpoint.env, device="cpu")
     without.learn(80, reset_num_timesteps=False)
     assert without.last_update != whole.last_update
 
 
-def test_a_state_of_other_environments_is_refused(mask_world):
-    state = capture(make_model(mask_world(num_envs=2)).learn(40))
+def test_a_state_of_other_environments_is_refused(mask_world, make_model):
+    state = capture(make_model(mask_world(num_envs=2), n_steps=20).learn(40))
     with pytest.raises(ValueError, match="load the model with the environments"):
         restore(make_model(mask_world(num_envs=4)), state)
 
 
-def test_there_is_nothing_to_capture_before_training(mask_world):
+def test_there_is_nothing_to_capture_before_training(mask_world, make_model):
     with pytest.raises(ValueError, match="after training has begun"):
         capture(make_model(mask_world()))

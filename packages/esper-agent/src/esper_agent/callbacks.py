@@ -12,6 +12,7 @@ from types import FrameType
 from typing import IO, Any
 
 import numpy as np
+import torch
 from esper_env.rules.heads import NUM_OPS, Op
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -172,6 +173,23 @@ def evaluation_means(records: Sequence[EpisodeRecord]) -> dict[str, float]:
         "parameters_added": [record.parameters_added for record in records],
     }
     return {name: float(np.mean(values)) for name, values in columns.items()}
+
+
+class SingleThreadedPolicy(BaseCallback):
+    """Gives the thread that trains the policy a single torch thread; the environment's workers keep theirs.
+
+    The policy is small: more threads gain it nothing, and get in the way of the workers on a busy machine.
+    """
+
+    def _on_training_start(self) -> None:
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def _on_training_end(self) -> None:
+        torch.set_num_threads(self._threads)
+
+    def _on_step(self) -> bool:
+        return True
 
 
 class StopOnInterrupt(BaseCallback):

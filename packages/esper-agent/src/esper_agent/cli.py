@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Union
 
 import gymnasium
-import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from esper_agent import atomic
+from esper_agent.callbacks import SingleThreadedPolicy
 from esper_agent.configuration import ConfigError, parse_assignments, read_config, with_values
 from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
 from esper_agent.information import print_information
@@ -90,7 +89,7 @@ class InfoSettings:
 
 
 def run_train(settings: TrainSettings, console: Console) -> int:
-    trained = train(settings)
+    trained = train(settings, [SingleThreadedPolicy()])
     done = trained.model.num_timesteps
     if trained.interrupted:
         console.print(f"Stopped after {done:,} timesteps; the model is saved as {trained.model_path}", soft_wrap=True)
@@ -179,13 +178,20 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], int]]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 training diverged, 2 bad input, 130 interrupted."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def run(console: Console) -> int:
+        settings = parse(list(sys.argv[1:] if argv is None else argv))
+        return _runner(settings)(settings, console)
+
+    return exit_code(run)
+
+
+def exit_code(run: Callable[[Console], int]) -> int:
+    """What ``run`` returns, or the exit code of what it raised, with one line about it on standard error."""
     errors = Console(stderr=True)
     try:
-        settings = parse(arguments)
-        torch.set_num_threads(sensible_threads())
         # A terminal has its own width; tables that go into a file or a log should not be cut to 80 columns.
-        return _runner(settings)(settings, Console(width=None if sys.stdout.isatty() else 110))
+        return run(Console(width=None if sys.stdout.isatty() else 110))
     except SystemExit as leaving:  # tyro has printed the help, or what is wrong with the flags
         return leaving.code if isinstance(leaving.code, int) else OK
     except KeyboardInterrupt:
@@ -229,12 +235,6 @@ def _defaults(kind: type) -> Any:
 
 def _runner(settings: Any) -> Callable[[Any, Console], int]:
     return next(run for kind, run in COMMANDS.values() if kind is type(settings))
-
-
-def sensible_threads() -> int:
-    """Threads for torch: the cores this process may use, four at most, as the networks here are small."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 4)
 
 
 if __name__ == "__main__":

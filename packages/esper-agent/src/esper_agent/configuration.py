@@ -139,5 +139,8 @@ def parse_assignments(assignments: tuple[str, ...]) -> dict[str, Any]:
         name, equals, text = assignment.partition("=")
         if not equals or not name:
             raise ConfigError(f"environment setting {assignment!r} is not of the form NAME=VALUE, such as horizon=20")
-        parsed[name] = yaml.safe_load(text)
+        try:
+            parsed[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"the value of {name!r} in {assignment!r} is not readable as YAML") from None
     return parsed

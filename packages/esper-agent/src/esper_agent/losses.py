@@ -32,7 +32,7 @@ class LossTerms(NamedTuple):
     value: th.Tensor
     entropy: th.Tensor
     approx_kl: th.Tensor  # of the joint action
-    ratio: th.Tensor  # (B, heads)
+    log_ratio: th.Tensor  # (B, heads), 0 where not in rows
     rows: th.Tensor  # (B, heads) bool: a real row whose op reads the head
 
 
@@ -87,7 +87,7 @@ def loss_terms(samples: FactoredSamples, evaluation: Evaluation, settings: LossS
         value=value.detach(),
         entropy=entropy.detach(),
         approx_kl=row_mean(approximate_kl(log_ratio.sum(dim=1)), real).detach(),
-        ratio=ratio.detach(),
+        log_ratio=log_ratio.detach(),
         rows=rows,
     )
 
@@ -111,10 +111,10 @@ class UpdateStatistics:
 
     def add(self, terms: LossTerms, evaluation: Evaluation, mask: th.Tensor) -> None:
         """Take in one minibatch."""
-        ratio, rows = terms.ratio, terms.rows
+        ratio, rows = terms.log_ratio.exp(), terms.rows
         values = {
             "ratio_mean": ratio,
-            "approx_kl": approximate_kl(ratio.log()),
+            "approx_kl": approximate_kl(terms.log_ratio),
             "clip_fraction": ((ratio - 1.0).abs() > self.clip_range).float(),
             "entropy": evaluation.head_entropies.detach(),
         }
@@ -138,7 +138,7 @@ class UpdateStatistics:
         """Means over the minibatches by name; a number that was never measured has no entry."""
         result = {name: float(th.stack(values).mean()) for name, values in self._scalars.items()}
         result["skipped_updates"] = float(self.skipped)
-        if result.get("loss") is not None:
+        if self._scalars:
             result["clip_fraction"] = float(self._sums["clip_fraction"].sum() / self._count.sum())
         if self.gradient_norms:
             norms = np.asarray(self.gradient_norms)

@@ -121,6 +121,7 @@ class Trained:
     model_path: Path
     model: FactoredRecurrentPPO
     episodes: Sequence[dict[str, Any]]  # finished training episodes, as in episodes.csv
+    env_kwargs: dict[str, Any]  # settings of the environment it was trained in
     interrupted: bool  # by Ctrl-C, before total_timesteps
 
 
@@ -204,4 +205,4 @@ def _learn(
     finally:
         curves.close()
         model.logger.close()
-    return Trained(folder, path, model, curves.rows, stop.interrupted)
+    return Trained(folder, path, model, curves.rows, env_kwargs, stop.interrupted)

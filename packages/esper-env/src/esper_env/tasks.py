@@ -40,6 +40,7 @@ class CNNSpec:
     image_size: int
     classes: int = 10
     surfaces: str = "post"
+    norm_momentum: float = 0.5  # of BatchNorm's running statistics
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ TASKS: dict[str, TaskConfig] = {
             batch_size=64,
             batches_per_step=17,
             horizon=40,
-            host_lr=0.02,
+            host_lr=0.008,
             seed_lr=0.01,
             param_budget=6_500,
             auto_shard_size=32,

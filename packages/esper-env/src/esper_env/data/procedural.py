@@ -128,7 +128,8 @@ class Factors:
     def draw(cls, labels: Labels, rng: np.random.Generator) -> Factors:
         """The factors of each label, a few of them lost to chance."""
         n = len(labels)
-        kind, variant = labels % TEXTURES, labels // TEXTURES
+        variant, mate = labels // TEXTURES, rng.integers(0, 2, n)
+        kind = (labels + 2 * mate) % TEXTURES
 
         def mostly(value: NDArray[np.int64], count: int, lost: float = P_FACTOR_LOST) -> NDArray[np.int64]:
             return np.where(rng.random(n) < lost, rng.integers(0, count, n), value)
@@ -136,7 +137,7 @@ class Factors:
         class_hue = (labels + rng.random(n)) / CLASSES
         return cls(
             texture=mostly(kind, TEXTURES),
-            outline=mostly((kind + 2 * variant) % OUTLINES, OUTLINES),
+            outline=mostly((kind + 2 * variant + mate) % OUTLINES, OUTLINES),
             variant=mostly(variant, VARIANTS, P_SPOT_LOST),
             hue=np.where(rng.random(n) < P_HUE_TELLS, class_hue, rng.random(n)).astype(np.float32),
         )

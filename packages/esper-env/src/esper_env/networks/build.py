@@ -44,6 +44,7 @@ def host_builder(task: TaskConfig) -> Callable[[], nn.Module]:
             in_channels=spec.in_channels,
             image_size=spec.image_size,
             surfaces=spec.surfaces,
+            norm_momentum=spec.norm_momentum,
             slots=task.slots,
         )
 

@@ -33,6 +33,8 @@ class CNNHost(nn.Module):
     Args:
         surfaces: "post" puts one slot behind each block (r0c0, r0c1, ...); "both" puts row 0 before the pool and
             row 1 behind it.
+        norm_momentum: weight of the newest minibatch in BatchNorm's running statistics. While weights move fast, old
+            statistics are wrong ones: a higher value makes evaluation less noisy.
         slots: ids of the slots to keep; None keeps all.
 
     Raises:
@@ -53,6 +55,7 @@ class CNNHost(nn.Module):
         in_channels: int,
         image_size: int,
         surfaces: str = "post",
+        norm_momentum: float = 0.1,
         slots: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
@@ -64,7 +67,10 @@ class CNNHost(nn.Module):
         channels, size = in_channels, image_size
         for block in range(n_blocks):
             width = base_channels * 2**block
-            pieces[-1] += [nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(width)]
+            pieces[-1] += [
+                nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False),
+                nn.BatchNorm2d(width, momentum=norm_momentum),
+            ]
             channels = width
             pool = [nn.MaxPool2d(2)] if block < pool_layers else []
             if surfaces == "post":
