@@ -3,9 +3,13 @@
 import gymnasium
 import numpy as np
 import pytest
+from esper_agent.evaluation import run_episodes
 from esper_agent.sb3 import GymVecEnv, make_sb3_env
 from esper_agent.vectors import split_infos
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from sb3_contrib import MaskablePPO, RecurrentPPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 HORIZON = 5
@@ -241,3 +245,65 @@ def test_split_keeps_to_the_masks_at_every_depth():
     np.testing.assert_array_equal(second["nested"]["b"], [3, 4])
     assert second["shared"] == "text"
     np.testing.assert_array_equal(second["objects"]["x"], [1, 1])
+
+
+SMALL_TASK = {"batches_per_step": 1, "horizon": 6, "device": "cpu"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "policy"),
+    [(PPO, "MultiInputPolicy"), (MaskablePPO, "MultiInputPolicy"), (RecurrentPPO, "MultiInputLstmPolicy")],
+)
+def test_stock_algorithms_learn_on_a_real_task(algorithm, policy):
+    """Episodes of six epochs cut after four, so both ends of an episode occur."""
+    env = make_sb3_env("Esper-Digits-v0", num_envs=2, seed=0, max_episode_steps=4, **SMALL_TASK)
+    model = algorithm(policy, env, n_steps=10, batch_size=10, n_epochs=1, device="cpu", seed=0)
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    model.learn(40)
+    assert any((old != new).any() for old, new in zip(before, model.policy.parameters(), strict=True))
+    assert len(model.ep_info_buffer) == 10
+    record = run_episodes(model, "Esper-Digits-v0", 2, env_kwargs=SMALL_TASK)[1]
+    assert record.length == 6
+    assert (record.invalid_actions == 0) or algorithm is not MaskablePPO
+    env.close()
+
+
+@pytest.mark.slow
+def test_stock_evaluation_agrees_with_ours_on_a_real_task():
+    """evaluate_policy carries the state; on the same seeds both see the same episodes."""
+    env = make_sb3_env("Esper-Digits-v0", num_envs=3, seed=50, **SMALL_TASK)
+    model = RecurrentPPO("MultiInputLstmPolicy", env, n_steps=6, device="cpu", seed=0)
+    env.seed(50)
+    returns, lengths = evaluate_policy(model, env, n_eval_episodes=3, return_episode_rewards=True)
+    records = run_episodes(model, "Esper-Digits-v0", 3, seed=50, env_kwargs=SMALL_TASK)
+    assert returns == pytest.approx([record.episode_return for record in records], abs=1e-4)
+    assert lengths == [6, 6, 6]
+
+
+@pytest.mark.slow
+def test_transitions_of_a_real_task_are_those_of_the_vector_itself():
+    env = GymVecEnv(gymnasium.make_vec("Esper-Digits-v0", num_envs=2, **SMALL_TASK))
+    vector = gymnasium.make_vec("Esper-Digits-v0", num_envs=2, **SMALL_TASK)
+    env.seed(3)
+    first, (expected, _) = env.reset(), vector.reset(seed=3)
+    np.testing.assert_array_equal(first["features"], expected["features"])
+    for actions in actions_for(env.action_space, 8, 2):
+        obs, rewards, dones, infos = env.step(actions)
+        expected, their_rewards, terminated, truncated, their_infos = vector.step(actions)
+        for key in obs:
+            np.testing.assert_array_equal(obs[key], expected[key])
+        np.testing.assert_array_equal(rewards, their_rewards.astype(np.float32))
+        np.testing.assert_array_equal(dones, terminated | truncated)
+        assert [type(value) for value in (infos[0]["val_accuracy"], infos[0]["action_valid"])] == [float, bool]
+        for index in np.flatnonzero(dones):
+            final = their_infos["final_obs"][index]
+            np.testing.assert_array_equal(infos[index]["terminal_observation"]["features"], final["features"])
+            assert infos[index]["test_accuracy"] == their_infos["final_info"]["test_accuracy"][index]
+            assert infos[index]["reward_components"].keys() == their_infos["final_info"]["reward_components"].keys() - {
+                key for key in their_infos["final_info"]["reward_components"] if key.startswith("_")
+            }
+    np.testing.assert_array_equal(env.env_method("action_masks"), vector.action_masks())
+    assert env.get_attr("slot_ids")[0] == ("r0c0", "r0c1", "r0c2")
+    env.close()
+    vector.close()

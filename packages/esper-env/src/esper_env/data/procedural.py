@@ -104,14 +104,14 @@ def draw_images(labels: Labels, rng: np.random.Generator) -> Images:
     behind = BACKGROUND_TEXTURE * _jitter(n, rng) * _texture(rng.integers(0, TEXTURES, n), bu, bv, rng)
 
     light = behind + inside * (texture - behind)
-    image = _colour(factors.hue, rng)[:, :, None, None] + np.zeros((1, 1, SIZE, SIZE), np.float32)
+    image = _colour(factors.hue, factors.brightness, rng)[:, :, None, None] + np.zeros((1, 1, SIZE, SIZE), np.float32)
     for _ in range(BLOBS):
         image += _blob(x, y, rng)[:, None] * _uniform(rng, (n, 3), -0.3, 0.3)[:, :, None, None]
     own = _uniform(rng, n, 0, OBJECT_COLOUR)[:, None, None] * inside
-    image += own[:, None] * (_colour(_uniform(rng, n, 0, 1), rng)[:, :, None, None] - image)
+    image += own[:, None] * (_colour(_uniform(rng, n, 0, 1), _uniform(rng, n, 0, 1), rng)[:, :, None, None] - image)
     image += light[:, None]
     bar = _bar(x, y, rng)[:, None]
-    image += bar * (_colour(_uniform(rng, n, 0, 1), rng)[:, :, None, None] - image)
+    image += bar * (_colour(_uniform(rng, n, 0, 1), _uniform(rng, n, 0, 1), rng)[:, :, None, None] - image)
     return _exposed(image, rng)
 
 
@@ -122,7 +122,8 @@ class Factors:
     texture: NDArray[np.int64]  # 0..4
     outline: NDArray[np.int64]  # 0..4
     variant: NDArray[np.int64]  # 0 = spot above the middle, 1 = below
-    hue: Field  # 0..1, of the object
+    hue: Field  # 0..1, of the scene
+    brightness: Field  # 0..1, of the scene
 
     @classmethod
     def draw(cls, labels: Labels, rng: np.random.Generator) -> Factors:
@@ -134,12 +135,16 @@ class Factors:
         def mostly(value: NDArray[np.int64], count: int, lost: float = P_FACTOR_LOST) -> NDArray[np.int64]:
             return np.where(rng.random(n) < lost, rng.integers(0, count, n), value)
 
-        class_hue = (labels + rng.random(n)) / CLASSES
+        tells = rng.random(n) < P_HUE_TELLS
+        hue, brightness = (
+            np.where(tells, (labels + rng.random(n)) / CLASSES, rng.random(n)).astype(np.float32) for _ in range(2)
+        )
         return cls(
             texture=mostly(kind, TEXTURES),
             outline=mostly((kind + 2 * variant + mate) % OUTLINES, OUTLINES),
             variant=mostly(variant, VARIANTS, P_SPOT_LOST),
-            hue=np.where(rng.random(n) < P_HUE_TELLS, class_hue, rng.random(n)).astype(np.float32),
+            hue=hue,
+            brightness=brightness,
         )
 
 
@@ -283,11 +288,11 @@ def _bar(x: Field, y: Field, rng: np.random.Generator) -> Field:
     return there * _soft(np.abs(across - middle) - width)
 
 
-def _colour(hue: Field, rng: np.random.Generator) -> Field:
-    """A colour of each hue in 0..1 with drawn saturation and brightness, (n, 3)."""
-    n = len(hue)
-    saturation, brightness = _uniform(rng, (n, 1), 0.05, 0.25), _uniform(rng, (n, 1), 0.3, 0.7)
-    return brightness + saturation * _wave(hue[:, None] + np.arange(3, dtype=np.float32) / 3)
+def _colour(hue: Field, brightness: Field, rng: np.random.Generator) -> Field:
+    """The colour of each hue and brightness in 0..1, with drawn saturation, (n, 3)."""
+    saturation = _uniform(rng, (len(hue), 1), 0.05, 0.25)
+    thirds = np.arange(3, dtype=np.float32) / 3
+    return np.float32(0.25) + brightness[:, None] / 2 + saturation * _wave(hue[:, None] + thirds)
 
 
 def _exposed(image: Field, rng: np.random.Generator) -> Images:

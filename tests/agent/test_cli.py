@@ -1,0 +1,243 @@
+"""The command as people type it: what it writes, what it prints, how it exits."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from esper_agent.cli import BAD_INPUT, INTERRUPTED, OK, main
+from esper_agent.demo import main as demo_main
+
+SMALL = ["--total-timesteps", "48", "--num-envs", "2", "--n-steps", "12", "--batch-size", "24", "--no-progress"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(toy_id, tmp_path_factory):
+    """A run that the command itself trained."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "--env", toy_id, "--out", str(folder), "--device", "cpu", *SMALL]) == OK
+    return folder
+
+
+def text_of(capsys):
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_training_says_where_the_model_is(toy_id, tmp_path, capsys):
+    assert main(["train", "--env", toy_id, "--out", str(tmp_path / "r"), *SMALL]) == OK
+    assert f"Trained for 48 timesteps; the model is saved as {tmp_path / 'r' / 'model.zip'}" in text_of(capsys)[0]
+
+
+def test_the_resolved_configuration_is_saved(run_folder, toy_id):
+    config = yaml.safe_load((run_folder / "config.yaml").read_text())
+    assert (config["env"], config["total_timesteps"], config["num_envs"]) == (toy_id, 48, 2)
+    assert config["ppo"]["n_steps"] == 12
+    assert config["ppo"]["gamma"] == 0.995
+
+
+def test_a_saved_configuration_trains_the_same_run_again(run_folder, tmp_path, capsys):
+    again = tmp_path / "again"
+    assert main(["train", "--config", str(run_folder / "config.yaml"), "--out", str(again)]) == OK
+    assert (again / "episodes.csv").read_text() == (run_folder / "episodes.csv").read_text()
+    text_of(capsys)
+
+
+def test_flags_override_the_file_and_the_file_overrides_defaults(toy_id, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        f"env: {toy_id}\ntotal_timesteps: 24\nnum_envs: 2\nprogress: false\nppo: {{n_steps: 12, gamma: 0.9}}\n"
+    )
+    out = tmp_path / "r"
+    assert main(["train", f"--config={file}", "--gamma", "0.8", "--out", str(out), "--batch-size", "24"]) == OK
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["total_timesteps"] == 24
+    assert config["ppo"]["gamma"] == 0.8
+    assert config["ppo"]["gae_lambda"] == 0.95
+
+
+def test_evaluating_prints_and_writes_the_same_numbers(run_folder, toy_id, tmp_path, capsys):
+    file = tmp_path / "e.json"
+    arguments = ["evaluate", "--policy", str(run_folder), "--env", toy_id, "--episodes", "3", "--seed", "7"]
+    assert main([*arguments, "--json", str(file)]) == OK
+    out, _ = text_of(capsys)
+    content = json.loads(file.read_text())
+    assert [episode["seed"] for episode in content["episodes"]] == [7, 8, 9]
+    mean = sum(episode["return"] for episode in content["episodes"]) / 3
+    assert content["summary"]["return_mean"] == pytest.approx(mean)
+    assert f"{mean:.2f}" in out
+    assert "on toy, episodes with seeds 7 to 9" in out
+
+
+def test_a_benchmark_compares_on_the_same_episodes(run_folder, toy_id, tmp_path, capsys):
+    out = tmp_path / "bench"
+    policies = ["wait", "heuristic", "random", str(run_folder)]
+    arguments = ["benchmark", "--env", toy_id, "--policies", *policies, "--episodes", "4", "--out", str(out)]
+    assert main(arguments) == OK
+    with (out / "episodes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["policy"] for row in rows] == [name for name in policies for _ in range(4)]
+    assert {row["policy"]: row["seed"] for row in rows if row["episode"] == "3"} == dict.fromkeys(policies, "103")
+    with (out / "summary.csv").open(newline="") as file:
+        assert [row["policy"] for row in csv.DictReader(file)] == policies
+    assert "minus wait" in " ".join(text_of(capsys)[0].split())
+
+
+def test_environment_settings_reach_the_environment(toy_id, capsys, tmp_path):
+    file = tmp_path / "e.json"
+    arguments = ["evaluate", "--policy", "wait", "--env", toy_id, "--episodes", "1", "--json", str(file)]
+    assert main([*arguments, "--env-settings", "horizon=5"]) == OK
+    assert json.loads(file.read_text())["episodes"][0]["length"] == 5
+    text_of(capsys)
+
+
+def test_info_lists_tasks_heads_blueprints_and_data(capsys):
+    assert main(["info"]) == OK
+    out, _ = text_of(capsys)
+    assert "Esper-Digits-v0" in out
+    assert "390" in out
+    assert "alpha_curve" in out
+    assert "conv_heavy 7" in out
+    assert "1,192" in out
+    assert "cifar10" in out
+
+
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "benchmark", "info"])
+def test_help_is_complete(command, capsys):
+    assert main([*command.split(), "--help"]) == OK
+    out, _ = text_of(capsys)
+    words = {
+        "": ["train", "evaluate", "benchmark", "info", "Exit codes"],
+        "train": ["--out", "--config", "--learning-rate", "Step size of Adam", "Ctrl-C"],
+        "evaluate": ["--policy", "--json", "--stochastic"],
+        "benchmark": ["--policies", "--episodes"],
+        "info": ["List the tasks"],
+    }[command]
+    assert all(word in out for word in words)
+
+
+def bad(arguments, capsys):
+    """The one line of standard error of a command that has to fail with exit code 2."""
+    assert main(arguments) == BAD_INPUT
+    out, err = text_of(capsys)
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--policy", "randm"], "policy 'randm' is neither a run folder nor one of"),
+        (["evaluate", "--policy", "wait", "--env", "Esper-Digit-v0"], "'Esper-Digit-v0' is not a registered"),
+        (["evaluate", "--policy", "wait", "--episodes", "0"], "episodes is 0"),
+        (["evaluate", "--policy", "wait", "--env-settings", "horizon"], "not of the form NAME=VALUE"),
+        (["evaluate", "--policy", "wait", "--env-settings", "horzon=3"], "did you mean 'horizon'?"),
+        (["evaluate", "--policy", "wait", "--device", "tpu9"], "device is 'tpu9'; expected auto, cpu, cuda"),
+        (["evaluate", "--policy", "wait", "--config", "/no/such.yaml"], "cannot be read"),
+        (["benchmark", "--policies", "wait", "wait", "--out", "x"], "expected at least one, none twice"),
+        (["train", "--out", "x", "--num-envs", "0"], "num_envs is 0; expected at least 1"),
+        (["train", "--out", "x", "--gamma", "1.5"], "gamma is 1.5; expected a number in (0, 1]"),
+        (["train", "--out", "x", "--learning-rate", "-1"], "learning_rate is -1.0; expected a positive"),
+        (["train", "--out", "x", "--device", "cuda:77"], "torch sees"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(arguments, message, capsys):
+    err = bad(arguments, capsys)
+    assert message in err
+    assert err.startswith("Error: ")
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "--out"),
+        (["train", "--out", "x", "--num-envs", "many"], "many"),
+        (["train", "--out", "x", "--learnig-rate", "1"], "--learning-rate"),
+        (["evaluat"], "evaluat"),
+        ([], "subcommand"),
+    ],
+)
+def test_wrong_flags_are_exit_code_two(arguments, message, capsys):
+    assert message in bad(arguments, capsys)
+
+
+def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path, capsys):
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"total_timestep": 5}))
+    err = bad(["train", "--out", str(tmp_path / "r"), "--config", str(file)], capsys)
+    assert f"{file}: 'total_timestep' is not a setting; did you mean 'total_timesteps'?" in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_is_not_overwritten(run_folder, toy_id, capsys):
+    before = (run_folder / "model.zip").read_bytes()
+    assert "already holds a run" in bad(["train", "--env", toy_id, "--out", str(run_folder), *SMALL], capsys)
+    assert (run_folder / "model.zip").read_bytes() == before
+
+
+def test_a_run_of_another_task_is_refused(run_folder, capsys):
+    err = bad(["evaluate", "--policy", str(run_folder), "--env", "Esper-Digits-v0"], capsys)
+    assert "was trained on GrowthToy-v0, not on Esper-Digits-v0" in err
+
+
+def test_bad_settings_leave_no_folder_behind(tmp_path, capsys):
+    bad(["train", "--env", "Esper-Nowhere-v0", "--out", str(tmp_path / "r"), *SMALL], capsys)
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_demo_compares_the_trained_policy_and_says_where_things_are(toy_id, tmp_path, capsys):
+    arguments = ["--out", str(tmp_path), "--env", toy_id, "--episodes", "4", "--no-progress"]
+    for _ in range(2):  # a second demo takes the place of the first
+        assert demo_main([*arguments, "--total-timesteps", "640"]) == OK
+        out, _ = text_of(capsys)
+    for name in ("learned", "heuristic", "random", "wait", "parameters added", "model.zip", "training.png"):
+        assert name in out
+    for name in ("run/model.zip", "episodes.csv", "summary.csv", "training.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    with (tmp_path / "episodes.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 16
+
+
+def test_the_demo_leaves_a_foreign_folder_alone(toy_id, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("do not lose")
+    assert demo_main(["--out", str(tmp_path), "--env", toy_id]) == BAD_INPUT
+    assert "exists and is not a run" in text_of(capsys)[1]
+    assert (tmp_path / "run" / "thesis.txt").exists()
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_model_and_exits_with_130(tmp_path):
+    out = tmp_path / "run"
+    settings = ["--env-settings", "batches_per_step=1", "horizon=5", "--num-envs", "2", "--n-steps", "10"]
+    command = [sys.executable, "-m", "esper_agent.cli", "train", "--total-timesteps", "1000000", "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, *settings, "--no-progress"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    episodes = out / "episodes.csv"
+    wait_for(lambda: episodes.exists() and len(episodes.read_text().splitlines()) > 3, process)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == INTERRUPTED, stderr
+    assert f"the model is saved as {out / 'model.zip'}" in stdout
+    assert "Traceback" not in stderr
+    assert main(["evaluate", "--policy", str(out), "--episodes", "1", "--env-settings", "horizon=5"]) == OK
