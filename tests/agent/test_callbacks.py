@@ -86,8 +86,9 @@ def test_curves_have_one_line_per_episode_in_the_environments_own_units(toy_id, 
         assert float(row["return"]) == pytest.approx(info["episode"]["r"])
         assert float(row["test_accuracy"]) == info["test_accuracy"]
         assert row["truncated"] == "False"
-    waits = [info["op"] == Op.WAIT for info in witness.infos[:24:2]]
-    assert float(rows[0]["wait_share"]) == pytest.approx(np.mean(waits))
+    for episode in range(3):
+        waits = [info["op"] == Op.WAIT for info in witness.infos[24 * episode : 24 * (episode + 1) : 2]]
+        assert float(rows[2 * episode]["wait_share"]) == pytest.approx(np.mean(waits))
 
 
 def test_curves_are_on_disk_while_training_goes_on(toy_id, tmp_path):

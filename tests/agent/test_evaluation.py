@@ -127,7 +127,7 @@ def test_policies_can_be_made_for_the_environment(toy_id):
 
 def test_stochastic_policies_repeat_and_leave_torch_alone(toy_id):
     class Coin(WaitPolicy):
-        def predict(self, observation, state=None, episode_start=None, deterministic=True):
+        def predict(self, observation, state=None, episode_start=None, deterministic=True):  # noqa: ARG002
             actions, state = super().predict(observation, state, episode_start)
             actions[:, Head.OP] = torch.randint(0, 2, (len(actions),)).numpy()
             return actions, state

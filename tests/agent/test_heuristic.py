@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 import gymnasium
 import numpy as np
 import pytest
+from esper_agent.baselines import POLICIES
+from esper_agent.evaluation import run_episodes
 from esper_agent.heuristic import HeuristicConfig, HeuristicPolicy
 from esper_env.rules.gates import GateConfig
 from esper_env.rules.heads import (
@@ -305,6 +307,16 @@ def test_a_growing_seed_is_pruned_after_five_epochs_of_falling_accuracy(stage, e
         assert decision.confidence == pytest.approx(0.5 / 1.5)
 
 
+def test_a_fall_counts_from_the_entry_into_the_present_stage():
+    """Five points lost while TRAINING are no reason to prune a seed whose BLENDING loses nothing."""
+    moments = [Moment(seeds={0: Seed(Stage.GERMINATED)})]
+    moments.append(aged(moments[-1], {0: Seed(Stage.TRAINING, 1)}))
+    moments.append(aged(moments[-1], {0: Seed(Stage.TRAINING, 4)}, epochs=3, accuracies=(45.0,) * 5))
+    moments.append(aged(moments[-1], {0: Seed(Stage.BLENDING, 1, mode=1)}))
+    moments.append(aged(moments[-1], {0: Seed(Stage.BLENDING, 5)}, epochs=4))
+    assert decide(*moments).op == Op.ADVANCE
+
+
 def test_one_noisy_epoch_does_not_prune():
     """The accuracy is averaged over three epochs: a dip of five points in the last one is 1.7 on average."""
     start = Moment(seeds={0: Seed(Stage.GERMINATED)})
@@ -350,6 +362,16 @@ def test_dependence_without_value_is_pruned():
     assert "depended on (10.0 points) but accuracy is 1.0 points lower" in ransom.reason
     assert holding([10.0] * 3, birth=50.0, now=50.5).op == Op.FOSSILIZE
     assert holding([0.06] * 3, birth=50.0, now=49.0).reason == "contributes only 0.1 points"
+
+
+def test_a_second_time_in_holding_is_judged_on_its_own():
+    moments = [Moment(seeds={0: Seed(Stage.HOLDING, n, contribution=9.0)}, epoch=19 + n) for n in (1, 2)]
+    moments.append(aged(moments[-1], {0: Seed(Stage.BLENDING, 1, mode=1)}))
+    for count in (1, 2, 3):
+        moments.append(aged(moments[-1], {0: Seed(Stage.HOLDING, count, contribution=0.1)}))
+    assert decide(*moments[:-1]).op != Op.PRUNE
+    assert decide(*moments[:-1]).op != Op.FOSSILIZE
+    assert decide(*moments).op == Op.PRUNE
 
 
 def test_an_unmeasured_contribution_is_not_a_zero():
@@ -513,3 +535,46 @@ def test_a_whole_episode_with_eager_thresholds_commits_seeds(toy_id):
     ops = [decision.op for decision in policy.decisions[0]]
     assert Op.GERMINATE in ops
     assert Op.PRUNE in ops, "the toy measures no contribution, so nothing is worth keeping"
+
+
+CHEAP = {"batches_per_step": 1, "device": "cpu"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spare", "committed"), [(0, 1), (-1, 0)])
+@pytest.mark.parametrize("tempo", list(Tempo))
+def test_on_a_real_task_a_seed_needs_exactly_the_epochs_that_are_reserved_for_it(spare, committed, tempo):
+    """Planted at once and kept whatever it contributes: in time with just enough epochs, not planted with one less."""
+    config = HeuristicConfig(
+        tempo=tempo,
+        wait_for_stability=False,
+        min_epoch=0,
+        min_plateau=0,
+        min_contribution=-200.0,
+        dependence=200.0,
+        max_loss=200.0,
+        commit_epochs=0,
+    )
+    needed = HeuristicPolicy(1, CNN_BLUEPRINTS, config=config).epochs_to_commit
+    settings = CHEAP | {"horizon": needed + spare, "max_seeds": 1}
+    record = run_episodes(lambda env: HeuristicPolicy.for_env(env, config), "Esper-Digits-v0", 1, env_kwargs=settings)[
+        0
+    ]
+    assert record.fossilized == record.germinated == committed
+    assert record.invalid_actions == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_on_a_real_task_episodes_are_legal_and_do_not_depend_on_how_many_run_at_once(name):
+    def run(num_envs):
+        settings = CHEAP | {"horizon": 16, "shard_size": 1}
+        return run_episodes(
+            lambda env: POLICIES[name](env, 0), "Esper-Digits-v0", 3, seed=5, num_envs=num_envs, env_kwargs=settings
+        )
+
+    records = run(3)
+    assert records == run(1)
+    assert all(record.invalid_actions == 0 for record in records)
+    if name.startswith("conv"):
+        assert all(record.fossilized == 1 for record in records)

@@ -119,7 +119,7 @@ def mask_world():
 @pytest.fixture(scope="session")
 def make_model():
     """``make_model(env, **settings)``: a small learner on the CPU, seed 0."""
-    small = {"features_dim": 32, "lstm_hidden_size": 32, "head_dim": 32, "op_logit_bias": {}}
+    small = {"features_dim": 32, "lstm_hidden_size": 32, "head_dim": 32, "logit_bias": {}}
     defaults = {"n_steps": 16, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu", "policy_kwargs": small}
 
     def make(env, **settings):

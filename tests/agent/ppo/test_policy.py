@@ -77,15 +77,21 @@ def test_initialisation(spaces):
 
 
 @pytest.mark.parametrize(
-    ("bias", "expected"),
-    [(None, [-1, 0, 0, -2, 0, 0]), ({"GERMINATE": 0.5}, [0, 0.5, 0, 0, 0, 0]), ({}, [0] * 6)],
+    ("bias", "op", "alpha_target"),
+    [
+        (None, [-1, 0, -2, -2, 0, 0], [0, 0, 2]),
+        ({"op": {"GERMINATE": 0.5}}, [0, 0.5, 0, 0, 0, 0], [0, 0, 0]),
+        ({"alpha_target": {"HALF": 1.0}}, [0] * 6, [1, 0, 0]),
+        ({}, [0] * 6, [0, 0, 0]),
+    ],
 )
-def test_initial_op_logits_carry_the_bias(spaces, observations, bias, expected):
-    policy = make_policy(spaces, op_logit_bias=bias)
+def test_initial_logits_carry_the_bias(spaces, observations, bias, op, alpha_target):
+    policy = make_policy(spaces, logit_bias=bias)
     obs = observations(64)
     latent, _ = policy._latent(obs, states(64).pi, th.ones(64))
-    logits = policy.action_net(latent)[:, -len(Op) :]
-    assert (logits - th.tensor(expected, dtype=th.float32)).abs().max() < 0.1
+    logits = policy.action_net(latent).split(policy.action_space.nvec.tolist(), dim=1)
+    for head, expected in ((Head.OP, op), (Head.ALPHA_TARGET, alpha_target)):
+        assert (logits[head] - th.tensor(expected, dtype=th.float32)).abs().max() < 0.1
 
 
 def test_the_critic_is_a_network_of_the_latent_and_the_ops_one_hot(policy):
@@ -211,7 +217,7 @@ def test_actor_and_critic_both_train_every_shared_layer(spaces, observations):
 
 
 def test_the_policy_alone_saves_and_loads(spaces, observations, tmp_path):
-    policy = lively(make_policy(spaces, op_logit_bias={"WAIT": -3.0}, head_dim=64, features_dim=32))
+    policy = lively(make_policy(spaces, logit_bias={"op": {"WAIT": -3.0}}, head_dim=64, features_dim=32))
     policy.save(tmp_path / "policy.pt")
     loaded = FactoredLstmPolicy.load(tmp_path / "policy.pt", device="cpu")
     obs = {key: value.numpy() for key, value in observations(9).items()}
@@ -237,6 +243,8 @@ def test_foreign_spaces_and_settings_are_refused(spaces):
     with pytest.raises(ValueError, match="integer indices"):
         make_policy((floats, action_space))
     with pytest.raises(ValueError, match="SHRINK"):
-        make_policy(spaces, op_logit_bias={"SHRINK": 1.0})
+        make_policy(spaces, logit_bias={"op": {"SHRINK": 1.0}})
+    with pytest.raises(ValueError, match="'slot'"):
+        make_policy(spaces, logit_bias={"slot": {"r0c0": 1.0}})
     with pytest.raises(ValueError, match="use_sde"):
         make_policy(spaces, use_sde=True)

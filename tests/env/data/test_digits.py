@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-
 from esper_env.data.digits import load_digits
 from esper_env.data.images import channel_statistics
 

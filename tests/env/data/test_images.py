@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from esper_env.data import ImageData
 from esper_env.data.images import channel_statistics
 

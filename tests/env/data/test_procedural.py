@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from esper_env.data import ImageData
 from esper_env.data.images import channel_statistics
 from esper_env.data.procedural import CLASSES, Factors, draw_images, generate_procedural
@@ -22,7 +21,7 @@ print(hashlib.sha256(data.train_images.tobytes() + data.val_images.tobytes()).he
 """
 
 #: SHA-256 of what DIGEST hashes. Another value means that results are no longer comparable with earlier ones.
-RECORDED = "?"
+RECORDED = "bb5b56631dc3ba694278511b5ae66f17251f38ea41bc91fd92b3f5a642f01341"
 
 
 @pytest.fixture(scope="module")
@@ -85,24 +84,46 @@ def test_the_generator_given_decides_the_picture() -> None:
     assert not np.array_equal(first, other)
 
 
-def test_each_factor_leaves_the_class_open_and_two_settle_it() -> None:
+def factors_of(labels: np.ndarray) -> Factors:
+    return Factors.draw(labels, np.random.default_rng(0))
+
+
+def best_guess(labels: np.ndarray, *columns: np.ndarray) -> float:
+    """Percent of labels right when the most frequent class is guessed for each combination of these factors."""
+    code = np.zeros(len(labels), np.int64)
+    for column in columns:
+        code = code * 10 + column
+    table = np.zeros((code.max() + 1, CLASSES))
+    np.add.at(table, (code, labels), 1)
+    return 100 * float(table.max(axis=1).sum() / len(labels))
+
+
+def test_one_factor_leaves_the_class_open_and_two_settle_it() -> None:
     labels = np.arange(50_000) % CLASSES
-    factors = Factors.draw(labels, np.random.default_rng(0))
-
-    def best_guess(*columns: np.ndarray) -> float:
-        """Share of labels right when the most frequent class is guessed for each value of these factors."""
-        code = np.zeros(len(labels), np.int64)
-        for column in columns:
-            code = code * 10 + column
-        table = np.zeros((code.max() + 1, CLASSES))
-        np.add.at(table, (code, labels), 1)
-        return float(table.max(axis=1).sum() / len(labels))
-
+    factors = factors_of(labels)
     hue = (factors.hue * CLASSES).astype(int) % CLASSES
-    assert 0.45 < best_guess(factors.texture) < 0.5
-    assert 0.45 < best_guess(factors.outline) < 0.5
-    assert 0.9 < best_guess(factors.texture, factors.outline) < 0.95
-    assert 0.30 < best_guess(hue) < 0.35
+    assert best_guess(labels, factors.texture) < 27
+    assert best_guess(labels, factors.outline) < 27
+    assert best_guess(labels, factors.spot) < 27
+    assert best_guess(labels, hue) < 40
+    assert 42 < best_guess(labels, factors.texture, factors.spot) < 50
+    assert 42 < best_guess(labels, factors.outline, factors.spot) < 50
+    assert 90 < best_guess(labels, factors.texture, factors.outline) < 95
+
+
+def test_the_factors_are_those_of_the_documented_table() -> None:
+    labels = np.arange(20_000) % CLASSES
+    factors = factors_of(labels)
+    table = {}  # class -> its (texture, outline, spot) of the first and the second kind
+    for c in range(CLASSES):
+        spot, base = divmod(c, 5)
+        table[c] = {
+            (base, (base + 2 * spot) % 5, spot),
+            ((base + 2) % 5, (base + 2 + 2 * spot + 1) % 5, spot),
+        }
+    seen = zip(labels.tolist(), factors.texture.tolist(), factors.outline.tolist(), factors.spot.tolist(), strict=True)
+    share = np.mean([(texture, outline, spot) in table[c] for c, texture, outline, spot in seen])
+    assert 0.87 < share < 0.91  # (1 - 0.05 * 0.8)^2 * (1 - 0.05 * 0.5), and a little
 
 
 def test_a_linear_classifier_on_pixels_does_not_solve_it(data: ImageData) -> None:
@@ -135,7 +156,9 @@ def test_a_convolutional_network_learns_it(data: ImageData) -> None:
         for before, after in ((3, 16), (16, 32), (32, 64)):
             layers += [torch.nn.Conv2d(before, after, 3, padding=1), torch.nn.BatchNorm2d(after)]
             layers += [torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
-        network = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        network = torch.nn.Sequential(
+            *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 10)
+        )
         optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
         images, labels = tensor(data.train_images), torch.tensor(data.train_labels)
         for _ in range(6):

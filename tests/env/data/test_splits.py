@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from esper_env.data.splits import stratified_split
 from hypothesis import given
 from hypothesis import strategies as st
-
-from esper_env.data.splits import stratified_split
 
 
 @given(

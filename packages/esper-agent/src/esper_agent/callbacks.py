@@ -164,7 +164,7 @@ class PeriodicEvaluation(BaseCallback):
 
 def evaluation_means(records: Sequence[EpisodeRecord]) -> dict[str, float]:
     """Means over episodes, under the names Stable-Baselines3 uses where it has one."""
-    columns = {
+    columns: dict[str, list[float]] = {
         "mean_reward": [record.episode_return for record in records],
         "mean_ep_length": [record.length for record in records],
         "wait_share": [record.wait_share for record in records],

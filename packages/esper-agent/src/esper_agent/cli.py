@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -123,7 +123,7 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
     everything = [record for records in results.values() for record in records]
     write_csv(everything, settings.out / "episodes.csv")
     write_summaries(summaries, settings.out / "summary.csv")
-    console.print(summary_table(summaries, _title(settings.env, everything), reference))
+    console.print(summary_table(summaries, _title(settings.env, everything)))
     console.print(f"Written to {settings.out}/episodes.csv and {settings.out}/summary.csv", soft_wrap=True)
     return OK
 
@@ -154,7 +154,7 @@ def _play(
 
 
 @contextmanager
-def episode_bar(name: str, episodes: int, console: Console):
+def episode_bar(name: str, episodes: int, console: Console) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal, nothing elsewhere; yields what to call with the number of finished episodes."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -213,7 +213,8 @@ def parse(arguments: list[str]) -> Any:
         path = _config_path(arguments) if chosen and "config" in {field.name for field in fields(kind)} else None
         default = _defaults(kind) if path is None else with_values(_defaults(kind), read_config(path), str(path))
         subcommands.append(Annotated[kind, tyro.conf.subcommand(name, default=default)])
-    return tyro.cli(Union[tuple(subcommands)], prog="esper", description=DESCRIPTION, args=arguments)  # noqa: UP007
+    command: Any = Union[tuple(subcommands)]  # noqa: UP007
+    return tyro.cli(command, prog="esper", description=DESCRIPTION, args=arguments)
 
 
 def _config_path(arguments: list[str]) -> str | None:

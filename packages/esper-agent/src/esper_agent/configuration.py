@@ -138,7 +138,7 @@ def parse_assignments(assignments: tuple[str, ...]) -> dict[str, Any]:
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name:
-            raise ConfigError(f"environment setting {assignment!r} is not of the form NAME=VALUE, such as horizon=20")
+            raise ConfigError(f"setting {assignment!r} is not of the form NAME=VALUE, such as horizon=20")
         try:
             parsed[name] = yaml.safe_load(text)
         except yaml.YAMLError:

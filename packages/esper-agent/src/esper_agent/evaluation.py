@@ -128,7 +128,8 @@ class _Play:
     def __init__(
         self, vector: VectorEnv, policy: Policy, name: str, env_id: str, episodes: int, seed: int, deterministic: bool
     ) -> None:
-        self.vector, self.policy, self.name, self.env_id = vector, policy, name, env_id
+        self.vector: Any = vector  # its reset takes one seed per environment, which VectorEnv does not declare
+        self.policy, self.name, self.env_id = policy, name, env_id
         self.episodes, self.seed, self.deterministic = episodes, seed, deterministic
         # MaskablePPO and its kind take the mask as an argument; the others find it in the observation.
         self.wants_masks = "action_masks" in inspect.signature(policy.predict).parameters

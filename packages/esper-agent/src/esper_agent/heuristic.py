@@ -276,7 +276,7 @@ class HeuristicPolicy:
             },
             Op.PRUNE: {Head.ALPHA_SPEED: config.prune_speed},
         }
-        values = {Head.OP: decision.op, Head.SLOT: decision.slot, **heads.get(decision.op, {})}
+        values = {Head.OP: int(decision.op), Head.SLOT: int(decision.slot or 0), **heads.get(decision.op, {})}
         action[list(values)] = list(values.values())
 
 

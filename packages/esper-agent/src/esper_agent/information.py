@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from enum import IntEnum
+from typing import Any
 
 import torch
 from esper_env.data import data_folder
@@ -118,7 +119,7 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def _host(task: TaskConfig) -> nn.Module:
+def _host(task: TaskConfig) -> Any:
     """A host without memory for its parameters: enough to count them, and nothing is drawn at random."""
     with torch.device("meta"):
         return host_builder(task)()

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from esper_env.rules.heads import NUM_OPS, Head, Op, head_sizes
+from esper_env.rules.heads import (
+    NUM_OPS,
+    AlphaSpeed,
+    AlphaTarget,
+    Blueprint,
+    Curve,
+    Head,
+    Op,
+    Style,
+    Tempo,
+    head_sizes,
+)
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
@@ -28,9 +40,24 @@ from esper_agent.networks import (
     initialise_lstm,
 )
 
-#: Start of the op head's bias. Random growth is worse than waiting, so an unbiased start collapses into WAIT
-#: before it has learned to grow.
-OP_LOGIT_BIAS: Mapping[str, float] = {"WAIT": -1.0, "PRUNE": -2.0}
+#: Initial bias of the logits by head and value. Uniformly random growth is worse than waiting, mostly because a seed
+#: whose alpha target is not FULL cannot be committed and is discarded in the end; an unbiased start collapses into
+#: WAIT before it has learned to grow.
+LOGIT_BIAS: Mapping[str, Mapping[str, float]] = {
+    "op": {"WAIT": -1.0, "SET_ALPHA_TARGET": -2.0, "PRUNE": -2.0},
+    "alpha_target": {"FULL": 2.0},
+}
+
+#: Heads whose values have names.
+HEAD_VALUES: Mapping[str, type[IntEnum]] = {
+    "blueprint": Blueprint,
+    "style": Style,
+    "tempo": Tempo,
+    "alpha_target": AlphaTarget,
+    "alpha_speed": AlphaSpeed,
+    "alpha_curve": Curve,
+    "op": Op,
+}
 
 LstmState = tuple[th.Tensor, th.Tensor]
 
@@ -68,11 +95,12 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
     :param features_dim: width of the encoder
     :param lstm_hidden_size: width of the LSTM
     :param head_dim: hidden width of the action heads and of the critic
-    :param op_logit_bias: initial bias of the op head by op name; ops not named start at 0
+    :param logit_bias: initial bias of the action heads as {head: {value: bias}}, such as {"op": {"WAIT": -1.0}};
+        values not named start at 0
     :param optimizer_class: ``torch.optim.Adam`` by default, with eps 1e-5
     :param optimizer_kwargs: keyword arguments of the optimizer, without the learning rate
     :param use_sde: must be False; SB3 passes it to every policy
-    :raises ValueError: for spaces of another shape, an unknown op name, or ``use_sde=True``
+    :raises ValueError: for spaces of another shape, an unknown head or value name, or ``use_sde=True``
     """
 
     def __init__(
@@ -84,7 +112,7 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
         features_dim: int = 256,
         lstm_hidden_size: int = 256,
         head_dim: int = 128,
-        op_logit_bias: Mapping[str, float] | None = None,
+        logit_bias: Mapping[str, Mapping[str, float]] | None = None,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
@@ -94,10 +122,10 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
         check_spaces(observation_space, action_space)
         # _build, which the base class calls, reads these.
         self.head_dim = head_dim
-        self.op_logit_bias = dict(OP_LOGIT_BIAS if op_logit_bias is None else op_logit_bias)
-        unknown = sorted(set(self.op_logit_bias) - set(Op.__members__))
-        if unknown:
-            raise ValueError(f"op_logit_bias names {unknown}; the ops are {list(Op.__members__)}")
+        self.logit_bias = {
+            head: dict(biases) for head, biases in (LOGIT_BIAS if logit_bias is None else logit_bias).items()
+        }
+        check_logit_bias(self.logit_bias)
         super().__init__(
             observation_space,
             action_space,
@@ -129,8 +157,9 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
             initialise_linear(self.action_net.output_layer(head), POLICY_GAIN)
         initialise_linear(self.value_net.output, VALUE_GAIN)
         with th.no_grad():
-            for name, bias in self.op_logit_bias.items():
-                self.action_net.output_layer(Head.OP).bias[Op[name]] = bias
+            for head, biases in self.logit_bias.items():
+                for name, bias in biases.items():
+                    self.action_net.output_layer(Head[head.upper()]).bias[HEAD_VALUES[head][name]] = bias
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -140,7 +169,7 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
             **self.features_extractor_kwargs,
             "lstm_hidden_size": self.lstm_output_dim,
             "head_dim": self.head_dim,
-            "op_logit_bias": self.op_logit_bias,
+            "logit_bias": self.logit_bias,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
@@ -253,6 +282,18 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
             evaluation.head_log_probs.sum(dim=1),
             evaluation.head_entropies.sum(dim=1),
         )
+
+
+def check_logit_bias(logit_bias: Mapping[str, Mapping[str, float]]) -> None:
+    """``ValueError`` for a head or a value that has no such name."""
+    for head, biases in logit_bias.items():
+        if head not in HEAD_VALUES:
+            raise ValueError(f"logit_bias names head {head!r}; expected {', '.join(HEAD_VALUES)}")
+        unknown = sorted(set(biases) - set(HEAD_VALUES[head].__members__))
+        if unknown:
+            raise ValueError(
+                f"logit_bias names {unknown} of head {head!r}; it has {list(HEAD_VALUES[head].__members__)}"
+            )
 
 
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:

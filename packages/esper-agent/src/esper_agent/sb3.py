@@ -53,7 +53,7 @@ class GymVecEnv(VecEnv):
                 f"the vector environment's autoreset mode is {mode}; Stable-Baselines3 needs AutoresetMode.SAME_STEP, "
                 "so pass autoreset_mode=AutoresetMode.SAME_STEP when you make it"
             )
-        self.vec_env = vec_env
+        self.vec_env: Any = vec_env  # some of its methods are beyond what VectorEnv declares
         self.spec = vec_env.spec
         self._actions: np.ndarray | None = None
         super().__init__(vec_env.num_envs, vec_env.single_observation_space, vec_env.single_action_space)
@@ -130,7 +130,7 @@ class GymVecEnv(VecEnv):
     def _has_single_envs(self) -> bool:
         return isinstance(self.vec_env.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
 
-    def _selected(self, values: Sequence[Any], indices: VecEnvIndices) -> list[Any]:
+    def _selected(self, values: Sequence[Any] | np.ndarray, indices: VecEnvIndices) -> list[Any]:
         return [values[index] for index in self._get_indices(indices)]
 
     def _find(self, name: str) -> Any:
@@ -175,7 +175,7 @@ class GymVecEnv(VecEnv):
 
     def _call_vector(
         self, method: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Sequence[Any]:
+    ) -> Sequence[Any] | np.ndarray:
         result = method(*args, **kwargs)
         if result is None:
             return [None] * self.num_envs

@@ -58,7 +58,8 @@ def bootstrap_interval(
         resamples: bootstrap resamples.
         seed: of the resampling; the same seed gives the same interval.
     """
-    strata = [_checked(stratum) for stratum in samples] if stratified else [_checked(samples)]  # type: ignore[union-attr]
+    parts: Any = samples if stratified else [samples]
+    strata = [_checked(part) for part in parts]
 
     def pooled(*parts: NDArray[np.float64], axis: int = -1) -> Any:
         return statistic(np.concatenate(parts, axis=axis), axis=axis)
@@ -89,6 +90,38 @@ def paired_difference(
         return statistic(a, axis=axis) - statistic(b, axis=axis)
 
     return _bootstrap([left, right], difference, paired=True, level=level, resamples=resamples, seed=seed)
+
+
+def crossed_bootstrap(
+    table: ArrayLike,
+    statistic: Statistic = interquartile_mean,
+    *,
+    level: float = 0.95,
+    resamples: int = 5_000,
+    seed: int = 0,
+) -> Estimate:
+    """A statistic of a (runs, episodes) table whose rows and columns are both samples, with its interval.
+
+    Training runs and episodes are resampled independently of each other (Owen 2007, "The pigeonhole bootstrap"), so
+    the interval speaks about other training seeds and other episodes alike. For a difference between two policies, pass
+    the table of paired differences.
+    """
+    values = _checked(table)
+    if values.ndim != 2:
+        raise ValueError(f"the table has shape {values.shape}; expected (runs, episodes)")
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; expected a share between 0 and 1, such as 0.95")
+    value = float(statistic(values.ravel(), axis=-1))
+    runs, episodes = values.shape
+    if min(runs, episodes) < 2:
+        return Estimate(value, float("nan"), float("nan"))
+    rng = np.random.default_rng(seed)
+    drawn = np.empty(resamples)
+    for index in range(resamples):
+        rows, columns = rng.integers(runs, size=runs), rng.integers(episodes, size=episodes)
+        drawn[index] = statistic(values[np.ix_(rows, columns)].ravel(), axis=-1)
+    tail = (1.0 - level) / 2.0
+    return Estimate(value, float(np.quantile(drawn, tail)), float(np.quantile(drawn, 1.0 - tail)))
 
 
 def _bootstrap(

@@ -59,6 +59,8 @@ class PPOSettings:
     """A round of updates ends before a step once the policy is 1.5 times this far from the one that acted."""
     advantage_estimator: Literal["two_step", "sampled_op"] = "two_step"
     """two_step is unbiased; sampled_op cancels the signal of the op head and is there for comparison."""
+    op_bias: tuple[str, ...] = ()
+    """Initial bias of the op logits as NAME=VALUE, for example WAIT=-1 PRUNE=-2; empty keeps the policy's own."""
     normalize_returns: bool = True
     """Scale rewards by the running deviation of the discounted return (VecNormalize)."""
 
@@ -176,6 +178,7 @@ def make_model(settings: TrainSettings, env: VecNormalize) -> FactoredRecurrentP
         max_grad_norm=ppo.max_grad_norm,
         target_kl=ppo.target_kl,
         advantage_estimator=ppo.advantage_estimator,
+        policy_kwargs={"op_logit_bias": parse_assignments(ppo.op_bias)} if ppo.op_bias else None,
         seed=settings.seed,
         device=settings.device,
     )

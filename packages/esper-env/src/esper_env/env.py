@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from esper_env.growth import Observation
 from esper_env.infos import Infos, single_info
-from esper_env.tasks import TaskConfig
+from esper_env.render import RENDER_MODES, Picture
+from esper_env.tasks import TaskConfig, make_task
 from esper_env.vector_env import EsperVectorEnv
 
 
@@ -31,13 +32,14 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
 
     Args:
         env_id: a registered task; ``gymnasium.make`` fills it in.
-        render_mode: None or "ansi".
+        render_mode: None, "ansi" (text) or "rgb_array" (a picture).
         task_kwargs: numbers of the task to replace (``esper_env.tasks.TASK_KWARGS``).
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 4}  # noqa: RUF012
 
     def __init__(self, env_id: str, *, render_mode: str | None = None, **task_kwargs: Any) -> None:
+        make_task(env_id, **task_kwargs)  # what only a vector has, such as autoreset_mode, is unknown here
         self._vector = EsperVectorEnv(
             env_id, 1, autoreset_mode=AutoresetMode.DISABLED, render_mode=render_mode, **task_kwargs
         )
@@ -52,9 +54,13 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         self.reward_config = self._vector.reward_config
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Infos]:
-        """Start an episode; ``options={"topology": {slot id: blueprint name}}`` plants seeds from the start."""
-        super().reset(seed=seed)
-        self._vector.use_generators([self.np_random])
+        """Start an episode; ``options={"topology": {slot id: blueprint name}}`` plants seeds from the start.
+
+        Raises ``ValueError`` or ``TypeError`` for a seed or options that make no sense; nothing has changed then.
+        """
+        self._vector.check_reset(seed, options, ("topology",))
+        super().reset(seed=None if seed is None else int(seed))
+        self._vector.np_random = (self.np_random,)
         observations, infos = self._vector.reset(options=options)
         return _first(observations), single_info(infos, 0)
 
@@ -65,16 +71,18 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(sum of the head sizes,) the marginal mask under sb3-contrib's name."""
-        return self._vector.action_masks()[0]
+        masks: NDArray[np.bool_] = self._vector.action_masks()[0]
+        return masks
 
     def sample_valid_actions(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """(8,) a legal action: op uniform, then the slot, then the heads the op reads."""
-        return self._vector.sample_valid_actions(rng)[0]
+        actions: NDArray[np.int64] = self._vector.sample_valid_actions(rng)[0]
+        return actions
 
-    def render(self) -> str | None:  # type: ignore[override]
-        """The network as text in mode "ansi", None without a render mode."""
-        texts = self._vector.render()
-        return texts[0] if texts is not None else None
+    def render(self) -> str | Picture | None:
+        """The network as text or picture, None without a render mode."""
+        frames = self._vector.render()
+        return frames[0] if frames is not None else None
 
     def close(self) -> None:
         """Stop the worker threads."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from esper_env.networks.seeds import blueprint_entry
 
 Mask = NDArray[np.bool_]
-OPTIONS = ("reset_mask", "topology")
+OPTIONS = ("reset_mask", "topology")  # of a vector's reset
 
 
 class ResetRequest(NamedTuple):
@@ -23,35 +23,45 @@ class ResetRequest(NamedTuple):
     topology: dict[int, int]  # slot (action index) -> blueprint value
 
 
+class Site(NamedTuple):
+    """Where seeds can be planted."""
+
+    slot_ids: tuple[str, ...]
+    topology: str  # of the host: "cnn", ...
+    max_seeds: int
+
+
 def parse_reset(
     seed: int | Sequence[int | None] | None,
     options: Mapping[str, Any] | None,
     count: int,
-    slot_ids: Sequence[str],
-    topology: str,
+    site: Site,
+    known: Sequence[str] = OPTIONS,
 ) -> ResetRequest:
-    """Check the arguments of ``reset`` before anything changes.
+    """Check the arguments of ``reset`` before anything changes; ``known`` are the options there are.
 
     Raises:
         ValueError: seeds that are negative or not one per environment, an unknown option, a mask of a wrong shape or
-            without a True, a slot or blueprint that does not exist.
-        TypeError: seeds or a mask of a wrong type.
+            without a True, a slot or blueprint that does not exist, more seeds than a network may hold.
+        TypeError: seeds, options, a mask or a topology of a wrong type.
     """
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"options is {options!r}; expected a dict or None")
     given = dict(options or {})
-    unknown = sorted(set(given) - set(OPTIONS))
+    unknown = sorted(str(option) for option in given if option not in known)
     if unknown:
-        raise ValueError(f"reset options {unknown} are not known; expected {', '.join(OPTIONS)}")
+        raise ValueError(f"reset options {unknown} are not known; expected {', '.join(known)}")
     return ResetRequest(
-        _seeds(seed, count), _rows(given.get("reset_mask"), count), _planted(given.get("topology"), slot_ids, topology)
+        _seeds(seed, count), _rows(given.get("reset_mask"), count), _planted(given.get("topology"), site)
     )
 
 
 def _seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | None]:
     if seed is None:
         return [None] * count
-    if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
-        seeds: list[int | None] = [int(seed) + row for row in range(count)]
-    elif isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
+    if _is_integer(seed):
+        seeds: list[int | None] = [int(seed) + row for row in range(count)]  # type: ignore[arg-type]
+    elif isinstance(seed, Sequence | np.ndarray) and all(value is None or _is_integer(value) for value in seed):
         seeds = [None if value is None else int(value) for value in seed]
     else:
         raise TypeError(f"seed is {seed!r}; expected an integer, one integer per environment, or None")
@@ -60,6 +70,10 @@ def _seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | No
     if any(value is not None and value < 0 for value in seeds):
         raise ValueError(f"seed is {seed!r}; seeds must be 0 or greater")
     return seeds
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _rows(mask: Any, count: int) -> Mask:
@@ -74,15 +88,17 @@ def _rows(mask: Any, count: int) -> Mask:
     return mask.copy()
 
 
-def _planted(topology: Any, slot_ids: Sequence[str], kind: str) -> dict[int, int]:
+def _planted(topology: Any, site: Site) -> dict[int, int]:
     if topology is None:
         return {}
     if not isinstance(topology, Mapping):
         raise TypeError(f"options['topology'] is {topology!r}; expected a mapping from slot ids to blueprint names")
     for slot in topology:
-        if slot not in slot_ids:
-            raise ValueError(f"options['topology'] names slot {slot!r}; this host has {', '.join(slot_ids)}")
-    return {slot_ids.index(slot): blueprint_entry(name, kind).value for slot, name in topology.items()}
+        if slot not in site.slot_ids:
+            raise ValueError(f"options['topology'] names slot {slot!r}; this host has {', '.join(site.slot_ids)}")
+    if len(topology) > site.max_seeds:
+        raise ValueError(f"options['topology'] plants {len(topology)} seeds; max_seeds is {site.max_seeds}")
+    return {site.slot_ids.index(slot): blueprint_entry(name, site.topology).value for slot, name in topology.items()}
 
 
 class EpisodeClock:
@@ -104,20 +120,28 @@ class EpisodeClock:
         self.finished[rows] = False
         self._steps[rows] = 0
 
+    def require_started(self, besides: Mask | None = None) -> None:
+        """``ResetNeeded`` unless every environment, ``besides`` (N,) set aside, has had its first reset."""
+        missing = ~self._started if besides is None else ~self._started & ~besides
+        if missing.any():
+            rows = np.flatnonzero(missing).tolist()
+            raise ResetNeeded(f"environments {rows} have not been reset; call reset() without a reset_mask first")
+
     def require_running(self, *, finished_too: bool) -> None:
         """``ResetNeeded`` unless every environment has an episode (a finished one counts with ``finished_too``)."""
-        if not self._started.all():
-            rows = np.flatnonzero(~self._started).tolist()
-            raise ResetNeeded(f"environments {rows} have not been reset; call reset() before step()")
+        self.require_started()
         if not finished_too and self.finished.any():
             rows = np.flatnonzero(self.finished).tolist()
             raise ResetNeeded(f"the episodes of environments {rows} are over; reset them with options['reset_mask']")
 
     def count(self, stepped: Mask, terminated: Mask) -> Mask:
-        """Count a step of ``stepped`` (N,); returns which episodes are cut, and marks the finished ones."""
+        """Count a step of ``stepped`` (N,); returns which reached the limit, and marks the finished episodes.
+
+        As with Gymnasium's ``TimeLimit``, an episode that terminates at the limit counts as cut as well.
+        """
         self._steps[stepped] += 1
         truncated = np.zeros_like(stepped)
         if self._limit is not None:
-            truncated = stepped & ~terminated & (self._steps >= self._limit)
+            truncated = stepped & (self._steps >= self._limit)
         self.finished = self.finished | (stepped & (terminated | truncated))
         return truncated

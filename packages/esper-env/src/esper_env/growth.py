@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -46,13 +46,14 @@ class Growth:
     ``begin`` starts episodes, ``advance`` runs one step of every network, ``observe`` shows where they are.
 
     Raises:
-        ValueError: settings of the task that make no sense, before any data is loaded.
+        ValueError: settings of the task that make no sense.
     """
 
     def __init__(self, task: TaskConfig, count: int) -> None:
         self.task, self.count = task, count
         self._gates = gate_config(task.gates)
         self.reward_config = reward_config(task.reward_mode, task.reward_weights)
+        _check_max_seeds(task.max_seeds)
         self._population, self.dataset_name, samples = build_population(task, count)
         shard = self._population.shards[0]
         self.slot_ids: tuple[str, ...] = tuple(spec.slot_id for spec in shard.slots)
@@ -60,7 +61,8 @@ class Growth:
         self.offered_blueprints = tuple(entry.value for entry in offered_blueprints(shard.topology))
         self.host_parameters = shard.host.size
         slots = len(self.slot_ids)
-        self.rules = ActionRules(slots, self.offered_blueprints, slots if task.max_seeds is None else task.max_seeds)
+        self.max_seeds = slots if task.max_seeds is None else task.max_seeds
+        self.rules = ActionRules(slots, self.offered_blueprints, self.max_seeds)
         self._builder = ObservationBuilder(slots, task.horizon, task.param_budget, shard.execution_order)
         self._signals = SignalTracker(count, SignalConfig(plateau_points=task.plateau_points), samples=samples)
         self._reward = RewardModel(count, slots, task.horizon, self.host_parameters, self.reward_config)
@@ -96,7 +98,7 @@ class Growth:
         self._attach(planted)
         structure = Structure.of(self.table)
         measured = self._population.measure(structure, rows)
-        self._record(measured)
+        self._record(measured, rows)
         self._signals.reset(rows, measured.loss, measured.accuracy)
         self._reward.reset(rows, measured.accuracy, self.table)
         self.epoch[rows] = 0
@@ -119,7 +121,7 @@ class Growth:
         everyone = np.ones(self.count, dtype=np.bool_)
         measured = self._population.measure(structure, everyone)
         record_gradients(self.table, stats.gradient_norm, stats.vanishing, stats.exploding, stats.sizes)
-        self._record(measured)
+        self._record(measured, everyone)
         lifecycle.finish_epoch(self.table)
         self.epoch += 1
         self._signals.update(measured.loss, measured.accuracy)
@@ -161,14 +163,18 @@ class Growth:
         for row, slot in np.argwhere(mask):
             self._population.attach(int(row), int(slot), int(self.table.blueprint[row, slot]))
 
-    def _record(self, measured: Measurement) -> None:
+    def _record(self, measured: Measurement, rows: Mask) -> None:
+        """Write what was measured of ``rows`` (N,) into the table. An epoch passes there, and nowhere else."""
+        part = SlotTable(**{column.name: getattr(self.table, column.name)[rows] for column in fields(SlotTable)})
         record_contributions(
-            self.table,
-            measured.contribution,
-            measured.measured,
-            measured.interaction,
-            measured.interaction_measured,
+            part,
+            measured.contribution[rows],
+            measured.measured[rows],
+            measured.interaction[rows],
+            measured.interaction_measured[rows],
         )
+        for column in fields(SlotTable):
+            getattr(self.table, column.name)[rows] = getattr(part, column.name)
 
     def _appraise(self, structure: Structure, terminated: Mask) -> tuple[NDArray[np.float64], dict[str, Any]]:
         """Committed accuracies (N,), read where an episode terminates, and the final infos' values."""
@@ -219,6 +225,11 @@ class Growth:
             "parameters_added": self._population.parameters_added(structure, self.table.has_seed),
             "dataset_name": np.full(self.count, self.dataset_name, dtype=object),
         }
+
+
+def _check_max_seeds(value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"max_seeds is {value!r}; expected None or a whole number of at least 1")
 
 
 def waiting(command: Command, rows: Mask) -> Command:

@@ -1,18 +1,51 @@
-"""Networks as text."""
+"""Networks as text and as small pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from esper_env.rules.heads import NO_BLUEPRINT, Blueprint, Operator
+from esper_env.rules.observation import scale_contribution
 from esper_env.rules.signals import Signals
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
+
+Picture = NDArray[np.uint8]  # (height, width, 3) RGB
+
+RENDER_MODES = ("ansi", "rgb_array")
+
+WIDTH, LINE, MARGIN = 240, 24, 4  # pixels
+_BACKGROUND, _TRACK = (255, 255, 255), (230, 230, 230)
+_EPOCH, _ACCURACY, _GAIN, _LOSS = (120, 120, 120), (46, 125, 50), (21, 101, 192), (198, 40, 40)
+#: Colour of the box in front of a slot's line, and of its alpha bar.
+STAGE_COLOURS: dict[Stage, tuple[int, int, int]] = {
+    Stage.DORMANT: (230, 230, 230),
+    Stage.GERMINATED: (197, 225, 165),
+    Stage.TRAINING: (255, 213, 79),
+    Stage.BLENDING: (255, 152, 0),
+    Stage.HOLDING: (156, 39, 176),
+    Stage.FOSSILIZED: (93, 64, 55),
+    Stage.PRUNED: (158, 158, 158),
+    Stage.EMBARGOED: (176, 190, 197),
+    Stage.RESETTING: (207, 216, 220),
+}
 
 
 def describe_networks(table: SlotTable, signals: Signals, slot_ids: Sequence[str], horizon: int) -> tuple[str, ...]:
     """One text per environment: the epoch, the validation accuracy, and a line for every slot."""
     return tuple(_describe(row, table, signals, slot_ids, horizon) for row in range(table.shape[0]))
+
+
+def draw_networks(table: SlotTable, signals: Signals, horizon: int) -> tuple[Picture, ...]:
+    """One RGB picture (24 (2 + S), 240, 3) per environment, from top to bottom: how far the episode has come, the
+    validation accuracy (full width: 100%), and for every slot a box in the colour of its stage, a bar for alpha, and
+    below it the measured contribution, to the right in blue or to the left in red of the middle, on the logarithmic
+    scale of the observation.
+    """
+    return tuple(_draw(row, table, signals, horizon) for row in range(table.shape[0]))
 
 
 def _describe(row: int, table: SlotTable, signals: Signals, slot_ids: Sequence[str], horizon: int) -> str:
@@ -29,3 +62,36 @@ def _slot_line(row: int, slot: int, table: SlotTable, name: str) -> str:
     alpha, points = table.alpha[row, slot], table.contribution[row, slot]
     measured = f"{points:+.1f} points" if table.contribution_age[row, slot] >= 0 else "not measured"
     return f"  {name:6s} {stage:10s} {blueprint:15s} {operator:8s} alpha {alpha:.2f}  contribution {measured}"
+
+
+def _draw(row: int, table: SlotTable, signals: Signals, horizon: int) -> Picture:
+    slots = table.shape[1]
+    picture = np.full((LINE * (2 + slots), WIDTH, 3), _BACKGROUND, dtype=np.uint8)
+    whole = slice(MARGIN, LINE - MARGIN)
+    _bar(picture[whole], MARGIN, signals.epoch[row] / horizon, _EPOCH)
+    _bar(picture[LINE:][whole], MARGIN, signals.val_accuracy[row] / 100.0, _ACCURACY)
+    for slot in range(slots):
+        line = picture[LINE * (2 + slot) :]
+        colour = STAGE_COLOURS[Stage(table.stage[row, slot])]
+        line[whole, MARGIN : LINE - MARGIN] = colour
+        _bar(line[MARGIN : LINE // 2], LINE, table.alpha[row, slot], colour)
+        if table.contribution_age[row, slot] >= 0:
+            share = scale_contribution(table.contribution[row, slot : slot + 1])[0]
+            _needle(line[LINE // 2 + 1 : LINE - MARGIN], LINE, float(np.nan_to_num(share)))
+    return picture
+
+
+def _bar(line: Picture, left: int, share: float, colour: tuple[int, int, int]) -> None:
+    """Fill a share 0..1 of the line from ``left`` on."""
+    line[:, left : WIDTH - MARGIN] = _TRACK
+    line[:, left : left + round(min(max(share, 0.0), 1.0) * (WIDTH - MARGIN - left))] = colour
+
+
+def _needle(line: Picture, left: int, share: float) -> None:
+    """Draw a share -1..1 from the middle of the line."""
+    middle = (left + WIDTH - MARGIN) // 2
+    length = round(min(abs(share), 1.0) * (WIDTH - MARGIN - middle))
+    if share >= 0:
+        line[:, middle : middle + length] = _GAIN
+    else:
+        line[:, middle - length : middle] = _LOSS

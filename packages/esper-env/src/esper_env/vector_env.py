@@ -12,10 +12,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from esper_env.episodes import EpisodeClock, parse_reset
+from esper_env.episodes import EpisodeClock, Site, parse_reset
 from esper_env.growth import Growth, Observation, waiting
 from esper_env.infos import Infos, merge_infos, restrict_infos, vector_infos
-from esper_env.render import describe_networks
+from esper_env.render import RENDER_MODES, Picture, describe_networks, draw_networks
 from esper_env.rules.heads import NO_BLUEPRINT, Op, head_sizes
 from esper_env.rules.masks import sample_valid_actions
 from esper_env.rules.observation import BOUND, feature_count
@@ -49,7 +49,8 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     the masks exclude acts as WAIT and sets ``infos["action_valid"]`` to False. Observations: :func:`observation_space`.
 
     An episode terminates at the task's ``horizon``: seeds that are not fossilized are discarded, and the last reward
-    moves to the accuracy of what is committed. ``max_episode_steps`` cuts it before (truncation).
+    moves to the accuracy of what is committed. ``max_episode_steps`` cuts it before (truncation); where both fall on
+    the same step both flags are True, as with Gymnasium's ``TimeLimit``.
 
     ``reset(seed=s)`` starts environment i like a single environment with seed s + i. Options: ``reset_mask`` (N,) bool
     resets some environments only; ``topology`` {slot id: blueprint name} starts with those seeds fossilized, to be
@@ -58,13 +59,13 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     Args:
         env_id: a registered task; its numbers are replaced by ``task_kwargs`` (``esper_env.tasks.TASK_KWARGS``).
         autoreset_mode: SAME_STEP (default), NEXT_STEP or DISABLED, as ``gymnasium.vector.AutoresetMode`` or its value.
-        render_mode: None or "ansi".
+        render_mode: None, "ansi" (text) or "rgb_array" (a picture).
 
     Raises:
         ValueError, TypeError: an unknown keyword argument or a value that makes no sense, before anything is built.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 4}  # noqa: RUF012
 
     def __init__(
         self,
@@ -92,10 +93,12 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self.dataset_name = self._growth.dataset_name
         self.host_parameters = self._growth.host_parameters
         self.reward_config = self._growth.reward_config
-        self._rngs: list[np.random.Generator | None] = [None] * num_envs
+        self._site = Site(self.slot_ids, self._growth.topology, self._growth.max_seeds)
+        drawn = [seeding.np_random() for _ in range(num_envs)]
+        self._rngs, self._rng_seeds = [rng for rng, _ in drawn], [entropy for _, entropy in drawn]
         slots = len(self.slot_ids)
         self.single_observation_space = observation_space(slots)
-        self.single_action_space = gym.spaces.MultiDiscrete(head_sizes(slots))
+        self.single_action_space = gym.spaces.MultiDiscrete(list(head_sizes(slots)))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
@@ -104,13 +107,14 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     ) -> tuple[Observation, Infos]:
         """Start new episodes; see the class for ``seed`` and ``options``.
 
-        Raises ``ValueError`` or ``TypeError`` for seeds, masks or topologies that make no sense; nothing has changed
-        then.
+        Raises ``ValueError`` or ``TypeError`` for seeds, masks or topologies that make no sense, and ``ResetNeeded``
+        for a mask that leaves out an environment without an episode; nothing has changed then.
         """
-        request = parse_reset(seed, options, self.num_envs, self.slot_ids, self._growth.topology)
+        request = parse_reset(seed, options, self.num_envs, self._site)
+        self._clock.require_started(besides=request.rows)
         for row in np.flatnonzero(request.rows):
-            if request.seeds[row] is not None or self._rngs[row] is None:
-                self._rngs[row] = seeding.np_random(request.seeds[row])[0]
+            if request.seeds[row] is not None:
+                self._rngs[row], self._rng_seeds[row] = seeding.np_random(request.seeds[row])
         infos = self._begin(request.rows, request.topology)
         return self._growth.observe(), infos
 
@@ -154,32 +158,45 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         growth = self._growth
         return sample_valid_actions(growth.rules.legal(growth.table), rng, growth.offered_blueprints)
 
-    def render(self) -> tuple[str, ...] | None:
-        """One text per environment in mode "ansi", None without a render mode."""
+    def render(self) -> tuple[str, ...] | tuple[Picture, ...] | None:
+        """A text or picture per environment, None without a render mode; ``ResetNeeded`` before the first reset."""
         if self.render_mode is None:
             return None
-        return describe_networks(self._growth.table, self._growth.signals, self.slot_ids, self.task.horizon)
+        self._clock.require_started()
+        table, signals, horizon = self._growth.table, self._growth.signals, self.task.horizon
+        if self.render_mode == "ansi":
+            return describe_networks(table, signals, self.slot_ids, horizon)
+        return draw_networks(table, signals, horizon)
 
-    def close_extras(self, **kwargs: Any) -> None:
+    def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
         """Stop the worker threads."""
         if hasattr(self, "_growth"):
             self._growth.close()
 
-    def use_generators(self, rngs: Sequence[np.random.Generator]) -> None:
-        """Draw each environment's episode seeds from these generators until it is reset with a seed."""
-        self._rngs = list(rngs)
+    def check_reset(self, seed: int | None, options: dict[str, Any] | None, known: Sequence[str]) -> None:
+        """Raise what :meth:`reset` would, with only the ``known`` options."""
+        parse_reset(seed, options, self.num_envs, self._site, known)
+
+    @property  # type: ignore[override]
+    def np_random(self) -> tuple[np.random.Generator, ...]:
+        """Each environment's generator of episode seeds, until it is reset with a seed."""
+        return tuple(self._rngs)
+
+    @np_random.setter  # type: ignore[override]
+    def np_random(self, rngs: Sequence[np.random.Generator]) -> None:
+        if len(rngs) != self.num_envs:
+            raise ValueError(f"np_random has {len(rngs)} generators; expected one for each of {self.num_envs}")
+        self._rngs, self._rng_seeds = list(rngs), [-1] * self.num_envs
 
     @property
-    def np_random(self) -> tuple[np.random.Generator | None, ...]:  # type: ignore[override]
-        """Each environment's generator of episode seeds; None before its first reset."""
-        return tuple(self._rngs)
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """What each environment's generator started from, -1 where that is not known."""
+        return tuple(self._rng_seeds)
 
     def _begin(self, rows: NDArray[np.bool_], topology: dict[int, int]) -> Infos:
         seeds = np.zeros(self.num_envs, dtype=np.int64)
         for row in np.flatnonzero(rows):
-            rng = self._rngs[row]
-            assert rng is not None
-            seeds[row] = rng.integers(EPISODE_SEED_BOUND)
+            seeds[row] = self._rngs[row].integers(EPISODE_SEED_BOUND)
         values = self._growth.begin(rows, seeds, topology)
         self._clock.start(rows)
         return vector_infos(values, rows)

@@ -68,8 +68,11 @@ def _draw_training(axis: Axes, episodes: Sequence[Mapping[str, Any]], column: st
     steps = np.array([episode["timesteps"] for episode in episodes], dtype=float)
     values = np.array([episode[column] for episode in episodes], dtype=float)
     axis.plot(steps, values, ".", color=_RAW, markersize=2.5, label="training episode", zorder=1)
+    # Environments that run at once finish at the same timestep: draw the mean once all of them are in it.
+    last = np.flatnonzero(np.append(np.diff(steps) > 0, True))
     label = f"training, mean of {min(window, len(values))} episodes"
-    axis.plot(steps, running_mean(values, window), color=_TRAINING, linewidth=2, label=label, zorder=3)
+    mean = running_mean(values, window)[last]
+    axis.plot(steps[last], mean, color=_TRAINING, linewidth=2, label=label, zorder=3)
 
 
 def _draw_baseline(axis: Axes, name: str, values: Sequence[float], colour: str) -> None:

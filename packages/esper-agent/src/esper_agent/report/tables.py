@@ -93,15 +93,15 @@ def summarise_all(results: Mapping[str, Sequence[EpisodeRecord]], reference: str
     return [summarise(records, None if name == reference else base) for name, records in results.items()]
 
 
-def summary_table(summaries: Sequence[Summary], title: str, reference: str | None = None) -> Table:
-    """A rich table, one line per policy."""
+def summary_table(summaries: Sequence[Summary], title: str) -> Table:
+    """A rich table, one line per policy; with a column of differences where a summary has one."""
     table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     table.caption = "± is the standard deviation over episodes; brackets are 95% bootstrap intervals"
-    table.add_column("policy", no_wrap=True)
-    for heading in ("return", "return, IQM", "test accuracy, %", "parameters added", "WAIT, %"):
-        table.add_column(heading, justify="right")
-    if reference is not None:
-        table.add_column(f"return minus {reference}", justify="right")
+    table.add_column("policy", overflow="fold", min_width=10, max_width=28)  # a run's path may be long
+    headings = ["return", "return\nIQM", "test\naccuracy, %", "parameters\nadded", "WAIT\n%"]
+    compared = any(summary.difference is not None for summary in summaries)
+    for heading in [*headings, "return minus\nfirst policy"] if compared else headings:
+        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
     for summary in summaries:
         cells = [
             summary.policy,
@@ -111,7 +111,7 @@ def summary_table(summaries: Sequence[Summary], title: str, reference: str | Non
             _spread(summary.parameters_added, 0),
             f"{100 * summary.wait_share:.0f}",
         ]
-        if reference is not None:
+        if compared:
             cells.append("" if summary.difference is None else _estimate(summary.difference, signed=True))
         table.add_row(*cells)
     return table

@@ -27,7 +27,7 @@ class ImageFamily(StrEnum):
     DIGITS = "digits"  # 1x8x8, 10 classes
 
 
-#: What each family's tasks accept as ``dataset``. The stand-in may also be asked for by the name it goes on record with.
+#: What each family's tasks accept as ``dataset``; the stand-in also by the name it goes on record with.
 DATASETS: dict[ImageFamily, tuple[str, ...]] = {
     ImageFamily.CIFAR: ("auto", "cifar10", "procedural", "procedural-cifar"),
     ImageFamily.DIGITS: ("auto", "digits"),

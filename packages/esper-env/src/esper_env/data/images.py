@@ -75,7 +75,9 @@ def read_only(array: NDArray[Any]) -> NDArray[Any]:
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of (N, C, H, W) images, on the 0..1 scale, exact in float64."""
     values = np.arange(256) / 255
-    counts = np.stack([np.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])])  # (C, 256)
+    counts = np.stack(
+        [np.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])]
+    )  # (C, 256)
     weights = counts / counts.sum(axis=1, keepdims=True)
     mean = weights @ values
     std = np.sqrt(np.maximum(weights @ values**2 - mean**2, 0))

@@ -49,7 +49,7 @@ def to_batched(images: Tensor) -> Tensor:
 def _vmapped(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
     own = {name: tensors[prefix + name] for name, _ in [*module.named_parameters(), *module.named_buffers()]}
     samples_first = x.movedim(-1, 1)
-    out = vmap(lambda state, value: functional_call(module, state, (value,)))(own, samples_first)
+    out: Tensor = vmap(lambda state, value: functional_call(module, state, (value,)))(own, samples_first)
     return out.movedim(1, -1).contiguous()
 
 
@@ -97,9 +97,7 @@ def _conv2d(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, trainin
     assert isinstance(module, nn.Conv2d)
     weight = tensors[prefix + "weight"]  # (n, O, I/groups, k, k)
     kernel, groups = module.kernel_size[0], module.groups
-    same = isinstance(module.padding, tuple) and module.padding == (kernel // 2, kernel // 2)
-    plain = same and module.stride == (1, 1) and module.dilation == (1, 1) and module.kernel_size == (kernel, kernel)
-    if not plain or module.padding_mode != "zeros" or groups not in (1, module.in_channels):
+    if not _keeps_size(module) or not (groups == 1 or groups == module.in_channels == module.out_channels):
         return _vmapped(module, tensors, prefix, x)
     if kernel == 1 and groups == 1:
         out = torch.bmm(weight.flatten(2), x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
@@ -110,6 +108,18 @@ def _conv2d(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, trainin
     if module.bias is not None:
         out = out + _per_channel(tensors[prefix + "bias"], out)
     return out
+
+
+def _keeps_size(module: nn.Conv2d) -> bool:
+    """Whether a convolution is an ordinary one with an odd square kernel that reads zeros around the map."""
+    kernel = module.kernel_size[0]
+    return (
+        kernel % 2 == 1
+        and module.kernel_size == (kernel, kernel)
+        and module.padding == (kernel // 2, kernel // 2)
+        and module.stride == module.dilation == (1, 1)
+        and module.padding_mode == "zeros"
+    )
 
 
 def _conv_unrolled(weight: Tensor, x: Tensor, groups: int) -> Tensor:
@@ -151,26 +161,26 @@ def _batch_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, tra
 
 
 @_rule(nn.GroupNorm)
-def _group_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
+def _group_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
     assert isinstance(module, nn.GroupNorm)
-    if module.num_groups != 1:
+    if module.num_groups != 1 or not module.affine or x.dim() != 5:
         return _vmapped(module, tensors, prefix, x)
-    n, channels, height, width, samples = x.shape
-    rows = x.reshape(n, -1, samples).transpose(1, 2)  # (n, B, C*H*W)
+    rows = x.flatten(1, -2).transpose(1, 2)  # (n, B, C*H*W)
     normed = F.layer_norm(rows, rows.shape[2:], eps=module.eps).transpose(1, 2).reshape(x.shape)
     weight, bias = (_per_channel(tensors[prefix + name], x) for name in ("weight", "bias"))
     return torch.addcmul(bias, normed, weight)
 
 
 @_rule(nn.MaxPool2d)
-def _max_pool(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
+def _max_pool(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
     assert isinstance(module, nn.MaxPool2d)
-    if module.kernel_size != 2 or module.stride != 2 or module.padding != 0 or module.ceil_mode:
+    halving = (module.kernel_size, module.stride, module.padding, module.dilation) == (2, 2, 0, 1)
+    if not halving or module.ceil_mode:
         return _vmapped(module, tensors, prefix, x)
-    n, channels = x.shape[:2]
     channels_last = x.flatten(0, 1).permute(0, 3, 1, 2)  # (n*C, B, H, W), samples contiguous
     pooled = F.max_pool2d(channels_last, 2)
-    return pooled.permute(0, 2, 3, 1).contiguous().unflatten(0, (n, channels))
+    samples_last = pooled.permute(0, 2, 3, 1).contiguous()
+    return samples_last.view(*x.shape[:2], *samples_last.shape[1:])
 
 
 @_rule(GlobalAveragePool)

@@ -35,7 +35,11 @@ class HeldOutImages:
         normalised = torch.addcmul(shift, pixels, scale)
         chunk = max(1, CHUNK_SCALARS // normalised[0].numel())
         self.chunks = list(
-            zip(normalised.split(chunk), torch.from_numpy(labels.copy()).to(device).split(chunk), strict=True)
+            zip(
+                torch.split(normalised, chunk),
+                torch.split(torch.from_numpy(labels.copy()).to(device), chunk),
+                strict=True,
+            )
         )
         self.count = len(labels)
 
@@ -89,10 +93,10 @@ def _plan_forks(
         rows = np.unique((configurations.networks << slots) | seen)
         bit = 1 << position
         parents = np.searchsorted(before, rows & ~bit)
-        in_place = len(rows) == len(before)
         owners = rows >> slots
         plan = plan_slot(structure, slot, owners, (rows & bit) != 0, shard.device, shard.dtype)
         tensors = [shard.stored(slot, part) for part in plan.parts] if plan is not None else []
+        in_place = np.array_equal(parents, np.arange(len(before)))
         parent_index = None if in_place else torch.from_numpy(parents).to(shard.device)
         forks.append(_Fork(parent_index, plan, tensors, _host_rows(shard, position + 1, owners)))
         before = rows

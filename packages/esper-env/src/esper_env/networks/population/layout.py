@@ -83,7 +83,7 @@ class Alone:
         out: Tensor = functional_call(module, state, (folded,))
         if out.dim() == 4:
             out = out.permute(0, 2, 3, 1)
-        return out.unflatten(0, x.shape[:2])
+        return out.view(*x.shape[:2], *out.shape[1:])
 
     def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:  # noqa: ARG002
         return tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from esper_env.networks.population.layout import Alone, Layout, Together
 from esper_env.networks.population.stack import Stack
 from esper_env.networks.population.structure import Part, SlotPlan, join_rows, split_rows
 from esper_env.networks.seeds.blend import BlendGate, blend
+from esper_env.networks.seeds.contract import check_seed
 from esper_env.networks.seeds.registry import blueprint_entry
 from esper_env.rules.heads import Operator
 from esper_env.seeding import derive_seed
@@ -68,11 +70,19 @@ class Shard:
         self.row_seeds = np.zeros(rows, dtype=np.int64)
 
     def seed_stack(self, slot: int, blueprint: int) -> Stack:
-        """The stack of a blueprint at a slot (action index), allocated when it is first used."""
+        """The stack of a blueprint at a slot (action index), allocated when it is first used.
+
+        Raises:
+            ValueError: the topology has no such blueprint, or its module cannot be a seed.
+        """
         key = (slot, blueprint)
         if key not in self._seeds:
-            factory, channels = blueprint_entry(blueprint, self.topology).factory, self.slots[slot].channels
-            self._seeds[key] = Stack(lambda: factory(channels), self.rows, self.device, self.dtype)
+            entry, spec = blueprint_entry(blueprint, self.topology), self.slots[slot]
+            stack = Stack(lambda: entry.factory(spec.channels), self.rows, self.device, self.dtype)
+            shape = (2, spec.channels, spec.height, spec.width)
+            values = torch.linspace(-1.0, 1.0, math.prod(shape), device=self.device, dtype=self.dtype)
+            check_seed(stack.template, entry.name, values.view(shape))
+            self._seeds[key] = stack
         return self._seeds[key]
 
     def gate_stack(self, slot: int) -> Stack:
@@ -143,7 +153,8 @@ class Shard:
 
     def stored(self, slot: int, part: Part) -> SeedTensors:
         """A part's tensors as the stacks hold them: for evaluation, where rows may repeat networks."""
-        seeds = self.layout.gather(self.seed_stack(slot, part.blueprint).parameters, part.networks)
+        stack = self.seed_stack(slot, part.blueprint)
+        seeds = self.layout.gather({**stack.parameters, **stack.buffers}, part.networks)
         if part.operator != Operator.GATE:
             return SeedTensors(seeds, None)
         return SeedTensors(seeds, self.layout.gather(self.gate_stack(slot).parameters, part.networks))

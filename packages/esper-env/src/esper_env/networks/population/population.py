@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from esper_env.networks.population.structure import Structure
 from esper_env.networks.population.train import EpochTrainer, Optimisation, TrainStats
 from esper_env.seeding import derive_rng, derive_seed
 
-T = TypeVar("T", bound=tuple[NDArray[np.float64], ...])
+T = TypeVar("T", bound=tuple[NDArray[Any], ...])
 R = TypeVar("R")
 
 
@@ -42,9 +43,17 @@ class PopulationConfig:
     dtype: torch.dtype = torch.float32
 
 
+@contextmanager
+def _gradients_on() -> Iterator[None]:
+    """Tensors and gradients as training needs them, also when the caller steps the environment under ``no_grad``."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 class Population:
     """N growing networks over one data set. Networks never influence each other."""
 
+    @_gradients_on()
     def __init__(
         self, build_host: Callable[[], nn.Module], count: int, data: ImageData, config: PopulationConfig
     ) -> None:
@@ -78,6 +87,7 @@ class Population:
             self._pool.shutdown()
             self._pool = None
 
+    @_gradients_on()
     def reset_row(self, row: int, seed: int) -> None:
         """Start one network anew from a seed: weights, data order and seeds to come."""
         self._seeds[row] = seed
@@ -85,17 +95,20 @@ class Population:
         shard.reset_row(local, seed)
         self._streams[row].seed(derive_seed(seed, "minibatches"))
 
+    @_gradients_on()
     def attach(self, row: int, slot: int, blueprint: int) -> None:
         """Give one network a newborn seed."""
         shard, local = self._locate(row)
         shard.attach(local, slot, blueprint)
 
+    @_gradients_on()
     def freeze(self, row: int, slot: int, blueprint: int) -> None:
         """Forget the momentum of a seed and its gate, so that it stays where it is when it trains again."""
         shard, local = self._locate(row)
         shard.seed_stack(slot, blueprint).clear_momentum([local])
         shard.gate_stack(slot).clear_momentum([local])
 
+    @_gradients_on()
     def train(self, structure: Structure) -> TrainStats:
         """Train every network for one epoch."""
 
@@ -106,6 +119,7 @@ class Population:
 
         return _joined(TrainStats, self._each_shard(one))
 
+    @_gradients_on()
     def measure(self, structure: Structure, rows: NDArray[np.bool_]) -> Measurement:
         """Measure the networks of ``rows`` (N,) on the validation set."""
 
@@ -117,6 +131,7 @@ class Population:
 
         return _joined(Measurement, self._each_shard(one))
 
+    @_gradients_on()
     def appraise(self, structure: Structure, rows: NDArray[np.int64]) -> Commitment:
         """Value the committed networks of some rows (k,), in the order given by sorted row numbers."""
 

@@ -18,7 +18,8 @@ def seeded_construction(seed: int) -> Iterator[None]:
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
     try:
-        yield
+        with torch.device("cpu"):  # whatever the user's default device is: its generator is not this one
+            yield
     finally:
         torch.default_generator.set_state(state)
 
@@ -37,7 +38,9 @@ class Stack:
             self.template = build().to(device=device, dtype=dtype)
         # The template only lends its code: its own tensors are never read.
         self.template.requires_grad_(False)
-        self.parameters = {name: _rows_like(rows, value) for name, value in self.template.named_parameters()}
+        self.parameters: dict[str, Tensor] = {}
+        for name, parameter in self.template.named_parameters():
+            self.parameters[name] = _rows_like(rows, parameter)
         self.momentum = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
         self.buffers = {name: _rows_like(rows, value) for name, value in self.template.named_buffers()}
 
@@ -51,11 +54,11 @@ class Stack:
         with seeded_construction(seed):
             module = self._build().to(dtype=self._dtype)
         with torch.no_grad():
-            for name, value in module.named_parameters():
-                self.parameters[name][row].copy_(value)
+            for name, parameter in module.named_parameters():
+                self.parameters[name][row].copy_(parameter)
                 self.momentum[name][row].zero_()
-            for name, value in module.named_buffers():
-                self.buffers[name][row].copy_(value)
+            for name, buffer in module.named_buffers():
+                self.buffers[name][row].copy_(buffer)
 
     def clear_momentum(self, rows: Iterable[int]) -> None:
         """Forget the optimizer's momentum of some rows."""

@@ -39,22 +39,26 @@ class MinibatchStream:
         self._data = data
         self._batch, self._batches = batch_size, batches
         self._generator = torch.Generator(data.labels.device)
+        self._left = torch.empty(0, dtype=torch.int64, device=data.labels.device)  # of the permutation under way
 
     def seed(self, seed: int) -> None:
         """Start the stream anew."""
         self._generator.manual_seed(seed)
+        self._left = self._left[:0]
 
     def draw(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The next epoch's image indices (T, B), crop offsets (2, T, B) and flips (T, B).
 
-        Indices run through fresh permutations of the training set, so that no image comes twice before every other.
+        Indices run through permutations of the training set, one after the other and on from epoch to epoch: no image
+        comes for the n-th time before every other has come n - 1 times.
         """
         data, total = self._data, self._batch * self._batches
         device, generator = data.labels.device, self._generator
         count = len(data.labels)
-        passes = -(-total // count)
+        passes = max(0, -(-(total - len(self._left)) // count))
         orders = [torch.randperm(count, generator=generator, device=device) for _ in range(passes)]
-        indices = torch.cat(orders)[:total].view(self._batches, self._batch)
+        ahead = torch.cat([self._left, *orders])
+        indices, self._left = ahead[:total].view(self._batches, self._batch), ahead[total:]
         shape = (self._batches, self._batch)
         crops = flips = None
         if data.offsets > 1:
@@ -71,11 +75,8 @@ def minibatches(data: TrainingImages, streams: list[MinibatchStream]) -> Iterato
     crops = torch.stack([draw[1] for draw in drawn], dim=2) if data.offsets > 1 else None  # type: ignore[misc]
     flips = torch.stack([draw[2] for draw in drawn], dim=1) if data.flip else None  # type: ignore[misc]
     for step, index in enumerate(indices):
-        if crops is None:
-            pixels = data.padded[index]
-        else:
-            pixels = data.crops[index, crops[0, step], crops[1, step]]  # (n, B, H, W, C)
+        cropped = data.padded[index] if crops is None else data.crops[index, crops[0, step], crops[1, step]]
         if flips is not None:
-            pixels = torch.where(flips[step][..., None, None, None], pixels.flip(-2), pixels)
-        images = pixels.permute(0, 1, 4, 2, 3).to(data.scale.dtype)
+            cropped = torch.where(flips[step][..., None, None, None], cropped.flip(-2), cropped)
+        images = cropped.permute(0, 1, 4, 2, 3).to(data.scale.dtype)  # from (n, B, H, W, C)
         yield torch.addcmul(data.shift, images, data.scale), data.labels[index]

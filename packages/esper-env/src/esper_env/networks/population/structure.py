@@ -50,7 +50,7 @@ class Structure(NamedTuple):
 
     def rows(self, rows: slice | IntArray) -> Structure:
         """The structure of some networks."""
-        return Structure(*(column[rows] for column in self))
+        return Structure._make(column[rows] for column in self)
 
 
 class Part(NamedTuple):
@@ -127,7 +127,7 @@ def split_rows(plan: SlotPlan, x: Tensor) -> Sequence[Tensor]:
     """The rows of x sorted into the plan's groups."""
     if plan.order is None:
         return [x[:0], x]
-    return x.index_select(0, plan.order).split(plan.sizes)
+    return torch.split(x.index_select(0, plan.order), plan.sizes)
 
 
 def join_rows(plan: SlotPlan, groups: Sequence[Tensor]) -> Tensor:

@@ -73,6 +73,7 @@ class EpochTrainer:
         self._shard, self._structure, self._config = shard, structure, config
         self._straight = config.isolation == "straight_through"
         self._members: list[Member] = []
+        self._fixed: list[Tensors] = []  # each member's buffers; the host's are updated in place and are not here
         self._bindings: dict[int, _Binding] = {}  # by id of the part, which the plans keep alive
         self._home: dict[tuple[int, int, int], tuple[_Binding, NDArray[np.int64]]] = {}
         self._add_member(shard.host, np.arange(shard.rows), 0, config.host_lr)
@@ -99,7 +100,7 @@ class EpochTrainer:
     def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean loss of each network (n,), and of each shadow pass (Z,) or None."""
         shard, layout = self._shard, self._shard.layout
-        views = self._set.views()
+        views = [{**own, **fixed} for own, fixed in zip(self._set.views(), self._fixed, strict=True)]
         host = {**views[0], **shard.host.buffers}
         x = shard.run_segment(0, host, layout.from_images(images), training=True)
         z: Tensor | None = None
@@ -214,6 +215,8 @@ class EpochTrainer:
         units = torch.from_numpy(rows * (1 + len(self._shard.slots)) + unit).to(device)
         member = Member(stack, torch.from_numpy(rows).to(device), units, rate, torch.from_numpy(trainable).to(device))
         self._members.append(member)
+        buffers = stack.buffers if stack is not self._shard.host else {}
+        self._fixed.append({name: value.index_select(0, member.rows) for name, value in buffers.items()})
         return len(self._members) - 1
 
     def _index(self, rows: NDArray[np.int64]) -> Tensor | slice:

@@ -65,7 +65,7 @@ class WorkingSet:
                 per_row = rows[0].numel()
                 lengths.append(torch.full((len(rows),), per_row, dtype=torch.int64, device=rows.device))
                 units_of.append(member.units)
-                rate = torch.where(member.trainable, member.learning_rate, 0.0).to(rows.dtype)
+                rate = member.trainable.to(rows.dtype) * member.learning_rate
                 rates.append(rate.repeat_interleave(per_row))
             self._shapes.append(shapes)
         self.theta = torch.cat(pieces).requires_grad_()
@@ -80,7 +80,7 @@ class WorkingSet:
 
     def views(self) -> list[dict[str, Tensor]]:
         """Each member's parameters, (k, ...) views of the flat leaf."""
-        flat = iter(self.theta.split(self._sizes))
+        flat = iter(torch.split(self.theta, self._sizes))
         return [{name: next(flat).view(shape) for name, shape in shapes} for shapes in self._shapes]
 
     @torch.no_grad()
@@ -88,7 +88,8 @@ class WorkingSet:
         """One step of clipped SGD with momentum from the leaf's gradient, which is cleared."""
         gradient = self.theta.grad
         assert gradient is not None
-        squared = torch.segment_reduce(gradient * gradient, "sum", lengths=self._lengths)
+        # "unsafe" leaves out a check of the lengths, which would wait for the device in every minibatch.
+        squared = torch.segment_reduce(gradient * gradient, "sum", lengths=self._lengths, unsafe=True)
         unit_squared = torch.zeros_like(self._unit_norm_sum).index_add_(0, self._unit_of_tensor, squared)
         unit_norm = unit_squared.sqrt()
         self._tensor_norm_sum += squared.sqrt()
@@ -103,8 +104,8 @@ class WorkingSet:
     @torch.no_grad()
     def write_back(self) -> None:
         """Store parameters and momentum in the stacks."""
-        values = iter(self.theta.detach().split(self._sizes))
-        moments = iter(self._velocity.split(self._sizes))
+        values = iter(torch.split(self.theta.detach(), self._sizes))
+        moments = iter(torch.split(self._velocity, self._sizes))
         for member, shapes in zip(self._members, self._shapes, strict=True):
             for name, shape in shapes:
                 member.stack.parameters[name].index_copy_(0, member.rows, next(values).view(shape))

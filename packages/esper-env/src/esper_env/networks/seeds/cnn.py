@@ -17,7 +17,7 @@ REDUCTION = 4
 
 
 class LayerScaleResidual(nn.Module):
-    """x + scale * branch(x), with one scale per channel (Touvron et al. 2021, "Going deeper with image transformers")."""
+    """x + scale * branch(x), with one scale per channel: LayerScale (Touvron et al. 2021, arXiv:2103.17239)."""
 
     def __init__(self, channels: int, *branch: nn.Module) -> None:
         super().__init__()
@@ -25,7 +25,8 @@ class LayerScaleResidual(nn.Module):
         self.scale = nn.Parameter(torch.full((channels,), LAYER_SCALE_INIT))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.scale.view(-1, 1, 1) * self.branch(x)
+        branch: Tensor = self.branch(x)
+        return x + self.scale.view(-1, 1, 1) * branch
 
 
 class NormSeed(nn.Module):
@@ -37,7 +38,8 @@ class NormSeed(nn.Module):
         self.gate = nn.Parameter(torch.full((channels,), LAYER_SCALE_INIT))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + torch.tanh(self.gate).view(-1, 1, 1) * (self.norm(x) - x)
+        normed: Tensor = self.norm(x)
+        return x + torch.tanh(self.gate).view(-1, 1, 1) * (normed - x)
 
 
 class SqueezeExcite(nn.Module):

@@ -36,7 +36,7 @@ def register_blueprint(
     Raises:
         ValueError: the name or the value is taken in this topology, or no value is left.
     """
-    entries = _REGISTRY.setdefault(topology, {})
+    entries = _REGISTRY.get(topology, {})
     if any(entry.name == name for entry in entries.values()):
         raise ValueError(f"blueprint {name!r} is already registered for topology {topology!r}; choose another name")
     if value is None:
@@ -45,8 +45,9 @@ def register_blueprint(
         raise ValueError(f"blueprint value {value} is out of range; expected 1 to {NUM_BLUEPRINTS - 1}")
     if value in entries:
         raise ValueError(f"blueprint value {value} is taken by {entries[value].name!r} in topology {topology!r}")
-    entries[value] = BlueprintEntry(name, value, factory)
-    return entries[value]
+    entry = BlueprintEntry(name, value, factory)
+    _REGISTRY.setdefault(topology, {})[value] = entry
+    return entry
 
 
 def _free_value(name: str, entries: dict[int, BlueprintEntry]) -> int:

@@ -1,0 +1,36 @@
+"""What a module must honour to be a seed, checked once where a blueprint is first used."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+REMEDY = "change the blueprint's factory"
+
+
+@torch.no_grad()
+def check_seed(module: nn.Module, name: str, x: Tensor) -> None:
+    """Try a freshly built seed on features ``x`` (B, C, H, W), which stay as they are.
+
+    Raises:
+        ValueError: the module changes the shape or dtype, writes into its input or its buffers (batch statistics, say),
+            or draws random numbers (dropout), which would couple networks.
+    """
+    if any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in module.modules()):
+        raise ValueError(f"blueprint {name!r} has dropout, which draws from the global generator; {REMEDY}")
+    buffers = {key: value.clone() for key, value in module.named_buffers()}
+    given = x.clone()
+    out = module(given)
+    if not isinstance(out, Tensor) or out.shape != x.shape or out.dtype != x.dtype:
+        got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"blueprint {name!r} turns {tuple(x.shape)} {x.dtype} into {got}; {REMEDY} to keep both")
+    if not torch.equal(given, x):
+        raise ValueError(
+            f"blueprint {name!r} writes into its input, which the host still needs; {REMEDY} (inplace=False)"
+        )
+    for key, value in module.named_buffers():
+        if not torch.equal(value, buffers[key]):
+            raise ValueError(
+                f"blueprint {name!r} writes into its buffer {key!r}; seeds keep no statistics: {REMEDY} to normalise "
+                "with GroupNorm or LayerNorm"
+            )

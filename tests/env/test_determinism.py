@@ -1,0 +1,118 @@
+"""The same seeds and actions give the same bits, in every process, and nobody else's random numbers are touched."""
+
+import os
+import random
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from esper_env.rules.heads import Op
+
+ROLLOUT = """
+import hashlib, gymnasium, numpy as np, esper_env
+envs = gymnasium.make_vec("Esper-Digits-v0", num_envs=3, horizon=11, batches_per_step=3, batch_size=16)
+digest = hashlib.sha256()
+def add(tree):
+    for key in sorted(tree):
+        value = tree[key]
+        if isinstance(value, dict):
+            add(value)
+        elif isinstance(value, np.ndarray) and value.dtype != object:
+            digest.update(key.encode() + value.tobytes())
+observations, infos = envs.reset(seed=17)
+rng = np.random.default_rng(5)
+for step in range(30):
+    actions = envs.unwrapped.sample_valid_actions(rng)
+    if step % 5 == 4:
+        actions = rng.integers(0, envs.single_action_space.nvec, size=actions.shape)
+    observations, rewards, terminated, truncated, infos = envs.step(actions)
+    add(observations); add(infos); add({"r": rewards, "te": terminated, "tr": truncated})
+print(digest.hexdigest())
+"""
+
+
+def test_two_processes_give_the_same_digest():
+    digests = []
+    for hash_seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(
+            [sys.executable, "-c", ROLLOUT], capture_output=True, text=True, env=environment, timeout=300, check=True
+        )
+        digests.append(done.stdout.strip())
+    assert len(digests[0]) == 64
+    assert digests[0] == digests[1]
+
+
+def play(env_id, steps, count=2, **kwargs):
+    """Everything that comes of random valid actions, from construction to the end."""
+    envs = gymnasium.make_vec(env_id, num_envs=count, **kwargs)
+    results = [envs.reset(seed=3)]
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        results.append(envs.step(envs.unwrapped.sample_valid_actions(rng)))
+    envs.close()
+    return results
+
+
+def global_state():
+    """Whatever other code on this process shares with the environment."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return (
+        random.getstate(),
+        (kind, keys.tolist(), *rest),
+        torch.get_rng_state().tolist(),
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+@pytest.mark.parametrize("env_id", ["Esper-Digits-v0", "Esper-CIFAR-Impaired-v0"])
+def test_global_random_numbers_are_neither_drawn_nor_read(env_id, tiny, assert_same):
+    # The first use of a library may set up its own caches; the second must leave no trace.
+    kwargs = tiny(env_id)
+    first = play(env_id, 3, **kwargs)
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)  # noqa: NPY002
+    before = global_state()
+    second = play(env_id, 3, **kwargs)
+    assert global_state() == before
+    assert_same(first, second)
+
+
+def test_every_blueprint_and_style_leaves_the_global_generators_alone(make_digits, action):
+    env = make_digits(horizon=60)
+    env.reset(seed=0)
+    before = global_state()
+    for blueprint in env.unwrapped.offered_blueprints:
+        for style in range(4):
+            _, _, _, _, info = env.step(action(Op.GERMINATE, 0, blueprint=blueprint, style=style))
+            assert info["action_succeeded"]
+            env.reset()
+    assert global_state() == before
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_the_callers_gradient_mode_does_not_matter(context, tiny, assert_same):
+    """Rollouts are often collected under ``no_grad``; the networks inside train all the same."""
+    kwargs = tiny("Esper-Digits-v0")
+    plain = play("Esper-Digits-v0", 7, **kwargs)
+    with context():
+        guarded = play("Esper-Digits-v0", 7, **kwargs)
+    assert_same(plain, guarded)
+
+
+def test_the_number_of_the_episode_matters_and_the_environment_object_does_not(make_digits, action, assert_same):
+    first, second = make_digits(), make_digits()
+    for _ in range(2):
+        first.reset(seed=1)
+        for _ in range(3):
+            first.step(action(Op.GERMINATE, 0))
+    results = []
+    for env in (first, second):
+        env.reset(seed=2)
+        results.append([env.step(action(Op.GERMINATE, slot)) for slot in (2, 1, 0)])
+    assert_same(*results)

@@ -1,0 +1,281 @@
+"""The single environments are what Gymnasium and Stable-Baselines3 expect of an environment."""
+
+import json
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from esper_env import ENV_IDS
+from esper_env.rules.heads import Blueprint, Op, head_sizes
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
+
+SLOTS = {"Esper-CIFAR-Deep-v0": 5, "Esper-CIFAR-Surfaces-v0": 6}
+HOST_PARAMETERS = {
+    "Esper-CIFAR-v0": 6_418,
+    "Esper-CIFAR-Impaired-v0": 77,
+    "Esper-Digits-v0": 390,
+}
+#: Every task kwarg, as JSON types.
+EVERY_KWARG = {
+    "dataset": "digits",
+    "data_dir": "somewhere",
+    "batch_size": 8,
+    "batches_per_step": 1,
+    "horizon": 4,
+    "host_lr": 0.01,
+    "seed_lr": 0.02,
+    "slots": ["r0c0", "r0c2"],
+    "max_seeds": 1,
+    "gates": "strict",
+    "isolation": "straight_through",
+    "reward_mode": "contribution",
+    "reward_weights": {"rent_weight": 0.1},
+    "param_budget": 99,
+    "device": "cpu",
+    "shard_size": 1,
+}
+#: The digits task is small enough for the whole check everywhere.
+CHECKED = [env_id if "Digits" in env_id else pytest.param(env_id, marks=pytest.mark.slow) for env_id in ENV_IDS]
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_gymnasiums_checker_has_nothing_to_say(env_id, tiny):
+    env = gymnasium.make(env_id, render_mode="ansi", **tiny(env_id))
+    check_env(env.unwrapped, skip_render_check=False)
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", CHECKED)
+def test_stable_baselines3s_checker_has_nothing_to_say(env_id, tiny):
+    env = gymnasium.make(env_id, render_mode="ansi", **(tiny(env_id) | {"horizon": 20}))
+    check_env_sb3(env, warn=True, skip_render_check=False)
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_spaces_follow_the_slots(env_id, tiny):
+    env = gymnasium.make(env_id, **tiny(env_id)).unwrapped
+    slots = SLOTS.get(env_id, 3)
+    assert len(env.slot_ids) == slots
+    assert env.action_space.nvec.tolist() == [slots, 13, 4, 3, 3, 4, 5, 6]
+    assert {key: (space.shape, space.dtype) for key, space in env.observation_space.items()} == {
+        "features": ((31 + 30 * slots,), np.float32),
+        "blueprints": ((slots,), np.int64),
+        "action_mask": ((sum(head_sizes(slots)),), np.int8),
+        "op_slot_mask": ((6 * slots,), np.int8),
+    }
+    assert env.host_parameters == HOST_PARAMETERS.get(env_id, env.host_parameters)
+    assert env.task.env_id == env_id
+    assert sorted(env.offered_blueprints) == [Blueprint(value) for value in range(1, 8)]
+    observation, _ = env.reset(seed=0)
+    assert observation in env.observation_space
+
+
+def test_the_slots_of_both_surfaces_are_listed_row_by_row(tiny):
+    env = gymnasium.make("Esper-CIFAR-Surfaces-v0", **tiny("Esper-CIFAR-Surfaces-v0"))
+    assert env.unwrapped.slot_ids == ("r0c0", "r0c1", "r0c2", "r1c0", "r1c1", "r1c2")
+
+
+def test_the_spec_with_every_kwarg_is_json():
+    env = gymnasium.make("Esper-Digits-v0", render_mode="ansi", max_episode_steps=3, **EVERY_KWARG)
+    text = env.spec.to_json()
+    assert json.loads(text)["kwargs"] == EVERY_KWARG | {"env_id": "Esper-Digits-v0", "render_mode": "ansi"}
+    again = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(text))
+    assert again.unwrapped.task == env.unwrapped.task
+    for made in (env, again):
+        made.reset(seed=0)
+        made.close()
+
+
+def test_results_are_python_scalars_and_fresh_arrays(make_digits, action):
+    env = make_digits()
+    observation, info = env.reset(seed=0)
+    kept, copies = [], []
+    for step in range(6):
+        kept.append((observation, info))
+        copies.append(({key: value.copy() for key, value in observation.items()}, info["action_mask"].copy()))
+        observation, reward, terminated, truncated, info = env.step(action(Op.GERMINATE, step % 3))
+        assert type(reward) is float
+        assert type(terminated) is bool
+        assert type(truncated) is bool
+    for (seen, seen_info), (copied, copied_mask) in zip(kept, copies, strict=True):
+        for key, value in copied.items():
+            np.testing.assert_array_equal(seen[key], value, err_msg=key)
+        np.testing.assert_array_equal(seen_info["action_mask"], copied_mask)
+
+
+INFO_TYPES = {
+    "action_mask": np.ndarray,
+    "val_accuracy": float,
+    "val_loss": float,
+    "parameters_added": int,
+    "dataset_name": str,
+}
+STEP_TYPES = INFO_TYPES | {
+    "train_loss": float,
+    "op": int,
+    "action_valid": bool,
+    "action_succeeded": bool,
+    "reward_components": dict,
+}
+FINAL_TYPES = STEP_TYPES | {
+    "committed_val_accuracy": float,
+    "test_accuracy": float,
+    "committed_parameters_added": int,
+    "shapley": np.ndarray,
+}
+
+
+def types_of(info):
+    return {key: type(value) for key, value in info.items()}
+
+
+def test_infos_hold_plain_values_and_no_clock(make_digits, action):
+    env = make_digits(horizon=3)
+    _, info = env.reset(seed=0)
+    assert types_of(info) == INFO_TYPES
+    for expected in (STEP_TYPES, STEP_TYPES, FINAL_TYPES):
+        observation, reward, *_, info = env.step(action())
+        assert types_of(info) == expected
+        assert {type(value) for value in info["reward_components"].values()} == {float}
+        assert sum(info["reward_components"].values()) == pytest.approx(reward, abs=1e-12)
+        np.testing.assert_array_equal(info["action_mask"], observation["action_mask"])
+    assert info["dataset_name"] == "digits"
+    assert info["shapley"].shape == (3,)
+    assert info["shapley"].dtype == np.float64
+
+
+def test_reaching_the_horizon_terminates(make_digits, action):
+    env = make_digits(horizon=3)
+    observation, _ = env.reset(seed=0)
+    for epoch in (1, 2, 3):
+        assert observation["features"][0] == pytest.approx((epoch - 1) / 3)
+        observation, _, terminated, truncated, _ = env.step(action())
+        assert terminated is (epoch == 3)
+        assert truncated is False
+    assert observation["features"][0] == 1.0
+
+
+def test_a_cut_before_the_horizon_truncates(make_digits, action):
+    env = make_digits(horizon=5, max_episode_steps=2)
+    env.reset(seed=0)
+    env.step(action())
+    _, _, terminated, truncated, info = env.step(action())
+    assert (terminated, truncated) == (False, True)
+    assert "committed_val_accuracy" not in info
+
+
+def test_a_step_needs_an_episode(make_digits, action):
+    env = make_digits(horizon=1)
+    with pytest.raises(ResetNeeded):
+        env.unwrapped.step(action())
+    env.reset(seed=0)
+    env.step(action())
+    with pytest.raises(ResetNeeded, match="are over"):
+        env.unwrapped.step(action())
+    env.reset()
+    env.step(action())
+
+
+def test_the_same_seed_repeats_an_episode_and_no_seed_goes_on(make_digits, assert_same):
+    env = make_digits()
+    first, second = env.reset(seed=4), env.reset()
+    assert_same(env.reset(seed=4), first)
+    assert_same(env.reset(), second)
+    assert first[1]["val_loss"] != second[1]["val_loss"]
+
+
+def test_a_users_generator_is_drawn_from(make_digits, assert_same):
+    env = make_digits()
+    expected = env.reset(seed=11)
+    env.unwrapped.np_random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(11)))
+    assert_same(env.reset(), expected)
+
+
+def test_actions_may_be_lists_or_small_integers(make_digits, action, assert_same):
+    env = make_digits()
+    germinate = action(Op.GERMINATE, 1, blueprint=Blueprint.NORM)
+    results = []
+    for form in (germinate, germinate.tolist(), germinate.astype(np.uint8)):
+        env.reset(seed=0)
+        results.append(env.unwrapped.step(form))
+    assert_same(results[0], results[1])
+    assert_same(results[0], results[2])
+    assert results[0][0]["blueprints"].tolist() == [13, Blueprint.NORM, 13]
+
+
+@settings(max_examples=15)
+@given(actions=st.lists(st.tuples(*(st.integers(0, size - 1) for size in head_sizes(3))), min_size=12, max_size=12))
+def test_an_agent_that_ignores_masks_is_told_and_never_crashes(digits_env, actions):
+    env = digits_env
+    observation, _ = env.reset(seed=1)
+    for action in actions:
+        mask = observation["op_slot_mask"].reshape(6, 3)
+        offered = action[-1] != Op.GERMINATE or action[1] in env.unwrapped.offered_blueprints
+        legal = bool(mask[action[-1], action[0]]) and offered
+        observation, reward, _, _, info = env.step(np.array(action))
+        assert info["action_valid"] is legal
+        assert np.isfinite(reward)
+        assert observation in env.observation_space
+        assert observation["features"][24] == info["action_succeeded"]
+        assert observation["features"][25:31].tolist() == [float(op == info["op"]) for op in range(6)]
+        assert info["op"] == (action[-1] if legal else Op.WAIT)
+        assert legal or not info["action_succeeded"]
+
+
+@pytest.fixture(scope="module")
+def digits_env():
+    env = gymnasium.make("Esper-Digits-v0", horizon=12, batches_per_step=1, batch_size=8)
+    yield env
+    env.close()
+
+
+def test_sampled_valid_actions_are_valid(digits_env):
+    split = np.cumsum(digits_env.action_space.nvec)[:-1]
+    ops = set()
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        observation, _ = digits_env.reset(seed=seed)
+        for _ in range(12):
+            action = digits_env.unwrapped.sample_valid_actions(rng)
+            mask = observation["action_mask"]
+            assert all(part[value] for part, value in zip(np.split(mask, split), action, strict=True))
+            np.testing.assert_array_equal(digits_env.unwrapped.action_masks(), mask.astype(bool))
+            observation, _, _, _, info = digits_env.step(action)
+            assert info["action_valid"] is True
+            ops.add(info["op"])
+    assert ops >= {Op.WAIT, Op.GERMINATE, Op.PRUNE, Op.ADVANCE}
+
+
+def test_an_illegal_action_is_a_wait(make_digits, action, assert_same):
+    env = make_digits()
+    outcomes = []
+    for choice in (action(), action(Op.FOSSILIZE, 2)):
+        env.reset(seed=0)
+        outcomes.append(env.step(choice))
+    (waited, reward, *_), (refused, same_reward, *_, info) = outcomes
+    assert reward == same_reward
+    assert info["action_valid"] is False
+    assert (waited["features"][24], refused["features"][24]) == (1.0, 0.0)
+    waited["features"][24] = 0.0
+    assert_same(waited, refused)
+
+
+def test_a_diverging_network_stays_inside_the_observation_space(make_digits, action, script):
+    env = make_digits(horizon=10, host_lr=1e6, seed_lr=1e6)
+    observation, _ = env.reset(seed=0)
+    for choice in [*script(), action()]:
+        observation, reward, *_ = env.step(choice)
+        assert observation in env.observation_space
+        assert np.isfinite(reward)
+
+
+def test_constructing_raises_no_warning_for_real_data():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gymnasium.make("Esper-Digits-v0").close()

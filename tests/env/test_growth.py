@@ -1,0 +1,225 @@
+"""The life of a seed as an agent sees it through the environment."""
+
+import gymnasium
+import numpy as np
+import pytest
+from esper_env.rules.heads import Blueprint, Op, Style
+from esper_env.rules.observation import slot_index
+from esper_env.rules.stages import STAGE_INDEX, Stage
+
+CHANNELS = (4, 8, 16)  # of the digits host's slots
+#: Trainable scalars of seeds: a 3x3 kernel, GroupNorm's weight and bias, a scale; GroupNorm's and a gate per channel.
+CONV_LIGHT = [9 * c * c + 2 * c + c for c in CHANNELS]
+NORM = [2 * c + c for c in CHANNELS]
+#: Of a blend gate: c -> c/4 -> 1, both with bias.
+GATE = [(c + 1) * (c // 4) + (c // 4 + 1) for c in CHANNELS]
+
+
+def stage_of(observation, slot):
+    first = slot_index("stage_unknown", slot)
+    shown = np.flatnonzero(observation["features"][first : first + 10])
+    return Stage.DORMANT if len(shown) == 0 else next(s for s in Stage if STAGE_INDEX[s] == shown[0])
+
+
+def feature(observation, name, slot):
+    return float(observation["features"][slot_index(name, slot)])
+
+
+def table_of(env):
+    return env.unwrapped._vector._growth.table
+
+
+def run(env, actions):
+    """The last observation and all infos."""
+    infos = []
+    for choice in actions:
+        observation, _, _, _, info = env.step(choice)
+        infos.append(info)
+    return observation, infos
+
+
+def test_the_shortest_life_takes_nine_steps(make_digits, script):
+    env = make_digits(horizon=20)
+    env.reset(seed=0)
+    expected = [
+        (Stage.GERMINATED, 0.0),
+        (Stage.TRAINING, 0.0),
+        (Stage.TRAINING, 0.0),
+        (Stage.TRAINING, 0.0),
+        (Stage.BLENDING, 1 / 3),
+        (Stage.BLENDING, 2 / 3),
+        (Stage.BLENDING, 1.0),
+        (Stage.HOLDING, 1.0),
+        (Stage.FOSSILIZED, 1.0),
+    ]
+    for choice, (stage, alpha) in zip(script(1), expected, strict=True):
+        observation, _, _, _, info = env.step(choice)
+        assert info["action_valid"]
+        assert info["action_succeeded"]
+        assert stage_of(observation, 1) == stage
+        assert feature(observation, "alpha", 1) == pytest.approx(alpha)
+        assert info["parameters_added"] > 0
+
+
+@pytest.mark.parametrize("index", [4, 7])
+def test_an_advance_one_epoch_early_is_a_legal_attempt_that_fails(make_digits, script, index):
+    env = make_digits(horizon=20)
+    env.reset(seed=0)
+    life = script(1)
+    run(env, life[: index - 1])  # the last WAIT before the advance is left out
+    before = table_of(env).stage.copy()
+    observation, _, _, _, info = env.step(life[index])
+    assert info["action_valid"] is True
+    assert info["action_succeeded"] is False
+    assert info["op"] == Op.ADVANCE
+    assert observation["features"][24] == 0.0
+    np.testing.assert_array_equal(table_of(env).stage, before)
+
+
+def test_a_pruned_slot_is_free_after_seven_ticks(make_digits, action):
+    env = make_digits(horizon=20)
+    env.reset(seed=0)
+    run(env, [action(Op.GERMINATE, 0)])
+    observation, infos = run(env, [action(Op.PRUNE, 0)])
+    assert infos[0]["parameters_added"] == 0
+    stages = [stage_of(observation, 0)]
+    for _ in range(7):
+        observation, _ = run(env, [action()])
+        stages.append(stage_of(observation, 0))
+    assert stages == [Stage.PRUNED, *[Stage.EMBARGOED] * 5, Stage.RESETTING, Stage.DORMANT]
+    assert observation["op_slot_mask"].reshape(6, 3)[Op.GERMINATE].all()
+
+
+def test_contribution_is_prospective_while_training_and_measured_while_blended(make_digits, script):
+    env = make_digits(horizon=20)
+    env.reset(seed=0)
+    for choice, measured in zip(script(0), [False, *[True] * 8], strict=True):
+        observation, _, _, _, _ = env.step(choice)
+        assert feature(observation, "counterfactual_freshness", 0) == float(measured)
+        table = table_of(env)
+        assert table.contribution_age[0, 0] == (0 if measured else -1)
+    assert table.contribution_alpha[0, 0] == 1.0
+
+
+@pytest.mark.parametrize("slot", [0, 1, 2])
+def test_parameters_are_counted_exactly(make_digits, action, slot):
+    env = make_digits()
+    env.reset(seed=0)
+    other, third = (slot + 1) % 3, (slot + 2) % 3
+    planted = [
+        action(Op.GERMINATE, slot, blueprint=Blueprint.CONV_LIGHT, style=Style.LINEAR_ADD),
+        action(Op.GERMINATE, other, blueprint=Blueprint.NORM, style=Style.LINEAR_MULTIPLY),
+        action(Op.GERMINATE, third, blueprint=Blueprint.NORM, style=Style.GATED_GATE),
+        action(Op.PRUNE, slot),
+    ]
+    _, infos = run(env, planted)
+    sizes = np.cumsum([CONV_LIGHT[slot], NORM[other], NORM[third] + GATE[third], -CONV_LIGHT[slot]])
+    assert [info["parameters_added"] for info in infos] == sizes.tolist()
+
+
+def test_strict_gates_refuse_a_seed_that_does_not_pay(script):
+    """Where nothing is learned, permissive gates let the seed through and strict ones do not."""
+    outcomes = {}
+    for gates in ("permissive", "strict"):
+        env = gymnasium.make(
+            "Esper-Digits-v0", horizon=20, batches_per_step=2, batch_size=16, seed_lr=1e-9, host_lr=1e-9, gates=gates
+        )
+        env.reset(seed=0)
+        _, infos = run(env, script(0))
+        outcomes[gates] = [info["action_succeeded"] for info in infos]
+        assert infos[4]["action_valid"] is True  # a gate is no mask
+        env.close()
+    assert outcomes["permissive"] == [True] * 9
+    assert outcomes["strict"][4] is False
+
+
+def test_max_seeds_bounds_what_can_be_germinated(make_digits, action):
+    env = make_digits(max_seeds=1)
+    observation, _ = env.reset(seed=0)
+    assert observation["op_slot_mask"].reshape(6, 3)[Op.GERMINATE].tolist() == [1, 1, 1]
+    observation, _, _, _, _ = env.step(action(Op.GERMINATE, 1))
+    assert observation["op_slot_mask"].reshape(6, 3)[Op.GERMINATE].tolist() == [0, 0, 0]
+    observation, _, _, _, info = env.step(action(Op.GERMINATE, 2))
+    assert info["action_valid"] is False
+    assert observation["blueprints"].tolist() == [13, Blueprint.NORM, 13]
+
+
+def test_a_subset_of_the_slots_is_an_environment_of_its_own(make_digits, script):
+    env = make_digits(slots=["r0c2", "r0c0"], horizon=20)
+    assert env.unwrapped.slot_ids == ("r0c0", "r0c2")
+    assert env.action_space.nvec[0] == 2
+    observation, _ = env.reset(seed=0)
+    assert observation["features"].shape == (91,)
+    _, infos = run(env, script(1))
+    assert infos[-1]["action_succeeded"]
+    assert infos[-1]["parameters_added"] == CONV_LIGHT[2]
+
+
+def test_a_slot_that_is_left_out_does_not_change_the_host(make_digits, action):
+    accuracies = []
+    for slots in (None, ["r0c1"]):
+        env = make_digits(slots=slots)
+        env.reset(seed=5)
+        _, infos = run(env, [action()] * 3)
+        accuracies.append([info["val_loss"] for info in infos])
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=1e-5)
+
+
+class TestTopology:
+    """Seeds that are there from the start: what growing is compared with."""
+
+    def test_seeds_are_committed_and_pay_rent_from_the_first_epoch(self, make_digits, action):
+        env = make_digits()
+        observation, info = env.reset(seed=0, options={"topology": {"r0c0": "conv_light", "r0c2": "norm"}})
+        assert observation["blueprints"].tolist() == [Blueprint.CONV_LIGHT, 13, Blueprint.NORM]
+        assert [stage_of(observation, slot) for slot in range(3)] == [Stage.FOSSILIZED, Stage.DORMANT, Stage.FOSSILIZED]
+        assert feature(observation, "alpha", 0) == 1.0
+        assert info["parameters_added"] == CONV_LIGHT[0] + NORM[2]
+        assert not observation["op_slot_mask"].reshape(6, 3)[1:, [0, 2]].any()
+        _, _, _, _, info = env.step(action())
+        rent = -0.05 * np.log1p(info["parameters_added"] / 390) / 6
+        assert info["reward_components"]["rent"] == pytest.approx(rent)
+        assert info["reward_components"]["op_cost"] == 0.0
+
+    def test_seeds_are_trained(self, make_digits, action):
+        env = make_digits()
+        env.reset(seed=0, options={"topology": {"r0c1": "conv_light"}})
+        population = env.unwrapped._vector._growth._population
+        weights = population.shards[0].seed_stack(1, Blueprint.CONV_LIGHT).parameters
+        before = {name: value.clone() for name, value in weights.items()}
+        env.step(action())
+        after = population.shards[0].seed_stack(1, Blueprint.CONV_LIGHT).parameters
+        assert all((after[name] != before[name]).any() for name in before)
+
+    def test_seeds_count_as_committed_at_the_end(self, make_digits, action):
+        env = make_digits(horizon=2)
+        env.reset(seed=0, options={"topology": {"r0c1": "conv_light"}})
+        _, infos = run(env, [action()] * 2)
+        assert infos[-1]["committed_parameters_added"] == infos[-1]["parameters_added"] == CONV_LIGHT[1]
+        assert infos[-1]["committed_val_accuracy"] == infos[-1]["val_accuracy"]
+
+    def test_it_is_for_one_episode(self, make_digits):
+        env = make_digits()
+        env.reset(seed=0, options={"topology": {"r0c1": "norm"}})
+        observation, info = env.reset()
+        assert observation["blueprints"].tolist() == [13, 13, 13]
+        assert info["parameters_added"] == 0
+
+    def test_the_host_starts_the_same(self, make_digits):
+        """A newborn seed is almost the identity, and its weights come from a generator of their own."""
+        env = make_digits()
+        plain = env.reset(seed=3)[1]["val_loss"]
+        planted = env.reset(seed=3, options={"topology": {"r0c0": "conv_light"}})[1]["val_loss"]
+        assert planted == pytest.approx(plain, abs=0.02)
+
+    @pytest.mark.parametrize(
+        ("topology", "message"),
+        [({"r5c5": "norm"}, "r5c5"), ({"r0c0": "warp"}, "warp"), ({"r0c0": "lora"}, "does not fit a cnn host")],
+    )
+    def test_mistakes_are_named_before_anything_changes(self, make_digits, assert_same, topology, message):
+        env, twin = make_digits(), make_digits()
+        for each in (env, twin):
+            each.reset(seed=0)
+        with pytest.raises(ValueError, match=message):
+            env.reset(seed=7, options={"topology": topology})
+        assert_same(env.reset(), twin.reset())

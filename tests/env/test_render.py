@@ -1,0 +1,102 @@
+"""A network as text and as a picture."""
+
+import numpy as np
+import pytest
+from esper_env.render import STAGE_COLOURS
+from esper_env.rules.heads import Blueprint, Op, Style
+from esper_env.rules.stages import Stage
+from gymnasium.error import ResetNeeded
+
+
+def test_the_text_shows_the_epoch_and_every_slot(make_digits, action, script):
+    env = make_digits(render_mode="ansi", horizon=20)
+    _, info = env.reset(seed=0)
+    assert env.render() == (
+        f"epoch 0/20  accuracy {info['val_accuracy']:.1f}%\n  r0c0   dormant\n  r0c1   dormant\n  r0c2   dormant"
+    )
+    for choice in script(1)[:5]:
+        *_, info = env.step(choice)
+    env.step(action(Op.GERMINATE, 0, blueprint=Blueprint.NORM, style=Style.GATED_GATE))
+    *_, info = env.step(action(Op.PRUNE, 0))
+    head, first, second, third = env.render().splitlines()
+    assert head == f"epoch 7/20  accuracy {info['val_accuracy']:.1f}%"
+    assert first.split() == ["r0c0", "pruned"]
+    assert second.split()[:6] == ["r0c1", "blending", "conv_light", "add", "alpha", "1.00"]
+    assert second.endswith("points")
+    assert third.split() == ["r0c2", "dormant"]
+
+
+def test_what_was_not_measured_is_not_shown_as_zero(make_digits, action):
+    env = make_digits(render_mode="ansi")
+    env.reset(seed=0)
+    env.step(action(Op.GERMINATE, 2))
+    assert env.render().splitlines()[3].endswith("contribution not measured")
+
+
+def test_a_vector_has_a_text_for_every_environment(make_digits_vec, action):
+    vector = make_digits_vec(2, render_mode="ansi")
+    vector.reset(seed=0)
+    vector.step(np.array([action(), action(Op.GERMINATE, 0, blueprint=Blueprint.NORM)]))
+    first, second = vector.render()
+    assert "norm" not in first
+    assert "germinated" in second
+
+
+def test_without_a_render_mode_there_is_nothing_to_show(make_digits_vec):
+    vector = make_digits_vec(2)
+    vector.reset(seed=0)
+    assert vector.render() is None
+
+
+def test_rendering_needs_a_reset(make_digits, make_digits_vec):
+    for env in (make_digits(render_mode="ansi").unwrapped, make_digits_vec(2, render_mode="rgb_array")):
+        with pytest.raises(ResetNeeded):
+            env.render()
+
+
+def shares(line, left):
+    """Per colour, the share of a picture line's bar, which starts at ``left``, that it fills."""
+    bar = [tuple(pixel.tolist()) for pixel in line[left:-4]]
+    return {colour: bar.count(colour) / len(bar) for colour in set(bar)}
+
+
+def test_the_picture_shows_stages_alphas_and_contributions(make_digits, script):
+    env = make_digits(render_mode="rgb_array", horizon=20)
+    _, info = env.reset(seed=0)
+    picture = env.render()
+    assert (picture.dtype, picture.shape) == (np.uint8, (24 * 5, 240, 3))
+    for choice in script(1)[:5]:
+        *_, info = env.step(choice)
+    before, picture = picture, env.render()
+    assert (before != picture).any()
+    epoch, accuracy, *slots = (picture[24 * line : 24 * (line + 1)] for line in range(5))
+    assert shares(epoch[12], 4)[120, 120, 120] == pytest.approx(5 / 20, abs=0.01)
+    assert shares(accuracy[12], 4)[46, 125, 50] == pytest.approx(info["val_accuracy"] / 100, abs=0.01)
+    boxes = [tuple(slot[12, 10].tolist()) for slot in slots]
+    assert boxes == [STAGE_COLOURS[stage] for stage in (Stage.DORMANT, Stage.BLENDING, Stage.DORMANT)]
+    assert shares(slots[1][6], 24)[STAGE_COLOURS[Stage.BLENDING]] == pytest.approx(1 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_gains_go_right_and_losses_left(make_digits, script, sign):
+    env = make_digits(render_mode="rgb_array", horizon=20)
+    env.reset(seed=0)
+    for choice in script(0):
+        env.step(choice)
+    env.unwrapped._vector._growth.table.contribution[0, 0] = sign * (np.sqrt(51) - 1)  # half of the scale
+    line = env.render()[24 * 2 + 16, 24:-4]
+    coloured = np.flatnonzero((line != 255).any(axis=1))
+    middle = len(line) // 2
+    assert len(coloured) == pytest.approx(len(line) / 4, abs=1)
+    assert (coloured >= middle).all() if sign > 0 else (coloured < middle).all()
+
+
+def test_rendering_changes_nothing(make_digits, action, assert_same):
+    results = []
+    for rendered in (False, True):
+        env = make_digits(render_mode="rgb_array")
+        env.reset(seed=0)
+        if rendered:
+            env.render()
+        results.append(env.step(action(Op.GERMINATE, 0)))
+    assert_same(*results)

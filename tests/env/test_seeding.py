@@ -1,0 +1,44 @@
+"""Derived seeds depend on their three arguments and on nothing else."""
+
+import numpy as np
+import pytest
+from esper_env.seeding import derive_rng, derive_seed
+from hypothesis import given
+from hypothesis import strategies as st
+
+naturals = st.integers(0, 2**63 - 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((0, "a"), 1202876661367888254),
+        ((7, "minibatches", 3), 594110341672791504),
+        ((2**62, "host weights", 0), 491691245692605381),
+    ],
+)
+def test_seeds_are_the_same_on_every_machine_and_in_every_process(arguments, expected):
+    assert derive_seed(*arguments) == expected
+
+
+@given(naturals, st.text(max_size=8), st.integers(0, 2**31))
+def test_seeds_fit_into_63_bits(seed, purpose, index):
+    assert 0 <= derive_seed(seed, purpose, index) < 2**63
+
+
+def test_every_argument_matters():
+    seeds = {derive_seed(s, p, i) for s in range(20) for p in ("host", "seed", "data") for i in range(20)}
+    assert len(seeds) == 20 * 3 * 20
+
+
+def test_generators_repeat_and_differ_by_purpose():
+    draw = derive_rng(3, "shapley", 1).random(8)
+    np.testing.assert_array_equal(draw, derive_rng(3, "shapley", 1).random(8))
+    assert not np.isin(draw, derive_rng(3, "shapley", 2).random(8)).any()
+    assert not np.isin(draw, derive_rng(3, "data", 1).random(8)).any()
+
+
+@pytest.mark.parametrize(("seed", "index"), [(-1, 0), (0, -1)])
+def test_negative_numbers_are_refused(seed, index):
+    with pytest.raises(ValueError, match="must be 0 or greater"):
+        derive_seed(seed, "x", index)

@@ -1,0 +1,290 @@
+"""The vector environment: spaces, seeds, and environments that never influence each other."""
+
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+from esper_env import EsperVectorEnv
+from esper_env.rules.heads import Blueprint, Op
+from esper_env.rules.observation import slot_index
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode
+
+#: Networks that are stacked are multiplied by other kernels than one alone.
+ROUNDING = 1e-5
+COUNT = 4
+
+
+def play(vector, steps, rng, actions=None):
+    """Random valid actions (or the given ones, (steps, N, 8)); returns the actions and what came of them."""
+    chosen, results = [], []
+    for step in range(steps):
+        chosen.append(vector.unwrapped.sample_valid_actions(rng) if actions is None else actions[step])
+        results.append(vector.step(chosen[-1]))
+    return np.array(chosen), results
+
+
+def row_of(tree, row):
+    """One environment of batched observations."""
+    return {key: value[row] for key, value in tree.items()}
+
+
+def test_make_vec_gives_the_native_vector(make_digits_vec):
+    envs = make_digits_vec(COUNT)
+    assert type(envs.unwrapped) is EsperVectorEnv
+    assert envs.num_envs == COUNT
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert envs.single_action_space.nvec.tolist() == [3, 13, 4, 3, 3, 4, 5, 6]
+    assert envs.action_space.shape == (COUNT, 8)
+    observations, infos = envs.reset(seed=0)
+    assert observations in envs.observation_space
+    assert row_of(observations, 2) in envs.single_observation_space
+    assert infos["action_mask"].shape == (COUNT, 41)
+    observations, rewards, terminated, truncated, _ = envs.step(envs.action_space.sample())
+    assert observations in envs.observation_space
+    assert (rewards.dtype, rewards.shape) == (np.float64, (COUNT,))
+    for flags in (terminated, truncated):
+        assert (flags.dtype, flags.shape) == (np.bool_, (COUNT,))
+    assert envs.unwrapped.action_masks().dtype == np.bool_
+    assert envs.unwrapped.action_masks().shape == (COUNT, 41)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("form", ["member", "value", "name"])
+def test_the_autoreset_mode_is_a_member_a_value_or_a_name(make_digits_vec, mode, form):
+    given = {"member": mode, "value": mode.value, "name": mode.name}[form]
+    assert make_digits_vec(2, autoreset_mode=given).metadata["autoreset_mode"] is mode
+    assert "autoreset_mode" not in EsperVectorEnv.metadata
+
+
+def test_the_spec_of_a_vector_with_every_kwarg_is_json():
+    kwargs = {
+        "dataset": "digits",
+        "data_dir": "somewhere",
+        "batch_size": 8,
+        "batches_per_step": 1,
+        "horizon": 4,
+        "host_lr": 0.01,
+        "seed_lr": 0.02,
+        "slots": ["r0c1"],
+        "max_seeds": 1,
+        "gates": "strict",
+        "isolation": "straight_through",
+        "reward_mode": "sparse",
+        "reward_weights": {"rent_weight": 0.1},
+        "param_budget": 99,
+        "device": "cpu",
+        "shard_size": 2,
+        "autoreset_mode": "NextStep",
+        "render_mode": "ansi",
+        "max_episode_steps": 3,
+    }
+    envs = gymnasium.make_vec("Esper-Digits-v0", num_envs=3, **kwargs)
+    told = json.loads(envs.spec.to_json())["kwargs"]
+    assert {key: told[key] for key in kwargs} == kwargs
+    assert told["num_envs"] == 3
+    envs.close()
+
+
+@pytest.mark.parametrize("shard_size", ["auto", 1, 3])
+def test_environment_i_is_the_single_environment_with_the_next_ith_seed(
+    make_digits, make_digits_vec, assert_same, shard_size
+):
+    vector = make_digits_vec(COUNT, shard_size=shard_size)
+    observations, _ = vector.reset(seed=20)
+    first = {key: value.copy() for key, value in observations.items()}
+    actions, results = play(vector, 5, np.random.default_rng(1))
+    tolerance = 0.0 if shard_size == 1 else ROUNDING
+    for row in range(COUNT):
+        single = make_digits()
+        observation, _ = single.reset(seed=20 + row)
+        assert_same(observation, row_of(first, row), tolerance)
+        for action, (observations, rewards, *_, infos) in zip(actions[:, row], results, strict=True):
+            observation, reward, _, _, info = single.step(action)
+            assert_same(observation, row_of(observations, row), tolerance)
+            assert reward == pytest.approx(rewards[row], rel=0, abs=tolerance)
+            assert info["val_loss"] == pytest.approx(infos["val_loss"][row], rel=0, abs=tolerance)
+
+
+def test_what_the_others_do_changes_nothing(make_digits_vec, assert_same):
+    """Row 1 follows the same script next to two quite different neighbourhoods."""
+    seen = []
+    for neighbours in (0, 1):
+        vector = make_digits_vec(3, horizon=12)
+        vector.reset(seed=[50 * neighbours, 7, 90 * neighbours])
+        rng = np.random.default_rng(neighbours)
+        own = np.random.default_rng(5)
+        trace = []
+        for _ in range(11):
+            actions = vector.unwrapped.sample_valid_actions(rng)
+            actions[1] = vector.unwrapped.sample_valid_actions(own)[1]
+            observations, rewards, *_ = vector.step(actions)
+            trace.append((row_of(observations, 1), float(rewards[1])))
+        seen.append(trace)
+    assert_same(seen[0], seen[1], ROUNDING)
+
+
+def test_a_reset_of_some_leaves_the_others_alone(make_digits_vec, action, script, assert_same):
+    """Two seeds are blended in, so that contributions, interactions and their ages are on record when others reset."""
+    vector, twin = (make_digits_vec(2, horizon=30, autoreset_mode="Disabled", shard_size=1) for _ in range(2))
+    lives = [step for pair in zip(script(0), script(1), strict=True) for step in pair]
+    for each in (vector, twin):
+        each.reset(seed=0)
+        for choice in lives:
+            observations, *_ = each.step(np.array([choice, choice]))
+    assert observations["features"][1, slot_index("counterfactual_freshness", 0)] == 1.0
+    before = {key: value.copy() for key, value in observations.items()}
+    after, infos = vector.reset(options={"reset_mask": np.array([True, False])})
+    assert_same(row_of(after, 1), row_of(before, 1))
+    assert after["features"][0, 0] == 0.0
+    assert infos["_val_loss"].tolist() == [True, False]
+    results = [each.step(np.array([action(), action()])) for each in (vector, twin)]
+    assert_same(row_of(results[0][0], 1), row_of(results[1][0], 1))
+    assert results[0][1][1] == results[1][1][1]
+
+
+def test_interactions_of_one_survive_the_reset_of_another(make_digits_vec):
+    """Three committed seeds from the start; interactions are measured every epoch and shown until the next one."""
+    vector = make_digits_vec(2, horizon=30)
+    topology = {"r0c0": "conv_light", "r0c1": "conv_light", "r0c2": "conv_light"}
+    vector.reset(seed=0, options={"topology": topology})
+    rng = np.random.default_rng(0)
+    column = [slot_index("interaction_sum", slot) for slot in range(3)]
+    for _ in range(20):
+        observations, *_ = vector.step(vector.unwrapped.sample_valid_actions(rng))
+        if observations["features"][1, column].any():
+            break
+    assert observations["features"][1, column].any()
+    after, _ = vector.reset(options={"reset_mask": np.array([True, False])})
+    np.testing.assert_array_equal(after["features"][1], observations["features"][1])
+
+
+def test_seeds_may_be_a_list_and_none_goes_on(make_digits_vec, assert_same):
+    vector = make_digits_vec(3)
+    first, _ = vector.reset(seed=[3, 1, 2])
+    second, _ = vector.reset()
+    again, _ = vector.reset(seed=[3, None, 2])
+    assert_same(row_of(first, 0), row_of(again, 0))
+    assert_same(row_of(first, 2), row_of(again, 2))
+    vector.reset(seed=[3, 1, 2])
+    third, _ = vector.reset()
+    assert_same(third, second)
+
+
+def test_generators_are_those_of_gymnasium(make_digits_vec):
+    vector = make_digits_vec(2)
+    assert all(isinstance(rng, np.random.Generator) for rng in vector.np_random)
+    vector.reset(seed=8)
+    assert vector.unwrapped.np_random_seed == (8, 9)
+    fresh = [np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed))) for seed in (8, 9)]
+    expected, _ = vector.reset(seed=8)
+    vector.unwrapped.np_random = fresh
+    observed, _ = vector.reset()
+    np.testing.assert_array_equal(observed["features"], expected["features"])
+    assert vector.unwrapped.np_random_seed == (-1, -1)
+    with pytest.raises(ValueError, match="1 generators; expected one for each of 2"):
+        vector.unwrapped.np_random = fresh[:1]
+
+
+def test_the_first_reset_is_of_everyone(make_digits_vec):
+    vector = make_digits_vec(2)
+    with pytest.raises(ResetNeeded, match=r"\[1\] have not been reset"):
+        vector.reset(seed=0, options={"reset_mask": np.array([True, False])})
+    with pytest.raises(ResetNeeded, match=r"\[0, 1\] have not been reset"):
+        vector.step(np.zeros((2, 8), dtype=np.int64))
+    vector.reset(seed=0)
+
+
+def test_topologies_are_for_the_environments_that_are_reset(make_digits_vec):
+    vector = make_digits_vec(3)
+    vector.reset(seed=0)
+    options = {"reset_mask": np.array([False, True, False]), "topology": {"r0c1": "conv_light"}}
+    observations, infos = vector.reset(options=options)
+    assert observations["blueprints"].tolist() == [[13] * 3, [13, Blueprint.CONV_LIGHT, 13], [13] * 3]
+    assert infos["parameters_added"].tolist() == [0, 9 * 64 + 24, 0]
+    assert list(options) == ["reset_mask", "topology"]
+
+
+def test_nothing_returned_changes_later(make_digits_vec, assert_same):
+    def copied(tree):
+        if isinstance(tree, dict):
+            return {key: copied(value) for key, value in tree.items()}
+        if isinstance(tree, tuple):
+            return tuple(copied(value) for value in tree)
+        return tree.copy()
+
+    vector = make_digits_vec(3, horizon=3)
+    rng = np.random.default_rng(0)
+    kept = [vector.reset(seed=0)]
+    copies = [copied(kept[0])]
+    for _ in range(7):
+        kept.append(vector.step(vector.unwrapped.sample_valid_actions(rng)))
+        copies.append(copied(kept[-1]))
+    assert_same(kept, copies)
+
+
+def test_worker_threads_change_nothing(make_digits_vec, assert_same):
+    """Shards of one network, on one thread and on two."""
+    import torch
+
+    threads = torch.get_num_threads()
+    traces = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            vector = make_digits_vec(4, shard_size=1)
+            vector.reset(seed=0)
+            traces.append(play(vector, 5, np.random.default_rng(0))[1])
+            assert (vector.unwrapped._growth._population._pool is not None) == (count == 2)
+            assert torch.get_num_threads() == count
+            vector.close()
+    finally:
+        torch.set_num_threads(threads)
+    assert_same(traces[0], traces[1])
+
+
+def test_closing_twice_is_fine(make_digits_vec):
+    vector = make_digits_vec(2)
+    vector.reset(seed=0)
+    vector.close()
+    vector.close()
+
+
+@pytest.mark.parametrize("cls", ["RecordEpisodeStatistics", "DictInfoToList"])
+def test_gymnasiums_vector_wrappers_work(make_digits_vec, cls):
+    vector = getattr(gymnasium.wrappers.vector, cls)(make_digits_vec(2, horizon=2))
+    vector.reset(seed=0)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        *_, infos = vector.step(vector.unwrapped.sample_valid_actions(rng))
+    assert infos
+
+
+@pytest.mark.slow
+def test_async_vectorization_runs_the_single_environment():
+    envs = gymnasium.make_vec(
+        "Esper-Digits-v0",
+        num_envs=2,
+        vectorization_mode="async",
+        vector_kwargs={"context": "spawn"},
+        horizon=2,
+        batches_per_step=1,
+        batch_size=8,
+    )
+    observations, infos = envs.reset(seed=0)
+    assert observations["features"].shape == (2, 121)
+    observations, rewards, *_ = envs.step(envs.action_space.sample())
+    assert observations["features"][:, 0].tolist() == [0.5, 0.5]
+    assert infos["dataset_name"].tolist() == ["digits"] * 2
+    assert rewards.shape == (2,)
+    envs.close()
+
+
+def test_an_op_of_each_environment_is_its_own(make_digits_vec, action):
+    vector = make_digits_vec(3)
+    vector.reset(seed=0)
+    *_, infos = vector.step(np.array([action(), action(Op.GERMINATE, 1), action(Op.FOSSILIZE, 0)]))
+    assert infos["op"].tolist() == [Op.WAIT, Op.GERMINATE, Op.WAIT]
+    assert infos["action_valid"].tolist() == [True, True, False]
+    assert (infos["parameters_added"] > 0).tolist() == [False, True, False]

@@ -1,0 +1,116 @@
+"""Algorithms that know nothing of Esper learn on it, through Stable-Baselines3's vector and through the native one.
+
+Warnings are errors here, and none of the stock code has any.
+"""
+
+import numpy as np
+import pytest
+import torch
+from esper_agent.sb3 import make_sb3_env
+from sb3_contrib import MaskablePPO, RecurrentPPO
+from sb3_contrib.common.maskable.utils import get_action_masks
+from sb3_contrib.common.wrappers import ActionMasker
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
+
+ENV_ID = "Esper-Digits-v0"
+COUNT, HORIZON, STEPS = 2, 6, 48
+TINY = {"horizon": HORIZON, "batches_per_step": 1, "batch_size": 8}
+ALGORITHMS = {PPO: "MultiInputPolicy", MaskablePPO: "MultiInputPolicy", RecurrentPPO: "MultiInputLstmPolicy"}
+
+
+def stock_vector():
+    return make_vec_env(ENV_ID, n_envs=COUNT, seed=0, env_kwargs=TINY)
+
+
+def stock_vector_with_masker():
+    return make_vec_env(
+        ENV_ID,
+        n_envs=COUNT,
+        seed=0,
+        env_kwargs=TINY,
+        wrapper_class=ActionMasker,
+        wrapper_kwargs={"action_mask_fn": lambda env: env.unwrapped.action_masks()},
+    )
+
+
+def native_vector():
+    return make_sb3_env(ENV_ID, num_envs=COUNT, seed=0, **TINY)
+
+
+@pytest.fixture(params=[stock_vector, stock_vector_with_masker, native_vector])
+def env(request):
+    made = request.param()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_it_learns(env, algorithm):
+    model = algorithm(
+        ALGORITHMS[algorithm], env, n_steps=STEPS, batch_size=STEPS, n_epochs=2, seed=0, device="cpu", verbose=0
+    )
+    before = [value.clone() for value in model.policy.state_dict().values()]
+    model.learn(2 * COUNT * STEPS)
+    after = list(model.policy.state_dict().values())
+    assert any((old != new).any() for old, new in zip(before, after, strict=True))
+    assert all(torch.isfinite(value).all() for value in after)
+    assert model.num_timesteps == 2 * COUNT * STEPS
+    episodes = list(model.ep_info_buffer)
+    assert len(episodes) == 2 * COUNT * STEPS // HORIZON
+    assert {episode["l"] for episode in episodes} == {HORIZON}
+
+
+def test_masks_reach_the_masked_policy(env):
+    model = MaskablePPO("MultiInputPolicy", env, n_steps=STEPS, batch_size=STEPS, n_epochs=1, seed=0, device="cpu")
+    observations = env.reset()
+    splits = np.cumsum(env.action_space.nvec)[:-1]
+    for _ in range(2 * HORIZON):
+        masks = get_action_masks(env)
+        np.testing.assert_array_equal(masks, observations["action_mask"].astype(bool))
+        actions, _ = model.predict(observations, action_masks=masks)
+        for mask, action in zip(masks, actions, strict=True):
+            assert all(part[value] for part, value in zip(np.split(mask, splits), action, strict=True))
+        observations, *_ = env.step(actions)
+
+
+def test_both_vectors_give_the_same_episodes():
+    stock, native = stock_vector(), native_vector()
+    stock.seed(5)
+    native.seed(5)
+    left, right = stock.reset(), native.reset()
+    rng = np.random.default_rng(0)
+    for _ in range(2 * HORIZON):
+        for key in left:
+            np.testing.assert_allclose(left[key], right[key], rtol=0, atol=1e-5, err_msg=key)
+        actions = rng.integers(0, stock.action_space.nvec, size=(COUNT, 8))
+        (left, rewards, dones, infos), (right, own_rewards, own_dones, own_infos) = (
+            stock.step(actions),
+            native.step(actions),
+        )
+        np.testing.assert_allclose(rewards, own_rewards, rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(dones, own_dones)
+        for info, own in zip(infos, own_infos, strict=True):
+            assert info.keys() == own.keys()
+            assert info["TimeLimit.truncated"] is own["TimeLimit.truncated"] is False
+            if "terminal_observation" in info:
+                np.testing.assert_allclose(
+                    info["terminal_observation"]["features"],
+                    own["terminal_observation"]["features"],
+                    rtol=0,
+                    atol=1e-5,
+                )
+    stock.close()
+    native.close()
+
+
+def test_evaluation_and_normalisation_of_stable_baselines3_work():
+    env = VecNormalize(native_vector(), norm_obs=False)
+    model = PPO("MultiInputPolicy", env, n_steps=STEPS, batch_size=STEPS, n_epochs=1, seed=0, device="cpu")
+    model.learn(COUNT * STEPS)
+    rewards, lengths = evaluate_policy(model, native_vector(), n_eval_episodes=4, return_episode_rewards=True)
+    assert lengths == [HORIZON] * 4
+    assert np.isfinite(rewards).all()
+    env.close()
