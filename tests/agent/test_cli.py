@@ -41,9 +41,9 @@ def test_the_resolved_configuration_is_saved(run_folder, toy_id):
     assert config["ppo"]["gamma"] == 0.995
 
 
-def test_the_op_bias_reaches_the_policy(toy_id, tmp_path, capsys):
+def test_the_logit_bias_reaches_the_policy(toy_id, tmp_path, capsys):
     out, file = tmp_path / "r", tmp_path / "e.json"
-    assert main(["train", "--env", toy_id, "--out", str(out), *SMALL, "--op-bias", "WAIT=50"]) == OK
+    assert main(["train", "--env", toy_id, "--out", str(out), *SMALL, "--logit-bias", "op.WAIT=50"]) == OK
     assert main(["evaluate", "--policy", str(out), "--env", toy_id, "--episodes", "2", "--json", str(file)]) == OK
     assert json.loads(file.read_text())["summary"]["wait_share"] == 1.0
     text_of(capsys)
@@ -153,7 +153,8 @@ def bad(arguments, capsys):
         (["train", "--out", "x", "--gamma", "1.5"], "gamma is 1.5; expected a number in (0, 1]"),
         (["train", "--out", "x", "--learning-rate", "-1"], "learning_rate is -1.0; expected a positive"),
         (["train", "--out", "x", "--device", "cuda:77"], "torch sees"),
-        (["train", "--out", "x", "--op-bias", "GROW=1"], "op_logit_bias names ['GROW']"),
+        (["train", "--out", "x", "--logit-bias", "op.GROW=1"], "logit_bias names ['GROW']"),
+        (["train", "--out", "x", "--logit-bias", "WAIT=1"], "HEAD.VALUE=BIAS"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(arguments, message, capsys):

@@ -99,7 +99,7 @@ def test_sparse_pays_at_the_end_only():
     assert not rewards[:-1].any()
     rents = sum(RENT * np.log(1 + info["parameters_added"] / HOST) / 10 for info in infos[1:])
     assert rewards[-1] == pytest.approx(infos[-1]["committed_val_accuracy"] / 100 - rents, abs=1e-9)
-    assert set(infos[-1]["reward_components"]) == {"commitment", "rent", "governor"}
+    assert set(infos[-1]["reward_components"]) == {"commitment", "rent"}
 
 
 def test_held_contributions_and_stages_telescope_away(script, action):
@@ -108,7 +108,7 @@ def test_held_contributions_and_stages_telescope_away(script, action):
     rewards, infos = episode(life, horizon=len(life), reward_mode="contribution", batches_per_step=6, batch_size=64)
     discounts = GAMMA ** np.arange(len(life))
     components = [info["reward_components"] for info in infos[1:]]
-    assert set(components[0]) == {"contribution", "commitment", "scaffold", "shock", "rent", "stages", "governor"}
+    assert set(components[0]) == {"contribution", "commitment", "scaffold", "shock", "rent", "stages"}
     for name in ("contribution", "stages"):
         paid = np.array([part[name] for part in components])
         assert np.abs(paid).max() > 0.005

@@ -153,15 +153,15 @@ def test_a_convolutional_network_learns_it(data: ImageData) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers: list[torch.nn.Module] = []
-        for before, after in ((3, 16), (16, 32), (32, 64)):
+        for before, after in ((3, 16), (16, 32), (32, 32)):
             layers += [torch.nn.Conv2d(before, after, 3, padding=1), torch.nn.BatchNorm2d(after)]
             layers += [torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
         network = torch.nn.Sequential(
-            *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 10)
+            *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(32, 10)
         )
-        optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
         images, labels = tensor(data.train_images), torch.tensor(data.train_labels)
-        for _ in range(6):
+        for _ in range(7):
             for rows in torch.randperm(len(images)).split(128):
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(network(images[rows]), labels[rows]).backward()

@@ -31,7 +31,6 @@ class Step:
     interaction: float | None = None
     params: int = 0
     op: Op = Op.WAIT
-    rolled_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,6 @@ def inputs_of(step: Step, committed: float | None) -> RewardInputs:
         table=table,
         interactions=np.full((1, SLOTS, SLOTS), step.interaction) if known else None,
         interactions_measured=np.ones((1, SLOTS, SLOTS), dtype=bool) if known else None,
-        rolled_back=np.array([step.rolled_back]),
     )
 
 
@@ -101,7 +99,6 @@ def arbitrary_episodes(draw: st.DrawFn, cut: bool = False) -> Episode:
         interaction=st.none() | points,
         params=st.integers(0, 10_000),
         op=st.sampled_from(list(Op)),
-        rolled_back=st.booleans(),
     )
     steps = draw(st.lists(step, min_size=1, max_size=12))
     return Episode(steps, None if cut else draw(percent), draw(percent))
@@ -126,9 +123,8 @@ def test_the_return_is_the_committed_gain_less_rent_and_op_costs(
     horizon = len(episode.steps)
     rent = sum(rent_weight * math.log(1 + step.params / HOST) / horizon for step in episode.steps)
     ops = sum(op_cost for step in episode.steps if step.op != Op.WAIT)
-    rollbacks = sum(scale for step in episode.steps if step.rolled_back)
     assert episode.committed is not None
-    expected = scale * (episode.committed - episode.initial) / 100 - rent - ops - rollbacks
+    expected = scale * (episode.committed - episode.initial) / 100 - rent - ops
     assert rewards.sum() == pytest.approx(expected, abs=1e-9)
 
 
@@ -185,8 +181,7 @@ def test_seeds_that_were_there_at_the_start_are_not_paid_for_being_there() -> No
 @given(arbitrary_episodes(), st.floats(0.1, 10))
 def test_sparse_pays_once_what_accuracy_pays_in_parts(episode: Episode, scale: float) -> None:
     sparse = episode.play("sparse", scale=scale)
-    rollbacks = np.array([scale * step.rolled_back for step in episode.steps])
-    np.testing.assert_array_equal((sparse + rollbacks)[:-1], 0.0)
+    np.testing.assert_array_equal(sparse[:-1], 0.0)
     dense = episode.play("accuracy", scale=scale, op_cost=0.0)
     assert sparse.sum() == pytest.approx(dense.sum() + scale * episode.initial / 100, abs=1e-9)
 
@@ -361,13 +356,6 @@ def test_two_final_networks_differ_in_return_by_what_the_formula_says() -> None:
 
 
 # The model
-
-
-@pytest.mark.parametrize("mode", list(RewardMode))
-def test_a_rollback_costs_as_much_as_a_whole_network_is_worth(mode: RewardMode) -> None:
-    episode = Episode([Step(), Step(rolled_back=True)], committed=None)
-    np.testing.assert_allclose(episode.play(mode, scale=3.0), [0.0, -3.0])
-    assert episode.paid("governor") == [0.0, -3.0]
 
 
 def test_an_accuracy_that_is_read_must_be_a_number() -> None:

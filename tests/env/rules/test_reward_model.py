@@ -43,7 +43,6 @@ def random_steps(seed: int, rows: int = 1) -> list[RewardInputs]:
                 table=table,
                 interactions=rng.uniform(0, 8, (rows, SLOTS, SLOTS)),
                 interactions_measured=pairs,
-                rolled_back=rng.random(rows) < 0.1,
             )
         )
     return steps

@@ -59,8 +59,9 @@ class PPOSettings:
     """A round of updates ends before a step once the policy is 1.5 times this far from the one that acted."""
     advantage_estimator: Literal["two_step", "sampled_op"] = "two_step"
     """two_step is unbiased; sampled_op cancels the signal of the op head and is there for comparison."""
-    op_bias: tuple[str, ...] = ()
-    """Initial bias of the op logits as NAME=VALUE, for example WAIT=-1 PRUNE=-2; empty keeps the policy's own."""
+    logit_bias: tuple[str, ...] = ()
+    """Initial bias of the logits as HEAD.VALUE=BIAS, for example op.WAIT=-1 alpha_target.FULL=2; empty keeps the
+    policy's own."""
     normalize_returns: bool = True
     """Scale rewards by the running deviation of the discounted return (VecNormalize)."""
 
@@ -141,6 +142,17 @@ def check_device(device: str) -> None:
         )
 
 
+def parse_logit_bias(assignments: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """``("op.WAIT=-1",)`` -> ``{"op": {"WAIT": -1}}``."""
+    biases: dict[str, dict[str, float]] = {}
+    for name, bias in parse_assignments(assignments).items():
+        head, dot, value = name.partition(".")
+        if not dot or not isinstance(bias, int | float):
+            raise ConfigError(f"logit_bias {name}={bias} is not of the form HEAD.VALUE=BIAS, such as op.WAIT=-1")
+        biases.setdefault(head, {})[value] = float(bias)
+    return biases
+
+
 def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = ()) -> Trained:
     """Train as the settings say. Errors in them are raised before anything is written.
 
@@ -178,7 +190,7 @@ def make_model(settings: TrainSettings, env: VecNormalize) -> FactoredRecurrentP
         max_grad_norm=ppo.max_grad_norm,
         target_kl=ppo.target_kl,
         advantage_estimator=ppo.advantage_estimator,
-        policy_kwargs={"op_logit_bias": parse_assignments(ppo.op_bias)} if ppo.op_bias else None,
+        policy_kwargs={"logit_bias": parse_logit_bias(ppo.logit_bias)} if ppo.logit_bias else None,
         seed=settings.seed,
         device=settings.device,
     )

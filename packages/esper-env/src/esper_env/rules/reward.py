@@ -14,7 +14,6 @@ contribution   ``contribution``  gamma V' - V, V = scale max(sum of the measured
                ``scaffold``  gamma C' - C, at the end C_backed - C, C = scale x scaffold_weight x credits / 100
                ``shock``  -shock_weight x the sum of (alpha' - alpha)^2 over the slots
                ``rent``, ``stages``  as above
-all            ``governor``  -scale in the step of a rollback
 =============  ======================================================================================================
 
 Every potential (Phi, V, C) is 0 after the end of an episode; after a mere cut it keeps its value, because the learner
@@ -59,13 +58,12 @@ class RewardInputs:
 
     val_accuracy: FloatArray  # (N,) of the network as it is now, 0..100
     committed_accuracy: FloatArray  # (N,) of host and fossilized seeds alone; read only where ``terminated``
-    terminated: BoolArray  # (N,) the episode ends for good (the horizon, or the governor gave up), not by a cut
+    terminated: BoolArray  # (N,) the episode ends for good (the horizon is reached), not by a cut
     parameters_added: NDArray[np.number]  # (N,) trainable scalars of all seeds present
     op: IntArray  # (N,) the op carried out; WAIT where the action was illegal or skipped
     table: SlotTable  # after the step and its measurements, before anything is discarded at the end
     interactions: FloatArray | None = None  # (N, S, S) I_ij in points; None = nothing measured
     interactions_measured: BoolArray | None = None  # (N, S, S) where I_ij was measured in this step
-    rolled_back: BoolArray | None = None  # (N,) the governor rolled the network back; None = nowhere
 
 
 @dataclass(frozen=True)
@@ -156,8 +154,6 @@ class RewardModel:
                 "expected percentages, the committed one wherever an episode terminates"
             )
         components = self._formula(step)
-        rolled_back = np.zeros(len(read), dtype=np.bool_) if step.rolled_back is None else step.rolled_back
-        components["governor"] = np.where(rolled_back, -self.config.scale, 0.0)
         self._accuracy = np.array(step.val_accuracy, dtype=np.float64)
         return RewardOutput(total=np.sum(list(components.values()), axis=0), components=components)
 

@@ -1,0 +1,115 @@
+"""The open registry: names and values are taken once, and a user's own module trains like any other."""
+
+import pytest
+import torch
+from esper_env.networks.population import Optimisation
+from esper_env.networks.seeds import blueprint_entry, offered_blueprints, register_blueprint, registry
+from esper_env.rules.heads import Blueprint, Operator
+from esper_env.rules.stages import Stage
+from torch import nn
+from torch.nn import functional as F
+
+
+@pytest.fixture(autouse=True)
+def registry_of_its_own(monkeypatch):
+    copies = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
+    monkeypatch.setattr(registry, "_REGISTRY", copies)
+
+
+class Mixer(nn.Module):
+    """Has no batching rule: a constant blur kernel, a scalar parameter, two normalisation groups and a shared layer."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.channels = channels
+        self.norm = nn.GroupNorm(2, channels)
+        self.mix = nn.Linear(channels, channels, bias=False)
+        self.strength = nn.Parameter(torch.tensor(0.05))
+        self.register_buffer("blur", torch.full((channels, 1, 3, 3), 1 / 9))
+
+    def forward(self, x):
+        y = F.conv2d(self.norm(x), self.blur, padding=1, groups=self.channels)
+        return x + self.strength * self.mix(y.movedim(1, -1)).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+@pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.HOLDING], ids=lambda stage: stage.name)
+def test_a_users_own_module_trains_like_in_a_plain_loop(make_population, grow, twin, batches_of, together, stage):
+    register_blueprint("mixer", "cnn", Mixer)
+    population = make_population(2, together=together, dtype=torch.float64)
+    seeds = [(row, 1, "mixer", Operator.GATE, stage) for row in range(2)]
+    structure = grow(population, 2, *seeds, (1, 2, "mixer", Operator.ADD, Stage.HOLDING))
+    settings = Optimisation(0.05, 0.05)
+    for row in range(2):
+        plain, batches = twin(population, row, structure), batches_of(100 + row, torch.float64)
+        before = plain.seeds["1"].strength.detach().clone()
+        if row == 0:
+            losses = [population.train(structure).loss for _ in range(2)]
+            plain_after_population = plain  # copied before the population trained
+        else:
+            population_rows = losses
+            continue
+        for epoch in range(2):
+            assert losses[epoch][row] == pytest.approx(plain.train_epoch(batches(), settings), abs=1e-9)
+        assert plain.distance() < 1e-9, plain.distances()
+        assert plain.seeds["1"].strength != before
+    assert plain_after_population is not None
+    assert len(population_rows) == 2
+    measured = population.measure(structure, (structure.blueprint > 0).any(axis=1))
+    assert measured.measured[:, 1].all()
+
+
+def test_a_module_that_cannot_be_a_seed_is_refused_when_it_is_planted(make_population):
+    entry = register_blueprint("batchy", "cnn", nn.BatchNorm2d)
+    with pytest.raises(ValueError, match="blueprint 'batchy' writes into its buffer 'running_mean'"):
+        make_population().attach(0, 0, entry.value)
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="blueprint 'norm' is already registered for topology 'cnn'; choose another"):
+        register_blueprint("norm", "cnn", Mixer)
+    register_blueprint("norm", "elsewhere", Mixer)  # another topology has its own names
+
+
+def test_a_value_is_used_once():
+    with pytest.raises(ValueError, match="blueprint value 3 is taken by 'norm' in topology 'cnn'"):
+        register_blueprint("mine", "cnn", Mixer, value=Blueprint.NORM)
+
+
+@pytest.mark.parametrize("value", [0, -1, 13])
+def test_a_value_outside_the_head_is_an_error(value):
+    with pytest.raises(ValueError, match=f"blueprint value {value} is out of range; expected 1 to 12"):
+        register_blueprint("mine", "cnn", Mixer, value=value)
+
+
+def test_values_are_the_standard_ones_or_the_first_free_ones_from_the_end():
+    assert register_blueprint("mine", "cnn", Mixer).value == 12
+    assert register_blueprint("other", "cnn", Mixer).value == 11
+    assert register_blueprint("norm", "elsewhere", Mixer).value == Blueprint.NORM
+
+
+def test_a_full_head_is_an_error():
+    for index in range(5):
+        register_blueprint(f"mine {index}", "cnn", Mixer)
+    with pytest.raises(ValueError, match="no value of the blueprint head is left for 'one more'; it has 12 in all"):
+        register_blueprint("one more", "cnn", Mixer)
+
+
+def test_entries_are_found_by_name_and_by_value():
+    by_name, by_value = blueprint_entry("conv_light", "cnn"), blueprint_entry(Blueprint.CONV_LIGHT, "cnn")
+    assert by_name is by_value
+    assert by_name.name == "conv_light"
+    assert [entry.value for entry in offered_blueprints("cnn")] == sorted(e.value for e in offered_blueprints("cnn"))
+
+
+@pytest.mark.parametrize("blueprint", ["lora", 8, "NORM", 0])
+def test_a_blueprint_that_does_not_fit_is_a_clear_error(blueprint):
+    with pytest.raises(ValueError, match=f"blueprint {blueprint!r} does not fit a cnn host; expected one of .*conv_light"):
+        blueprint_entry(blueprint, "cnn")
+
+
+def test_an_unknown_topology_is_a_clear_error_also_after_a_failed_registration():
+    with pytest.raises(ValueError, match="out of range"):
+        register_blueprint("mine", "rnn", Mixer, value=99)
+    with pytest.raises(ValueError, match="topology 'rnn' has no blueprints; known: .*'cnn'"):
+        offered_blueprints("rnn")

@@ -1,0 +1,200 @@
+"""Blueprints: exact sizes, the identity at birth, and the mathematics each stands for."""
+
+import pytest
+import torch
+from esper_env.networks.seeds import blueprint_entry, offered_blueprints
+from esper_env.networks.seeds.contract import check_seed
+from esper_env.rules.heads import CNN_BLUEPRINTS, Blueprint
+from torch import nn
+from torch.nn import functional as F
+
+ENTRIES = offered_blueprints("cnn")
+EVERY_BLUEPRINT = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+
+
+def features(channels, size=4, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(channels)
+    return torch.rand(5, channels, size, size, generator=generator, dtype=dtype) * 3
+
+
+def scrambled(name, channels):
+    """A seed far from birth, so that no term of its formula is hidden by a factor near zero."""
+    seed = blueprint_entry(name, "cnn").factory(channels).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in seed.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.7)
+    return seed
+
+
+def size(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_convolutional_hosts_offer_exactly_their_blueprints():
+    assert {entry.value for entry in ENTRIES} == set(CNN_BLUEPRINTS)
+    assert all(Blueprint(entry.value).name.lower() == entry.name for entry in ENTRIES)
+
+
+@pytest.mark.parametrize(
+    ("name", "at_4", "at_32"),
+    [
+        # convolutions without bias, GroupNorm 2 per channel, LayerScale 1 per channel
+        ("norm", 12, 96),
+        ("attention", (4 + 1) + (4 + 4), (32 * 8 + 8) + (8 * 32 + 32)),
+        ("depthwise", 36 + 8 + 16 + 4, 9 * 32 + 64 + 32 * 32 + 32),
+        ("bottleneck", 4 * 8 + 16 + 9 * 64 + 16 + 8 * 4 + 4, 32 * 8 + 16 + 9 * 64 + 16 + 8 * 32 + 32),
+        ("conv_small", 16 + 8 + 4, 32 * 32 + 96),
+        ("conv_light", 156, 9 * 32 * 32 + 96),
+        ("conv_heavy", 308, 2 * (9 * 32 * 32 + 64) + 32),
+    ],
+)
+def test_exact_parameter_counts(name, at_4, at_32):
+    factory = blueprint_entry(name, "cnn").factory
+    assert size(factory(4)) == at_4
+    assert size(factory(32)) == at_32
+
+
+def test_the_bottleneck_narrows_only_wide_features():
+    assert blueprint_entry("bottleneck", "cnn").factory(64).branch[0].out_channels == 16
+    assert blueprint_entry("bottleneck", "cnn").factory(8).branch[0].out_channels == 8
+
+
+@EVERY_BLUEPRINT
+@pytest.mark.parametrize("channels", [1, 4, 24])
+def test_a_seed_is_close_to_the_identity_at_birth(entry, channels):
+    x = features(channels, dtype=torch.float32)
+    seed = entry.factory(channels)
+    out = seed(x)
+    assert out.shape == x.shape
+    assert out.dtype == x.dtype
+    assert (out - x).abs().max() < 0.02
+    assert not torch.equal(out, x)
+
+
+@EVERY_BLUEPRINT
+def test_seeds_keep_no_statistics_and_draw_nothing(entry):
+    seed = entry.factory(4)
+    assert not list(seed.buffers())
+    x = features(4, dtype=torch.float32)
+    assert torch.equal(seed.train()(x), seed.eval()(x))
+
+
+@EVERY_BLUEPRINT
+def test_samples_do_not_mix(entry):
+    seed, x = scrambled(entry.name, 8), features(8)
+    torch.testing.assert_close(seed(x)[2:3], seed(x[2:3]))
+
+
+def group_norm(x, weight, bias):
+    """One group: every sample is normalised over channels and space."""
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    variance = ((x - mean) ** 2).mean(dim=(1, 2, 3), keepdim=True)
+    return (x - mean) / (variance + 1e-5).sqrt() * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
+
+
+FORMULAS = {
+    "norm": lambda p, x: (
+        x + torch.tanh(p["gate"]).view(-1, 1, 1) * (group_norm(x, p["norm.weight"], p["norm.bias"]) - x)
+    ),
+    "attention": lambda p, x: (
+        x
+        * 2
+        * torch.sigmoid(
+            F.silu(x.mean(dim=(2, 3)) @ p["squeeze.weight"].T + p["squeeze.bias"]) @ p["excite.weight"].T
+            + p["excite.bias"]
+        )[:, :, None, None]
+    ),
+    "conv_small": lambda p, x: (
+        x
+        + p["scale"].view(-1, 1, 1)
+        * group_norm(
+            torch.einsum("oi,bihw->bohw", p["branch.0.weight"][:, :, 0, 0], x), p["branch.1.weight"], p["branch.1.bias"]
+        )
+    ),
+    "conv_light": lambda p, x: (
+        x
+        + p["scale"].view(-1, 1, 1)
+        * group_norm(F.conv2d(x, p["branch.0.weight"], padding=1), p["branch.1.weight"], p["branch.1.bias"])
+    ),
+    "conv_heavy": lambda p, x: (
+        x
+        + p["scale"].view(-1, 1, 1)
+        * group_norm(
+            F.conv2d(
+                F.relu(
+                    group_norm(F.conv2d(x, p["branch.0.weight"], padding=1), p["branch.1.weight"], p["branch.1.bias"])
+                ),
+                p["branch.3.weight"],
+                padding=1,
+            ),
+            p["branch.4.weight"],
+            p["branch.4.bias"],
+        )
+    ),
+    "depthwise": lambda p, x: (
+        x
+        + p["scale"].view(-1, 1, 1)
+        * F.conv2d(
+            F.relu(
+                group_norm(
+                    torch.cat(
+                        [F.conv2d(x[:, c : c + 1], p["branch.0.weight"][c : c + 1], padding=1) for c in range(8)], 1
+                    ),
+                    p["branch.1.weight"],
+                    p["branch.1.bias"],
+                )
+            ),
+            p["branch.3.weight"],
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_seed_computes_its_formula(name):
+    seed, x = scrambled(name, 8), features(8)
+    torch.testing.assert_close(seed(x), FORMULAS[name](dict(seed.named_parameters()), x))
+
+
+def test_no_branch_ends_in_a_rectifier():
+    """Behind one, a scale could be multiplied with zeros only."""
+    for entry in ENTRIES:
+        branch = getattr(entry.factory(8), "branch", None)
+        assert branch is None or not isinstance(branch[-1], nn.ReLU), entry.name
+
+
+class Widens(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x], dim=1)
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+class WritesIntoInput(nn.Module):
+    def forward(self, x):
+        return x.add_(1)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Widens(), r"blueprint 'mine' turns \(2, 3, 4, 4\) torch.float32 into \(2, 6, 4, 4\)"),
+        (Pair(), "into tuple; change the blueprint's factory to keep both"),
+        (WritesIntoInput(), "blueprint 'mine' writes into its input"),
+        (nn.BatchNorm2d(3), "blueprint 'mine' writes into its buffer 'running_mean'; seeds keep no statistics"),
+        (nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout(0.1)), "blueprint 'mine' has dropout"),
+        (nn.Sequential(nn.Conv2d(3, 3, 1).double()), None),
+    ],
+    ids=["shape", "type", "in place", "statistics", "dropout", "dtype"],
+)
+def test_a_module_that_cannot_be_a_seed_is_a_clear_error(module, message):
+    x = torch.linspace(-1, 1, 2 * 3 * 4 * 4).view(2, 3, 4, 4)
+    before, state = x.clone(), torch.default_generator.get_state()
+    with pytest.raises(ValueError if message else RuntimeError, match=message):
+        check_seed(module, "mine", x)
+    assert torch.equal(x, before)
+    assert torch.equal(torch.default_generator.get_state(), state)
