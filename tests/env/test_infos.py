@@ -98,6 +98,7 @@ def test_infos_are_copies():
     batch["parts"]["rent"][:] = 7
     assert not (infos["mask"] == 7).any()
     assert not (infos["parts"]["rent"] == 7).any()
+    assert not np.shares_memory(infos["_mask"], infos["_op"])
     infos["mask"][:] = 8
     infos["_mask"][:] = False
     assert not (info["mask"] == 8).any()

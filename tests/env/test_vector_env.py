@@ -107,6 +107,23 @@ def test_environment_i_is_the_single_environment_with_the_next_ith_seed(
             assert info["val_loss"] == pytest.approx(infos["val_loss"][row], rel=0, abs=tolerance)
 
 
+@pytest.mark.slow
+def test_large_networks_equal_their_single_environments_bit_for_bit(tiny, assert_same):
+    """They run one by one, each in the layout of a single network."""
+    env_id = "Esper-CIFAR-Impaired-v0"
+    vector = gymnasium.make_vec(env_id, num_envs=2, **(tiny(env_id) | {"horizon": 5}))
+    vector.reset(seed=0)
+    actions, results = play(vector, 4, np.random.default_rng(1))
+    single = gymnasium.make(env_id, **(tiny(env_id) | {"horizon": 5}))
+    single.reset(seed=1)
+    for action, (observations, rewards, *_) in zip(actions[:, 1], results, strict=True):
+        observation, reward, *_ = single.step(action)
+        assert_same(observation, row_of(observations, 1))
+        assert reward == rewards[1]
+    vector.close()
+    single.close()
+
+
 def test_what_the_others_do_changes_nothing(make_digits_vec, assert_same):
     """Row 1 follows the same script next to two quite different neighbourhoods."""
     seen = []

@@ -40,9 +40,9 @@ def test_equal_seeds_train_to_equal_bits(mask_world, make_model):
 
 def test_defaults():
     model = FactoredRecurrentPPO("FactoredLstmPolicy", None, _init_setup_model=False)
-    assert (model.gamma, model.gae_lambda, model.learning_rate, model.clip_range) == (0.995, 0.95, 3e-4, 0.2)
-    assert (model.target_kl, model.vf_coef, model.advantage_estimator) == (0.015, 1.0, "two_step")
-    assert [model.ent_coef(1.0), model.ent_coef(0.5), model.ent_coef(0.0)] == pytest.approx([0.05, 0.03, 0.01])
+    assert (model.gamma, model.gae_lambda, model.learning_rate, model.clip_range) == (0.995, 0.95, 7e-4, 0.2)
+    assert (model.target_kl, model.vf_coef, model.advantage_estimator) == (0.04, 1.0, "two_step")
+    assert [model.ent_coef(1.0), model.ent_coef(0.5), model.ent_coef(0.0)] == pytest.approx([0.03, 0.02, 0.01])
     assert model.entropy_multipliers == {
         "op": 1.0,
         "slot": 1.0,

@@ -54,7 +54,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
     are SB3's.
 
     :param n_steps: steps per environment and rollout; one rollout of 16 environments is 640 transitions
-    :param ent_coef: entropy coefficient, a number or a schedule of the remaining progress; 0.05 falling to 0.01
+    :param ent_coef: entropy coefficient, a number or a schedule of the remaining progress; 0.03 falling to 0.01
         by default
     :param entropy_multipliers: per-head factors of the entropy coefficient; heads not named keep their default
     :param target_kl: an update whose KL from the behaviour policy exceeds 1.5 times this is not made, and the rest of
@@ -75,7 +75,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
         self,
         policy: str | type[FactoredLstmPolicy],
         env: GymEnv | str | None,
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | Schedule = 7e-4,
         n_steps: int = 40,
         batch_size: int = 160,
         n_epochs: int = 8,
@@ -88,7 +88,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
         entropy_multipliers: Mapping[str, float] | None = None,
         vf_coef: float = 1.0,
         max_grad_norm: float = 10.0,
-        target_kl: float | None = 0.015,
+        target_kl: float | None = 0.04,
         advantage_estimator: str = "two_step",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -122,7 +122,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
             clip_range=clip_range,
             clip_range_vf=clip_range_vf,
             normalize_advantage=normalize_advantage,
-            ent_coef=LinearSchedule(0.05, 0.01, 1.0) if ent_coef is None else ent_coef,
+            ent_coef=LinearSchedule(0.03, 0.01, 1.0) if ent_coef is None else ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
             target_kl=target_kl,

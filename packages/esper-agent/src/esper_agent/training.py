@@ -47,15 +47,15 @@ class PPOSettings:
     """Lambda of generalised advantage estimation."""
     clip_range: float = 0.2
     """Clip range of the probability ratios."""
-    ent_coef: float = 0.05
+    ent_coef: float = 0.03
     """Entropy coefficient at the start."""
     final_ent_coef: float = 0.01
     """Entropy coefficient at the end; it changes linearly in between."""
     vf_coef: float = 1.0
     """Weight of the value loss."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 10.0
     """Gradients are clipped to this norm."""
-    target_kl: float | None = 0.015
+    target_kl: float | None = 0.04
     """A round of updates ends before a step once the policy is 1.5 times this far from the one that acted."""
     advantage_estimator: Literal["two_step", "sampled_op"] = "two_step"
     """two_step is unbiased; sampled_op cancels the signal of the op head and is there for comparison."""

@@ -26,7 +26,7 @@ def register_operator(operator: int, blend: BlendOperator) -> None:
     """Add a blend operator; a taken value is a ``ValueError``."""
     if operator in _OPERATORS:
         raise ValueError(f"operator {operator} is already registered; choose another value")
-    _OPERATORS[operator] = blend
+    _OPERATORS[int(operator)] = blend
 
 
 def blend(operator: int, h: Tensor, x: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None = None) -> Tensor:

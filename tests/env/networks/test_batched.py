@@ -1,0 +1,165 @@
+"""Batching rules compute what each module computes on its own: outputs, gradients and running statistics."""
+
+import pytest
+import torch
+from esper_env.networks.hosts import CNNHost
+from esper_env.networks.population import batched
+from esper_env.networks.population.layout import Alone, Together
+from esper_env.networks.seeds import offered_blueprints
+from esper_env.networks.seeds.blend import BlendGate
+from torch import nn
+from torch.nn import functional as F
+
+COPIES, SAMPLES = 3, 5
+
+
+def copies(build):
+    """Modules with weights of their own, far from their initial values."""
+    generator = torch.Generator().manual_seed(0)
+    modules = [build().double() for _ in range(COPIES)]
+    with torch.no_grad():
+        for module in modules:
+            for parameter in module.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.5)
+    return modules
+
+
+def features(*shape):
+    return torch.randn(COPIES, SAMPLES, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def check(modules, x, *, training=True, tolerance=1e-9):
+    """Compare ``batched.run`` on stacked tensors with calling each module."""
+    tensors = {}
+    for name, _ in [*modules[0].named_parameters(), *modules[0].named_buffers()]:
+        rows = [dict([*m.named_parameters(), *m.named_buffers()])[name].detach().clone() for m in modules]
+        tensors[name] = torch.stack(rows)
+    for name, _ in modules[0].named_parameters():
+        tensors[name].requires_grad_()
+    separate, together = x.clone().requires_grad_(), x.clone().requires_grad_()
+    for module in modules:
+        module.train(training)
+    expected = torch.stack([module(separate[row]) for row, module in enumerate(modules)])
+    samples_last = together.movedim(1, -1).contiguous()
+    out = batched.run(modules[0], tensors, samples_last, training=training).movedim(-1, 1)
+    torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2), dtype=expected.dtype)
+    (expected * weights).sum().backward()
+    (out * weights).sum().backward()
+    torch.testing.assert_close(together.grad, separate.grad, atol=tolerance, rtol=tolerance)
+    for name, _ in modules[0].named_parameters():
+        gradients = torch.stack([dict(module.named_parameters())[name].grad for module in modules])
+        torch.testing.assert_close(tensors[name].grad, gradients, atol=tolerance, rtol=tolerance, msg=name)
+    for name, _ in modules[0].named_buffers():
+        buffers = torch.stack([dict(module.named_buffers())[name] for module in modules])
+        torch.testing.assert_close(tensors[name], buffers, msg=name)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("surfaces", ["post", "both"])
+@pytest.mark.parametrize("size", [8, 16])
+def test_hosts(training, surfaces, size):
+    def build():
+        host = CNNHost(10, 3, 4, 2, 3, in_channels=2, image_size=size, surfaces=surfaces)
+        for layer in host.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                nn.init.uniform_(layer.running_mean, -1, 1)
+                nn.init.uniform_(layer.running_var, 0.5, 2)
+        return nn.Sequential(*host.segments)
+
+    check(copies(build), features(2, size, size), training=training)
+
+
+@pytest.mark.parametrize("entry", offered_blueprints("cnn"), ids=lambda entry: entry.name)
+@pytest.mark.parametrize(("channels", "size"), [(1, 4), (4, 2), (8, 6)], ids=str)
+def test_blueprints(entry, channels, size):
+    check(copies(lambda: entry.factory(channels)), features(channels, size, size))
+
+
+def test_gates():
+    check(copies(lambda: BlendGate(8)), features(8, 3, 3))
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 7], ids=lambda size: f"{size}x{size}")
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.Conv2d(4, 6, 1),
+        lambda: nn.Conv2d(4, 6, 3, padding=1, bias=False),
+        lambda: nn.Conv2d(4, 6, 5, padding=2),
+        lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4),
+        lambda: nn.Conv2d(4, 4, 1, groups=4),
+        lambda: nn.Conv2d(4, 8, 3, padding=1, groups=4),
+        lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2),
+        lambda: nn.Conv2d(4, 6, 3, padding=0),
+        lambda: nn.Conv2d(4, 6, 2, padding=1),
+        lambda: nn.Conv2d(4, 6, 3, padding=1, stride=2),
+        lambda: nn.Conv2d(4, 6, 3, padding=2, dilation=2),
+        lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
+        lambda: nn.Conv2d(4, 6, 3, padding="same"),
+        lambda: nn.Conv2d(4, 6, (1, 3), padding=(0, 1)),
+    ],
+    ids=[
+        *("1x1", "3x3", "5x5", "depthwise", "depthwise 1x1", "depthwise multiplier", "grouped", "valid", "even"),
+        *("strided", "dilated", "circular", "same", "oblong"),
+    ],
+)
+def test_convolutions(build, size):
+    """On maps small enough to be unrolled and on larger ones; unusual kinds take the general way."""
+    check(copies(build), features(4, size, size))
+
+
+def test_an_oblong_map():
+    check(copies(lambda: nn.Conv2d(4, 6, 3, padding=1)), features(4, 2, 5))
+    check(copies(lambda: nn.Conv2d(4, 6, 3, padding=1)), features(4, 3, 9))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.MaxPool2d(2),
+        lambda: nn.MaxPool2d(2, ceil_mode=True),
+        lambda: nn.MaxPool2d(3, stride=1, padding=1),
+        lambda: nn.MaxPool2d(2, dilation=2),
+        lambda: nn.GroupNorm(1, 4),
+        lambda: nn.GroupNorm(2, 4),
+        lambda: nn.GroupNorm(1, 4, affine=False),
+        lambda: nn.BatchNorm2d(4),
+        lambda: nn.Sequential(nn.SiLU(), nn.Conv2d(4, 4, 1), nn.GELU(), nn.Sequential(nn.Tanh(), nn.Identity())),
+        lambda: nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 5), nn.Softplus()),
+        lambda: nn.LeakyReLU(),
+    ],
+    ids=["pool", "ceil", "overlapping", "dilated", "gn1", "gn2", "plain gn", "bn", "nested", "last axis", "leaky"],
+)
+def test_other_layers(build):
+    check(copies(build), features(4, 5, 5))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_on_vectors(bias):
+    check(copies(lambda: nn.Linear(6, 3, bias=bias)), features(6))
+
+
+def test_a_subclass_is_not_taken_for_its_parent():
+    class Doubled(nn.Conv2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    check(copies(lambda: Doubled(4, 4, 3, padding=1)), features(4, 4, 4))
+
+
+@pytest.mark.parametrize("layout", [Together(), Alone()], ids=["together", "alone"])
+def test_layouts_agree_on_losses_and_hits(layout):
+    rows, classes = (3 if isinstance(layout, Together) else 1), 4
+    logits, labels = torch.randn(rows, SAMPLES, classes), torch.randint(classes, (rows, SAMPLES))
+    stored = logits.movedim(-1, 1) if isinstance(layout, Together) else logits
+    expected = torch.stack([F.cross_entropy(logits[r], labels[r], reduction="none") for r in range(rows)])
+    torch.testing.assert_close(layout.losses(stored, labels), expected)
+    assert torch.equal(layout.correct(stored, labels), logits.argmax(-1) == labels)
+
+
+@pytest.mark.parametrize("layout", [Together(), Alone()], ids=["together", "alone"])
+def test_the_head_of_a_minibatch_is_its_first_samples(layout):
+    images = torch.rand(2, SAMPLES, 3, 4, 4)
+    whole, part = layout.from_images(images), layout.from_images(images[:, :2])
+    assert torch.equal(layout.head(whole, 2), part)

@@ -1,0 +1,135 @@
+"""Measurements in the slot table, by hand; what was not measured is never mistaken for a number."""
+
+import numpy as np
+import pytest
+from esper_env.rules.measurements import record_contributions, record_gradients
+from esper_env.rules.slot_table import SlotTable
+from esper_env.rules.stages import Stage
+
+SLOTS = 3
+
+
+@pytest.fixture
+def table():
+    """One network: a blended seed at alpha 0.7, one in TRAINING, and an empty slot."""
+    made = SlotTable.empty(1, SLOTS)
+    made.stage[0, :2] = [Stage.BLENDING, Stage.TRAINING]
+    made.alpha[0, 0] = 0.7
+    return made
+
+
+def gradients(table, norm, vanishing, exploding, sizes):
+    """Columns given as (host, slot 0, slot 1, slot 2)."""
+    record_gradients(table, *(np.array([column], dtype=np.float64) for column in (norm, vanishing, exploding, sizes)))
+
+
+def contributions(table, contribution, measured, interaction=None, pairs=None):
+    square = np.zeros((1, SLOTS, SLOTS))
+    record_contributions(
+        table,
+        np.array([contribution], dtype=np.float64),
+        np.array([measured]),
+        square if interaction is None else np.array([interaction], dtype=np.float64),
+        square > 0 if pairs is None else np.array([pairs]),
+    )
+
+
+def test_gradient_statistics_by_hand(table):
+    gradients(table, [2.0, 3.0, 0.5, 9.0], [0, 0.25, 0, 1], [0, 0, 0.5, 1], [100, 225, 25, 0])
+    assert table.gradient_measured[0].tolist() == [True, True, False]
+    assert table.gradient_norm[0].tolist() == [3.0, 0.5, 0.0]
+    assert table.gradient_health[0].tolist() == pytest.approx([1 - 0.5 * 0.25, 1 - 0.8 * 0.5, 0.0])
+    assert table.gradient_vanishing[0].tolist() == [True, False, False]
+    assert table.gradient_exploding[0].tolist() == [False, True, False]
+    # root mean squares: host 2/10, seeds 3/15 and 0.5/5
+    assert table.gradient_ratio[0].tolist() == pytest.approx([1.0, 0.5, 0.0])
+    assert table.previous_gradient_health[0].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_ratio_is_a_moving_average_and_the_health_remembers_the_last(table):
+    gradients(table, [1.0, 1.0, 1.0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [4, 4, 4, 0])
+    gradients(table, [1.0, 3.0, 0.0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [4, 4, 4, 0])
+    assert table.gradient_ratio[0, :2].tolist() == pytest.approx([0.7 * 1 + 0.3 * 3, 0.7 * 1 + 0.3 * 0])
+    assert table.previous_gradient_health[0, :2].tolist() == [0.5, 1.0]
+    assert table.gradient_health[0, :2].tolist() == [1.0, 1.0]
+
+
+def test_health_stays_inside_0_to_1(table):
+    gradients(table, [1, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0.9, 0], [4, 4, 4, 0])
+    assert table.gradient_health[0, :2].tolist() == [0.0, 0.0]
+
+
+def test_a_seed_that_was_not_trained_keeps_what_was_measured(table):
+    gradients(table, [1.0, 1.0, 1.0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [4, 4, 4, 0])
+    before = {name: getattr(table, name).copy() for name in vars(table)}
+    gradients(table, [1.0, 7.0, 7.0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [4, 0, 0, 0])
+    for name, column in before.items():
+        np.testing.assert_array_equal(getattr(table, name), column, err_msg=name)
+
+
+def test_statistics_of_a_slot_that_has_lost_its_seed_are_dropped(table):
+    table.stage[0, 0] = Stage.PRUNED
+    gradients(table, [1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [4, 4, 4, 0])
+    assert table.gradient_measured[0].tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("norm", [[0.0, 1.0], [np.nan, 1.0], [1.0, np.nan], [1.0, np.inf]], ids=str)
+def test_a_ratio_that_is_no_number_counts_as_zero(table, norm):
+    gradients(table, [*norm, 1.0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [4, 4, 4, 0])
+    assert table.gradient_ratio[0, 0] == 0.0
+    assert table.gradient_exploding[0, 0]
+    assert table.gradient_measured[0, 0]
+
+
+def test_contributions_by_hand(table):
+    contributions(table, [2.5, -1.0, 9.0], [True, True, False])
+    assert table.contribution[0].tolist() == [2.5, -1.0, 0.0]
+    assert table.contribution_age[0].tolist() == [0, 0, -1]
+    assert table.contribution_alpha[0].tolist() == [0.7, 1.0, 0.0]  # prospective ones are at alpha 1
+    assert table.contribution_velocity[0].tolist() == [0.0, 0.0, 0.0]  # nothing to compare with yet
+
+
+def test_velocity_is_a_moving_average_of_the_change(table):
+    contributions(table, [2.0, 0, 0], [True, False, False])
+    contributions(table, [5.0, 0, 0], [True, False, False])
+    assert table.contribution_velocity[0, 0] == pytest.approx(0.3 * 3)
+    contributions(table, [4.0, 0, 0], [True, False, False])
+    assert table.contribution_velocity[0, 0] == pytest.approx(0.7 * 0.9 + 0.3 * -1)
+
+
+def test_what_is_not_measured_grows_old_and_stays_as_it_was(table):
+    contributions(table, [2.0, 1.0, 0], [True, True, False])
+    for age in (1, 2, 3):
+        contributions(table, [8.0, 8.0, 8.0], [False, True, False])
+        assert table.contribution_age[0].tolist() == [age, 0, -1]
+    assert table.contribution[0, 0] == 2.0
+    assert table.contribution_velocity[0, 0] == 0.0
+    assert table.contribution[0, 2] == 0.0
+
+
+def test_a_first_measurement_after_none_has_no_change(table):
+    contributions(table, [2.0, 0, 0], [True, False, False])
+    table.contribution_age[0, 0] = -1  # it belonged to another operator
+    contributions(table, [9.0, 0, 0], [True, False, False])
+    assert table.contribution_velocity[0, 0] == 0.0
+    assert table.contribution_age[0, 0] == 0
+
+
+def test_interactions_by_hand(table):
+    interaction = [[0, 3.0, -1.0], [3.0, 0, 4.0], [-1.0, 4.0, 0]]
+    pairs = [[False, True, True], [True, False, False], [True, False, False]]  # the pair (1, 2) was not measured
+    contributions(table, [0, 0, 0], [True, True, True], interaction, pairs)
+    assert table.interaction_sum[0].tolist() == [2.0, 3.0, -1.0]
+    assert table.boost_received[0].tolist() == [3.0, 3.0, 0.0]
+    contributions(table, [0, 0, 0], [True, True, True])  # a partner is gone
+    assert table.interaction_sum[0].tolist() == [0.0, 0.0, 0.0]
+    assert table.boost_received[0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_rows_are_recorded_apart():
+    table = SlotTable.empty(2, SLOTS)
+    table.stage[:] = Stage.HOLDING
+    norm = np.array([[1.0, 1, 2, 3], [2.0, 4, 5, 6]])
+    record_gradients(table, norm, np.zeros((2, 4)), np.zeros((2, 4)), np.full((2, 4), 9.0))
+    assert table.gradient_norm.tolist() == [[1, 2, 3], [4, 5, 6]]
+    np.testing.assert_allclose(table.gradient_ratio, [[1, 2, 3], [2, 2.5, 3]])
