@@ -133,8 +133,9 @@ class PlainTwin(nn.Module):
         size = population.shards[0].rows
         self.shard, self.row = population.shards[row // size], row % size
         self.structure = structure.rows(slice(row, row + 1))
-        host = self.shard.host
-        weights = [host.parameters[f"segments.{block}.0.weight"] for block in range(BLOCKS)]
+        host, self.order = self.shard.host, self.shard.execution_order
+        self.both = len(self.order) == 2 * BLOCKS  # surfaces: a slot in front of the pool and one behind it
+        weights = [host.parameters[f"segments.{self.segment(block)}.0.weight"] for block in range(BLOCKS)]
         self.convs = nn.ModuleList(
             nn.Conv2d(w.shape[2], w.shape[1], w.shape[3], padding=w.shape[3] // 2, bias=False) for w in weights
         )
@@ -142,7 +143,7 @@ class PlainTwin(nn.Module):
         self.head = nn.Linear(weights[-1].shape[1], CLASSES)
         self.seeds, self.gates = nn.ModuleDict(), nn.ModuleDict()
         for slot in np.flatnonzero(self.structure.blueprint[0] != NO_BLUEPRINT):
-            channels = weights[slot].shape[1]
+            channels = weights[self.shard.slots[slot].col].shape[1]
             entry = blueprint_entry(int(self.structure.blueprint[0, slot]), "cnn")
             self.seeds[str(slot)] = entry.factory(channels)
             if self.structure.operator[0, slot] == Operator.GATE:
@@ -163,9 +164,9 @@ class PlainTwin(nn.Module):
                 yield prefix + name, own, stored[there + name][self.row]
 
         for block, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            yield from rows(f"conv {block} ", conv, self.shard.host, f"segments.{block}.0.")
-            yield from rows(f"norm {block} ", norm, self.shard.host, f"segments.{block}.1.")
-        yield from rows("head ", self.head, self.shard.host, f"segments.{BLOCKS}.1.")
+            yield from rows(f"conv {block} ", conv, self.shard.host, f"segments.{self.segment(block)}.0.")
+            yield from rows(f"norm {block} ", norm, self.shard.host, f"segments.{self.segment(block)}.1.")
+        yield from rows("head ", self.head, self.shard.host, f"segments.{len(self.order)}.1.")
         for slot, seed in self.seeds.items():
             stack = self.shard.seed_stack(int(slot), int(self.structure.blueprint[0, int(slot)]))
             yield from rows(f"seed {slot} ", seed, stack, "")
@@ -179,9 +180,17 @@ class PlainTwin(nn.Module):
     def distance(self) -> float:
         return max(self.distances().values())
 
+    def segment(self, block: int) -> int:
+        """The host's segment that a block begins."""
+        return 2 * block if self.both else block
+
+    def pool(self, block: int, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2) if block < POOLS else x
+
     def block(self, index: int, x: Tensor) -> Tensor:
+        """A block up to its first slot."""
         x = F.relu(self.norms[index](self.convs[index](x)))
-        return F.max_pool2d(x, 2) if index < POOLS else x
+        return x if self.both else self.pool(index, x)
 
     def blend(self, slot: int, h: Tensor, alpha: float) -> Tensor:
         s = self.seeds[str(slot)](h)
@@ -194,13 +203,16 @@ class PlainTwin(nn.Module):
 
     def from_slot(self, slot: int, h: Tensor, on: dict[int, float], seen: dict[int, Tensor] | None = None) -> Tensor:
         """Logits from the features in front of a slot; ``seen`` collects the features in front of every slot."""
-        for index in range(slot, BLOCKS):
+        for slot_on_the_way in self.order[self.order.index(slot) :]:
+            spec = self.shard.slots[slot_on_the_way]
             if seen is not None:
-                seen[index] = h
-            if index in on:
-                h = self.blend(index, h, on[index])
-            if index + 1 < BLOCKS:
-                h = self.block(index + 1, h)
+                seen[slot_on_the_way] = h
+            if slot_on_the_way in on:
+                h = self.blend(slot_on_the_way, h, on[slot_on_the_way])
+            if self.both and spec.row == 0:
+                h = self.pool(spec.col, h)
+            elif spec.col + 1 < BLOCKS:
+                h = self.block(spec.col + 1, h)
         return self.head(h.mean(dim=(2, 3)))
 
     def logits(self, x: Tensor, on: dict[int, float]) -> Tensor:
@@ -210,7 +222,8 @@ class PlainTwin(nn.Module):
         return {int(slot): float(self.structure.alpha[0, slot]) for slot in np.flatnonzero(self.structure.blended[0])}
 
     def isolated(self) -> list[int]:
-        return [int(slot) for slot in np.flatnonzero(self.structure.training[0])]
+        """TRAINING seeds in order of execution."""
+        return [slot for slot in self.order if self.structure.training[0, slot]]
 
     def seed_parameters(self, slot: int) -> list[nn.Parameter]:
         gate = self.gates[str(slot)].parameters() if str(slot) in self.gates else []

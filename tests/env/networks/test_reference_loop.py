@@ -15,12 +15,13 @@ BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], i
 
 
 @pytest.fixture
-def agree(make_population, grow, twin, batches_of):
-    """Train a network both ways and compare every tensor, the loss and the momentum's effect."""
+def agree(make_population, build_host, grow, twin, batches_of):
+    """Train a network both ways and compare every tensor and the loss."""
 
-    def check(*seeds, together, dtype, epochs, kernel=1, **optimisation):
+    def check(*seeds, together, dtype, epochs, kernel=1, surfaces="post", **optimisation):
         settings = Optimisation(**{"host_lr": 0.05, "seed_lr": 0.05, **optimisation})
-        population = make_population(together=together, dtype=dtype, kernel=kernel, **optimisation)
+        host = build_host(kernel, surfaces=surfaces)
+        population = make_population(together=together, dtype=dtype, host=host, **optimisation)
         structure = grow(population, 1, *[(0, *seed) for seed in seeds])
         plain, batches = twin(population, 0, structure), batches_of(SEED, dtype)
         before = {name: own.clone() for name, own, _ in plain._pairs()}
@@ -84,6 +85,21 @@ def test_isolated_seeds_before_and_behind_blended_ones(agree, together):
         together=together,
         dtype=torch.float64,
         epochs=2,
+    )
+
+
+@BOTH_LAYOUTS
+def test_slots_that_do_not_run_in_action_order(agree, together):
+    """With both surfaces, action slots 0 to 5 run as 0, 3, 1, 4, 2, 5."""
+    agree(
+        (0, "conv_small", Operator.ADD, Stage.HOLDING),
+        (1, "depthwise", Operator.ADD, Stage.TRAINING),
+        (3, "conv_light", Operator.GATE, Stage.TRAINING),
+        (4, "norm", Operator.MULTIPLY, Stage.BLENDING, 0.6),
+        together=together,
+        dtype=torch.float64,
+        epochs=2,
+        surfaces="both",
     )
 
 
