@@ -27,8 +27,8 @@ class ObservationEncoder(BaseFeaturesExtractor):
 
     def __init__(self, observation_space: spaces.Dict, features_dim: int, embedding_dim: int) -> None:
         super().__init__(observation_space, features_dim)
-        (num_features,) = observation_space["features"].shape
-        (num_slots,) = observation_space["blueprints"].shape
+        num_features = spaces.flatdim(observation_space["features"])
+        num_slots = spaces.flatdim(observation_space["blueprints"])
         self.embedding = nn.Embedding(NO_BLUEPRINT + 1, embedding_dim)
         self.linear = nn.Linear(num_features + num_slots * embedding_dim, features_dim)
         self.norm = nn.LayerNorm(features_dim)
@@ -58,7 +58,9 @@ class ActionHeads(nn.Module):
 
     def output_layer(self, head: Head) -> nn.Linear:
         """The last layer of one head."""
-        layer = self.heads[head][-1]
+        stack = self.heads[head]
+        assert isinstance(stack, nn.Sequential)
+        layer = stack[-1]
         assert isinstance(layer, nn.Linear)
         return layer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from os import PathLike
 from typing import Any
 
 #: Keyword arguments of ``gymnasium.make`` and ``make_vec`` that change a task; all are JSON types.
@@ -80,12 +81,28 @@ class TaskConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < float("inf"):
                 raise ValueError(f"{name} is {value!r}; expected a positive number")
-        if self.shard_size != "auto" and (isinstance(self.shard_size, bool | str) or self.shard_size < 1):
+        size = self.shard_size
+        if size != "auto" and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ValueError(f"shard_size is {self.shard_size!r}; expected 'auto' or a whole number of at least 1")
+        for name in ("dataset", "gates", "isolation", "reward_mode", "device"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected a name")
+        if self.data_dir is not None and not isinstance(self.data_dir, str | PathLike):
+            raise ValueError(f"data_dir is {self.data_dir!r}; expected a path or None")
+        if not isinstance(self.reward_weights, Mapping):
+            raise ValueError(f"reward_weights is {self.reward_weights!r}; expected weights by name")
         if self.slots is not None:
-            if isinstance(self.slots, str):
-                raise ValueError(f"slots is {self.slots!r}; expected a list of slot ids such as ['r0c0', 'r0c1']")
-            object.__setattr__(self, "slots", tuple(self.slots))
+            object.__setattr__(self, "slots", _slot_list(self.slots))
+
+
+def _slot_list(slots: object) -> tuple[str, ...]:
+    """Slot ids as a tuple; ``ValueError`` unless they are a list of names, none twice."""
+    names = tuple(slots) if isinstance(slots, list | tuple) else ()
+    if not isinstance(slots, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"slots is {slots!r}; expected a list of slot ids such as ['r0c0', 'r0c1']")
+    if len(set(names)) < len(names):
+        raise ValueError(f"slots is {slots!r}; it names a slot twice")
+    return names
 
 
 _CIFAR: dict[str, Any] = {

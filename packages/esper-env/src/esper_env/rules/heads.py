@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,7 +144,7 @@ def _relevance() -> NDArray[np.bool_]:
     return table
 
 
-def _constant(values: list[float] | list[int], dtype: type) -> NDArray[np.generic]:
+def _constant(values: Sequence[float], dtype: type) -> NDArray[Any]:
     array = np.asarray(values, dtype=dtype)
     array.flags.writeable = False
     return array

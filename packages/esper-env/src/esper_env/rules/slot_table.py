@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ class SlotTable:
     def empty(cls, num_envs: int, num_slots: int) -> SlotTable:
         """A table in which every slot is DORMANT."""
         shape = (num_envs, num_slots)
-        columns = {}
+        columns: dict[str, Any] = {}
         for column in fields(cls):
             kind = {"IntArray": np.int64, "FloatArray": np.float64, "BoolArray": np.bool_}[str(column.type)]
             columns[column.name] = np.full(shape, EMPTY_VALUES.get(column.name, 0), dtype=kind)

@@ -90,6 +90,7 @@ class CNNHost(nn.Module):
         pieces[-1] += [GlobalAveragePool(), nn.Linear(channels, classes)]
         self.segments = nn.ModuleList(nn.Sequential(*piece) for piece in pieces)
         self.slots, self.execution_order = _in_action_order(placed, slots)
+        _mix_signs(self.segments)
         _use_channels_last(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,6 +149,20 @@ def _in_action_order(
     slots = tuple(spec._replace(action_index=index) for index, spec in enumerate(ordered))
     index_of = {spec.slot_id: spec.action_index for spec in slots}
     return slots, tuple(index_of[spec.slot_id] for spec in placed)
+
+
+def _mix_signs(segments: nn.ModuleList) -> None:
+    """Alternate the signs of first-layer filters that are a single weight.
+
+    Such a filter only scales the image, and where it is negative, max-pooling keeps the background. With all of them
+    negative, which chance deals to one small host in sixteen, nothing is left to learn from.
+    """
+    first = next(layer for layer in segments.modules() if isinstance(layer, nn.Conv2d))
+    if first.weight[0].numel() == 1:
+        with torch.no_grad():
+            signs = torch.ones_like(first.weight)
+            signs[1::2] = -1.0
+            first.weight.copy_(first.weight.abs() * signs)
 
 
 def _use_channels_last(module: nn.Module) -> None:
