@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from esper_agent.statistics import bootstrap_interval, interquartile_mean, paired_difference
+from esper_agent.statistics import bootstrap_interval, crossed_bootstrap, interquartile_mean, paired_difference
 
 
 def test_interquartile_mean_drops_a_quarter_at_either_end():
@@ -81,6 +81,25 @@ def test_same_seed_same_interval_and_the_global_generator_is_untouched():
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
 
 
+def test_a_crossed_bootstrap_knows_that_runs_differ_even_where_episodes_agree():
+    runs = np.array([0.0, 0.1, 0.2, 0.6, 0.8])
+    table = np.repeat(runs[:, None], 200, axis=1)
+    estimate = crossed_bootstrap(table, np.mean)
+    means = np.random.default_rng(1).choice(runs, (20_000, 5)).mean(axis=1)
+    assert estimate.value == pytest.approx(runs.mean())
+    assert estimate.low == pytest.approx(np.quantile(means, 0.025), abs=0.03)
+    assert estimate.high == pytest.approx(np.quantile(means, 0.975), abs=0.03)
+    pooled = bootstrap_interval(table.ravel(), np.mean)
+    assert estimate.high - estimate.low > 5 * (pooled.high - pooled.low)
+
+
+def test_a_crossed_bootstrap_of_one_run_has_no_interval():
+    estimate = crossed_bootstrap([[1.0, 2.0, 3.0, 4.0]])
+    assert estimate.value == 2.5
+    assert math.isnan(estimate.low)
+    assert math.isnan(estimate.high)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -88,6 +107,8 @@ def test_same_seed_same_interval_and_the_global_generator_is_untouched():
         (lambda: bootstrap_interval([1.0, float("nan")]), "1 of 2 values are not finite"),
         (lambda: bootstrap_interval([1.0, 2.0], level=95), "level is 95"),
         (lambda: paired_difference([1.0, 2.0], [1.0]), "2 and 1 values cannot be paired"),
+        (lambda: crossed_bootstrap([1.0, 2.0]), r"shape \(2,\); expected \(runs, episodes\)"),
+        (lambda: crossed_bootstrap([[1.0, 2.0]] * 2, level=2), "level is 2"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -107,7 +107,7 @@ def _slot_list(slots: object) -> tuple[str, ...]:
 
 _CIFAR: dict[str, Any] = {
     "family": "cifar",
-    "batch_size": 128,
+    "batch_size": 64,
     "batches_per_step": 24,
     "horizon": 75,
     "host_lr": 0.02,

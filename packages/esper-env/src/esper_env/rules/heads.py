@@ -145,7 +145,7 @@ def _relevance() -> NDArray[np.bool_]:
 
 
 def _constant(values: Sequence[float], dtype: type) -> NDArray[Any]:
-    array = np.asarray(values, dtype=dtype)
+    array: NDArray[Any] = np.asarray(values, dtype=dtype)
     array.flags.writeable = False
     return array
 
