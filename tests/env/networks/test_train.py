@@ -145,8 +145,11 @@ def test_newborn_seeds_change_next_to_nothing(make_population, grow):
 
 @pytest.mark.slow
 def test_twenty_epochs_of_isolation_on_digits_do_not_spoil_a_seed():
-    """At the task's own learning rate, blending a seed in is no worse an idea after 20 epochs than at birth."""
-    per_kind = 2
+    """At the task's own learning rate, blending a seed in is no worse an idea after 20 epochs than at birth.
+
+    Means over networks and the last epochs: a single contribution on a host that moves has a noise of some points.
+    """
+    per_kind = 3
     kinds = [kind for kind in KINDS for _ in range(per_kind)]
     population, _, _ = build_population(make_task("Esper-Digits-v0", device="cpu"), len(kinds))
     shape = (len(kinds), population.slots)
@@ -162,14 +165,15 @@ def test_twenty_epochs_of_isolation_on_digits_do_not_spoil_a_seed():
     structure = Structure(blueprint, operator, np.zeros(shape), off, training, off, off)
     everyone = np.ones(len(kinds), dtype=np.bool_)
     born = population.measure(structure, everyone).contribution[training]
-    for _ in range(20):
-        stats = population.train(structure)
-        assert (stats.exploding == 0).all()
-    grown = population.measure(structure, everyone).contribution[training]
+    late = []
+    for epoch in range(20):
+        assert (population.train(structure).exploding == 0).all()
+        if epoch >= 15:
+            late.append(population.measure(structure, everyone).contribution[training])
     population.close()
-    change = (grown - born).reshape(len(KINDS), per_kind).mean(axis=1)
-    assert (change > -1.5).all(), dict(zip(KINDS, change.round(2).tolist(), strict=True))
-    assert change.mean() > 0
+    change = (np.mean(late, axis=0) - born).reshape(len(KINDS), per_kind).mean(axis=1)
+    assert (change > -3).all(), dict(zip(KINDS, change.round(2).tolist(), strict=True))
+    assert change.mean() > 1
 
 
 def test_statistics_flag_gradients_that_explode_or_vanish(make_population, grow):

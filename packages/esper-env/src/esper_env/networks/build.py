@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -69,11 +68,7 @@ def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.fl
 
 
 def _shard_size(task: TaskConfig, count: int, device: torch.device) -> int:
-    """Networks run together: all on an accelerator; on CPU a task's own number, spread over the threads."""
+    """Networks run together: all on an accelerator, a task's own number on CPU, whatever the number of cores."""
     if task.shard_size != "auto":
         return min(int(task.shard_size), count)
-    if device.type != "cpu":
-        return count
-    if task.auto_shard_size == 1:
-        return 1
-    return min(task.auto_shard_size, math.ceil(count / torch.get_num_threads()))
+    return count if device.type != "cpu" else min(task.auto_shard_size, count)

@@ -73,8 +73,11 @@ class Population:
         stream = (self._train_images, config.batch_size, config.batches_per_step)
         self._streams = [MinibatchStream(*stream) for _ in range(count)]
         self._seeds = np.zeros(count, dtype=np.int64)
-        workers = min(len(self.shards), torch.get_num_threads()) if device.type == "cpu" else 1
-        self._pool = ThreadPoolExecutor(workers, initializer=_one_thread) if workers > 1 else None
+        self._pool = None
+        if device.type == "cpu":
+            # Also for a single shard: results then do not depend on how many threads the caller lets PyTorch use.
+            workers = min(len(self.shards), torch.get_num_threads())
+            self._pool = ThreadPoolExecutor(workers, initializer=_one_thread)
 
     @property
     def slots(self) -> int:
