@@ -44,16 +44,25 @@ class PopulationConfig:
 
 
 @contextmanager
-def _gradients_on() -> Iterator[None]:
-    """Tensors and gradients as training needs them, also when the caller steps the environment under ``no_grad``."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
+def _own_settings() -> Iterator[None]:
+    """PyTorch's switches as a population needs them, whatever the caller has set; put back on leaving.
+
+    Gradients are on, also when the caller steps the environment under ``no_grad``. The caller's thread works with one
+    intra-op thread: shards are the parallelism, results do not depend on the number of cores, and a process that has
+    never run a parallel region can be forked, as Gymnasium's AsyncVectorEnv does.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Population:
     """N growing networks over one data set. Networks never influence each other."""
 
-    @_gradients_on()
     def __init__(
         self, build_host: Callable[[], nn.Module], count: int, data: ImageData, config: PopulationConfig
     ) -> None:
@@ -61,23 +70,21 @@ class Population:
             raise ValueError(f"shard_size is {config.shard_size}; expected 1 or more, or 'auto'")
         device, dtype = config.device, config.dtype
         self._config = config
-        self._train_images = TrainingImages(data, device, dtype)
-        self._validation = HeldOutImages(data.val_images, data.val_labels, data, device, dtype)
-        self._test = HeldOutImages(data.test_images, data.test_labels, data, device, dtype)
         starts = range(0, count, config.shard_size)
         self._slices = [slice(start, min(start + config.shard_size, count)) for start in starts]
-        self.shards = [
-            Shard(build_host, rows.stop - rows.start, together=config.together, device=device, dtype=dtype)
-            for rows in self._slices
-        ]
-        stream = (self._train_images, config.batch_size, config.batches_per_step)
-        self._streams = [MinibatchStream(*stream) for _ in range(count)]
+        workers = min(len(self._slices), torch.get_num_threads()) if device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(workers, initializer=_one_thread) if workers > 1 else None
+        with _own_settings():
+            self._train_images = TrainingImages(data, device, dtype)
+            self._validation = HeldOutImages(data.val_images, data.val_labels, data, device, dtype)
+            self._test = HeldOutImages(data.test_images, data.test_labels, data, device, dtype)
+            self.shards = [
+                Shard(build_host, rows.stop - rows.start, together=config.together, device=device, dtype=dtype)
+                for rows in self._slices
+            ]
+            stream = (self._train_images, config.batch_size, config.batches_per_step)
+            self._streams = [MinibatchStream(*stream) for _ in range(count)]
         self._seeds = np.zeros(count, dtype=np.int64)
-        self._pool = None
-        if device.type == "cpu":
-            # Also for a single shard: results then do not depend on how many threads the caller lets PyTorch use.
-            workers = min(len(self.shards), torch.get_num_threads())
-            self._pool = ThreadPoolExecutor(workers, initializer=_one_thread)
 
     @property
     def slots(self) -> int:
@@ -90,7 +97,7 @@ class Population:
             self._pool.shutdown()
             self._pool = None
 
-    @_gradients_on()
+    @_own_settings()
     def reset_row(self, row: int, seed: int) -> None:
         """Start one network anew from a seed: weights, data order and seeds to come."""
         self._seeds[row] = seed
@@ -98,20 +105,20 @@ class Population:
         shard.reset_row(local, seed)
         self._streams[row].seed(derive_seed(seed, "minibatches"))
 
-    @_gradients_on()
+    @_own_settings()
     def attach(self, row: int, slot: int, blueprint: int) -> None:
         """Give one network a newborn seed."""
         shard, local = self._locate(row)
         shard.attach(local, slot, blueprint)
 
-    @_gradients_on()
+    @_own_settings()
     def freeze(self, row: int, slot: int, blueprint: int) -> None:
         """Forget the momentum of a seed and its gate, so that it stays where it is when it trains again."""
         shard, local = self._locate(row)
         shard.seed_stack(slot, blueprint).clear_momentum([local])
         shard.gate_stack(slot).clear_momentum([local])
 
-    @_gradients_on()
+    @_own_settings()
     def train(self, structure: Structure) -> TrainStats:
         """Train every network for one epoch."""
 
@@ -122,7 +129,7 @@ class Population:
 
         return _joined(TrainStats, self._each_shard(one))
 
-    @_gradients_on()
+    @_own_settings()
     def measure(self, structure: Structure, rows: NDArray[np.bool_]) -> Measurement:
         """Measure the networks of ``rows`` (N,) on the validation set."""
 
@@ -134,7 +141,7 @@ class Population:
 
         return _joined(Measurement, self._each_shard(one))
 
-    @_gradients_on()
+    @_own_settings()
     def appraise(self, structure: Structure, rows: NDArray[np.int64]) -> Commitment:
         """Value the committed networks of some rows (k,), in the order given by sorted row numbers."""
 
