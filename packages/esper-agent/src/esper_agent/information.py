@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from enum import IntEnum
 from typing import Any
 
 import torch
@@ -14,31 +13,17 @@ from esper_env.networks.seeds import offered_blueprints
 from esper_env.rules.heads import (
     ALPHA_TARGETS,
     HEAD_RELEVANCE,
+    HEAD_VALUES,
     SPEED_TICKS,
     TEMPO_TICKS,
-    AlphaSpeed,
-    AlphaTarget,
-    Blueprint,
-    Curve,
     Head,
     Op,
-    Style,
-    Tempo,
 )
 from esper_env.tasks import TASKS, TaskConfig
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-_VALUES: dict[Head, type[IntEnum]] = {
-    Head.BLUEPRINT: Blueprint,
-    Head.STYLE: Style,
-    Head.TEMPO: Tempo,
-    Head.ALPHA_TARGET: AlphaTarget,
-    Head.ALPHA_SPEED: AlphaSpeed,
-    Head.ALPHA_CURVE: Curve,
-    Head.OP: Op,
-}
 #: What a value stands for, where its name does not say it.
 _MEANINGS = {
     Head.TEMPO: [f"{ticks} epochs" for ticks in TEMPO_TICKS],
@@ -76,10 +61,10 @@ def head_table() -> Table:
 def _values(head: Head) -> str:
     if head == Head.SLOT:
         return "the task's slots, row by row"
-    meanings = _MEANINGS.get(head, [""] * len(_VALUES[head]))
+    meanings = _MEANINGS.get(head, [""] * len(HEAD_VALUES[head]))
     return ", ".join(
         f"{value.name} {int(value)}" + (f" ({meaning})" if meaning else "")
-        for value, meaning in zip(_VALUES[head], meanings, strict=True)
+        for value, meaning in zip(HEAD_VALUES[head], meanings, strict=True)
     )
 
 

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from esper_env.rules.heads import (
-    NUM_OPS,
-    AlphaSpeed,
-    AlphaTarget,
-    Blueprint,
-    Curve,
-    Head,
-    Op,
-    Style,
-    Tempo,
-    head_sizes,
-)
+from esper_env.rules.heads import HEAD_VALUES, NUM_OPS, Head, head_sizes
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
@@ -46,17 +34,6 @@ from esper_agent.networks import (
 LOGIT_BIAS: Mapping[str, Mapping[str, float]] = {
     "op": {"WAIT": -1.0, "SET_ALPHA_TARGET": -2.0, "PRUNE": -2.0},
     "alpha_target": {"FULL": 2.0},
-}
-
-#: Heads whose values have names.
-HEAD_VALUES: Mapping[str, type[IntEnum]] = {
-    "blueprint": Blueprint,
-    "style": Style,
-    "tempo": Tempo,
-    "alpha_target": AlphaTarget,
-    "alpha_speed": AlphaSpeed,
-    "alpha_curve": Curve,
-    "op": Op,
 }
 
 LstmState = tuple[th.Tensor, th.Tensor]
@@ -158,8 +135,9 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
         initialise_linear(self.value_net.output, VALUE_GAIN)
         with th.no_grad():
             for head, biases in self.logit_bias.items():
+                part = Head[head.upper()]
                 for name, bias in biases.items():
-                    self.action_net.output_layer(Head[head.upper()]).bias[HEAD_VALUES[head][name]] = bias
+                    self.action_net.output_layer(part).bias[HEAD_VALUES[part][name]] = bias
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

@@ -114,6 +114,17 @@ class Head(IntEnum):
 HEAD_NAMES: tuple[str, ...] = tuple(head.name.lower() for head in Head)
 NUM_HEADS = len(Head)
 
+#: Values of every head but the slot head, whose values are a task's slots.
+HEAD_VALUES: dict[Head, type[IntEnum]] = {
+    Head.BLUEPRINT: Blueprint,
+    Head.STYLE: Style,
+    Head.TEMPO: Tempo,
+    Head.ALPHA_TARGET: AlphaTarget,
+    Head.ALPHA_SPEED: AlphaSpeed,
+    Head.ALPHA_CURVE: Curve,
+    Head.OP: Op,
+}
+
 #: Value that stands in for a head no legal op reads. NORM is offered by every topology.
 HEAD_DEFAULTS: tuple[int, ...] = (
     0,

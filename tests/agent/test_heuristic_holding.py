@@ -1,0 +1,135 @@
+"""Holding, and whose turn it is."""
+
+from dataclasses import replace
+
+import pytest
+from esper_env.rules.gates import GateConfig
+from esper_env.rules.heads import (
+    AlphaSpeed,
+    Head,
+    Op,
+)
+from esper_env.rules.stages import Stage
+from heuristic_moments import HORIZON, READY, Moment, Seed, aged, decide, policy_with
+
+# Holding
+
+
+def holding(contributions, birth=50.0, now=60.0, epoch=20, policy=None, others=None):
+    """The decision after an episode in which a seed is born at one accuracy and measured in HOLDING."""
+    others = others or {}
+    moments = [Moment(epoch=epoch, accuracies=(birth,) * 5, plateau=0)]
+    moments.append(aged(moments[-1], {0: Seed(Stage.BLENDING), **others}))
+    for count, contribution in enumerate(contributions, 1):
+        seed = Seed(Stage.HOLDING, count, contribution=contribution)
+        moments.append(aged(moments[-1], {0: seed, **others}, accuracies=(now,) * 5))
+    return decide(*moments, policy=policy)
+
+
+def test_holding_is_judged_on_the_average_of_three_epochs():
+    assert holding([0.0, 0.9]).op == Op.WAIT
+    kept = holding([0.0, 0.9, 0.9])
+    assert kept.op == Op.FOSSILIZE
+    assert kept.reason == "contributes 0.6 points over 3 epochs"
+    assert holding([0.9, 0.3, 0.2]).op == Op.PRUNE
+
+
+def test_dependence_without_value_is_pruned():
+    ransom = holding([10.0] * 3, birth=50.0, now=49.0)
+    assert ransom.op == Op.PRUNE
+    assert "depended on (10.0 points) but accuracy is 1.0 points lower" in ransom.reason
+    assert holding([10.0] * 3, birth=50.0, now=50.5).op == Op.FOSSILIZE
+    assert holding([0.06] * 3, birth=50.0, now=49.0).reason == "contributes only 0.1 points"
+
+
+def test_a_second_time_in_holding_is_judged_on_its_own():
+    moments = [Moment(seeds={0: Seed(Stage.HOLDING, n, contribution=9.0)}, epoch=19 + n) for n in (1, 2)]
+    moments.append(aged(moments[-1], {0: Seed(Stage.BLENDING, 1, mode=1)}))
+    for count in (1, 2, 3):
+        moments.append(aged(moments[-1], {0: Seed(Stage.HOLDING, count, contribution=0.1)}))
+    assert decide(*moments[:-1]).op != Op.PRUNE
+    assert decide(*moments[:-1]).op != Op.FOSSILIZE
+    assert decide(*moments).op == Op.PRUNE
+
+
+def test_an_unmeasured_contribution_is_not_a_zero():
+    assert holding([None, None, None, 5.0, 5.0]).op == Op.WAIT
+    assert holding([None, None, None, 5.0, 5.0, 5.0]).op == Op.FOSSILIZE
+
+
+def test_holding_waits_for_a_gate_that_cannot_pass():
+    """Strict gates ask for a point; more than the half that the rule itself is content with."""
+    assert holding([0.8] * 3).op == Op.FOSSILIZE
+    assert holding([0.8] * 3, policy=policy_with(GateConfig.strict())).op == Op.WAIT
+
+
+def test_near_the_horizon_what_helps_is_committed_in_time():
+    """The last action is at epoch 59; three epochs before that a single good measurement is enough."""
+    assert holding([5.0], epoch=HORIZON - 6).op == Op.WAIT
+    assert holding([5.0], epoch=HORIZON - 5).op == Op.FOSSILIZE
+    assert holding([0.2, 0.2, 0.2], epoch=HORIZON - 20).op == Op.PRUNE
+    assert holding([0.2, 0.2, 0.2], epoch=HORIZON - 5).op == Op.WAIT
+
+
+def test_every_other_live_seed_brings_the_rush_forward():
+    other = {1: Seed(Stage.TRAINING)}
+    assert holding([5.0], epoch=HORIZON - 6, others=other).op == Op.FOSSILIZE
+
+
+def test_prune_speed_is_configurable():
+    policy = policy_with(prune_speed=AlphaSpeed.SLOW)
+    assert holding([0.0] * 3, policy=policy).op == Op.PRUNE
+    state = None
+    for epoch in range(1, 4):
+        seeds = {0: Seed(Stage.HOLDING, epoch)}
+        action, state = policy.predict(Moment(epoch=20 + epoch, seeds=seeds).observation(), state)
+    assert action[Head.ALPHA_SPEED] == AlphaSpeed.SLOW
+
+
+# Whose turn it is
+
+
+@pytest.mark.parametrize(("first", "second"), [(Stage.BLENDING, Stage.TRAINING), (Stage.TRAINING, Stage.GERMINATED)])
+def test_the_furthest_along_goes_first(first, second):
+    assert decide(Moment(seeds={0: READY[second], 2: READY[first]})).slot == 2
+
+
+def test_holding_goes_before_blending():
+    moments = [Moment(epoch=20 + n, seeds={0: READY[Stage.BLENDING], 1: Seed(Stage.HOLDING, n)}) for n in (1, 2, 3)]
+    decision = decide(*moments)
+    assert (decision.slot, decision.op) == (1, Op.PRUNE)
+
+
+def test_within_a_stage_the_oldest_goes_first():
+    born_second = Moment(seeds={1: Seed(Stage.TRAINING, 1)})
+    both = aged(born_second, {0: Seed(Stage.TRAINING, 3), 1: Seed(Stage.TRAINING, 3)})
+    assert decide(born_second, both).slot == 1
+    assert decide(both).slot == 0
+
+
+def test_a_seed_that_waits_passes_its_turn_on():
+    """The HOLDING seed in front has one measurement and waits; the seeds behind it still get their decisions."""
+    seeds = {0: Seed(Stage.HOLDING, 1), 1: Seed(Stage.BLENDING, 2, mode=1), 2: Seed(Stage.GERMINATED)}
+    decision = decide(Moment(seeds=seeds))
+    assert (decision.slot, decision.op) == (2, Op.ADVANCE)
+
+
+def test_growth_goes_on_while_another_seed_waits():
+    assert decide(Moment(seeds={0: Seed(Stage.TRAINING, 1)})).op == Op.GERMINATE
+
+
+def test_a_failed_attempt_lets_the_others_go_first():
+    seeds = {0: READY[Stage.BLENDING], 1: READY[Stage.TRAINING]}
+    first = Moment(seeds=seeds)
+    assert decide(first).slot == 0
+    assert decide(first, replace(first, epoch=21, succeeded=False)).slot == 1
+    assert decide(first, replace(first, epoch=21, succeeded=True)).slot == 0
+
+
+def test_nothing_illegal_is_ever_done():
+    wanting = Moment(
+        seeds={0: READY[Stage.BLENDING]}, illegal=((Op.ADVANCE, 0), *((Op.GERMINATE, s) for s in range(3)))
+    )
+    decision = decide(wanting)
+    assert decision.op == Op.WAIT
+    assert "not legal yet" in decision.reason
