@@ -264,14 +264,13 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
 
 def check_logit_bias(logit_bias: Mapping[str, Mapping[str, float]]) -> None:
     """``ValueError`` for a head or a value that has no such name."""
+    named = {head.name.lower(): list(values.__members__) for head, values in HEAD_VALUES.items()}
     for head, biases in logit_bias.items():
-        if head not in HEAD_VALUES:
-            raise ValueError(f"logit_bias names head {head!r}; expected {', '.join(HEAD_VALUES)}")
-        unknown = sorted(set(biases) - set(HEAD_VALUES[head].__members__))
+        if head not in named:
+            raise ValueError(f"logit_bias names head {head!r}; expected {', '.join(named)}")
+        unknown = sorted(set(biases) - set(named[head]))
         if unknown:
-            raise ValueError(
-                f"logit_bias names {unknown} of head {head!r}; it has {list(HEAD_VALUES[head].__members__)}"
-            )
+            raise ValueError(f"logit_bias names {unknown} of head {head!r}; it has {named[head]}")
 
 
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
