@@ -37,7 +37,7 @@ class DemoSettings:
     """Folder for everything; the results of an earlier demo in it are replaced."""
     env: str = "Esper-Digits-v0"
     """Task to train and to evaluate on."""
-    total_timesteps: int = 10_240
+    total_timesteps: int = 12_800
     """Environment steps of training."""
     episodes: int = 20
     """Held-out episodes of each policy, the same for all."""
