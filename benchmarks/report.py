@@ -1,0 +1,134 @@
+"""docs/results.md, made from the files in benchmarks/results/.
+
+python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results.md"
+
+HEAD = """# Results
+
+This page is made by `python benchmarks/report.py` from the files in `benchmarks/results/`.
+"""
+
+STUDY = """
+## Policies on {env}
+
+{seeds} training runs of {timesteps:,} steps each, {episodes} held-out episodes, the same for every policy. Data:
+{dataset}. Machine: {machine}. Raw results: `benchmarks/results/{folder}/`. Command:
+
+```
+{command}
+```
+
+| policy | return, IQM [95%] | learned minus it [95%] | test % | parameters added | fossilized | WAIT |
+|---|---|---|---|---|---|---|
+{rows}
+
+IQM is the interquartile mean over runs and episodes; intervals resample training runs and episodes. Interquartile mean
+return of each training run: {by_seed}. {verdict}
+
+![Returns and training curves](../benchmarks/results/{folder}/comparison.png)
+"""
+
+HEADROOM = """
+### {env}
+
+Data: {dataset}. Machine: {machine}. File: `benchmarks/results/{file}`. Command: `{command}`
+
+| planted from the start | parameters | test % | epoch-to-epoch noise, points | stabilised | plateau | episodes |
+|---|---|---|---|---|---|---|
+{rows}
+"""
+
+HEADROOM_HEAD = """
+## What a task leaves to growth
+
+Networks that wait through an episode, with seeds planted at its start and trained from scratch with the host. The noise
+is the standard deviation of the change of validation accuracy over the last 12 epochs; "stabilised" and "plateau" are
+the shares of episodes in which these signals are given.
+"""
+
+
+def interval(estimate: Mapping[str, float]) -> str:
+    """An estimate in one cell."""
+    return f"{estimate['iqm']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def verdict(differences: Mapping[str, Mapping[str, float]]) -> str:
+    """Which of the other policies the learned one beats, and which beat it."""
+    groups = {
+        "better than": [name for name, d in differences.items() if d["low"] > 0],
+        "worse than": [name for name, d in differences.items() if d["high"] < 0],
+        "not told apart from": [name for name, d in differences.items() if d["low"] <= 0 <= d["high"]],
+    }
+    said = [f"{relation} {', '.join(names)}" for relation, names in groups.items() if names]
+    return f"Learned is {'; '.join(said)}."
+
+
+def study(folder: Path) -> str:
+    """The section of one policy study."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    estimates, settings = summary["estimates"], summary["settings"]
+    rows = []
+    for name, numbers in summary["policies"].items():
+        difference = estimates["learned_minus"].get(name)
+        rows.append(
+            f"| {name} | {interval(estimates['return'][name])} | {interval(difference) if difference else ''} "
+            f"| {numbers['test_accuracy']:.1f} | {numbers['parameters_added']:,.0f} | {numbers['fossilized']:.2f} "
+            f"| {numbers['wait_share']:.0%} |"
+        )
+    return STUDY.format(
+        env=settings["env"],
+        seeds=len(settings["seeds"]),
+        timesteps=settings["total_timesteps"],
+        episodes=settings["episodes"],
+        dataset=summary["dataset"],
+        machine=summary["machine"],
+        folder=folder.name,
+        command=summary["command"],
+        rows="\n".join(rows),
+        by_seed=", ".join(f"{value:.3f}" for value in estimates["return_by_seed"]),
+        verdict=verdict(estimates["learned_minus"]),
+    )
+
+
+def headroom(file: Path) -> str:
+    """The section of one task's headroom."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    rows = []
+    for plan, numbers in content["plans"].items():
+        spread = "" if numbers["test_accuracy_std"] is None else f" ± {numbers['test_accuracy_std']:.1f}"
+        rows.append(
+            f"| {plan} | {numbers['parameters_added']:,} | {numbers['test_accuracy_mean']:.1f}{spread} "
+            f"| {numbers['late_noise_points']:.1f} | {numbers['stabilised_share']:.0%} "
+            f"| {numbers['plateau_share']:.0%} | {numbers['episodes']} |"
+        )
+    return HEADROOM.format(
+        env=content["env"],
+        dataset=content["dataset"],
+        machine=content["machine"],
+        file=file.name,
+        command=content["command"],
+        rows="\n".join(rows),
+    )
+
+
+def page() -> str:
+    """The whole page."""
+    sections = [HEAD, *(study(folder.parent) for folder in sorted(RESULTS.glob("*/summary.json")))]
+    sections.append(HEADROOM_HEAD)
+    sections += [headroom(file) for file in sorted(RESULTS.glob("headroom-*.json"))]
+    return "".join(sections)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"Written to {PAGE.relative_to(ROOT)}")

@@ -1,0 +1,72 @@
+"""Every Python example in the docs runs, and the docs name what exists."""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import esper_agent
+import pytest
+from esper_agent.baselines import POLICIES
+from esper_env import ENV_IDS
+from esper_env.rules.gates import Gate
+from esper_env.rules.heads import HEAD_NAMES, Op
+from esper_env.tasks import TASK_KWARGS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = [
+    pytest.param(code, id=f"{page.relative_to(ROOT)}-{number}")
+    for page in PAGES
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S))
+]
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_the_examples_run(code, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    short = code
+    for long, quick in (
+        ("20_000, progress_bar=True", "64"),
+        ("num_envs=16", "num_envs=2"),
+        ("seed=0))", "seed=0), n_steps=32, batch_size=32)"),
+    ):
+        short = short.replace(long, quick)
+    imports = "from esper_agent import make_sb3_env\n"
+    exec(compile(imports + short, "<example>", "exec"), {})
+
+
+@pytest.mark.parametrize("name", ["esper_env.env"])
+def test_the_docstring_examples_say_what_happens(name):
+    results = doctest.testmod(importlib.import_module(name), raise_on_error=False)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_the_readme_begins_with_two_commands():
+    block = re.search(r"```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert [line.split("#")[0].strip() for line in block.group(1).strip().splitlines()] == ["make demo", "make test"]
+
+
+def test_the_pages_name_every_task_keyword_head_op_gate_and_policy():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    environment = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
+    agents = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
+    for words, page in (
+        (ENV_IDS, readme),
+        ((*TASK_KWARGS, *HEAD_NAMES, *(op.name for op in Op), *(gate.name for gate in Gate)), environment),
+        (POLICIES, agents),
+    ):
+        missing = [word for word in words if not re.search(rf"\b{re.escape(word)}\b", page)]
+        assert not missing
+
+
+def test_links_between_the_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+?)\)", page.read_text(encoding="utf-8")):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_all_exports_exist():
+    for name in esper_agent.__all__:
+        assert getattr(esper_agent, name) is not None

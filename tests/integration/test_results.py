@@ -1,0 +1,67 @@
+"""The figures in the docs are those of the files they are said to come from."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = sorted((ROOT / "benchmarks" / "results").glob("*/summary.json"))
+
+
+def load_report():
+    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_results_page_is_made_from_the_result_files():
+    report = load_report()
+    assert report.PAGE.read_text(encoding="utf-8") == report.page(), "run: python benchmarks/report.py"
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_a_studys_summary_follows_from_its_raw_episodes(path):
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    with (path.parent / "episodes.csv").open(encoding="utf-8") as file:
+        episodes = list(csv.DictReader(file))
+    seeds = {}
+    for name, estimate in summary["estimates"]["return"].items():
+        own = [row for row in episodes if row["policy"] == name or row["policy"].startswith(f"{name}-")]
+        returns = np.sort([float(row["return"]) for row in own])
+        cut = len(returns) // 4
+        assert returns[cut : len(returns) - cut].mean() == pytest.approx(estimate["iqm"], abs=1e-9)
+        accuracy = np.mean([float(row["test_accuracy"]) for row in own])
+        assert accuracy == pytest.approx(summary["policies"][name]["test_accuracy"])
+        seeds[name] = {row["seed"] for row in own}
+    assert len(set(map(frozenset, seeds.values()))) == 1, "every policy plays the same episodes"
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_the_learned_policy_beats_waiting_and_chance(path):
+    """An independent look at the raw episodes: paired by episode, over the means of the training runs."""
+    with (path.parent / "episodes.csv").open(encoding="utf-8") as file:
+        episodes = list(csv.DictReader(file))
+    table = {}
+    for row in episodes:
+        table.setdefault(row["policy"], {})[row["seed"]] = float(row["return"])
+    runs = [name for name in table if name.startswith("learned-")]
+    assert len(runs) >= 5
+    for other in ("random", "wait"):
+        means = [np.mean([table[run][seed] - table[other][seed] for seed in table[other]]) for run in runs]
+        assert stats.ttest_1samp(means, 0.0, alternative="greater").pvalue < 0.025
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
+def test_no_training_run_ends_in_waiting(path):
+    with (path.parent / "episodes.csv").open(encoding="utf-8") as file:
+        learned = [row for row in csv.DictReader(file) if row["policy"].startswith("learned-")]
+    for run in {row["policy"] for row in learned}:
+        own = [row for row in learned if row["policy"] == run]
+        assert np.mean([float(row["wait_share"]) for row in own]) < 0.97
+        assert np.mean([float(row["fossilized"]) for row in own]) > 0.5
