@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 from esper_env import ENV_IDS
-from esper_env.rules.heads import HEAD_RELEVANCE, Blueprint, Op, head_sizes
+from esper_env.rules.heads import HEAD_RELEVANCE, Blueprint, Head, Op, head_sizes
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
@@ -233,6 +233,21 @@ def digits_env():
     env = gymnasium.make("Esper-Digits-v0", horizon=12, batches_per_step=1, batch_size=8)
     yield env
     env.close()
+
+
+def test_masks_by_head_are_the_flat_mask_and_feed_the_action_space(digits_env):
+    env = digits_env.unwrapped
+    env.reset(seed=0)
+    assert np.array_equal(np.concatenate(env.split_mask()), env.action_masks().astype(np.int8))
+    env.action_space.seed(0)
+    for _ in range(30):
+        action = env.action_space.sample(mask=env.split_mask())
+        assert action[Head.OP] in (Op.WAIT, Op.GERMINATE), "nothing else is possible in an empty network"
+    germinate = env.conditional_masks(Op.GERMINATE)
+    assert germinate[Head.SLOT].all()
+    assert germinate[Head.OP].tolist() == [0, 1, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="PRUNE is not legal"):
+        env.conditional_masks(Op.PRUNE)
 
 
 def test_sampled_valid_actions_are_valid(digits_env):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from esper_env.growth import Observation
 from esper_env.infos import Infos, single_info
 from esper_env.render import RENDER_MODES, Picture
+from esper_env.rules.masks import MaskArray
 from esper_env.tasks import TaskConfig, make_task
 from esper_env.vector_env import EsperVectorEnv
 
@@ -78,6 +79,14 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         """(8,) a legal action: op uniform, then the slot, then the heads the op reads."""
         actions: NDArray[np.int64] = self._vector.sample_valid_actions(rng)[0]
         return actions
+
+    def split_mask(self) -> tuple[MaskArray, ...]:
+        """The marginal mask by head, for ``action_space.sample(mask=...)``."""
+        return self._vector.split_mask(0)
+
+    def conditional_masks(self, op: int) -> tuple[MaskArray, ...]:
+        """Masks by head given the op: any combination of what is on is legal; an impossible op is a ``ValueError``."""
+        return self._vector.conditional_masks(op, 0)
 
     def render(self) -> str | Picture | None:
         """The network as text or picture, None without a render mode."""

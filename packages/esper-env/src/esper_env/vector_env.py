@@ -17,7 +17,7 @@ from esper_env.growth import Growth, Observation, waiting
 from esper_env.infos import Infos, merge_infos, restrict_infos, vector_infos
 from esper_env.render import RENDER_MODES, Picture, describe_networks, draw_networks
 from esper_env.rules.heads import NO_BLUEPRINT, Op, head_sizes
-from esper_env.rules.masks import sample_valid_actions
+from esper_env.rules.masks import MaskArray, conditional_masks, sample_valid_actions, split_mask
 from esper_env.rules.observation import BOUND, feature_count
 from esper_env.tasks import TaskConfig, make_task
 
@@ -157,6 +157,18 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         """(N, 8) legal actions: op uniform, then the slot, then the heads the op reads."""
         growth = self._growth
         return sample_valid_actions(growth.rules.legal(growth.table), rng, growth.offered_blueprints)
+
+    def split_mask(self, index: int) -> tuple[MaskArray, ...]:
+        """One environment's marginal mask by head, for ``single_action_space.sample(mask=...)``."""
+        return split_mask(self.action_masks()[index], self._growth.rules.nvec)
+
+    def conditional_masks(self, op: int, index: int) -> tuple[MaskArray, ...]:
+        """One environment's masks by head given the op: any combination of what is on is legal.
+
+        Raises ``ValueError`` when the op is not legal in any slot now.
+        """
+        growth = self._growth
+        return conditional_masks(growth.rules.legal(growth.table)[index], op, growth.offered_blueprints)
 
     def render(self) -> tuple[str, ...] | tuple[Picture, ...] | None:
         """A text or picture per environment, None without a render mode; ``ResetNeeded`` before the first reset."""
