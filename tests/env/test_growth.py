@@ -3,7 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
-from esper_env.rules.heads import Blueprint, Op, Style
+from esper_env.rules.heads import AlphaTarget, Blueprint, Op, Style
 from esper_env.rules.observation import slot_index
 from esper_env.rules.stages import STAGE_INDEX, Stage
 
@@ -99,6 +99,31 @@ def test_contribution_is_prospective_while_training_and_measured_while_blended(m
         table = table_of(env)
         assert table.contribution_age[0, 0] == (0 if measured else -1)
     assert table.contribution_alpha[0, 0] == 1.0
+
+
+def test_the_velocity_of_a_contribution_does_not_compare_prospective_with_measured(make_digits, script):
+    env = make_digits(horizon=20)
+    env.reset(seed=0)
+    life = script(0)
+    run(env, life[:4])  # three epochs in TRAINING
+    prospective, velocity = table_of(env).contribution[0, 0], table_of(env).contribution_velocity[0, 0]
+    run(env, life[4:5])
+    assert table_of(env).contribution[0, 0] != prospective
+    assert table_of(env).contribution_velocity[0, 0] == pytest.approx(0.7 * velocity)
+
+
+def test_another_operator_starts_without_momentum(make_digits, script, action, monkeypatch):
+    env = make_digits(horizon=20)
+    env.reset(seed=0)
+    population = env.unwrapped._vector._growth._population
+    run(env, script(0)[:8])  # HOLDING under ADD
+    forgotten = []
+    monkeypatch.setattr(population, "forget_momentum", lambda *place: forgotten.append(place))
+    full = {"alpha_target": AlphaTarget.FULL}
+    run(env, [action(Op.SET_ALPHA_TARGET, 0, style=Style.LINEAR_ADD, **full)])
+    assert forgotten == []
+    run(env, [action(Op.SET_ALPHA_TARGET, 0, style=Style.GATED_GATE, **full)])
+    assert forgotten == [(0, 0, Blueprint.CONV_LIGHT)]
 
 
 @pytest.mark.parametrize("slot", [0, 1, 2])

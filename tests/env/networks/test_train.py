@@ -111,7 +111,7 @@ def test_a_thawed_seed_starts_from_rest(make_population, grow):
     population = make_population()
     frozen = grow(population, 1, (*seed, True))
     population.train(frozen)
-    population.freeze(0, SLOT, int(frozen.blueprint[0, SLOT]))
+    population.forget_momentum(0, SLOT, int(frozen.blueprint[0, SLOT]))
     for name, velocity in own_tensors(population.shards[0], frozen, 0, SLOT, "momentum").items():
         assert (velocity == 0).all(), name
 

@@ -155,9 +155,10 @@ class Growth:
     def _carry_out(self, changes: Changes, was_falling: Mask) -> None:
         """Bring the networks in line with the table."""
         self._attach(changes.attached)
-        begins_to_fall = (self.table.alpha_mode == DOWN) | was_falling
-        for row, slot in np.argwhere(begins_to_fall & self.table.is_blended):
-            self._population.freeze(int(row), int(slot), int(self.table.blueprint[row, slot]))
+        falling = (self.table.alpha_mode == DOWN) | was_falling
+        stale = (falling | changes.operator_changed) & self.table.is_blended
+        for row, slot in np.argwhere(stale):
+            self._population.forget_momentum(int(row), int(slot), int(self.table.blueprint[row, slot]))
 
     def _attach(self, mask: Mask) -> None:
         for row, slot in np.argwhere(mask):

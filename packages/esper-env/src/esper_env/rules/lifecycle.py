@@ -195,6 +195,8 @@ def _germinate(table: SlotTable, mask: BoolArray, command: Command) -> None:
 
 def _begin_blending(table: SlotTable, mask: BoolArray) -> None:
     _move(table, mask, Stage.BLENDING)
+    # The prospective contribution answered another question than the leave-one-out that now follows.
+    table.contribution_age[mask] = -1
     alpha.retarget(table, mask, table.first_target, table.first_ticks, table.first_curve)
 
 

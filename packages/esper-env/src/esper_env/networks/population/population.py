@@ -112,8 +112,8 @@ class Population:
         shard.attach(local, slot, blueprint)
 
     @_own_settings()
-    def freeze(self, row: int, slot: int, blueprint: int) -> None:
-        """Forget the momentum of a seed and its gate, so that it stays where it is when it trains again."""
+    def forget_momentum(self, row: int, slot: int, blueprint: int) -> None:
+        """Clear the optimizer's momentum of a seed and its gate: it was frozen, or blends in another way now."""
         shard, local = self._locate(row)
         shard.seed_stack(slot, blueprint).clear_momentum([local])
         shard.gate_stack(slot).clear_momentum([local])
