@@ -142,6 +142,14 @@ class InterruptAt(BaseCallback):
         return True
 
 
+@pytest.fixture(autouse=True)
+def interrupts_arrive():
+    """A process that a shell started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupt_ends_training_at_the_next_step(toy_id):
     with StopOnInterrupt() as stop:
         model = trained(toy_id, [InterruptAt(10), stop])
