@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
 import pytest
 from esper_env.rules.heads import CNN_BLUEPRINTS, HEAD_DEFAULTS, HEAD_RELEVANCE, NO_BLUEPRINT, Head, Op, head_sizes
 from esper_env.rules.stages import HAS_SEED, IS_BLENDED, NUM_STAGES, STAGE_INDEX, Stage
+from esper_env.tasks import TASKS
 from gymnasium.spaces import Box, Dict, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -31,7 +32,10 @@ LEGAL_STAGES = {
 
 
 class GrowthToy(gymnasium.Env):
-    """Accuracy drifts up with noise, and every blended seed adds ten points; a prune frees its slot at once."""
+    """Accuracy drifts up with noise, and every blended seed adds ten points.
+
+    A prune frees its slot at once, and fails in the epoch after the seed came to its stage.
+    """
 
     metadata = {"render_modes": []}  # noqa: RUF012
 
@@ -49,7 +53,7 @@ class GrowthToy(gymnasium.Env):
         self.offered_blueprints = CNN_BLUEPRINTS
         self.dataset_name = "toy"
         self.host_parameters = 100
-        self.task = SimpleNamespace(env_id=TOY_ID, horizon=horizon, gates="permissive", max_seeds=SLOTS)
+        self.task = replace(TASKS["Esper-Digits-v0"], env_id=TOY_ID, horizon=horizon, max_seeds=SLOTS)
 
     def reset(self, *, seed=None, options=None):  # noqa: ARG002
         super().reset(seed=seed)
@@ -63,13 +67,15 @@ class GrowthToy(gymnasium.Env):
         op, slot = Op(int(action[Head.OP])), int(action[Head.SLOT])
         valid = bool(self._op_slot()[op, slot])
         effective = op if valid else Op.WAIT
-        self._apply(effective, slot, int(action[Head.BLUEPRINT]))
+        succeeded = valid and not (op == Op.PRUNE and self.in_stage[slot] == 1)
+        if succeeded:
+            self._apply(effective, slot, int(action[Head.BLUEPRINT]))
         before, self.epoch = self.accuracy, self.epoch + 1
         blended = sum(bool(IS_BLENDED[stage]) for stage in self.stage)
         self.accuracy = float(20 + self.epoch + 10 * blended + self.np_random.normal())
         self.in_stage = [count + bool(HAS_SEED[stage]) for count, stage in zip(self.in_stage, self.stage, strict=True)]
         terminated = self.epoch >= self.horizon
-        info = self._info(effective, valid, valid, final=terminated)
+        info = self._info(effective, valid, succeeded, final=terminated)
         return self._observation(), (self.accuracy - before) / 100, terminated, False, info
 
     def action_masks(self):

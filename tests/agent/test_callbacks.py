@@ -106,6 +106,25 @@ def test_curves_are_on_disk_while_training_goes_on(toy_id, tmp_path):
     curves.close()
 
 
+def test_a_full_disk_costs_the_curves_and_not_the_training(toy_id, tmp_path):
+    (tmp_path / "episodes.csv").symlink_to("/dev/full")
+    curves = CurvesRecorder(tmp_path / "episodes.csv")
+    with pytest.warns(RuntimeWarning, match=r"episodes\.csv cannot be written \(No space left on device\)"):
+        model = trained(toy_id, curves)
+    assert model.num_timesteps == 72
+    assert len(curves.rows) == 6
+
+
+def test_a_cut_episode_has_no_end_to_report(tmp_path):
+    witness, curves = Witness(), CurvesRecorder(tmp_path / "episodes.csv")
+    model = small_ppo(make_sb3_env("Esper-Digits-v0", 2, seed=0, horizon=9, batches_per_step=1, max_episode_steps=4))
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    model.learn(24, callback=[TrainingMetricsCallback(), curves, witness])
+    assert [(row["truncated"], row["length"], row["test_accuracy"]) for row in curves.rows] == [(True, 4, None)] * 6
+    assert "rollout/wait_share" in witness.rollouts[0]
+    assert "rollout/test_accuracy" not in witness.rollouts[0]
+
+
 def test_curves_without_a_monitor_are_an_error(toy_id, tmp_path):
     model = small_ppo(GymVecEnv(make_vector(toy_id, 2, AutoresetMode.SAME_STEP)))
     # SB3 sets model._logger up itself when none is given.
@@ -136,9 +155,11 @@ class InterruptAt(BaseCallback):
         super().__init__()
         self.timesteps = timesteps
 
+    number = signal.SIGINT
+
     def _on_step(self):
         if self.num_timesteps in self.timesteps:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.number)
         return True
 
 
@@ -150,12 +171,24 @@ def interrupts_arrive():
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_interrupt_ends_training_at_the_next_step(toy_id):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_training_at_the_next_step(toy_id, number):
+    sender, before = InterruptAt(10), signal.getsignal(signal.SIGTERM)
+    sender.number = number
     with StopOnInterrupt() as stop:
-        model = trained(toy_id, [InterruptAt(10), stop])
-    assert stop.interrupted
+        model = trained(toy_id, [sender, stop])
+    assert (stop.interrupted, stop.signal) == (True, number)
     assert model.num_timesteps == 10
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interrupt_gives_up_the_evaluation_that_is_playing(toy_id):
+    with StopOnInterrupt() as stop:
+        evaluation = PeriodicEvaluation(toy_id, every=24, episodes=1000, seed=0, stop=stop)
+        model = trained(toy_id, [stop, InterruptAt(24), evaluation])
+    assert model.num_timesteps == 26
+    assert evaluation.records == []
 
 
 def test_a_second_interrupt_ends_it_at_once():

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import yaml
-from esper_agent.cli import BAD_INPUT, INTERRUPTED, OK, main
+from esper_agent.cli import BAD_INPUT, OK, main
 from esper_agent.demo import main as demo_main
 
 SMALL = ["--total-timesteps", "48", "--num-envs", "2", "--n-steps", "12", "--batch-size", "24", "--no-progress"]
@@ -31,7 +31,47 @@ def text_of(capsys):
 
 def test_training_says_where_the_model_is(toy_id, tmp_path, capsys):
     assert main(["train", "--env", toy_id, "--out", str(tmp_path / "r"), *SMALL]) == OK
-    assert f"Trained for 48 timesteps; the model is saved as {tmp_path / 'r' / 'model.zip'}" in text_of(capsys)[0]
+    out, _ = text_of(capsys)
+    assert "Trained for 48 timesteps" in out
+    assert str(tmp_path / "r" / "model.zip") in out
+    assert "last 2 of 4" in out
+    assert f"esper evaluate --policy {tmp_path / 'r'} --env {toy_id}" in out
+
+
+def test_whole_rollouts_are_trained(toy_id, tmp_path, capsys):
+    assert main(["train", "--env", toy_id, "--out", str(tmp_path / "r"), *SMALL, "--total-timesteps", "25"]) == OK
+    assert "Trained for 48 timesteps" in text_of(capsys)[0]
+    with (tmp_path / "r" / "progress.csv").open(newline="") as file:
+        progress = list(csv.DictReader(file))
+    assert [row["time/total_timesteps"] for row in progress] == ["24", "48", ""]
+    assert [row["train/n_updates"] != "" for row in progress] == [False, True, True]
+
+
+def test_names_with_brackets_are_printed_as_they_are(toy_id, tmp_path, capsys):
+    out = tmp_path / "a[b]c[/red]"
+    assert main(["train", "--env", toy_id, "--out", str(out), *SMALL]) == OK
+    assert str(out / "model.zip") in text_of(capsys)[0]
+    assert main(["evaluate", "--policy", str(out), "--env", toy_id, "--episodes", "1"]) == OK
+    assert "a[b]c[/red]" in "".join(text_of(capsys)[0].split())
+
+
+def test_a_cut_episode_is_trained_on_and_counted(tmp_path, capsys):
+    settings = ["--env-settings", "horizon=8", "batches_per_step=1", "max_episode_steps=3"]
+    out, file = tmp_path / "r", tmp_path / "e.json"
+    assert main(["train", "--out", str(out), *SMALL, *settings, "--eval-every", "24", "--eval-episodes", "1"]) == OK
+    with (out / "episodes.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert {(row["truncated"], row["length"], row["test_accuracy"]) for row in rows} == {("True", "3", "")}
+    assert main(["evaluate", "--policy", str(out), "--episodes", "2", "--json", str(file)]) == OK
+    content = json.loads(file.read_text())
+    assert [(row["truncated"], row["test_accuracy"]) for row in content["episodes"]] == [(True, None)] * 2
+    assert content["summary"]["test_accuracy_mean"] is None
+    assert "not known" in text_of(capsys)[0]
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == OK
+    assert text_of(capsys)[0].startswith("esper 0.")
 
 
 def test_the_resolved_configuration_is_saved(run_folder, toy_id):
@@ -67,33 +107,6 @@ def test_flags_override_the_file_and_the_file_overrides_defaults(toy_id, tmp_pat
     assert config["total_timesteps"] == 24
     assert config["ppo"]["gamma"] == 0.8
     assert config["ppo"]["gae_lambda"] == 0.95
-
-
-def test_evaluating_prints_and_writes_the_same_numbers(run_folder, toy_id, tmp_path, capsys):
-    file = tmp_path / "e.json"
-    arguments = ["evaluate", "--policy", str(run_folder), "--env", toy_id, "--episodes", "3", "--seed", "7"]
-    assert main([*arguments, "--json", str(file)]) == OK
-    out, _ = text_of(capsys)
-    content = json.loads(file.read_text())
-    assert [episode["seed"] for episode in content["episodes"]] == [7, 8, 9]
-    mean = sum(episode["return"] for episode in content["episodes"]) / 3
-    assert content["summary"]["return_mean"] == pytest.approx(mean)
-    assert f"{mean:.2f}" in out
-    assert "on toy, episodes with seeds 7 to 9" in out
-
-
-def test_a_benchmark_compares_on_the_same_episodes(run_folder, toy_id, tmp_path, capsys):
-    out = tmp_path / "bench"
-    policies = ["wait", "heuristic", "random", str(run_folder)]
-    arguments = ["benchmark", "--env", toy_id, "--policies", *policies, "--episodes", "4", "--out", str(out)]
-    assert main(arguments) == OK
-    with (out / "episodes.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["policy"] for row in rows] == [name for name in policies for _ in range(4)]
-    assert {row["policy"]: row["seed"] for row in rows if row["episode"] == "3"} == dict.fromkeys(policies, "103")
-    with (out / "summary.csv").open(newline="") as file:
-        assert [row["policy"] for row in csv.DictReader(file)] == policies
-    assert "return minus" in text_of(capsys)[0]
 
 
 def test_environment_settings_reach_the_environment(toy_id, capsys, tmp_path):
@@ -149,7 +162,17 @@ def bad(arguments, capsys):
         (["evaluate", "--policy", "wait", "--device", "tpu9"], "device is 'tpu9'; expected auto, cpu, cuda"),
         (["evaluate", "--policy", "wait", "--config", "/no/such.yaml"], "cannot be read"),
         (["benchmark", "--policies", "wait", "wait", "--out", "x"], "expected at least one, none twice"),
-        (["train", "--out", "x", "--num-envs", "0"], "num_envs is 0; expected at least 1"),
+        (["evaluate", "--policy", "wait", "--env-settings", "num_envs=3"], "which is not a setting"),
+        (["evaluate", "--policy", "wait", "--env-settings", "a=1", "--env-settings", "b=2"], "is given twice"),
+        (["train", "--out", "x", "--num-envs", "0"], "num_envs is 0; expected a whole number of at least 1"),
+        (["train", "--out", "x", "--seed", "-1"], "seed is -1; expected a whole number from 0"),
+        (["train", "--out", "x", "--ent-coef", "-1"], "ent_coef is -1.0; expected a number of at least 0"),
+        (["train", "--out", "x", "--vf-coef", "nan"], "vf_coef is nan; expected a number of at least 0"),
+        (["train", "--out", "x", "--target-kl", "-1"], "target_kl is -1.0; expected a positive number"),
+        (["train", "--out", "x", "--learning-rate", "inf"], "learning_rate is inf; expected a positive number"),
+        (["train", "--out", "x", "--device", "meta"], "device is 'meta'; expected auto, cpu, cuda"),
+        (["train", "--out", "x", "--logit-bias", "op.WAIT=true"], "HEAD.VALUE=BIAS"),
+        (["train", "--out", "x", "--logit-bias", "op.WAIT=.inf"], "HEAD.VALUE=BIAS"),
         (["train", "--out", "x", "--gamma", "1.5"], "gamma is 1.5; expected a number in (0, 1]"),
         (["train", "--out", "x", "--learning-rate", "-1"], "learning_rate is -1.0; expected a positive"),
         (["train", "--out", "x", "--device", "cuda:77"], "torch sees"),
@@ -215,12 +238,22 @@ def test_the_demo_compares_the_trained_policy_and_says_where_things_are(toy_id, 
         assert len(list(csv.DictReader(file))) == 16
 
 
-def test_the_demo_leaves_a_foreign_folder_alone(toy_id, tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.txt").write_text("do not lose")
+def test_the_demo_leaves_what_is_not_its_own_alone(toy_id, tmp_path, capsys):
+    assert main(["train", "--env", toy_id, "--out", str(tmp_path / "run"), *SMALL]) == OK
     assert demo_main(["--out", str(tmp_path), "--env", toy_id]) == BAD_INPUT
-    assert "exists and is not a run" in text_of(capsys)[1]
-    assert (tmp_path / "run" / "thesis.txt").exists()
+    assert "was not made by the demo" in text_of(capsys)[1]
+    assert (tmp_path / "run" / "model.zip").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--env", "Esper-Nowhere-v0"], ["--episodes", "0"], ["--env-settings", "horzon=3"], ["--seed", "-1"]]
+)
+def test_a_demo_that_cannot_run_leaves_the_last_one_alone(toy_id, tmp_path, capsys, wrong):
+    (tmp_path / "demo.yaml").touch()
+    (tmp_path / "run").mkdir()
+    assert demo_main(["--out", str(tmp_path), "--env", toy_id, "--total-timesteps", "640", *wrong]) == BAD_INPUT
+    assert (tmp_path / "run").exists()
+    text_of(capsys)
 
 
 def wait_for(condition, process, seconds=120):
@@ -232,7 +265,8 @@ def wait_for(condition, process, seconds=120):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_the_model_and_exits_with_130(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_model_and_is_the_exit_code(tmp_path, number):
     out = tmp_path / "run"
     settings = ["--env-settings", "batches_per_step=1", "horizon=5", "--num-envs", "2", "--n-steps", "10"]
     command = [sys.executable, "-m", "esper_agent.cli", "train", "--total-timesteps", "1000000", "--out", str(out)]
@@ -246,11 +280,12 @@ def test_ctrl_c_saves_the_model_and_exits_with_130(tmp_path):
     episodes = out / "episodes.csv"
     try:
         wait_for(lambda: episodes.exists() and len(episodes.read_text().splitlines()) > 3, process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         stdout, stderr = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == INTERRUPTED, stderr
-    assert f"the model is saved as {out / 'model.zip'}" in stdout
+    assert process.returncode == 128 + number, stderr
+    assert "Stopped after" in stdout
+    assert str(out / "model.zip") in stdout
     assert "Traceback" not in stderr
-    assert main(["evaluate", "--policy", str(out), "--episodes", "1", "--env-settings", "horizon=5"]) == OK
+    assert main(["evaluate", "--policy", str(out), "--episodes", "1"]) == OK

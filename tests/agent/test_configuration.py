@@ -7,7 +7,14 @@ from typing import Literal
 
 import pytest
 import yaml
-from esper_agent.configuration import ConfigError, parse_assignments, plain, read_config, with_values
+from esper_agent.configuration import (
+    ConfigError,
+    parse_assignments,
+    parse_env_settings,
+    plain,
+    read_config,
+    with_values,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,38 @@ def test_numbers_that_yaml_reads_as_text_are_numbers():
     assert with_values(Outer(), {"inner": {"learning_rate": "3e-4"}}, "file").inner.learning_rate == 3e-4
 
 
+def test_values_are_taken_flat_and_dotted_as_well_as_nested():
+    wanted = with_values(Outer(), {"inner": {"learning_rate": 5, "target_kl": 1}}, "file")
+    assert with_values(Outer(), {"learning-rate": 5, "inner.target_kl": 1}, "file") == wanted
+
+
+def test_a_mapping_is_taken_as_assignments():
+    settings = with_values(Outer(), {"names": {"horizon": 10, "gates": "strict", "shard_size": None}}, "file")
+    assert parse_assignments(settings.names) == {"horizon": 10, "gates": "strict", "shard_size": None}
+
+
+def test_a_whole_number_may_be_written_with_an_exponent():
+    assert with_values(Outer(), {"num_envs": yaml.safe_load("1e3")}, "file").num_envs == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "is empty"), ("a: 1\na: 2\n", "'a' is given twice"), ("{b: {c: 1, c: 2}}", "'c' is given")],
+)
+def test_a_file_that_does_not_say_what_is_meant_is_refused(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_config(tmp_path / "c.yaml")
+
+
+def test_a_setting_given_twice_or_not_of_the_environment_is_refused():
+    with pytest.raises(ConfigError, match="setting 'horizon' is given twice"):
+        parse_assignments(("horizon=4", "horizon=8"))
+    with pytest.raises(ConfigError, match="env_settings names 'num_envs', which is not a setting of the environment"):
+        parse_env_settings(("num_envs=3",))
+    assert parse_env_settings(("horizon=4", "max_episode_steps=2")) == {"horizon": 4, "max_episode_steps": 2}
+
+
 def test_null_is_allowed_where_it_means_something():
     assert with_values(Outer(), {"inner": {"target_kl": None}}, "file").inner.target_kl is None
 
@@ -50,16 +89,18 @@ def test_null_is_allowed_where_it_means_something():
             {"inner": {"learningrate": 3}},
             r"'inner.learningrate' is not a setting; did you mean 'inner.learning_rate'\?",
         ),
-        ({"learning_rate": 3}, r"'learning_rate' is not a setting; did you mean 'inner.learning_rate'\?"),
+        ({"learnin_rate": 3}, r"'learnin_rate' is not a setting; did you mean 'inner.learning_rate'\?"),
+        ({"learning_rate": 3, "inner": {"learning_rate": 4}}, r"'inner.learning_rate' is given twice"),
+        ({"num-envs": 3, "num_envs": 4}, r"'num_envs' is given twice"),
         ({"zzz": 3}, "the settings are out, num_envs, progress, kind, names, inner.learning_rate, inner.target_kl"),
-        ({"num_envs": "many"}, "file: num_envs is 'many'; expected int"),
-        ({"num_envs": 2.5}, r"num_envs is 2\.5; expected int"),
-        ({"num_envs": True}, "num_envs is True; expected int"),
-        ({"progress": 1}, "progress is 1; expected bool"),
+        ({"num_envs": "many"}, "file: num_envs is 'many'; expected a whole number"),
+        ({"num_envs": 2.5}, r"num_envs is 2\.5; expected a whole number"),
+        ({"num_envs": True}, "num_envs is True; expected a whole number"),
+        ({"progress": 1}, "progress is 1; expected true or false"),
         ({"kind": "c"}, "kind is 'c'; expected 'a' or 'b'"),
-        ({"names": "p"}, "names is 'p'; expected a list of str"),
-        ({"inner": {"target_kl": "low"}}, r"inner\.target_kl is 'low'; expected float or null"),
-        ({"inner": 3}, "inner is 3; expected Inner"),
+        ({"names": "p"}, "names is 'p'; expected a list such as"),
+        ({"inner": {"target_kl": "low"}}, r"inner\.target_kl is 'low'; expected a number or null"),
+        ({"inner": 3}, "inner is 3; expected `name: value` pairs"),
     ],
 )
 def test_what_does_not_fit_is_named(values, message):

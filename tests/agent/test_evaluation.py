@@ -31,6 +31,21 @@ def test_a_record_is_what_a_hand_stepped_episode_gives(toy_id):
     assert (record.dataset, record.env_id, record.seed, record.truncated) == ("toy", toy_id, 31, False)
 
 
+def test_what_succeeded_is_counted_not_what_was_legal(toy_id):
+    """The toy's prune fails one epoch after the seed came to its stage."""
+    record = run_episodes(RandomPolicy(seed=1), toy_id, 1, seed=5)[0]
+    env, policy, state = gymnasium.make(toy_id), RandomPolicy(seed=1), None
+    obs, _ = env.reset(seed=5)
+    done, tried, succeeded = False, 0, 0
+    while not done:
+        action, state = policy.predict(obs, state)
+        obs, _, done, _, info = env.step(action)
+        tried += info["op"] == Op.PRUNE
+        succeeded += info["op"] == Op.PRUNE and info["action_succeeded"]
+    assert 0 < succeeded < tried
+    assert (record.pruned, record.op_counts[Op.PRUNE]) == (succeeded, tried)
+
+
 @pytest.mark.parametrize("num_envs", [1, 2, 3, 5, 16])
 def test_episodes_do_not_depend_on_how_many_run_at_once(toy_id, num_envs):
     def run(num_envs):

@@ -63,6 +63,24 @@ def test_holding_waits_for_a_gate_that_cannot_pass():
     assert holding([0.8] * 3, policy=policy_with(GateConfig.strict())).op == Op.WAIT
 
 
+@pytest.mark.parametrize(
+    ("sick", "op"), [({"health": 0.69}, Op.WAIT), ({"exploding": True}, Op.WAIT), ({"health": 0.7}, Op.FOSSILIZE)]
+)
+def test_holding_waits_for_healthy_gradients(sick, op):
+    moments = [Moment(epoch=20 + n, seeds={0: Seed(Stage.HOLDING, n, contribution=5.0, **sick)}) for n in (1, 2, 3)]
+    decision = decide(*[replace(moment, plateau=0) for moment in moments])
+    assert decision.op == op
+    if op == Op.WAIT:
+        assert "contributes 5.0 points over 3 epochs" in decision.reason
+
+
+def test_what_was_measured_before_the_first_epoch_of_holding_does_not_count():
+    entered = Moment(plateau=0, seeds={0: Seed(Stage.HOLDING, 0, contribution=9.0)})
+    moments = [entered, *(aged(entered, {0: Seed(Stage.HOLDING, n, contribution=0.1)}, epochs=n) for n in (1, 2, 3))]
+    assert "contribution measured 2 of 3 times" in decide(*moments[:-1]).reason
+    assert decide(*moments).reason == "contributes only 0.1 points"
+
+
 def test_near_the_horizon_what_helps_is_committed_in_time():
     """The last action is at epoch 59; three epochs before that a single good measurement is enough."""
     assert holding([5.0], epoch=HORIZON - 6).op == Op.WAIT

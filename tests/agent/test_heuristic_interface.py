@@ -40,6 +40,24 @@ def test_the_callers_state_is_left_alone_and_can_be_used_again():
         np.testing.assert_array_equal(getattr(after_first, name), getattr(after_again, name))
 
 
+def test_a_state_of_other_environments_is_refused():
+    one = Moment().observation()
+    two = {key: np.stack([value] * 2) for key, value in one.items()}
+    _, state_of_one = policy_with().predict(one)
+    fresh = policy_with()
+    with pytest.raises(ValueError, match="keeps the decisions of 0 environments; pass the state that its own last"):
+        fresh.predict(one, state_of_one)
+    fresh.predict(two)
+    with pytest.raises(ValueError, match=r"the state is of \(1, 3\) \(environments, slots\), .* \(2, 3\)"):
+        fresh.predict(two, state_of_one)
+    with pytest.raises(ValueError, match="keeps the decisions of 2 environments"):
+        fresh.predict(one, state_of_one)
+    _, state_of_two_slots = policy_with().predict(Moment(slots=2).observation())
+    with pytest.raises(ValueError, match=r"the state is of \(1, 2\)"):
+        policy_with().predict(one, state_of_two_slots)
+    assert [len(decisions) for decisions in fresh.decisions] == [1, 1], "refused calls leave no record"
+
+
 def test_an_episode_start_forgets_that_row_only():
     policy, seeds = policy_with(), {0: Seed(Stage.HOLDING, 1, contribution=4.0)}
     rows = {key: np.stack([value] * 2) for key, value in Moment(seeds=seeds).observation().items()}

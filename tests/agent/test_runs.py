@@ -35,8 +35,10 @@ def trained(toy_id, tmp_path_factory):
 
 def test_a_run_leaves_everything_behind(trained, toy_id):
     names = {path.name for path in trained.folder.iterdir() if not path.name.startswith("events.")}
-    expected = {"config.yaml", "versions.json", "model.zip", "vecnormalize.pkl", "progress.csv", "episodes.csv"}
-    assert names == expected
+    expected = {"config.yaml", "task.json", "versions.json", "model.zip", "vecnormalize.pkl"}
+    assert names == expected | {"progress.csv", "episodes.csv"}
+    task = json.loads((trained.folder / "task.json").read_text())
+    assert (task["env_id"], task["horizon"], task["dataset_name"]) == (toy_id, 12, "toy")
     config = yaml.safe_load((trained.folder / "config.yaml").read_text())
     assert config["env"] == toy_id
     assert config["ppo"]["n_steps"] == 12
@@ -100,15 +102,31 @@ def test_a_recurrent_model_is_evaluated_with_its_state(trained, toy_id):
     assert record.episode_return == pytest.approx(total)
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(trained):
-    with pytest.raises(RunError, match="already holds a run"):
-        create_run(trained.folder, {})
+def test_a_folder_that_holds_a_run_is_not_overwritten(trained, tmp_path):
+    with pytest.raises(RunError, match="already holds a run; give another"):
+        create_run(trained.folder, {}, {})
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(RunError, match="already holds a run without a model"):
+        create_run(tmp_path, {}, {})
+
+
+@pytest.mark.parametrize("name", ["model.zip", "episodes.csv", "progress.csv", "versions.json"])
+def test_files_that_a_run_would_overwrite_keep_it_from_being_made(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RunError, match=f"already holds a file {name}"):
+        create_run(tmp_path, {}, {})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_that_cannot_be_made_is_said():
+    with pytest.raises(RunError, match="the folder /dev/null/run cannot be made: Not a directory"):
+        create_run("/dev/null/run", {}, {})
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file"):
-        create_run(tmp_path / "file", {})
+        create_run(tmp_path / "file", {}, {})
 
 
 def test_each_kind_of_unusable_run_is_told_apart(trained, tmp_path, toy_id):
@@ -124,7 +142,12 @@ def test_each_kind_of_unusable_run_is_told_apart(trained, tmp_path, toy_id):
         load_run(tmp_path)
     whole = (trained.folder / "model.zip").read_bytes()
     (tmp_path / "model.zip").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RunError, match=r"model\.zip cannot be loaded .* it may be torn"):
+    with pytest.raises(RunError, match=r"model\.zip cannot be loaded .* it is damaged"):
+        load_run(tmp_path)
+    with pytest.raises(RunError, match="is a file; give the folder"):
+        load_run(tmp_path / "model.zip")
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(RunError, match="is neither YAML nor JSON"):
         load_run(tmp_path)
     with pytest.raises(RunError, match=f"was trained on {toy_id}, not on Esper-Digits-v0"):
         load_run(trained.folder, "Esper-Digits-v0")
@@ -143,8 +166,12 @@ def test_a_model_for_other_spaces_is_refused(trained, toy_id):
         single_observation_space = trained.model.observation_space
         single_action_space = trained.model.observation_space
 
+    policy = PolicyByName(str(trained.folder), toy_id, device="cpu")
     with pytest.raises(RunError, match="the action space of"):
-        PolicyByName(str(trained.folder), toy_id, device="cpu")(Elsewhere())
+        policy(Elsewhere())
+    Elsewhere.single_observation_space, Elsewhere.single_action_space = [trained.model.action_space] * 2
+    with pytest.raises(RunError, match="the observation space of"):
+        policy(Elsewhere())
 
 
 def test_a_save_that_fails_keeps_the_old_model(trained, tmp_path, monkeypatch):

@@ -31,6 +31,23 @@ def test_interval_is_the_percentiles_of_resampled_means():
     assert estimate.high == pytest.approx(np.percentile(means, 97.5), abs=0.03)
 
 
+@pytest.mark.parametrize(
+    "interval",
+    [
+        lambda values, **settings: bootstrap_interval(values, np.mean, **settings),
+        lambda values, **settings: paired_difference(values, np.zeros_like(values), **settings),
+        lambda values, **settings: crossed_bootstrap(np.repeat(values[:, None], 2, axis=1), np.mean, **settings),
+    ],
+    ids=["one sample", "pairs", "table"],
+)
+def test_the_level_is_the_share_of_resampled_means_inside(interval):
+    values = np.random.default_rng(3).normal(size=40)
+    means = np.random.default_rng(11).choice(values, (10_000, 40)).mean(axis=1)
+    estimate = interval(values, level=0.5)
+    assert estimate.low == pytest.approx(np.percentile(means, 25), abs=0.02)
+    assert estimate.high == pytest.approx(np.percentile(means, 75), abs=0.02)
+
+
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     rng = np.random.default_rng(0)
     covered = 0
@@ -81,12 +98,15 @@ def test_same_seed_same_interval_and_the_global_generator_is_untouched():
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
 
 
-def test_a_crossed_bootstrap_knows_that_runs_differ_even_where_episodes_agree():
-    runs = np.array([0.0, 0.1, 0.2, 0.6, 0.8])
-    table = np.repeat(runs[:, None], 200, axis=1)
+@pytest.mark.parametrize("differ", ["runs", "episodes"])
+def test_a_crossed_bootstrap_knows_that_one_side_differs_even_where_the_other_agrees(differ):
+    values = np.array([0.0, 0.1, 0.2, 0.6, 0.8])
+    table = np.repeat(values[:, None], 200, axis=1)
+    if differ == "episodes":
+        table = table.T
     estimate = crossed_bootstrap(table, np.mean)
-    means = np.random.default_rng(1).choice(runs, (20_000, 5)).mean(axis=1)
-    assert estimate.value == pytest.approx(runs.mean())
+    means = np.random.default_rng(1).choice(values, (20_000, 5)).mean(axis=1)
+    assert estimate.value == pytest.approx(values.mean())
     assert estimate.low == pytest.approx(np.quantile(means, 0.025), abs=0.03)
     assert estimate.high == pytest.approx(np.quantile(means, 0.975), abs=0.03)
     pooled = bootstrap_interval(table.ravel(), np.mean)
@@ -107,6 +127,11 @@ def test_a_crossed_bootstrap_of_one_run_has_no_interval():
         (lambda: bootstrap_interval([1.0, float("nan")]), "1 of 2 values are not finite"),
         (lambda: bootstrap_interval([1.0, 2.0], level=95), "level is 95"),
         (lambda: paired_difference([1.0, 2.0], [1.0]), "2 and 1 values cannot be paired"),
+        (lambda: bootstrap_interval(3.0), r"shape \(\); expected one dimension"),
+        (lambda: bootstrap_interval([[1.0, 2.0]] * 3), r"shape \(3, 2\); expected one dimension; strata need strat"),
+        (lambda: bootstrap_interval([1.0, 2.0], stratified=True), r"shape \(\); expected one dimension"),
+        (lambda: paired_difference([[1.0, 2.0]] * 2, [[1.0, 2.0]] * 2), r"shape \(2, 2\); expected one dimension"),
+        (lambda: crossed_bootstrap(2.0), r"shape \(\); expected \(runs, episodes\)"),
         (lambda: crossed_bootstrap([1.0, 2.0]), r"shape \(2,\); expected \(runs, episodes\)"),
         (lambda: crossed_bootstrap([[1.0, 2.0]] * 2, level=2), "level is 2"),
     ],

@@ -250,6 +250,15 @@ def test_masks_by_head_are_the_flat_mask_and_feed_the_action_space(digits_env):
         env.conditional_masks(Op.PRUNE)
 
 
+@pytest.mark.parametrize("op", ["GERMINATE", 6, -1, 1.0, True, None])
+def test_masks_of_what_is_no_op_are_an_error_that_lists_the_ops(digits_env, op):
+    digits_env.reset(seed=0)
+    with pytest.raises(
+        ValueError, match=rf"op is {op!r}; expected a member of .*Op or its number: WAIT 0, GERMINATE 1"
+    ):
+        digits_env.unwrapped.conditional_masks(op)
+
+
 def test_sampled_valid_actions_are_valid(digits_env):
     split = np.cumsum(digits_env.action_space.nvec)[:-1]
     ops = set()

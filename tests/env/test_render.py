@@ -14,14 +14,18 @@ def test_the_text_shows_the_epoch_and_every_slot(make_digits, action, script):
     assert env.render() == (
         f"epoch 0/20  accuracy {info['val_accuracy']:.1f}%\n  r0c0   dormant\n  r0c1   dormant\n  r0c2   dormant"
     )
-    for choice in script(1)[:5]:
-        *_, info = env.step(choice)
+    for choice in script(1)[:4]:
+        env.step(choice)
+    training = env.render().splitlines()[2].split()
+    assert training[:8] == ["r0c1", "training", "conv_light", "add", "alpha", "0.00", "prospective", "contribution"]
+    assert training[-1] == "points"
+    env.step(script(1)[4])
     env.step(action(Op.GERMINATE, 0, blueprint=Blueprint.NORM, style=Style.GATED_GATE))
     *_, info = env.step(action(Op.PRUNE, 0))
     head, first, second, third = env.render().splitlines()
     assert head == f"epoch 7/20  accuracy {info['val_accuracy']:.1f}%"
     assert first.split() == ["r0c0", "pruned"]
-    assert second.split()[:6] == ["r0c1", "blending", "conv_light", "add", "alpha", "1.00"]
+    assert second.split()[:7] == ["r0c1", "blending", "conv_light", "add", "alpha", "1.00", "contribution"]
     assert second.endswith("points")
     assert third.split() == ["r0c2", "dormant"]
 

@@ -107,6 +107,13 @@ def test_advantages_of_a_cut_rollout_equal_a_recomputation(mask_world, make_mode
     np.testing.assert_allclose(buffer.returns, expected.returns, atol=1e-5)
 
 
+def test_dones_that_disagree_with_the_last_stored_step_are_refused(mask_world, make_model, collect):
+    buffer = collect(make_model(mask_world(num_envs=2)))
+    assert buffer.ends[-1].all()
+    with pytest.raises(ValueError, match=r"dones is \[ True False\]; the last stored step says \[ True  True\]"):
+        buffer.compute_returns_and_advantage(th.zeros(2), np.array([True, False]))
+
+
 def test_rewards_in_the_buffer_are_the_environments(mask_world, make_model, collect):
     buffer = collect(make_model(mask_world(num_envs=2, horizon=8, cut=3)))
     hits = (buffer.actions[..., Head.OP] == Op.GERMINATE) & (

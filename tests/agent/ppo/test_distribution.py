@@ -223,3 +223,9 @@ def test_parameters_in_one_call_agree_with_two(observations):
     )
     actions, log_probs = distribution.log_prob_from_params(logits, *masks)
     assert th.equal(log_probs, distribution_of(observation, logits).log_prob(actions))
+
+
+def test_the_tables_are_not_saved():
+    tables = HeadTables(NVEC)
+    assert {name for name, _ in tables.named_buffers()} == {"columns", "relevance", "defaults"}
+    assert tables.state_dict() == {}

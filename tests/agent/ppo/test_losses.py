@@ -78,16 +78,18 @@ def read_heads(samples):
                 yield row, head, column[row].item()
 
 
-def test_each_head_has_its_own_clipped_surrogate():
+@pytest.mark.parametrize("clip_range", [0.1, 0.3])
+def test_each_head_has_its_own_clipped_surrogate(clip_range):
     samples, evaluation = minibatch()
     total, clipped_rows = 0.0, 0
     for row, head, advantage in read_heads(samples):
         ratio = math.exp((evaluation.head_log_probs - samples.head_log_probs)[row, head].item())
-        clipped = min(max(ratio, 0.8), 1.2)
+        clipped = min(max(ratio, 1 - clip_range), 1 + clip_range)
         clipped_rows += ratio != clipped
         total += min(ratio * advantage, clipped * advantage)
     assert clipped_rows > 10
-    assert loss_terms(samples, evaluation, settings_with()).policy.item() == pytest.approx(-total / 30, rel=1e-4)
+    terms = loss_terms(samples, evaluation, settings_with(clip_range=clip_range))
+    assert terms.policy.item() == pytest.approx(-total / 30, rel=1e-4)
 
 
 def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient():

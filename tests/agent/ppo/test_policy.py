@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import gymnasium
@@ -51,6 +52,19 @@ def test_the_network_for_three_slots_has_929762_parameters(policy):
     assert policy.optimizer.param_groups[0]["eps"] == 1e-5
 
 
+@pytest.mark.parametrize(("given", "eps"), [(None, 1e-5), ({"weight_decay": 0.1}, 1e-5), ({"eps": 1e-7}, 1e-7)])
+def test_adams_eps_is_1e5_unless_given(spaces, given, eps):
+    group = make_policy(spaces, optimizer_kwargs=given).optimizer.param_groups[0]
+    assert group["eps"] == eps
+    assert group["weight_decay"] == (given or {}).get("weight_decay", 0)
+
+
+def test_another_optimizer_is_given_its_own_arguments_only(spaces):
+    group = make_policy(spaces, optimizer_class=th.optim.SGD, optimizer_kwargs={"momentum": 0.9}).optimizer.defaults
+    assert group["momentum"] == 0.9
+    assert "eps" not in make_policy(spaces, optimizer_class=th.optim.SGD).optimizer.defaults
+
+
 def is_orthogonal(weight, gain):
     short = weight if weight.shape[0] <= weight.shape[1] else weight.T
     return th.allclose(short @ short.T, gain**2 * th.eye(len(short)), atol=1e-4)
@@ -74,6 +88,22 @@ def test_initialisation(spaces):
         assert is_orthogonal(last.weight, 0.01)
     assert is_orthogonal(policy.value_net.hidden.weight, math.sqrt(2))
     assert 0.1 - 1e-6 <= policy.value_net.output.weight.norm().item() <= 1.0
+
+
+def test_linear_layers_start_without_a_bias(spaces):
+    policy = make_policy(spaces, logit_bias={})
+    parts = (policy.features_extractor, policy.action_net, policy.value_net)
+    layers = [layer for part in parts for layer in part.modules() if isinstance(layer, th.nn.Linear)]
+    assert len(layers) == 1 + (2 * 8 + 1) + 2
+    assert all((layer.bias == 0).all() for layer in layers)
+
+
+def test_the_encoder_is_a_linear_layer_a_norm_and_a_relu(policy, observations):
+    encoder, obs = policy.features_extractor, observations(6)
+    inputs = th.cat([obs["features"], encoder.embedding.weight[obs["blueprints"]].reshape(6, -1)], dim=1)
+    linear = inputs @ encoder.linear.weight.T + encoder.linear.bias
+    normed = (linear - linear.mean(dim=1, keepdim=True)) / (linear.var(dim=1, correction=0, keepdim=True) + 1e-5).sqrt()
+    assert th.allclose(encoder(obs), normed.clamp(min=0), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +255,25 @@ def test_the_policy_alone_saves_and_loads(spaces, observations, tmp_path):
         policy.predict(obs, deterministic=True), loaded.predict(obs, deterministic=True), strict=True
     ):
         np.testing.assert_array_equal(left, right)
+
+
+def test_every_setting_comes_back_with_a_loaded_policy(spaces, tmp_path):
+    settings = {
+        "embedding_dim": 5,
+        "features_dim": 24,
+        "lstm_hidden_size": 16,
+        "head_dim": 12,
+        "logit_bias": {"op": {"WAIT": -3.0}},
+        "optimizer_class": th.optim.SGD,
+        "optimizer_kwargs": {"momentum": 0.9},
+    }
+    others = {"observation_space", "action_space", "lr_schedule", "use_sde"}
+    assert set(settings) | others == set(inspect.signature(FactoredLstmPolicy).parameters)
+    make_policy(spaces, **settings).save(tmp_path / "policy.pt")
+    loaded = FactoredLstmPolicy.load(tmp_path / "policy.pt", device="cpu")
+    assert loaded.logit_bias == settings["logit_bias"]
+    again = loaded._get_constructor_parameters()
+    assert {name: again[name] for name in settings} == settings
 
 
 def test_foreign_spaces_and_settings_are_refused(spaces):

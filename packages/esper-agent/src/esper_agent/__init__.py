@@ -23,6 +23,8 @@ _EXPORTS = {
     "EpisodeRecord": "evaluation",
     "run_episodes": "evaluation",
     "load_run": "runs",
+    "TrainingMetricsCallback": "callbacks",
+    "PeriodicEvaluation": "callbacks",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import signal
 import threading
+import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -16,26 +18,20 @@ import torch
 from esper_env.rules.heads import NUM_OPS, Op
 from stable_baselines3.common.callbacks import BaseCallback
 
-from esper_agent.evaluation import EpisodeRecord, run_episodes
-
-#: Names in the logger, and where each comes from in the info of an episode's last step.
-EPISODE_METRICS = {
-    "committed_val_accuracy": "committed_val_accuracy",
-    "test_accuracy": "test_accuracy",
-    "parameters_added": "committed_parameters_added",
-}
+from esper_agent.evaluation import COMMITTED, EpisodeRecord, run_episodes
 
 
 class TrainingMetricsCallback(BaseCallback):
     """Logs under ``rollout/`` what the steps of each rollout and the last ``window`` episodes were like.
 
-    ``wait_share`` and the shares ``op_*`` are of the rollout's effective ops, ``invalid_share`` of actions that were
-    not legal; ``committed_val_accuracy``, ``test_accuracy`` and ``parameters_added`` are means over episodes.
+    ``wait_share`` and the shares ``op_*`` of the other ops are of the rollout's effective ops, ``invalid_share`` of
+    actions that were not legal; ``committed_val_accuracy``, ``test_accuracy`` and ``parameters_added`` are means over
+    the episodes that reached the horizon.
     """
 
     def __init__(self, window: int = 100) -> None:
         super().__init__()
-        self._episodes: dict[str, deque[float]] = {name: deque(maxlen=window) for name in EPISODE_METRICS}
+        self._episodes: dict[str, deque[float]] = {name: deque(maxlen=window) for name in COMMITTED}
         self._op_counts = np.zeros(NUM_OPS, dtype=np.int64)
         self._invalid = 0
 
@@ -44,15 +40,16 @@ class TrainingMetricsCallback(BaseCallback):
             self._op_counts[info["op"]] += 1
             self._invalid += not info["action_valid"]
             if done:
-                for name, key in EPISODE_METRICS.items():
-                    self._episodes[name].append(info[key])
+                for name, key in COMMITTED.items():
+                    if key in info:
+                        self._episodes[name].append(info[key])
         return True
 
     def _on_rollout_end(self) -> None:
         shares = self._op_counts / max(self._op_counts.sum(), 1)
         self.logger.record("rollout/wait_share", float(shares[Op.WAIT]))
         self.logger.record("rollout/invalid_share", self._invalid / max(int(self._op_counts.sum()), 1))
-        for op in Op:
+        for op in [op for op in Op if op != Op.WAIT]:
             self.logger.record(f"rollout/op_{op.name.lower()}", float(shares[op]), exclude="stdout")
         for name, values in self._episodes.items():
             if values:
@@ -78,7 +75,9 @@ class CurvesRecorder(BaseCallback):
     """Writes one line per finished training episode to a CSV file, as it happens, and keeps them in ``rows``.
 
     The return is the one ``VecMonitor`` counted, so it is in the environment's own units also under ``VecNormalize``;
-    without a monitor the first finished episode is a ``RuntimeError``.
+    without a monitor the first finished episode is a ``RuntimeError``. What a cut episode came to is not known and
+    left empty. Training that goes on (``reset_num_timesteps=False``) goes on in the same file. A file that cannot be
+    written costs a ``RuntimeWarning`` and the rest of the file, not the training.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -86,13 +85,22 @@ class CurvesRecorder(BaseCallback):
         self.path = Path(path)
         self.rows: list[dict[str, Any]] = []
         self._file: IO[str] | None = None
+        self._waits = np.zeros(0, dtype=np.int64)
 
     def _on_training_start(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, CURVE_COLUMNS)
-        self._writer.writeheader()
-        self._waits = np.zeros(self.training_env.num_envs, dtype=np.int64)
+        going_on = self.num_timesteps > 0
+        if not going_on or len(self._waits) != self.training_env.num_envs:
+            self._waits = np.zeros(self.training_env.num_envs, dtype=np.int64)
+        if not going_on:
+            self.rows.clear()
+        header = not (going_on and self.path.exists())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("w" if header else "a", newline="", encoding="utf-8")
+        except OSError as error:
+            self._give_up(error)
+        if header:
+            self._put(dict(zip(CURVE_COLUMNS, CURVE_COLUMNS, strict=True)))
 
     def _on_step(self) -> bool:
         for env, (info, done) in enumerate(zip(self.locals["infos"], self.locals["dones"], strict=True)):
@@ -112,13 +120,30 @@ class CurvesRecorder(BaseCallback):
             "length": length,
             "truncated": bool(info["TimeLimit.truncated"]),
             "wait_share": int(self._waits[env]) / length,
-            **{name: info[key] for name, key in EPISODE_METRICS.items()},
+            **{name: info.get(key) for name, key in COMMITTED.items()},
         }
         self._waits[env] = 0
         self.rows.append(row)
-        assert self._file is not None
-        self._writer.writerow(row)
-        self._file.flush()
+        self._put(row)
+
+    def _put(self, row: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
+        try:
+            csv.DictWriter(self._file, CURVE_COLUMNS).writerow(row)
+            self._file.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        with suppress(OSError):  # closing flushes what could not be written
+            self.close()
+        self._file = None
+        warnings.warn(
+            f"{self.path} cannot be written ({error.strerror}); training goes on without it",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
     def _on_training_end(self) -> None:
         self.close()
@@ -135,11 +160,17 @@ class PeriodicEvaluation(BaseCallback):
 
     The WAIT share of the deterministic policy is among the numbers: a policy that explores can look alive while its
     mode has collapsed into waiting. The episodes are the same each time, so curves are comparable; the latest are in
-    ``records``.
+    ``records``. With ``stop`` an evaluation is given up as soon as that is to stop training.
     """
 
     def __init__(
-        self, env_id: str, every: int, episodes: int, seed: int, env_kwargs: Mapping[str, Any] | None = None
+        self,
+        env_id: str,
+        every: int,
+        episodes: int,
+        seed: int,
+        env_kwargs: Mapping[str, Any] | None = None,
+        stop: StopOnInterrupt | None = None,
     ) -> None:
         super().__init__()
         if every < 1:
@@ -147,24 +178,46 @@ class PeriodicEvaluation(BaseCallback):
         self.env_id, self.every, self.episodes, self.seed = env_id, every, episodes, seed
         self.env_kwargs = dict(env_kwargs or {})
         self.records: list[EpisodeRecord] = []
-        self._next = every
+        self._stop = stop
+
+    def _on_training_start(self) -> None:
+        self._schedule()
+
+    def _schedule(self) -> None:
+        self._next = (self.num_timesteps // self.every + 1) * self.every
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
-        if self.num_timesteps >= self._next:
-            self._next = (self.num_timesteps // self.every + 1) * self.every
+        if self.num_timesteps < self._next:
+            return
+        self._schedule()
+        with suppress(_GivenUpError):
             self.records = run_episodes(
-                self.model, self.env_id, self.episodes, self.seed, name="model", env_kwargs=self.env_kwargs
+                self.model,
+                self.env_id,
+                self.episodes,
+                self.seed,
+                name="model",
+                env_kwargs=self.env_kwargs,
+                progress=self._check,
             )
             for name, value in evaluation_means(self.records).items():
                 self.logger.record(f"eval/{name}", value)
 
+    def _check(self, _finished: int) -> None:
+        if self._stop is not None and self._stop.interrupted:
+            raise _GivenUpError
+
+
+class _GivenUpError(Exception):
+    """An evaluation is not played to its end."""
+
 
 def evaluation_means(records: Sequence[EpisodeRecord]) -> dict[str, float]:
-    """Means over episodes, under the names Stable-Baselines3 uses where it has one."""
-    columns: dict[str, list[float]] = {
+    """Means over the episodes that have the number, under the names Stable-Baselines3 uses where it has one."""
+    columns: dict[str, list[float | None]] = {
         "mean_reward": [record.episode_return for record in records],
         "mean_ep_length": [record.length for record in records],
         "wait_share": [record.wait_share for record in records],
@@ -172,7 +225,8 @@ def evaluation_means(records: Sequence[EpisodeRecord]) -> dict[str, float]:
         "test_accuracy": [record.test_accuracy for record in records],
         "parameters_added": [record.parameters_added for record in records],
     }
-    return {name: float(np.mean(values)) for name, values in columns.items()}
+    known = {name: [value for value in values if value is not None] for name, values in columns.items()}
+    return {name: float(np.mean(values)) for name, values in known.items() if values}
 
 
 class SingleThreadedPolicy(BaseCallback):
@@ -193,35 +247,43 @@ class SingleThreadedPolicy(BaseCallback):
 
 
 class StopOnInterrupt(BaseCallback):
-    """Ends training at the next step after a Ctrl-C, with the model in one piece; a second Ctrl-C ends it at once.
+    """Ends training at the next step after a Ctrl-C or SIGTERM, with the model in one piece; a second ends it at once.
 
         with StopOnInterrupt() as stop:
             model.learn(20_000, callback=stop)
         if stop.interrupted:
             ...
 
-    Outside the main thread, where Python delivers no signals, it does nothing.
+    ``signal`` is the number of the signal, or None. Outside the main thread, where Python delivers no signals, it
+    does nothing.
     """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         super().__init__()
-        self.interrupted = False
-        self._previous: Any = None
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether training is to stop."""
+        return self.signal is not None
 
     def __enter__(self) -> StopOnInterrupt:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._note)
+            self._previous = {number: signal.signal(number, self._note) or signal.SIG_DFL for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
+    def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.interrupted:
             raise KeyboardInterrupt
-        self.interrupted = True
+        self.signal = number
 
     def _on_step(self) -> bool:
         return not self.interrupted

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import MISSING, dataclass, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Union
 
 import gymnasium
 import tyro
+from gymnasium.vector import AutoresetMode
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from esper_agent import atomic
+from esper_agent.baselines import POLICIES
 from esper_agent.callbacks import SingleThreadedPolicy
-from esper_agent.configuration import ConfigError, parse_assignments, read_config, with_values
+from esper_agent.configuration import ConfigError, parse_env_settings, read_config, with_values
 from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
 from esper_agent.information import print_information
 from esper_agent.ppo import NonFiniteUpdateError
-from esper_agent.report.tables import summarise, summarise_all, summary_table, write_summaries
-from esper_agent.runs import PolicyByName
-from esper_agent.training import TrainSettings, check_device, train
+from esper_agent.report.tables import print_summaries, summarise, summarise_all, training_table, write_summaries
+from esper_agent.runs import CONFIG, EPISODES, PROGRESS, PolicyByName, new_folder
+from esper_agent.training import HELD_OUT_SEED, TrainSettings, check_device, train
+from esper_agent.vectors import make_vector
 
 DESCRIPTION = """Grow small neural networks while they train, and train agents that decide how.
 
 Start with `esper info`, then `esper train --out runs/first` and `esper evaluate --policy runs/first`. Each subcommand
-explains its settings with --help. Exit codes: 0 done, 1 training diverged, 2 bad input, 130 interrupted."""
+explains its settings with --help; --version prints the version. Exit codes: 0 done, 1 failed (training diverged, or a
+file could not be written), 2 bad input, 130 interrupted, 143 terminated."""
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT = 0, 1, 2
+#: A process that a signal ended has this exit code plus the signal's number.
+SIGNALLED = 128
+BENCHMARK_FILES = ("episodes.csv", "summary.csv")
 
 
 @dataclass(frozen=True)
@@ -43,14 +55,14 @@ class EvaluateSettings:
     """Task; `esper info` lists them."""
     episodes: int = 20
     """Episodes to play."""
-    seed: int = 100
+    seed: int = HELD_OUT_SEED
     """Seed of the first episode; episode i has seed + i, so policies evaluated with one seed can be compared."""
     num_envs: int = 10
     """Episodes that run at once."""
     stochastic: bool = False
     """Sample the actions of a learned policy instead of taking the likeliest."""
     env_settings: tuple[str, ...] = ()
-    """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict."""
+    """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict; a run keeps its own otherwise."""
     device: str = "auto"
     """Where a learned policy runs: auto, cpu, cuda or cuda:N."""
     json: Annotated[Path | None, tyro.conf.DisallowNone] = None
@@ -66,12 +78,12 @@ class BenchmarkSettings:
     policies: tuple[str, ...]
     """Run folders and names: heuristic, random, wait, conv_light, conv_heavy. The first is the one compared with."""
     out: Path
-    """Folder for episodes.csv (one line an episode) and summary.csv (one line a policy)."""
+    """Folder for episodes.csv (one line an episode) and summary.csv (one line a policy); it must not hold them yet."""
     env: str = "Esper-Digits-v0"
     """Task; `esper info` lists them."""
     episodes: int = 50
     """Episodes of each policy, the same for all."""
-    seed: int = 100
+    seed: int = HELD_OUT_SEED
     """Seed of the first episode; episode i has seed + i."""
     num_envs: int = 10
     """Episodes that run at once."""
@@ -89,43 +101,79 @@ class InfoSettings:
 
 
 def run_train(settings: TrainSettings, console: Console) -> int:
-    trained = train(settings, [SingleThreadedPolicy()])
-    done = trained.model.num_timesteps
-    if trained.interrupted:
-        console.print(f"Stopped after {done:,} timesteps; the model is saved as {trained.model_path}", soft_wrap=True)
-        return INTERRUPTED
-    console.print(f"Trained for {done:,} timesteps; the model is saved as {trained.model_path}", soft_wrap=True)
-    return OK
+    trained = train(replace(settings, progress=settings.progress and console.is_terminal), [SingleThreadedPolicy()])
+    if trained.episodes:
+        console.print(training_table(trained.episodes, f"{settings.env} on {trained.dataset}"))
+    done = f"{'Stopped after' if trained.interrupted else 'Trained for'} {trained.model.num_timesteps:,} timesteps"
+    files = {
+        "model": trained.model_path,
+        "training episodes": trained.folder / EPISODES,
+        "losses and metrics": f"{trained.folder / PROGRESS}; tensorboard --logdir {trained.folder}",
+        "see how good it is": f"esper evaluate --policy {trained.folder} --env {settings.env}",
+    }
+    console.print(done, soft_wrap=True)
+    for label, text in files.items():
+        console.print(f"  {label:18} {text}", soft_wrap=True, markup=False, highlight=False)
+    return OK if trained.signal is None else SIGNALLED + trained.signal
 
 
 def run_evaluate(settings: EvaluateSettings, console: Console) -> int:
-    check_device(settings.device)
-    records = _play(settings.policy, settings, console, deterministic=not settings.stochastic)
+    check_play(settings)
+    if settings.json is not None and (settings.json.is_dir() or settings.json.name == ""):
+        raise ConfigError(f"json is {str(settings.json)!r}, a folder; expected the name of a file")
+    policy = PolicyByName(settings.policy, settings.env, settings.seed, settings.device)
+    given = parse_env_settings(settings.env_settings)
+    env_kwargs = policy.env_kwargs | given
+    if env_kwargs != given:
+        console.print(f"Played with the environment settings of the run: {_listed(env_kwargs)}", markup=False)
+    records = _play(policy, settings, env_kwargs, console, deterministic=not settings.stochastic)
     summary = summarise(records)
-    console.print(summary_table([summary], _title(settings.env, records)))
+    print_summaries(console, [summary], _title(settings.env, records))
     if settings.json is not None:
         content = {"summary": summary.row(), "episodes": [record.row() for record in records]}
         atomic.write_text(settings.json, json.dumps(content, indent=2) + "\n")
-        console.print(f"Written to {settings.json}", soft_wrap=True)
+        console.print(f"Written to {settings.json}", soft_wrap=True, markup=False)
     return OK
 
 
 def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
-    check_device(settings.device)
-    if not settings.policies or len(set(settings.policies)) < len(settings.policies):
+    check_play(settings)
+    named = [name if name in POLICIES else str(Path(name).resolve()) for name in settings.policies]
+    if not named or len(set(named)) < len(named):
         raise ConfigError(f"policies are {list(settings.policies)}; expected at least one, none twice")
-    # Every name is looked up before the first episode is played.
-    for name in settings.policies:
-        PolicyByName(name, settings.env, settings.seed, settings.device)
-    results = {name: _play(name, settings, console) for name in settings.policies}
+    env_kwargs = parse_env_settings(settings.env_settings)
+    # Whatever cannot be used is found before the first episode is played.
+    policies = {name: PolicyByName(name, settings.env, settings.seed, settings.device) for name in settings.policies}
+    with closing(make_vector(settings.env, 1, AutoresetMode.DISABLED, **env_kwargs)) as env:
+        for policy in policies.values():
+            policy(env)
+    out = new_folder(settings.out, (CONFIG, *BENCHMARK_FILES), "a benchmark")
+    for name, policy in policies.items():
+        if policy.env_kwargs and policy.env_kwargs != env_kwargs:
+            there = _listed(policy.env_kwargs)
+            console.print(f"Note: {name} was trained with other settings: {there}", markup=False, soft_wrap=True)
+    results = {name: _play(policy, settings, env_kwargs, console) for name, policy in policies.items()}
     reference = settings.policies[0] if len(settings.policies) > 1 else None
     summaries = summarise_all(results, reference)
     everything = [record for records in results.values() for record in records]
-    write_csv(everything, settings.out / "episodes.csv")
-    write_summaries(summaries, settings.out / "summary.csv")
-    console.print(summary_table(summaries, _title(settings.env, everything)))
-    console.print(f"Written to {settings.out}/episodes.csv and {settings.out}/summary.csv", soft_wrap=True)
+    raw, summary = (out / name for name in BENCHMARK_FILES)
+    write_csv(everything, raw)
+    write_summaries(summaries, summary)
+    print_summaries(console, summaries, _title(settings.env, everything))
+    console.print(f"Written to {raw} and {summary}", soft_wrap=True, markup=False)
     return OK
+
+
+def check_play(settings: EvaluateSettings | BenchmarkSettings) -> None:
+    """``ConfigError`` for numbers and devices that cannot be used."""
+    for name, least in {"episodes": 1, "num_envs": 1, "seed": 0}.items():
+        if getattr(settings, name) < least:
+            raise ConfigError(f"{name} is {getattr(settings, name)}; expected a whole number of at least {least}")
+    check_device(settings.device)
+
+
+def _listed(env_kwargs: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in env_kwargs.items())
 
 
 def run_info(_settings: InfoSettings, console: Console) -> int:
@@ -134,20 +182,21 @@ def run_info(_settings: InfoSettings, console: Console) -> int:
 
 
 def _play(
-    name: str,
+    policy: PolicyByName,
     settings: EvaluateSettings | BenchmarkSettings,
+    env_kwargs: Mapping[str, Any],
     console: Console,
     deterministic: bool = True,
 ) -> list[EpisodeRecord]:
-    with episode_bar(name, settings.episodes, console) as advance:
+    with episode_bar(policy.name, settings.episodes, console) as advance:
         return run_episodes(
-            PolicyByName(name, settings.env, settings.seed, settings.device),
+            policy,
             settings.env,
             settings.episodes,
             settings.seed,
-            name=name,
+            name=policy.name,
             num_envs=settings.num_envs,
-            env_kwargs=parse_assignments(settings.env_settings),
+            env_kwargs=env_kwargs,
             deterministic=deterministic,
             progress=advance,
         )
@@ -158,7 +207,7 @@ def episode_bar(name: str, episodes: int, console: Console) -> Iterator[Callable
     """A progress bar on a terminal, nothing elsewhere; yields what to call with the number of finished episodes."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=episodes)
+        task = bar.add_task(escape(name), total=episodes)
         yield lambda finished: bar.advance(task, finished)
 
 
@@ -177,10 +226,14 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], int]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 1 training diverged, 2 bad input, 130 interrupted."""
+    """Run the command and return its exit code; see ``DESCRIPTION``."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
 
     def run(console: Console) -> int:
-        settings = parse(list(sys.argv[1:] if argv is None else argv))
+        if arguments == ["--version"]:
+            console.print(f"esper {version('esper-agent')}", highlight=False)
+            return OK
+        settings = parse(arguments)
         return _runner(settings)(settings, console)
 
     return exit_code(run)
@@ -189,24 +242,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 def exit_code(run: Callable[[Console], int]) -> int:
     """What ``run`` returns, or the exit code of what it raised, with one line about it on standard error."""
     errors = Console(stderr=True)
+
+    def tell(text: str) -> None:
+        errors.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    # A terminal has its own width; tables that go into a file or a log should not be cut to 80 columns.
+    own_width = sys.stdout.isatty() or "COLUMNS" in os.environ
     try:
-        # A terminal has its own width; tables that go into a file or a log should not be cut to 80 columns.
-        return run(Console(width=None if sys.stdout.isatty() else 110))
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_place, **_more: tell(f"Warning: {message}")
+            return run(Console(width=None if own_width else 110))
     except SystemExit as leaving:  # tyro has printed the help, or what is wrong with the flags
         return leaving.code if isinstance(leaving.code, int) else OK
-    except KeyboardInterrupt:
-        errors.print("Interrupted; nothing was saved", soft_wrap=True)
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        tell(str(interrupt) or "Interrupted")
+        return SIGNALLED + signal.SIGINT
     except NonFiniteUpdateError as error:
-        errors.print(f"Training failed: {error}", soft_wrap=True, markup=False)
+        tell(f"Training failed: {error}")
         return FAILED
-    except (ValueError, OSError, gymnasium.error.Error) as error:
-        errors.print(f"Error: {' '.join(str(error).split())}", soft_wrap=True, markup=False, highlight=False)
+    except OSError as error:
+        tell(". ".join([f"Error: {error}", *getattr(error, "__notes__", ())]))
+        return FAILED
+    except (ValueError, gymnasium.error.Error) as error:
+        tell(f"Error: {' '.join(str(error).split())}")
         return BAD_INPUT
 
 
 def parse(arguments: list[str]) -> Any:
     """The settings of the subcommand: its defaults, under those of its ``--config`` file, under the flags."""
+    _refuse_repeated(arguments)
     subcommands = []
     for name, (kind, _) in COMMANDS.items():
         chosen = arguments[:1] == [name]
@@ -215,6 +279,13 @@ def parse(arguments: list[str]) -> Any:
         subcommands.append(Annotated[kind, tyro.conf.subcommand(name, default=default)])
     command: Any = Union[tuple(subcommands)]  # noqa: UP007
     return tyro.cli(command, prog="esper", description=DESCRIPTION, args=arguments)
+
+
+def _refuse_repeated(arguments: list[str]) -> None:
+    """A flag that takes several values keeps only those of its last mention; who repeats it means to add to them."""
+    for flag in ("--env-settings", "--logit-bias", "--policies"):
+        if sum(argument.partition("=")[0].replace("_", "-") == flag for argument in arguments) > 1:
+            raise ConfigError(f"{flag} is given twice; name all values after one: {flag} A=1 B=2")
 
 
 def _config_path(arguments: list[str]) -> str | None:

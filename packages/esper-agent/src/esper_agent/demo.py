@@ -2,8 +2,8 @@
 
     python -m esper_agent.demo
 
-Leaves in demo/: the run folder with the model, episodes.csv (one line per evaluated episode), summary.csv and
-training.png.
+Leaves in demo/: its settings, the run folder with the model, episodes.csv (one line per evaluated episode), summary.csv
+and training.png.
 """
 
 from __future__ import annotations
@@ -11,19 +11,28 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
+import yaml
+from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
+from esper_agent import atomic
 from esper_agent.callbacks import SingleThreadedPolicy
-from esper_agent.cli import INTERRUPTED, OK, episode_bar, exit_code
+from esper_agent.cli import OK, SIGNALLED, episode_bar, exit_code
+from esper_agent.configuration import ConfigError, parse_env_settings, plain
 from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
 from esper_agent.report.curves import plot_training
-from esper_agent.report.tables import summarise_all, summary_table, write_summaries
-from esper_agent.runs import CONFIG, PolicyByName, RunError
+from esper_agent.report.tables import print_summaries, summarise_all, write_summaries
+from esper_agent.runs import PolicyByName, RunError
 from esper_agent.training import HELD_OUT_SEED, Trained, TrainSettings, train
+from esper_agent.vectors import make_vector
+
+#: What the demo leaves in its folder besides the run.
+MARKER, RUN = "demo.yaml", "run"
+FILES = EPISODES_CSV, SUMMARY_CSV, FIGURE = "episodes.csv", "summary.csv", "training.png"
 
 LEARNED = "learned"
 OTHERS = ("heuristic", "random", "wait")
@@ -51,21 +60,33 @@ class DemoSettings:
 
 def run_demo(settings: DemoSettings, console: Console) -> int:
     """Train, evaluate, report; see the module."""
-    run = settings.out / "run"
-    clear(run)
+    if settings.episodes < 1:
+        raise ConfigError(f"episodes is {settings.episodes}; expected at least 1")
+    wanted = _train_settings(settings)
+    make_vector(settings.env, 1, AutoresetMode.DISABLED, **parse_env_settings(settings.env_settings)).close()
+    clear(settings.out)
+    atomic.write_text(settings.out / MARKER, yaml.safe_dump(plain(settings), sort_keys=False))
     console.print(f"Training on {settings.env} for {settings.total_timesteps:,} timesteps; Ctrl-C stops and saves.")
-    trained = train(_train_settings(settings, run), [SingleThreadedPolicy()])
-    if trained.interrupted:
-        console.print(f"Stopped; the model is saved as {trained.model_path}", soft_wrap=True)
-        return INTERRUPTED
+    trained = train(replace(wanted, progress=settings.progress and console.is_terminal), [SingleThreadedPolicy()])
+    if trained.signal is not None:
+        console.print(f"Stopped; the model is saved as {trained.model_path}", soft_wrap=True, markup=False)
+        return SIGNALLED + trained.signal
+    try:
+        return compare(settings, trained, console)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Interrupted; the model is saved as {trained.model_path}") from None
+
+
+def compare(settings: DemoSettings, trained: Trained, console: Console) -> int:
+    """Play the model and the hand-written policies on the same episodes and report."""
     results = {name: _play(name, trained, settings, console) for name in (LEARNED, *OTHERS)}
     summaries = summarise_all(results)
     everything = [record for records in results.values() for record in records]
-    write_csv(everything, settings.out / "episodes.csv")
-    write_summaries(summaries, settings.out / "summary.csv")
+    write_csv(everything, settings.out / EPISODES_CSV)
+    write_summaries(summaries, settings.out / SUMMARY_CSV)
     dataset = everything[0].dataset
     title = f"{settings.env} on {dataset}: {settings.episodes} held-out episodes"
-    figure = settings.out / "training.png"
+    figure = settings.out / FIGURE
     if trained.episodes:
         plot_training(
             trained.episodes,
@@ -73,38 +94,40 @@ def run_demo(settings: DemoSettings, console: Console) -> int:
             title=f"FactoredRecurrentPPO on {settings.env} ({dataset})",
             baselines={name: results[name] for name in OTHERS},
         )
-    console.print(summary_table(summaries, title))
+    print_summaries(console, summaries, title)
     files = {
         "model": trained.model_path,
-        "raw episodes": settings.out / "episodes.csv",
-        "summary": settings.out / "summary.csv",
+        "raw episodes": settings.out / EPISODES_CSV,
+        "summary": settings.out / SUMMARY_CSV,
         "training curves": figure,
     }
     for label, path in files.items():
         if not path.exists():  # no training episode finished, so there are no curves
             continue
-        console.print(f"  {label:16} {path}", soft_wrap=True)
+        console.print(f"  {label:16} {path}", soft_wrap=True, markup=False)
     return OK
 
 
-def clear(run: Path) -> None:
-    """Remove the run of an earlier demo; anything else of that name is left alone and an error."""
-    if not run.exists():
+def clear(out: Path) -> None:
+    """Remove what an earlier demo left; a folder with anything else in it is left alone and an error."""
+    if not out.exists():
         return
-    if not (run / CONFIG).is_file():
-        raise RunError(f"{run} exists and is not a run; give another folder with --out")
-    shutil.rmtree(run)
+    if not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file()):
+        raise RunError(f"{out} exists and was not made by the demo; give another folder with --out")
+    if (out / RUN).exists():
+        shutil.rmtree(out / RUN)
+    for name in (*FILES, MARKER):
+        (out / name).unlink(missing_ok=True)
 
 
-def _train_settings(settings: DemoSettings, run: Path) -> TrainSettings:
+def _train_settings(settings: DemoSettings) -> TrainSettings:
     return TrainSettings(
-        out=run,
+        out=settings.out / RUN,
         env=settings.env,
         total_timesteps=settings.total_timesteps,
         seed=settings.seed,
         env_settings=settings.env_settings,
-        progress=settings.progress,
-    )
+    ).checked()
 
 
 def _play(name: str, trained: Trained, settings: DemoSettings, console: Console) -> list[EpisodeRecord]:

@@ -18,6 +18,13 @@ from numpy.typing import NDArray
 from esper_agent.atomic import replaced
 from esper_agent.vectors import make_vector, split_infos
 
+#: What an episode comes to, and where the info of its last step has it, unless it was cut before the horizon.
+COMMITTED = {
+    "committed_val_accuracy": "committed_val_accuracy",
+    "test_accuracy": "test_accuracy",
+    "parameters_added": "committed_parameters_added",
+}
+
 
 class Policy(Protocol):
     """Whatever has the ``predict`` of a Stable-Baselines3 model."""
@@ -33,7 +40,10 @@ PolicySource = Policy | Callable[[VectorEnv], Policy]
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """One episode, played to its end. Accuracies are percentages, returns are undiscounted."""
+    """One episode, played to its end. Accuracies are percentages, returns are undiscounted.
+
+    What an episode comes to is measured at the horizon: it is None where ``max_episode_steps`` cut the episode before.
+    """
 
     policy: str
     env_id: str
@@ -43,9 +53,9 @@ class EpisodeRecord:
     episode_return: float
     length: int  # steps
     truncated: bool  # cut before the horizon
-    committed_val_accuracy: float
-    test_accuracy: float  # of the committed network
-    parameters_added: int  # trainable scalars of the committed seeds
+    committed_val_accuracy: float | None
+    test_accuracy: float | None  # of the committed network
+    parameters_added: int | None  # trainable scalars of the committed seeds
     germinated: int  # actions of the kind that succeeded
     fossilized: int
     pruned: int
@@ -91,7 +101,7 @@ def run_episodes(
         num_envs: episodes run at once, at most.
         env_kwargs: for ``gymnasium.make_vec``.
         deterministic: passed to ``predict``.
-        progress: called with the number of episodes finished since the last call.
+        progress: called after every step with the number of episodes that it finished; may raise to end the play.
 
     Returns:
         The records in the order of the episodes.
@@ -150,12 +160,11 @@ class _Play:
             observation, rewards, terminated, truncated, infos = self.vector.step(actions)
             self._count(rewards, infos)
             starts = terminated | truncated
-            if starts.any():
-                finished = self._records(np.flatnonzero(starts), truncated & ~terminated, infos)
-                records += finished
-                progress(len(finished))
-                if len(records) < self.episodes:
-                    observation = self._restart(starts)
+            finished = self._records(np.flatnonzero(starts), truncated & ~terminated, infos)
+            records += finished
+            progress(len(finished))
+            if starts.any() and len(records) < self.episodes:
+                observation = self._restart(starts)
         return sorted(records, key=lambda record: record.episode)
 
     def _predict(self, observation: Any, state: Any, starts: NDArray[np.bool_]) -> tuple[Any, Any]:
@@ -173,7 +182,7 @@ class _Play:
         self.successes[rows, ops] += np.asarray(infos["action_succeeded"])
 
     def _records(self, rows: NDArray, truncated: NDArray[np.bool_], infos: Mapping[str, Any]) -> list[EpisodeRecord]:
-        finals = split_infos(infos, self.vector.num_envs)
+        finals = split_infos(infos, self.vector.num_envs) if len(rows) else []
         return [
             EpisodeRecord(
                 policy=self.name,
@@ -184,9 +193,7 @@ class _Play:
                 episode_return=float(self.returns[row]),
                 length=int(self.lengths[row]),
                 truncated=bool(truncated[row]),
-                committed_val_accuracy=float(finals[row]["committed_val_accuracy"]),
-                test_accuracy=float(finals[row]["test_accuracy"]),
-                parameters_added=int(finals[row]["committed_parameters_added"]),
+                **{name: finals[row].get(key) for name, key in COMMITTED.items()},
                 germinated=int(self.successes[row, Op.GERMINATE]),
                 fossilized=int(self.successes[row, Op.FOSSILIZE]),
                 pruned=int(self.successes[row, Op.PRUNE]),

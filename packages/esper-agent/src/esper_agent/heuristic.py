@@ -135,9 +135,11 @@ class HeuristicPolicy:
     ) -> tuple[Actions, HeuristicState]:
         """Actions (N, 8), or (8,) for one unbatched observation, and the state to pass in next time.
 
-        ``deterministic`` changes nothing: the rules leave nothing to chance.
+        ``deterministic`` changes nothing: the rules leave nothing to chance. A state of other environments than those
+        observed, or than those this policy keeps the decisions of, is a ``ValueError``.
         """
         batch = ObservationBatch.of(observation)
+        self._check_state(state, batch)
         view = ObservationView(batch.features, batch.num_slots, self.horizon)
         starts = starting_rows(episode_start, state is not None, batch.num_envs)
         self._start_records(starts, state is None)
@@ -160,6 +162,17 @@ class HeuristicPolicy:
             if decision.op == Op.GERMINATE:
                 turn[row] = (self.rotation.index(decision.blueprint) + 1) % len(self.rotation)
         return batch.returned(actions), replace(memory, turn=turn, attempted=attempted)
+
+    def _check_state(self, state: HeuristicState | None, batch: ObservationBatch) -> None:
+        if state is None:
+            return
+        seen, given = state.stage.shape, batch.blueprints.shape
+        if seen != given or len(self.decisions) != batch.num_envs:
+            raise ValueError(
+                f"the state is of {seen} (environments, slots), the observation of {given}, and this policy keeps the "
+                f"decisions of {len(self.decisions)} environments; pass the state that its own last predict returned, "
+                "or None to begin"
+            )
 
     def _start_records(self, starts: NDArray[np.bool_], all_new: bool) -> None:
         if all_new:

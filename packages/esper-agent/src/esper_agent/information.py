@@ -32,9 +32,19 @@ _MEANINGS = {
 }
 
 
+#: Columns that the tables need.
+LEAST_WIDTH = 100
+
+#: Columns of running text, which may take several lines.
+_TEXTS = ("values", "read by", "slots (channels)", "found")
+
+
 def print_information(console: Console) -> None:
     """Print four tables."""
-    for table in (task_table(), head_table(), *blueprint_tables(), data_table()):
+    # Names and numbers are never cut: on a narrower terminal lines run over instead.
+    console.width = max(console.width, LEAST_WIDTH)
+    tables = [task_table(), head_table(), *blueprint_tables(), data_table()]
+    for table in tables:
         console.print(table)
         console.print()
 
@@ -79,7 +89,7 @@ def blueprint_tables() -> list[Table]:
         columns = sorted(channels)
         table = _table(f"Blueprints for {topology} hosts: parameters by channels of the slot", "blueprint")
         for width in columns:
-            table.add_column(str(width), justify="right")
+            table.add_column(str(width), justify="right", no_wrap=True)
         for entry in offered_blueprints(topology):
             with torch.device("meta"):
                 counts = [parameters(entry.factory(width)) for width in columns]
@@ -113,5 +123,6 @@ def _host(task: TaskConfig) -> Any:
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in headings:
-        table.add_column(heading, overflow="fold", no_wrap=heading == headings[0])
+        text = heading in _TEXTS
+        table.add_column(heading, no_wrap=not text, overflow="fold")
     return table

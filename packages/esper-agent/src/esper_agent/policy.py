@@ -74,8 +74,9 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
     :param head_dim: hidden width of the action heads and of the critic
     :param logit_bias: initial bias of the action heads as {head: {value: bias}}, such as {"op": {"WAIT": -1.0}};
         values not named start at 0
-    :param optimizer_class: ``torch.optim.Adam`` by default, with eps 1e-5
-    :param optimizer_kwargs: keyword arguments of the optimizer, without the learning rate
+    :param optimizer_class: ``torch.optim.Adam`` by default
+    :param optimizer_kwargs: keyword arguments of the optimizer, without the learning rate; Adam's eps is 1e-5 unless
+        given here
     :param use_sde: must be False; SB3 passes it to every policy
     :raises ValueError: for spaces of another shape, an unknown head or value name, or ``use_sde=True``
     """
@@ -103,6 +104,8 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
             head: dict(biases) for head, biases in (LOGIT_BIAS if logit_bias is None else logit_bias).items()
         }
         check_logit_bias(self.logit_bias)
+        if optimizer_class is th.optim.Adam:
+            optimizer_kwargs = {"eps": 1e-5} | (optimizer_kwargs or {})
         super().__init__(
             observation_space,
             action_space,
@@ -276,7 +279,10 @@ def check_logit_bias(logit_bias: Mapping[str, Mapping[str, float]]) -> None:
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """Raise ``ValueError`` unless the spaces are those of a growth environment."""
     if not isinstance(action_space, spaces.MultiDiscrete) or action_space.nvec.ndim != 1:
-        raise ValueError(f"action space is {action_space}; expected MultiDiscrete(head_sizes(slots))")
+        raise ValueError(
+            f"action space is {action_space}; expected the heads of an Esper environment, "
+            "MultiDiscrete(head_sizes(slots))"
+        )
     num_slots = int(action_space.nvec[Head.SLOT])
     expected = head_sizes(num_slots)
     if tuple(action_space.nvec.tolist()) != expected:

@@ -6,11 +6,12 @@ import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import numpy as np
 import torch as th
 from esper_env.rules.heads import HEAD_NAMES
+from gymnasium.vector import VectorEnv
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -60,11 +61,13 @@ class FactoredRecurrentPPO(RecurrentPPO):
     :param target_kl: an update whose KL from the behaviour policy exceeds 1.5 times this is not made, and the rest of
         this round of updates is dropped; None for no limit
     :param advantage_estimator: ``"two_step"`` or ``"sampled_op"``, see :mod:`esper_agent.advantages`
+    :raises TypeError: for a Gymnasium vector environment; ``make_sb3_env`` makes one of Stable-Baselines3's kind
     :raises ValueError: for an unknown estimator or head name, or a batch of fewer than two transitions
 
-    An update whose loss or gradient is not finite is skipped and counted in ``train/skipped_updates``. Three in a row
-    put the last good parameters back, save them as ``last_good_model.zip`` in the log folder if there is one, and
-    raise :class:`NonFiniteUpdateError`. The numbers of the latest update are also in ``last_update``.
+    An update whose loss or gradient is not finite is skipped and counted in ``train/skipped_updates``. Three in a row,
+    or decisions that are not finite after a round of updates, put the last good parameters back, save them as
+    ``last_good_model.zip`` in the log folder if there is one, and raise :class:`NonFiniteUpdateError`. The numbers of
+    the latest update are also in ``last_update``.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"FactoredLstmPolicy": FactoredLstmPolicy}
@@ -103,6 +106,11 @@ class FactoredRecurrentPPO(RecurrentPPO):
         unknown = sorted(set(entropy_multipliers or {}) - set(HEAD_NAMES))
         if unknown:
             raise ValueError(f"entropy_multipliers names {unknown}; the heads are {HEAD_NAMES}")
+        if isinstance(env, VectorEnv):
+            raise TypeError(
+                "env is a gymnasium.vector.VectorEnv; Stable-Baselines3 needs its own kind: use "
+                "esper_agent.make_sb3_env(id, num_envs), or GymVecEnv(env) around this one"
+            )
         if batch_size < 2:
             raise ValueError(f"batch_size is {batch_size}; advantages are normalised in a batch, so use 2 or more")
         self.advantage_estimator = advantage_estimator
@@ -248,6 +256,18 @@ class FactoredRecurrentPPO(RecurrentPPO):
             if not within_kl:
                 break
         self._log_update(settings, statistics)
+        if not self._decides_next():
+            self._stop_training("after an update the policy's decisions were not finite")
+
+    def _decides_next(self) -> bool:
+        """Whether values and probabilities of the next decision are finite."""
+        assert isinstance(self._last_obs, dict)
+        starts = th.tensor(self._last_episode_starts, dtype=th.float32, device=self.device)
+        with th.no_grad():
+            outputs = self.policy.op_values(
+                obs_as_tensor(self._last_obs, self.device), self._last_lstm_states.pi, starts
+            )
+        return all(bool(output.isfinite().all()) for output in outputs)
 
     def _update(self, samples: FactoredSamples, settings: LossSettings, statistics: UpdateStatistics) -> bool:
         """One minibatch; False, and no step made, once the policy is too far from the behaviour policy."""
@@ -281,20 +301,26 @@ class FactoredRecurrentPPO(RecurrentPPO):
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row < NON_FINITE_LIMIT:
             return
-        if self._last_good is not None:
-            self.set_parameters(self._last_good, device=self.device)
         self.logger.record("train/skipped_updates", statistics.skipped)
         self.logger.dump(self.num_timesteps)
+        self._skipped_in_a_row = 0
+        self._stop_training(f"{NON_FINITE_LIMIT} updates in a row had a loss or gradient that is not finite")
+
+    def _stop_training(self, why: str) -> NoReturn:
+        """Put the last good parameters back if there are any, save them, and raise."""
+        held = "parameters of before the first update"
+        if self._last_good is not None:
+            held = "last good parameters"
+            self.set_parameters(self._last_good, device=self.device)
         saved = "it was not saved: no log folder is configured"
         if self.logger.get_dir() is not None:
             path = Path(self.logger.get_dir()) / "last_good_model.zip"
             self.save(path)
             saved = f"it is saved as {path}"
-        self._skipped_in_a_row = 0
         raise NonFiniteUpdateError(
-            f"{NON_FINITE_LIMIT} updates in a row had a loss or gradient that is not finite, at timestep "
-            f"{self.num_timesteps}; expected finite rewards and observations and a learning rate that does not "
-            f"diverge. The model holds the last good parameters; {saved}. Check the rewards, or lower learning_rate."
+            f"{why}, at timestep {self.num_timesteps}; expected finite rewards and observations and a learning rate "
+            f"that does not diverge. The model holds the {held}; {saved}. Check the rewards, or lower "
+            "learning_rate."
         )
 
     def _log_update(self, settings: LossSettings, statistics: UpdateStatistics) -> None:

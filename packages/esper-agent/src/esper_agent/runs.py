@@ -3,6 +3,7 @@
 | file | content |
 |---|---|
 | config.yaml | the resolved configuration |
+| task.json | the resolved task, and the name of the data set that was used |
 | versions.json | versions of Python and of the packages that matter |
 | model.zip | the model, saved the Stable-Baselines3 way |
 | vecnormalize.pkl | the normaliser of the returns, saved the Stable-Baselines3 way |
@@ -17,7 +18,7 @@ from __future__ import annotations
 import difflib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,14 +31,15 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from esper_agent import atomic
 from esper_agent.baselines import POLICIES
+from esper_agent.configuration import ConfigError, parse_env_settings, read_config
 from esper_agent.evaluation import Policy
 from esper_agent.ppo import FactoredRecurrentPPO
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-CONFIG, VERSIONS, MODEL, NORMALISER = "config.yaml", "versions.json", "model.zip", "vecnormalize.pkl"
-EPISODES = "episodes.csv"
+CONFIG, TASK, VERSIONS, MODEL = "config.yaml", "task.json", "versions.json", "model.zip"
+NORMALISER, EPISODES, PROGRESS = "vecnormalize.pkl", "episodes.csv", "progress.csv"
 _PACKAGES = ("esper-env", "esper-agent", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
 
 
@@ -53,16 +55,38 @@ class Run:
     config: dict[str, Any]
     model: FactoredRecurrentPPO
 
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        """Settings of the environment it was trained in."""
+        return parse_env_settings(tuple(self.config.get("env_settings", ())))
 
-def create_run(path: str | Path, config: Mapping[str, Any]) -> Path:
-    """Make a run folder with its configuration and versions. A folder that already holds a run is a ``RunError``."""
+
+def new_folder(path: str | Path, names: Sequence[str], content: str) -> Path:
+    """Make a folder for ``content`` unless it is there; a ``RunError`` if one of the files to come is there already."""
     folder = Path(path)
-    if (folder / CONFIG).exists():
-        raise RunError(f"{folder} already holds a run; give another folder, or remove this one")
     if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file; a run needs a folder")
+        raise RunError(f"{folder} is a file; {content} needs a folder")
+    for name in names:
+        if (folder / name).exists():
+            ended = "" if name != CONFIG or (folder / MODEL).exists() else " without a model"
+            what = f"a run{ended}" if (folder / CONFIG).exists() else f"a file {name}"
+            raise RunError(f"{folder} already holds {what}; give another folder, or remove this one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"the folder {folder} cannot be made: {error.strerror}; give another one") from None
+    return folder
+
+
+def create_run(path: str | Path, config: Mapping[str, Any], task: Mapping[str, Any]) -> Path:
+    """Make a run folder with its configuration, task and versions.
+
+    A folder that already holds a run, or files that would be overwritten, is a ``RunError``.
+    """
+    folder = new_folder(path, (CONFIG, TASK, VERSIONS, MODEL, NORMALISER, EPISODES, PROGRESS), "a run")
     versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
     atomic.write_text(folder / VERSIONS, json.dumps(versions, indent=2) + "\n")
+    atomic.write_text(folder / TASK, json.dumps(task, indent=2) + "\n")
     atomic.write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
     return folder
 
@@ -89,12 +113,17 @@ def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") 
     and, with ``env_id`` given, when it was trained on another task.
     """
     folder = Path(path)
+    if folder.is_file():
+        raise RunError(f"{folder} is a file; give the folder that `esper train --out` wrote")
     if not folder.is_dir():
         raise RunError(f"there is no run folder {folder}; train one with `esper train --out {folder}`")
     if not (folder / CONFIG).is_file():
         raise RunError(f"{folder} is not a run: it has no {CONFIG}; give the folder that `esper train --out` wrote")
-    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    if not isinstance(config, dict) or "env" not in config:
+    try:
+        config = read_config(folder / CONFIG)
+    except ConfigError as error:
+        raise RunError(f"{folder} cannot be used: {error}") from None
+    if "env" not in config:
         raise RunError(f"{folder / CONFIG} does not name an environment; it was not written by `esper train`")
     if not (folder / MODEL).is_file():
         raise RunError(f"{folder} has no {MODEL}: its training ended before a model was saved; train it again")
@@ -106,7 +135,8 @@ def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") 
         model = FactoredRecurrentPPO.load(folder / MODEL, device=device)
     except Exception as error:
         raise RunError(
-            f"{folder / MODEL} cannot be loaded ({type(error).__name__}: {error}); it may be torn"
+            f"{folder / MODEL} cannot be loaded ({type(error).__name__}: {error}); it is damaged, or not of "
+            "FactoredRecurrentPPO"
         ) from error
     return Run(folder, config, model)
 
@@ -120,6 +150,7 @@ class PolicyByName:
 
     def __init__(self, name: str, env_id: str, seed: int = 0, device: str = "auto") -> None:
         self.name, self.seed = name, seed
+        self.env_kwargs: dict[str, Any] = {}  # that the run was trained with
         self._model: FactoredRecurrentPPO | None = None
         if name in POLICIES:
             return
@@ -127,7 +158,8 @@ class PolicyByName:
             near = difflib.get_close_matches(name, POLICIES, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "train one with `esper train`"
             raise RunError(f"policy {name!r} is neither a run folder nor one of {', '.join(POLICIES)}; {hint}")
-        self._model = load_run(name, env_id, device).model
+        run = load_run(name, env_id, device)
+        self._model, self.env_kwargs = run.model, run.env_kwargs
 
     def __call__(self, env: Env | VectorEnv) -> Policy:
         if self._model is None:

@@ -4,7 +4,7 @@ from esper_agent import make_sb3_env
 from stable_baselines3 import PPO
 
 env = make_sb3_env("Esper-Digits-v0", num_envs=16, seed=0)
-PPO("MultiInputPolicy", env, device="cpu").learn(20_000)
+PPO("MultiInputPolicy", env, n_steps=40, device="cpu").learn(20_000)
 """
 
 from __future__ import annotations

@@ -16,6 +16,12 @@ from scipy import stats
 
 Statistic = Callable[..., Any]
 
+#: What to pass instead, by number of dimensions.
+_EXPECTED = {
+    1: "one dimension; strata need stratified=True, and a (runs, episodes) table crossed_bootstrap",
+    2: "(runs, episodes)",
+}
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -59,7 +65,7 @@ def bootstrap_interval(
         seed: of the resampling; the same seed gives the same interval.
     """
     parts: Any = samples if stratified else [samples]
-    strata = [_checked(part) for part in parts]
+    strata = [_checked(part, 1) for part in parts]
 
     def pooled(*parts: NDArray[np.float64], axis: int = -1) -> Any:
         return statistic(np.concatenate(parts, axis=axis), axis=axis)
@@ -80,7 +86,7 @@ def paired_difference(
 
     Pairs are resampled together, so what makes an episode easy for both does not widen the interval.
     """
-    left, right = _checked(first), _checked(second)
+    left, right = _checked(first, 1), _checked(second, 1)
     if left.shape != right.shape:
         raise ValueError(
             f"{left.size} and {right.size} values cannot be paired; evaluate both policies on the same episode seeds"
@@ -106,9 +112,7 @@ def crossed_bootstrap(
     the interval speaks about other training seeds and other episodes alike. For a difference between two policies, pass
     the table of paired differences.
     """
-    values = _checked(table)
-    if values.ndim != 2:
-        raise ValueError(f"the table has shape {values.shape}; expected (runs, episodes)")
+    values = _checked(table, 2)
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; expected a share between 0 and 1, such as 0.95")
     value = float(statistic(values.ravel(), axis=-1))
@@ -146,10 +150,12 @@ def _bootstrap(
     return Estimate(value, float(interval.low), float(interval.high))
 
 
-def _checked(values: ArrayLike) -> NDArray[np.float64]:
+def _checked(values: ArrayLike, dimensions: int | None = None) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError("there are no values to take a statistic of; run at least one episode")
+    if dimensions is not None and array.ndim != dimensions:
+        raise ValueError(f"the values have shape {array.shape}; expected {_EXPECTED[dimensions]}")
     if not np.isfinite(array).all():
         raise ValueError(f"{int((~np.isfinite(array)).sum())} of {array.size} values are not finite")
     return array

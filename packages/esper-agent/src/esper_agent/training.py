@@ -7,21 +7,25 @@ trained = train(TrainSettings(out=Path("runs/digits"), total_timesteps=20_000))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import tyro
+from esper_env.tasks import task_dict
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from esper_agent.callbacks import CurvesRecorder, PeriodicEvaluation, StopOnInterrupt, TrainingMetricsCallback
-from esper_agent.configuration import ConfigError, parse_assignments, plain
-from esper_agent.ppo import FactoredRecurrentPPO
+from esper_agent.configuration import ConfigError, parse_assignments, parse_env_settings, plain
+from esper_agent.policy import check_logit_bias
+from esper_agent.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
 from esper_agent.runs import EPISODES, create_run, save_model
 from esper_agent.sb3 import make_sb3_env
 
@@ -70,7 +74,7 @@ class PPOSettings:
 class TrainSettings:
     """Train a FactoredRecurrentPPO and leave a run folder: configuration, versions, model, normaliser, curves.
 
-    Ctrl-C ends the run at the next step and saves the model; a second Ctrl-C ends it at once.
+    Ctrl-C or SIGTERM ends the run at the next step and saves the model; a second one ends it at once.
     """
 
     out: Path
@@ -99,21 +103,50 @@ class TrainSettings:
 
     def checked(self) -> TrainSettings:
         """These settings, or a ``ConfigError`` for a number that cannot work."""
-        least = {"total_timesteps": 1, "num_envs": 1, "seed": 0, "eval_every": 0, "eval_episodes": 1}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {bound}")
-        for name in ("n_steps", "n_epochs"):
-            if getattr(self.ppo, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self.ppo, name)}; expected at least 1")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 < getattr(self.ppo, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self.ppo, name)}; expected a number in (0, 1]")
-        for name in ("learning_rate", "clip_range", "max_grad_norm"):
-            if not getattr(self.ppo, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self.ppo, name)}; expected a positive number")
+        for name, allowed in _RANGES.items():
+            value = getattr(self if hasattr(self, name) else self.ppo, name)
+            if value is not None and not (math.isfinite(value) and allowed.holds(value)):
+                raise ConfigError(f"{name} is {value}; expected {allowed.words}")
         check_device(self.device)
+        parse_logit_bias(self.ppo.logit_bias)
         return self
+
+    @property
+    def rollout(self) -> int:
+        """Timesteps of one rollout."""
+        return self.num_envs * self.ppo.n_steps
+
+
+class _Range(NamedTuple):
+    words: str
+    holds: Callable[[float], bool]
+
+
+_AT_LEAST_0 = _Range("a number of at least 0", lambda value: value >= 0)
+_AT_LEAST_1 = _Range("a whole number of at least 1", lambda value: value >= 1)
+_POSITIVE = _Range("a positive number", lambda value: value > 0)
+_UP_TO_1 = _Range("a number in (0, 1]", lambda value: 0 < value <= 1)
+
+#: Which numbers make sense; None, where a setting may be it, always does.
+_RANGES = {
+    "total_timesteps": _AT_LEAST_1,
+    "num_envs": _AT_LEAST_1,
+    "seed": _Range("a whole number from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
+    "eval_every": _AT_LEAST_0,
+    "eval_episodes": _AT_LEAST_1,
+    "learning_rate": _POSITIVE,
+    "n_steps": _AT_LEAST_1,
+    "batch_size": _Range("a whole number of at least 2", lambda value: value >= 2),
+    "n_epochs": _AT_LEAST_1,
+    "gamma": _UP_TO_1,
+    "gae_lambda": _UP_TO_1,
+    "clip_range": _POSITIVE,
+    "ent_coef": _AT_LEAST_0,
+    "final_ent_coef": _AT_LEAST_0,
+    "vf_coef": _AT_LEAST_0,
+    "max_grad_norm": _POSITIVE,
+    "target_kl": _POSITIVE,
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +158,13 @@ class Trained:
     model: FactoredRecurrentPPO
     episodes: Sequence[dict[str, Any]]  # finished training episodes, as in episodes.csv
     env_kwargs: dict[str, Any]  # settings of the environment it was trained in
-    interrupted: bool  # by Ctrl-C, before total_timesteps
+    dataset: str
+    signal: int | None  # that ended it before total_timesteps
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it before total_timesteps."""
+        return self.signal is not None
 
 
 def check_device(device: str) -> None:
@@ -135,7 +174,9 @@ def check_device(device: str) -> None:
     try:
         wanted = torch.device(device)
     except RuntimeError:
-        raise ConfigError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N") from None
+        wanted = torch.device("meta")
+    if wanted.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N")
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device is {device!r}, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu"
@@ -147,9 +188,10 @@ def parse_logit_bias(assignments: tuple[str, ...]) -> dict[str, dict[str, float]
     biases: dict[str, dict[str, float]] = {}
     for name, bias in parse_assignments(assignments).items():
         head, dot, value = name.partition(".")
-        if not dot or not isinstance(bias, int | float):
+        if not dot or isinstance(bias, bool) or not isinstance(bias, int | float) or not math.isfinite(bias):
             raise ConfigError(f"logit_bias {name}={bias} is not of the form HEAD.VALUE=BIAS, such as op.WAIT=-1")
         biases.setdefault(head, {})[value] = float(bias)
+    check_logit_bias(biases)
     return biases
 
 
@@ -159,15 +201,17 @@ def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = ()) -> Tr
     Raises:
         ConfigError, RunError, ValueError: the settings, the folder or the environment's settings cannot be used.
         NonFiniteUpdateError: training diverged; the last good model is in the folder.
+        KeyboardInterrupt: a second Ctrl-C.
     """
     settings.checked()
-    env_kwargs = parse_assignments(settings.env_settings)
+    env_kwargs = parse_env_settings(settings.env_settings)
     monitored = make_sb3_env(settings.env, settings.num_envs, settings.seed, **env_kwargs)
     env = VecNormalize(monitored, norm_obs=False, norm_reward=settings.ppo.normalize_returns, gamma=settings.ppo.gamma)
     try:
         model = make_model(settings, env)
-        folder = create_run(settings.out, plain(settings))
-        return _learn(settings, model, folder, env_kwargs, callbacks)
+        task = task_dict(env.get_attr("task")[0]) | {"dataset_name": env.get_attr("dataset_name")[0]}
+        folder = create_run(settings.out, plain(settings), task)
+        return _learn(settings, model, folder, env_kwargs, task["dataset_name"], callbacks)
     finally:
         env.close()
 
@@ -201,6 +245,7 @@ def _learn(
     model: FactoredRecurrentPPO,
     folder: Path,
     env_kwargs: dict[str, Any],
+    dataset: str,
     callbacks: Sequence[BaseCallback],
 ) -> Trained:
     model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
@@ -211,13 +256,32 @@ def _learn(
             if settings.eval_every:
                 watchers.append(
                     PeriodicEvaluation(
-                        settings.env, settings.eval_every, settings.eval_episodes, HELD_OUT_SEED, env_kwargs
+                        settings.env, settings.eval_every, settings.eval_episodes, HELD_OUT_SEED, env_kwargs, stop
                     )
                 )
-            model.learn(settings.total_timesteps, callback=watchers, progress_bar=settings.progress)
+            total = -(-settings.total_timesteps // settings.rollout) * settings.rollout
+            with _saved_on_failure(folder, model):
+                model.learn(total, callback=watchers, progress_bar=settings.progress)
+                model.logger.dump(model.num_timesteps)  # of the last round of updates
+            ended_by = stop.signal if model.num_timesteps < total else None
             # Still inside the block: a Ctrl-C must not tear the file that is being written.
             path = save_model(folder, model)
     finally:
         curves.close()
         model.logger.close()
-    return Trained(folder, path, model, curves.rows, env_kwargs, stop.interrupted)
+    return Trained(folder, path, model, curves.rows, env_kwargs, dataset, ended_by)
+
+
+@contextmanager
+def _saved_on_failure(folder: Path, model: FactoredRecurrentPPO) -> Iterator[None]:
+    """Save the model when something unforeseen ends training, a full disk under the logger for instance."""
+    try:
+        yield
+    except NonFiniteUpdateError:  # has saved the last good one itself
+        raise
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Interrupted; {folder} has no model: remove it, or give another folder") from None
+    except Exception as error:
+        with suppress(OSError):
+            error.add_note(f"the model of timestep {model.num_timesteps} is saved as {save_model(folder, model)}")
+        raise

@@ -28,7 +28,7 @@ def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env
     try:
         return gymnasium.make_vec(env_id, num_envs=num_envs, **modes, **env_kwargs)
     except TypeError as error:  # a setting that the environment does not have
-        raise ValueError(str(error)) from error
+        raise ValueError(f"{env_id} cannot be made with these settings: {error}") from error
 
 
 def split_infos(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:

@@ -42,8 +42,8 @@ def describe_networks(table: SlotTable, signals: Signals, slot_ids: Sequence[str
 def draw_networks(table: SlotTable, signals: Signals, horizon: int) -> tuple[Picture, ...]:
     """One RGB picture (24 (2 + S), 240, 3) per environment, from top to bottom: how far the episode has come, the
     validation accuracy (full width: 100%), and for every slot a box in the colour of its stage, a bar for alpha, and
-    below it the measured contribution, to the right in blue or to the left in red of the middle, on the logarithmic
-    scale of the observation.
+    below it the measured contribution (of a TRAINING seed: the prospective one), to the right in blue or to the left in
+    red of the middle, on the logarithmic scale of the observation.
     """
     return tuple(_draw(row, table, signals, horizon) for row in range(table.shape[0]))
 
@@ -60,8 +60,10 @@ def _slot_line(row: int, slot: int, table: SlotTable, name: str) -> str:
     blueprint = Blueprint(table.blueprint[row, slot]).name.lower()
     operator = Operator(table.operator[row, slot]).name.lower()
     alpha, points = table.alpha[row, slot], table.contribution[row, slot]
+    # A TRAINING seed is measured as if it were on; its alpha is 0.
+    kind = "prospective contribution" if table.stage[row, slot] == Stage.TRAINING else "contribution"
     measured = f"{points:+.1f} points" if table.contribution_age[row, slot] >= 0 else "not measured"
-    return f"  {name:6s} {stage:10s} {blueprint:15s} {operator:8s} alpha {alpha:.2f}  contribution {measured}"
+    return f"  {name:6s} {stage:10s} {blueprint:15s} {operator:8s} alpha {alpha:.2f}  {kind} {measured}"
 
 
 def _draw(row: int, table: SlotTable, signals: Signals, horizon: int) -> Picture:

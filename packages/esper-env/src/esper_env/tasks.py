@@ -110,7 +110,7 @@ _CIFAR: dict[str, Any] = {
     "batch_size": 64,
     "batches_per_step": 24,
     "horizon": 75,
-    "host_lr": 0.02,
+    "host_lr": 0.05,
     "seed_lr": 0.02,
     "auto_shard_size": 1,
 }

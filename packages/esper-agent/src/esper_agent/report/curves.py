@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from numpy.typing import NDArray
 
 from esper_agent.atomic import replaced
@@ -59,14 +60,21 @@ def plot_training(
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, x=0.01, ha="left")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+    if baselines:
+        legend.set_title(
+            "dashed: mean of the evaluated episodes, with its 95% interval", prop=FontProperties(size="small")
+        )
     with replaced(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
 def _draw_training(axis: Axes, episodes: Sequence[Mapping[str, Any]], column: str, window: int) -> None:
-    steps = np.array([episode["timesteps"] for episode in episodes], dtype=float)
-    values = np.array([episode[column] for episode in episodes], dtype=float)
+    known = [episode for episode in episodes if episode[column] is not None]  # not of episodes that were cut
+    if not known:
+        return
+    steps = np.array([episode["timesteps"] for episode in known], dtype=float)
+    values = np.array([episode[column] for episode in known], dtype=float)
     axis.plot(steps, values, ".", color=_RAW, markersize=2.5, label="training episode", zorder=1)
     # Environments that run at once finish at the same timestep: draw the mean once all of them are in it.
     last = np.flatnonzero(np.append(np.diff(steps) > 0, True))
@@ -75,8 +83,11 @@ def _draw_training(axis: Axes, episodes: Sequence[Mapping[str, Any]], column: st
     axis.plot(steps[last], mean, color=_TRAINING, linewidth=2, label=label, zorder=3)
 
 
-def _draw_baseline(axis: Axes, name: str, values: Sequence[float], colour: str) -> None:
-    estimate = bootstrap_interval(values, np.mean)
+def _draw_baseline(axis: Axes, name: str, values: Sequence[float | None], colour: str) -> None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return
+    estimate = bootstrap_interval(known, np.mean)
     axis.axhline(estimate.value, color=colour, linewidth=1.4, linestyle="--", label=name, zorder=2)
     if np.isfinite(estimate.low):
         axis.axhspan(estimate.low, estimate.high, color=colour, alpha=0.15, linewidth=0, zorder=0)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich import box
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from esper_agent.atomic import replaced
@@ -20,7 +22,7 @@ from esper_agent.statistics import Estimate, bootstrap_interval, paired_differen
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation over episodes; the deviation of one episode is NaN."""
+    """Mean and standard deviation over episodes; NaN where there are too few of them."""
 
     mean: float
     deviation: float
@@ -28,7 +30,7 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-        return cls(float(np.mean(values)), deviation)
+        return cls(float(np.mean(values)) if len(values) else math.nan, deviation)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Summary:
     """One policy over its episodes."""
 
     policy: str
+    dataset: str
     episodes: int
     episode_return: Spread
     interquartile_return: Estimate  # interquartile mean with its 95% bootstrap interval
@@ -48,7 +51,7 @@ class Summary:
 
     def row(self) -> dict[str, Any]:
         """Flat columns for a CSV file or JSON; a missing number is None."""
-        row: dict[str, Any] = {"policy": self.policy, "episodes": self.episodes}
+        row: dict[str, Any] = {"policy": self.policy, "dataset": self.dataset, "episodes": self.episodes}
         spreads = {
             "return": self.episode_return,
             "test_accuracy": self.test_accuracy,
@@ -75,12 +78,13 @@ def summarise(records: Sequence[EpisodeRecord], reference: Sequence[EpisodeRecor
         difference = paired_difference(returns, [record.episode_return for record in reference])
     return Summary(
         policy=records[0].policy,
+        dataset=records[0].dataset,
         episodes=len(records),
         episode_return=Spread.of(returns),
         interquartile_return=bootstrap_interval(returns),
-        test_accuracy=Spread.of([record.test_accuracy for record in records]),
-        committed_val_accuracy=Spread.of([record.committed_val_accuracy for record in records]),
-        parameters_added=Spread.of([record.parameters_added for record in records]),
+        test_accuracy=Spread.of(_known(record.test_accuracy for record in records)),
+        committed_val_accuracy=Spread.of(_known(record.committed_val_accuracy for record in records)),
+        parameters_added=Spread.of(_known(record.parameters_added for record in records)),
         wait_share=float(np.mean([record.wait_share for record in records])),
         fossilized=float(np.mean([record.fossilized for record in records])),
         difference=difference,
@@ -93,27 +97,80 @@ def summarise_all(results: Mapping[str, Sequence[EpisodeRecord]], reference: str
     return [summarise(records, None if name == reference else base) for name, records in results.items()]
 
 
+def _known(values: Iterable[float | None]) -> list[float]:
+    """The values of the episodes that reached the horizon."""
+    return [value for value in values if value is not None]
+
+
+NOTE = "± is the standard deviation over episodes; brackets are 95% bootstrap intervals"
+
+
+def print_summaries(console: Console, summaries: Sequence[Summary], title: str) -> None:
+    """The table, or, where the terminal is too narrow for it, a block of lines for each policy."""
+    table = summary_table(summaries, title)
+    needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    if needed <= console.width:
+        console.print(table)
+        return
+    console.print(title, markup=False, soft_wrap=True)
+    for summary in summaries:
+        console.print(f"\n{summary.policy}", style="bold", markup=False, soft_wrap=True)
+        for heading, cell in _cells(summary).items():
+            console.print(f"  {' '.join(heading.split()):26} {cell}", markup=False, soft_wrap=True)
+    console.print(f"\n{NOTE}", style="dim italic")
+
+
+def _cells(summary: Summary) -> dict[str, str]:
+    """What is shown of a policy, by heading."""
+    cells = {
+        "return": _spread(summary.episode_return, 2),
+        "return\nIQM": _estimate(summary.interquartile_return),
+        "test\naccuracy, %": _spread(summary.test_accuracy, 1),
+        "parameters\nadded": _spread(summary.parameters_added, 0),
+        "WAIT\n%": f"{100 * summary.wait_share:.0f}",
+    }
+    if summary.difference is not None:
+        cells["return minus\nfirst policy"] = _estimate(summary.difference, signed=True)
+    return cells
+
+
 def summary_table(summaries: Sequence[Summary], title: str) -> Table:
     """A rich table, one line per policy; with a column of differences where a summary has one."""
-    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
-    table.caption = "± is the standard deviation over episodes; brackets are 95% bootstrap intervals"
+    table = Table(title=escape(title), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table.caption = NOTE
+    rows = [_cells(summary) for summary in summaries]
+    headings = max(rows, key=len)  # the first policy is not compared with itself
     table.add_column("policy", overflow="fold", min_width=10, max_width=28)  # a run's path may be long
-    headings = ["return", "return\nIQM", "test\naccuracy, %", "parameters\nadded", "WAIT\n%"]
-    compared = any(summary.difference is not None for summary in summaries)
-    for heading in [*headings, "return minus\nfirst policy"] if compared else headings:
-        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
-    for summary in summaries:
-        cells = [
-            summary.policy,
-            _spread(summary.episode_return, 2),
-            _estimate(summary.interquartile_return),
-            _spread(summary.test_accuracy, 1),
-            _spread(summary.parameters_added, 0),
-            f"{100 * summary.wait_share:.0f}",
-        ]
-        if compared:
-            cells.append("" if summary.difference is None else _estimate(summary.difference, signed=True))
-        table.add_row(*cells)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for summary, cells in zip(summaries, rows, strict=True):
+        table.add_row(escape(summary.policy), *(cells.get(heading, "") for heading in headings))
+    return table
+
+
+RECENT = 50  # episodes
+
+
+def training_table(episodes: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """How the first and the last training episodes went; rows of ``CurvesRecorder``."""
+    count = min(RECENT, max(1, len(episodes) // 2))
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("training episodes")
+    rows = {f"first {count}": episodes[:count], f"last {count} of {len(episodes)}": episodes[-count:]}
+    columns = {
+        "return": ("return", 2, 1),
+        "test\naccuracy, %": ("test_accuracy", 1, 1),
+        "parameters\nadded": ("parameters_added", 0, 1),
+        "WAIT\n%": ("wait_share", 0, 100),
+    }
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, some in rows.items():
+        cells = []
+        for name, digits, scale in columns.values():
+            spread = Spread.of([scale * value for value in _known(episode[name] for episode in some)])
+            cells.append(_spread(spread, digits))
+        table.add_row(label, *cells)
     return table
 
 
@@ -126,6 +183,8 @@ def write_summaries(summaries: Sequence[Summary], path: str | Path) -> None:
 
 
 def _spread(spread: Spread, digits: int) -> str:
+    if math.isnan(spread.mean):
+        return "not known"
     mean = f"{spread.mean:,.{digits}f}"
     return mean if math.isnan(spread.deviation) else f"{mean} ± {spread.deviation:,.{digits}f}"
 

@@ -151,8 +151,11 @@ def conditional_masks(legal_row: BoolArray, op: int, offered: Sequence[int]) -> 
     """Masks of the eight heads given the op, for one environment's legality ``legal_row`` (6, S).
 
     Any combination of values that are on is a legal action. Heads the op does not read have their default on.
-    ``ValueError`` when the op is legal in no slot.
+    ``ValueError`` for a value that is no op, and when the op is legal in no slot.
     """
+    if isinstance(op, bool) or not isinstance(op, int | np.integer) or not 0 <= op < NUM_OPS:
+        known = ", ".join(f"{other.name} {other.value}" for other in Op)
+        raise ValueError(f"op is {op!r}; expected a member of esper_env.rules.heads.Op or its number: {known}")
     if not legal_row[op].any():
         possible = ", ".join(other.name for other in Op if legal_row[other].any())
         raise ValueError(f"{Op(op).name} is not legal in any slot now; legal ops are {possible}")

@@ -1,0 +1,144 @@
+"""Evaluating and benchmarking from the command line."""
+
+import csv
+import errno
+import json
+import os
+
+import pytest
+from esper_agent.cli import BAD_INPUT, FAILED, OK, main
+
+SMALL = ["--total-timesteps", "48", "--num-envs", "2", "--n-steps", "12", "--batch-size", "24", "--no-progress"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(toy_id, tmp_path_factory):
+    """A run that the command itself trained."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "--env", toy_id, "--out", str(folder), "--device", "cpu", *SMALL]) == OK
+    return folder
+
+
+def text_of(capsys):
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def bad(arguments, capsys):
+    """The one line of standard error of a command that has to fail with exit code 2."""
+    assert main(arguments) == BAD_INPUT
+    out, err = text_of(capsys)
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+def test_evaluating_prints_and_writes_the_same_numbers(run_folder, toy_id, tmp_path, capsys):
+    file = tmp_path / "e.json"
+    arguments = ["evaluate", "--policy", str(run_folder), "--env", toy_id, "--episodes", "3", "--seed", "7"]
+    assert main([*arguments, "--json", str(file)]) == OK
+    out, _ = text_of(capsys)
+    content = json.loads(file.read_text())
+    assert [episode["seed"] for episode in content["episodes"]] == [7, 8, 9]
+    mean = sum(episode["return"] for episode in content["episodes"]) / 3
+    assert content["summary"]["return_mean"] == pytest.approx(mean)
+    assert f"{mean:.2f}" in out
+    assert "on toy, episodes with seeds 7 to 9" in out
+
+
+def test_a_benchmark_compares_on_the_same_episodes(run_folder, toy_id, tmp_path, capsys):
+    out = tmp_path / "bench"
+    policies = ["wait", "heuristic", "random", str(run_folder)]
+    arguments = ["benchmark", "--env", toy_id, "--policies", *policies, "--episodes", "4", "--out", str(out)]
+    assert main(arguments) == OK
+    with (out / "episodes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["policy"] for row in rows] == [name for name in policies for _ in range(4)]
+    last = {row["policy"]: row["seed"] for row in rows if row["episode"] == "3"}
+    assert last == dict.fromkeys(policies, "1000003")
+    assert {row["dataset"] for row in rows} == {"toy"}
+    with (out / "summary.csv").open(newline="") as file:
+        assert [(row["policy"], row["dataset"]) for row in csv.DictReader(file)] == [(name, "toy") for name in policies]
+    assert "return minus" in text_of(capsys)[0]
+    before = (out / "episodes.csv").read_bytes()
+    assert "already holds a file episodes.csv" in bad(arguments, capsys)
+    assert (out / "episodes.csv").read_bytes() == before
+
+
+def test_a_benchmark_does_not_write_into_a_run(run_folder, toy_id, capsys):
+    before = (run_folder / "episodes.csv").read_bytes()
+    err = bad(["benchmark", "--env", toy_id, "--policies", "wait", "--out", str(run_folder)], capsys)
+    assert "already holds a run" in err
+    assert (run_folder / "episodes.csv").read_bytes() == before
+
+
+def test_one_run_under_two_names_is_one_policy(run_folder, toy_id, tmp_path, capsys):
+    names = [str(run_folder), f"{run_folder.parent}/./{run_folder.name}"]
+    err = bad(["benchmark", "--env", toy_id, "--policies", *names, "--out", str(tmp_path / "b")], capsys)
+    assert "expected at least one, none twice" in err
+
+
+def test_a_folder_for_a_json_file_is_refused_before_anything_is_played(tmp_path, capsys):
+    assert "expected the name of a file" in bad(["evaluate", "--policy", "wait", "--json", str(tmp_path)], capsys)
+
+
+def test_several_policies_are_all_checked_before_one_plays(run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("esper_agent.cli.run_episodes", lambda *_args, **_more: pytest.fail("an episode was played"))
+    policies = ["wait", str(run_folder)]
+    out = tmp_path / "b"
+    bad(["benchmark", "--env", "Esper-Digits-v0", "--policies", *policies, "--out", str(out)], capsys)
+    assert not out.exists()
+
+
+def test_a_disk_that_is_full_ends_in_exit_code_one(toy_id, tmp_path, capsys):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "progress.json").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("esper_agent.training.save_model", full_disk)
+        assert main(["train", "--env", toy_id, "--out", str(tmp_path / "r"), *SMALL]) == FAILED
+    assert "No space left on device" in text_of(capsys)[1]
+
+
+def full_disk(*_arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_stochastic_play_samples(run_folder, toy_id, tmp_path, capsys):
+    def returns(*flags):
+        file = tmp_path / "e.json"
+        arguments = ["evaluate", "--policy", str(run_folder), "--env", toy_id, "--episodes", "3", "--json", str(file)]
+        assert main([*arguments, *flags]) == OK
+        return [episode["return"] for episode in json.loads(file.read_text())["episodes"]]
+
+    assert returns() == returns("--num-envs", "2")
+    assert returns("--stochastic") != returns()
+    assert returns("--stochastic", "--num-envs", "1") != returns("--stochastic", "--num-envs", "3")
+    text_of(capsys)
+
+
+def test_a_run_is_evaluated_in_its_own_environment_unless_told_otherwise(toy_id, tmp_path, capsys):
+    out, file = tmp_path / "r", tmp_path / "e.json"
+    assert main(["train", "--env", toy_id, "--out", str(out), *SMALL, "--env-settings", "horizon=5"]) == OK
+    evaluate = ["evaluate", "--policy", str(out), "--env", toy_id, "--episodes", "1", "--json", str(file)]
+    for extra, length in ([], 5), (["--env-settings", "horizon=7"], 7):
+        assert main([*evaluate, *extra]) == OK
+        assert json.loads(file.read_text())["episodes"][0]["length"] == length
+        assert ("environment settings of the run: horizon=5" in text_of(capsys)[0]) == (not extra)
+    benchmark = ["benchmark", "--env", toy_id, "--policies", str(out), "--episodes", "1", "--out", str(tmp_path / "b")]
+    assert main(benchmark) == OK
+    assert f"Note: {out} was trained with other settings: horizon=5" in text_of(capsys)[0]
+
+
+@pytest.mark.parametrize("width", ["60", "200"])
+def test_nothing_is_cut_on_a_terminal_of_any_width(toy_id, tmp_path, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", width)
+    arguments = ["benchmark", "--env", toy_id, "--policies", "wait", "random", "--episodes", "4"]
+    assert main([*arguments, "--out", str(tmp_path)]) == OK
+    out, _ = text_of(capsys)
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert f"{float(rows[1]['return_difference_low']):+.2f}, {float(rows[1]['return_difference_high']):+.2f}]" in out
+    assert "100" in out
+    assert "\u2026" not in out
+    assert main(["info"]) == OK
+    assert "\u2026" not in text_of(capsys)[0]
