@@ -15,13 +15,14 @@ PAGE = ROOT / "docs" / "results.md"
 
 HEAD = """# Results
 
-This page is made by `python benchmarks/report.py` from the files in `benchmarks/results/`.
+This page is made by `python benchmarks/report.py` from the files in `benchmarks/results/`. The commands are those that
+were given, from the root of the checkout; `python` is that of the environment, `.venv/bin/python`.
 """
 
 STUDY = """
 ## Policies on {env}
 
-{seeds} training runs of {timesteps:,} steps each, {episodes} held-out episodes, the same for every policy. Data:
+{runs} of {timesteps:,} steps each, {episodes} held-out episodes, the same for every policy. Data:
 {dataset}. Machine: {machine}. Raw results: `benchmarks/results/{folder}/`. Command:
 
 ```
@@ -57,13 +58,27 @@ the shares of episodes in which these signals are given.
 """
 
 
-def interval(estimate: Mapping[str, float]) -> str:
-    """An estimate in one cell."""
+def interval(estimate: Mapping[str, float | None]) -> str:
+    """An estimate in one cell; the value alone where there is no interval."""
+    if estimate["low"] is None:
+        return f"{estimate['iqm']:.3f}"
     return f"{estimate['iqm']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
-def verdict(differences: Mapping[str, Mapping[str, float]]) -> str:
+def mean(value: float | None, form: str) -> str:
+    """A mean in one cell, which is empty where no episode has the number."""
+    return "" if value is None else format(value, form)
+
+
+def verdict(differences: Mapping[str, Mapping[str, float | None]]) -> str:
     """Which of the other policies the learned one beats, and which beat it."""
+    if not differences:
+        return "Learned was compared with no other policy."
+    if any(d["low"] is None for d in differences.values()):
+        return (
+            "One training run, or one episode, gives no intervals: whether learned is better or worse than "
+            f"{', '.join(differences)} is not said."
+        )
     groups = {
         "better than": [name for name, d in differences.items() if d["low"] > 0],
         "worse than": [name for name, d in differences.items() if d["high"] < 0],
@@ -77,17 +92,18 @@ def study(folder: Path) -> str:
     """The section of one policy study."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     estimates, settings = summary["estimates"], summary["settings"]
-    rows = []
+    seeds, rows = len(settings["seeds"]), []
     for name, numbers in summary["policies"].items():
         difference = estimates["learned_minus"].get(name)
         rows.append(
             f"| {name} | {interval(estimates['return'][name])} | {interval(difference) if difference else ''} "
-            f"| {numbers['test_accuracy']:.1f} | {numbers['parameters_added']:,.0f} | {numbers['fossilized']:.2f} "
+            f"| {mean(numbers['test_accuracy'], '.1f')} | {mean(numbers['parameters_added'], ',.0f')} "
+            f"| {numbers['fossilized']:.2f} "
             f"| {numbers['wait_share']:.0%} |"
         )
     return STUDY.format(
         env=settings["env"],
-        seeds=len(settings["seeds"]),
+        runs=f"{seeds} training run{'s' if seeds > 1 else ''}",
         timesteps=settings["total_timesteps"],
         episodes=settings["episodes"],
         dataset=summary["dataset"],

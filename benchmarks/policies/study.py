@@ -9,84 +9,82 @@ Training seeds run side by side, one process and one thread each. The output fol
 * summary.json: settings, data set, versions, machine, and every estimate with its interval;
 * comparison.png: the returns of all policies, and the training curves.
 
-A seed whose run folder is complete is not trained again, so an interrupted study goes on where it stopped.
+A study goes on where it stopped: a seed trained to the end is not trained again, one that was interrupted is removed
+and trained afresh. Runs with other settings than those asked for are refused. The output folder is always written anew
+from the runs, over what an earlier study left there.
+
+Exit codes: 0 done, 1 failed (training diverged, or a file could not be written), 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
-import subprocess
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import tyro
 from esper_agent import atomic
+from esper_agent.cli import FAILED, OK, exit_code
+from esper_agent.configuration import parse_env_settings, plain
 from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
-from esper_agent.runs import EPISODES, MODEL, PolicyByName
+from esper_agent.runs import EPISODES, PolicyByName
 from esper_agent.statistics import Estimate, bootstrap_interval, crossed_bootstrap, interquartile_mean
-from esper_agent.training import HELD_OUT_SEED
+from esper_agent.training import HELD_OUT_SEED, TrainSettings
+from esper_agent.vectors import make_vector
 from figure import draw_comparison
+from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table
+from seeds import (
+    LEARNED,
+    StudySettings,
+    TrainingFailedError,
+    is_complete,
+    learning,
+    locked,
+    run_folder,
+    train_seeds,
+    train_settings,
+)
 from tqdm import tqdm
 
-LEARNED = "learned"
 PACKAGES = ("esper-env", "esper-agent", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
 
 
-@dataclass(frozen=True)
-class StudySettings:
-    """Train FactoredRecurrentPPO over several seeds and compare it with policies that nobody trained."""
+def check_playable(settings: StudySettings) -> None:
+    """Make the environment and every baseline once, so that what is wrong with them is said before hours of training.
 
-    out: Path
-    """Folder of the results."""
-    runs: Path = Path("runs/study")
-    """Folder of the training runs, one folder a seed."""
-    env: str = "Esper-Digits-v0"
-    """Task to train and evaluate on."""
-    total_timesteps: int = 40_960
-    """Environment steps of each training run."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Training seeds."""
-    episodes: int = 100
-    """Held-out episodes of each policy, the same for all."""
-    baselines: tuple[str, ...] = ("heuristic", "conv_light", "conv_heavy", "random", "wait")
-    """Policies to compare with."""
-    workers: int = 2
-    """Processes at a time."""
-    train_flags: tuple[str, ...] = ()
-    """Further flags of `esper train`, the same for every seed."""
-
-
-def train_seed(settings: StudySettings, seed: int) -> Path:
-    """Train one seed in a process of its own, unless its run folder is complete."""
-    folder = settings.runs / f"seed-{seed}"
-    if (folder / MODEL).exists():
-        return folder
-    command = [sys.executable, "-m", "esper_agent.cli", "train", "--env", settings.env, "--out", str(folder)]
-    # Environment i of a run starts from seed + i: seeds this far apart share no training episode.
-    command += ["--seed", str(1000 * seed), "--total-timesteps", str(settings.total_timesteps), "--no-progress"]
-    subprocess.run(
-        [*command, *settings.train_flags],
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
-    return folder
+    Raises:
+        ConfigError, RunError, ValueError: the environment, its settings or a baseline cannot be used.
+    """
+    vector = make_vector(settings.env, 1, AutoresetMode.DISABLED, **parse_env_settings(settings.env_settings))
+    try:
+        for name in settings.baselines:
+            PolicyByName(name, settings.env, HELD_OUT_SEED)(vector)
+    finally:
+        vector.close()
 
 
 def play(settings: StudySettings, name: str, policy: str) -> list[EpisodeRecord]:
     """Held-out episodes of one policy, deterministic."""
-    source = PolicyByName(policy, settings.env, HELD_OUT_SEED)
-    return run_episodes(source, settings.env, settings.episodes, HELD_OUT_SEED, name=name, num_envs=20)
+    return run_episodes(
+        PolicyByName(policy, settings.env, HELD_OUT_SEED),
+        settings.env,
+        settings.episodes,
+        HELD_OUT_SEED,
+        name=name,
+        num_envs=20,
+        env_kwargs=parse_env_settings(settings.env_settings),
+    )
 
 
 def estimates(learned: Sequence[list[EpisodeRecord]], fixed: Mapping[str, list[EpisodeRecord]]) -> dict[str, Any]:
@@ -102,21 +100,37 @@ def estimates(learned: Sequence[list[EpisodeRecord]], fixed: Mapping[str, list[E
 
 
 def as_json(estimate: Estimate) -> dict[str, float]:
-    """An estimate as plain numbers."""
+    """An estimate as plain numbers; NaN where there is no interval."""
     return {"iqm": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
 def describe(records: Sequence[EpisodeRecord]) -> dict[str, float]:
     """Means over episodes of what else is worth knowing."""
+    returns = [record.episode_return for record in records]
     return {
-        "return_mean": float(np.mean([record.episode_return for record in records])),
-        "return_std": float(np.std([record.episode_return for record in records], ddof=1)),
-        "test_accuracy": float(np.mean([record.test_accuracy for record in records])),
-        "parameters_added": float(np.mean([record.parameters_added for record in records])),
+        "return_mean": float(np.mean(returns)),
+        "return_std": float(np.std(returns, ddof=1)) if len(returns) > 1 else math.nan,
+        "test_accuracy": mean_where_measured([record.test_accuracy for record in records]),
+        "parameters_added": mean_where_measured([record.parameters_added for record in records]),
         "fossilized": float(np.mean([record.fossilized for record in records])),
         "wait_share": float(np.mean([record.wait_share for record in records])),
         "episodes": len(records),
     }
+
+
+def mean_where_measured(values: Sequence[float | None]) -> float:
+    """Mean of what was measured at the horizon; NaN when every episode was cut before it."""
+    measured = [value for value in values if value is not None]
+    return float(np.mean(measured)) if measured else math.nan
+
+
+def json_ready(value: Any) -> Any:
+    """The value with None in place of NaN, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: json_ready(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def table(summary: Mapping[str, Any], title: str) -> Table:
@@ -138,62 +152,100 @@ def table(summary: Mapping[str, Any], title: str) -> Table:
             name,
             interval(summary["estimates"]["return"][name]),
             "" if difference is None else interval(difference),
-            f"{described['test_accuracy']:.1f}",
-            f"{described['parameters_added']:,.0f}",
+            number(described["test_accuracy"], ".1f"),
+            number(described["parameters_added"], ",.0f"),
             f"{described['fossilized']:.2f}",
             f"{described['wait_share']:.0%}",
         )
     return rows
 
 
+def number(value: float, form: str) -> str:
+    """A number in one cell, which is empty for NaN."""
+    return "" if math.isnan(value) else format(value, form)
+
+
 def interval(estimate: Mapping[str, float]) -> str:
-    """An estimate in one cell."""
+    """An estimate in one cell; the value alone where there is no interval."""
+    if math.isnan(estimate["low"]):
+        return f"{estimate['iqm']:.3f}"
     return f"{estimate['iqm']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
-def main() -> None:
-    """Run the study."""
-    settings = tyro.cli(StudySettings, description=__doc__)
-    console = Console()
-    with ThreadPoolExecutor(settings.workers) as pool:
-        jobs = [pool.submit(train_seed, settings, seed) for seed in settings.seeds]
-        folders = [job.result() for job in tqdm(jobs, desc="training runs", unit="run")]
-    names = [(f"{LEARNED}-{seed}", str(folder)) for seed, folder in zip(settings.seeds, folders, strict=True)]
-    names += [(name, name) for name in settings.baselines]
-    played = {name: play(settings, name, policy) for name, policy in tqdm(names, desc="evaluating", unit="policy")}
-    learned = [played[name] for name, _ in names[: len(folders)]]
+def summarise(
+    settings: StudySettings, command: Sequence[str], training: TrainSettings, played: Mapping[str, list[EpisodeRecord]]
+) -> dict[str, Any]:
+    """All that the study found and what it was made with; NaN where something has no value."""
+    learned = [played[f"{LEARNED}-{seed}"] for seed in settings.seeds]
     fixed = {name: played[name] for name in settings.baselines}
     pooled = [replace(record, policy=LEARNED) for records in learned for record in records]
-    write_csv([record for records in played.values() for record in records], settings.out / "episodes.csv")
-    training = training_curves(settings, folders)
-    atomic.write_text(settings.out / "training.csv", training)
-    summary = {
-        "command": "python benchmarks/policies/study.py " + " ".join(sys.argv[1:]),
-        "settings": json.loads(json.dumps(asdict(settings), default=str)),
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU used"
+    return {
+        "command": shlex.join(["python", "benchmarks/policies/study.py", *command]),
+        "settings": plain(settings),
+        "training": {name: value for name, value in learning(plain(training)).items() if name != "seed"},
         "dataset": learned[0][0].dataset,
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, no GPU used",
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {gpu}",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "estimates": estimates(learned, fixed),
         "policies": {name: describe(records) for name, records in {LEARNED: pooled, **fixed}.items()},
     }
-    atomic.write_text(settings.out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    draw_comparison(summary, played, training, settings.out / "comparison.png")
-    title = (
-        f"{settings.env} on {summary['dataset']}: {len(folders)} training seeds, {settings.episodes} held-out episodes"
-    )
-    console.print(table(summary, title))
-    console.print(f"Written to {settings.out}")
 
 
-def training_curves(settings: StudySettings, folders: Sequence[Path]) -> str:
+def training_curves(settings: StudySettings) -> str:
     """The training episodes of every run as one CSV text, with the training seed in the first column."""
     lines: list[str] = []
-    for seed, folder in zip(settings.seeds, folders, strict=True):
-        header, *rows = (folder / EPISODES).read_text(encoding="utf-8").splitlines()
+    for seed in settings.seeds:
+        header, *rows = (run_folder(settings, seed) / EPISODES).read_text(encoding="utf-8").splitlines()
         lines = lines or [f"training_seed,{header}"]
         lines += [f"{seed},{row}" for row in rows]
     return "\n".join(lines) + "\n"
 
 
+def study(settings: StudySettings, command: Sequence[str], console: Console) -> None:
+    """Train what is missing, play every policy, and write the results."""
+    settings.checked()
+    wanted = {seed: train_settings(settings, seed) for seed in settings.seeds}
+    check_playable(settings)
+    with locked(settings.runs) as lock:
+        missing = [seed for seed in settings.seeds if not is_complete(run_folder(settings, seed), wanted[seed])]
+        train_seeds(settings, missing, lock)
+        policies = {f"{LEARNED}-{seed}": str(run_folder(settings, seed)) for seed in settings.seeds}
+        policies |= {name: name for name in settings.baselines}
+        bar = tqdm(policies.items(), desc="evaluating", unit="policy")
+        played = {name: play(settings, name, policy) for name, policy in bar}
+        training = training_curves(settings)
+    summary = summarise(settings, command, wanted[settings.seeds[0]], played)
+    write_csv([record for records in played.values() for record in records], settings.out / "episodes.csv")
+    atomic.write_text(settings.out / "training.csv", training)
+    content = json.dumps(json_ready(summary), indent=2, allow_nan=False)
+    atomic.write_text(settings.out / "summary.json", content + "\n")
+    draw_comparison(summary, played, training, settings.out / "comparison.png")
+    runs = f"{len(settings.seeds)} training seed{'s' * (len(settings.seeds) > 1)}"
+    title = f"{settings.env} on {summary['dataset']}: {runs}, {settings.episodes} held-out episodes"
+    console.print(table(summary, title))
+    console.print(f"Written to {settings.out}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    errors = Console(stderr=True)
+
+    def run(console: Console) -> int:
+        settings = tyro.cli(StudySettings, description=__doc__, args=given)
+        try:
+            study(settings, given, console)
+        except KeyboardInterrupt:
+            message = "Interrupted; the same command goes on with the runs that are complete"
+            raise KeyboardInterrupt(message) from None
+        except TrainingFailedError as error:
+            errors.print(f"Training failed: {error}", soft_wrap=True, markup=False, highlight=False)
+            return FAILED
+        return OK
+
+    return exit_code(run)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,7 +28,9 @@ def test_the_examples_run(code, monkeypatch, tmp_path):
     short = code
     for long, quick in (
         ("20_000, progress_bar=True", "64"),
+        ("total_timesteps=20_000", "total_timesteps=64, progress=False"),
         ("num_envs=16", "num_envs=2"),
+        ("n_steps=40", "n_steps=32"),
         ("seed=0))", "seed=0), n_steps=32, batch_size=32)"),
     ):
         short = short.replace(long, quick)
