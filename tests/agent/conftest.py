@@ -7,6 +7,8 @@ from dataclasses import replace
 import gymnasium
 import numpy as np
 import pytest
+from command_line import SMALL
+from esper_agent.cli import OK, main
 from esper_env.rules.heads import CNN_BLUEPRINTS, HEAD_DEFAULTS, HEAD_RELEVANCE, NO_BLUEPRINT, Head, Op, head_sizes
 from esper_env.rules.stages import HAS_SEED, IS_BLENDED, NUM_STAGES, STAGE_INDEX, Stage
 from esper_env.tasks import TASKS
@@ -212,3 +214,11 @@ def toy_id():
     gymnasium.register(TOY_ID, entry_point=GrowthToy, vector_entry_point=GrowthToyVector)
     yield TOY_ID
     del gymnasium.registry[TOY_ID]
+
+
+@pytest.fixture(scope="module")
+def run_folder(toy_id, tmp_path_factory):
+    """A run that the command itself trained."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "--env", toy_id, "--out", str(folder), "--device", "cpu", *SMALL]) == OK
+    return folder

@@ -10,23 +10,9 @@ import time
 
 import pytest
 import yaml
+from command_line import SMALL, bad, text_of
 from esper_agent.cli import BAD_INPUT, OK, main
 from esper_agent.demo import main as demo_main
-
-SMALL = ["--total-timesteps", "48", "--num-envs", "2", "--n-steps", "12", "--batch-size", "24", "--no-progress"]
-
-
-@pytest.fixture(scope="module")
-def run_folder(toy_id, tmp_path_factory):
-    """A run that the command itself trained."""
-    folder = tmp_path_factory.mktemp("cli") / "run"
-    assert main(["train", "--env", toy_id, "--out", str(folder), "--device", "cpu", *SMALL]) == OK
-    return folder
-
-
-def text_of(capsys):
-    captured = capsys.readouterr()
-    return captured.out, captured.err
 
 
 def test_training_says_where_the_model_is(toy_id, tmp_path, capsys):
@@ -140,15 +126,6 @@ def test_help_is_complete(command, capsys):
         "info": ["List the tasks"],
     }[command]
     assert all(word in out for word in words)
-
-
-def bad(arguments, capsys):
-    """The one line of standard error of a command that has to fail with exit code 2."""
-    assert main(arguments) == BAD_INPUT
-    out, err = text_of(capsys)
-    assert out == ""
-    assert "Traceback" not in err
-    return err
 
 
 @pytest.mark.parametrize(

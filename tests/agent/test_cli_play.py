@@ -6,31 +6,8 @@ import json
 import os
 
 import pytest
-from esper_agent.cli import BAD_INPUT, FAILED, OK, main
-
-SMALL = ["--total-timesteps", "48", "--num-envs", "2", "--n-steps", "12", "--batch-size", "24", "--no-progress"]
-
-
-@pytest.fixture(scope="module")
-def run_folder(toy_id, tmp_path_factory):
-    """A run that the command itself trained."""
-    folder = tmp_path_factory.mktemp("cli") / "run"
-    assert main(["train", "--env", toy_id, "--out", str(folder), "--device", "cpu", *SMALL]) == OK
-    return folder
-
-
-def text_of(capsys):
-    captured = capsys.readouterr()
-    return captured.out, captured.err
-
-
-def bad(arguments, capsys):
-    """The one line of standard error of a command that has to fail with exit code 2."""
-    assert main(arguments) == BAD_INPUT
-    out, err = text_of(capsys)
-    assert out == ""
-    assert "Traceback" not in err
-    return err
+from command_line import SMALL, bad, text_of
+from esper_agent.cli import FAILED, OK, main
 
 
 def test_evaluating_prints_and_writes_the_same_numbers(run_folder, toy_id, tmp_path, capsys):

@@ -56,7 +56,7 @@ class RewardConfig:
     """Made by :func:`reward_config`. A weight that the mode does not read is 0."""
 
     mode: RewardMode
-    gamma: float  # the learner's discount, under which the potentials telescope; the agent takes it from here
+    gamma: float  # the discount under which the potentials telescope: the one that the learner uses
     scale: float  # worth of 100 points of accuracy
     rent_weight: float
     op_cost: float = 0.0  # per step with an op other than WAIT

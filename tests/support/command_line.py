@@ -1,0 +1,21 @@
+"""The `esper` command in the process of the tests."""
+
+from esper_agent.cli import BAD_INPUT, main
+
+#: A training run of two rollouts on the toy.
+SMALL = ["--total-timesteps", "48", "--num-envs", "2", "--n-steps", "12", "--batch-size", "24", "--no-progress"]
+
+
+def text_of(capsys):
+    """What was printed since the last look: standard output and standard error."""
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def bad(arguments, capsys):
+    """The one line of standard error of a command that has to fail with exit code 2."""
+    assert main(arguments) == BAD_INPUT
+    out, err = text_of(capsys)
+    assert out == ""
+    assert "Traceback" not in err
+    return err
