@@ -33,8 +33,9 @@ STUDY = """
 |---|---|---|---|---|---|---|
 {rows}
 
+"learned" samples its actions, as in training; "likeliest" is the same policies taking the most probable action instead.
 IQM is the interquartile mean over runs and episodes; intervals resample training runs and episodes. Interquartile mean
-return of each training run: {by_seed}. {verdict}
+return of each training run: {by_seed}; taking the likeliest actions: {likeliest_by_seed}. {verdict}
 
 ![Returns and training curves](../benchmarks/results/{folder}/comparison.png)
 """
@@ -112,7 +113,8 @@ def study(folder: Path) -> str:
         command=summary["command"],
         rows="\n".join(rows),
         by_seed=", ".join(f"{value:.3f}" for value in estimates["return_by_seed"]),
-        verdict=verdict(estimates["learned_minus"]),
+        likeliest_by_seed=", ".join(f"{value:.3f}" for value in estimates["likeliest_by_seed"]),
+        verdict=verdict({name: d for name, d in estimates["learned_minus"].items() if name in settings["baselines"]}),
     )
 
 

@@ -86,6 +86,8 @@ def _draw_training(axis: Axes, summary: Mapping[str, Any], training: str) -> Non
         axis.plot(steps[last], mean, color=LEARNED, linewidth=1.2, alpha=0.8, label=label, zorder=3)
     estimates = summary["estimates"]["return"]
     for name, (colour, dashes) in _styles(list(estimates)[1:]).items():
+        if name not in summary["settings"]["baselines"]:
+            continue
         axis.axhline(estimates[name]["iqm"], color=colour, linewidth=1.6, linestyle=dashes, label=name, zorder=2)
     axis.set_xlabel("timesteps of training; the other policies at their interquartile mean")
     axis.set_ylabel(f"return, mean of {WINDOW} training episodes")

@@ -26,7 +26,8 @@ from esper_agent.runs import CONFIG, EPISODES, MODEL, VERSIONS, RunError
 from esper_agent.training import HELD_OUT_SEED, TrainSettings
 from tqdm import tqdm
 
-LEARNED = "learned"
+#: The learned policies as they were trained, sampling their actions, and taking the likeliest ones instead.
+LEARNED, LIKELIEST = "learned", "likeliest"
 #: File in a run folder that says that `esper train` went through; an interrupted run leaves a model as well.
 COMPLETE = "complete"
 #: File in the folder of the runs that is locked while a study, or a training run it started, is at work there.
@@ -83,9 +84,11 @@ class StudySettings:
         most = HELD_OUT_SEED // SEED_DISTANCE
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not all(0 <= s < most for s in self.seeds):
             raise ConfigError(f"seeds are {list(self.seeds)}; expected one or more from 0 to {most - 1}, none twice")
-        taken = [name for name in self.baselines if name == LEARNED or name.startswith(f"{LEARNED}-")]
+        taken = [name for name in self.baselines if name.partition("-")[0] in (LEARNED, LIKELIEST)]
         if taken or len(set(self.baselines)) < len(self.baselines):
-            raise ConfigError(f"baselines are {list(self.baselines)}; expected none twice, and none called {LEARNED}")
+            raise ConfigError(
+                f"baselines are {list(self.baselines)}; expected none twice, and none called {LEARNED} or {LIKELIEST}"
+            )
         if self.out.resolve() in [run_folder(self, seed).resolve() for seed in self.seeds]:
             raise ConfigError(f"out is {self.out}, which is the folder of a training run; give another folder")
         for folder in (self.out, self.runs):

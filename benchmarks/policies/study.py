@@ -25,8 +25,8 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ from rich.console import Console
 from rich.table import Table
 from seeds import (
     LEARNED,
+    LIKELIEST,
     StudySettings,
     TrainingFailedError,
     is_complete,
@@ -75,7 +76,7 @@ def check_playable(settings: StudySettings) -> None:
 
 
 def play(settings: StudySettings, name: str, policy: str) -> list[EpisodeRecord]:
-    """Held-out episodes of one policy, deterministic."""
+    """Held-out episodes of one policy."""
     return run_episodes(
         PolicyByName(policy, settings.env, HELD_OUT_SEED),
         settings.env,
@@ -84,18 +85,29 @@ def play(settings: StudySettings, name: str, policy: str) -> list[EpisodeRecord]
         name=name,
         num_envs=20,
         env_kwargs=parse_env_settings(settings.env_settings),
+        deterministic=not name.startswith(LEARNED),
     )
 
 
-def estimates(learned: Sequence[list[EpisodeRecord]], fixed: Mapping[str, list[EpisodeRecord]]) -> dict[str, Any]:
+def estimates(
+    learned: Sequence[list[EpisodeRecord]],
+    likeliest: Sequence[list[EpisodeRecord]],
+    fixed: Mapping[str, list[EpisodeRecord]],
+) -> dict[str, Any]:
     """Interquartile means of the returns, and of the paired differences learned minus other."""
-    table = np.array([[record.episode_return for record in records] for records in learned])
-    result: dict[str, Any] = {"return": {LEARNED: as_json(crossed_bootstrap(table))}, "learned_minus": {}}
+    table, modes = (
+        np.array([[record.episode_return for record in records] for records in runs]) for runs in (learned, likeliest)
+    )
+    result: dict[str, Any] = {
+        "return": {LEARNED: as_json(crossed_bootstrap(table)), LIKELIEST: as_json(crossed_bootstrap(modes))},
+        "learned_minus": {LIKELIEST: as_json(crossed_bootstrap(table - modes))},
+    }
     for name, records in fixed.items():
         returns = np.array([record.episode_return for record in records])
         result["return"][name] = as_json(bootstrap_interval(returns))
         result["learned_minus"][name] = as_json(crossed_bootstrap(table - returns))
     result["return_by_seed"] = [float(interquartile_mean(row)) for row in table]
+    result["likeliest_by_seed"] = [float(interquartile_mean(row)) for row in modes]
     return result
 
 
@@ -176,9 +188,9 @@ def summarise(
     settings: StudySettings, command: Sequence[str], training: TrainSettings, played: Mapping[str, list[EpisodeRecord]]
 ) -> dict[str, Any]:
     """All that the study found and what it was made with; NaN where something has no value."""
-    learned = [played[f"{LEARNED}-{seed}"] for seed in settings.seeds]
+    learned, likeliest = ([played[f"{kind}-{seed}"] for seed in settings.seeds] for kind in (LEARNED, LIKELIEST))
     fixed = {name: played[name] for name in settings.baselines}
-    pooled = [replace(record, policy=LEARNED) for records in learned for record in records]
+    pooled = {LEARNED: list(chain(*learned)), LIKELIEST: list(chain(*likeliest))} | fixed
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU used"
     return {
         "command": shlex.join(["python", "benchmarks/policies/study.py", *command]),
@@ -187,8 +199,8 @@ def summarise(
         "dataset": learned[0][0].dataset,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {gpu}",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "estimates": estimates(learned, fixed),
-        "policies": {name: describe(records) for name, records in {LEARNED: pooled, **fixed}.items()},
+        "estimates": estimates(learned, likeliest, fixed),
+        "policies": {name: describe(records) for name, records in pooled.items()},
     }
 
 
@@ -210,7 +222,8 @@ def study(settings: StudySettings, command: Sequence[str], console: Console) -> 
     with locked(settings.runs) as lock:
         missing = [seed for seed in settings.seeds if not is_complete(run_folder(settings, seed), wanted[seed])]
         train_seeds(settings, missing, lock)
-        policies = {f"{LEARNED}-{seed}": str(run_folder(settings, seed)) for seed in settings.seeds}
+        runs = {seed: str(run_folder(settings, seed)) for seed in settings.seeds}
+        policies = {f"{kind}-{seed}": run for kind in (LEARNED, LIKELIEST) for seed, run in runs.items()}
         policies |= {name: name for name in settings.baselines}
         bar = tqdm(policies.items(), desc="evaluating", unit="policy")
         played = {name: play(settings, name, policy) for name, policy in bar}
@@ -221,8 +234,8 @@ def study(settings: StudySettings, command: Sequence[str], console: Console) -> 
     content = json.dumps(json_ready(summary), indent=2, allow_nan=False)
     atomic.write_text(settings.out / "summary.json", content + "\n")
     draw_comparison(summary, played, training, settings.out / "comparison.png")
-    runs = f"{len(settings.seeds)} training seed{'s' * (len(settings.seeds) > 1)}"
-    title = f"{settings.env} on {summary['dataset']}: {runs}, {settings.episodes} held-out episodes"
+    seeds = f"{len(settings.seeds)} training seed{'s' * (len(settings.seeds) > 1)}"
+    title = f"{settings.env} on {summary['dataset']}: {seeds}, {settings.episodes} held-out episodes"
     console.print(table(summary, title))
     console.print(f"Written to {settings.out}")
 

@@ -121,7 +121,7 @@ def test_help_is_complete(command, capsys):
     words = {
         "": ["train", "evaluate", "benchmark", "info", "Exit codes"],
         "train": ["--out", "--config", "--learning-rate", "Step size of Adam", "Ctrl-C"],
-        "evaluate": ["--policy", "--json", "--stochastic"],
+        "evaluate": ["--policy", "--json", "--deterministic"],
         "benchmark": ["--policies", "--episodes"],
         "info": ["List the tasks"],
     }[command]

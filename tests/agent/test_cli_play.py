@@ -80,16 +80,17 @@ def full_disk(*_arguments):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_stochastic_play_samples(run_folder, toy_id, tmp_path, capsys):
+def test_actions_are_sampled_unless_the_likeliest_are_asked_for(run_folder, toy_id, tmp_path, capsys):
     def returns(*flags):
         file = tmp_path / "e.json"
         arguments = ["evaluate", "--policy", str(run_folder), "--env", toy_id, "--episodes", "3", "--json", str(file)]
         assert main([*arguments, *flags]) == OK
         return [episode["return"] for episode in json.loads(file.read_text())["episodes"]]
 
-    assert returns() == returns("--num-envs", "2")
-    assert returns("--stochastic") != returns()
-    assert returns("--stochastic", "--num-envs", "1") != returns("--stochastic", "--num-envs", "3")
+    assert returns("--deterministic") == returns("--deterministic", "--num-envs", "2")
+    assert returns() == returns()
+    assert returns() != returns("--deterministic")
+    assert returns("--num-envs", "1") != returns("--num-envs", "3")  # draws fall to other episodes
     text_of(capsys)
 
 

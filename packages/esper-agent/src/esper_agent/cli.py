@@ -59,8 +59,8 @@ class EvaluateSettings:
     """Seed of the first episode; episode i has seed + i, so policies evaluated with one seed can be compared."""
     num_envs: int = 10
     """Episodes that run at once."""
-    stochastic: bool = False
-    """Sample the actions of a learned policy instead of taking the likeliest."""
+    deterministic: bool = False
+    """Take the likeliest actions of a learned policy; without it they are sampled, as in training."""
     env_settings: tuple[str, ...] = ()
     """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict; a run keeps its own otherwise."""
     device: str = "auto"
@@ -87,6 +87,8 @@ class BenchmarkSettings:
     """Seed of the first episode; episode i has seed + i."""
     num_envs: int = 10
     """Episodes that run at once."""
+    deterministic: bool = False
+    """Take the likeliest actions of a learned policy; without it they are sampled, as in training."""
     env_settings: tuple[str, ...] = ()
     """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict."""
     device: str = "auto"
@@ -126,7 +128,7 @@ def run_evaluate(settings: EvaluateSettings, console: Console) -> int:
     env_kwargs = policy.env_kwargs | given
     if env_kwargs != given:
         console.print(f"Played with the environment settings of the run: {_listed(env_kwargs)}", markup=False)
-    records = _play(policy, settings, env_kwargs, console, deterministic=not settings.stochastic)
+    records = _play(policy, settings, env_kwargs, console)
     summary = summarise(records)
     print_summaries(console, [summary], _title(settings.env, records))
     if settings.json is not None:
@@ -186,7 +188,6 @@ def _play(
     settings: EvaluateSettings | BenchmarkSettings,
     env_kwargs: Mapping[str, Any],
     console: Console,
-    deterministic: bool = True,
 ) -> list[EpisodeRecord]:
     with episode_bar(policy.name, settings.episodes, console) as advance:
         return run_episodes(
@@ -197,7 +198,7 @@ def _play(
             name=policy.name,
             num_envs=settings.num_envs,
             env_kwargs=env_kwargs,
-            deterministic=deterministic,
+            deterministic=settings.deterministic,
             progress=advance,
         )
 

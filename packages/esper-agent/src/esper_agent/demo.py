@@ -141,6 +141,7 @@ def _play(name: str, trained: Trained, settings: DemoSettings, console: Console)
             name=name,
             num_envs=settings.episodes,
             env_kwargs=trained.env_kwargs,
+            deterministic=False,
             progress=advance,
         )
 

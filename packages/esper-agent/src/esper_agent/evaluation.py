@@ -100,7 +100,8 @@ def run_episodes(
         name: of the policy in the records, default its class.
         num_envs: episodes run at once, at most.
         env_kwargs: for ``gymnasium.make_vec``.
-        deterministic: passed to ``predict``.
+        deterministic: passed to ``predict``. Of a learned policy it takes the likeliest action. Where acting now and a
+            step later are worth the same, the likeliest may be to WAIT for ever though the policy acts soon.
         progress: called after every step with the number of episodes that it finished; may raise to end the play.
 
     Returns:
