@@ -63,9 +63,13 @@ def test_names_and_sizes_come_with_the_population():
         ({"shard_size": 100}, 5, 1, [5]),
     ],
 )
-def test_small_networks_share_shards(build, monkeypatch, overrides, count, threads, sizes):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    population = build(count=count, **overrides)
+def test_small_networks_share_shards(build, overrides, count, threads, sizes):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        population = build(count=count, **overrides)
+    finally:
+        torch.set_num_threads(before)
     assert [shard.rows for shard in population.shards] == sizes
     assert all(isinstance(shard.layout, Together) for shard in population.shards)
 

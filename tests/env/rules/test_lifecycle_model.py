@@ -95,6 +95,7 @@ class NaiveSlot:
             if self.epochs < 3 or not self.healthy:
                 return False
             self.enter("BLENDING")
+            self.contribution_age = -1
             self.ramp = naive_ramp(0.0, *self.first)
         elif op == "ADVANCE":
             if self.ramp or self.alpha != 1.0:
