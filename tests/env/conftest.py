@@ -5,6 +5,7 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from esper_env.rules.heads import HEAD_DEFAULTS, AlphaSpeed, AlphaTarget, Blueprint, Head, Op, Style, Tempo
 
 #: Small enough that a step takes milliseconds.
@@ -112,3 +113,11 @@ def _assert_same(left, right, atol=0.0, path=""):
         assert abs(left - right) <= atol, f"{path}: {left} and {right}"
     else:
         assert left == right, f"{path}: {left} and {right}"
+
+
+@pytest.fixture
+def use_threads():
+    """Sets PyTorch's number of intra-op threads for the rest of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

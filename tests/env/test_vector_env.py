@@ -5,6 +5,7 @@ import json
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from esper_env import EsperVectorEnv
 from esper_env.rules.heads import Blueprint, Op
 from esper_env.rules.observation import slot_index
@@ -241,23 +242,17 @@ def test_nothing_returned_changes_later(make_digits_vec, assert_same):
     assert_same(kept, copies)
 
 
-def test_worker_threads_change_nothing(make_digits_vec, assert_same):
+def test_worker_threads_change_nothing(make_digits_vec, assert_same, use_threads):
     """Shards of one network, on one thread and on two."""
-    import torch
-
-    threads = torch.get_num_threads()
     traces = []
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            vector = make_digits_vec(4, shard_size=1)
-            vector.reset(seed=0)
-            traces.append(play(vector, 5, np.random.default_rng(0))[1])
-            assert (vector.unwrapped._growth._population._pool is not None) == (count == 2)
-            assert torch.get_num_threads() == count
-            vector.close()
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2):
+        use_threads(count)
+        vector = make_digits_vec(4, shard_size=1)
+        vector.reset(seed=0)
+        traces.append(play(vector, 5, np.random.default_rng(0))[1])
+        assert (vector.unwrapped._growth._population._pool is not None) == (count == 2)
+        assert torch.get_num_threads() == count
+        vector.close()
     assert_same(traces[0], traces[1])
 
 

@@ -63,13 +63,9 @@ def test_names_and_sizes_come_with_the_population():
         ({"shard_size": 100}, 5, 1, [5]),
     ],
 )
-def test_small_networks_share_shards(build, overrides, count, threads, sizes):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        population = build(count=count, **overrides)
-    finally:
-        torch.set_num_threads(before)
+def test_small_networks_share_shards(build, use_threads, overrides, count, threads, sizes):
+    use_threads(threads)
+    population = build(count=count, **overrides)
     assert [shard.rows for shard in population.shards] == sizes
     assert all(isinstance(shard.layout, Together) for shard in population.shards)
 

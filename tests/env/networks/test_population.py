@@ -205,12 +205,12 @@ def test_a_newborn_seed_is_new(make_population, grow):
     assert (shard.seed_stack(1, value).momentum["branch.0.weight"][0] == 0).all()
 
 
-def test_worker_threads_change_nothing(make_population, grow, monkeypatch):
+def test_worker_threads_change_nothing(make_population, grow, use_threads):
     count = 5
     seeds = random_seeds(np.random.default_rng(4), range(count))
     seen = []
     for threads in (1, 3):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        use_threads(threads)
         population = make_population(count, shard_size=2)
         assert (population._pool is None) == (threads == 1)
         structure = grow(population, count, *seeds)
@@ -225,8 +225,8 @@ def test_worker_threads_change_nothing(make_population, grow, monkeypatch):
         assert_equal(left, right)
 
 
-def test_an_error_in_a_worker_reaches_the_caller(make_population, grow, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+def test_an_error_in_a_worker_reaches_the_caller(make_population, grow, use_threads):
+    use_threads(2)
     population = make_population(2, shard_size=1)
     structure = grow(population, 2)
     structure.blended[1, 0] = True  # a seed that was never planted
@@ -234,8 +234,8 @@ def test_an_error_in_a_worker_reaches_the_caller(make_population, grow, monkeypa
         population.train(structure)
 
 
-def test_a_closed_population_still_trains_without_threads(make_population, grow, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+def test_a_closed_population_still_trains_without_threads(make_population, grow, use_threads):
+    use_threads(2)
     population = make_population(2, shard_size=1)
     population.close()
     population.close()
