@@ -1,0 +1,144 @@
+"""Ways to train n networks side by side, each with the same ``step``: one epoch of every network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import esper_env  # noqa: F401  registers the ids
+import gymnasium
+import numpy as np
+import torch
+from esper_agent.baselines import RandomPolicy, WaitPolicy
+from esper_env.data import ImageFamily, load_image_data
+from esper_env.networks.build import host_builder, resolve_device
+from esper_env.networks.population.stack import seeded_construction
+from esper_env.networks.population.stream import MinibatchStream, TrainingImages, minibatches
+from esper_env.seeding import derive_seed
+from esper_env.tasks import make_task
+from torch import nn
+
+#: What acts in an environment: the host alone, or seeds at random.
+WORKLOADS: dict[str, Callable[[], Any]] = {"host": WaitPolicy, "growing": lambda: RandomPolicy(0)}
+
+
+class Contender(Protocol):
+    """Something that is timed."""
+
+    n: int
+
+    def step(self) -> None:
+        """Train each of the n networks for one epoch."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+@dataclass
+class Shares:
+    """Seconds by part of a step, and how many steps they are of."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time of the block to ``part``."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    def wrap(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its time added to ``part``."""
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with self.timed(part):
+                return function(*args, **kwargs)
+
+        return wrapped
+
+
+class Environments:
+    """A vector environment under a policy: the native one, or Gymnasium's over single ones."""
+
+    def __init__(self, env_id: str, n: int, workload: str, mode: str | None, **env_kwargs: Any) -> None:
+        self.n, self.shares = n, Shares()
+        how = {} if mode is None else {"vectorization_mode": mode}
+        self._envs = gymnasium.make_vec(env_id, num_envs=n, **how, **env_kwargs)
+        self._policy, self._state = WORKLOADS[workload](), None
+        self._starts = np.ones(n, dtype=bool)
+        self._observation, _ = self._envs.reset(seed=0)
+        if mode is None:
+            self._time_parts(self._envs.unwrapped._growth)
+
+    def _time_parts(self, growth: Any) -> None:
+        population = growth._population
+        for owner, name, part in (
+            (population, "train", "train"),
+            (population, "measure", "evaluate"),
+            (population, "appraise", "evaluate"),
+            (growth, "observe", "observe"),
+        ):
+            setattr(owner, name, self.shares.wrap(part, getattr(owner, name)))
+
+    def step(self) -> None:
+        with self.shares.timed("step"):
+            with self.shares.timed("decide"):
+                actions, self._state = self._policy.predict(self._observation, self._state, self._starts)
+            self._observation, _, terminated, truncated, _ = self._envs.step(actions)
+            self._starts = terminated | truncated
+        self.shares.steps += 1
+
+    def close(self) -> None:
+        self._envs.close()
+
+
+class PlainLoop:
+    """What one would write without this project: each network with an optimizer of its own, one after the other.
+
+    It trains the same hosts on the same minibatches, and does nothing else: no evaluation, no observation, no seeds.
+    """
+
+    def __init__(self, env_id: str, n: int, threads: int, **env_kwargs: Any) -> None:
+        task = make_task(env_id, **env_kwargs)
+        device = resolve_device(task.device)
+        data = load_image_data(task.dataset, task.data_dir, family=ImageFamily(task.family))
+        images = TrainingImages(data, device, torch.float32)
+        # The quicker layout of a network on its own: channels_last for pictures, not for the tiny Digits host.
+        memory_format = torch.channels_last if task.auto_shard_size == 1 else torch.contiguous_format
+        self.n, self._threads = n, threads
+        self.networks, self._optimizers, self._streams = [], [], []
+        for index in range(n):
+            with seeded_construction(derive_seed(index, "host weights")):  # as network `index` of a population
+                network = host_builder(task)()
+            network.to(device, memory_format=memory_format)
+            stream = MinibatchStream(images, task.batch_size, task.batches_per_step)
+            stream.seed(derive_seed(index, "minibatches"))
+            self.networks.append(network)
+            self._optimizers.append(torch.optim.SGD(network.parameters(), lr=task.host_lr, momentum=0.9))
+            self._streams.append(stream)
+        self._images = images
+
+    def step(self) -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        for network, optimizer, stream in zip(self.networks, self._optimizers, self._streams, strict=True):
+            self._epoch(network, optimizer, stream)
+        torch.set_num_threads(before)
+
+    def _epoch(self, network: nn.Module, optimizer: torch.optim.Optimizer, stream: MinibatchStream) -> None:
+        network.train()
+        for images, labels in minibatches(self._images, [stream]):
+            loss = nn.functional.cross_entropy(network(images[0]), labels[0])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+
+    def close(self) -> None:
+        """Nothing is held."""
