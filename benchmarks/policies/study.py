@@ -25,7 +25,6 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from itertools import chain
 from typing import Any
 
@@ -36,7 +35,7 @@ from esper_agent import atomic
 from esper_agent.cli import FAILED, OK, exit_code
 from esper_agent.configuration import parse_env_settings, plain
 from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
-from esper_agent.runs import EPISODES, PolicyByName
+from esper_agent.runs import EPISODES, PolicyByName, package_versions
 from esper_agent.statistics import Estimate, bootstrap_interval, crossed_bootstrap, interquartile_mean
 from esper_agent.training import HELD_OUT_SEED, TrainSettings
 from esper_agent.vectors import make_vector
@@ -57,8 +56,6 @@ from seeds import (
     train_settings,
 )
 from tqdm import tqdm
-
-PACKAGES = ("esper-env", "esper-agent", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
 
 
 def check_playable(settings: StudySettings) -> None:
@@ -198,7 +195,7 @@ def summarise(
         "training": {name: value for name, value in learning(plain(training)).items() if name != "seed"},
         "dataset": learned[0][0].dataset,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {gpu}",
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": package_versions(),
         "estimates": estimates(learned, likeliest, fixed),
         "policies": {name: describe(records) for name, records in pooled.items()},
     }

@@ -18,7 +18,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from esper_agent import atomic
 from esper_agent.baselines import WaitPolicy
 from esper_agent.cli import OK, exit_code
 from esper_agent.configuration import ConfigError
+from esper_agent.runs import package_versions
 from esper_agent.vectors import make_vector
 from esper_env.rules.observation_view import ObservationView
 from gymnasium.vector import AutoresetMode
@@ -38,7 +38,6 @@ from tqdm import tqdm
 
 AT_ONCE = 16  # episodes that run at once, at most
 LATE = 12  # epochs at the end over which noise is measured
-PACKAGES = ("esper-env", "torch", "numpy")
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def headroom(settings: HeadroomSettings, command: Sequence[str], console: Consol
             "env": settings.env,
             "dataset": envs.unwrapped.dataset_name,
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {envs.unwrapped.task.device} device",
-            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "versions": package_versions(),
             "cuda": torch.cuda.is_available(),
             "plans": results,
         }

@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +28,7 @@ from contenders import Contender, Environments, PlainLoop
 from esper_agent import atomic
 from esper_agent.cli import OK, exit_code
 from esper_agent.configuration import ConfigError, parse_env_settings
+from esper_agent.runs import package_versions
 from esper_env.tasks import make_task
 from rich.console import Console
 from rich.table import Table
@@ -36,7 +36,6 @@ from tqdm import tqdm
 
 NATIVE, LOOP = "native", "plain loop"
 PARTS = ("train", "evaluate", "observe", "decide")
-PACKAGES = ("esper-env", "esper-agent", "torch", "numpy", "gymnasium")
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ def measure(settings: ThroughputSettings, command: Sequence[str], console: Conso
         "workload": settings.workload,
         "threads_of_the_plain_loop": settings.threads,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {gpu}",
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": package_versions(),
         "results": results,
     }
     atomic.write_text(settings.out, json.dumps(content, indent=2) + "\n")

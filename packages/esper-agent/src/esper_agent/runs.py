@@ -61,6 +61,11 @@ class Run:
         return parse_env_settings(tuple(self.config.get("env_settings", ())))
 
 
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
 def new_folder(path: str | Path, names: Sequence[str], content: str) -> Path:
     """Make a folder for ``content`` unless it is there; a ``RunError`` if one of the files to come is there already."""
     folder = Path(path)
@@ -84,8 +89,7 @@ def create_run(path: str | Path, config: Mapping[str, Any], task: Mapping[str, A
     A folder that already holds a run, or files that would be overwritten, is a ``RunError``.
     """
     folder = new_folder(path, (CONFIG, TASK, VERSIONS, MODEL, NORMALISER, EPISODES, PROGRESS), "a run")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
-    atomic.write_text(folder / VERSIONS, json.dumps(versions, indent=2) + "\n")
+    atomic.write_text(folder / VERSIONS, json.dumps(package_versions(), indent=2) + "\n")
     atomic.write_text(folder / TASK, json.dumps(task, indent=2) + "\n")
     atomic.write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
     return folder
