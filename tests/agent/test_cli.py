@@ -64,7 +64,7 @@ def test_the_resolved_configuration_is_saved(run_folder, toy_id):
     config = yaml.safe_load((run_folder / "config.yaml").read_text())
     assert (config["env"], config["total_timesteps"], config["num_envs"]) == (toy_id, 48, 2)
     assert config["ppo"]["n_steps"] == 12
-    assert config["ppo"]["gamma"] == 0.995
+    assert config["ppo"]["gamma"] == 0.98
 
 
 def test_the_logit_bias_reaches_the_policy(toy_id, tmp_path, capsys):

@@ -85,7 +85,7 @@ def test_the_normaliser_is_saved_with_its_statistics(trained, toy_id):
     assert loaded.ret_rms.var == original.ret_rms.var
     assert loaded.ret_rms.count > 40
     assert loaded.norm_obs is False
-    assert loaded.gamma == 0.995
+    assert loaded.gamma == 0.98
 
 
 def test_a_recurrent_model_is_evaluated_with_its_state(trained, toy_id):

@@ -6,7 +6,7 @@ import pytest
 from esper_env.rules.heads import Blueprint, Op
 
 HOST = 390
-RENT, OP_COST, GAMMA = 0.05, 0.002, 0.995
+RENT, OP_COST, GAMMA = 0.05, 0.002, 0.98
 #: Enough training for a seed in the first slot to be worth something.
 REAL = {"batches_per_step": 17, "batch_size": 64}
 

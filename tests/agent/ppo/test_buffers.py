@@ -101,7 +101,7 @@ def test_advantages_of_a_cut_rollout_equal_a_recomputation(mask_world, make_mode
         final_values[step, env] = value({key: part[None] for key, part in obs.items()}, state, [0.0])[0]
     assert len(seen) == 6
     rollout = Rollout(buffer.rewards, buffer.values, buffer.state_values, buffer.ends, final_values, value(*tape.last))
-    expected = two_step(rollout, 0.995, 0.95)
+    expected = two_step(rollout, 0.98, 0.95)
     np.testing.assert_allclose(buffer.op_advantages, expected.op, atol=1e-5)
     np.testing.assert_allclose(buffer.advantages, expected.arguments, atol=1e-5)
     np.testing.assert_allclose(buffer.returns, expected.returns, atol=1e-5)

@@ -40,9 +40,9 @@ def test_equal_seeds_train_to_equal_bits(mask_world, make_model):
 
 def test_defaults():
     model = FactoredRecurrentPPO("FactoredLstmPolicy", None, _init_setup_model=False)
-    assert (model.gamma, model.gae_lambda, model.learning_rate, model.clip_range) == (0.995, 0.95, 7e-4, 0.2)
+    assert (model.gamma, model.gae_lambda, model.learning_rate, model.clip_range) == (0.98, 0.95, 7e-4, 0.2)
     assert (model.target_kl, model.vf_coef, model.advantage_estimator) == (0.04, 1.0, "two_step")
-    assert [model.ent_coef(1.0), model.ent_coef(0.5), model.ent_coef(0.0)] == pytest.approx([0.03, 0.02, 0.01])
+    assert [model.ent_coef(1.0), model.ent_coef(0.5), model.ent_coef(0.0)] == pytest.approx([0.03, 0.015, 0.0])
     assert model.entropy_multipliers == {
         "op": 1.0,
         "slot": 1.0,
@@ -90,7 +90,7 @@ def test_a_trained_model_saves_loads_and_goes_on(mask_world, tmp_path, make_mode
 
 @pytest.mark.filterwarnings("ignore:rich is experimental")
 def test_sb3s_callbacks_normalisation_progress_and_tensorboard_work(mask_world, tmp_path, make_model):
-    env = VecNormalize(mask_world(horizon=8, cut=6), norm_obs=False, norm_reward=True, gamma=0.995)
+    env = VecNormalize(mask_world(horizon=8, cut=6), norm_obs=False, norm_reward=True, gamma=0.98)
     held_out = VecNormalize(mask_world(num_envs=2), norm_obs=False, norm_reward=False, training=False)
     evaluation = EvalCallback(held_out, eval_freq=16, n_eval_episodes=2, best_model_save_path=str(tmp_path), verbose=0)
     model = make_model(env, tensorboard_log=str(tmp_path))

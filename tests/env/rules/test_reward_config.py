@@ -13,7 +13,7 @@ from esper_env.rules.stages import Stage
 def test_accuracy_is_the_default_mode_with_the_documented_weights() -> None:
     config = reward_config()
     assert config.mode is RewardMode.ACCURACY
-    assert (config.scale, config.rent_weight, config.op_cost, config.gamma) == (1.0, 0.05, 0.002, 0.995)
+    assert (config.scale, config.rent_weight, config.op_cost, config.gamma) == (1.0, 0.05, 0.002, 0.98)
 
 
 def test_weights_replace_defaults_and_leave_the_others() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from esper_env.rules.reward_config import GAMMA
 
 Settings = TypeVar("Settings")
 
@@ -213,4 +214,23 @@ def parse_env_settings(assignments: tuple[str, ...]) -> dict[str, Any]:
     for name in _NOT_SETTINGS:
         if name in settings:
             raise ConfigError(f"env_settings names {name!r}, which is not a setting of the environment")
+    return settings
+
+
+def training_env_settings(assignments: tuple[str, ...], gamma: float) -> dict[str, Any]:
+    """Those of the environment that a policy with discount ``gamma`` learns in: its reward has the same discount.
+
+    Raises ``ConfigError`` when the settings give the reward another one.
+    """
+    settings = parse_env_settings(assignments)
+    weights = settings.get("reward_weights", {})
+    if not isinstance(weights, Mapping):
+        return settings  # the environment says what is wrong with them
+    if weights.get("gamma", gamma) != gamma:
+        raise ConfigError(
+            f"env_settings give the reward the gamma {weights['gamma']}, and the policy learns with {gamma}; "
+            "give gamma alone, the reward takes it over"
+        )
+    if gamma != GAMMA:
+        settings["reward_weights"] = {**weights, "gamma": gamma}
     return settings

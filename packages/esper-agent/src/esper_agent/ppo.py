@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import numpy as np
 import torch as th
 from esper_env.rules.heads import HEAD_NAMES
+from esper_env.rules.reward_config import GAMMA
 from gymnasium.vector import VectorEnv
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
@@ -51,12 +52,12 @@ class FactoredRecurrentPPO(RecurrentPPO):
     """Recurrent PPO with a critic Q(s, op), one clipped ratio per action head, and masks inside the observation.
 
     Used like any SB3 algorithm: ``learn``, ``predict``, ``save``, ``load``, callbacks, ``EvalCallback``, TensorBoard.
-    Wrap the environment in ``VecNormalize(norm_obs=False, norm_reward=True, gamma=0.995)``. Parameters not listed here
+    Wrap the environment in ``VecNormalize(norm_obs=False, norm_reward=True, gamma=0.98)``. Parameters not listed here
     are SB3's.
 
     :param n_steps: steps per environment and rollout; one rollout of 16 environments is 640 transitions
-    :param ent_coef: entropy coefficient, a number or a schedule of the remaining progress; 0.03 falling to 0.01
-        by default
+    :param ent_coef: entropy coefficient, a number or a schedule of the remaining progress; 0.03 falling to 0 by
+        default
     :param entropy_multipliers: per-head factors of the entropy coefficient; heads not named keep their default
     :param target_kl: an update whose KL from the behaviour policy exceeds 1.5 times this is not made, and the rest of
         this round of updates is dropped; None for no limit
@@ -82,7 +83,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
         n_steps: int = 40,
         batch_size: int = 160,
         n_epochs: int = 8,
-        gamma: float = 0.995,
+        gamma: float = GAMMA,
         gae_lambda: float = 0.95,
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | Schedule | None = None,
@@ -130,7 +131,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
             clip_range=clip_range,
             clip_range_vf=clip_range_vf,
             normalize_advantage=normalize_advantage,
-            ent_coef=LinearSchedule(0.03, 0.01, 1.0) if ent_coef is None else ent_coef,
+            ent_coef=LinearSchedule(0.03, 0.0, 1.0) if ent_coef is None else ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
             target_kl=target_kl,

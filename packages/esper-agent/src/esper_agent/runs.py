@@ -31,7 +31,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from esper_agent import atomic
 from esper_agent.baselines import POLICIES
-from esper_agent.configuration import ConfigError, parse_env_settings, read_config
+from esper_agent.configuration import ConfigError, read_config, training_env_settings
 from esper_agent.evaluation import Policy
 from esper_agent.ppo import FactoredRecurrentPPO
 
@@ -58,7 +58,8 @@ class Run:
     @property
     def env_kwargs(self) -> dict[str, Any]:
         """Settings of the environment it was trained in."""
-        return parse_env_settings(tuple(self.config.get("env_settings", ())))
+        assignments = tuple(self.config.get("env_settings", ()))
+        return training_env_settings(assignments, self.model.gamma)
 
 
 def package_versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import tyro
+from esper_env.rules.reward_config import GAMMA
 from esper_env.tasks import task_dict
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
@@ -23,7 +24,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from esper_agent.callbacks import CurvesRecorder, PeriodicEvaluation, StopOnInterrupt, TrainingMetricsCallback
-from esper_agent.configuration import ConfigError, parse_assignments, parse_env_settings, plain
+from esper_agent.configuration import ConfigError, parse_assignments, plain, training_env_settings
 from esper_agent.policy import check_logit_bias
 from esper_agent.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
 from esper_agent.runs import EPISODES, create_run, save_model
@@ -45,15 +46,15 @@ class PPOSettings:
     """Transitions in one minibatch."""
     n_epochs: int = 8
     """Passes over a rollout."""
-    gamma: float = 0.995
-    """Discount, also of the normalisation of returns."""
+    gamma: float = GAMMA
+    """Discount, also of the normalisation of returns and of the potentials in the environment's reward."""
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation."""
     clip_range: float = 0.2
     """Clip range of the probability ratios."""
     ent_coef: float = 0.03
     """Entropy coefficient at the start."""
-    final_ent_coef: float = 0.01
+    final_ent_coef: float = 0.0
     """Entropy coefficient at the end; it changes linearly in between."""
     vf_coef: float = 1.0
     """Weight of the value loss."""
@@ -204,7 +205,7 @@ def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = ()) -> Tr
         KeyboardInterrupt: a second Ctrl-C.
     """
     settings.checked()
-    env_kwargs = parse_env_settings(settings.env_settings)
+    env_kwargs = training_env_settings(settings.env_settings, settings.ppo.gamma)
     monitored = make_sb3_env(settings.env, settings.num_envs, settings.seed, **env_kwargs)
     env = VecNormalize(monitored, norm_obs=False, norm_reward=settings.ppo.normalize_returns, gamma=settings.ppo.gamma)
     try:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+#: The discount, of the potentials and of whoever learns from the reward: growing now is worth more than growing later.
+GAMMA = 0.98
+
 #: Stage of a slot -> its potential, by stage name; every other stage has 0.
 STAGE_POTENTIALS: dict[str, float] = {
     "GERMINATED": 1.0,
@@ -28,19 +31,19 @@ class RewardMode(StrEnum):
 #: The weights each mode reads, with their defaults.
 MODE_WEIGHTS: dict[RewardMode, dict[str, float]] = {
     RewardMode.ACCURACY: {
-        "gamma": 0.995,
+        "gamma": GAMMA,
         "scale": 1.0,
         "rent_weight": 0.05,
         "op_cost": 0.002,
         "potential_weight": 0.0,
     },
     RewardMode.SPARSE: {
-        "gamma": 0.995,
+        "gamma": GAMMA,
         "scale": 1.0,
         "rent_weight": 0.05,
     },
     RewardMode.CONTRIBUTION: {
-        "gamma": 0.995,
+        "gamma": GAMMA,
         "scale": 1.0,
         "rent_weight": 0.05,
         "potential_weight": 0.01,
