@@ -41,8 +41,8 @@ class GrowthToy(gymnasium.Env):
 
     metadata = {"render_modes": []}  # noqa: RUF012
 
-    def __init__(self, horizon: int = 12, render_mode: str | None = None) -> None:
-        self.horizon, self.render_mode = horizon, render_mode
+    def __init__(self, horizon: int = 12, render_mode: str | None = None, reward_weights: dict | None = None) -> None:
+        self.horizon, self.render_mode, self.reward_weights = horizon, render_mode, reward_weights
         self.nvec = head_sizes(SLOTS)
         self.observation_space = Dict(
             features=Box(-2, 2, (31 + 30 * SLOTS,), np.float32),
@@ -170,7 +170,7 @@ class GrowthToyVector(VectorEnv):
         self.single_action_space = self.envs[0].action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        for name in ("slot_ids", "offered_blueprints", "dataset_name", "host_parameters", "task"):
+        for name in ("slot_ids", "offered_blueprints", "dataset_name", "host_parameters", "task", "reward_weights"):
             setattr(self, name, getattr(self.envs[0], name))
         self.rows = [None] * num_envs
         self.steps = np.zeros(num_envs, dtype=int)

@@ -13,8 +13,10 @@ from esper_agent.configuration import (
     parse_env_settings,
     plain,
     read_config,
+    training_env_settings,
     with_values,
 )
+from esper_env.rules.reward_config import GAMMA
 
 
 @dataclass(frozen=True)
@@ -144,3 +146,13 @@ def test_assignments_need_a_name_and_a_value(text):
 def test_an_assignment_that_is_no_yaml_is_refused():
     with pytest.raises(ConfigError, match=r"the value of 'slots' in .* is not readable"):
         parse_assignments(("slots=[r0c0",))
+
+
+def test_the_environment_a_policy_learns_in_takes_over_its_discount():
+    given = ("horizon=4", "reward_weights={op_cost: 0.0, gamma: 0.9}")
+    weights = {"op_cost": 0.0, "gamma": 0.9}
+    assert training_env_settings(given, 0.9) == {"horizon": 4, "reward_weights": weights}
+    assert training_env_settings(("horizon=4",), GAMMA) == {"horizon": 4}
+    assert training_env_settings(("reward_weights=3",), 0.9) == {"reward_weights": 3}, "the environment refuses it"
+    with pytest.raises(ConfigError, match=r"gamma 0\.9, and the policy learns with 0\.98; give gamma alone"):
+        training_env_settings(given, 0.98)

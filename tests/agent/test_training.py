@@ -8,6 +8,7 @@ from esper_agent.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
 from esper_agent.runs import load_run
 from esper_agent.sb3 import make_sb3_env
 from esper_agent.training import HELD_OUT_SEED, PPOSettings, TrainSettings, make_model, train
+from esper_env.rules.reward_config import GAMMA
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import FloatSchedule
@@ -62,6 +63,22 @@ def test_the_policy_is_evaluated_on_held_out_episodes_of_its_own_environment(toy
     settings = settings_for(toy_id, tmp_path / "r")
     train(TrainSettings(**vars(settings) | {"eval_every": 24, "eval_episodes": 2, "env_settings": ("horizon=5",)}))
     assert [(record.seed, record.length) for record in played] == [(HELD_OUT_SEED, 5), (HELD_OUT_SEED + 1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("gamma", "given", "weights"),
+    [
+        (GAMMA, (), None),
+        (0.9, (), {"gamma": 0.9}),
+        (0.9, ("reward_weights={scale: 2.0}",), {"scale": 2.0, "gamma": 0.9}),
+    ],
+)
+def test_the_reward_has_the_learners_discount(toy_id, tmp_path, gamma, given, weights):
+    settings = TrainSettings(**vars(settings_for(toy_id, tmp_path / "r", gamma=gamma)) | {"env_settings": given})
+    trained = train(settings)
+    assert trained.model.get_env().get_attr("reward_weights")[0] == weights
+    assert trained.model.get_vec_normalize_env().gamma == trained.model.gamma == gamma
+    assert load_run(trained.folder).env_kwargs == trained.env_kwargs == ({"reward_weights": weights} if weights else {})
 
 
 class FailAt(BaseCallback):

@@ -58,10 +58,16 @@ def test_the_learned_policy_beats_waiting_and_chance(path):
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
-def test_no_training_run_ends_in_waiting(path):
+@pytest.mark.parametrize("actions", ["learned", "likeliest"])
+def test_no_training_run_ends_in_waiting(path, actions):
+    """Neither the policy as it was trained nor its likeliest actions."""
     with (path.parent / "episodes.csv").open(encoding="utf-8") as file:
-        learned = [row for row in csv.DictReader(file) if row["policy"].startswith("learned-")]
-    for run in {row["policy"] for row in learned}:
-        own = [row for row in learned if row["policy"] == run]
+        episodes = list(csv.DictReader(file))
+    waiting = np.mean([float(row["return"]) for row in episodes if row["policy"] == "wait"])
+    runs = {row["policy"] for row in episodes if row["policy"].startswith(f"{actions}-")}
+    assert len(runs) >= 5
+    for run in runs:
+        own = [row for row in episodes if row["policy"] == run]
         assert np.mean([float(row["wait_share"]) for row in own]) < 0.97
         assert np.mean([float(row["fossilized"]) for row in own]) > 0.5
+        assert np.mean([float(row["return"]) for row in own]) > waiting + 0.1
