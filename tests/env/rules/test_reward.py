@@ -341,7 +341,8 @@ def test_for_the_same_network_fossilizing_in_time_returns_more_than_not(mode: Re
     fossilizing = Episode([*steps[:-1], replace(KEPT, params=300, op=Op.FOSSILIZE)], committed=40.0)
     gain = fossilizing.play(mode).sum() - waiting.play(mode).sum()
     assert gain > 0.19
-    assert discounted(fossilizing.play(mode), 0.995) > discounted(waiting.play(mode), 0.995)
+    rewards = [episode.play(mode, gamma=0.9) for episode in (waiting, fossilizing)]
+    assert discounted(rewards[1], 0.9) > discounted(rewards[0], 0.9)
 
 
 def test_two_final_networks_differ_in_return_by_what_the_formula_says() -> None:
@@ -350,9 +351,9 @@ def test_two_final_networks_differ_in_return_by_what_the_formula_says() -> None:
     rent = 0.05 * (math.log(1 + 1200 / HOST) - math.log(1 + 100 / HOST))
     assert large.play("accuracy").sum() - small.play("accuracy").sum() == pytest.approx(0.15 - rent)
     assert large.play("sparse").sum() - small.play("sparse").sum() == pytest.approx(0.15 - rent)
-    difference = discounted(large.play("contribution"), 0.995) - discounted(small.play("contribution"), 0.995)
-    rents = rent / 5 * sum(0.995**t for t in range(5))
-    assert difference == pytest.approx(0.995**4 * 0.15 - rents)
+    returns = [discounted(episode.play("contribution", gamma=0.9), 0.9) for episode in (small, large)]
+    rents = rent / 5 * sum(0.9**t for t in range(5))
+    assert returns[1] - returns[0] == pytest.approx(0.9**4 * 0.15 - rents)
 
 
 # The model
