@@ -90,6 +90,22 @@ def test_a_pruned_slot_is_free_after_seven_ticks(make_digits, action):
     assert observation["op_slot_mask"].reshape(6, 3)[Op.GERMINATE].all()
 
 
+@pytest.mark.parametrize("env_id", ["Esper-CIFAR-v0", "Esper-CIFAR-Impaired-v0", "Esper-CIFAR-Surfaces-v0"])
+def test_every_blueprint_trains_in_isolation_on_large_hosts(env_id, tiny, action):
+    """In the last slot first, so that the other seeds train in front of what is there already."""
+    env = gymnasium.make(env_id, **(tiny(env_id) | {"horizon": 20}))
+    slots = len(env.unwrapped.slot_ids)
+    for first in range(0, len(env.unwrapped.offered_blueprints), slots):
+        env.reset(seed=first)
+        planted = env.unwrapped.offered_blueprints[first : first + slots]
+        for slot, blueprint in enumerate(planted):
+            for op in (Op.GERMINATE, Op.ADVANCE):
+                observation, *_ = env.step(action(op, slots - 1 - slot, blueprint=blueprint))
+        stages = [stage_of(observation, slots - 1 - slot) for slot in range(len(planted))]
+        assert stages == [Stage.TRAINING] * len(planted)
+    env.close()
+
+
 def test_contribution_is_prospective_while_training_and_measured_while_blended(make_digits, script):
     env = make_digits(horizon=20)
     env.reset(seed=0)

@@ -28,7 +28,7 @@ def features(*shape):
     return torch.randn(COPIES, SAMPLES, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def check(modules, x, *, training=True, tolerance=1e-9):
+def check(modules, x, *, training=True, tolerance=1e-9, input_gradient=True):
     """Compare ``batched.run`` on stacked tensors with calling each module."""
     tensors = {}
     for name, _ in [*modules[0].named_parameters(), *modules[0].named_buffers()]:
@@ -36,7 +36,7 @@ def check(modules, x, *, training=True, tolerance=1e-9):
         tensors[name] = torch.stack(rows)
     for name, _ in modules[0].named_parameters():
         tensors[name].requires_grad_()
-    separate, together = x.clone().requires_grad_(), x.clone().requires_grad_()
+    separate, together = (x.clone().requires_grad_(input_gradient) for _ in range(2))
     for module in modules:
         module.train(training)
     expected = torch.stack([module(separate[row]) for row, module in enumerate(modules)])
@@ -46,7 +46,8 @@ def check(modules, x, *, training=True, tolerance=1e-9):
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2), dtype=expected.dtype)
     (expected * weights).sum().backward()
     (out * weights).sum().backward()
-    torch.testing.assert_close(together.grad, separate.grad, atol=tolerance, rtol=tolerance)
+    if input_gradient:
+        torch.testing.assert_close(together.grad, separate.grad, atol=tolerance, rtol=tolerance)
     for name, _ in modules[0].named_parameters():
         gradients = torch.stack([dict(module.named_parameters())[name].grad for module in modules])
         torch.testing.assert_close(tensors[name].grad, gradients, atol=tolerance, rtol=tolerance, msg=name)
@@ -68,6 +69,37 @@ def test_hosts(training, surfaces, size):
         return nn.Sequential(*host.segments)
 
     check(copies(build), features(2, size, size), training=training)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("pools", [0, 2])
+@pytest.mark.parametrize("limit", [0, 1 << 30], ids=["from the input", "from the output"])
+def test_statistics_of_a_first_layer_on_grey_images(monkeypatch, channels, kernel, pools, limit):
+    """Two passes, so that running statistics are used as they were left; the layer's gradients agree too."""
+    monkeypatch.setattr(batched, "GREY_MIN_VALUES", limit)
+    calls = []
+    grey_start = batched._grey_start
+    monkeypatch.setattr(batched, "_grey_start", lambda *args: (calls.append(1), grey_start(*args))[1])
+    modules = copies(
+        lambda: nn.Sequential(*CNNHost(10, 3, 4, pools, kernel, in_channels=channels, image_size=8).segments)
+    )
+    for _ in range(2):
+        check(modules, features(channels, 8, 8) + 0.3, input_gradient=False)
+        for module in modules:
+            module.zero_grad()
+    assert bool(calls) is (channels == 1 and kernel == 1 and limit == 0)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+def test_a_group_norm_is_the_same_without_gradients(eps):
+    modules = copies(lambda: nn.GroupNorm(1, 3, eps=eps))
+    x = 5 + 3 * features(3, 4, 2)
+    stacked = {name: torch.stack([getattr(m, name).detach() for m in modules]) for name in ("weight", "bias")}
+    with torch.no_grad():
+        out = batched.run(modules[0], stacked, x.movedim(1, -1).contiguous(), training=False).movedim(-1, 1)
+        expected = torch.stack([module(x[row]) for row, module in enumerate(modules)])
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-9)
 
 
 @pytest.mark.parametrize("entry", offered_blueprints("cnn"), ids=lambda entry: entry.name)
@@ -163,3 +195,20 @@ def test_the_head_of_a_minibatch_is_its_first_samples(layout):
     images = torch.rand(2, SAMPLES, 3, 4, 4)
     whole, part = layout.from_images(images), layout.from_images(images[:, :2])
     assert torch.equal(layout.head(whole, 2), part)
+
+
+@pytest.mark.parametrize("size", [2, 16])
+def test_a_group_norm_alone_learns_from_features_without_gradient(size):
+    """PyTorch's own backward pass ends the process here in channels_last."""
+    norm = nn.GroupNorm(1, 8)
+    tensors = {name: torch.randn(1, 8).requires_grad_() for name in ("weight", "bias")}
+    x = torch.randn(1, 4, size, size, 8)
+    (Alone().call(norm, tensors, x, training=True) ** 2).sum().backward()
+    own = nn.GroupNorm(1, 8)
+    with torch.no_grad():
+        own.weight.copy_(tensors["weight"][0])
+        own.bias.copy_(tensors["bias"][0])
+    (own(x[0].permute(0, 3, 1, 2).contiguous()) ** 2).sum().backward()
+    torch.testing.assert_close(tensors["weight"].grad[0], own.weight.grad, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(tensors["bias"].grad[0], own.bias.grad, atol=1e-3, rtol=1e-4)
+    assert x.grad is None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from esper_env.networks.population import evaluate
 from esper_env.networks.population.configurations import ConfigurationSet
-from esper_env.networks.population.evaluate import HeldOutImages, score
+from esper_env.networks.population.evaluate import score
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from torch.nn import functional as F
@@ -200,16 +200,15 @@ def test_the_prospective_contribution_of_a_helpful_seed_is_positive(make_populat
     assert measured.contribution[:, 0].mean() > 5
 
 
-def test_chunks_cover_every_image_once_whatever_their_size(grown, monkeypatch, stripes):
+def test_chunks_and_blocks_cover_everything_once_whatever_their_size(grown, monkeypatch):
     population, structure = grown(together=True)
-    shard = population.shards[0]
-    configurations = ConfigurationSet.of(np.arange(NETWORKS), np.zeros(NETWORKS, dtype=np.int64), 3)
-    whole = score(shard, structure, configurations, population._validation)
-    monkeypatch.setattr(evaluate, "CHUNK_SCALARS", 7 * 64)  # 60 images in chunks of 7
-    args = (stripes.val_images, stripes.val_labels, stripes, torch.device("cpu"), torch.float64)
-    chunked = HeldOutImages(*args)
-    assert [len(labels) for _, labels in chunked.chunks] == [7] * 8 + [4]
-    parts = score(shard, structure, configurations, chunked)
+    images, shard = population._validation, population.shards[0]
+    configurations = ConfigurationSet.of(np.array([0, 0, 1, 1, 2, 2, 3]), np.array([0, 7, 3, 7, 0, 2, 0]), 3)
+    whole = score(shard, structure, configurations, images)
+    monkeypatch.setattr(evaluate, "CHUNK_SCALARS", 7 * 64 * NETWORKS)  # 60 images in chunks of 7
+    monkeypatch.setattr(evaluate, "BLOCK_SCALARS", 1)  # a row at a time
+    assert [len(labels) for _, labels in images.chunks(shard)] == [7] * 8 + [4]
+    parts = score(shard, structure, configurations, images)
     np.testing.assert_allclose(parts.loss, whole.loss, atol=1e-12)
     np.testing.assert_allclose(parts.accuracy, whole.accuracy, atol=1e-12)
 

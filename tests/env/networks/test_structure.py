@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from esper_env.networks.population.structure import Structure, join_rows, plan_slot, split_rows
+from esper_env.networks.population.structure import Structure, in_blocks, join_rows, plan_slot, split_rows
 from esper_env.rules.heads import NO_BLUEPRINT, Blueprint, Operator
 from esper_env.rules.slot_table import DOWN, UP, SlotTable
 from esper_env.rules.stages import Stage
@@ -93,3 +93,19 @@ def test_nothing_is_moved_when_all_rows_hold_the_same_seed():
     assert len(untouched) == 0
     assert group.data_ptr() == x.data_ptr()
     assert join_rows(plan, [untouched, group]) is group
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_blocks_are_the_parts_in_smaller_pieces(size):
+    rng = np.random.default_rng(3)
+    structure = random_structure(rng, 12)
+    active = (structure.blended | structure.training)[:, 0]
+    plan = plan_slot(structure, 0, np.arange(12), active, CPU, torch.float64)
+    blocks = in_blocks(plan, size)
+    assert max(len(block.rows) for block in blocks.parts) <= size
+    assert sum(blocks.sizes) == 12
+    for name in ("rows", "networks", "alpha", "network_index"):
+        columns = [[torch.as_tensor(getattr(part, name)) for part in each.parts] for each in (plan, blocks)]
+        assert torch.equal(torch.cat(columns[0]), torch.cat(columns[1]))
+    labels = [[(p.blueprint, p.operator, p.isolated) for p in each.parts for _ in p.rows] for each in (plan, blocks)]
+    assert labels[0] == labels[1]

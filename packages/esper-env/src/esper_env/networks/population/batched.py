@@ -20,6 +20,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from esper_env.networks.hosts.cnn import GlobalAveragePool
+from esper_env.networks.population.inference import ChannelShift
 from esper_env.networks.seeds.blend import BlendGate
 from esper_env.networks.seeds.cnn import LayerScaleResidual, NormSeed, SqueezeExcite
 
@@ -29,6 +30,9 @@ Rule = Callable[[nn.Module, Tensors, str, Tensor, bool], Tensor]
 
 #: Above this many pixels the unrolled matrix of a convolution costs more than a grouped convolution.
 UNROLL_MAX_PIXELS = 16
+
+#: From this many output values on, the statistics of a convolution of one channel are quicker from its input.
+GREY_MIN_VALUES = 1 << 17
 
 RULES: dict[type[nn.Module], Rule] = {}
 
@@ -69,8 +73,18 @@ def _per_channel(value: Tensor, like: Tensor) -> Tensor:
 
 @_rule(nn.Sequential)
 def _sequential(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
-    for name, child in module.named_children():
-        x = run(child, tensors, x, training=training, prefix=f"{prefix}{name}.")
+    children = list(module.named_children())
+    while children:
+        name, child = children.pop(0)
+        if training and children and _is_grey_start(child, children[0][1], x):
+            norm_name, norm = children.pop(0)
+            assert isinstance(norm, nn.BatchNorm2d)
+            x, shift = _grey_start(f"{prefix}{name}.", norm, f"{prefix}{norm_name}.", tensors, x)
+            if children and type(children[0][1]) is nn.MaxPool2d:  # adding a constant commutes with it: add to fewer
+                x = _max_pool(children.pop(0)[1], tensors, "", x, training)
+            x.add_(shift)
+        else:
+            x = run(child, tensors, x, training=training, prefix=f"{prefix}{name}.")
     return x
 
 
@@ -160,15 +174,71 @@ def _batch_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, tra
     return out.view(x.shape)
 
 
+def _is_grey_start(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
+    """Whether a 1x1 convolution of grey images and the BatchNorm behind it are worth running as one matmul."""
+    return (
+        type(conv) is nn.Conv2d
+        and type(norm) is nn.BatchNorm2d
+        and (conv.kernel_size, conv.in_channels, conv.groups) == ((1, 1), 1, 1)
+        and conv.bias is None
+        and _keeps_size(conv)
+        and not x.requires_grad
+        and conv.out_channels * x.numel() >= GREY_MIN_VALUES
+    )
+
+
+def _grey_start(
+    conv_prefix: str, norm: nn.BatchNorm2d, norm_prefix: str, tensors: Tensors, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A 1x1 convolution of one channel whose weights the BatchNorm behind it has scaled, and what is to be added.
+
+    The statistics of the output follow from those of the input, which needs no gradient. Returns (n, O, H, W, B) and
+    (n, O, 1, 1, 1).
+    """
+    kernel, columns = tensors[conv_prefix + "weight"].flatten(2), x.flatten(2)  # (n, O, 1), (n, 1, H*W*B)
+    # Images are normalised: their mean is small beside their deviation, so E x^2 - (E x)^2 cancels little.
+    mean = columns.mean(2, keepdim=True)  # (n, 1, 1)
+    variance = torch.baddbmm(mean.square(), columns, columns.mT, beta=-1, alpha=1 / columns.shape[2])
+    mean, variance = kernel * mean, kernel.square() * variance  # (n, O, 1), of the output
+    _remember(norm, norm_prefix, tensors, mean.detach(), variance.detach(), columns.shape[2])
+    factor = tensors[norm_prefix + "weight"].unsqueeze(2) * torch.rsqrt(variance + norm.eps)
+    shift = torch.addcmul(tensors[norm_prefix + "bias"].unsqueeze(2), factor, mean, value=-1)
+    out = torch.bmm(factor * kernel, columns).view(x.shape[0], -1, *x.shape[2:])
+    return out, shift[..., None, None]
+
+
+def _remember(norm: nn.BatchNorm2d, prefix: str, tensors: Tensors, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Move a BatchNorm's running statistics towards those of a minibatch, (n, C, 1) over ``count`` values each."""
+    assert norm.momentum is not None
+    tensors[prefix + "num_batches_tracked"].add_(1)
+    tensors[prefix + "running_mean"].lerp_(mean.squeeze(2), norm.momentum)
+    tensors[prefix + "running_var"].lerp_(variance.squeeze(2) * (count / (count - 1)), norm.momentum)
+
+
+@_rule(ChannelShift)
+def _channel_shift(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
+    return x + _per_channel(tensors[prefix + "shift"], x)
+
+
+def _standardised(x: Tensor, eps: float) -> Tensor:
+    """Each sample of (n, C, H, W, B) less its mean, over its deviation."""
+    rows = x.flatten(1, -2)  # (n, C*H*W, B)
+    if torch.is_grad_enabled():  # the library's backward pass is worth the two transpositions
+        samples = rows.transpose(1, 2)
+        return F.layer_norm(samples, samples.shape[2:], eps=eps).transpose(1, 2).reshape(x.shape)
+    centred = rows - rows.mean(1, keepdim=True)
+    variance = centred.square().mean(1, keepdim=True)
+    return centred.mul_(torch.rsqrt(variance + eps)).view(x.shape)
+
+
 @_rule(nn.GroupNorm)
 def _group_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
     assert isinstance(module, nn.GroupNorm)
     if module.num_groups != 1 or not module.affine or x.dim() != 5:
         return _vmapped(module, tensors, prefix, x)
-    rows = x.flatten(1, -2).transpose(1, 2)  # (n, B, C*H*W)
-    normed = F.layer_norm(rows, rows.shape[2:], eps=module.eps).transpose(1, 2).reshape(x.shape)
     weight, bias = (_per_channel(tensors[prefix + name], x) for name in ("weight", "bias"))
-    return torch.addcmul(bias, normed, weight)
+    # A product and a sum: addcmul is not vectorised when what it adds to is spread over rows.
+    return (_standardised(x, module.eps) * weight).add_(bias)
 
 
 @_rule(nn.MaxPool2d)

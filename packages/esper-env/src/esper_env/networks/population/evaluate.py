@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +14,11 @@ from esper_env.data import ImageData
 from esper_env.networks.population.configurations import ConfigurationSet
 from esper_env.networks.population.layout import Tensors, normaliser
 from esper_env.networks.population.network import SeedTensors, Shard
-from esper_env.networks.population.structure import SlotPlan, Structure, plan_slot
+from esper_env.networks.population.structure import SlotPlan, Structure, in_blocks, on_device, plan_slot
 
-#: Scalars of input per network and chunk; bounds the memory of an evaluation, and depends on the task alone.
-CHUNK_SCALARS = 1 << 17
+#: Scalars of input that a shard evaluates at a time, and of features that pass a seed at a time: few enough for a core
+#: to work in its cache, enough to outweigh the cost of a call.
+CHUNK_SCALARS, BLOCK_SCALARS = 1 << 18, 1 << 17
 
 
 class HeldOutImages:
@@ -33,15 +35,18 @@ class HeldOutImages:
         scale, shift = normaliser(data.mean, data.std, dtype, device)
         pixels = torch.from_numpy(images.copy()).to(device, dtype)
         normalised = torch.addcmul(shift, pixels, scale)
-        chunk = max(1, CHUNK_SCALARS // normalised[0].numel())
-        self.chunks = list(
-            zip(
-                torch.split(normalised, chunk),
-                torch.split(torch.from_numpy(labels.copy()).to(device), chunk),
-                strict=True,
-            )
-        )
+        self._images = normalised
+        self._labels = torch.from_numpy(labels.copy()).to(device)
         self.count = len(labels)
+
+    def chunk_size(self, shard: Shard) -> int:
+        """Images that a shard evaluates at a time; the more networks see them, the fewer."""
+        return max(1, CHUNK_SCALARS // (shard.rows * self._images[0].numel()))
+
+    def chunks(self, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
+        """(b, C, H, W) images and (b,) labels."""
+        size = self.chunk_size(shard)
+        return zip(torch.split(self._images, size), torch.split(self._labels, size), strict=True)
 
 
 class Scores(NamedTuple):
@@ -52,7 +57,10 @@ class Scores(NamedTuple):
 
 
 class _Fork(NamedTuple):
-    """What happens between two segments: rows are copied from their parents, then pass the slot."""
+    """What happens between two segments: rows are copied from their parents, then pass the slot.
+
+    The rows that pass it untouched come first, then those of each part of the plan, one part after the other.
+    """
 
     parents: Tensor | None  # None: every row goes on once, in place
     plan: SlotPlan | None
@@ -65,26 +73,40 @@ def score(shard: Shard, structure: Structure, configurations: ConfigurationSet, 
     """Evaluate every configuration in eval mode; a seed that is on counts with its alpha, a TRAINING one with 1."""
     networks = np.unique(configurations.networks)
     first = _host_rows(shard, 0, networks)
-    forks = _plan_forks(shard, structure, configurations, networks)
+    forks, last = _plan_forks(shard, structure, configurations, networks, images)
     totals = torch.zeros(2, len(configurations.masks), dtype=torch.float64, device=shard.device)
-    for pixels, labels in images.chunks:
+    for pixels, labels in images.chunks(shard):
         x = shard.layout.from_images(pixels.expand(len(networks), *pixels.shape))
-        x = shard.run_segment(0, first, x, training=False)
+        x = shard.infer_segment(0, first, x)
         for position, (slot, fork) in enumerate(zip(shard.execution_order, forks, strict=True)):
-            if fork.parents is not None:
-                x = x.index_select(0, fork.parents)
-            x = shard.pass_slot(slot, fork.plan, x, fork.tensors)
-            x = shard.run_segment(position + 1, fork.host, x, training=False)
+            x = _pass_fork(shard, slot, fork, x)
+            x = shard.infer_segment(position + 1, fork.host, x)
         target = labels.expand(len(x), -1)
         totals[0] += shard.layout.losses(x, target).sum(1)
         totals[1] += shard.layout.correct(x, target).sum(1)
-    loss, correct = (totals / images.count).cpu().numpy()
+    loss, correct = (totals / images.count).cpu().numpy()[:, np.argsort(last)]
     return Scores(loss, 100.0 * correct)
 
 
+def _pass_fork(shard: Shard, slot: int, fork: _Fork, x: Tensor) -> Tensor:
+    if fork.parents is not None:
+        x = x.index_select(0, fork.parents)
+    if fork.plan is None:
+        return x
+    groups = torch.split(x, fork.plan.sizes)
+    for part, own, h in zip(fork.plan.parts, fork.tensors, groups[1:], strict=True):
+        h.copy_(shard.blend_part(slot, part, h, own))
+    return x
+
+
 def _plan_forks(
-    shard: Shard, structure: Structure, configurations: ConfigurationSet, networks: NDArray[np.int64]
-) -> list[_Fork]:
+    shard: Shard,
+    structure: Structure,
+    configurations: ConfigurationSet,
+    networks: NDArray[np.int64],
+    images: HeldOutImages,
+) -> tuple[list[_Fork], NDArray[np.int64]]:
+    """The forks, and the configurations as (network, mask) keys in the order in which their rows arrive at the end."""
     forks = []
     slots = len(shard.slots)
     before = (networks << slots).astype(np.int64)  # rows so far, as (network, mask so far)
@@ -92,21 +114,26 @@ def _plan_forks(
         seen = configurations.masks & ((2 << position) - 1)
         rows = np.unique((configurations.networks << slots) | seen)
         bit = 1 << position
-        parents = np.searchsorted(before, rows & ~bit)
-        owners = rows >> slots
-        plan = plan_slot(structure, slot, owners, (rows & bit) != 0, shard.device, shard.dtype)
+        plan = plan_slot(structure, slot, rows >> slots, (rows & bit) != 0, shard.device, shard.dtype)
+        if plan is not None:
+            rows = rows[plan.sorted_rows]
+            spec = shard.slots[slot]
+            scalars = spec.channels * spec.height * spec.width * images.chunk_size(shard)
+            plan = in_blocks(plan, max(1, BLOCK_SCALARS // scalars))
+        by_key = np.argsort(before)
+        parents = by_key[np.searchsorted(before, rows & ~bit, sorter=by_key)]
         tensors = [shard.stored(slot, part) for part in plan.parts] if plan is not None else []
         in_place = np.array_equal(parents, np.arange(len(before)))
-        parent_index = None if in_place else torch.from_numpy(parents).to(shard.device)
-        forks.append(_Fork(parent_index, plan, tensors, _host_rows(shard, position + 1, owners)))
+        parent_index = None if in_place else on_device(parents, shard.device)
+        forks.append(_Fork(parent_index, plan, tensors, _host_rows(shard, position + 1, rows >> slots)))
         before = rows
-    return forks
+    return forks, before
 
 
 def _host_rows(shard: Shard, segment: int, networks: NDArray[np.int64]) -> Tensors:
-    """The tensors of a host segment for rows of the given networks."""
+    """What a host segment runs with for rows of the given networks."""
     tensors = {**shard.host.parameters, **shard.host.buffers}
-    own = {full: tensors[full] for full, _ in shard.segment_names(segment)}
+    folded = shard.inference_tensors(segment, tensors)
     if len(networks) == shard.rows and (np.diff(networks) == 1).all():
-        return own
-    return shard.layout.gather(own, torch.from_numpy(networks).to(shard.device))
+        return folded
+    return shard.layout.gather(folded, on_device(networks, shard.device))

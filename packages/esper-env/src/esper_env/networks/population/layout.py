@@ -64,7 +64,7 @@ class Together:
         return F.cross_entropy(logits, labels, reduction="none")
 
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return logits.argmax(1) == labels
+        return logits.max(1).indices == labels  # several times faster than argmax here
 
     def head(self, x: Tensor, samples: int) -> Tensor:
         return x[..., :samples]
@@ -80,6 +80,10 @@ class Alone:
         state = {name: value[0] for name, value in tensors.items()}
         module.train(training)
         folded = x.flatten(0, 1).permute(0, 3, 1, 2)
+        if torch.is_grad_enabled() and not folded.requires_grad and _has_group_norm(module):
+            # The backward pass of PyTorch 2.13's GroupNorm in channels_last writes through a null pointer on the CPU
+            # when its input needs no gradient: let it have one.
+            folded = folded.detach().requires_grad_()
         out: Tensor = functional_call(module, state, (folded,))
         if out.dim() == 4:
             out = out.permute(0, 2, 3, 1)
@@ -92,10 +96,14 @@ class Alone:
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
 
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return logits.argmax(2) == labels
+        return logits.max(2).indices == labels
 
     def head(self, x: Tensor, samples: int) -> Tensor:
         return x[:, :samples]
+
+
+def _has_group_norm(module: nn.Module) -> bool:
+    return any(isinstance(layer, nn.GroupNorm) for layer in module.modules())
 
 
 def normaliser(

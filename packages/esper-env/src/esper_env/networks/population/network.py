@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from esper_env.networks.hosts.protocol import HostProtocol
+from esper_env.networks.population.inference import InferenceForm
 from esper_env.networks.population.layout import Alone, Layout, Together
 from esper_env.networks.population.stack import Stack
 from esper_env.networks.population.structure import Part, SlotPlan, join_rows, split_rows
@@ -64,6 +65,7 @@ class Shard:
             [(name, name.removeprefix(prefix)) for name in names if name.startswith(prefix)]
             for prefix in (f"segments.{k}." for k in range(len(self.segments)))
         ]
+        self._inference = [InferenceForm(segment) for segment in self.segments]
         self._seeds: dict[tuple[int, int], Stack] = {}
         self._gates: dict[int, Stack] = {}
         self._births = np.zeros((rows, len(self.slots)), dtype=np.int64)
@@ -109,10 +111,18 @@ class Shard:
         """Names of a segment's tensors: in the host, and in the segment itself."""
         return self._names[segment]
 
-    def run_segment(self, segment: int, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
-        """Run one host segment on each row, with the host's tensors under their full names."""
+    def train_segment(self, segment: int, tensors: Tensors, x: Tensor) -> Tensor:
+        """Run one host segment in training mode on each row, with the host's tensors under their full names."""
         own = {short: tensors[full] for full, short in self._names[segment]}
-        return self.layout.call(self.segments[segment], own, x, training=training)
+        return self.layout.call(self.segments[segment], own, x, training=True)
+
+    def inference_tensors(self, segment: int, tensors: Tensors) -> Tensors:
+        """What :meth:`infer_segment` runs with, from the host's tensors under their full names."""
+        return self._inference[segment].tensors({short: tensors[full] for full, short in self._names[segment]})
+
+    def infer_segment(self, segment: int, tensors: Tensors, x: Tensor) -> Tensor:
+        """Run one host segment in eval mode on each row."""
+        return self.layout.call(self._inference[segment].module, tensors, x, training=False)
 
     def pass_slot(
         self,
@@ -154,10 +164,10 @@ class Shard:
     def stored(self, slot: int, part: Part) -> SeedTensors:
         """A part's tensors as the stacks hold them: for evaluation, where rows may repeat networks."""
         stack = self.seed_stack(slot, part.blueprint)
-        seeds = self.layout.gather({**stack.parameters, **stack.buffers}, part.networks)
+        seeds = self.layout.gather({**stack.parameters, **stack.buffers}, part.network_index)
         if part.operator != Operator.GATE:
             return SeedTensors(seeds, None)
-        return SeedTensors(seeds, self.layout.gather(self.gate_stack(slot).parameters, part.networks))
+        return SeedTensors(seeds, self.layout.gather(self.gate_stack(slot).parameters, part.network_index))
 
     def parameters_added(
         self, blueprint: NDArray[np.int64], operator: NDArray[np.int64], counted: NDArray[np.bool_]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,11 @@ FloatArray = NDArray[np.float64]
 
 #: Operator values are below this; it packs (blueprint, operator) into one integer.
 OPERATOR_RADIX = 64
+
+
+def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A tensor of an array, without waiting for the device."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 class Structure(NamedTuple):
@@ -59,8 +64,9 @@ class Part(NamedTuple):
     blueprint: int
     operator: int
     isolated: bool  # the seeds are in TRAINING
-    rows: Tensor  # (k,) positions among the rows that pass the slot
-    networks: Tensor  # (k,) their networks
+    rows: IntArray  # (k,) positions among the rows that pass the slot
+    networks: IntArray  # (k,) their networks
+    network_index: Tensor  # (k,) the same, on the device
     alpha: Tensor  # (k, 1, 1, 1, 1)
 
 
@@ -74,6 +80,7 @@ class SlotPlan:
 
     parts: tuple[Part, ...]
     untouched: int
+    sorted_rows: IntArray  # the order as an array
     order: Tensor | None
     inverse: Tensor | None
 
@@ -109,18 +116,36 @@ def plan_slot(
                 int(value) // 2 // OPERATOR_RADIX,
                 int(value) // 2 % OPERATOR_RADIX,
                 bool(value % 2),
-                torch.from_numpy(rows).to(device),
-                torch.from_numpy(networks[rows]).to(device),
-                torch.from_numpy(alpha[rows]).to(device, dtype).view(-1, 1, 1, 1, 1),
+                rows,
+                networks[rows],
+                on_device(networks[rows], device),
+                on_device(alpha[rows], device).to(dtype).view(-1, 1, 1, 1, 1),
             )
         )
     untouched = int((~active).sum())
+    order = np.concatenate([np.flatnonzero(~active), *(part.rows for part in parts)])
     if len(parts) == 1 and untouched == 0:
-        return SlotPlan(tuple(parts), 0, None, None)
-    order = np.concatenate([np.flatnonzero(~active), *(part.rows.cpu().numpy() for part in parts)])
+        return SlotPlan(tuple(parts), 0, order, None, None)
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
-    return SlotPlan(tuple(parts), untouched, torch.from_numpy(order).to(device), torch.from_numpy(inverse).to(device))
+    return SlotPlan(tuple(parts), untouched, order, on_device(order, device), on_device(inverse, device))
+
+
+def in_blocks(plan: SlotPlan, size: int) -> SlotPlan:
+    """The same plan with no part of more than ``size`` rows."""
+    blocks = []
+    for part in plan.parts:
+        for start in range(0, len(part.rows), size):
+            some = slice(start, start + size)
+            blocks.append(
+                part._replace(
+                    rows=part.rows[some],
+                    networks=part.networks[some],
+                    network_index=part.network_index[some],
+                    alpha=part.alpha[some],
+                )
+            )
+    return replace(plan, parts=tuple(blocks))
 
 
 def split_rows(plan: SlotPlan, x: Tensor) -> Sequence[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from esper_env.networks.population.network import SeedTensors, Shard, Tensors
 from esper_env.networks.population.stack import Stack
-from esper_env.networks.population.structure import Part, SlotPlan, Structure, plan_slot
+from esper_env.networks.population.structure import Part, SlotPlan, Structure, on_device, plan_slot
 from esper_env.networks.population.working_set import Member, WorkingSet
 from esper_env.rules.heads import Operator
 
@@ -102,12 +102,12 @@ class EpochTrainer:
         shard, layout = self._shard, self._shard.layout
         views = [{**own, **fixed} for own, fixed in zip(self._set.views(), self._fixed, strict=True)]
         host = {**views[0], **shard.host.buffers}
-        x = shard.run_segment(0, host, layout.from_images(images), training=True)
+        x = shard.train_segment(0, host, layout.from_images(images))
         z: Tensor | None = None
         for position, slot in enumerate(shard.execution_order):
             z = self._enter_shadow(position, x, z, labels.shape[1])
             x = self._pass_main(slot, x, views)
-            x = shard.run_segment(position + 1, host, x, training=True)
+            x = shard.train_segment(position + 1, host, x)
             if z is not None:
                 z = self._pass_shadow(position, slot, z, views)
         main = layout.losses(x, labels).mean(1)
@@ -140,7 +140,7 @@ class EpochTrainer:
         own = {
             name: _take(value, rows) for name, value in frozen.items() if name.startswith(f"segments.{position + 1}.")
         }
-        return shard.run_segment(position + 1, own, z, training=False)
+        return shard.infer_segment(position + 1, shard.inference_tensors(position + 1, own), z)
 
     def _shadow_samples(self, batch: int) -> int:
         return max(1, round(batch * self._config.shadow_fraction))
@@ -159,7 +159,7 @@ class EpochTrainer:
             active = active | structure.training[:, slot]
         plan = plan_slot(structure, slot, np.arange(shard.rows), active, shard.device, shard.dtype)
         for part in plan.parts if plan is not None else ():
-            self._home[slot, part.blueprint, part.operator] = (self._bind(slot, part), part.networks.cpu().numpy())
+            self._home[slot, part.blueprint, part.operator] = (self._bind(slot, part), part.networks)
         return plan
 
     def _plan_entry(self) -> tuple[list[Tensor | slice | None], list[Tensor | slice]]:
@@ -187,13 +187,13 @@ class EpochTrainer:
                 self._bind(slot, part)
                 continue
             binding, home = self._home[slot, part.blueprint, part.operator]
-            where = np.searchsorted(home, part.networks.cpu().numpy())
-            self._bindings[id(part)] = binding._replace(rows=torch.from_numpy(where).to(shard.device))
+            where = np.searchsorted(home, part.networks)
+            self._bindings[id(part)] = binding._replace(rows=on_device(where, shard.device))
         return plan
 
     def _bind(self, slot: int, part: Part) -> _Binding:
         """Make a part's seeds and gates members of the working set."""
-        shard, rate, networks = self._shard, self._config.seed_lr, part.networks.cpu().numpy()
+        shard, rate, networks = self._shard, self._config.seed_lr, part.networks
         frozen = self._structure.frozen[networks, slot]
         seed = self._add_member(shard.seed_stack(slot, part.blueprint), networks, 1 + slot, rate, frozen)
         gate = None
@@ -212,8 +212,8 @@ class EpochTrainer:
     ) -> int:
         device = self._shard.device
         trainable = np.ones(len(rows), dtype=np.bool_) if frozen is None else ~frozen
-        units = torch.from_numpy(rows * (1 + len(self._shard.slots)) + unit).to(device)
-        member = Member(stack, torch.from_numpy(rows).to(device), units, rate, torch.from_numpy(trainable).to(device))
+        units = on_device(rows * (1 + len(self._shard.slots)) + unit, device)
+        member = Member(stack, on_device(rows, device), units, rate, on_device(trainable, device))
         self._members.append(member)
         buffers = stack.buffers if stack is not self._shard.host else {}
         self._fixed.append({name: value.index_select(0, member.rows) for name, value in buffers.items()})
@@ -223,7 +223,7 @@ class EpochTrainer:
         """An index for rows of the shard; a slice, which copies nothing, when it is all of them in order."""
         if len(rows) == self._shard.rows and (np.diff(rows) == 1).all():
             return slice(None)
-        return torch.from_numpy(rows).to(self._shard.device)
+        return on_device(rows, self._shard.device)
 
     def _collect(self, loss: Tensor) -> TrainStats:
         norms, shape = self._set.gradient_norms(), (self._shard.rows, -1)

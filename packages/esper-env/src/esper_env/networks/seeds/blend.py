@@ -37,7 +37,7 @@ def blend(operator: int, h: Tensor, x: Tensor, s: Tensor, alpha: Tensor, gate: T
 
 
 def _add(h: Tensor, x: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None) -> Tensor:  # noqa: ARG001
-    return torch.addcmul(h, alpha, s - h)
+    return torch.lerp(h, s, alpha)
 
 
 def _multiply(h: Tensor, x: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None) -> Tensor:  # noqa: ARG001
@@ -47,7 +47,7 @@ def _multiply(h: Tensor, x: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | Non
 def _gate(h: Tensor, x: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None) -> Tensor:  # noqa: ARG001
     if gate is None:
         raise ValueError("the GATE operator needs the gate's output")
-    return torch.addcmul(h, alpha * gate.to(h.dtype), s - h)
+    return torch.lerp(h, s, alpha * gate.to(h.dtype))
 
 
 register_operator(Operator.ADD, _add)
