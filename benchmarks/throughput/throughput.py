@@ -145,25 +145,32 @@ def compare(settings: ThroughputSettings, n: int) -> dict[str, Any]:
 def table(results: Sequence[Mapping[str, Any]], title: str) -> Table:
     """The results for the terminal."""
     lines = Table(title=title, title_justify="left")
-    columns = ("networks", "contender", "env steps/s", "samples/s", "native faster by", "of a native step")
+    columns = ("n", "contender", "env steps/s", "samples/s", "native faster by")
     for column in columns:
         lines.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
     for result in results:
-        shares = ", ".join(f"{part} {share:.0%}" for part, share in result["native_time_shares"].items())
         for name, row in result["contenders"].items():
             faster = f"{row['native_is_faster_by']:.2f}"
             if "native_trains_faster_by" in row:
-                faster += f" (training alone {row['native_trains_faster_by']:.2f})"
+                faster += f" (training {row['native_trains_faster_by']:.2f})"
             lines.add_row(
                 str(result["n"]),
                 name,
                 f"{row['env_steps_per_second']:,.1f}",
                 f"{row['training_samples_per_second']:,.0f}",
                 "" if name == NATIVE else faster,
-                shares if name == NATIVE else "",
             )
         lines.add_section()
     return lines
+
+
+def share_lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where the time of a native step goes, a line for each number of networks."""
+    return [
+        f"Of a native step at n = {result['n']}: "
+        + ", ".join(f"{part} {share:.0%}" for part, share in result["native_time_shares"].items())
+        for result in results
+    ]
 
 
 def measure(settings: ThroughputSettings, command: Sequence[str], console: Console) -> None:
@@ -183,6 +190,8 @@ def measure(settings: ThroughputSettings, command: Sequence[str], console: Conso
     }
     atomic.write_text(settings.out, json.dumps(content, indent=2) + "\n")
     console.print(table(results, f"{settings.env}, workload {settings.workload}, {content['machine']}"))
+    for line in share_lines(results):
+        console.print(line, highlight=False)
     console.print(f"Written to {settings.out}")
 
 
