@@ -22,7 +22,7 @@ CHUNK_SCALARS, BLOCK_SCALARS = 1 << 18, 1 << 17
 
 
 class HeldOutImages:
-    """A held-out split on a device, normalised once and cut into chunks, shared by every network."""
+    """A held-out split on a device, normalised once, shared by every network."""
 
     def __init__(
         self,
@@ -34,8 +34,7 @@ class HeldOutImages:
     ) -> None:
         scale, shift = normaliser(data.mean, data.std, dtype, device)
         pixels = torch.from_numpy(images.copy()).to(device, dtype)
-        normalised = torch.addcmul(shift, pixels, scale)
-        self._images = normalised
+        self._images = torch.addcmul(shift, pixels, scale)
         self._labels = torch.from_numpy(labels.copy()).to(device)
         self.count = len(labels)
 

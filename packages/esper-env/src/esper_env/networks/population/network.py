@@ -107,18 +107,13 @@ class Shard:
         self.seed_stack(slot, blueprint).reset(row, derive_seed(seed, f"seed weights {slot}", birth))
         self.gate_stack(slot).reset(row, derive_seed(seed, f"gate weights {slot}", birth))
 
-    def segment_names(self, segment: int) -> list[tuple[str, str]]:
-        """Names of a segment's tensors: in the host, and in the segment itself."""
-        return self._names[segment]
-
     def train_segment(self, segment: int, tensors: Tensors, x: Tensor) -> Tensor:
         """Run one host segment in training mode on each row, with the host's tensors under their full names."""
-        own = {short: tensors[full] for full, short in self._names[segment]}
-        return self.layout.call(self.segments[segment], own, x, training=True)
+        return self.layout.call(self.segments[segment], self._own(segment, tensors), x, training=True)
 
     def inference_tensors(self, segment: int, tensors: Tensors) -> Tensors:
         """What :meth:`infer_segment` runs with, from the host's tensors under their full names."""
-        return self._inference[segment].tensors({short: tensors[full] for full, short in self._names[segment]})
+        return self._inference[segment].tensors(self._own(segment, tensors))
 
     def infer_segment(self, segment: int, tensors: Tensors, x: Tensor) -> Tensor:
         """Run one host segment in eval mode on each row."""
@@ -182,3 +177,7 @@ class Shard:
             if gated.any():
                 total[gated] += self.gate_stack(slot).size
         return total
+
+    def _own(self, segment: int, tensors: Tensors) -> Tensors:
+        """A segment's tensors under its own names, from the host's."""
+        return {short: tensors[full] for full, short in self._names[segment]}
