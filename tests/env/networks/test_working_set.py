@@ -1,5 +1,6 @@
 """The flat working set takes the steps that torch.optim.SGD and clip_grad_norm_ take, unit by unit."""
 
+import numpy as np
 import pytest
 import torch
 from esper_env.networks.population.stack import Stack
@@ -25,7 +26,13 @@ def stacks():
 
 def member(stack, rows, units, rate, trainable=None):
     flags = torch.ones(len(rows), dtype=torch.bool) if trainable is None else torch.tensor(trainable)
-    return Member(stack, torch.tensor(rows), torch.tensor(units), rate, flags)
+    return Member(stack, np.array(rows), torch.tensor(rows), torch.tensor(units), rate, flags)
+
+
+def descend(working, loss):
+    """One step on a loss of the working set's views."""
+    loss.backward()
+    working.step()
 
 
 def loss_of(linear, other):
@@ -56,8 +63,7 @@ def test_steps_equal_plain_sgd_per_unit(stacks, clip_norm):
         )
         for _ in range(3):
             views = working.views()
-            sum(loss_of(row_of(views[0], k), row_of(views[1], k)) for k in range(2)).backward()
-            working.step()
+            descend(working, sum(loss_of(row_of(views[0], k), row_of(views[1], k)) for k in range(2)))
             for pair in plain:
                 for own in pair:
                     for value in own.values():
@@ -79,8 +85,7 @@ def test_a_unit_can_span_two_stacks(stacks):
     """A seed and its gate are clipped by their common norm."""
     working = WorkingSet([member(stacks[0], [0], [0], 1.0), member(stacks[1], [0], [0], 1.0)], 1, 0.5, 0.0)
     before = working.theta.detach().clone()
-    (working.theta * torch.arange(1.0, working.theta.numel() + 1, dtype=torch.float64)).sum().backward()
-    working.step()
+    descend(working, (working.theta * torch.arange(1.0, working.theta.numel() + 1, dtype=torch.float64)).sum())
     moved = before - working.theta.detach()
     assert moved.norm() == pytest.approx(0.5, rel=1e-6)
     torch.testing.assert_close(moved / moved[0], torch.arange(1.0, len(moved) + 1, dtype=torch.float64))
@@ -90,8 +95,7 @@ def test_rows_that_are_not_trainable_stay_exactly(stacks):
     working = WorkingSet([member(stacks[0], [0, 1], [0, 1], 0.1, [True, False])], 2, 1.0, 0.9)
     before = {name: value.clone() for name, value in stacks[0].parameters.items()}
     for _ in range(3):
-        working.theta.pow(2).sum().backward()
-        working.step()
+        descend(working, working.theta.pow(2).sum())
     working.write_back()
     for name, value in stacks[0].parameters.items():
         assert (value[0] != before[name][0]).all()
@@ -105,8 +109,7 @@ def test_norms_are_means_over_the_steps_before_clipping(stacks):
     direction = torch.zeros(2 * size, dtype=torch.float64)
     direction[0], direction[12] = 3.0, 4.0  # one weight and one bias element of row 0
     for factor in (1.0, 3.0):
-        (working.theta * direction * factor).sum().backward()
-        working.step()
+        descend(working, (working.theta * direction * factor).sum())
     norms = working.gradient_norms()
     assert norms.unit.tolist() == pytest.approx([10.0, 0.0, 0.0])  # (5 + 15) / 2
     assert norms.vanishing.tolist() == [0.0, 0.0, 1.0]  # unit 1 has no tensor, both of unit 2 have no gradient
@@ -138,6 +141,25 @@ def test_learning_rates_keep_double_precision(stacks):
     """0.1 rounded to float32 would be off by 1.5e-9."""
     working = WorkingSet([member(stacks[0], [0], [0], 0.1)], 1, 1e9, 0.0)
     before = working.theta.detach().clone()
-    working.theta.sum().backward()
-    working.step()
+    descend(working, working.theta.sum())
     torch.testing.assert_close(before - working.theta.detach(), torch.full_like(before, 0.1), atol=1e-15, rtol=0)
+
+
+def test_loading_anew_is_as_good_as_a_new_working_set_and_stays_where_it_is(stacks):
+    members = [member(stacks[0], [0, 2], [0, 1], 0.1, [True, True]), member(stacks[1], [1], [2], 0.3)]
+    used = WorkingSet(members, 3, 1.0, 0.9)
+    places = [tensor.data_ptr() for tensor in (used.theta, used._velocity, used._rate)]
+    descend(used, used.theta.pow(2).sum())
+    used.write_back()
+    stacks[0].reset(2, 77)  # another network in the same row
+    stacks[0].clear_momentum([0])
+    members[0].trainable.copy_(torch.tensor([False, True]))
+    used.load()
+    new = WorkingSet(members, 3, 1.0, 0.9)
+    for working in (used, new):
+        descend(working, working.theta.pow(3).sum())
+    assert torch.equal(used.theta, new.theta)
+    assert torch.equal(used._velocity, new._velocity)
+    assert torch.equal(used.gradient_norms().unit, new.gradient_norms().unit)
+    assert torch.equal(used.theta[:6], stacks[0].parameters["weight"][0].flatten())  # frozen now
+    assert places == [tensor.data_ptr() for tensor in (used.theta, used._velocity, used._rate)]

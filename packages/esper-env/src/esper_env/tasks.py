@@ -26,6 +26,8 @@ TASK_KWARGS = (
     "param_budget",
     "device",
     "shard_size",
+    "precision",
+    "capture",
 )
 
 
@@ -69,6 +71,8 @@ class TaskConfig:
     reward_weights: Mapping[str, float] = field(default_factory=dict)
     device: str = "auto"
     shard_size: int | str = "auto"
+    precision: str = "float32"
+    capture: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "batches_per_step", "horizon", "param_budget"):
@@ -84,7 +88,7 @@ class TaskConfig:
         size = self.shard_size
         if size != "auto" and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ValueError(f"shard_size is {self.shard_size!r}; expected 'auto' or a whole number of at least 1")
-        for name in ("dataset", "gates", "isolation", "reward_mode", "device"):
+        for name in ("dataset", "gates", "isolation", "reward_mode", "device", "precision", "capture"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected a name")
         if self.data_dir is not None and not isinstance(self.data_dir, str | PathLike):

@@ -63,6 +63,8 @@ def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.fl
         together=shard_size > 1 or task.auto_shard_size > 1,
         device=device,
         dtype=dtype,
+        precision=task.precision,
+        capture=task.capture,
     )
     return Population(host_builder(task), count, data, config), data.name, len(data.val_labels)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from esper_env.data import ImageData
 from esper_env.networks.population.configurations import ConfigurationSet
 from esper_env.networks.population.layout import Tensors, normaliser
 from esper_env.networks.population.network import SeedTensors, Shard
+from esper_env.networks.population.readback import Readback
 from esper_env.networks.population.structure import SlotPlan, Structure, in_blocks, on_device, plan_slot
 
 #: Scalars of input that a shard evaluates at a time, and of features that pass a seed at a time: few enough for a core
@@ -48,11 +50,25 @@ class HeldOutImages:
         return zip(torch.split(self._images, size), torch.split(self._labels, size), strict=True)
 
 
-class Scores(NamedTuple):
-    """Mean loss in nats and accuracy in percent of each configuration, (M,) each."""
+class Scores:
+    """What configurations score, in the order of their set. Reading a column waits until the device has finished."""
 
-    loss: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
+    def __init__(self, totals: Readback, count: int, order: NDArray[np.int64]) -> None:
+        self._totals, self._count, self._order = totals, count, order
+
+    @cached_property
+    def loss(self) -> NDArray[np.float64]:
+        """(M,) mean loss, nats."""
+        return self._mean(0)
+
+    @cached_property
+    def accuracy(self) -> NDArray[np.float64]:
+        """(M,) percent."""
+        return 100.0 * self._mean(1)
+
+    def _mean(self, row: int) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = self._totals.numpy()[row, self._order]
+        return values / self._count
 
 
 class _Fork(NamedTuple):
@@ -75,16 +91,16 @@ def score(shard: Shard, structure: Structure, configurations: ConfigurationSet, 
     forks, last = _plan_forks(shard, structure, configurations, networks, images)
     totals = torch.zeros(2, len(configurations.masks), dtype=torch.float64, device=shard.device)
     for pixels, labels in images.chunks(shard):
-        x = shard.layout.from_images(pixels.expand(len(networks), *pixels.shape))
-        x = shard.infer_segment(0, first, x)
-        for position, (slot, fork) in enumerate(zip(shard.execution_order, forks, strict=True)):
-            x = _pass_fork(shard, slot, fork, x)
-            x = shard.infer_segment(position + 1, fork.host, x)
-        target = labels.expand(len(x), -1)
+        with shard.autocast():
+            x = shard.layout.from_images(pixels.expand(len(networks), *pixels.shape))
+            x = shard.infer_segment(0, first, x)
+            for position, (slot, fork) in enumerate(zip(shard.execution_order, forks, strict=True)):
+                x = _pass_fork(shard, slot, fork, x)
+                x = shard.infer_segment(position + 1, fork.host, x)
+        x, target = x.to(shard.dtype), labels.expand(len(x), -1)
         totals[0] += shard.layout.losses(x, target).sum(1)
         totals[1] += shard.layout.correct(x, target).sum(1)
-    loss, correct = (totals / images.count).cpu().numpy()[:, np.argsort(last)]
-    return Scores(loss, 100.0 * correct)
+    return Scores(Readback(totals), images.count, np.argsort(last))
 
 
 def _pass_fork(shard: Shard, slot: int, fork: _Fork, x: Tensor) -> Tensor:

@@ -100,13 +100,14 @@ def appraise(
     owners = np.concatenate([np.full(len(game.masks), row) for row, game in zip(rows, games, strict=True)])
     masks = np.concatenate([np.asarray(game.masks, dtype=np.int64) for game in games])
     configurations = ConfigurationSet.of(owners, masks, slots)
-    val = score(shard, structure, configurations, validation).accuracy
+    validated = score(shard, structure, configurations, validation)
     final = ConfigurationSet.of(rows, committed, slots)
-    tested = score(shard, structure, final, test).accuracy
+    tested = score(shard, structure, final, test)
+    val = validated.accuracy
     shapley = np.zeros((len(rows), slots))
     for index, (row, game) in enumerate(zip(rows, games, strict=True)):
         wanted = np.asarray(game.masks, dtype=np.int64)
         value = val[configurations.find(np.full(len(wanted), row), wanted)]
         in_order = game.values(dict(zip(game.masks, value.tolist(), strict=True)), slots)
         shapley[index, order] = in_order
-    return Commitment(val[configurations.find(rows, committed)], tested[final.find(rows, committed)], shapley)
+    return Commitment(val[configurations.find(rows, committed)], tested.accuracy[final.find(rows, committed)], shapley)

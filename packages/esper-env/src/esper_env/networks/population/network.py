@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from esper_env.seeding import derive_seed
 
 Tensors = Mapping[str, Tensor]
 
+FULL_PRECISION = "float32"
+PRECISIONS = (FULL_PRECISION, "bfloat16")
+
 
 class SeedTensors(NamedTuple):
     """The tensors of a part's seeds and, where its operator needs one, of their gates."""
@@ -39,6 +43,7 @@ class Shard:
         build_host: makes one host.
         rows: number of networks.
         together: lay the features out for many networks at once (else for a single one).
+        precision: of the passes; "bfloat16" is mixed precision, with parameters and their updates as they are.
     """
 
     def __init__(
@@ -49,11 +54,14 @@ class Shard:
         together: bool,
         device: torch.device,
         dtype: torch.dtype,
+        precision: str = FULL_PRECISION,
     ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}; expected one of {PRECISIONS}")
         if not together and rows != 1:
             raise ValueError(f"a shard laid out for one network was asked to hold {rows}")
         self.rows = rows
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self._precision = device, dtype, precision
         self.layout: Layout = Together() if together else Alone()
         self.host = Stack(build_host, rows, device, dtype)
         template = self.host.template
@@ -106,6 +114,12 @@ class Shard:
         self._births[row, slot] += 1
         self.seed_stack(slot, blueprint).reset(row, derive_seed(seed, f"seed weights {slot}", birth))
         self.gate_stack(slot).reset(row, derive_seed(seed, f"gate weights {slot}", birth))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the passes; with "bfloat16", PyTorch's automatic mixed precision."""
+        if self._precision == FULL_PRECISION:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
     def train_segment(self, segment: int, tensors: Tensors, x: Tensor) -> Tensor:
         """Run one host segment in training mode on each row, with the host's tensors under their full names."""

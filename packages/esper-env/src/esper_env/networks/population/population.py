@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,10 +16,12 @@ from torch import nn
 from esper_env.data import ImageData
 from esper_env.networks.population.evaluate import HeldOutImages
 from esper_env.networks.population.measure import Commitment, Measurement, appraise, measure, nothing_measured
-from esper_env.networks.population.network import Shard
-from esper_env.networks.population.stream import MinibatchStream, TrainingImages, minibatches
+from esper_env.networks.population.network import FULL_PRECISION, Shard
+from esper_env.networks.population.optimisation import Optimisation
+from esper_env.networks.population.readback import Readback
+from esper_env.networks.population.stream import MinibatchStream, TrainingImages, draw_epoch
 from esper_env.networks.population.structure import Structure
-from esper_env.networks.population.train import EpochTrainer, Optimisation, TrainStats
+from esper_env.networks.population.trainers import Trainers, TrainStats
 from esper_env.seeding import derive_rng, derive_seed
 
 T = TypeVar("T", bound=tuple[NDArray[Any], ...])
@@ -31,7 +33,8 @@ class PopulationConfig:
     """How a population is trained and laid out.
 
     ``shard_size`` networks run together on one thread; with ``together`` False each shard holds one network in the
-    layout of a single one.
+    layout of a single one. ``precision`` is that of the passes, ``capture`` whether an accelerator captures the step of
+    a minibatch.
     """
 
     batch_size: int
@@ -41,6 +44,18 @@ class PopulationConfig:
     together: bool
     device: torch.device
     dtype: torch.dtype = torch.float32
+    precision: str = FULL_PRECISION
+    capture: str = "auto"
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """The caller's mixed precision is not the networks' own."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 @contextmanager
@@ -54,7 +69,7 @@ def _own_settings() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
             yield
     finally:
         torch.set_num_threads(threads)
@@ -79,8 +94,18 @@ class Population:
             self._validation = HeldOutImages(data.val_images, data.val_labels, data, device, dtype)
             self._test = HeldOutImages(data.test_images, data.test_labels, data, device, dtype)
             self.shards = [
-                Shard(build_host, rows.stop - rows.start, together=config.together, device=device, dtype=dtype)
+                Shard(
+                    build_host,
+                    rows.stop - rows.start,
+                    together=config.together,
+                    device=device,
+                    dtype=dtype,
+                    precision=config.precision,
+                )
                 for rows in self._slices
+            ]
+            self._trainers = [
+                Trainers(shard, config.optimisation, self._train_images, config.capture) for shard in self.shards
             ]
             stream = (self._train_images, config.batch_size, config.batches_per_step)
             self._streams = [MinibatchStream(*stream) for _ in range(count)]
@@ -122,12 +147,16 @@ class Population:
     def train(self, structure: Structure) -> TrainStats:
         """Train every network for one epoch."""
 
-        def one(index: int) -> TrainStats:
+        def one(index: int) -> Readback:
             rows = self._slices[index]
-            trainer = EpochTrainer(self.shards[index], structure.rows(rows), self._config.optimisation)
-            return trainer.run(minibatches(self._train_images, self._streams[rows]))
+            return self._trainers[index].run(structure.rows(rows), draw_epoch(self._streams[rows]))
 
-        return _joined(TrainStats, self._each_shard(one))
+        return TrainStats(self._each_shard(one))
+
+    @property
+    def captures(self) -> int:
+        """How often the step of a minibatch has been captured for replay; 0 where steps are not captured."""
+        return sum(trainers.captures for trainers in self._trainers)
 
     @_own_settings()
     def measure(self, structure: Structure, rows: NDArray[np.bool_]) -> Measurement:

@@ -33,7 +33,7 @@ class Stack:
 
     def __init__(self, build: Callable[[], nn.Module], rows: int, device: torch.device, dtype: torch.dtype) -> None:
         self._build = build
-        self._dtype = dtype
+        self.dtype = dtype
         with seeded_construction(0):
             self.template = build().to(device=device, dtype=dtype)
         # The template only lends its code: its own tensors are never read.
@@ -52,7 +52,7 @@ class Stack:
     def reset(self, row: int, seed: int) -> None:
         """Give one row the values of a module built from ``seed``, and zero momentum."""
         with seeded_construction(seed):
-            module = self._build().to(dtype=self._dtype)
+            module = self._build().to(dtype=self.dtype)
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 self.parameters[name][row].copy_(parameter)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,15 +69,43 @@ class MinibatchStream:
         return indices, crops, flips
 
 
-def minibatches(data: TrainingImages, streams: list[MinibatchStream]) -> Iterator[tuple[Tensor, Tensor]]:
-    """An epoch of normalised images (n, B, C, H, W) and labels (n, B), one row a stream."""
-    drawn = [stream.draw() for stream in streams]
-    indices = torch.stack([draw[0] for draw in drawn], dim=1)  # (T, n, B)
-    crops = torch.stack([draw[1] for draw in drawn], dim=2) if data.offsets > 1 else None  # type: ignore[misc]
-    flips = torch.stack([draw[2] for draw in drawn], dim=1) if data.flip else None  # type: ignore[misc]
-    for step, index in enumerate(indices):
-        cropped = data.padded[index] if crops is None else data.crops[index, crops[0, step], crops[1, step]]
-        if flips is not None:
-            cropped = torch.where(flips[step][..., None, None, None], cropped.flip(-2), cropped)
-        images = cropped.permute(0, 1, 4, 2, 3).to(data.scale.dtype)  # from (n, B, H, W, C)
-        yield torch.addcmul(data.shift, images, data.scale), data.labels[index]
+class Draw(NamedTuple):
+    """What one minibatch of n networks is made of: (n, B) image indices, (2, n, B) crop offsets, (n, B) flips."""
+
+    images: Tensor
+    crops: Tensor | None
+    flips: Tensor | None
+
+    def copy_(self, other: Draw) -> None:
+        """Take another draw's values, in place."""
+        for own, value in zip(self, other, strict=True):
+            if own is not None and value is not None:
+                own.copy_(value)
+
+    def clone(self) -> Draw:
+        """The same values in memory of their own."""
+        return Draw._make(None if value is None else value.clone() for value in self)
+
+
+def draw_epoch(streams: Sequence[MinibatchStream]) -> list[Draw]:
+    """An epoch of draws, one row a stream."""
+    indices, crops, flips = zip(*(stream.draw() for stream in streams), strict=True)
+    index = torch.stack(indices, dim=1)  # (T, n, B)
+    crop = [None] * len(index) if crops[0] is None else torch.stack(crops, dim=2).unbind(1)
+    flip = [None] * len(index) if flips[0] is None else torch.stack(flips, dim=1)
+    return [Draw(*parts) for parts in zip(index, crop, flip, strict=True)]
+
+
+def assemble(data: TrainingImages, draw: Draw) -> tuple[Tensor, Tensor]:
+    """The normalised images (n, B, C, H, W) and labels (n, B) of a draw."""
+    index, crop, flip = draw
+    cropped = data.padded[index] if crop is None else data.crops[index, crop[0], crop[1]]
+    if flip is not None:
+        cropped = torch.where(flip[..., None, None, None], cropped.flip(-2), cropped)
+    images = cropped.permute(0, 1, 4, 2, 3).to(data.scale.dtype)  # from (n, B, H, W, C)
+    return torch.addcmul(data.shift, images, data.scale), data.labels[index]
+
+
+def minibatches(data: TrainingImages, streams: Sequence[MinibatchStream]) -> Iterator[tuple[Tensor, Tensor]]:
+    """An epoch of images (n, B, C, H, W) and labels (n, B), one row a stream."""
+    return (assemble(data, draw) for draw in draw_epoch(streams))

@@ -57,6 +57,21 @@ class Structure(NamedTuple):
         """The structure of some networks."""
         return Structure._make(column[rows] for column in self)
 
+    @property
+    def runs(self) -> BoolArray:
+        """(n, S) seeds that take part in training."""
+        return self.blended | self.training
+
+    def signature(self) -> bytes:
+        """Equal where training is made of the same operations on the same rows; alphas and freezing are values."""
+        runs = self.runs
+        kinds = (np.where(runs, self.blueprint, -1), np.where(runs, self.operator, -1), self.training)
+        return b"".join(np.ascontiguousarray(kind).tobytes() for kind in kinds)
+
+    def alpha_on(self, networks: IntArray, slot: int) -> FloatArray:
+        """(k,) alphas with which seeds of some networks are passed: 1 for those that train in isolation."""
+        return np.where(self.training[networks, slot], 1.0, self.alpha[networks, slot])
+
 
 class Part(NamedTuple):
     """Rows at one slot that hold the same blueprint under the same operator, all isolated or all not."""
@@ -105,7 +120,7 @@ def plan_slot(
     if not active.any():
         return None
     isolated = structure.training[networks, slot]
-    alpha = np.where(isolated, 1.0, structure.alpha[networks, slot])
+    alpha = structure.alpha_on(networks, slot)
     code = structure.blueprint[networks, slot] * OPERATOR_RADIX + structure.operator[networks, slot]
     key = np.where(active, code * 2 + isolated, -1)
     parts = []

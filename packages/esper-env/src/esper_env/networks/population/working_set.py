@@ -1,24 +1,29 @@
 """What trains during one epoch, as a single flat vector.
 
-Which parameters train is fixed for an epoch, so they are gathered once from the stacks, trained as views of one leaf,
-and written back. Clipping, momentum and the update are then a handful of operations however many seeds there are.
+Which parameters train is fixed for an epoch, so they are gathered from the stacks once, trained as views of one leaf,
+and written back. Clipping, momentum and the update are then a handful of operations however many seeds there are. Every
+tensor stays where it is from epoch to epoch, as captured steps need it.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_env.networks.population.stack import Stack
+from esper_env.networks.population.structure import on_device
 
 
 class Member(NamedTuple):
-    """Rows of a stack that train: ``units[i]`` is the clipping unit of ``rows[i]``."""
+    """Rows of a stack that train: ``units[i]`` is the clipping unit of row i, which belongs to ``networks[i]``."""
 
     stack: Stack
-    rows: Tensor  # (k,)
+    networks: NDArray[np.int64]  # (k,)
+    rows: Tensor  # (k,) the same, on the device
     units: Tensor  # (k,)
     learning_rate: float
     trainable: Tensor  # (k,) bool
@@ -47,36 +52,44 @@ class WorkingSet:
         self._units = units
         self._clip_norm = clip_norm
         self._momentum_factor = momentum
-        self._shapes: list[list[tuple[str, torch.Size]]] = []
-        pieces: list[Tensor] = []
-        moments: list[Tensor] = []
-        lengths: list[Tensor] = []
-        units_of: list[Tensor] = []
-        rates: list[Tensor] = []
-        self._sizes: list[int] = []
-        for member in members:
-            shapes = []
+        self._shapes = [
+            [
+                (name, torch.Size((len(member.rows), *value.shape[1:])))
+                for name, value in member.stack.parameters.items()
+            ]
+            for member in members
+        ]
+        self._sizes = [shape.numel() for shapes in self._shapes for _, shape in shapes]
+        units_of = [m.units for m, shapes in zip(members, self._shapes, strict=True) for _ in shapes]
+        self._unit_of_piece = torch.cat(units_of)  # a piece is one row of a tensor
+        shapes_of_all = [shape for shapes in self._shapes for _, shape in shapes]
+        lengths = np.concatenate([np.full(shape[0], shape[1:].numel()) for shape in shapes_of_all])
+        device, dtype = self._unit_of_piece.device, members[0].stack.dtype
+        self._lengths = on_device(lengths, device)
+        self._piece_of_element = on_device(np.repeat(np.arange(len(lengths)), lengths), device)
+        self._unit_of_element = self._unit_of_piece.index_select(0, self._piece_of_element)
+        self.theta = torch.zeros(sum(self._sizes), dtype=dtype, device=device, requires_grad=True)
+        self._velocity, self._rate = torch.zeros_like(self.theta), torch.zeros_like(self.theta)
+        self._piece_norm_sum = torch.zeros(len(lengths), dtype=dtype, device=device)
+        self._unit_norm_sum = torch.zeros(units, dtype=dtype, device=device)
+        self._steps = torch.zeros((), dtype=dtype, device=device)
+        self.load()
+
+    @torch.no_grad()
+    def load(self) -> None:
+        """Take parameters, momentum and what is trainable from the members, and begin the statistics anew."""
+        values, moments, rates = [], [], []
+        for member in self._members:
+            rate = member.trainable.to(self._rate.dtype) * member.learning_rate
             for name, value in member.stack.parameters.items():
-                rows = value.index_select(0, member.rows)
-                pieces.append(rows.reshape(-1))
-                moments.append(member.stack.momentum[name].index_select(0, member.rows).reshape(-1))
-                self._sizes.append(rows.numel())
-                shapes.append((name, rows.shape))
-                per_row = rows[0].numel()
-                lengths.append(torch.full((len(rows),), per_row, dtype=torch.int64, device=rows.device))
-                units_of.append(member.units)
-                rate = member.trainable.to(rows.dtype) * member.learning_rate
-                rates.append(rate.repeat_interleave(per_row))
-            self._shapes.append(shapes)
-        self.theta = torch.cat(pieces).requires_grad_()
-        self._velocity = torch.cat(moments)
-        self._rate = torch.cat(rates)
-        self._lengths = torch.cat(lengths)  # elements of each (tensor, row)
-        self._unit_of_tensor = torch.cat(units_of)
-        self._unit_of_element = self._unit_of_tensor.repeat_interleave(self._lengths)
-        zeros = self.theta.new_zeros(len(self._lengths))
-        self._tensor_norm_sum, self._unit_norm_sum = zeros, self.theta.new_zeros(units)
-        self._steps = 0
+                values.append(value.index_select(0, member.rows).flatten())
+                moments.append(member.stack.momentum[name].index_select(0, member.rows).flatten())
+                rates.append(rate)
+        torch.cat(values, out=self.theta.detach())
+        torch.cat(moments, out=self._velocity)
+        torch.index_select(torch.cat(rates), 0, self._piece_of_element, out=self._rate)
+        for tensor in (self._piece_norm_sum, self._unit_norm_sum, self._steps):
+            tensor.zero_()
 
     def views(self) -> list[dict[str, Tensor]]:
         """Each member's parameters, (k, ...) views of the flat leaf."""
@@ -90,14 +103,14 @@ class WorkingSet:
         assert gradient is not None
         # "unsafe" leaves out a check of the lengths, which would wait for the device in every minibatch.
         squared = torch.segment_reduce(gradient * gradient, "sum", lengths=self._lengths, unsafe=True)
-        unit_squared = torch.zeros_like(self._unit_norm_sum).index_add_(0, self._unit_of_tensor, squared)
+        unit_squared = torch.zeros_like(self._unit_norm_sum).index_add_(0, self._unit_of_piece, squared)
         unit_norm = unit_squared.sqrt()
-        self._tensor_norm_sum += squared.sqrt()
+        self._piece_norm_sum += squared.sqrt()
         self._unit_norm_sum += unit_norm
         self._steps += 1
         scale = (self._clip_norm / (unit_norm + 1e-6)).clamp_(max=1.0)
-        gradient *= scale.index_select(0, self._unit_of_element)
-        self._velocity.mul_(self._momentum_factor).add_(gradient)
+        clipped = gradient * scale.index_select(0, self._unit_of_element)
+        self._velocity.mul_(self._momentum_factor).add_(clipped)
         self.theta.addcmul_(self._velocity, self._rate, value=-1.0)
         self.theta.grad = None
 
@@ -113,8 +126,8 @@ class WorkingSet:
 
     def gradient_norms(self) -> GradientNorms:
         """Mean norms over the steps so far; units without a tensor have zeros."""
-        tensor_norm = self._tensor_norm_sum / max(1, self._steps)
-        unit_norm = self._unit_norm_sum / max(1, self._steps)
+        steps = self._steps.clamp(min=1.0)
+        tensor_norm, unit_norm = self._piece_norm_sum / steps, self._unit_norm_sum / steps
         vanishing = tensor_norm < VANISHING_NORM
         exploding = ~(tensor_norm <= EXPLODING_CLIP_MULTIPLE * self._clip_norm)
         return GradientNorms(unit_norm, self._share(vanishing), self._share(exploding))
@@ -122,9 +135,9 @@ class WorkingSet:
     def unit_sizes(self) -> Tensor:
         """(U,) trainable scalars of each unit."""
         lengths = self._lengths.to(self._unit_norm_sum.dtype)
-        return torch.zeros_like(self._unit_norm_sum).index_add_(0, self._unit_of_tensor, lengths)
+        return torch.zeros_like(self._unit_norm_sum).index_add_(0, self._unit_of_piece, lengths)
 
     def _share(self, flag: Tensor) -> Tensor:
         zeros = torch.zeros_like(self._unit_norm_sum)
-        count = zeros.index_add(0, self._unit_of_tensor, torch.ones_like(self._tensor_norm_sum))
-        return zeros.index_add(0, self._unit_of_tensor, flag.to(zeros.dtype)) / count.clamp(min=1.0)
+        count = zeros.index_add(0, self._unit_of_piece, torch.ones_like(self._piece_norm_sum))
+        return zeros.index_add(0, self._unit_of_piece, flag.to(zeros.dtype)) / count.clamp(min=1.0)

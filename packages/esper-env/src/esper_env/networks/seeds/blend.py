@@ -33,7 +33,7 @@ def blend(operator: int, h: Tensor, x: Tensor, s: Tensor, alpha: Tensor, gate: T
     """Blend by operator value; an unknown operator is a ``ValueError``."""
     if operator not in _OPERATORS:
         raise ValueError(f"operator {operator} is not registered; known: {sorted(_OPERATORS)}")
-    return _OPERATORS[operator](h, x, s, alpha.clamp(0.0, 1.0).to(h.dtype), gate)
+    return _OPERATORS[operator](h, x, s.to(h.dtype), alpha.clamp(0.0, 1.0).to(h.dtype), gate)
 
 
 def _add(h: Tensor, x: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None) -> Tensor:  # noqa: ARG001

@@ -1,0 +1,120 @@
+"""How the step of a minibatch is carried out: operation by operation, or as a captured graph.
+
+On an accelerator a step of many small operations is bound by launching them. A CUDA graph launches all of them at once.
+What is captured works in place, on memory that stays: nothing in it may depend on values, and what changes from epoch
+to epoch is written into that memory before the next replay.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+
+from esper_env.networks.population.stream import Draw
+
+Step = Callable[[Draw], None]
+
+#: Values of the environment's ``capture``.
+CAPTURE_MODES = ("auto", "off")
+
+
+class Runner(Protocol):
+    """Carries out the same step again and again, on other minibatches."""
+
+    captures: int
+
+    def __call__(self, draw: Draw) -> None:
+        """Carry the step out."""
+        ...
+
+
+NewRunner = Callable[[Step], Runner]
+
+
+class Eager:
+    """Operation by operation."""
+
+    captures = 0
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    def __call__(self, draw: Draw) -> None:
+        self._step(draw)
+
+
+class Captured(ABC):
+    """The first minibatch runs as it is, to warm up; the second is captured; from then on the graph is replayed."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._inputs: Draw | None = None
+        self._replay: Callable[[], None] | None = None
+        self.captures = 0
+
+    def __call__(self, draw: Draw) -> None:
+        if self._inputs is None:
+            self._inputs = draw.clone()
+            self.warm_up(self._inputs)
+            return
+        self._inputs.copy_(draw)
+        if self._replay is None:
+            self._replay = self.capture(self._inputs)
+            self.captures += 1
+        self._replay()
+
+    @abstractmethod
+    def warm_up(self, inputs: Draw) -> None:
+        """Carry the step out as capturing will."""
+
+    @abstractmethod
+    def capture(self, inputs: Draw) -> Callable[[], None]:
+        """Record the step without carrying it out, and return what replays it."""
+
+
+class CudaGraph(Captured):
+    """A step as a CUDA graph.
+
+    Graphs can share a ``pool`` of memory: one runs at a time, and none leaves anything in it that is read later.
+    """
+
+    def __init__(self, step: Step, pool: Any) -> None:
+        super().__init__(step)
+        self._pool = pool
+        self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def warm_up(self, inputs: Draw) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            self._step(inputs)
+        torch.cuda.current_stream().wait_stream(self._stream)
+
+    def capture(self, inputs: Draw) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        # "thread_local": what other threads do with the device meanwhile is theirs.
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            self._step(inputs)
+        return graph.replay
+
+
+def _cuda_graphs() -> NewRunner:
+    return partial(CudaGraph, pool=torch.cuda.graph_pool_handle())
+
+
+#: What makes the runners of a shard, by type of device; elsewhere steps run operation by operation.
+CAPTURES: dict[str, Callable[[], NewRunner]] = {"cuda": _cuda_graphs}
+
+
+def runners(device: torch.device, capture: str) -> NewRunner:
+    """What makes runners for a shard on a device.
+
+    Raises:
+        ValueError: a mode of capture that is not known.
+    """
+    if capture not in CAPTURE_MODES:
+        raise ValueError(f"capture is {capture!r}; expected one of {CAPTURE_MODES}")
+    return CAPTURES[device.type]() if capture == "auto" and device.type in CAPTURES else Eager

@@ -1,0 +1,85 @@
+"""A shard's trainers, and what they report."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esper_env.networks.population.capture import runners
+from esper_env.networks.population.network import Shard
+from esper_env.networks.population.optimisation import Optimisation
+from esper_env.networks.population.readback import Readback
+from esper_env.networks.population.stream import Draw, TrainingImages
+from esper_env.networks.population.structure import Structure
+from esper_env.networks.population.train import EpochTrainer
+
+#: Trainers that a shard keeps, each with its copy of what trains.
+TRAINERS_KEPT = 4
+
+
+class TrainStats:
+    """Measured over an epoch; the second axis is the host, then the S slots in action order.
+
+    Reading a column waits until the device has finished the epoch.
+    """
+
+    def __init__(self, tables: Sequence[Readback]) -> None:
+        self._tables = tables
+
+    @cached_property
+    def _columns(self) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+        table = np.concatenate([part.numpy() for part in self._tables])
+        return table[:, 0], np.split(table[:, 1:], 4, axis=1)
+
+    @property
+    def loss(self) -> NDArray[np.float64]:
+        """(n,) mean training loss, nats."""
+        return self._columns[0]
+
+    @property
+    def gradient_norm(self) -> NDArray[np.float64]:
+        """(n, 1 + S) mean norm before clipping."""
+        return self._columns[1][0]
+
+    @property
+    def vanishing(self) -> NDArray[np.float64]:
+        """(n, 1 + S) share of tensors whose gradient vanishes."""
+        return self._columns[1][1]
+
+    @property
+    def exploding(self) -> NDArray[np.float64]:
+        """(n, 1 + S) share of tensors whose gradient explodes."""
+        return self._columns[1][2]
+
+    @property
+    def sizes(self) -> NDArray[np.float64]:
+        """(n, 1 + S) trainable scalars; 0 where nothing was trained."""
+        return self._columns[1][3]
+
+
+class Trainers:
+    """A shard's trainers by the signature of the structure: the latest ones are kept, so waiting costs no planning."""
+
+    def __init__(self, shard: Shard, config: Optimisation, images: TrainingImages, capture: str) -> None:
+        new_runner = runners(shard.device, capture)
+        self._make = partial(EpochTrainer, shard, config=config, images=images, new_runner=new_runner)
+        self._kept: OrderedDict[bytes, EpochTrainer] = OrderedDict()
+        self._captures_gone = 0
+
+    @property
+    def captures(self) -> int:
+        """How many steps have been captured so far."""
+        return self._captures_gone + sum(trainer.captures for trainer in self._kept.values())
+
+    def run(self, structure: Structure, draws: Sequence[Draw]) -> Readback:
+        """Train the shard for an epoch."""
+        signature = structure.signature()
+        trainer = self._kept.pop(signature, None) or self._make(structure=structure)
+        self._kept[signature] = trainer
+        if len(self._kept) > TRAINERS_KEPT:
+            self._captures_gone += self._kept.popitem(last=False)[1].captures
+        return trainer.run(structure, draws)

@@ -1,0 +1,235 @@
+"""A step can be captured once and replayed on other minibatches, values and freezings, and waits for no device.
+
+A CUDA graph replays kernels on fixed addresses. The stand-in here does the same with PyTorch's operations: it records
+every one of them, with the very tensors that it read and wrote, and carries them out again without running any Python
+of the step.
+"""
+
+import numpy as np
+import pytest
+import torch
+from esper_env.networks.population import capture
+from esper_env.networks.population.capture import Captured
+from esper_env.rules.heads import Operator
+from esper_env.rules.stages import Stage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+aten = torch.ops.aten
+
+#: Operations whose result, or the size of it, the host has to wait for.
+WAITS = {
+    aten._local_scalar_dense,
+    aten.equal,
+    aten.is_nonzero,
+    aten.masked_select,
+    aten.nonzero,
+    aten.repeat_interleave,
+    aten._unique2,
+}
+
+
+class WaitForDeviceError(AssertionError):
+    """The step asks for a value in the middle of its work."""
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operations that wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in WAITS or _index_by_mask(func, args):
+            raise WaitForDeviceError(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _index_by_mask(func, args):
+    return func.overloadpacket is aten.index and any(i is not None and i.dtype == torch.bool for i in args[1])
+
+
+class Tape(NoWaiting):
+    """Records operations while they are carried out."""
+
+    def __init__(self):
+        super().__init__()
+        self._calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if not func.is_view:
+            self._calls.append((func, args, kwargs or {}, out))
+        return out
+
+    @torch.no_grad()
+    def replay(self):
+        for func, args, kwargs, recorded in self._calls:
+            for place, value in zip(tree_leaves(recorded), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(place, torch.Tensor) and place.data_ptr() != value.data_ptr():
+                    place.detach().copy_(value)
+
+
+class Recording(Captured):
+    """Steps recorded on a tape."""
+
+    def warm_up(self, inputs):
+        self._step(inputs)
+
+    def capture(self, inputs):
+        before = [tensor.clone() for tensor in self.state()]
+        with Tape() as tape:
+            self._step(inputs)
+        with torch.no_grad():
+            for tensor, value in zip(self.state(), before, strict=True):
+                tensor.copy_(value)  # capturing carries nothing out
+        return tape.replay
+
+    def state(self):
+        """Everything that a step changes and that outlives it."""
+        trainer = self._step.__self__
+        own = trainer._set
+        sums = (trainer._loss_sum, own._piece_norm_sum, own._unit_norm_sum, own._steps)
+        return [own.theta, own._velocity, *sums, *trainer._shard.host.buffers.values()]
+
+
+def plans_anew(population):
+    """The population, its trainers forgotten after every epoch: nothing of one can be left in the next."""
+    train = population.train
+
+    def forgetful(structure):
+        for trainers in population._trainers:
+            trainers._kept.clear()
+        return train(structure)
+
+    population.train = forgetful
+    return population
+
+
+@pytest.fixture
+def both_ways(make_population, monkeypatch):
+    """``both_ways(count, **options)``: the same population, planned anew for every epoch, and recorded and kept."""
+
+    def make(count, **options):
+        eager = plans_anew(make_population(count, **options))
+        monkeypatch.setitem(capture.CAPTURES, "cpu", lambda: Recording)
+        return eager, make_population(count, **options)
+
+    return make
+
+
+def everything(population):
+    stacks = [s for shard in population.shards for s in (shard.host, *shard._seeds.values(), *shard._gates.values())]
+    return [t for s in stacks for kind in (s.parameters, s.momentum, s.buffers) for t in kind.values()]
+
+
+def assert_same(eager, recorded):
+    for left, right in zip(everything(eager), everything(recorded), strict=True):
+        assert torch.equal(left, right)
+
+
+SEEDS = [
+    (0, 0, "conv_light", Operator.GATE, Stage.BLENDING, 0.3),
+    (0, 1, "norm", Operator.ADD, Stage.TRAINING),
+    (1, 0, "conv_light", Operator.GATE, Stage.BLENDING, 0.6),
+    (1, 2, "attention", Operator.MULTIPLY, Stage.HOLDING),
+    (2, 1, "bottleneck", Operator.ADD, Stage.TRAINING),
+    (2, 2, "depthwise", Operator.ADD, Stage.GERMINATED),
+]
+LAYOUTS = pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
+def test_replaying_equals_running_bit_for_bit(both_ways, grow, together, kernel, isolation):
+    eager, recorded = both_ways(3, together=together, kernel=kernel, isolation=isolation)
+    for epoch, alpha in enumerate((0.3, 0.7, 0.2)):
+        seeds = [(*seed[:5], alpha, epoch == 2) if seed[4] == Stage.BLENDING else seed for seed in SEEDS]
+        structures = [grow(population, 3, *seeds, attach=epoch == 0) for population in (eager, recorded)]
+        stats = [p.train(s) for p, s in zip((eager, recorded), structures, strict=True)]
+        for column in ("loss", "gradient_norm", "vanishing", "exploding", "sizes"):
+            assert (getattr(stats[0], column) == getattr(stats[1], column)).all(), column
+        assert_same(eager, recorded)
+    assert recorded.captures == len(recorded.shards)  # alphas and freezing are values: captured once
+    assert eager.captures == 0
+
+
+def test_random_crops_and_flips_are_inputs_of_the_step(both_ways, make_data, grow):
+    data = make_data(pad=2, flip=True)
+    eager, recorded = both_ways(2, data=data)
+    for population in (eager, recorded):
+        structure = grow(population, 2)
+        for _ in range(2):
+            population.train(structure)
+    assert recorded.captures == 1
+    assert_same(eager, recorded)
+
+
+def test_another_structure_is_captured_and_the_old_one_is_still_there(both_ways, grow):
+    eager, recorded = both_ways(3)
+    grown = [grow(population, 3, *SEEDS) for population in (eager, recorded)]
+    plans = [
+        lambda population, _: grow(population, 3),
+        lambda _, structure: structure,
+        lambda population, _: grow(population, 3, *SEEDS[:3], attach=False),
+        lambda _, structure: structure,
+        lambda population, _: grow(population, 3),
+        lambda _, structure: structure._replace(operator=np.where(structure.blended, Operator.ADD, structure.operator)),
+        lambda _, structure: structure._replace(blended=structure.runs, training=structure.training & False),
+    ]
+    for plan in plans:
+        for population, structure in zip((eager, recorded), grown, strict=True):
+            population.train(plan(population, structure))
+        assert_same(eager, recorded)
+    assert recorded.captures == 5
+
+
+def test_a_row_that_starts_anew_is_what_the_captured_step_trains(both_ways, grow):
+    eager, recorded = both_ways(3)
+    structures = [grow(population, 3, *SEEDS) for population in (eager, recorded)]
+    for epoch in range(3):
+        for population, structure in zip((eager, recorded), structures, strict=True):
+            if epoch == 1:
+                population.reset_row(1, 555)
+                population.attach(1, 0, int(structure.blueprint[1, 0]))
+            population.train(structure)
+    assert recorded.captures == 1
+    assert_same(eager, recorded)
+
+
+def test_captures_are_counted_when_their_trainers_are_gone(both_ways, grow):
+    _, recorded = both_ways(1)
+    names = ["conv_light", "norm", "attention", "conv_small", "depthwise", "bottleneck"]
+    for name in names:
+        recorded.train(grow(recorded, 1, (0, 0, name, Operator.ADD, Stage.HOLDING)))
+    assert recorded.captures == len(names)
+    assert len(recorded._trainers[0]._kept) < len(names)
+
+
+def test_nothing_is_captured_where_it_is_switched_off_or_there_is_no_way_to(monkeypatch):
+    cpu = torch.device("cpu")
+    assert capture.runners(cpu, "auto") is capture.Eager
+    monkeypatch.setitem(capture.CAPTURES, "cpu", lambda: Recording)
+    assert capture.runners(cpu, "auto") is Recording
+    assert capture.runners(cpu, "off") is capture.Eager
+
+
+def test_an_unknown_way_to_capture_is_an_error():
+    with pytest.raises(ValueError, match="capture is 'always'; expected one of"):
+        capture.runners(torch.device("cpu"), "always")
+
+
+@LAYOUTS
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_neither_training_nor_measuring_waits_for_the_device_before_the_end(make_population, grow, together, kernel):
+    population = make_population(3, together=together, kernel=kernel)
+    structure = grow(population, 3, *SEEDS, (1, 1, "conv_heavy", Operator.ADD, Stage.FOSSILIZED))
+    with NoWaiting():
+        population.train(structure)
+        population.measure(structure, np.ones(3, dtype=np.bool_))
+        population.appraise(structure, np.arange(3))
+
+
+def test_waiting_is_noticed():
+    with NoWaiting():
+        for wait in (lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: bool((x > 0).any()), torch.nonzero):
+            with pytest.raises(WaitForDeviceError):
+                wait(torch.arange(3.0))
