@@ -19,7 +19,8 @@ from esper_env.networks.population.stack import seeded_construction
 from esper_env.networks.population.stream import MinibatchStream, TrainingImages, minibatches
 from esper_env.seeding import derive_seed
 from esper_env.tasks import make_task
-from torch import nn
+from timing import intra_op_threads
+from torch import Tensor, nn
 
 #: What acts in an environment: the host alone, or seeds at random.
 WORKLOADS: dict[str, Callable[[], Any]] = {"host": WaitPolicy, "growing": lambda: RandomPolicy(0)}
@@ -98,6 +99,15 @@ class Environments:
         self._envs.close()
 
 
+def train_minibatch(network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+    """One step of clipped SGD on images (B, C, H, W) and labels (B,)."""
+    loss = nn.functional.cross_entropy(network(images), labels)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+
+
 class PlainLoop:
     """What one would write without this project: each network with an optimizer of its own, one after the other.
 
@@ -112,7 +122,7 @@ class PlainLoop:
         # The quicker layout of a network on its own: channels_last for pictures, not for the tiny Digits host.
         memory_format = torch.channels_last if task.auto_shard_size == 1 else torch.contiguous_format
         self.n, self._threads = n, threads
-        self.networks, self._optimizers, self._streams = [], [], []
+        self.networks, self.optimizers, self.streams = [], [], []
         for index in range(n):
             with seeded_construction(derive_seed(index, "host weights")):  # as network `index` of a population
                 network = host_builder(task)()
@@ -120,25 +130,16 @@ class PlainLoop:
             stream = MinibatchStream(images, task.batch_size, task.batches_per_step)
             stream.seed(derive_seed(index, "minibatches"))
             self.networks.append(network)
-            self._optimizers.append(torch.optim.SGD(network.parameters(), lr=task.host_lr, momentum=0.9))
-            self._streams.append(stream)
-        self._images = images
+            self.optimizers.append(torch.optim.SGD(network.parameters(), lr=task.host_lr, momentum=0.9))
+            self.streams.append(stream)
+        self.images = images
 
     def step(self) -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        for network, optimizer, stream in zip(self.networks, self._optimizers, self._streams, strict=True):
-            self._epoch(network, optimizer, stream)
-        torch.set_num_threads(before)
-
-    def _epoch(self, network: nn.Module, optimizer: torch.optim.Optimizer, stream: MinibatchStream) -> None:
-        network.train()
-        for images, labels in minibatches(self._images, [stream]):
-            loss = nn.functional.cross_entropy(network(images[0]), labels[0])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
+        with intra_op_threads(self._threads):
+            for network, optimizer, stream in zip(self.networks, self.optimizers, self.streams, strict=True):
+                network.train()
+                for images, labels in minibatches(self.images, [stream]):
+                    train_minibatch(network, optimizer, images[0], labels[0])
 
     def close(self) -> None:
         """Nothing is held."""

@@ -12,26 +12,25 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import tyro
 from contenders import Contender, Environments, PlainLoop
 from esper_agent import atomic
 from esper_agent.cli import OK, exit_code
 from esper_agent.configuration import ConfigError, parse_env_settings
 from esper_agent.runs import package_versions
+from esper_env.networks.build import resolve_device
 from esper_env.tasks import make_task
 from rich.console import Console
 from rich.table import Table
+from timing import machine, race, waiter
 from tqdm import tqdm
 
 NATIVE, LOOP = "native", "plain loop"
@@ -86,27 +85,6 @@ def makers(settings: ThroughputSettings, n: int) -> dict[str, Callable[[], Conte
     return native | {rivals[name][0]: rivals[name][1] for name in chosen}
 
 
-def turn(contender: Contender, steps: int) -> float:
-    """Seconds per step over some steps."""
-    start = time.perf_counter()
-    for _ in range(steps):
-        contender.step()
-    return (time.perf_counter() - start) / steps
-
-
-def race(contenders: Mapping[str, Contender], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds per step of each contender in each round."""
-    steps = {}
-    for name, contender in contenders.items():
-        contender.step()  # warm
-        steps[name] = max(1, round(seconds / turn(contender, 1)))
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            times[name].append(turn(contender, steps[name]))
-    return times
-
-
 def compare(settings: ThroughputSettings, n: int) -> dict[str, Any]:
     """All contenders at one number of networks."""
     task = make_task(settings.env, **parse_env_settings(settings.env_settings))
@@ -115,7 +93,8 @@ def compare(settings: ThroughputSettings, n: int) -> dict[str, Any]:
     try:
         for name, make in makers(settings, n).items():
             contenders[name] = make()
-        times = race(contenders, settings.rounds, settings.seconds)
+        wait = waiter(resolve_device(task.device))
+        times = race({name: each.step for name, each in contenders.items()}, settings.rounds, settings.seconds, wait)
         native = contenders[NATIVE]
         assert isinstance(native, Environments)
         shares = native.shares
@@ -177,14 +156,13 @@ def measure(settings: ThroughputSettings, command: Sequence[str], console: Conso
     """Run every case, write the file, print the table."""
     settings.checked()
     results = [compare(settings, n) for n in tqdm(settings.counts, desc=settings.env, unit="case")]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     content = {
         "command": shlex.join(["python", "benchmarks/throughput/throughput.py", *command]),
         "env": settings.env,
         "env_settings": list(settings.env_settings),
         "workload": settings.workload,
         "threads_of_the_plain_loop": settings.threads,
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {gpu}",
+        "machine": machine(),
         "versions": package_versions(),
         "results": results,
     }

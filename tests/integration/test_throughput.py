@@ -20,7 +20,7 @@ TINY = {"batches_per_step": 2, "horizon": 4}
 @pytest.fixture
 def throughput(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("throughput", "contenders"):
+    for name in ("throughput", "contenders", "timing"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import throughput
 

@@ -1,0 +1,276 @@
+"""Ways to run the convolutions of N networks, and a whole training minibatch of them, timed side by side in one run.
+
+    python benchmarks/throughput/formulations.py --out benchmarks/results/formulations-digits-cpu.json
+
+Each network has its own weights and its own minibatch. A convolution is timed forward and backward, features in to
+features out in the layout that its formulation keeps them in. The cases are the convolutions of the task's host, the
+first of which needs no gradient of its input, and of a conv_light seed at each slot. In a whole minibatch drawing it is
+part of the time, as is what surrounds an epoch, divided by its minibatches. What cannot run here is a row without a
+time. Formulations take turns, round after round; times are medians over rounds, and a ratio is the median of the
+rounds' own ratios.
+
+Exit codes: 0 done, 1 the file could not be written, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from contenders import Contender, PlainLoop
+from convolutions import FORMULATIONS, NEEDS_CUDA, Problem
+from esper_agent import atomic
+from esper_agent.cli import OK, exit_code
+from esper_agent.configuration import ConfigError, parse_env_settings
+from esper_agent.runs import package_versions
+from esper_env.data import ImageFamily, load_image_data
+from esper_env.networks.build import resolve_device
+from esper_env.tasks import TaskConfig, make_task
+from layers import Case, cases
+from rich.console import Console
+from rich.table import Table
+from runners import MAX_STREAMS, GraphsOnStreams, OneAfterTheOther, Runner
+from timing import intra_op_threads, machine, race, waiter
+from tqdm import tqdm
+from whole_steps import Engine, RunnerLoop
+
+MEASURED, WHOLE_STEP, ENGINE_PRECISION = "measured", "whole minibatch", "the engine trains in float32"
+OWN_SETTINGS = ("batch_size", "device", "shard_size")  # which this benchmark gives the environment
+
+#: What is timed, or why it cannot be.
+Entrant = Callable[[], object] | str
+
+
+@dataclass(frozen=True)
+class FormulationSettings:
+    """Time ways to run the layers of many networks."""
+
+    out: Path
+    """JSON file of the results; an existing one is replaced."""
+    env: str = "Esper-Digits-v0"
+    """Task whose host and slots give the cases."""
+    env_settings: tuple[str, ...] = ()
+    """Further settings of the environment as NAME=VALUE."""
+    n: int = 64
+    """Number of networks."""
+    batch_size: Annotated[int | None, tyro.conf.DisallowNone] = None
+    """Samples of each network's minibatch; the task's own number unless given."""
+    device: str = "auto"
+    """Where to run: auto, cpu, cuda or cuda:N."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """float32: in full. tf32: products of convolutions and matmuls alike in TF32 (CUDA). bfloat16: features
+    in bfloat16, and float32 weights that are converted in every forward pass, as autocast does."""
+    rounds: int = 5
+    """Times that each formulation has its turn."""
+    seconds: float = 0.5
+    """About how long a turn lasts; at least one step."""
+    threads: int = os.cpu_count() or 1
+    """Intra-op threads on the CPU; for the engine, worker threads of one shard each."""
+    streams: int = 8
+    """CUDA streams of the formulations that use several."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN try its algorithms and take the fastest."""
+
+    def checked(self) -> FormulationSettings:
+        """These settings, or a ``ConfigError``."""
+        if self.n < 2:
+            raise ConfigError(f"n is {self.n}; expected at least 2: a single network is not run together with others")
+        if self.rounds < 1 or self.threads < 1 or not self.seconds > 0:
+            raise ConfigError("rounds, threads and seconds must be at least 1, 1 and above 0")
+        if not 1 <= self.streams <= MAX_STREAMS:
+            raise ConfigError(f"streams is {self.streams}; expected 1 to {MAX_STREAMS}")
+        if self.out.is_dir():
+            raise ConfigError(f"out is {self.out}, a folder; expected the name of a file")
+        if self.precision == "tf32" and resolve_device(self.device).type != "cuda":
+            raise ConfigError("precision is 'tf32', which only CUDA devices have; use 'float32', or another device")
+        self.task()
+        return self
+
+    def task(self, **changes: Any) -> TaskConfig:
+        """The task with these settings and some changes."""
+        return make_task(self.env, **self.env_kwargs(), **changes)
+
+    def env_kwargs(self) -> dict[str, Any]:
+        """Settings of the environment by name."""
+        given = parse_env_settings(self.env_settings)
+        for name in set(given) & set(OWN_SETTINGS):
+            raise ConfigError(f"env_settings name {name!r}; --batch-size and --device are flags, shards are compared")
+        batch = {} if self.batch_size is None else {"batch_size": self.batch_size}
+        return given | batch | {"device": self.device}
+
+
+@contextmanager
+def backends(settings: FormulationSettings, device: torch.device) -> Iterator[None]:
+    """Threads and library switches as the settings say, and as they were behind it.
+
+    Without it PyTorch would run convolutions in TF32 and matmuls in float32, which could not be compared.
+    """
+    cudnn, matmul, tf32 = torch.backends.cudnn, torch.backends.cuda.matmul, settings.precision == "tf32"
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = tf32, tf32, settings.cudnn_benchmark
+    chosen = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    try:
+        with chosen, intra_op_threads(settings.threads):
+            yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+
+
+def layer_entrants(
+    case: Case, settings: FormulationSettings, batch_size: int, device: torch.device
+) -> dict[str, Entrant]:
+    """Every formulation that suits a case, by name."""
+    dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+    problem = Problem.random(case, settings.n, batch_size, device, dtype)
+    entrants: dict[str, Entrant] = {}
+    for name, formulation in FORMULATIONS.items():
+        if not formulation.suits(case):
+            continue
+        obstacle = formulation.obstacle(case, device)
+        if obstacle is not None:
+            entrants[name] = obstacle
+            continue
+        works = formulation.prepare(problem).works
+        on_streams = formulation.on_streams
+        entrants[name] = GraphsOnStreams(works, settings.streams, device) if on_streams else OneAfterTheOther(works)
+    return entrants
+
+
+def step_contenders(settings: FormulationSettings, device: torch.device) -> dict[str, Callable[[], Contender] | str]:
+    """How to make what trains the hosts for an epoch, by name, or why it cannot be had."""
+    kwargs, n = settings.env_kwargs(), settings.n
+
+    def plain_loop() -> PlainLoop:
+        return PlainLoop(settings.env, n, settings.threads, **kwargs)
+
+    def on_streams(works: Sequence[Callable[[], None]]) -> Runner:
+        return GraphsOnStreams(works, settings.streams, device)
+
+    makers: dict[str, Callable[[], Contender] | str] = {
+        "engine, one shard": lambda: Engine(settings.task(shard_size=n), n),
+        "engine, a shard for each network": lambda: Engine(settings.task(shard_size=1), n),
+        "loop": plain_loop,
+        "streams": lambda: RunnerLoop(plain_loop(), settings.task().batch_size, on_streams),
+    }
+    if settings.precision == "bfloat16":
+        return dict.fromkeys(makers, ENGINE_PRECISION)
+    return makers if device.type == "cuda" else makers | {"streams": NEEDS_CUDA}
+
+
+def compare(
+    case: str, entrants: Mapping[str, Entrant], settings: FormulationSettings, wait: Callable[[], object], parts: int
+) -> list[dict[str, Any]]:
+    """The rows of one case, a step of which has so many equal ``parts``."""
+    steps = {name: step for name, step in entrants.items() if not isinstance(step, str)}
+    times = {name: np.array(own) / parts for name, own in race(steps, settings.rounds, settings.seconds, wait).items()}
+    medians = {name: float(np.median(own)) for name, own in times.items()}
+    fastest = min(medians, key=lambda name: medians[name], default=None)
+    rows = []
+    for name, entrant in entrants.items():
+        row: dict[str, Any] = {"case": case, "formulation": name, "milliseconds": None, "ratio_to_fastest": None}
+        row |= {"fastest": name == fastest, "status": f"not measured: {entrant}", "rounds": []}
+        if name in times:
+            row["milliseconds"] = 1e3 * medians[name]
+            row["ratio_to_fastest"] = float(np.median(times[name] / times[fastest]))
+            row |= {"status": MEASURED, "rounds": (1e3 * times[name]).tolist()}
+        rows.append(row)
+    return rows
+
+
+def layer_rows(settings: FormulationSettings, device: torch.device) -> Iterator[dict[str, Any]]:
+    """The rows of every convolution."""
+    task = settings.task()
+    for case in tqdm(cases(task), desc=settings.env, unit="case"):
+        entrants = layer_entrants(case, settings, task.batch_size, device)
+        yield from compare(case.name, entrants, settings, waiter(device), 1)
+
+
+def step_rows(settings: FormulationSettings, device: torch.device) -> list[dict[str, Any]]:
+    """The rows of a whole minibatch."""
+    contenders: dict[str, Contender] = {}
+    entrants: dict[str, Entrant] = {}
+    try:
+        for name, make in step_contenders(settings, device).items():
+            if isinstance(make, str):
+                entrants[name] = make
+                continue
+            contenders[name] = make()
+            entrants[name] = contenders[name].step
+        return compare(WHOLE_STEP, entrants, settings, waiter(device), settings.task().batches_per_step)
+    finally:
+        for contender in contenders.values():
+            contender.close()
+
+
+def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """The rows for the terminal, those of a case below its name."""
+    lines = Table(title=title, title_justify="left")
+    for column in ("case, formulation", "ms", "x fastest", "status"):
+        numeric = column in ("ms", "x fastest")
+        lines.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
+    case = None
+    for row in rows:
+        if row["case"] != case:
+            case = row["case"]
+            lines.add_section()
+            lines.add_row(case, style="bold")
+        measured = row["status"] == MEASURED
+        lines.add_row(
+            f"  {row['formulation']}",
+            f"{row['milliseconds']:,.3f}" if measured else "",
+            f"{row['ratio_to_fastest']:.2f}" if measured else "",
+            "fastest" if row["fastest"] else "" if measured else row["status"],
+        )
+    return lines
+
+
+def measure(settings: FormulationSettings, command: Sequence[str], console: Console) -> None:
+    """Run every case, write the file, print the table."""
+    task, device = settings.checked().task(), resolve_device(settings.device)
+    load_image_data(task.dataset, task.data_dir, family=ImageFamily(task.family))  # what is wrong with it is said now
+    with backends(settings, device):
+        rows = [*layer_rows(settings, device), *step_rows(settings, device)]
+        place = f"{machine()}; run on {device}"
+    content = {
+        "command": shlex.join(["python", "benchmarks/throughput/formulations.py", *command]),
+        "env": settings.env,
+        "env_settings": list(settings.env_settings),
+        "n": settings.n,
+        "batch_size": task.batch_size,
+        "precision": settings.precision,
+        "cudnn_benchmark": settings.cudnn_benchmark,
+        "threads": settings.threads,
+        "streams": settings.streams,
+        "machine": place,
+        "versions": package_versions(),
+        "rows": rows,
+    }
+    atomic.write_text(settings.out, json.dumps(content, indent=2) + "\n")
+    title = f"{settings.env}, {settings.n} networks, minibatches of {task.batch_size}, {settings.precision}, {place}"
+    console.print(table(rows, title))
+    console.print(f"Written to {settings.out}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+
+    def run(console: Console) -> int:
+        measure(tyro.cli(FormulationSettings, description=__doc__, args=given), given, console)
+        return OK
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

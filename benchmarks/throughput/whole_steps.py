@@ -1,0 +1,62 @@
+"""One training minibatch of n hosts, drawn, run forward and backward, and followed by a step of clipped SGD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from contenders import PlainLoop, train_minibatch
+from esper_env.networks.build import build_population
+from esper_env.networks.population import Structure
+from esper_env.networks.population.stream import minibatches
+from esper_env.rules.slot_table import SlotTable
+from esper_env.tasks import TaskConfig
+from runners import Runner
+
+
+class Engine:
+    """The population without an environment around it; a step is one epoch of every host."""
+
+    def __init__(self, task: TaskConfig, n: int) -> None:
+        self.n = n
+        self.population, _, _ = build_population(task, n)
+        self._structure = Structure.of(SlotTable.empty(n, self.population.slots))
+        for row in range(n):
+            self.population.reset_row(row, row)
+
+    def step(self) -> None:
+        self.population.train(self._structure)
+
+    def close(self) -> None:
+        self.population.close()
+
+
+class RunnerLoop:
+    """The networks of a plain loop, their minibatches drawn together and then trained on by a runner.
+
+    ``make_runner`` gets what trains network i on minibatch i, for each i. A step is one epoch of every host.
+    """
+
+    def __init__(
+        self, loop: PlainLoop, batch_size: int, make_runner: Callable[[Sequence[Callable[[], None]]], Runner]
+    ) -> None:
+        self.n, self._loop, data = loop.n, loop, loop.images
+        pixels = (data.size, data.size, len(data.scale))
+        device = data.labels.device
+        # What a captured graph reads stays in one place; the order in memory is that of the minibatches.
+        images = torch.zeros(loop.n, batch_size, *pixels, device=device).permute(0, 1, 4, 2, 3)
+        labels = torch.zeros(loop.n, batch_size, dtype=torch.int64, device=device)
+        each = zip(loop.networks, loop.optimizers, images, labels, strict=True)
+        works = [partial(train_minibatch, network.train(), optimizer, x, y) for network, optimizer, x, y in each]
+        self._images, self._labels = images, labels
+        self._run = make_runner(works)
+
+    def step(self) -> None:
+        for images, labels in minibatches(self._loop.images, self._loop.streams):
+            self._images.copy_(images)
+            self._labels.copy_(labels)
+            self._run()
+
+    def close(self) -> None:
+        self._loop.close()

@@ -1,0 +1,329 @@
+"""Every way to run the layers of many networks computes the same, and is timed as the benchmark says."""
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from esper_agent.cli import BAD_INPUT, OK
+from esper_env.tasks import make_task
+from torch.nn import functional as F
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "throughput"
+MODULES = ("bandwidth", "contenders", "convolutions", "formulations", "layers", "runners", "timing", "whole_steps")
+CPU = torch.device("cpu")
+TINY = {"batches_per_step": 2, "horizon": 4}
+
+
+@pytest.fixture(autouse=True)
+def _benchmark_modules(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def case_of(kernel, input_gradient=True):
+    from layers import Case
+
+    return Case("host", 3, 5, kernel, 4, 6, input_gradient)  # no two numbers alike, so that none passes for another
+
+
+def by_hand(problem):
+    """Output, weight gradient and input gradient of each network, from its own convolution."""
+    weight, x = (value.double().requires_grad_() for value in (problem.weight, problem.features))
+    own = [F.conv2d(x[i], weight[i], padding=problem.case.kernel // 2) for i in range(len(weight))]
+    (torch.stack(own) * problem.output_gradient.double()).sum().backward()
+    return torch.stack(own).detach(), weight.grad, x.grad
+
+
+@pytest.mark.parametrize("input_gradient", [True, False])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_every_formulation_gives_what_each_network_gives_alone(kernel, input_gradient):
+    from convolutions import FORMULATIONS, Problem
+    from runners import OneAfterTheOther
+
+    problem = Problem.random(case_of(kernel, input_gradient), 2, 7, CPU, torch.float32)
+    output, weight_gradient, gradient = by_hand(problem)
+    ran = set()
+    for name, formulation in FORMULATIONS.items():
+        if formulation.suits(problem.case):
+            prepared = formulation.prepare(problem)
+            run = OneAfterTheOther(prepared.works)
+            run()
+            got = prepared.standard(run())  # the second run: nothing is left over from the first
+            close = {"atol": 1e-4, "rtol": 1e-4, "check_dtype": False, "msg": lambda text, name=name: f"{name}: {text}"}
+            torch.testing.assert_close(got.output, output, **close)
+            torch.testing.assert_close(got.weight_gradient, weight_gradient, **close)
+            if input_gradient:
+                torch.testing.assert_close(got.input_gradient, gradient, **close)
+            else:
+                assert got.input_gradient is None, name
+            ran.add(name)
+    wide = {"unfold + batched matmul", "unrolled matrix + batched matmul"}
+    assert ran == set(FORMULATIONS) - (wide if kernel == 1 else {"batched matmul"})
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_bfloat16_runs_in_every_formulation(kernel):
+    from convolutions import FORMULATIONS, Problem
+    from runners import OneAfterTheOther
+
+    problem = Problem.random(case_of(kernel), 2, 7, CPU, torch.bfloat16)
+    expected = by_hand(problem)
+    for name, formulation in FORMULATIONS.items():
+        if formulation.suits(problem.case):
+            prepared = formulation.prepare(problem)
+            got = prepared.standard(OneAfterTheOther(prepared.works)())
+            assert [value.dtype for value in got] == [torch.bfloat16, torch.float32, torch.bfloat16], name
+            for value, reference in zip(got, expected, strict=True):
+                assert (value.double() - reference).norm() < 0.02 * reference.norm(), name
+
+
+def test_the_engines_own_formulations_are_the_ones_timed(monkeypatch):
+    from convolutions import FORMULATIONS, Problem
+    from esper_env.networks.population import batched
+    from runners import OneAfterTheOther
+
+    called = []
+    for name in ("_conv_grouped", "_conv_unrolled", "run"):
+        original = getattr(batched, name)
+        monkeypatch.setattr(
+            batched, name, lambda *a, name=name, original=original, **k: called.append(name) or original(*a, **k)
+        )
+    for kernel, name in (
+        (3, "grouped convolution, samples last"),
+        (3, "unrolled matrix + batched matmul"),
+        (1, "batched matmul"),
+    ):
+        problem = Problem.random(case_of(kernel), 2, 7, CPU, torch.float32)
+        OneAfterTheOther(FORMULATIONS[name].prepare(problem).works)()
+    assert called == ["_conv_grouped", "_conv_unrolled", "run"]
+
+
+def test_cases_are_the_convolutions_of_the_host_and_of_a_seed_at_each_slot():
+    from layers import cases
+
+    found = cases(make_task("Esper-CIFAR-v0"))
+    assert [case.name for case in found] == [
+        "host 3->8, 3x3 at 32x32",
+        "host 8->16, 3x3 at 16x16",
+        "host 16->32, 3x3 at 8x8",
+        "conv_light at r0c0 8->8, 3x3 at 16x16",
+        "conv_light at r0c1 16->16, 3x3 at 8x8",
+        "conv_light at r0c2 32->32, 3x3 at 4x4",
+    ]
+    assert [case.input_gradient for case in found] == [False, True, True, True, True, True]
+    assert [case.name for case in cases(make_task("Esper-Digits-v0"))] == [
+        "host 1->4, 1x1 at 8x8",
+        "host 4->8, 1x1 at 4x4",
+        "host 8->16, 1x1 at 2x2",
+        "conv_light at r0c0 4->4, 3x3 at 4x4",
+        "conv_light at r0c1 8->8, 3x3 at 2x2",
+        "conv_light at r0c2 16->16, 3x3 at 2x2",
+    ]
+
+
+def test_what_cannot_run_says_why():
+    from convolutions import FORMULATIONS
+    from layers import Case
+
+    large = Case("host", 3, 8, 3, 32, 32, False)
+    cuda = torch.device("cuda")
+    reasons = {name: one.obstacle(large, CPU) for name, one in FORMULATIONS.items() if one.suits(large)}
+    assert {name: reason for name, reason in reasons.items() if reason} == {
+        "unrolled matrix + batched matmul": "too large a map",
+        "streams": "needs a CUDA device",
+    }
+    assert FORMULATIONS["streams"].obstacle(large, cuda) is None
+    assert FORMULATIONS["unrolled matrix + batched matmul"].obstacle(case_of(3), cuda) is None
+
+
+@pytest.mark.parametrize("env_id", ["Esper-Digits-v0", "Esper-CIFAR-v0"])
+def test_whole_steps_train_the_same_networks_on_the_same_minibatches(env_id):
+    from contenders import PlainLoop
+    from runners import OneAfterTheOther
+    from whole_steps import Engine, RunnerLoop
+
+    settings = TINY | {"batch_size": 8} | ({"dataset": "procedural"} if "CIFAR" in env_id else {})
+    loop = PlainLoop(env_id, 2, threads=1, **settings)
+    again = PlainLoop(env_id, 2, threads=1, **settings)
+    on_runner = RunnerLoop(again, 8, OneAfterTheOther)
+    engines = [Engine(make_task(env_id, shard_size=size, **settings), 2) for size in (2, 1)]
+    assert [len(engine.population.shards) for engine in engines] == [1, 2]
+    for contender in (loop, on_runner, *engines):
+        contender.step()
+        contender.close()
+    for row, network in enumerate(loop.networks):
+        twin = dict(again.networks[row].named_parameters())
+        for name, parameter in network.named_parameters():
+            close = {"atol": 1e-5, "rtol": 1e-4}
+            torch.testing.assert_close(twin[name], parameter, **close)
+            for engine in engines:
+                shards = engine.population.shards
+                stack = shards[row // shards[0].rows].host.parameters[name]
+                torch.testing.assert_close(stack[row % shards[0].rows], parameter.detach(), **close)
+
+
+class FakeCuda:
+    """Stands in for ``torch.cuda``: notes the order of events, and a replay runs the captured work again."""
+
+    def __init__(self):
+        self.events, self.now, self.made = [], "default", 0
+
+    def Stream(self, _device):  # noqa: N802
+        self.made += 1
+        name = f"s{self.made - 1}"
+        return SimpleNamespace(name=name, wait_stream=lambda other: self.events.append((name, "waits", other.name)))
+
+    def current_stream(self, _device):
+        name = self.now
+        return SimpleNamespace(name=name, wait_stream=lambda other: self.events.append((name, "waits", other.name)))
+
+    @contextmanager
+    def stream(self, stream):
+        before, self.now = self.now, stream.name
+        yield
+        self.now = before
+
+    def CUDAGraph(self):  # noqa: N802
+        return SimpleNamespace(replay=lambda: self.events.append((self.now, "replays", None)))
+
+    @contextmanager
+    def graph(self, _graph, stream):
+        with self.stream(stream):
+            self.events.append((self.now, "captures", None))
+            yield
+
+
+def test_graphs_are_warmed_captured_and_replayed_on_a_stream_each(monkeypatch):
+    import runners
+
+    fake = FakeCuda()
+    for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+
+    def work(index):
+        fake.events.append((fake.now, "runs", index))
+        return index
+
+    works = [lambda index=index: work(index) for index in range(5)]
+    run = runners.GraphsOnStreams(works, 2, torch.device("cuda"))
+    expected = []
+    for stream, share in (("s0", [0, 2, 4]), ("s1", [1, 3])):
+        runs = [(stream, "runs", index) for index in share]
+        expected += [(stream, "waits", "default"), *runs * runners.WARMUPS, ("default", "waits", stream)]
+        expected += [(stream, "captures", None), *runs]
+    assert fake.events == expected
+    fake.events.clear()
+    assert run() == [0, 1, 2, 3, 4]
+    assert fake.events == [
+        ("s0", "waits", "default"),
+        ("s0", "replays", None),
+        ("s1", "waits", "default"),
+        ("s1", "replays", None),
+        ("default", "waits", "s0"),
+        ("default", "waits", "s1"),
+    ]
+
+
+def test_a_turn_waits_for_the_device_before_and_behind_its_steps(monkeypatch):
+    import timing
+
+    events = []
+    clock = iter([10.0, 16.0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: events.append("clock") or next(clock))
+    assert timing.turn(lambda: events.append("step"), 3, lambda: events.append("wait")) == 2.0
+    assert events == ["wait", "clock", "step", "step", "step", "wait", "clock"]
+
+
+def test_formulations_take_turns_and_the_file_says_what_came_of_it(tmp_path, capsys):
+    import formulations
+
+    switches = (torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
+    out = tmp_path / "f.json"
+    arguments = ["--out", str(out), "--n", "2", "--batch-size", "4", "--rounds", "3", "--seconds", "0.0001"]
+    arguments += ["--threads", "1", "--device", "cpu", "--env-settings", "batches_per_step=2"]
+    assert formulations.main(arguments) == OK
+    assert "not measured: needs a CUDA device" in " ".join(capsys.readouterr().out.split())
+    content = json.loads(out.read_text())
+    assert (content["n"], content["batch_size"], content["precision"]) == (2, 4, "float32")
+    rows = content["rows"]
+    names = list(dict.fromkeys(row["case"] for row in rows))
+    assert names[0] == "host 1->4, 1x1 at 8x8"
+    assert names[-1] == "whole minibatch"
+    for name in names:
+        own = [row for row in rows if row["case"] == name]
+        measured = [row for row in own if row["status"] == "measured"]
+        (fastest,) = [row for row in own if row["fastest"]]
+        assert fastest["milliseconds"] == min(row["milliseconds"] for row in measured)
+        assert {row["formulation"]: row["status"] for row in own if row not in measured} == {
+            "streams": "not measured: needs a CUDA device"
+        }
+        for row in measured:
+            assert len(row["rounds"]) == 3
+            assert row["milliseconds"] == pytest.approx(np.median(row["rounds"]))
+            ratios = np.array(row["rounds"]) / np.array(fastest["rounds"])
+            assert row["ratio_to_fastest"] == pytest.approx(np.median(ratios))
+    assert [row["formulation"] for row in rows if row["case"] == "whole minibatch"] == [
+        "engine, one shard",
+        "engine, a shard for each network",
+        "loop",
+        "streams",
+    ]
+    assert switches == (torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
+
+
+def test_a_step_counts_as_its_minibatches_and_what_is_not_run_has_no_time(monkeypatch):
+    import formulations
+
+    times = {"a": [4.0, 2.0, 6.0], "b": [2.0, 4.0, 2.0]}
+    monkeypatch.setattr(formulations, "race", lambda *_: times)
+    settings = formulations.FormulationSettings(Path("f.json"))
+    entrants = {"a": print, "b": print, "c": "no reason"}
+    a, b, c = formulations.compare("case", entrants, settings, lambda: None, 2)
+    assert (a["milliseconds"], a["ratio_to_fastest"], a["fastest"]) == (2000.0, 2.0, False)
+    assert (b["milliseconds"], b["ratio_to_fastest"], b["fastest"]) == (1000.0, 1.0, True)
+    assert (c["milliseconds"], c["ratio_to_fastest"], c["fastest"]) == (None, None, False)
+    assert (a["status"], c["status"]) == ("measured", "not measured: no reason")
+
+
+def test_the_precision_holds_for_convolutions_and_matmuls_alike():
+    import formulations
+
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, torch.get_num_threads()
+    for precision, tf32 in (("float32", False), ("tf32", True), ("bfloat16", False)):
+        settings = formulations.FormulationSettings(Path("f.json"), precision=precision, threads=2)
+        with formulations.backends(settings, CPU):
+            assert (cudnn.allow_tf32, matmul.allow_tf32, torch.get_num_threads()) == (tf32, tf32, 2)
+        assert (cudnn.allow_tf32, matmul.allow_tf32, torch.get_num_threads()) == before
+    statuses = formulations.step_contenders(formulations.FormulationSettings(Path("f.json"), precision="bfloat16"), CPU)
+    assert set(statuses.values()) == {"the engine trains in float32"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--n", "1"], "n is 1"),
+        (["--rounds", "0"], "rounds"),
+        (["--seconds", "0"], "seconds"),
+        (["--streams", "33"], "streams is 33"),
+        (["--batch-size", "1"], "batch_size is 1"),
+        (["--env", "Esper-X-v0"], "Esper-X-v0"),
+        (["--device", "nowhere"], "nowhere"),
+        (["--device", "cpu", "--precision", "tf32"], "tf32"),
+        (["--env-settings", "shard_size=2"], "shard_size"),
+        (["--env-settings", "dataset=cifar10"], "cifar10"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_timed(monkeypatch, tmp_path, capsys, wrong, said):
+    import formulations
+
+    monkeypatch.setattr(formulations, "race", lambda *_: pytest.fail("something was timed"))
+    assert formulations.main(["--out", str(tmp_path / "f.json"), *wrong]) == BAD_INPUT
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "f.json").exists()
