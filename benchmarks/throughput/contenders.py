@@ -14,16 +14,26 @@ import numpy as np
 import torch
 from esper_agent.baselines import RandomPolicy, WaitPolicy
 from esper_env.data import ImageFamily, load_image_data
-from esper_env.networks.build import host_builder, resolve_device
+from esper_env.networks.build import build_population, host_builder, resolve_device
 from esper_env.networks.population.stack import seeded_construction
 from esper_env.networks.population.stream import MinibatchStream, TrainingImages, minibatches
 from esper_env.seeding import derive_seed
 from esper_env.tasks import make_task
-from timing import intra_op_threads
+from timing import intra_op_threads, waiter
 from torch import Tensor, nn
 
-#: What acts in an environment: the host alone, or seeds at random.
-WORKLOADS: dict[str, Callable[[], Any]] = {"host": WaitPolicy, "growing": lambda: RandomPolicy(0)}
+#: Steps that no benchmark reaches.
+ENDLESS = 1_000_000
+
+#: What every slot holds under the workload "planted".
+PLANTED_BLUEPRINT = "conv_light"
+
+#: What acts in an environment.
+WORKLOADS: dict[str, Callable[[], Any]] = {
+    "host": WaitPolicy,
+    "growing": lambda: RandomPolicy(0),
+    "planted": WaitPolicy,
+}
 
 
 class Contender(Protocol):
@@ -44,6 +54,7 @@ class Contender(Protocol):
 class Shares:
     """Seconds by part of a step, and how many steps they are of."""
 
+    wait: Callable[[], object]  # until the device has done its part
     seconds: dict[str, float] = field(default_factory=dict)
     steps: int = 0
 
@@ -52,6 +63,7 @@ class Shares:
         """Add the time of the block to ``part``."""
         start = time.perf_counter()
         yield
+        self.wait()
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
     def wrap(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,16 +80,20 @@ class Environments:
     """A vector environment under a policy: the native one, or Gymnasium's over single ones."""
 
     def __init__(self, env_id: str, n: int, workload: str, mode: str | None, **env_kwargs: Any) -> None:
-        self.n, self.shares = n, Shares()
+        task = make_task(env_id, **env_kwargs)
+        self.n, self.shares = n, Shares(waiter(resolve_device(task.device)))
         how = {} if mode is None else {"vectorization_mode": mode}
+        if workload == "planted":  # what is planted lives as long as its episode
+            env_kwargs["horizon"] = ENDLESS
         self._envs = gymnasium.make_vec(env_id, num_envs=n, **how, **env_kwargs)
         self._policy, self._state = WORKLOADS[workload](), None
         self._starts = np.ones(n, dtype=bool)
-        self._observation, _ = self._envs.reset(seed=0)
-        if mode is None:
-            self._time_parts(self._envs.unwrapped._growth)
+        slots = [spec.slot_id for spec in host_builder(task)().slots] if workload == "planted" else []
+        options = {"topology": dict.fromkeys(slots, PLANTED_BLUEPRINT)}
+        self._observation, _ = self._envs.reset(seed=0, options=options)
+        self._population = self._time_parts(self._envs.unwrapped._growth) if mode is None else None
 
-    def _time_parts(self, growth: Any) -> None:
+    def _time_parts(self, growth: Any) -> Any:
         population = growth._population
         for owner, name, part in (
             (population, "train", "train"),
@@ -86,6 +102,12 @@ class Environments:
             (growth, "observe", "observe"),
         ):
             setattr(owner, name, self.shares.wrap(part, getattr(owner, name)))
+        return population
+
+    @property
+    def captures(self) -> int:
+        """How often the native vector has captured a step of training."""
+        return self._population.captures
 
     def step(self) -> None:
         with self.shares.timed("step"):
@@ -106,6 +128,48 @@ def train_minibatch(network: nn.Module, optimizer: torch.optim.Optimizer, images
     loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
+
+
+class BareLoop:
+    """The engine's training with nothing around it: its layout and minibatches, a stock optimizer, one thread.
+
+    No environment, no clipping, no statistics, no evaluation: what the rest of a step adds shows beside it.
+    """
+
+    def __init__(self, env_id: str, n: int, **env_kwargs: Any) -> None:
+        task = make_task(env_id, **env_kwargs)
+        self.n = n
+        self._population, _, _ = build_population(task, n)
+        for row in range(n):
+            self._population.reset_row(row, row)
+        leaves = [list(shard.host.parameters.values()) for shard in self._population.shards]
+        self._optimizers = [
+            torch.optim.SGD([leaf.requires_grad_() for leaf in own], lr=task.host_lr, momentum=0.9) for own in leaves
+        ]
+
+    @property
+    def shards(self) -> list[Any]:
+        """The hosts, stacked."""
+        return self._population.shards
+
+    def step(self) -> None:
+        population = self._population
+        with intra_op_threads(1):
+            for shard, rows, optimizer in zip(population.shards, population._slices, self._optimizers, strict=True):
+                for images, labels in minibatches(population._train_images, population._streams[rows]):
+                    self._minibatch(shard, optimizer, images, labels)
+
+    def _minibatch(self, shard: Any, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+        host = {**shard.host.parameters, **shard.host.buffers}
+        x = shard.layout.from_images(images)
+        for segment in range(len(shard.segments)):
+            x = shard.train_segment(segment, host, x)
+        optimizer.zero_grad(set_to_none=True)
+        shard.layout.losses(x, labels).mean(1).sum().backward()
+        optimizer.step()
+
+    def close(self) -> None:
+        self._population.close()
 
 
 class PlainLoop:

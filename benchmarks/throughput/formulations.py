@@ -44,7 +44,7 @@ from timing import intra_op_threads, machine, race, waiter
 from tqdm import tqdm
 from whole_steps import Engine, RunnerLoop
 
-MEASURED, WHOLE_STEP, ENGINE_PRECISION = "measured", "whole minibatch", "the engine trains in float32"
+MEASURED, WHOLE_STEP, LOOP_PRECISION = "measured", "whole minibatch", "the loop trains in float32"
 OWN_SETTINGS = ("batch_size", "device", "shard_size")  # which this benchmark gives the environment
 
 #: What is timed, or why it cannot be.
@@ -149,6 +149,7 @@ def layer_entrants(
 def step_contenders(settings: FormulationSettings, device: torch.device) -> dict[str, Callable[[], Contender] | str]:
     """How to make what trains the hosts for an epoch, by name, or why it cannot be had."""
     kwargs, n = settings.env_kwargs(), settings.n
+    precision = "bfloat16" if settings.precision == "bfloat16" else "float32"
 
     def plain_loop() -> PlainLoop:
         return PlainLoop(settings.env, n, settings.threads, **kwargs)
@@ -157,13 +158,13 @@ def step_contenders(settings: FormulationSettings, device: torch.device) -> dict
         return GraphsOnStreams(works, settings.streams, device)
 
     makers: dict[str, Callable[[], Contender] | str] = {
-        "engine, one shard": lambda: Engine(settings.task(shard_size=n), n),
-        "engine, a shard for each network": lambda: Engine(settings.task(shard_size=1), n),
+        "engine, one shard": lambda: Engine(settings.task(shard_size=n, precision=precision), n),
+        "engine, a shard for each network": lambda: Engine(settings.task(shard_size=1, precision=precision), n),
         "loop": plain_loop,
         "streams": lambda: RunnerLoop(plain_loop(), settings.task().batch_size, on_streams),
     }
     if settings.precision == "bfloat16":
-        return dict.fromkeys(makers, ENGINE_PRECISION)
+        return makers | dict.fromkeys(("loop", "streams"), LOOP_PRECISION)
     return makers if device.type == "cuda" else makers | {"streams": NEEDS_CUDA}
 
 

@@ -15,7 +15,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "throughput"
 @pytest.fixture
 def bandwidth(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    monkeypatch.delitem(sys.modules, "bandwidth", raising=False)
+    for module in FOLDER.glob("*.py"):
+        monkeypatch.delitem(sys.modules, module.stem, raising=False)
     import bandwidth
 
     return bandwidth

@@ -14,7 +14,6 @@ from esper_env.tasks import make_task
 from torch.nn import functional as F
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "throughput"
-MODULES = ("bandwidth", "contenders", "convolutions", "formulations", "layers", "runners", "timing", "whole_steps")
 CPU = torch.device("cpu")
 TINY = {"batches_per_step": 2, "horizon": 4}
 
@@ -302,7 +301,7 @@ def test_the_precision_holds_for_convolutions_and_matmuls_alike():
             assert (cudnn.allow_tf32, matmul.allow_tf32, torch.get_num_threads()) == (tf32, tf32, 2)
         assert (cudnn.allow_tf32, matmul.allow_tf32, torch.get_num_threads()) == before
     statuses = formulations.step_contenders(formulations.FormulationSettings(Path("f.json"), precision="bfloat16"), CPU)
-    assert set(statuses.values()) == {"the engine trains in float32"}
+    assert {name for name, made in statuses.items() if made == "the loop trains in float32"} == {"loop", "streams"}
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ TINY = {"batches_per_step": 2, "horizon": 4}
 @pytest.fixture
 def throughput(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("throughput", "contenders", "timing"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for module in FOLDER.glob("*.py"):
+        monkeypatch.delitem(sys.modules, module.stem, raising=False)
     import throughput
 
     return throughput
@@ -56,7 +56,9 @@ def test_contenders_take_turns_and_the_file_says_what_came_of_it(throughput, tmp
         assert sum(result["native_time_shares"].values()) == pytest.approx(1.0)
         assert min(result["native_time_shares"].values()) > 0
         rows = result["contenders"]
-        assert list(rows) == ["native", "plain loop", "SyncVectorEnv", "AsyncVectorEnv"]
+        assert list(rows) == ["native", "plain loop", "bare loop", "SyncVectorEnv", "AsyncVectorEnv"]
+        shares = result["native_time_shares"]
+        assert result["evaluation_over_training"] == pytest.approx(shares["evaluate"] / shares["train"])
         own = np.array(rows["native"]["rounds"])
         for row in rows.values():
             assert len(row["rounds"]) == 3
@@ -66,11 +68,80 @@ def test_contenders_take_turns_and_the_file_says_what_came_of_it(throughput, tmp
             assert row["native_is_faster_by"] == pytest.approx(np.median(np.array(row["rounds"]) / own))
 
 
-def test_growing_networks_are_compared_with_environments_only(throughput, tmp_path, capsys):
+@pytest.mark.parametrize("env_id", ["Esper-Digits-v0", "Esper-CIFAR-v0"])
+def test_the_bare_loop_trains_as_the_plain_loop_does_without_clipping(throughput, env_id, monkeypatch):
+    settings = TINY | ({"dataset": "procedural"} if "CIFAR" in env_id else {})
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
+    plain, bare = throughput.PlainLoop(env_id, 2, threads=1, **settings), throughput.BareLoop(env_id, 2, **settings)
+    plain.step()
+    bare.step()
+    size = bare.shards[0].rows
+    for row, network in enumerate(plain.networks):
+        stack = bare.shards[row // size].host.parameters
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(parameter, stack[name][row % size], atol=1e-5, rtol=1e-4)
+    bare.close()
+
+
+@pytest.mark.usefixtures("throughput")
+def test_what_the_environment_adds_to_the_bare_loop_is_all_but_evaluation():
+    from comparison import Shares, shares_of_a_step
+
+    rows = {name: {} for name in ("native", "bare loop", "plain loop")}
+    shares = Shares(lambda: None, {"step": 10.0, "train": 5.0, "evaluate": 4.0}, steps=10)
+    rows["plain loop"]["native_is_faster_by"] = 3.0
+    times = {"native": [1.0, 2.0, 4.0], "bare loop": [0.5, 0.5, 0.5], "plain loop": [3.0, 6.0, 12.0]}
+    result = shares_of_a_step(rows, times, shares, samples=100)
+    assert rows["bare loop"]["native_step_without_evaluation_over_it"] == pytest.approx(0.6 * 2.0 / 0.5)
+    assert rows["plain loop"]["native_trains_faster_by"] == pytest.approx(6.0)
+    assert result["evaluation_over_training"] == pytest.approx(0.8)
+    assert result["training_samples_per_second_while_training"] == pytest.approx(100 * 10 / 5.0)
+
+
+@pytest.mark.parametrize("workload", ["growing", "planted"])
+def test_growing_networks_are_compared_with_environments_only(throughput, tmp_path, capsys, workload):
     out = tmp_path / "t.json"
-    arguments = ["--out", str(out), "--counts", "2", "--rounds", "1", "--seconds", "0.01", "--workload", "growing"]
+    arguments = ["--out", str(out), "--counts", "2", "--rounds", "1", "--seconds", "0.01", "--workload", workload]
     assert throughput.main([*arguments, "--env-settings", "batches_per_step=1", "horizon=4"]) == OK
-    assert "plain loop" not in json.loads(out.read_text())["results"][0]["contenders"]
+    contenders = json.loads(out.read_text())["results"][0]["contenders"]
+    assert list(contenders) == ["native", "SyncVectorEnv", "AsyncVectorEnv"]
+    capsys.readouterr()
+
+
+def test_planted_networks_hold_a_seed_in_every_slot_for_good(throughput):
+    contender = throughput.Environments("Esper-Digits-v0", 2, "planted", None, batches_per_step=1, horizon=2)
+    for _ in range(5):
+        contender.step()
+    assert contender._envs.unwrapped._growth.table.has_seed.all()
+    contender.close()
+
+
+def test_the_limit_of_memory_is_stated_where_it_is_asked_for(throughput, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(throughput, "copy_bandwidth", lambda device: 1e9)
+    out = tmp_path / "t.json"
+    arguments = ["--out", str(out), "--counts", "2", "--rounds", "1", "--seconds", "0.01", "--rivals", "bare"]
+    assert throughput.main([*arguments, "--bandwidth", "--env-settings", "batches_per_step=1", "horizon=4"]) == OK
+    result = json.loads(out.read_text())["results"][0]
+    limit = result["bandwidth"]
+    assert limit["limit_samples_per_second"] == pytest.approx(1e9 * 64 / limit["bytes_per_minibatch"])
+    measured = result["training_samples_per_second_while_training"]
+    assert limit["share"] == pytest.approx(measured / limit["limit_samples_per_second"])
+    assert f"{limit['share']:.1%} of the limit" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.usefixtures("throughput")
+def test_the_parts_of_the_decision_side_are_timed_and_left_as_they_were(tmp_path, capsys):
+    import decisions
+
+    apply, out = decisions.lifecycle.apply, tmp_path / "d.json"
+    assert decisions.main(["--out", str(out), "--n", "3", "--steps", "4"]) == OK
+    parts = json.loads(out.read_text())["parts"]
+    calls = {name: row["calls_per_step"] for name, row in parts.items()}
+    assert min(row["milliseconds"] for row in parts.values()) > 0
+    assert calls["transitions"] == calls["reward"] == calls["features"] == calls["decoding"] == 1
+    assert decisions.lifecycle.apply is apply
+    assert "observation, all of it" in capsys.readouterr().out
+    assert decisions.main(["--out", str(out), "--n", "0"]) == BAD_INPUT
     capsys.readouterr()
 
 

@@ -111,7 +111,7 @@ def _slot_list(slots: object) -> tuple[str, ...]:
 
 _CIFAR: dict[str, Any] = {
     "family": "cifar",
-    "batch_size": 64,
+    "batch_size": 128,
     "batches_per_step": 24,
     "horizon": 75,
     "host_lr": 0.05,

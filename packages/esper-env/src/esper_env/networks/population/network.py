@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from esper_env.networks.hosts.protocol import HostProtocol
@@ -177,20 +176,6 @@ class Shard:
         if part.operator != Operator.GATE:
             return SeedTensors(seeds, None)
         return SeedTensors(seeds, self.layout.gather(self.gate_stack(slot).parameters, part.network_index))
-
-    def parameters_added(
-        self, blueprint: NDArray[np.int64], operator: NDArray[np.int64], counted: NDArray[np.bool_]
-    ) -> NDArray[np.int64]:
-        """(n,) trainable scalars of the counted seeds (n, S), with the gates of those that use one."""
-        total = np.zeros(self.rows, dtype=np.int64)
-        for slot in range(len(self.slots)):
-            for value in np.unique(blueprint[counted[:, slot], slot]):
-                rows = counted[:, slot] & (blueprint[:, slot] == value)
-                total[rows] += self.seed_stack(slot, int(value)).size
-            gated = counted[:, slot] & (operator[:, slot] == Operator.GATE)
-            if gated.any():
-                total[gated] += self.gate_stack(slot).size
-        return total
 
     def _own(self, segment: int, tensors: Tensors) -> Tensors:
         """A segment's tensors under its own names, from the host's."""

@@ -22,6 +22,7 @@ from esper_env.networks.population.readback import Readback
 from esper_env.networks.population.stream import MinibatchStream, TrainingImages, draw_epoch
 from esper_env.networks.population.structure import Structure
 from esper_env.networks.population.trainers import Trainers, TrainStats
+from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_rng, derive_seed
 
 T = TypeVar("T", bound=tuple[NDArray[Any], ...])
@@ -110,6 +111,9 @@ class Population:
             stream = (self._train_images, config.batch_size, config.batches_per_step)
             self._streams = [MinibatchStream(*stream) for _ in range(count)]
         self._seeds = np.zeros(count, dtype=np.int64)
+        # Trainable scalars of what has been attached so far, by slot and blueprint: the same in every shard.
+        self._seed_sizes = np.zeros((self.slots, NO_BLUEPRINT), dtype=np.int64)
+        self._gate_sizes = np.zeros(self.slots, dtype=np.int64)
 
     @property
     def slots(self) -> int:
@@ -135,6 +139,8 @@ class Population:
         """Give one network a newborn seed."""
         shard, local = self._locate(row)
         shard.attach(local, slot, blueprint)
+        self._seed_sizes[slot, blueprint] = shard.seed_stack(slot, blueprint).size
+        self._gate_sizes[slot] = shard.gate_stack(slot).size
 
     @_own_settings()
     def forget_momentum(self, row: int, slot: int, blueprint: int) -> None:
@@ -186,12 +192,10 @@ class Population:
 
     def parameters_added(self, structure: Structure, counted: NDArray[np.bool_]) -> NDArray[np.int64]:
         """(N,) trainable scalars of the counted seeds (N, S), gates in use included."""
-        blueprint, operator = structure.blueprint, structure.operator
-        parts = [
-            shard.parameters_added(blueprint[rows], operator[rows], counted[rows])
-            for shard, rows in zip(self.shards, self._slices, strict=True)
-        ]
-        return np.concatenate(parts)
+        seeds = self._seed_sizes[np.arange(self.slots), np.where(counted, structure.blueprint, 0)]
+        gates = np.where(structure.operator == Operator.GATE, self._gate_sizes, 0)
+        added: NDArray[np.int64] = ((seeds + gates) * counted).sum(axis=1)
+        return added
 
     def _locate(self, row: int) -> tuple[Shard, int]:
         size = self._config.shard_size

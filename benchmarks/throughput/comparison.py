@@ -1,0 +1,129 @@
+"""What comes of a race: rates, ratios, and where the time of a native step goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from bandwidth import bandwidth_limit, bytes_per_minibatch
+from contenders import Contender, Environments, Shares
+from esper_env.networks.build import host_builder, resolve_device
+from esper_env.tasks import TaskConfig
+from rich.table import Table
+from timing import race, waiter
+
+NATIVE, LOOP, BARE = "native", "plain loop", "bare loop"
+PARTS = ("train", "evaluate", "observe", "decide")
+ELEMENT_SIZE = {"float32": 4, "bfloat16": 2}
+
+
+def compare(
+    task: TaskConfig,
+    n: int,
+    makers: Mapping[str, Callable[[], Contender]],
+    rounds: int,
+    seconds: float,
+    bandwidth: float | None,
+) -> dict[str, Any]:
+    """All contenders at one number of networks; ``bandwidth`` in bytes per second, or None."""
+    contenders: dict[str, Contender] = {}
+    try:
+        for name, make in makers.items():
+            contenders[name] = make()
+        wait = waiter(resolve_device(task.device))
+        times = race({name: each.step for name, each in contenders.items()}, rounds, seconds, wait)
+        native = contenders[NATIVE]
+        assert isinstance(native, Environments)
+        shares, captures = native.shares, native.captures
+    finally:
+        for contender in contenders.values():
+            contender.close()
+    samples = n * task.batch_size * task.batches_per_step
+    rows = rates({name: np.array(own) for name, own in times.items()}, n, samples)
+    result = {"n": n, "contenders": rows, "captures": captures, "native_steps": shares.steps}
+    result |= shares_of_a_step(rows, times, shares, samples)
+    if bandwidth is not None:
+        result["bandwidth"] = memory_limit(task, bandwidth, result["training_samples_per_second_while_training"])
+    return result
+
+
+def rates(times: Mapping[str, np.ndarray], n: int, samples: int) -> dict[str, dict[str, Any]]:
+    """Each contender's row, from its seconds per step of n networks on so many training samples."""
+    rows = {}
+    for name, values in times.items():
+        seconds = float(np.median(values))
+        rows[name] = {
+            "seconds_per_step": seconds,
+            "env_steps_per_second": n / seconds,
+            "training_samples_per_second": samples / seconds,
+            "native_is_faster_by": float(np.median(values / times[NATIVE])),
+            "rounds": values.tolist(),
+        }
+    return rows
+
+
+def shares_of_a_step(
+    rows: dict[str, dict[str, Any]], times: Mapping[str, Sequence[float]], shares: Shares, samples: int
+) -> dict[str, Any]:
+    """Where a native step's time goes; also what the loops, which only train, are compared with."""
+    whole = shares.seconds["step"]
+    parts = {part: shares.seconds.get(part, 0.0) / whole for part in PARTS}
+    if LOOP in rows:
+        rows[LOOP]["native_trains_faster_by"] = rows[LOOP]["native_is_faster_by"] / parts["train"]
+    if BARE in rows:
+        without = np.array(times[NATIVE]) * (1.0 - parts["evaluate"])
+        rows[BARE]["native_step_without_evaluation_over_it"] = float(np.median(without / np.array(times[BARE])))
+    return {
+        "training_samples_per_second_while_training": samples * shares.steps / shares.seconds["train"],
+        "native_time_shares": parts | {"rest": 1.0 - sum(parts.values())},
+        "evaluation_over_training": parts["evaluate"] / parts["train"],
+    }
+
+
+def memory_limit(task: TaskConfig, bandwidth: float, measured: float) -> dict[str, float]:
+    """What memory allows, and the share of it that was measured in training samples per second."""
+    spec = task.host
+    shape = (spec.in_channels, spec.image_size, spec.image_size)
+    size = bytes_per_minibatch(host_builder(task)(), task.batch_size, shape, ELEMENT_SIZE[task.precision])
+    limit = bandwidth_limit(bandwidth, size, task.batch_size, measured)
+    return {"bytes_per_minibatch": size, "limit_samples_per_second": limit.samples_per_second, "share": limit.share}
+
+
+def table(results: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """The results for the terminal."""
+    lines = Table(title=title, title_justify="left")
+    columns = ("n", "contender", "env steps/s", "samples/s", "native faster by")
+    for column in columns:
+        lines.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
+    for result in results:
+        for name, row in result["contenders"].items():
+            faster = f"{row['native_is_faster_by']:.2f}"
+            if "native_trains_faster_by" in row:
+                faster += f" (training {row['native_trains_faster_by']:.2f})"
+            lines.add_row(
+                str(result["n"]),
+                name,
+                f"{row['env_steps_per_second']:,.1f}",
+                f"{row['training_samples_per_second']:,.0f}",
+                "" if name == NATIVE else faster,
+            )
+        lines.add_section()
+    return lines
+
+
+def remarks(result: Mapping[str, Any]) -> str:
+    """What the table has no column for, at one number of networks."""
+    shares = ", ".join(f"{part} {share:.0%}" for part, share in result["native_time_shares"].items())
+    said = [
+        f"n = {result['n']}: of a native step {shares}",
+        f"evaluation takes {result['evaluation_over_training']:.2f} of the time of training",
+    ]
+    bare = result["contenders"].get(BARE)
+    if bare is not None:
+        said.append(f"the rest takes {bare['native_step_without_evaluation_over_it']:.2f} of the bare loop's time")
+    if result["captures"]:
+        said.append(f"{result['captures']} steps of training captured in {result['native_steps']} steps")
+    if "bandwidth" in result:
+        said.append(f"training runs at {result['bandwidth']['share']:.1%} of the limit set by memory bandwidth")
+    return "; ".join(said)
