@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import report_speed
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
@@ -41,7 +43,7 @@ return of each training run: {by_seed}; taking the likeliest actions: {likeliest
 """
 
 HEADROOM = """
-### {env}
+### {env}{settings}
 
 Data: {dataset}. Machine: {machine}. File: `benchmarks/results/{file}`. Command: `{command}`
 
@@ -131,6 +133,7 @@ def headroom(file: Path) -> str:
         )
     return HEADROOM.format(
         env=content["env"],
+        settings="".join(f", {setting}" for setting in content.get("env_settings", ())),
         dataset=content["dataset"],
         machine=content["machine"],
         file=file.name,
@@ -144,6 +147,7 @@ def page() -> str:
     sections = [HEAD, *(study(folder.parent) for folder in sorted(RESULTS.glob("*/summary.json")))]
     sections.append(HEADROOM_HEAD)
     sections += [headroom(file) for file in sorted(RESULTS.glob("headroom-*.json"))]
+    sections += report_speed.sections(RESULTS)
     return "".join(sections)
 
 

@@ -27,7 +27,7 @@ import tyro
 from esper_agent import atomic
 from esper_agent.baselines import WaitPolicy
 from esper_agent.cli import OK, exit_code
-from esper_agent.configuration import ConfigError
+from esper_agent.configuration import ConfigError, parse_env_settings
 from esper_agent.runs import package_versions
 from esper_agent.vectors import make_vector
 from esper_env.rules.observation_view import ObservationView
@@ -56,6 +56,8 @@ class HeadroomSettings:
     """Seeds planted from the start, as SLOT=BLUEPRINT joined by commas; empty is the host alone."""
     dataset: str = "auto"
     """Data set, as for gymnasium.make."""
+    env_settings: tuple[str, ...] = ()
+    """Further settings of the environment as NAME=VALUE, such as precision=bfloat16."""
 
     def checked(self) -> HeadroomSettings:
         """These settings, or a ``ConfigError`` for those that cannot work."""
@@ -153,14 +155,14 @@ def headroom(settings: HeadroomSettings, command: Sequence[str], console: Consol
     for plan in settings.checked().plans:
         parse_plan(plan)
     rounds = -(-settings.episodes // AT_ONCE)
-    envs: Any = make_vector(
-        settings.env, -(-settings.episodes // rounds), AutoresetMode.DISABLED, dataset=settings.dataset
-    )
+    kwargs = {"dataset": settings.dataset, **parse_env_settings(settings.env_settings)}
+    envs: Any = make_vector(settings.env, -(-settings.episodes // rounds), AutoresetMode.DISABLED, **kwargs)
     try:
         results = measure_plans(envs, settings)
         content = {
             "command": shlex.join(["python", "benchmarks/tasks/headroom.py", *command]),
             "env": settings.env,
+            "env_settings": list(settings.env_settings),
             "dataset": envs.unwrapped.dataset_name,
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {envs.unwrapped.task.device} device",
             "versions": package_versions(),

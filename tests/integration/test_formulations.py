@@ -21,8 +21,8 @@ TINY = {"batches_per_step": 2, "horizon": 4}
 @pytest.fixture(autouse=True)
 def _benchmark_modules(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    for name in MODULES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for module in FOLDER.glob("*.py"):
+        monkeypatch.delitem(sys.modules, module.stem, raising=False)
 
 
 def case_of(kernel, input_gradient=True):

@@ -13,15 +13,16 @@ ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted((ROOT / "benchmarks" / "results").glob("*/summary.json"))
 
 
-def load_report():
+def load_report(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_results_page_is_made_from_the_result_files():
-    report = load_report()
+def test_the_results_page_is_made_from_the_result_files(monkeypatch):
+    report = load_report(monkeypatch)
     assert report.PAGE.read_text(encoding="utf-8") == report.page(), "run: python benchmarks/report.py"
 
 

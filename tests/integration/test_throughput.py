@@ -117,7 +117,7 @@ def test_planted_networks_hold_a_seed_in_every_slot_for_good(throughput):
 
 
 def test_the_limit_of_memory_is_stated_where_it_is_asked_for(throughput, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(throughput, "copy_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(throughput, "copy_bandwidth", lambda _: 1e9)
     out = tmp_path / "t.json"
     arguments = ["--out", str(out), "--counts", "2", "--rounds", "1", "--seconds", "0.01", "--rivals", "bare"]
     assert throughput.main([*arguments, "--bandwidth", "--env-settings", "batches_per_step=1", "horizon=4"]) == OK

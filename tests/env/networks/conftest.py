@@ -80,11 +80,15 @@ def make_population(stripes: ImageData) -> Iterator[Callable[..., Population]]:
         first_seed: int = 100,
         kernel: int = 1,
         precision: str = "float32",
+        capture: str = "auto",
+        device: str = "cpu",
         **optimisation: Any,
     ) -> Population:
         settings = Optimisation(**{"host_lr": 0.05, "seed_lr": 0.05, **optimisation})
         size = shard_size or (count if together else 1)
-        config = PopulationConfig(batch_size, batches, settings, size, together, torch.device("cpu"), dtype, precision)
+        config = PopulationConfig(
+            batch_size, batches, settings, size, together, torch.device(device), dtype, precision, capture
+        )
         population = Population(host or small_host(kernel), count, data, config)
         for row in range(count):
             population.reset_row(row, first_seed + row)

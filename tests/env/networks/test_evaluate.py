@@ -205,8 +205,8 @@ def test_chunks_and_blocks_cover_everything_once_whatever_their_size(grown, monk
     images, shard = population._validation, population.shards[0]
     configurations = ConfigurationSet.of(np.array([0, 0, 1, 1, 2, 2, 3]), np.array([0, 7, 3, 7, 0, 2, 0]), 3)
     whole = score(shard, structure, configurations, images)
-    monkeypatch.setattr(evaluate, "CHUNK_SCALARS", 7 * 64 * NETWORKS)  # 60 images in chunks of 7
-    monkeypatch.setattr(evaluate, "BLOCK_SCALARS", 1)  # a row at a time
+    # 60 images in chunks of 7, and a row at a time
+    monkeypatch.setattr(evaluate, "CPU_GRAIN", evaluate.Grain(chunk=7 * 64 * NETWORKS, block=1))
     assert [len(labels) for _, labels in images.chunks(shard)] == [7] * 8 + [4]
     parts = score(shard, structure, configurations, images)
     np.testing.assert_allclose(parts.loss, whole.loss, atol=1e-12)

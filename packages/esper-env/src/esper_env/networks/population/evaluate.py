@@ -18,9 +18,22 @@ from esper_env.networks.population.network import SeedTensors, Shard
 from esper_env.networks.population.readback import Readback
 from esper_env.networks.population.structure import SlotPlan, Structure, in_blocks, on_device, plan_slot
 
-#: Scalars of input that a shard evaluates at a time, and of features that pass a seed at a time: few enough for a core
-#: to work in its cache, enough to outweigh the cost of a call.
-CHUNK_SCALARS, BLOCK_SCALARS = 1 << 18, 1 << 17
+
+class Grain(NamedTuple):
+    """Scalars of input that a shard evaluates at a time, and of features that pass a seed at a time."""
+
+    chunk: int
+    block: int
+
+
+#: On a CPU few enough for a core to work in its cache, enough to outweigh the cost of a call; on an accelerator as many
+#: as fill it and leave it most of its memory.
+CPU_GRAIN, ACCELERATOR_GRAIN = Grain(1 << 18, 1 << 17), Grain(1 << 26, 1 << 30)
+
+
+def grain(device: torch.device) -> Grain:
+    """How finely evaluation is cut on a device."""
+    return CPU_GRAIN if device.type == "cpu" else ACCELERATOR_GRAIN
 
 
 class HeldOutImages:
@@ -42,7 +55,7 @@ class HeldOutImages:
 
     def chunk_size(self, shard: Shard) -> int:
         """Images that a shard evaluates at a time; the more networks see them, the fewer."""
-        return max(1, CHUNK_SCALARS // (shard.rows * self._images[0].numel()))
+        return max(1, grain(shard.device).chunk // (shard.rows * self._images[0].numel()))
 
     def chunks(self, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
         """(b, C, H, W) images and (b,) labels."""
@@ -134,7 +147,7 @@ def _plan_forks(
             rows = rows[plan.sorted_rows]
             spec = shard.slots[slot]
             scalars = spec.channels * spec.height * spec.width * images.chunk_size(shard)
-            plan = in_blocks(plan, max(1, BLOCK_SCALARS // scalars))
+            plan = in_blocks(plan, max(1, grain(shard.device).block // scalars))
         by_key = np.argsort(before)
         parents = by_key[np.searchsorted(before, rows & ~bit, sorter=by_key)]
         tensors = [shard.stored(slot, part) for part in plan.parts] if plan is not None else []
