@@ -5,11 +5,15 @@ every one of them, with the very tensors that it read and wrote, and carries the
 of the step.
 """
 
+from contextlib import contextmanager
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from esper_env.networks.population import capture
 from esper_env.networks.population.capture import Captured
+from esper_env.networks.population.stream import Draw
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -109,7 +113,7 @@ def both_ways(make_population, monkeypatch):
 
     def make(count, **options):
         eager = plans_anew(make_population(count, **options))
-        monkeypatch.setitem(capture.CAPTURES, "cpu", lambda: Recording)
+        monkeypatch.setitem(capture.CAPTURES, "cpu", lambda _: Recording)
         return eager, make_population(count, **options)
 
     return make
@@ -207,7 +211,7 @@ def test_captures_are_counted_when_their_trainers_are_gone(both_ways, grow):
 def test_nothing_is_captured_where_it_is_switched_off_or_there_is_no_way_to(monkeypatch):
     cpu = torch.device("cpu")
     assert capture.runners(cpu, "auto") is capture.Eager
-    monkeypatch.setitem(capture.CAPTURES, "cpu", lambda: Recording)
+    monkeypatch.setitem(capture.CAPTURES, "cpu", lambda _: Recording)
     assert capture.runners(cpu, "auto") is Recording
     assert capture.runners(cpu, "off") is capture.Eager
 
@@ -215,6 +219,82 @@ def test_nothing_is_captured_where_it_is_switched_off_or_there_is_no_way_to(monk
 def test_an_unknown_way_to_capture_is_an_error():
     with pytest.raises(ValueError, match="capture is 'always'; expected one of"):
         capture.runners(torch.device("cpu"), "always")
+
+
+def test_a_cuda_graph_is_warmed_up_captured_and_replayed_behind_what_came_before(monkeypatch):
+    """The order of calls, on a stand-in for torch.cuda; what a real device does with them is in test_cuda.py."""
+    log = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            log.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def capture_begin(self, pool, capture_error_mode):
+            log.append(f"begin in {pool}, {capture_error_mode}")
+
+        def capture_end(self):
+            log.append("end")
+
+        def replay(self):
+            log.append("replay")
+
+    @contextmanager
+    def entered(what):
+        log.append(f"on {getattr(what, 'name', what)}")
+        yield
+        log.append("back")
+
+    fakes = {
+        "Stream": lambda device: Stream(f"own stream of {device}"),
+        "current_stream": lambda device: Stream(f"current stream of {device}"),
+        "CUDAGraph": Graph,
+        "stream": entered,
+        "device": entered,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    seen = []
+    inputs = [Draw(torch.tensor([[k]]), None, None) for k in range(4)]
+    runner = capture.CudaGraph(lambda draw: (log.append("step"), seen.append(draw.images)), "cuda:1", "the pool")
+    for draw in inputs:
+        runner(draw)
+    around = ["own stream of cuda:1 waits for current stream of cuda:1", "on own stream of cuda:1"]
+    behind = ["back", "current stream of cuda:1 waits for own stream of cuda:1"]
+    replay = ["on cuda:1", "replay", "back"]
+    warm_up = [*around, "step", *behind]
+    captured = [*around, "begin in the pool, thread_local", "step", "end", *behind]
+    assert log == warm_up + captured + 3 * replay
+    assert seen[0] is seen[1]  # the same memory each time, never the caller's
+    assert all(draw.images is not seen[0] for draw in inputs)
+    assert seen[0].item() == 3
+    assert runner.captures == 1
+
+
+def test_a_step_that_fails_ends_its_capture(monkeypatch):
+    ended = []
+
+    class Graph:
+        def capture_begin(self, pool, capture_error_mode):
+            pass
+
+        def capture_end(self):
+            ended.append(True)
+
+    def step(_):
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(torch.cuda, "Stream", mock.MagicMock())
+    for name in ("current_stream", "stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    torch.cuda.stream.return_value.__exit__.return_value = None
+    with pytest.raises(RuntimeError, match="no memory left"):
+        capture.CudaGraph(step, "cuda", None).capture(Draw(torch.zeros(1), None, None))
+    assert ended
 
 
 @LAYOUTS

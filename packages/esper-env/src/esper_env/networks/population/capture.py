@@ -8,7 +8,8 @@ to epoch is written into that memory before the next replay.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -82,31 +83,47 @@ class CudaGraph(Captured):
     Graphs can share a ``pool`` of memory: one runs at a time, and none leaves anything in it that is read later.
     """
 
-    def __init__(self, step: Step, pool: Any) -> None:
+    def __init__(self, step: Step, device: torch.device, pool: Any) -> None:
         super().__init__(step)
-        self._pool = pool
-        self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._device, self._pool = device, pool
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def warm_up(self, inputs: Draw) -> None:
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
+        with self._on_own_stream():
             self._step(inputs)
-        torch.cuda.current_stream().wait_stream(self._stream)
 
     def capture(self, inputs: Draw) -> Callable[[], None]:
+        """Without ``torch.cuda.graph``, which waits for the device and empties its cache of memory every time."""
         graph = torch.cuda.CUDAGraph()
-        # "thread_local": what other threads do with the device meanwhile is theirs.
-        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-            self._step(inputs)
-        return graph.replay
+        with self._on_own_stream():
+            # "thread_local": what other threads do with the device meanwhile is theirs.
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                self._step(inputs)
+            finally:
+                graph.capture_end()
+        return partial(self._launch, graph)
+
+    def _launch(self, graph: torch.cuda.CUDAGraph) -> None:
+        with torch.cuda.device(self._device):
+            graph.replay()
+
+    @contextmanager
+    def _on_own_stream(self) -> Iterator[None]:
+        """Capturing needs a stream of its own, which waits for what came before; what follows waits for it."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
 
 
-def _cuda_graphs() -> NewRunner:
-    return partial(CudaGraph, pool=torch.cuda.graph_pool_handle())
+def _cuda_graphs(device: torch.device) -> NewRunner:
+    return partial(CudaGraph, device=device, pool=torch.cuda.graph_pool_handle())
 
 
 #: What makes the runners of a shard, by type of device; elsewhere steps run operation by operation.
-CAPTURES: dict[str, Callable[[], NewRunner]] = {"cuda": _cuda_graphs}
+CAPTURES: dict[str, Callable[[torch.device], NewRunner]] = {"cuda": _cuda_graphs}
 
 
 def runners(device: torch.device, capture: str) -> NewRunner:
@@ -117,4 +134,4 @@ def runners(device: torch.device, capture: str) -> NewRunner:
     """
     if capture not in CAPTURE_MODES:
         raise ValueError(f"capture is {capture!r}; expected one of {CAPTURE_MODES}")
-    return CAPTURES[device.type]() if capture == "auto" and device.type in CAPTURES else Eager
+    return CAPTURES[device.type](device) if capture == "auto" and device.type in CAPTURES else Eager
