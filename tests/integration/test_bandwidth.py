@@ -1,22 +1,14 @@
 """The limit that memory bandwidth sets is what the accounting says it is."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from esper_env.networks.build import host_builder
 from esper_env.tasks import make_task
 from torch import nn
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "throughput"
-
 
 @pytest.fixture
-def bandwidth(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    for module in FOLDER.glob("*.py"):
-        monkeypatch.delitem(sys.modules, module.stem, raising=False)
+def bandwidth(throughput_modules):  # noqa: ARG001
     import bandwidth
 
     return bandwidth

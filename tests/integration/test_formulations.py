@@ -1,7 +1,6 @@
 """Every way to run the layers of many networks computes the same, and is timed as the benchmark says."""
 
 import json
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,16 +12,10 @@ from esper_agent.cli import BAD_INPUT, OK
 from esper_env.tasks import make_task
 from torch.nn import functional as F
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "throughput"
 CPU = torch.device("cpu")
 TINY = {"batches_per_step": 2, "horizon": 4}
 
-
-@pytest.fixture(autouse=True)
-def _benchmark_modules(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    for module in FOLDER.glob("*.py"):
-        monkeypatch.delitem(sys.modules, module.stem, raising=False)
+pytestmark = pytest.mark.usefixtures("throughput_modules")
 
 
 def case_of(kernel, input_gradient=True):

@@ -1,8 +1,6 @@
 """The throughput benchmark times what it says it times."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,18 +11,22 @@ from esper_env.networks.population import Structure
 from esper_env.rules.slot_table import SlotTable
 from esper_env.tasks import make_task
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "throughput"
 TINY = {"batches_per_step": 2, "horizon": 4}
 
 
 @pytest.fixture
-def throughput(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    for module in FOLDER.glob("*.py"):
-        monkeypatch.delitem(sys.modules, module.stem, raising=False)
+def throughput(throughput_modules):  # noqa: ARG001
     import throughput
 
     return throughput
+
+
+def assert_same_hosts(networks, shards):
+    size = shards[0].rows
+    for row, network in enumerate(networks):
+        stack = shards[row // size].host.parameters
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(parameter, stack[name][row % size], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("env_id", ["Esper-Digits-v0", "Esper-CIFAR-v0"])
@@ -37,11 +39,7 @@ def test_the_plain_loop_trains_the_same_networks_on_the_same_minibatches(through
         population.reset_row(row, row)
     loop.step()
     population.train(structure)
-    size = population.shards[0].rows
-    for row, network in enumerate(loop.networks):
-        stack = population.shards[row // size].host.parameters
-        for name, parameter in network.named_parameters():
-            torch.testing.assert_close(parameter, stack[name][row % size], atol=1e-5, rtol=1e-4)
+    assert_same_hosts(loop.networks, population.shards)
     population.close()
 
 
@@ -75,11 +73,7 @@ def test_the_bare_loop_trains_as_the_plain_loop_does_without_clipping(throughput
     plain, bare = throughput.PlainLoop(env_id, 2, threads=1, **settings), throughput.BareLoop(env_id, 2, **settings)
     plain.step()
     bare.step()
-    size = bare.shards[0].rows
-    for row, network in enumerate(plain.networks):
-        stack = bare.shards[row // size].host.parameters
-        for name, parameter in network.named_parameters():
-            torch.testing.assert_close(parameter, stack[name][row % size], atol=1e-5, rtol=1e-4)
+    assert_same_hosts(plain.networks, bare.shards)
     bare.close()
 
 
