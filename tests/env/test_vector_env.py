@@ -112,8 +112,11 @@ def test_environment_i_is_the_single_environment_with_the_next_ith_seed(
 
 @pytest.mark.slow
 def test_environments_live_through_anything_as_they_would_alone(make_digits, make_digits_vec, assert_same):
-    """Any actions, and the ends of episodes; in float64, where what differs by more than 1e-6 is no rounding."""
-    count, steps, horizon = 3, 11, 8
+    """Any actions, and episodes that end at different times.
+
+    In float64, where what differs by more than 1e-6 is no rounding.
+    """
+    count, steps, horizon, restart = 3, 12, 8, 3
 
     @examples(4)
     @given(SEEDS)
@@ -129,9 +132,12 @@ def test_environments_live_through_anything_as_they_would_alone(make_digits, mak
             assert_same(observation, row_of(shown, row), 1e-6)
             assert_same(info["val_loss"], float(infos["val_loss"][row]), 1e-6)
         for step in range(steps):
+            if step == restart:
+                shown, _ = vector.reset(options={"reset_mask": np.arange(count) == 0})
+                assert_same(singles[0].reset()[0], row_of(shown, 0), 1e-6)
             actions = choose(vector.unwrapped._growth, plan, step)
             shown, rewards, terminated, _, infos = vector.step(actions)
-            assert terminated.tolist() == [step == horizon - 1] * count
+            assert terminated.tolist() == [step == restart + horizon - 1, *[step == horizon - 1] * (count - 1)]
             for row, single in enumerate(singles):
                 observation, reward, over, _, info = single.step(actions[row])
                 assert reward == pytest.approx(rewards[row], rel=0, abs=1e-6)

@@ -208,6 +208,11 @@ def test_resetting_a_row_forgets_everything_and_leaves_the_others(make_populatio
     population.train(structure)
     fresh.train(structure)
     assert_equal(network(population, structure, 1), network(fresh, structure, 1))
+    value, births = int(structure.blueprint[0, 1]), []
+    for each in (population, fresh):
+        each.attach(0, 1, value)  # the second seed that this network has had there, whoever was reset
+        births.append(each.shards[0].seed_stack(1, value).parameters["branch.0.weight"][0])
+    assert torch.equal(*births)
 
 
 def test_a_newborn_seed_is_new(make_population, grow):
