@@ -1,5 +1,7 @@
 """A network that breaks, wherever and however, changes no bit of any other."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 COUNT, STEPS = 4, 9
-#: The default layouts of Digits and of CIFAR.
-LAYOUTS = {"together": in_shards(STRIPES, COUNT), "alone": alone(SURFACES)}
+#: The default layouts of Digits and of CIFAR; the last step ends the episode.
+LAYOUTS = {
+    "together": in_shards(replace(STRIPES, horizon=STEPS), COUNT),
+    "alone": alone(replace(SURFACES, horizon=STEPS)),
+}
 
 KINDS = ["host parameters", "host momentum", "host buffers", "seed parameters", "seed momentum", "gate parameters"]
 
