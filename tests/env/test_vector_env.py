@@ -9,8 +9,10 @@ import torch
 from esper_env import EsperVectorEnv
 from esper_env.rules.heads import Blueprint, Op
 from esper_env.rules.observation import slot_index
+from growing import SEEDS, built_with, choose, examples, lives
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
+from hypothesis import given
 
 #: Networks that are stacked are multiplied by other kernels than one alone.
 ROUNDING = 1e-5
@@ -106,6 +108,53 @@ def test_environment_i_is_the_single_environment_with_the_next_ith_seed(
             assert_same(observation, row_of(observations, row), tolerance)
             assert reward == pytest.approx(rewards[row], rel=0, abs=tolerance)
             assert info["val_loss"] == pytest.approx(infos["val_loss"][row], rel=0, abs=tolerance)
+
+
+@pytest.mark.slow
+def test_environments_live_through_anything_as_they_would_alone(make_digits, make_digits_vec, assert_same):
+    """Any actions, and episodes that end at different times.
+
+    In float64, where what differs by more than 1e-6 is no rounding.
+    """
+    count, steps, horizon, restart = 3, 12, 8, 3
+
+    @examples(4)
+    @given(SEEDS)
+    def agree(seed):
+        plan = lives(seed, count, steps, slots=3)
+        with built_with(torch.float64):
+            vector = make_digits_vec(count, horizon=horizon)
+            singles = [make_digits(horizon=horizon) for _ in range(count)]
+        names = {f"r0c{slot}": blueprint.name.lower() for slot, blueprint in plan[0].planted.items()}
+        shown, infos = vector.reset(seed=40, options={"topology": names})
+        for row, single in enumerate(singles):
+            observation, info = single.reset(seed=40 + row, options={"topology": names})
+            assert_same(observation, row_of(shown, row), 1e-6)
+            assert_same(info["val_loss"], float(infos["val_loss"][row]), 1e-6)
+        for step in range(steps):
+            if step == restart:
+                shown, _ = vector.reset(options={"reset_mask": np.arange(count) == 0})
+                assert_same(singles[0].reset()[0], row_of(shown, 0), 1e-6)
+            actions = choose(vector.unwrapped._growth, plan, step)
+            shown, rewards, terminated, _, infos = vector.step(actions)
+            assert terminated.tolist() == [step == restart + horizon - 1, *[step == horizon - 1] * (count - 1)]
+            for row, single in enumerate(singles):
+                observation, reward, over, _, info = single.step(actions[row])
+                assert reward == pytest.approx(rewards[row], rel=0, abs=1e-6)
+                assert over == terminated[row]
+                theirs = infos
+                if over:
+                    theirs = infos["final_info"]
+                    assert_same(observation, infos["final_obs"][row], 1e-6)
+                    assert_same(info["shapley"], theirs["shapley"][row], 1e-6)
+                    assert_same(info["test_accuracy"], float(theirs["test_accuracy"][row]), 1e-6)
+                for name in ("val_loss", "train_loss", "val_accuracy"):
+                    assert_same(info[name], float(theirs[name][row]), 1e-6)
+                if over:
+                    observation, _ = single.reset()
+                assert_same(observation, row_of(shown, row), 1e-6)
+
+    agree()
 
 
 @pytest.mark.slow

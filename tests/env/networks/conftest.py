@@ -136,7 +136,7 @@ class PlainTwin(nn.Module):
     def __init__(self, population: Population, row: int, structure: Structure) -> None:
         super().__init__()
         size = population.shards[0].rows
-        self.shard, self.row = population.shards[row // size], row % size
+        self.shard, self.place, self.row = population.shards[row // size], row, row % size
         self.structure = structure.rows(slice(row, row + 1))
         host, self.order = self.shard.host, self.shard.execution_order
         self.both = len(self.order) == 2 * BLOCKS  # surfaces: a slot in front of the pool and one behind it
@@ -147,18 +147,47 @@ class PlainTwin(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(w.shape[1]) for w in weights)
         self.head = nn.Linear(weights[-1].shape[1], CLASSES)
         self.seeds, self.gates = nn.ModuleDict(), nn.ModuleDict()
-        for slot in np.flatnonzero(self.structure.blueprint[0] != NO_BLUEPRINT):
-            channels = weights[self.shard.slots[slot].col].shape[1]
-            entry = blueprint_entry(int(self.structure.blueprint[0, slot]), "cnn")
-            self.seeds[str(slot)] = entry.factory(channels)
-            if self.structure.operator[0, slot] == Operator.GATE:
-                self.gates[str(slot)] = BlendGate(channels)
+        self._take_in_seeds()
         self.to(host.parameters["segments.0.0.weight"].dtype)
         with torch.no_grad():
             for name, own, there in self._pairs():
                 assert own.shape == there.shape, name
                 own.copy_(there)
         self.optimizers: dict[str, torch.optim.SGD] = {}
+
+    def follow(self, structure: Structure) -> None:
+        """Go on under another structure, of which the population has yet to train the first epoch.
+
+        The optimizer of a seed starts anew where the seed was frozen, or blends in another way now.
+        """
+        before, self.structure = self.structure, structure.rows(slice(self.place, self.place + 1))
+        gone = self.structure.blueprint == NO_BLUEPRINT
+        restless = before.frozen | self.structure.frozen | (before.operator != self.structure.operator)
+        for slot in map(str, np.flatnonzero((gone | restless)[0])):
+            self.optimizers.pop(f"seed {slot}", None)
+        for slot in map(str, np.flatnonzero(gone[0])):
+            for modules in (self.seeds, self.gates):
+                if slot in modules:
+                    del modules[slot]
+        self._take_in_seeds()
+
+    def _take_in_seeds(self) -> None:
+        """Copies of the seeds and gates that the structure has and this network has not."""
+        for slot in np.flatnonzero(self.structure.blueprint[0] != NO_BLUEPRINT):
+            key, channels = str(slot), self.shard.slots[slot].channels
+            entry = blueprint_entry(int(self.structure.blueprint[0, slot]), "cnn")
+            if key not in self.seeds:
+                self.seeds[key] = self._copied(entry.factory(channels), self.shard.seed_stack(int(slot), entry.value))
+            if self._gated(slot) and key not in self.gates:
+                self.gates[key] = self._copied(BlendGate(channels), self.shard.gate_stack(int(slot)))
+
+    def _copied(self, module: nn.Module, stack: Any) -> nn.Module:
+        rows = {name: value[self.row] for name, value in {**stack.parameters, **stack.buffers}.items()}
+        module.to(self.shard.dtype).load_state_dict(rows)
+        return module
+
+    def _gated(self, slot: int) -> bool:
+        return bool(self.structure.operator[0, slot] == Operator.GATE)
 
     def _pairs(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, own tensor, the population's tensor) of everything the network consists of."""
@@ -231,7 +260,7 @@ class PlainTwin(nn.Module):
         return [slot for slot in self.order if self.structure.training[0, slot]]
 
     def seed_parameters(self, slot: int) -> list[nn.Parameter]:
-        gate = self.gates[str(slot)].parameters() if str(slot) in self.gates else []
+        gate = self.gates[str(slot)].parameters() if self._gated(slot) else []
         return [*self.seeds[str(slot)].parameters(), *gate]
 
     def host_parameters(self) -> list[nn.Parameter]:

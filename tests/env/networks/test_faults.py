@@ -1,0 +1,90 @@
+"""A network that breaks, wherever and however, changes no bit of any other."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from esper_env.rules.heads import NO_BLUEPRINT
+from growing import SEEDS, STRIPES, SURFACES, alone, examples, in_shards, lives, lower_limits, make_growth, play
+from hypothesis import given
+from hypothesis import strategies as st
+
+COUNT, STEPS = 4, 9
+#: The default layouts of Digits and of CIFAR; the last step ends the episode.
+LAYOUTS = {
+    "together": in_shards(replace(STRIPES, horizon=STEPS), COUNT),
+    "alone": alone(replace(SURFACES, horizon=STEPS)),
+}
+
+KINDS = ["host parameters", "host momentum", "host buffers", "seed parameters", "seed momentum", "gate parameters"]
+
+
+def tensors_of(growth, row):
+    """(what it is, the tensor itself) of everything one network consists of now."""
+    population = growth._population
+    shard, local = population._locate(row)
+    stacks = [("host", shard.host)]
+    for slot in np.flatnonzero(growth.table.blueprint[row] != NO_BLUEPRINT):
+        stacks += [
+            ("seed", shard.seed_stack(int(slot), int(growth.table.blueprint[row, slot]))),
+            ("gate", shard.gate_stack(int(slot))),
+        ]
+    return [
+        (f"{place} {kind}", value[local])
+        for place, stack in stacks
+        for kind in ("parameters", "momentum", "buffers")
+        for value in getattr(stack, kind).values()
+        if value.is_floating_point()
+    ]
+
+
+def assert_same_bits(record, other, rows):
+    """A seed that only the broken network ever had is on one record only; the other networks have zeros there."""
+    for name in record.keys() | other.keys():
+        here, there = (side[name][rows] if name in side else None for side in (record, other))
+        if here is None or there is None:
+            assert not (here if there is None else there).any(), name
+        else:
+            assert here.tobytes() == there.tobytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_fault_in_one_network_changes_no_bit_of_the_others(make_data, monkeypatch, layout):
+    """NaN or infinity in a weight, a running statistic or a momentum of host, seed or gate, before any step."""
+    lower_limits(monkeypatch)
+    data, task = make_data(val=80, pad=1), LAYOUTS[layout]
+    slots, hit, fatal = 3 if task is LAYOUTS["together"] else 6, set(), 0
+
+    @examples(10)
+    @given(
+        seed=SEEDS,
+        broken=st.integers(0, COUNT - 1),
+        when=st.integers(1, STEPS - 1),
+        kind=st.sampled_from(KINDS),
+        where=st.integers(0, 10_000),
+        value=st.sampled_from([torch.nan, torch.inf, -torch.inf]),
+    )
+    def agree(seed, broken, when, kind, where, value):
+        nonlocal fatal
+        plan = lives(seed, COUNT, STEPS, slots)
+
+        def break_one(growth, step):
+            if step == when:
+                places = tensors_of(growth, broken)
+                places = [place for place in places if place[0] == kind] or places  # there may be no seed yet
+                name, tensor = places[where % len(places)]
+                tensor.view(-1)[where % tensor.numel()] = value
+                hit.add(name)
+
+        healthy = play(make_growth(task, COUNT, data, torch.float32), plan)
+        sick = play(make_growth(task, COUNT, data, torch.float32), plan, healthy.actions, before=break_one)
+        assert_same_bits(healthy.record, sick.record, np.arange(COUNT) != broken)
+        loss = sick.record[f"step {STEPS - 1}: measure loss"]
+        assert np.isfinite(np.delete(loss, broken)).all()
+        fatal += not np.isfinite(loss[broken])
+
+    agree()
+    assert len(hit) > 3
+    assert fatal > 3  # a seed that is not blended yet, or an infinite variance, leaves its network alive

@@ -1,0 +1,273 @@
+"""Networks that grow under the rules through any sequence of actions, with everything they show and hold on record."""
+
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from functools import partial
+from typing import NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from esper_env import growth as growth_module
+from esper_env.growth import Growth
+from esper_env.networks import build
+from esper_env.networks.population import Measurement, batched, evaluate
+from esper_env.rules.heads import (
+    CNN_BLUEPRINTS,
+    AlphaSpeed,
+    AlphaTarget,
+    Blueprint,
+    Curve,
+    Op,
+    Style,
+    Tempo,
+)
+from esper_env.rules.slot_table import HOLD, SlotTable
+from esper_env.rules.stages import Stage
+from esper_env.tasks import CNNSpec, TaskConfig
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+
+#: A task on the stripes of the networks' tests, which the caller hands over as data.
+STRIPES = TaskConfig(
+    "stripes",
+    CNNSpec(3, 4, 2, 1, in_channels=1, image_size=8, classes=4),
+    family="digits",
+    batch_size=12,
+    batches_per_step=2,
+    horizon=12,
+    host_lr=0.05,
+    seed_lr=0.05,
+    param_budget=5000,
+    auto_shard_size=32,
+)
+#: Both surfaces: six slots, whose order of execution is not that of their numbers.
+SURFACES = replace(STRIPES, host=replace(STRIPES.host, kernel=3, surfaces="both"))
+
+#: What a population's methods report.
+MEASURED = {
+    "train": ("loss", "gradient_norm", "vanishing", "exploding", "sizes"),
+    "measure": Measurement._fields,
+}
+
+FIRST_SEED = 100  # of the first network
+SEEDS = st.integers(0, 2**32 - 1)  # of lives
+
+
+def examples(count):
+    """So many examples, which take seconds: a failure is shown as it was found, not searched for a shorter one."""
+    return settings(max_examples=count, phases=[Phase.explicit, Phase.generate])
+
+
+def in_shards(task, size):
+    """The task with ``size`` networks to a shard, in the layout of many."""
+    return replace(task, shard_size=size)
+
+
+def alone(task):
+    """The task with every network in the layout of a single one."""
+    return replace(task, shard_size=1, auto_shard_size=1)
+
+
+@contextmanager
+def built_with(dtype, data=None):
+    """Environments made inside have networks of ``dtype`` on ``data`` (None: the task's own)."""
+    with patch.object(growth_module, "build_population", partial(build.build_population, dtype=dtype)):
+        if data is None:
+            yield
+        else:
+            with patch.object(build, "load_image_data", lambda *_, **__: data):
+                yield
+
+
+def make_growth(task, count, data, dtype=torch.float64):
+    with built_with(dtype, data):
+        return Growth(replace(task, device="cpu"), count)
+
+
+def lower_limits(monkeypatch):
+    """Shards of two and more take the ways that are worth it in large ones only: see the limits' own comments."""
+    monkeypatch.setattr(batched, "GREY_MIN_VALUES", 2 * 4 * 12 * 8 * 8)  # two networks of STRIPES
+    # Five networks see 12 images at a time; two networks with the same seed pass it at a time.
+    monkeypatch.setattr(evaluate, "CPU_GRAIN", evaluate.Grain(chunk=1 << 12, block=1 << 11))
+
+
+# What is done
+
+
+class Move(NamedTuple):
+    """What a network is up to in one step; the state it is in makes an action of it."""
+
+    intent: str
+    op: int  # of an intent for anything at all
+    slot: int
+    heads: tuple[int, ...]  # from blueprint to alpha_curve
+
+
+class Life(NamedTuple):
+    """One network from its seeds at the start to its last step."""
+
+    planted: dict[int, int]  # blueprint by slot
+    favourite: int  # the slot that is brought on first
+    moves: list[Move]
+
+
+def lives(seed, count, steps, slots):
+    """Lives of ``count`` networks in which most stages occur within a dozen steps, beside much that is illegal.
+
+    The seeds are mostly of two blueprints and two styles, so that several networks share what runs together.
+    """
+    rng = np.random.default_rng(seed)
+    blueprints, styles = rng.choice(CNN_BLUEPRINTS, 2, replace=False), rng.choice(Style, 2, replace=False)
+    intents = [*["grow"] * 8, "SET_ALPHA_TARGET", "SET_ALPHA_TARGET", "PRUNE", "anything"]
+
+    def move():
+        intent = rng.choice(intents)
+        any_value = rng.random() < 0.2 or intent != "grow"
+        heads = (
+            rng.choice(Blueprint if any_value else blueprints),
+            rng.choice(Style if any_value else styles),
+            rng.choice([Tempo.FAST, Tempo.FAST, *Tempo]),
+            rng.choice([AlphaTarget.FULL, AlphaTarget.FULL, *AlphaTarget]),
+            rng.choice(AlphaSpeed),
+            rng.choice(Curve),
+        )
+        return Move(str(intent), int(rng.choice(Op)), int(rng.integers(slots)), tuple(int(value) for value in heads))
+
+    def life():
+        planted = {int(rng.integers(slots)): Blueprint(rng.choice(blueprints))} if rng.random() < 0.4 else {}
+        return Life(planted, int(rng.integers(slots)), [move() for _ in range(steps)])
+
+    return [life() for _ in range(count)]
+
+
+def action_of(life, step, table, legal):
+    """One network's action in the first row of ``table``, of which ``legal`` (6, S) is possible.
+
+    To grow is to bring on the first seed that can go on, the favourite's before all others; what to prune or retarget
+    is looked for from the move's slot on.
+    """
+    move, slots = life.moves[step], table.shape[1]
+    if move.intent == "grow":
+        order = [(life.favourite + k) % slots for k in range(slots)]
+        options = [(next_op(table, slot), slot) for slot in order]
+        op, slot = next((option for option in options if option[0] is not None), (Op.WAIT, 0))
+    elif move.intent == "anything":
+        op, slot = move.op, move.slot
+    else:
+        op = Op[move.intent]
+        order = [(move.slot + k) % slots for k in range(slots)]
+        slot = next((slot for slot in order if legal[op, slot]), move.slot)
+    return [slot, *move.heads, op]
+
+
+def next_op(table, slot):
+    """The op that brings a slot on; None where only time does."""
+    stage, settled = Stage(table.stage[0, slot]), table.alpha_mode[0, slot] == HOLD
+    if stage == Stage.TRAINING and table.epochs_in_stage[0, slot] < 3:
+        return None
+    if stage == Stage.BLENDING:
+        return None if not settled else Op.ADVANCE if table.alpha[0, slot] == 1.0 else Op.SET_ALPHA_TARGET
+    growing = {Stage.DORMANT: Op.GERMINATE, Stage.HOLDING: Op.FOSSILIZE}
+    return growing.get(stage, Op.ADVANCE if stage in (Stage.GERMINATED, Stage.TRAINING) else None)
+
+
+# What is seen
+
+
+class Run(NamedTuple):
+    """Actions (T, N, 8), and everything on record by name, each with a leading N."""
+
+    actions: list
+    record: dict[str, np.ndarray]
+
+
+def play(growth, plan, actions=None, before=None):
+    """Lead networks through their lives, or through ``actions``; ``before(growth, step)`` may meddle with them."""
+    record, done = begin(growth, plan), []
+    for step in range(len(plan[0].moves)):
+        done.append(choose(growth, plan, step) if actions is None else actions[step])
+        if before is not None:
+            before(growth, step)
+        record |= {f"step {step}: {name}": value for name, value in advance(growth, done[-1]).items()}
+    return Run(done, record | {f"at the end: {name}": value for name, value in tensors(growth).items()})
+
+
+def choose(growth, plan, step):
+    """(N, 8) what the networks are up to."""
+    legal = growth.rules.legal(growth.table)
+    return [action_of(life, step, row_of(growth.table, row), legal[row]) for row, life in enumerate(plan)]
+
+
+def row_of(table, row):
+    """One network's row of a slot table, as a table."""
+    return SlotTable(**{field.name: getattr(table, field.name)[row : row + 1] for field in fields(SlotTable)})
+
+
+def begin(growth, plan):
+    """Network i starts from seed ``FIRST_SEED`` + i with the seeds that its life plants."""
+    seeds = np.arange(FIRST_SEED, FIRST_SEED + len(plan))
+    growth.begin(np.ones(len(plan), dtype=np.bool_), seeds, {})
+    for row, life in enumerate(plan):
+        if life.planted:
+            growth.begin(np.arange(len(plan)) == row, seeds, life.planted)
+    return {f"start: {name}": value for name, value in growth.observe().items()}
+
+
+def advance(growth, actions):
+    """One step; all that an agent sees, all that is measured, and the slot table."""
+    population, heard = growth._population, {}
+
+    def listen(name):
+        method = getattr(population, name)
+
+        def call(*args):
+            result = method(*args)
+            heard.update({f"{name} {column}": getattr(result, column) for column in MEASURED[name]})
+            return result
+
+        return patch.object(population, name, call)
+
+    with listen("train"), listen("measure"):
+        outcome = growth.advance(growth.decode(actions))
+    values = {name: value for name, value in outcome.values.items() if isinstance(value, np.ndarray)}
+    values |= outcome.values["reward_components"]
+    table = {f"table {field.name}": getattr(growth.table, field.name).copy() for field in fields(SlotTable)}
+    seen = {"rewards": outcome.rewards, **values, **outcome.final_values, **growth.observe(), **heard, **table}
+    return {name: np.array(value) for name, value in seen.items() if np.asarray(value).dtype != object}
+
+
+def tensors(growth):
+    """Every tensor of every network as (N, ...); zeros where a network's shard never had that seed in that slot."""
+    shards = growth._population.shards
+    places = sorted({("seed", *key) for shard in shards for key in shard._seeds})
+    places = [("host",), *places, *sorted({("gate", slot) for shard in shards for slot in shard._gates})]
+    found = {}
+    for place in places:
+        stacks = [stack_at(shard, place) for shard in shards]
+        pattern = next(stack for stack in stacks if stack is not None)
+        for kind in ("parameters", "momentum", "buffers"):
+            for name, value in getattr(pattern, kind).items():
+                rows = [
+                    getattr(stack, kind)[name].numpy().copy() if stack is not None else empty_like(value, shard.rows)
+                    for shard, stack in zip(shards, stacks, strict=True)
+                ]
+                found[f"{' '.join(map(str, place))} {kind} {name}"] = np.concatenate(rows)
+    return found
+
+
+def stack_at(shard, place):
+    kind, *key = place
+    if kind == "host":
+        return shard.host
+    return shard._seeds.get(tuple(key)) if kind == "seed" else shard._gates.get(key[0])
+
+
+def empty_like(value, rows):
+    return np.zeros((rows, *value.shape[1:]), dtype=value.numpy().dtype)
+
+
+def assert_close(left, right, tolerance=1e-6):
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        np.testing.assert_allclose(value, right[name], rtol=0, atol=tolerance, err_msg=name)
