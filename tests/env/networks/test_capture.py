@@ -90,8 +90,7 @@ class Recording(Captured):
         """Everything that a step changes and that outlives it."""
         trainer = self._step.__self__
         own = trainer._set
-        sums = (trainer._loss_sum, own._piece_norm_sum, own._unit_norm_sum, own._steps)
-        return [own.theta, own._velocity, *sums, *trainer._shard.host.buffers.values()]
+        return [own.theta, own._velocity, own._norm_sum, trainer._loss_sum, *trainer._shard.host.buffers.values()]
 
 
 def plans_anew(population):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from esper_env.networks.hosts import CNNHost
-from esper_env.networks.population.inference import ChannelShift, InferenceForm
+from esper_env.networks.population.inference import ChannelShift, InferenceForm, Rectifier
 from esper_env.networks.population.layout import Alone, Together
 from torch import nn
 
@@ -91,4 +91,16 @@ def test_the_segment_itself_keeps_its_layers():
     segment = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.MaxPool2d(2), nn.ReLU())
     form = InferenceForm(segment)
     assert [type(layer) for layer in segment] == [nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.ReLU]
-    assert [type(layer) for layer in form.module] == [nn.Conv2d, nn.MaxPool2d, ChannelShift, nn.ReLU]
+    assert [type(layer) for layer in form.module] == [nn.Conv2d, nn.MaxPool2d, ChannelShift, Rectifier]
+
+
+@pytest.mark.parametrize("front", [nn.Identity, nn.Flatten, nn.BatchNorm2d], ids=lambda front: front.__name__)
+@torch.no_grad()
+def test_what_goes_into_a_segment_is_not_overwritten(front):
+    """ReLU works in place only behind a layer whose result is its own."""
+    layer = front(2) if front is nn.BatchNorm2d else front()
+    for segment in (nn.Sequential(nn.ReLU()), nn.Sequential(layer, nn.ReLU())):
+        x = torch.linspace(-1, 1, 16).view(2, 2, 2, 2)
+        before = x.clone()
+        InferenceForm(segment).module.eval()(x)
+        assert torch.equal(x, before)

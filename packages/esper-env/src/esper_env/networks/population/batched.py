@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from esper_env.networks.hosts.cnn import GlobalAveragePool
-from esper_env.networks.population.inference import ChannelShift
+from esper_env.networks.population.inference import ChannelShift, Rectifier, shifted
 from esper_env.networks.seeds.blend import BlendGate
 from esper_env.networks.seeds.cnn import LayerScaleResidual, NormSeed, SqueezeExcite
 
@@ -88,7 +88,7 @@ def _sequential(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, tra
     return x
 
 
-@_rule(nn.ReLU, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Identity)
+@_rule(nn.ReLU, Rectifier, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Identity)
 def _elementwise(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
     return module(x)  # type: ignore[no-any-return]
 
@@ -217,7 +217,7 @@ def _remember(norm: nn.BatchNorm2d, prefix: str, tensors: Tensors, mean: Tensor,
 
 @_rule(ChannelShift)
 def _channel_shift(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
-    return x + _per_channel(tensors[prefix + "shift"], x)
+    return shifted(x, _per_channel(tensors[prefix + "shift"], x))
 
 
 def _standardised(x: Tensor, eps: float) -> Tensor:

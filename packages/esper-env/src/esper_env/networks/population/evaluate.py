@@ -105,8 +105,8 @@ def score(shard: Shard, structure: Structure, configurations: ConfigurationSet, 
     totals = torch.zeros(2, len(configurations.masks), dtype=torch.float64, device=shard.device)
     for pixels, labels in images.chunks(shard):
         with shard.autocast():
-            x = shard.layout.from_images(pixels.expand(len(networks), *pixels.shape))
-            x = shard.infer_segment(0, first, x)
+            x = shard.layout.from_images(pixels[None])
+            x = shard.infer_segment(0, first, x.expand(len(networks), *x.shape[1:]))
             for position, (slot, fork) in enumerate(zip(shard.execution_order, forks, strict=True)):
                 x = _pass_fork(shard, slot, fork, x)
                 x = shard.infer_segment(position + 1, fork.host, x)

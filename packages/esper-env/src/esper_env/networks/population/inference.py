@@ -15,15 +15,31 @@ from torch import Tensor, nn
 Tensors = Mapping[str, Tensor]
 
 
+def shifted(x: Tensor, shift: Tensor) -> Tensor:
+    """x plus a constant; without gradients in place, so what is given must be a result of its own."""
+    return x + shift if torch.is_grad_enabled() else x.add_(shift)
+
+
+class Rectifier(nn.Module):
+    """ReLU; without gradients in place, so it must stand behind one of ``OWN_RESULT``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(x, inplace=not torch.is_grad_enabled())
+
+
 class ChannelShift(nn.Module):
-    """(B, C, H, W) plus a constant for each channel."""
+    """(B, C, H, W) plus a constant for each channel, behind a convolution: see :func:`shifted`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.shift[:, None, None]
+        return shifted(x, self.shift[:, None, None])
+
+
+#: Layers whose result is never their input, nor a view of it.
+OWN_RESULT = (ChannelShift, nn.Conv2d, nn.MaxPool2d)
 
 
 class _Fold(NamedTuple):
@@ -66,7 +82,8 @@ class InferenceForm:
         form = nn.Sequential()
         while children:
             name, child = children.pop(0)
-            form.add_module(name, child)
+            in_place = type(child) is nn.ReLU and len(form) > 0 and type(form[-1]) in OWN_RESULT
+            form.add_module(name, Rectifier() if in_place else child)
             if not children or not _can_fold(child, children[0][1]):
                 continue
             norm_name, norm = children.pop(0)

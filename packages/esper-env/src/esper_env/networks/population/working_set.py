@@ -49,7 +49,6 @@ class WorkingSet:
 
     def __init__(self, members: list[Member], units: int, clip_norm: float, momentum: float) -> None:
         self._members = members
-        self._units = units
         self._clip_norm = clip_norm
         self._momentum_factor = momentum
         self._shapes = [
@@ -70,9 +69,8 @@ class WorkingSet:
         self._unit_of_element = self._unit_of_piece.index_select(0, self._piece_of_element)
         self.theta = torch.zeros(sum(self._sizes), dtype=dtype, device=device, requires_grad=True)
         self._velocity, self._rate = torch.zeros_like(self.theta), torch.zeros_like(self.theta)
-        self._piece_norm_sum = torch.zeros(len(lengths), dtype=dtype, device=device)
-        self._unit_norm_sum = torch.zeros(units, dtype=dtype, device=device)
-        self._steps = torch.zeros((), dtype=dtype, device=device)
+        self._no_norm = torch.zeros(units, dtype=dtype, device=device)
+        self._norm_sum = torch.zeros(units + len(lengths), dtype=dtype, device=device)  # of units, then of pieces
         self.load()
 
     @torch.no_grad()
@@ -85,11 +83,11 @@ class WorkingSet:
                 values.append(value.index_select(0, member.rows).flatten())
                 moments.append(member.stack.momentum[name].index_select(0, member.rows).flatten())
                 rates.append(rate)
+        self.theta.grad = None  # of a step that was interrupted
         torch.cat(values, out=self.theta.detach())
         torch.cat(moments, out=self._velocity)
         torch.index_select(torch.cat(rates), 0, self._piece_of_element, out=self._rate)
-        for tensor in (self._piece_norm_sum, self._unit_norm_sum, self._steps):
-            tensor.zero_()
+        self._norm_sum.zero_()
 
     def views(self) -> list[dict[str, Tensor]]:
         """Each member's parameters, (k, ...) views of the flat leaf."""
@@ -103,14 +101,12 @@ class WorkingSet:
         assert gradient is not None
         # "unsafe" leaves out a check of the lengths, which would wait for the device in every minibatch.
         squared = torch.segment_reduce(gradient * gradient, "sum", lengths=self._lengths, unsafe=True)
-        unit_squared = torch.zeros_like(self._unit_norm_sum).index_add_(0, self._unit_of_piece, squared)
-        unit_norm = unit_squared.sqrt()
-        self._piece_norm_sum += squared.sqrt()
-        self._unit_norm_sum += unit_norm
-        self._steps += 1
-        scale = (self._clip_norm / (unit_norm + 1e-6)).clamp_(max=1.0)
+        unit_squared = torch.index_add(self._no_norm, 0, self._unit_of_piece, squared)
+        norms = torch.cat([unit_squared, squared]).sqrt_()
+        self._norm_sum += norms
+        scale = (self._clip_norm / (norms[: len(unit_squared)] + 1e-6)).clamp_(max=1.0)
         clipped = gradient * scale.index_select(0, self._unit_of_element)
-        self._velocity.mul_(self._momentum_factor).add_(clipped)
+        torch.add(clipped, self._velocity, alpha=self._momentum_factor, out=self._velocity)
         self.theta.addcmul_(self._velocity, self._rate, value=-1.0)
         self.theta.grad = None
 
@@ -124,20 +120,20 @@ class WorkingSet:
                 member.stack.parameters[name].index_copy_(0, member.rows, next(values).view(shape))
                 member.stack.momentum[name].index_copy_(0, member.rows, next(moments).view(shape))
 
-    def gradient_norms(self) -> GradientNorms:
-        """Mean norms over the steps so far; units without a tensor have zeros."""
-        steps = self._steps.clamp(min=1.0)
-        tensor_norm, unit_norm = self._piece_norm_sum / steps, self._unit_norm_sum / steps
-        vanishing = tensor_norm < VANISHING_NORM
-        exploding = ~(tensor_norm <= EXPLODING_CLIP_MULTIPLE * self._clip_norm)
+    def gradient_norms(self, steps: int) -> GradientNorms:
+        """Mean norms over so many steps since loading; units without a tensor have zeros."""
+        unit_norm, piece_norm = torch.split(self._norm_sum / steps, [len(self._no_norm), len(self._lengths)])
+        vanishing = piece_norm < VANISHING_NORM
+        exploding = ~(piece_norm <= EXPLODING_CLIP_MULTIPLE * self._clip_norm)
         return GradientNorms(unit_norm, self._share(vanishing), self._share(exploding))
 
     def unit_sizes(self) -> Tensor:
         """(U,) trainable scalars of each unit."""
-        lengths = self._lengths.to(self._unit_norm_sum.dtype)
-        return torch.zeros_like(self._unit_norm_sum).index_add_(0, self._unit_of_piece, lengths)
+        return self._by_unit(self._lengths)
 
     def _share(self, flag: Tensor) -> Tensor:
-        zeros = torch.zeros_like(self._unit_norm_sum)
-        count = zeros.index_add(0, self._unit_of_piece, torch.ones_like(self._piece_norm_sum))
-        return zeros.index_add(0, self._unit_of_piece, flag.to(zeros.dtype)) / count.clamp(min=1.0)
+        return self._by_unit(flag) / self._by_unit(torch.ones_like(flag)).clamp(min=1.0)
+
+    def _by_unit(self, values: Tensor) -> Tensor:
+        """(U,) sums over the pieces of each unit."""
+        return torch.index_add(self._no_norm, 0, self._unit_of_piece, values.to(self._no_norm.dtype))
