@@ -213,6 +213,18 @@ def test_chunks_and_blocks_cover_everything_once_whatever_their_size(grown, monk
     np.testing.assert_allclose(parts.accuracy, whole.accuracy, atol=1e-12)
 
 
+def test_losses_are_of_those_that_were_asked_for(grown):
+    population, structure = grown(together=True)
+    shard, images = population.shards[0], population._validation
+    configurations = ConfigurationSet.of(np.array([0, 0, 1, 1, 2, 2, 3]), np.array([0, 7, 3, 7, 0, 2, 0]), 3)
+    whole = score(shard, structure, configurations, images)
+    some = score(shard, structure, configurations, images, np.array([5, 1]))
+    asked = np.isin(np.arange(7), (1, 5))
+    assert (np.isnan(some.loss) == ~asked).all()
+    np.testing.assert_allclose(some.loss[asked], whole.loss[asked], atol=1e-12)
+    np.testing.assert_array_equal(some.accuracy, whole.accuracy)
+
+
 def test_measuring_changes_nothing(grown):
     population, structure = grown(together=True)
     host = population.shards[0].host

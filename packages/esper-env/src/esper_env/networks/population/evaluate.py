@@ -71,7 +71,7 @@ class Scores:
 
     @cached_property
     def loss(self) -> NDArray[np.float64]:
-        """(M,) mean loss, nats."""
+        """(M,) mean loss, nats; NaN where none was asked for."""
         return self._mean(0)
 
     @cached_property
@@ -97,12 +97,24 @@ class _Fork(NamedTuple):
 
 
 @torch.no_grad()
-def score(shard: Shard, structure: Structure, configurations: ConfigurationSet, images: HeldOutImages) -> Scores:
-    """Evaluate every configuration in eval mode; a seed that is on counts with its alpha, a TRAINING one with 1."""
+def score(
+    shard: Shard,
+    structure: Structure,
+    configurations: ConfigurationSet,
+    images: HeldOutImages,
+    losses_of: NDArray[np.int64] | None = None,
+) -> Scores:
+    """Evaluate every configuration in eval mode; a seed that is on counts with its alpha, a TRAINING one with 1.
+
+    Losses take their time: ``losses_of`` names the configurations that need one, None means all of them.
+    """
     networks = np.unique(configurations.networks)
     first = _host_rows(shard, 0, networks)
     forks, last = _plan_forks(shard, structure, configurations, networks, images)
-    totals = torch.zeros(2, len(configurations.masks), dtype=torch.float64, device=shard.device)
+    order = np.argsort(last)
+    need = on_device(order if losses_of is None else order[losses_of], shard.device)
+    totals = torch.zeros(2, len(order), dtype=torch.float64, device=shard.device)
+    totals[0].fill_(torch.nan).index_fill_(0, need, 0.0)
     for pixels, labels in images.chunks(shard):
         with shard.autocast():
             x = shard.layout.from_images(pixels[None])
@@ -111,9 +123,10 @@ def score(shard: Shard, structure: Structure, configurations: ConfigurationSet, 
                 x = _pass_fork(shard, slot, fork, x)
                 x = shard.infer_segment(position + 1, fork.host, x)
         x, target = x.to(shard.dtype), labels.expand(len(x), -1)
-        totals[0] += shard.layout.losses(x, target).sum(1)
+        losses = shard.layout.losses(x.index_select(0, need), target.index_select(0, need)).sum(1)
+        totals[0].index_add_(0, need, losses.to(totals.dtype))
         totals[1] += shard.layout.correct(x, target).sum(1)
-    return Scores(Readback(totals), images.count, np.argsort(last))
+    return Scores(Readback(totals), images.count, order)
 
 
 def _pass_fork(shard: Shard, slot: int, fork: _Fork, x: Tensor) -> Tensor:

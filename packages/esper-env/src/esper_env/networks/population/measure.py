@@ -58,8 +58,8 @@ def measure(shard: Shard, structure: Structure, images: HeldOutImages, rows: Boo
     configurations = ConfigurationSet.of(
         np.concatenate([networks for networks, _ in asked]), np.concatenate([masks for _, masks in asked]), slots
     )
-    scores = score(shard, structure, configurations, images)
     at = [configurations.find(networks, masks) for networks, masks in asked]
+    scores = score(shard, structure, configurations, images, losses_of=at[0])
     loss, main = np.zeros(count), np.zeros(count)
     loss[wanted], main[wanted] = scores.loss[at[0]], scores.accuracy[at[0]]
     only_i, only_j, both, none = (scores.accuracy[where] for where in at[2:])
@@ -100,9 +100,10 @@ def appraise(
     owners = np.concatenate([np.full(len(game.masks), row) for row, game in zip(rows, games, strict=True)])
     masks = np.concatenate([np.asarray(game.masks, dtype=np.int64) for game in games])
     configurations = ConfigurationSet.of(owners, masks, slots)
-    validated = score(shard, structure, configurations, validation)
+    no_losses = np.zeros(0, dtype=np.int64)
+    validated = score(shard, structure, configurations, validation, no_losses)
     final = ConfigurationSet.of(rows, committed, slots)
-    tested = score(shard, structure, final, test)
+    tested = score(shard, structure, final, test, no_losses)
     val = validated.accuracy
     shapley = np.zeros((len(rows), slots))
     for index, (row, game) in enumerate(zip(rows, games, strict=True)):
