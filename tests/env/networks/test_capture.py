@@ -90,7 +90,14 @@ class Recording(Captured):
         """Everything that a step changes and that outlives it."""
         trainer = self._step.__self__
         own = trainer._set
-        return [own.theta, own._velocity, own._norm_sum, trainer._loss_sum, *trainer._shard.host.buffers.values()]
+        return [
+            own.theta,
+            own.gradient,
+            own._velocity,
+            own._norm_sum,
+            trainer._loss_sum,
+            *trainer._shard.host.buffers.values(),
+        ]
 
 
 def plans_anew(population):

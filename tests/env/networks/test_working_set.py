@@ -29,6 +29,11 @@ def member(stack, rows, units, rate, trainable=None):
     return Member(stack, np.array(rows), torch.tensor(rows), torch.tensor(units), rate, flags)
 
 
+def flat(working):
+    """All parameters in their order, so that gradients reach them."""
+    return torch.cat([value.flatten() for own in working.views() for value in own.values()])
+
+
 def descend(working, loss):
     """One step on a loss of the working set's views."""
     loss.backward()
@@ -85,7 +90,7 @@ def test_a_unit_can_span_two_stacks(stacks):
     """A seed and its gate are clipped by their common norm."""
     working = WorkingSet([member(stacks[0], [0], [0], 1.0), member(stacks[1], [0], [0], 1.0)], 1, 0.5, 0.0)
     before = working.theta.detach().clone()
-    descend(working, (working.theta * torch.arange(1.0, working.theta.numel() + 1, dtype=torch.float64)).sum())
+    descend(working, (flat(working) * torch.arange(1.0, working.theta.numel() + 1, dtype=torch.float64)).sum())
     moved = before - working.theta.detach()
     assert moved.norm() == pytest.approx(0.5, rel=1e-6)
     torch.testing.assert_close(moved / moved[0], torch.arange(1.0, len(moved) + 1, dtype=torch.float64))
@@ -95,7 +100,7 @@ def test_rows_that_are_not_trainable_stay_exactly(stacks):
     working = WorkingSet([member(stacks[0], [0, 1], [0, 1], 0.1, [True, False])], 2, 1.0, 0.9)
     before = {name: value.clone() for name, value in stacks[0].parameters.items()}
     for _ in range(3):
-        descend(working, working.theta.pow(2).sum())
+        descend(working, flat(working).pow(2).sum())
     working.write_back()
     for name, value in stacks[0].parameters.items():
         assert (value[0] != before[name][0]).all()
@@ -109,7 +114,7 @@ def test_norms_are_means_over_the_steps_before_clipping(stacks):
     direction = torch.zeros(2 * size, dtype=torch.float64)
     direction[0], direction[12] = 3.0, 4.0  # one weight and one bias element of row 0
     for factor in (1.0, 3.0):
-        descend(working, (working.theta * direction * factor).sum())
+        descend(working, (flat(working) * direction * factor).sum())
     norms = working.gradient_norms(steps=2)
     assert norms.unit.tolist() == pytest.approx([10.0, 0.0, 0.0])  # (5 + 15) / 2
     assert norms.vanishing.tolist() == [0.0, 0.0, 1.0]  # unit 1 has no tensor, both of unit 2 have no gradient
@@ -120,16 +125,15 @@ def test_norms_are_means_over_the_steps_before_clipping(stacks):
 @pytest.mark.parametrize(("factor", "share"), [(9.9, 0.0), (10.1, 0.5), (float("nan"), 0.5), (float("inf"), 0.5)])
 def test_a_tensor_explodes_above_ten_times_the_clip_norm_or_when_not_finite(stacks, factor, share):
     working = WorkingSet([member(stacks[0], [0], [0], 1e-9)], 1, 1.0, 0.0)
-    working.theta.grad = torch.zeros(8, dtype=torch.float64)
-    working.theta.grad[0] = factor
+    working.gradient[0] = factor
     working.step()
     assert working.gradient_norms(steps=1).exploding.item() == share
 
 
 def test_a_gradient_that_is_not_finite_stays_in_its_unit(stacks):
     working = WorkingSet([member(stacks[0], [0, 1], [0, 1], 0.1)], 2, 1.0, 0.9)
-    working.theta.grad = torch.ones_like(working.theta)
-    working.theta.grad[0] = torch.nan
+    working.gradient.fill_(1.0)
+    working.gradient[0] = torch.nan
     working.step()
     working.write_back()
     weight = stacks[0].parameters["weight"]
@@ -141,26 +145,26 @@ def test_learning_rates_keep_double_precision(stacks):
     """0.1 rounded to float32 would be off by 1.5e-9."""
     working = WorkingSet([member(stacks[0], [0], [0], 0.1)], 1, 1e9, 0.0)
     before = working.theta.detach().clone()
-    descend(working, working.theta.sum())
+    descend(working, flat(working).sum())
     torch.testing.assert_close(before - working.theta.detach(), torch.full_like(before, 0.1), atol=1e-15, rtol=0)
 
 
 def test_loading_anew_is_as_good_as_a_new_working_set_and_stays_where_it_is(stacks):
     members = [member(stacks[0], [0, 2], [0, 1], 0.1, [True, True]), member(stacks[1], [1], [2], 0.3)]
     used = WorkingSet(members, 3, 1.0, 0.9)
-    places = [tensor.data_ptr() for tensor in (used.theta, used._velocity, used._rate)]
-    descend(used, used.theta.pow(2).sum())
+    places = [tensor.data_ptr() for tensor in (used.theta, used.gradient, used._velocity, used._rate)]
+    descend(used, flat(used).pow(2).sum())
     used.write_back()
-    used.theta.pow(2).sum().backward()  # and interrupted before the step
+    flat(used).pow(2).sum().backward()  # and interrupted before the step
     stacks[0].reset(2, 77)  # another network in the same row
     stacks[0].clear_momentum([0])
     members[0].trainable.copy_(torch.tensor([False, True]))
     used.load()
     new = WorkingSet(members, 3, 1.0, 0.9)
     for working in (used, new):
-        descend(working, working.theta.pow(3).sum())
+        descend(working, flat(working).pow(3).sum())
     assert torch.equal(used.theta, new.theta)
     assert torch.equal(used._velocity, new._velocity)
     assert torch.equal(used.gradient_norms(1).unit, new.gradient_norms(1).unit)
     assert torch.equal(used.theta[:6], stacks[0].parameters["weight"][0].flatten())  # frozen now
-    assert places == [tensor.data_ptr() for tensor in (used.theta, used._velocity, used._rate)]
+    assert places == [tensor.data_ptr() for tensor in (used.theta, used.gradient, used._velocity, used._rate)]

@@ -1,8 +1,8 @@
 """What trains during one epoch, as a single flat vector.
 
-Which parameters train is fixed for an epoch, so they are gathered from the stacks once, trained as views of one leaf,
-and written back. Clipping, momentum and the update are then a handful of operations however many seeds there are. Every
-tensor stays where it is from epoch to epoch, as captured steps need it.
+Which parameters train is fixed for an epoch, so they are gathered from the stacks once, trained as leaves that lie in
+one vector, and written back. Clipping, momentum and the update are then a handful of operations however many seeds
+there are. Every tensor stays where it is from epoch to epoch, as captured steps need it.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ class WorkingSet:
         self._lengths = on_device(lengths, device)
         self._piece_of_element = on_device(np.repeat(np.arange(len(lengths)), lengths), device)
         self._unit_of_element = self._unit_of_piece.index_select(0, self._piece_of_element)
-        self.theta = torch.zeros(sum(self._sizes), dtype=dtype, device=device, requires_grad=True)
-        self._velocity, self._rate = torch.zeros_like(self.theta), torch.zeros_like(self.theta)
+        flat = (torch.zeros(sum(self._sizes), dtype=dtype, device=device) for _ in range(4))
+        self.theta, self.gradient, self._velocity, self._rate = flat
+        self._views = self._split(self.theta, self.gradient)
         self._no_norm = torch.zeros(units, dtype=dtype, device=device)
         self._norm_sum = torch.zeros(units + len(lengths), dtype=dtype, device=device)  # of units, then of pieces
         self.load()
@@ -83,22 +84,30 @@ class WorkingSet:
                 values.append(value.index_select(0, member.rows).flatten())
                 moments.append(member.stack.momentum[name].index_select(0, member.rows).flatten())
                 rates.append(rate)
-        self.theta.grad = None  # of a step that was interrupted
-        torch.cat(values, out=self.theta.detach())
+        self.gradient.zero_()  # of a step that was interrupted
+        torch.cat(values, out=self.theta)
         torch.cat(moments, out=self._velocity)
         torch.index_select(torch.cat(rates), 0, self._piece_of_element, out=self._rate)
         self._norm_sum.zero_()
 
+    def _split(self, theta: Tensor, gradient: Tensor) -> list[dict[str, Tensor]]:
+        """Leaves that lie in ``theta`` and whose gradients are added up in ``gradient``."""
+        values, gradients = iter(torch.split(theta, self._sizes)), iter(torch.split(gradient, self._sizes))
+        views = []
+        for shapes in self._shapes:
+            views.append({name: next(values).view(shape).detach().requires_grad_() for name, shape in shapes})
+            for leaf in views[-1].values():
+                leaf.grad = next(gradients).view(leaf.shape)
+        return views
+
     def views(self) -> list[dict[str, Tensor]]:
-        """Each member's parameters, (k, ...) views of the flat leaf."""
-        flat = iter(torch.split(self.theta, self._sizes))
-        return [{name: next(flat).view(shape) for name, shape in shapes} for shapes in self._shapes]
+        """Each member's parameters, (k, ...) leaves that lie in the flat vector."""
+        return self._views
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step of clipped SGD with momentum from the leaf's gradient, which is cleared."""
-        gradient = self.theta.grad
-        assert gradient is not None
+        """One step of clipped SGD with momentum from the gradient, which is cleared."""
+        gradient = self.gradient
         # "unsafe" leaves out a check of the lengths, which would wait for the device in every minibatch.
         squared = torch.segment_reduce(gradient * gradient, "sum", lengths=self._lengths, unsafe=True)
         unit_squared = torch.index_add(self._no_norm, 0, self._unit_of_piece, squared)
@@ -108,12 +117,12 @@ class WorkingSet:
         clipped = gradient * scale.index_select(0, self._unit_of_element)
         torch.add(clipped, self._velocity, alpha=self._momentum_factor, out=self._velocity)
         self.theta.addcmul_(self._velocity, self._rate, value=-1.0)
-        self.theta.grad = None
+        gradient.zero_()
 
     @torch.no_grad()
     def write_back(self) -> None:
         """Store parameters and momentum in the stacks."""
-        values = iter(torch.split(self.theta.detach(), self._sizes))
+        values = iter(torch.split(self.theta, self._sizes))
         moments = iter(torch.split(self._velocity, self._sizes))
         for member, shapes in zip(self._members, self._shapes, strict=True):
             for name, shape in shapes:
