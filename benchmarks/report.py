@@ -146,7 +146,7 @@ def page() -> str:
     """The whole page."""
     sections = [HEAD, *(study(folder.parent) for folder in sorted(RESULTS.glob("*/summary.json")))]
     sections.append(HEADROOM_HEAD)
-    sections += [headroom(file) for file in sorted(RESULTS.glob("headroom-*.json"))]
+    sections += [headroom(file) for file in sorted(RESULTS.glob("headroom-*.json"), key=lambda file: file.stem)]
     sections += report_speed.sections(RESULTS)
     return "".join(sections)
 

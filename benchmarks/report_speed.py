@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 HEAD = """
 ## Speed
 
-Contenders take turns in one run; rates are medians over rounds, and "native faster by" is the median of the rounds' own
-ratios. The plain loop trains the same hosts one after the other, an optimizer each, and does nothing else. The bare
-loop trains them in the environment's own layout on one thread: "beside the bare loop" is what a whole step takes
-without its evaluation, over what that loop takes. "Evaluation / training" are their shares of a step. Workload "host"
-is networks that wait, "planted" has a conv_light seed in every slot.
+Contenders take turns in one run; rates are medians over rounds. An environment step is one of one network, so a step of
+a vector counts n times; training samples are those of the hosts. "Native faster by" is the median of the rounds' own
+ratios, above 1 where native is the faster one; "training alone" is the same for the part of a native step that trains.
+
+* native: the vector environment. A shard of networks (up to 32 of Digits, 1 of CIFAR) takes a thread, so 32 Digits
+  networks use one core and 64 use two.
+* plain loop: trains the same hosts one after the other, an optimizer each, clipped alike, and does nothing else.
+* bare loop: trains them in the environment's own layout, without clipping, on one thread whatever n is.
+* SyncVectorEnv, AsyncVectorEnv: Gymnasium's, over single environments of this package.
+
+Workloads: "host" is networks that wait, so that all contenders train the same; "planted" has a conv_light seed in every
+slot; "growing" is uniformly random legal actions. Seeds cost time whatever trains them, and the more kinds of them
+there are at once, the less there is to be shared.
+
+Of a native step, "observe" is the observations, "decide" the policy, "rest" all other work of the environment.
+"Evaluation / training" is the ratio of these two; "without evaluation / bare loop" is what a step takes without its
+evaluation, over what the bare loop takes: below 1 it is quicker.
 """
 
 THROUGHPUT = """
@@ -26,7 +39,7 @@ Machine: {machine}. The plain loop has {threads} intra-op threads. File: `benchm
 |---|---|---|---|---|---|
 {rows}
 
-| n | train | evaluate | observe | decide | rest | evaluation / training | beside the bare loop |
+| n | train | evaluate | observe | decide | rest | evaluation / training | without evaluation / bare loop |
 |---|---|---|---|---|---|---|---|
 {shares}
 """
@@ -34,9 +47,10 @@ Machine: {machine}. The plain loop has {threads} intra-op threads. File: `benchm
 DECISIONS = """
 ### The decision side: {n} networks on {env}
 
-NumPy on one core. Machine: {machine}. File: `benchmarks/results/{file}`. Command: `{command}`
+Uniformly random legal actions, NumPy on one core. The whole observation contains legality, masks and features.
+Machine: {machine}. File: `benchmarks/results/{file}`. Command: `{command}`
 
-| part | ms, all networks | calls a step |
+| part | ms a call, all networks | calls a step |
 |---|---|---|
 {rows}
 """
@@ -44,12 +58,17 @@ NumPy on one core. Machine: {machine}. File: `benchmarks/results/{file}`. Comman
 FORMULATIONS = """
 ### Ways to run the layers of {n} networks: {env}
 
-Forward and backward, minibatches of {batch_size}, {precision}, {threads} intra-op thread{plural}. Machine: {machine}.
-File: `benchmarks/results/{file}`. Command: `{command}`
+Forward and backward, minibatches of {batch_size}, {precision}, {threads} intra-op thread{plural}. Each cell is a time
+over that of the fastest, which is bold; a dash is where a way does not apply. Not measured here: {missing}. Machine:
+{machine}. File: `benchmarks/results/{file}`. Command: `{command}`
 
-| layer | formulation | ms | over the fastest |
-|---|---|---|---|
+| layer | fastest, ms | {names} |
+|---|---|{rule}
 {rows}
+"""
+
+NO_ACCELERATOR = """
+No machine with an accelerator was at hand: what is said above is of CPUs, and no figure of a GPU is measured yet.
 """
 
 
@@ -86,7 +105,7 @@ def throughput(file: Path) -> str:
             ]
         )
     return THROUGHPUT.format(
-        env=content["env"],
+        env=", ".join([content["env"], *content["env_settings"]]),
         workload=content["workload"],
         machine=content["machine"],
         threads=content["threads_of_the_plain_loop"],
@@ -94,7 +113,17 @@ def throughput(file: Path) -> str:
         command=content["command"],
         rows=_lines(rows),
         shares=_lines(shares),
-    )
+    ) + "".join(_remarks(result) for result in content["results"])
+
+
+def _remarks(result: Mapping[str, Any]) -> str:
+    """What only accelerators have."""
+    said = ""
+    if result["captures"]:
+        said += f"\nAt n = {result['n']}, {result['captures']} captures in {result['native_steps']} steps.\n"
+    if "bandwidth" in result:
+        said += f"\nAt n = {result['n']}, {result['bandwidth']['share']:.1%} of the limit set by memory bandwidth.\n"
+    return said
 
 
 def decisions(file: Path) -> str:
@@ -107,16 +136,32 @@ def decisions(file: Path) -> str:
 
 
 def formulations(file: Path) -> str:
-    """One table of formulations; what was not measured says so."""
+    """One table of formulations: a row for each layer, a column for each way, and what was not measured."""
     content = json.loads(file.read_text(encoding="utf-8"))
-    rows = []
+    cases: dict[str, dict[str, Any]] = {}
     for row in content["rows"]:
-        measured = row["milliseconds"] is not None
-        name = f"**{row['formulation']}**" if row["fastest"] else row["formulation"]
-        cells = [f"{row['milliseconds']:,.2f}", f"{row['ratio_to_fastest']:.2f}"] if measured else [row["status"], ""]
-        rows.append([row["case"], name, *cells])
-    plural = "" if content["threads"] == 1 else "s"
-    return FORMULATIONS.format(**{**content, "file": file.name, "rows": _lines(rows), "plural": plural})
+        cases.setdefault(row["case"], {})[row["formulation"]] = row
+    names = list(dict.fromkeys(name for own in cases.values() for name in own))
+    missing = {name: row["status"] for own in cases.values() for name, row in own.items() if not row["rounds"]}
+    measured = [name for name in names if any(own.get(name, {}).get("rounds") for own in cases.values())]
+    rows = []
+    for case, own in cases.items():
+        fastest = next(row["milliseconds"] for row in own.values() if row["fastest"])
+        rows.append([case, f"{fastest:,.2f}", *(_ratio(own.get(name)) for name in measured)])
+    said = "; ".join(f"{name} ({status.removeprefix('not measured: ')})" for name, status in missing.items())
+    return FORMULATIONS.format(
+        **{**content, "file": file.name, "rows": _lines(rows), "names": " | ".join(measured)},
+        plural="" if content["threads"] == 1 else "s",
+        missing=said or "nothing",
+        rule="---|" * len(measured),
+    )
+
+
+def _ratio(row: Mapping[str, Any] | None) -> str:
+    if row is None or not row["rounds"]:
+        return "-"
+    ratio = f"{row['ratio_to_fastest']:.2f}"
+    return f"**{ratio}**" if row["fastest"] else ratio
 
 
 #: What each kind of file becomes, by the beginning of its name.
@@ -129,5 +174,9 @@ SECTIONS = {
 
 def sections(results: Path) -> list[str]:
     """Every section on speed."""
-    made = [make(file) for kind, make in SECTIONS.items() for file in sorted(results.glob(f"{kind}-*.json"))]
+    files = {kind: sorted(results.glob(f"{kind}-*.json")) for kind in SECTIONS}
+    made = [SECTIONS[kind](file) for kind, own in files.items() for file in own]
+    machines = [json.loads(file.read_text(encoding="utf-8"))["machine"] for own in files.values() for file in own]
+    if made and all("no GPU" in machine for machine in machines):
+        made.append(NO_ACCELERATOR)
     return [HEAD, *made] if made else []

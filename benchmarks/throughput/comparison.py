@@ -90,9 +90,9 @@ def memory_limit(task: TaskConfig, bandwidth: float, measured: float) -> dict[st
     return {"bytes_per_minibatch": size, "limit_samples_per_second": limit.samples_per_second, "share": limit.share}
 
 
-def table(results: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """The results for the terminal."""
-    lines = Table(title=title, title_justify="left")
+def table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """The rates for the terminal."""
+    lines = Table()
     columns = ("n", "contender", "env steps/s", "samples/s", "native faster by")
     for column in columns:
         lines.add_column(column, justify="left" if column == "contender" else "right", no_wrap=True)
@@ -112,18 +112,30 @@ def table(results: Sequence[Mapping[str, Any]], title: str) -> Table:
     return lines
 
 
-def remarks(result: Mapping[str, Any]) -> str:
-    """What the table has no column for, at one number of networks."""
-    shares = ", ".join(f"{part} {share:.0%}" for part, share in result["native_time_shares"].items())
-    said = [
-        f"n = {result['n']}: of a native step {shares}",
-        f"evaluation takes {result['evaluation_over_training']:.2f} of the time of training",
-    ]
-    bare = result["contenders"].get(BARE)
-    if bare is not None:
-        said.append(f"the rest takes {bare['native_step_without_evaluation_over_it']:.2f} of the bare loop's time")
-    if result["captures"]:
-        said.append(f"{result['captures']} steps of training captured in {result['native_steps']} steps")
-    if "bandwidth" in result:
-        said.append(f"training runs at {result['bandwidth']['share']:.1%} of the limit set by memory bandwidth")
-    return "; ".join(said)
+def shares_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """Where the time of a native step goes, for the terminal."""
+    lines = Table(title="A native step", title_justify="left")
+    names = list(results[0]["native_time_shares"])
+    for column in ("n", *names, "evaluate/train", "step without evaluation/bare loop"):
+        lines.add_column(column, justify="right")
+    for result in results:
+        bare = result["contenders"].get(BARE, {}).get("native_step_without_evaluation_over_it")
+        lines.add_row(
+            str(result["n"]),
+            *(f"{result['native_time_shares'][name]:.0%}" for name in names),
+            f"{result['evaluation_over_training']:.2f}",
+            "" if bare is None else f"{bare:.2f}",
+        )
+    return lines
+
+
+def remarks(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the tables have no column for."""
+    said = []
+    for result in results:
+        if result["captures"]:
+            said.append(f"n = {result['n']}: {result['captures']} captures in {result['native_steps']} steps")
+        if "bandwidth" in result:
+            share = result["bandwidth"]["share"]
+            said.append(f"n = {result['n']}: training runs at {share:.1%} of the limit set by memory bandwidth")
+    return said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -121,9 +121,17 @@ class Environments:
         self._envs.close()
 
 
-def train_minibatch(network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
-    """One step of clipped SGD on images (B, C, H, W) and labels (B,)."""
-    loss = nn.functional.cross_entropy(network(images), labels)
+def train_minibatch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> None:
+    """One step of clipped SGD on images (B, C, H, W) and labels (B,), the forward pass within ``autocast``."""
+    with autocast or nullcontext():
+        logits = network(images)
+    loss = nn.functional.cross_entropy(logits.float(), labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -161,11 +169,12 @@ class BareLoop:
 
     def _minibatch(self, shard: Any, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
         host = {**shard.host.parameters, **shard.host.buffers}
-        x = shard.layout.from_images(images)
-        for segment in range(len(shard.segments)):
-            x = shard.train_segment(segment, host, x)
+        with shard.autocast():
+            x = shard.layout.from_images(images)
+            for segment in range(len(shard.segments)):
+                x = shard.train_segment(segment, host, x)
         optimizer.zero_grad(set_to_none=True)
-        shard.layout.losses(x, labels).mean(1).sum().backward()
+        shard.layout.losses(x.float(), labels).mean(1).sum().backward()
         optimizer.step()
 
     def close(self) -> None:
@@ -175,7 +184,8 @@ class BareLoop:
 class PlainLoop:
     """What one would write without this project: each network with an optimizer of its own, one after the other.
 
-    It trains the same hosts on the same minibatches, and does nothing else: no evaluation, no observation, no seeds.
+    It trains the same hosts on the same minibatches, clipped alike, and does nothing else: no evaluation, no
+    observation, no seeds.
     """
 
     def __init__(self, env_id: str, n: int, threads: int, **env_kwargs: Any) -> None:
@@ -186,6 +196,8 @@ class PlainLoop:
         # The quicker layout of a network on its own: channels_last for pictures, not for the tiny Digits host.
         memory_format = torch.channels_last if task.auto_shard_size == 1 else torch.contiguous_format
         self.n, self._threads = n, threads
+        mixed = task.precision == "bfloat16"
+        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed, cache_enabled=False)
         self.networks, self.optimizers, self.streams = [], [], []
         for index in range(n):
             with seeded_construction(derive_seed(index, "host weights")):  # as network `index` of a population
@@ -203,7 +215,7 @@ class PlainLoop:
             for network, optimizer, stream in zip(self.networks, self.optimizers, self.streams, strict=True):
                 network.train()
                 for images, labels in minibatches(self.images, [stream]):
-                    train_minibatch(network, optimizer, images[0], labels[0])
+                    train_minibatch(network, optimizer, images[0], labels[0], self._autocast)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -4,8 +4,8 @@
 
 Each network has its own weights and its own minibatch. A convolution is timed forward and backward, features in to
 features out in the layout that its formulation keeps them in. The cases are the convolutions of the task's host, the
-first of which needs no gradient of its input, and of a conv_light seed at each slot. In a whole minibatch drawing it is
-part of the time, as is what surrounds an epoch, divided by its minibatches. What cannot run here is a row without a
+first of which needs no gradient of its input, and of a conv_light seed at each slot. The time of a whole minibatch is
+that of an epoch, drawing and set-up included, divided by its minibatches. What cannot run here is a row without a
 time. Formulations take turns, round after round; times are medians over rounds, and a ratio is the median of the
 rounds' own ratios.
 
@@ -85,8 +85,11 @@ class FormulationSettings:
         """These settings, or a ``ConfigError``."""
         if self.n < 2:
             raise ConfigError(f"n is {self.n}; expected at least 2: a single network is not run together with others")
-        if self.rounds < 1 or self.threads < 1 or not self.seconds > 0:
-            raise ConfigError("rounds, threads and seconds must be at least 1, 1 and above 0")
+        for name in ("rounds", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not 0 < self.seconds < float("inf"):
+            raise ConfigError(f"seconds are {self.seconds}; expected a number above 0")
         if not 1 <= self.streams <= MAX_STREAMS:
             raise ConfigError(f"streams is {self.streams}; expected 1 to {MAX_STREAMS}")
         if self.out.is_dir():
@@ -213,26 +216,34 @@ def step_rows(settings: FormulationSettings, device: torch.device) -> list[dict[
             contender.close()
 
 
-def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for the terminal, those of a case below its name."""
-    lines = Table(title=title, title_justify="left")
-    for column in ("case, formulation", "ms", "x fastest", "status"):
-        numeric = column in ("ms", "x fastest")
-        lines.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
+    lines = Table()
+    for column in ("case, formulation", "ms", "x fastest", ""):
+        lines.add_column(column, justify="right" if column in ("ms", "x fastest") else "left", no_wrap=True)
     case = None
     for row in rows:
         if row["case"] != case:
             case = row["case"]
             lines.add_section()
             lines.add_row(case, style="bold")
-        measured = row["status"] == MEASURED
-        lines.add_row(
-            f"  {row['formulation']}",
-            f"{row['milliseconds']:,.3f}" if measured else "",
-            f"{row['ratio_to_fastest']:.2f}" if measured else "",
-            "fastest" if row["fastest"] else "" if measured else row["status"],
-        )
+        if row["status"] == MEASURED:
+            lines.add_row(
+                f"  {row['formulation']}",
+                f"{row['milliseconds']:,.3f}",
+                f"{row['ratio_to_fastest']:.2f}",
+                "fastest" if row["fastest"] else "",
+            )
     return lines
+
+
+def unmeasured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What has no time, each with its reason and the cases it is missing from."""
+    missing: dict[str, list[str]] = {}
+    for row in rows:
+        if row["status"] != MEASURED:
+            missing.setdefault(f"{row['formulation']}, {row['status']}", []).append(row["case"])
+    return [f"{name} ({len(own)} cases)" for name, own in missing.items()]
 
 
 def measure(settings: FormulationSettings, command: Sequence[str], console: Console) -> None:
@@ -258,7 +269,10 @@ def measure(settings: FormulationSettings, command: Sequence[str], console: Cons
     }
     atomic.write_text(settings.out, json.dumps(content, indent=2) + "\n")
     title = f"{settings.env}, {settings.n} networks, minibatches of {task.batch_size}, {settings.precision}, {place}"
-    console.print(table(rows, title))
+    console.print(title, highlight=False)
+    console.print(table(rows))
+    for line in unmeasured(rows):
+        console.print(line, highlight=False)
     console.print(f"Written to {settings.out}")
 
 

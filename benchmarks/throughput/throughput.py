@@ -3,10 +3,14 @@
     python benchmarks/throughput/throughput.py --out benchmarks/results/throughput-digits-cpu.json
 
 Contenders: the native vector environment; a plain loop that trains the same hosts one after the other with an optimizer
-each, and does nothing else; a bare loop that trains them in the environment's own layout on one thread, and does
-nothing else either; Gymnasium's SyncVectorEnv and AsyncVectorEnv over single environments. They take turns, a few steps
-each, round after round, so that what else happens on the machine falls on all alike. Times are medians over rounds, and
-a ratio is the median of the rounds' own ratios.
+each, clipped as in the environment, and does nothing else; a bare loop that trains them in the environment's own layout
+on one thread, without clipping; Gymnasium's SyncVectorEnv and AsyncVectorEnv over single environments. They take turns,
+a few steps each, round after round. Times are medians over rounds, and a ratio is the median of the rounds' own ratios.
+
+Run it on an idle machine: a loop with several intra-op threads suffers most from a busy one. AsyncVectorEnv starts a
+process for each network. The defaults take several minutes.
+
+Exit codes: 0 done, 1 the file could not be written, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from typing import Literal
 
 import tyro
 from bandwidth import copy_bandwidth
-from comparison import BARE, LOOP, NATIVE, compare, remarks, table
+from comparison import BARE, LOOP, NATIVE, compare, remarks, shares_table, table
 from contenders import BareLoop, Contender, Environments, PlainLoop
 from esper_agent import atomic
 from esper_agent.cli import OK, exit_code
@@ -50,8 +54,8 @@ class ThroughputSettings:
     counts: tuple[int, ...] = (1, 4, 16, 64)
     """Numbers of networks."""
     workload: Literal["host", "growing", "planted"] = "host"
-    """host: always WAIT, so all contenders do the same training. growing: uniformly random legal actions. planted:
-    a conv_light seed in every slot from the start."""
+    """host: always WAIT, so all contenders do the same training. growing: uniformly random legal actions.
+    planted: a conv_light seed in every slot from the start."""
     rivals: tuple[Literal["loop", "bare", "sync", "async"], ...] = ("loop", "bare", "sync", "async")
     """What to compare with. The loops train hosts only, so they are left out of the other workloads."""
     rounds: int = 5
@@ -67,8 +71,15 @@ class ThroughputSettings:
         """These settings, or a ``ConfigError``."""
         if not self.counts or min(self.counts) < 1:
             raise ConfigError(f"counts are {list(self.counts)}; expected one or more of at least 1")
-        if self.rounds < 1 or self.threads < 1 or not self.seconds > 0:
-            raise ConfigError("rounds, threads and seconds must be at least 1, 1 and above 0")
+        for name in ("rounds", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not 0 < self.seconds < float("inf"):
+            raise ConfigError(f"seconds are {self.seconds}; expected a number above 0")
+        if self.workload != "host" and set(self.rivals) == set(HOST_ONLY) & set(self.rivals):
+            raise ConfigError(f"rivals are {list(self.rivals)}, which train hosts only; name sync or async as well")
+        if self.bandwidth and self.workload != "host":
+            raise ConfigError("the limit of memory bandwidth is that of hosts; leave out --bandwidth, or --workload")
         if self.out.is_dir():
             raise ConfigError(f"out is {self.out}, a folder; expected the name of a file")
         return self
@@ -103,14 +114,17 @@ def measure(settings: ThroughputSettings, command: Sequence[str], console: Conso
         "workload": settings.workload,
         "threads_of_the_plain_loop": settings.threads,
         "copy_bandwidth_bytes_per_second": bandwidth,
-        "machine": machine(),
+        "machine": f"{machine()}; run on {resolve_device(task.device)}",
         "versions": package_versions(),
         "results": results,
     }
     atomic.write_text(settings.out, json.dumps(content, indent=2) + "\n")
-    console.print(table(results, f"{settings.env}, workload {settings.workload}, {content['machine']}"))
-    for result in results:
-        console.print(remarks(result), highlight=False)
+    console.print(", ".join([settings.env, *settings.env_settings, f"workload {settings.workload}"]), highlight=False)
+    console.print(content["machine"], highlight=False)
+    console.print(table(results))
+    console.print(shares_table(results))
+    for remark in remarks(results):
+        console.print(remark, highlight=False)
     console.print(f"Written to {settings.out}")
 
 

@@ -25,7 +25,11 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"device is {name!r}, which is not usable here ({error}); try 'cpu' or 'auto'") from error
+        reason = str(error).splitlines()[0][:100]
+        raise ValueError(
+            f"device is {name!r}, which is not usable here; expected 'auto', 'cpu', 'cuda' or 'cuda:N' on a machine "
+            f"that has it ({reason})"
+        ) from error
     return device
 
 
