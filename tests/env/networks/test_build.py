@@ -32,7 +32,7 @@ def test_auto_is_the_cpu_unless_there_is_an_accelerator(monkeypatch):
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "", "cpu:x"])
 def test_a_device_that_cannot_be_used_is_a_clear_error(name):
-    with pytest.raises(ValueError, match=rf"device is '{name}', which is not usable here \(.*try 'cpu' or 'auto'"):
+    with pytest.raises(ValueError, match=rf"device is '{name}', which is not usable here; expected 'auto'"):
         resolve_device(name)
 
 
