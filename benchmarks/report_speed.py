@@ -24,9 +24,10 @@ Workloads: "host" is networks that wait, so that all contenders train the same; 
 slot; "growing" is uniformly random legal actions. Seeds cost time whatever trains them, and the more kinds of them
 there are at once, the less there is to be shared.
 
-Of a native step, "observe" is the observations, "decide" the policy, "rest" all other work of the environment.
-"Evaluation / training" is the ratio of these two; "without evaluation / bare loop" is what a step takes without its
-evaluation, over what the bare loop takes: below 1 it is quicker.
+A median leaves out the one step in an episode that also measures the committed network and starts the next; it takes
+about twice as long. Of a native step, "observe" is the observations, "decide" the policy, "rest" all other work of the
+environment. "Evaluation / training" is the ratio of these two; "without evaluation / bare loop" is what a step takes
+without its evaluation, over what the bare loop takes: below 1 it is quicker.
 """
 
 THROUGHPUT = """

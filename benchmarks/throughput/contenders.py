@@ -19,6 +19,7 @@ from esper_env.networks.population.stack import seeded_construction
 from esper_env.networks.population.stream import MinibatchStream, TrainingImages, minibatches
 from esper_env.seeding import derive_seed
 from esper_env.tasks import make_task
+from gymnasium.vector import AutoresetMode
 from timing import intra_op_threads, waiter
 from torch import Tensor, nn
 
@@ -82,7 +83,9 @@ class Environments:
     def __init__(self, env_id: str, n: int, workload: str, mode: str | None, **env_kwargs: Any) -> None:
         task = make_task(env_id, **env_kwargs)
         self.n, self.shares = n, Shares(waiter(resolve_device(task.device)))
-        how = {} if mode is None else {"vectorization_mode": mode}
+        # All reset in the step that ends an episode: under Gymnasium's default the step behind it trains nothing.
+        same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        how = {} if mode is None else {"vectorization_mode": mode, "vector_kwargs": same_step}
         if workload == "planted":  # what is planted lives as long as its episode
             env_kwargs["horizon"] = ENDLESS
         self._envs = gymnasium.make_vec(env_id, num_envs=n, **how, **env_kwargs)

@@ -102,7 +102,10 @@ def makers(settings: ThroughputSettings, n: int) -> dict[str, Callable[[], Conte
 
 def measure(settings: ThroughputSettings, command: Sequence[str], console: Console) -> None:
     """Run every case, write the file, print the table."""
-    task = make_task(settings.checked().env, **parse_env_settings(settings.env_settings))
+    try:
+        task = make_task(settings.checked().env, **parse_env_settings(settings.env_settings))
+    except TypeError as error:  # a setting that no task has
+        raise ConfigError(str(error)) from None
     bandwidth = copy_bandwidth(resolve_device(task.device)) if settings.bandwidth else None
     results = []
     for n in tqdm(settings.counts, desc=settings.env, unit="case"):

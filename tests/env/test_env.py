@@ -1,5 +1,6 @@
 """The single environments are what Gymnasium and Stable-Baselines3 expect of an environment."""
 
+import copy
 import json
 import warnings
 
@@ -304,3 +305,14 @@ def test_constructing_raises_no_warning_for_real_data():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gymnasium.make("Esper-Digits-v0").close()
+
+
+def test_a_deep_copy_goes_on_as_the_original_does(make_digits, action):
+    env = make_digits()
+    env.reset(seed=3, options={"topology": {"r0c0": "conv_light", "r0c1": "norm"}})
+    env.step(action(Op.WAIT))
+    twin = copy.deepcopy(env)
+    for _ in range(2):
+        left, right = env.step(action(Op.WAIT)), twin.step(action(Op.WAIT))
+        assert (left[0]["features"] == right[0]["features"]).all()
+        assert left[1] == right[1]

@@ -139,7 +139,9 @@ def test_the_parts_of_the_decision_side_are_timed_and_left_as_they_were(tmp_path
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("wrong", [["--counts", "0"], ["--rounds", "0"], ["--seconds", "inf"], ["--env", "Esper-X-v0"]])
+@pytest.mark.parametrize(
+    "wrong", [["--counts", "0"], ["--rounds", "0"], ["--seconds", "inf"], ["--env-settings", "x=1"]]
+)
 def test_bad_settings_are_refused(throughput, tmp_path, capsys, wrong):
     assert throughput.main(["--out", str(tmp_path / "t.json"), *wrong]) == BAD_INPUT
     assert not (tmp_path / "t.json").exists()

@@ -5,17 +5,20 @@ every one of them, with the very tensors that it read and wrote, and carries the
 of the step.
 """
 
+import copy
 from contextlib import contextmanager
 from unittest import mock
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
 from esper_env.networks.population import capture
 from esper_env.networks.population.capture import Captured
-from esper_env.networks.population.stream import Draw
+from esper_env.networks.population.stream import Draw, draw_epoch
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -203,6 +206,55 @@ def test_a_row_that_starts_anew_is_what_the_captured_step_trains(both_ways, grow
             population.train(structure)
     assert recorded.captures == 1
     assert_same(eager, recorded)
+
+
+class Offset(nn.Module):
+    """x plus what its birth drew into a buffer, times a parameter."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), 0.1))
+        self.register_buffer("offset", torch.randn(channels, 1, 1))
+
+    def forward(self, x):
+        return x + self.scale * self.offset
+
+
+def test_a_newborn_seeds_buffers_are_what_the_captured_step_reads(both_ways, grow, own_blueprints):
+    own_blueprints("offset", Offset)
+    eager, recorded = both_ways(1)
+    for _ in range(3):  # a birth in each epoch, under the same signature
+        for population in (eager, recorded):
+            population.train(grow(population, 1, (0, 0, "offset", Operator.ADD, Stage.HOLDING)))
+        assert_same(eager, recorded)
+    assert recorded.captures == 1
+
+
+def test_the_latest_structures_are_kept_not_the_first(both_ways, grow):
+    _, recorded = both_ways(1)
+    names = ["conv_light", "norm", "attention", "conv_small", "conv_light", "depthwise", "conv_light"]
+    for name in names:  # conv_light is used again before it would be the oldest
+        recorded.train(grow(recorded, 1, (0, 0, name, Operator.ADD, Stage.HOLDING)))
+    assert recorded.captures == 5
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda x: cloudpickle.loads(cloudpickle.dumps(x))}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_copy_goes_on_as_the_original_does(make_population, grow, copied):
+    population = make_population(3)
+    structure = grow(population, 3, *SEEDS)
+    population.train(structure)
+    trainers = copied(population._trainers)
+    assert not any(own._kept for own in trainers)
+    twin = copied(population._trainers[0])
+    draws = draw_epoch(population._streams)
+    twin.run(structure, draws)
+    population._trainers[0].run(structure, draws)
+    own, other = (t._make.args[0] for t in (population._trainers[0], twin))
+    for name, value in own.host.parameters.items():
+        assert torch.equal(value, other.host.parameters[name]), name
 
 
 def test_captures_are_counted_when_their_trainers_are_gone(both_ways, grow):

@@ -1,6 +1,7 @@
 """Networks of a population never influence each other, however they are laid out; nothing global is touched."""
 
 import gc
+import time
 
 import numpy as np
 import pytest
@@ -260,6 +261,23 @@ def test_an_error_in_a_worker_reaches_the_caller(make_population, grow, use_thre
     structure.blended[1, 0] = True  # a seed that was never planted
     with pytest.raises(ValueError, match="blueprint 13 does not fit"):
         population.train(structure)
+
+
+def test_no_shard_is_still_at_work_when_an_error_is_seen(make_population, grow, use_threads, monkeypatch):
+    """Else its result would be written over what the caller does next, a reset for instance."""
+    use_threads(2)
+    population = make_population(2, shard_size=1)
+    structure, done = grow(population, 2), []
+    fast, slow = population._trainers
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(fast, "run", fail)
+    monkeypatch.setattr(slow, "run", lambda *_: (time.sleep(0.3), done.append(True)))
+    with pytest.raises(MemoryError):
+        population.train(structure)
+    assert done
 
 
 def test_a_closed_population_still_trains_without_threads(make_population, grow, use_threads):

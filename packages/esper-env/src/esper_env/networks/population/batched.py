@@ -53,6 +53,16 @@ def to_batched(images: Tensor) -> Tensor:
 def _vmapped(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
     own = {name: tensors[prefix + name] for name, _ in [*module.named_parameters(), *module.named_buffers()]}
     samples_first = x.movedim(-1, 1)
+    # Mixed precision does not reach everything inside vmap: such modules run in the precision of their tensors.
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = next((value.dtype for value in own.values() if value.is_floating_point()), x.dtype)
+        with torch.autocast(kind, enabled=False):
+            return _mapped(module, own, samples_first.to(dtype)).to(x.dtype)
+    return _mapped(module, own, samples_first)
+
+
+def _mapped(module: nn.Module, own: Tensors, samples_first: Tensor) -> Tensor:
     out: Tensor = vmap(lambda state, value: functional_call(module, state, (value,)))(own, samples_first)
     return out.movedim(1, -1).contiguous()
 

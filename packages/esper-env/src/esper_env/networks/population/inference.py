@@ -17,6 +17,7 @@ Tensors = Mapping[str, Tensor]
 
 def shifted(x: Tensor, shift: Tensor) -> Tensor:
     """x plus a constant; without gradients in place, so what is given must be a result of its own."""
+    shift = shift.to(x.dtype)  # in mixed precision the features' own
     return x + shift if torch.is_grad_enabled() else x.add_(shift)
 
 

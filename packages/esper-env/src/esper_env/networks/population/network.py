@@ -152,7 +152,7 @@ class Shard:
             h = groups[index]
             if straight_through and part.isolated:
                 s = self.run_seed(slot, part, h.detach(), own)
-                groups[index] = h + (s - s.detach())
+                groups[index] = h + (s - s.detach()).to(h.dtype)
             else:
                 groups[index] = self.blend_part(slot, part, h, own)
         return join_rows(plan, groups)

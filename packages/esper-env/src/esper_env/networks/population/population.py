@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -205,7 +205,12 @@ class Population:
         indices = range(len(self.shards))
         if self._pool is None:
             return [work(index) for index in indices]
-        return list(self._pool.map(work, indices))
+        running = [self._pool.submit(work, index) for index in indices]
+        try:
+            wait(running)
+        finally:  # interrupted: no shard may write behind the back of what comes next
+            wait(running)
+        return [each.result() for each in running]
 
 
 def _joined(kind: type[T], parts: Sequence[T]) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,10 @@ class Trainers:
         self._make = partial(EpochTrainer, shard, config=config, images=images, new_runner=new_runner)
         self._kept: OrderedDict[bytes, EpochTrainer] = OrderedDict()
         self._captures_gone = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles plan anew: tensors that share memory, and captured graphs, would not survive in them."""
+        return {**self.__dict__, "_kept": OrderedDict()}
 
     @property
     def captures(self) -> int:
