@@ -113,10 +113,10 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def shares_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """Where the time of a native step goes, for the terminal."""
+    """Where the time of a native step goes, and what it takes without evaluation over the bare loop."""
     lines = Table(title="A native step", title_justify="left")
     names = list(results[0]["native_time_shares"])
-    for column in ("n", *names, "evaluate/train", "step without evaluation/bare loop"):
+    for column in ("n", *names, "evaluate/train", "over bare loop"):
         lines.add_column(column, justify="right")
     for result in results:
         bare = result["contenders"].get(BARE, {}).get("native_step_without_evaluation_over_it")

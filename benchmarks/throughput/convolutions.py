@@ -154,6 +154,11 @@ def _unfolded(weight: Tensor, x: Tensor) -> Tensor:
     return torch.bmm(weight.flatten(2), columns).view(n, -1, height, width, samples)
 
 
+def _by_unrolled_matrix(weight: Tensor, x: Tensor) -> Tensor:
+    """The engine's rule for small maps, on (n, I, H, W, B)."""
+    return batched._conv_by_matrix(batched._unrolled(weight, *x.shape[2:4], 1), x, 1)
+
+
 def _engine(weight: Tensor, x: Tensor) -> Tensor:
     """The engine's rule for 1x1 kernels, on (n, I, H, W, B)."""
     outputs, inputs = weight.shape[1:3]
@@ -188,7 +193,7 @@ FORMULATIONS: dict[str, Formulation] = {
     ),
     "unfold + batched matmul": Formulation(_stacked(SAMPLES_LAST, _unfolded), "wider"),
     "unrolled matrix + batched matmul": Formulation(
-        _stacked(SAMPLES_LAST, lambda weight, x: batched._conv_unrolled(weight, x, 1)), "wider", UNROLL_TRIED_PIXELS
+        _stacked(SAMPLES_LAST, _by_unrolled_matrix), "wider", UNROLL_TRIED_PIXELS
     ),
     "batched matmul": Formulation(_stacked(SAMPLES_LAST, _engine), "1x1"),
     "vmap": Formulation(_stacked(NETWORKS_FIRST, vmap(_convolution))),

@@ -81,7 +81,7 @@ def test_the_engines_own_formulations_are_the_ones_timed(monkeypatch):
     from runners import OneAfterTheOther
 
     called = []
-    for name in ("_conv_grouped", "_conv_unrolled", "run"):
+    for name in ("_conv_grouped", "_conv_by_matrix", "run"):
         original = getattr(batched, name)
         monkeypatch.setattr(
             batched, name, lambda *a, name=name, original=original, **k: called.append(name) or original(*a, **k)
@@ -93,7 +93,7 @@ def test_the_engines_own_formulations_are_the_ones_timed(monkeypatch):
     ):
         problem = Problem.random(case_of(kernel), 2, 7, CPU, torch.float32)
         OneAfterTheOther(FORMULATIONS[name].prepare(problem).works)()
-    assert called == ["_conv_grouped", "_conv_unrolled", "run"]
+    assert called == ["_conv_grouped", "_conv_by_matrix", "run"]
 
 
 def test_cases_are_the_convolutions_of_the_host_and_of_a_seed_at_each_slot():

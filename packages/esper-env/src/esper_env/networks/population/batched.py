@@ -12,7 +12,7 @@ its unrolled matrix; nothing is copied in between. Vectors are (n, F, B).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +126,9 @@ def _conv2d(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, trainin
     if kernel == 1 and groups == 1:
         out = torch.bmm(weight.flatten(2), x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
     elif x.shape[2] * x.shape[3] <= UNROLL_MAX_PIXELS:
-        out = _conv_unrolled(weight, x, groups)
+        height, width = x.shape[2:4]
+        make = partial(_unrolled, weight, height, width, groups)
+        out = _conv_by_matrix(_kept(tensors, f"{prefix}weight for {height}x{width}", make), x, groups)
     else:
         out = _conv_grouped(weight, x, groups)
     if module.bias is not None:
@@ -146,18 +148,30 @@ def _keeps_size(module: nn.Conv2d) -> bool:
     )
 
 
-def _conv_unrolled(weight: Tensor, x: Tensor, groups: int) -> Tensor:
-    """A convolution on a small map as one matmul with the matrix from input to output pixels."""
-    n, channels, height, width, samples = x.shape
-    outputs, pixels = weight.shape[1], height * width
+def _kept(tensors: Tensors, name: str, make: Callable[[], Tensor]) -> Tensor:
+    """While evaluating, what follows from tensors alone is made for the first images and kept among them."""
+    if torch.is_grad_enabled() or not isinstance(tensors, dict):
+        return make()
+    if name not in tensors:
+        tensors[name] = make()
+    return tensors[name]  # type: ignore[no-any-return]
+
+
+def _unrolled(weight: Tensor, height: int, width: int, groups: int) -> Tensor:
+    """The matrix from input to output pixels: (n, O*p, I*p), or (n*O, p, p) for a depthwise convolution."""
+    n, outputs, pixels = *weight.shape[:2], height * width
     taps = _taps(weight.shape[-1], height, width, weight.dtype, weight.device)
     matrix = (weight.reshape(-1, taps.shape[0]) @ taps).view(n, outputs, -1, pixels, pixels)  # (n, O, I/groups, p, q)
     if groups == 1:
-        matrix = matrix.transpose(2, 3).reshape(n, outputs * pixels, channels * pixels)
-        out = torch.bmm(matrix, x.reshape(n, channels * pixels, samples))
-    else:
-        out = torch.bmm(matrix.reshape(n * outputs, pixels, pixels), x.reshape(n * channels, pixels, samples))
-    return out.view(n, outputs, height, width, samples)
+        return matrix.transpose(2, 3).reshape(n, outputs * pixels, -1)
+    return matrix.reshape(n * outputs, pixels, pixels)
+
+
+def _conv_by_matrix(matrix: Tensor, x: Tensor, groups: int) -> Tensor:
+    """A convolution on a small map as one matmul with its unrolled matrix."""
+    n, channels, height, width, samples = x.shape
+    rows = (n, channels * height * width) if groups == 1 else (n * channels, height * width)
+    return torch.bmm(matrix, x.reshape(*rows, samples)).view(n, -1, height, width, samples)
 
 
 def _conv_grouped(weight: Tensor, x: Tensor, groups: int) -> Tensor:
