@@ -332,6 +332,27 @@ def test_a_cuda_graph_is_warmed_up_captured_and_replayed_behind_what_came_before
     assert runner.captures == 1
 
 
+class Uncapturable(Recording):
+    """As a device that refuses what the step does."""
+
+    def capture(self, inputs):
+        raise RuntimeError("operation not permitted when stream is capturing\nand many lines more")
+
+
+def test_a_step_that_cannot_be_captured_is_said_and_runs_all_the_same(both_ways, grow):
+    eager, other = both_ways(3)
+    for trainers in other._trainers:
+        trainers._make.keywords["new_runner"] = Uncapturable
+    structures = [grow(population, 3, *SEEDS) for population in (eager, other)]
+    with pytest.warns(
+        RuntimeWarning, match=r"cannot be captured \(operation not permitted when stream is capturing\) and"
+    ):
+        for population, structure in zip((eager, other), structures, strict=True):
+            population.train(structure)
+    assert other.captures == 0
+    assert_same(eager, other)
+
+
 def test_a_step_that_fails_ends_its_capture(monkeypatch):
     ended = []
 

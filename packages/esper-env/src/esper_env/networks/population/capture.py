@@ -7,6 +7,7 @@ to epoch is written into that memory before the next replay.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,7 +50,11 @@ class Eager:
 
 
 class Captured(ABC):
-    """The first minibatch runs as it is, to warm up; the second is captured; from then on the graph is replayed."""
+    """The first minibatch runs as it is, to warm up; the second is captured; from then on the graph is replayed.
+
+    A step that cannot be captured, because a user's module waits for a value for instance, is a ``RuntimeWarning`` and
+    runs operation by operation.
+    """
 
     def __init__(self, step: Step) -> None:
         self._step = step
@@ -64,9 +69,23 @@ class Captured(ABC):
             return
         self._inputs.copy_(draw)
         if self._replay is None:
-            self._replay = self.capture(self._inputs)
-            self.captures += 1
+            self._replay = self._captured(self._inputs)
         self._replay()
+
+    def _captured(self, inputs: Draw) -> Callable[[], None]:
+        try:
+            replay = self.capture(inputs)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            warnings.warn(
+                f"the training step cannot be captured ({reason}) and runs operation by operation; "
+                "capture='off' leaves the attempt out",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return partial(self._step, inputs)
+        self.captures += 1
+        return replay
 
     @abstractmethod
     def warm_up(self, inputs: Draw) -> None:
