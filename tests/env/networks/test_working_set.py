@@ -29,6 +29,12 @@ def member(stack, rows, units, rate, trainable=None):
     return Member(stack, np.array(rows), torch.tensor(rows), torch.tensor(units), rate, flags)
 
 
+def loaded(*arguments):
+    working = WorkingSet(*arguments)
+    working.load()
+    return working
+
+
 def flat(working):
     """All parameters in their order, so that gradients reach them."""
     return torch.cat([value.flatten() for own in working.views() for value in own.values()])
@@ -63,7 +69,7 @@ def test_steps_equal_plain_sgd_per_unit(stacks, clip_norm):
     optimizers = [torch.optim.SGD(own, lr=rate, momentum=0.9) for own, rate in groups]
     untouched = {name: value[1].clone() for name, value in first.parameters.items()}
     for _ in range(2):  # momentum lives on in the stacks between working sets
-        working = WorkingSet(
+        working = loaded(
             [member(first, rows, [0, 1], RATES[0]), member(second, rows, [2, 3], RATES[1])], 4, clip_norm, 0.9
         )
         for _ in range(3):
@@ -88,7 +94,7 @@ def test_steps_equal_plain_sgd_per_unit(stacks, clip_norm):
 
 def test_a_unit_can_span_two_stacks(stacks):
     """A seed and its gate are clipped by their common norm."""
-    working = WorkingSet([member(stacks[0], [0], [0], 1.0), member(stacks[1], [0], [0], 1.0)], 1, 0.5, 0.0)
+    working = loaded([member(stacks[0], [0], [0], 1.0), member(stacks[1], [0], [0], 1.0)], 1, 0.5, 0.0)
     before = working.theta.detach().clone()
     descend(working, (flat(working) * torch.arange(1.0, working.theta.numel() + 1, dtype=torch.float64)).sum())
     moved = before - working.theta.detach()
@@ -97,7 +103,7 @@ def test_a_unit_can_span_two_stacks(stacks):
 
 
 def test_rows_that_are_not_trainable_stay_exactly(stacks):
-    working = WorkingSet([member(stacks[0], [0, 1], [0, 1], 0.1, [True, False])], 2, 1.0, 0.9)
+    working = loaded([member(stacks[0], [0, 1], [0, 1], 0.1, [True, False])], 2, 1.0, 0.9)
     before = {name: value.clone() for name, value in stacks[0].parameters.items()}
     for _ in range(3):
         descend(working, flat(working).pow(2).sum())
@@ -108,7 +114,7 @@ def test_rows_that_are_not_trainable_stay_exactly(stacks):
 
 
 def test_norms_are_means_over_the_steps_before_clipping(stacks):
-    working = WorkingSet([member(stacks[0], [0, 1], [0, 2], 1e-9)], 3, 1.0, 0.0)
+    working = loaded([member(stacks[0], [0, 1], [0, 2], 1e-9)], 3, 1.0, 0.0)
     size = working.theta.numel() // 2
     # Tensors lie as weight rows 0 and 1, then bias rows 0 and 1.
     direction = torch.zeros(2 * size, dtype=torch.float64)
@@ -124,14 +130,14 @@ def test_norms_are_means_over_the_steps_before_clipping(stacks):
 
 @pytest.mark.parametrize(("factor", "share"), [(9.9, 0.0), (10.1, 0.5), (float("nan"), 0.5), (float("inf"), 0.5)])
 def test_a_tensor_explodes_above_ten_times_the_clip_norm_or_when_not_finite(stacks, factor, share):
-    working = WorkingSet([member(stacks[0], [0], [0], 1e-9)], 1, 1.0, 0.0)
+    working = loaded([member(stacks[0], [0], [0], 1e-9)], 1, 1.0, 0.0)
     working.gradient[0] = factor
     working.step()
     assert working.gradient_norms(steps=1).exploding.item() == share
 
 
 def test_a_gradient_that_is_not_finite_stays_in_its_unit(stacks):
-    working = WorkingSet([member(stacks[0], [0, 1], [0, 1], 0.1)], 2, 1.0, 0.9)
+    working = loaded([member(stacks[0], [0, 1], [0, 1], 0.1)], 2, 1.0, 0.9)
     working.gradient.fill_(1.0)
     working.gradient[0] = torch.nan
     working.step()
@@ -143,7 +149,7 @@ def test_a_gradient_that_is_not_finite_stays_in_its_unit(stacks):
 
 def test_learning_rates_keep_double_precision(stacks):
     """0.1 rounded to float32 would be off by 1.5e-9."""
-    working = WorkingSet([member(stacks[0], [0], [0], 0.1)], 1, 1e9, 0.0)
+    working = loaded([member(stacks[0], [0], [0], 0.1)], 1, 1e9, 0.0)
     before = working.theta.detach().clone()
     descend(working, flat(working).sum())
     torch.testing.assert_close(before - working.theta.detach(), torch.full_like(before, 0.1), atol=1e-15, rtol=0)
@@ -151,7 +157,7 @@ def test_learning_rates_keep_double_precision(stacks):
 
 def test_loading_anew_is_as_good_as_a_new_working_set_and_stays_where_it_is(stacks):
     members = [member(stacks[0], [0, 2], [0, 1], 0.1, [True, True]), member(stacks[1], [1], [2], 0.3)]
-    used = WorkingSet(members, 3, 1.0, 0.9)
+    used = loaded(members, 3, 1.0, 0.9)
     places = [tensor.data_ptr() for tensor in (used.theta, used.gradient, used._velocity, used._rate)]
     descend(used, flat(used).pow(2).sum())
     used.write_back()
@@ -160,7 +166,7 @@ def test_loading_anew_is_as_good_as_a_new_working_set_and_stays_where_it_is(stac
     stacks[0].clear_momentum([0])
     members[0].trainable.copy_(torch.tensor([False, True]))
     used.load()
-    new = WorkingSet(members, 3, 1.0, 0.9)
+    new = loaded(members, 3, 1.0, 0.9)
     for working in (used, new):
         descend(working, flat(working).pow(3).sum())
     assert torch.equal(used.theta, new.theta)

@@ -88,14 +88,14 @@ class TrainingPlan:
             self._home[slot, part.blueprint, part.operator] = (self._bind(slot, part), part.networks)
         return plan
 
-    def _plan_entry(self) -> tuple[list[Tensor | slice | None], list[Tensor | slice]]:
+    def _plan_entry(self) -> tuple[list[Rows | None], list[Rows]]:
         """Networks that enter the shadow pass at each position, and those in it so far, in the order they entered."""
         training = self._structure.training[:, list(self._shard.execution_order)]
         if self._straight:
             training = np.zeros_like(training)
         first = np.where(training.any(axis=1), training.argmax(axis=1), training.shape[1])
         self._in_shadow: list[NDArray[np.int64]] = []
-        entering: list[Tensor | slice | None] = []
+        entering: list[Rows | None] = []
         so_far = np.zeros(0, dtype=np.int64)
         for position in range(training.shape[1]):
             new = np.flatnonzero(first == position)
@@ -138,7 +138,7 @@ class TrainingPlan:
         self._slots.append(slot)
         return len(self.members) - 1
 
-    def _index(self, rows: NDArray[np.int64]) -> Tensor | slice:
+    def _index(self, rows: NDArray[np.int64]) -> Rows:
         """An index for rows of the shard; a slice, which copies nothing, when it is all of them in order."""
         if len(rows) == self._shard.rows and (np.diff(rows) == 1).all():
             return slice(None)

@@ -44,7 +44,8 @@ EXPLODING_CLIP_MULTIPLE = 10.0
 class WorkingSet:
     """Flat parameters, momentum and per-element learning rates of one epoch.
 
-    A unit is what is clipped together: a network's host, or one of its seeds with its gate.
+    A unit is what is clipped together: a network's host, or one of its seeds with its gate. It holds zeros until
+    :meth:`load`.
     """
 
     def __init__(self, members: list[Member], units: int, clip_norm: float, momentum: float) -> None:
@@ -72,7 +73,6 @@ class WorkingSet:
         self._views = self._split(self.theta, self.gradient)
         self._no_norm = torch.zeros(units, dtype=dtype, device=device)
         self._norm_sum = torch.zeros(units + len(lengths), dtype=dtype, device=device)  # of units, then of pieces
-        self.load()
 
     @torch.no_grad()
     def load(self) -> None:
