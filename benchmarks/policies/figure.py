@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from esper_agent.atomic import replaced
+from esper_env.atomic import replaced
 from esper_agent.evaluation import EpisodeRecord
 from esper_agent.report.curves import running_mean
 from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esper_agent import atomic
+from esper_env import atomic
 from esper_agent.callbacks import StopOnInterrupt
 from esper_agent.cli import OK, SIGNALLED, parse
 from esper_agent.configuration import ConfigError, plain, read_config

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from esper_agent import atomic
+from esper_env import atomic
 from esper_agent.cli import FAILED, OK, exit_code
 from esper_agent.configuration import parse_env_settings, plain
 from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from esper_agent import atomic
+from esper_env import atomic
 from esper_agent.baselines import WaitPolicy
 from esper_agent.cli import OK, exit_code
 from esper_agent.configuration import ConfigError, parse_env_settings

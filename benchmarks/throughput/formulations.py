@@ -29,7 +29,7 @@ import torch
 import tyro
 from contenders import Contender, PlainLoop
 from convolutions import FORMULATIONS, NEEDS_CUDA, Problem
-from esper_agent import atomic
+from esper_env import atomic
 from esper_agent.cli import OK, exit_code
 from esper_agent.configuration import ConfigError, parse_env_settings
 from esper_agent.runs import package_versions

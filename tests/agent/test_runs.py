@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from esper_agent.atomic import replaced
+from esper_env.atomic import replaced
 from esper_agent.callbacks import evaluation_means
 from esper_agent.evaluation import run_episodes
 from esper_agent.runs import PolicyByName, RunError, create_run, load_run, save_model

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from numpy.typing import NDArray
 
-from esper_agent.atomic import replaced
+from esper_env.atomic import replaced
 from esper_agent.evaluation import EpisodeRecord
 from esper_agent.statistics import bootstrap_interval
 

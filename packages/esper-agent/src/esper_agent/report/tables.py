@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from esper_agent.atomic import replaced
+from esper_env.atomic import replaced
 from esper_agent.evaluation import EpisodeRecord
 from esper_agent.statistics import Estimate, bootstrap_interval, paired_difference
 

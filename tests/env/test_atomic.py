@@ -3,7 +3,7 @@
 import os
 import stat
 
-from esper_agent.atomic import replaced, write_text
+from esper_env.atomic import replaced, write_text
 
 
 def test_contents_reach_the_disk_before_the_rename_and_the_rename_after_it(tmp_path, monkeypatch):
