@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esper_env import atomic
 from esper_agent.callbacks import StopOnInterrupt
 from esper_agent.cli import OK, SIGNALLED, parse
 from esper_agent.configuration import ConfigError, plain, read_config
 from esper_agent.runs import CONFIG, EPISODES, MODEL, VERSIONS, RunError
 from esper_agent.training import HELD_OUT_SEED, TrainSettings
+from esper_env import atomic
 from tqdm import tqdm
 
 #: The learned policies as they were trained, sampling their actions, and taking the likeliest ones instead.

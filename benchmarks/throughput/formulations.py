@@ -29,10 +29,10 @@ import torch
 import tyro
 from contenders import Contender, PlainLoop
 from convolutions import FORMULATIONS, NEEDS_CUDA, Problem
-from esper_env import atomic
 from esper_agent.cli import OK, exit_code
 from esper_agent.configuration import ConfigError, parse_env_settings
 from esper_agent.runs import package_versions
+from esper_env import atomic
 from esper_env.data import ImageFamily, load_image_data
 from esper_env.networks.build import resolve_device
 from esper_env.tasks import TaskConfig, make_task

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from esper_env.atomic import replaced
 from esper_agent.callbacks import evaluation_means
 from esper_agent.evaluation import run_episodes
 from esper_agent.runs import PolicyByName, RunError, create_run, load_run, save_model
 from esper_agent.sb3 import make_sb3_env
 from esper_agent.training import PPOSettings, TrainSettings, train
+from esper_env.atomic import replaced
 from stable_baselines3.common.vec_env import VecNormalize
 
 

@@ -16,12 +16,12 @@ from typing import Annotated, Any, Union
 
 import gymnasium
 import tyro
+from esper_env import atomic
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from esper_env import atomic
 from esper_agent.baselines import POLICIES
 from esper_agent.callbacks import SingleThreadedPolicy
 from esper_agent.configuration import ConfigError, parse_env_settings, read_config, with_values

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import tyro
 import yaml
+from esper_env import atomic
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
-from esper_env import atomic
 from esper_agent.callbacks import SingleThreadedPolicy
 from esper_agent.cli import OK, SIGNALLED, episode_bar, exit_code
 from esper_agent.configuration import ConfigError, parse_env_settings, plain

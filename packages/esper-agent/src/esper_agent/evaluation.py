@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from esper_env.atomic import replaced
 from esper_env.rules.heads import NUM_OPS, Op
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from esper_env.atomic import replaced
 from esper_agent.vectors import make_vector, split_infos
 
 #: What an episode comes to, and where the info of its last step has it, unless it was cut before the horizon.

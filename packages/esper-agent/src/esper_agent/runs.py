@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from esper_env import atomic
 from gymnasium import Env
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecNormalize
 
-from esper_env import atomic
 from esper_agent.baselines import POLICIES
 from esper_agent.configuration import ConfigError, read_config, training_env_settings
 from esper_agent.evaluation import Policy

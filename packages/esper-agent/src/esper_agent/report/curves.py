@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from esper_env.atomic import replaced
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from numpy.typing import NDArray
 
-from esper_env.atomic import replaced
 from esper_agent.evaluation import EpisodeRecord
 from esper_agent.statistics import bootstrap_interval
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from esper_env.atomic import replaced
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from esper_env.atomic import replaced
 from esper_agent.evaluation import EpisodeRecord
 from esper_agent.statistics import Estimate, bootstrap_interval, paired_difference
 
