@@ -99,7 +99,7 @@ def test_sparse_pays_at_the_end_only():
     assert not rewards[:-1].any()
     rents = sum(RENT * np.log(1 + info["parameters_added"] / HOST) / 10 for info in infos[1:])
     assert rewards[-1] == pytest.approx(infos[-1]["committed_val_accuracy"] / 100 - rents, abs=1e-9)
-    assert set(infos[-1]["reward_components"]) == {"commitment", "rent"}
+    assert set(infos[-1]["reward_components"]) == {"commitment", "rent", "governor"}
 
 
 def test_held_contributions_and_stages_telescope_away(script, action):

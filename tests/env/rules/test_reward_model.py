@@ -41,6 +41,7 @@ def random_steps(seed: int, rows: int = 1) -> list[RewardInputs]:
                 parameters_added=rng.integers(0, 2000, rows),
                 op=rng.integers(0, 6, rows),
                 table=table,
+                rolled_back=rng.random(rows) < 0.2,
                 interactions=rng.uniform(0, 8, (rows, SLOTS, SLOTS)),
                 interactions_measured=pairs,
             )

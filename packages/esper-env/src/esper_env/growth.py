@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from esper_env.networks.build import build_population
-from esper_env.networks.population import Measurement, Structure
+from esper_env.networks.population import Measurement, Structure, updated
 from esper_env.networks.seeds import offered_blueprints
 from esper_env.rules import lifecycle
 from esper_env.rules.gates import gate_config
+from esper_env.rules.governor import Governor
 from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op
 from esper_env.rules.lifecycle import Changes, Command
 from esper_env.rules.masks import ActionRules
@@ -35,7 +36,7 @@ class StepOutcome:
     """What one step of N networks led to. ``values`` and ``final_values`` hold (N, ...) arrays by info key."""
 
     rewards: NDArray[np.float64]  # (N,)
-    terminated: Mask  # (N,) the horizon is reached
+    terminated: Mask  # (N,) the horizon is reached, or the governor has given up
     values: dict[str, Any]
     final_values: dict[str, Any]  # of the committed networks; hold where ``terminated``
 
@@ -66,9 +67,9 @@ class Growth:
         self._builder = ObservationBuilder(slots, task.horizon, task.param_budget, shard.execution_order)
         self._signals = SignalTracker(count, SignalConfig(plateau_points=task.plateau_points), samples=samples)
         self._reward = RewardModel(count, slots, task.horizon, self.host_parameters, self.reward_config)
+        self._governor = Governor(count, slots, task.host.classes)
         self.table = SlotTable.empty(count, slots)
         self.epoch = np.zeros(count, dtype=np.int64)
-        self._train_loss = np.zeros(count)
         self._last_op = np.zeros(count, dtype=np.int64)
         self._last_success = np.ones(count, dtype=np.bool_)
 
@@ -102,6 +103,8 @@ class Growth:
         self._signals.reset(rows, measured.loss, measured.accuracy)
         self._reward.reset(rows, measured.accuracy, self.table)
         self.epoch[rows] = 0
+        self._governor.reset(rows, measured.loss)
+        self._put_aside(structure, rows)
         self._last_op[rows] = Op.WAIT
         self._last_success[rows] = True
         return self._state_values(structure)
@@ -111,7 +114,8 @@ class Growth:
         return self.rules.decode(actions, self.table)
 
     def advance(self, command: Command) -> StepOutcome:
-        """One step of every network: command, clock, training, measurement, reward."""
+        """One step of every network: command, clock, training, measurement, governor, reward."""
+        before = self.table.copy()
         changes = lifecycle.apply(self.table, command, self._gates)
         was_falling = self.table.alpha_mode == DOWN
         lifecycle.tick(self.table, changes)
@@ -120,25 +124,49 @@ class Growth:
         stats = self._population.train(structure)
         everyone = np.ones(self.count, dtype=np.bool_)
         measured = self._population.measure(structure, everyone)
-        record_gradients(self.table, stats.gradient_norm, stats.vanishing, stats.exploding, stats.sizes)
+        judgement = self._governor.judge(stats.finite, measured.loss)
+        rescued = judgement.roll_back
+        succeeded = changes.succeeded & ~rescued
+        if rescued.any():
+            command = waiting(command, rescued)
+            structure, measured = self._rescue(rescued, before, measured)
+        trained = np.where(rescued[:, None], 0.0, stats.sizes)
+        record_gradients(self.table, stats.gradient_norm, stats.vanishing, stats.exploding, trained)
         self._record(measured, everyone)
         lifecycle.finish_epoch(self.table)
         self.epoch += 1
+        due = self._governor.due(self.epoch, structure.fossilized)
+        if due.any():
+            self._put_aside(structure, due)
         self._signals.update(measured.loss, measured.accuracy)
-        terminated = self.epoch >= self.task.horizon
+        terminated = (self.epoch >= self.task.horizon) | self._governor.exhausted
         committed, final_values = self._appraise(structure, terminated)
         added = self._population.parameters_added(structure, self.table.has_seed)
-        reward = self._rewarded(command, terminated, measured, committed, added)
-        self._last_op, self._last_success = command.op, changes.succeeded
+        reward = self._rewarded(command, terminated, measured, committed, added, rescued)
+        self._last_op, self._last_success = command.op, succeeded
         values = {
             **self._state_values(structure),
             "train_loss": stats.loss,
             "op": command.op,
             "action_valid": command.valid,
-            "action_succeeded": changes.succeeded,
+            "action_succeeded": succeeded,
+            "rollback": rescued,
             "reward_components": reward.components,
         }
         return StepOutcome(reward.total, terminated, values, final_values)
+
+    def _rescue(self, rows: Mask, before: SlotTable, measured: Measurement) -> tuple[Structure, Measurement]:
+        """Put the networks of ``rows`` (N,) back to their snapshots; their seeds, and what is measured, follow suit."""
+        lifecycle.roll_back(self.table, before, rows, self._governor.saved)
+        structure = Structure.of(self.table)
+        for row in np.flatnonzero(rows):
+            self._population.put_back(structure, int(row))
+        self._governor.rolled_back(rows)
+        return structure, updated(measured, self._population.measure(structure, rows), rows)
+
+    def _put_aside(self, structure: Structure, rows: Mask) -> None:
+        self._population.put_aside(structure, rows)
+        self._governor.put_aside(rows, self.epoch, structure.fossilized)
 
     def observe(self) -> Observation:
         """Freshly allocated observations of every network, each with a leading N."""
@@ -202,6 +230,7 @@ class Growth:
         measured: Measurement,
         committed: NDArray[np.float64],
         added: NDArray[np.int64],
+        rescued: Mask,
     ) -> RewardOutput:
         return self._reward.compute(
             RewardInputs(
@@ -211,6 +240,7 @@ class Growth:
                 parameters_added=added,
                 op=command.op,
                 table=self.table,
+                rolled_back=rescued,
                 interactions=measured.interaction,
                 interactions_measured=measured.interaction_measured,
             )
@@ -224,6 +254,10 @@ class Growth:
             "val_accuracy": signals.val_accuracy,
             "val_loss": signals.val_loss,
             "parameters_added": self._population.parameters_added(structure, self.table.has_seed),
+            "rollbacks": self._governor.rollbacks,
+            "slot_stage": self.table.stage.copy(),
+            "contribution": np.where(self.table.contribution_age >= 0, self.table.contribution, 0.0),
+            "contribution_measured": self.table.contribution_age >= 0,
             "dataset_name": np.full(self.count, self.dataset_name, dtype=object),
         }
 

@@ -240,6 +240,24 @@ def discard(table: SlotTable, mask: BoolArray) -> None:
         table.clear_seed(mask)
 
 
+def roll_back(table: SlotTable, before: SlotTable, rows: BoolArray, kept: BoolArray) -> BoolArray:
+    """Undo this step's command in the environments of ``rows`` (N,) and prune every seed but those ``kept`` (N, S).
+
+    ``before`` is the table as it was before the command. The clock ticks all the same. Returns the slots (N, S) whose
+    seeds are gone: the live ones, and those fossilized since the kept ones were put aside.
+    """
+    table.take(before, rows)
+    table.alpha_velocity[rows] = 0.0
+    cooling = table.in_cooldown & rows[:, None]
+    gone: BoolArray = table.has_seed & ~kept & rows[:, None]
+    # A fossil is never pruned. One that no snapshot holds was committed while the network was no longer healthy: that
+    # commitment is undone with the rest.
+    table.stage[gone & (table.stage == Stage.FOSSILIZED)] = Stage.HOLDING
+    discard(table, gone)
+    _tick_cooldown(table, cooling)
+    return gone
+
+
 def tick(table: SlotTable, changes: Changes) -> None:
     """The clock of one step, after the actions: alpha ramps and cooldown stages entered before this step.
 

@@ -51,6 +51,9 @@ from esper_env.rules.stages import STAGE_VALUES, Stage
 
 Components = dict[str, FloatArray]
 
+#: What a rollback costs, in units of the scale: as much as a whole network is worth.
+ROLLBACK_PENALTY = 1.0
+
 
 @dataclass(frozen=True)
 class RewardInputs:
@@ -62,6 +65,7 @@ class RewardInputs:
     parameters_added: NDArray[np.number]  # (N,) trainable scalars of all seeds present
     op: IntArray  # (N,) the op carried out; WAIT where the action was illegal or skipped
     table: SlotTable  # after the step and its measurements, before anything is discarded at the end
+    rolled_back: BoolArray | None = None  # (N,) the governor put the network back to its snapshot; None: no one
     interactions: FloatArray | None = None  # (N, S, S) I_ij in points; None = nothing measured
     interactions_measured: BoolArray | None = None  # (N, S, S) where I_ij was measured in this step
 
@@ -154,6 +158,8 @@ class RewardModel:
                 "expected percentages, the committed one wherever an episode terminates"
             )
         components = self._formula(step)
+        fined = np.zeros(len(read), dtype=np.bool_) if step.rolled_back is None else step.rolled_back
+        components["governor"] = np.where(fined, -self.config.scale * ROLLBACK_PENALTY, 0.0)
         self._accuracy = np.array(step.val_accuracy, dtype=np.float64)
         return RewardOutput(total=np.sum(list(components.values()), axis=0), components=components)
 
@@ -240,7 +246,7 @@ class RewardModel:
         newly = fossilized & ~self._fossilized
         self._fossilized = fossilized
         credit = np.minimum(self._ledger.boosts(), self.config.scaffold_cap)
-        self._credit = np.where(newly, np.clip(contributions, 0.0, credit), self._credit)
+        self._credit = np.where(newly, np.clip(contributions, 0.0, credit), np.where(fossilized, self._credit, 0.0))
 
         worth = self.config.scale / 100.0 * self.config.scaffold_weight
         backing = np.clip(contributions, 0.0, gain[:, None])

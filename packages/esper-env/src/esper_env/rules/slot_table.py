@@ -102,6 +102,15 @@ class SlotTable:
         """(N, S) the slot waits after a prune."""
         return IN_COOLDOWN[self.stage]
 
+    def copy(self) -> SlotTable:
+        """An independent table with the same values."""
+        return SlotTable(**{column.name: getattr(self, column.name).copy() for column in fields(self)})
+
+    def take(self, other: SlotTable, rows: BoolArray) -> None:
+        """Take over the environments of ``rows`` (N,) from another table of the same shape."""
+        for column in fields(self):
+            getattr(self, column.name)[rows] = getattr(other, column.name)[rows]
+
     def clear(self, mask: BoolArray) -> None:
         """Set the slots where ``mask`` (N, S) is True back to DORMANT, every column included."""
         for column in fields(self):

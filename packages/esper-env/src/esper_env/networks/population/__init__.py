@@ -1,9 +1,18 @@
 """N networks trained at once."""
 
-from esper_env.networks.population.measure import Commitment, Measurement
+from esper_env.networks.population.measure import Commitment, Measurement, updated
 from esper_env.networks.population.optimisation import Optimisation
 from esper_env.networks.population.population import Population, PopulationConfig
 from esper_env.networks.population.structure import Structure
 from esper_env.networks.population.trainers import TrainStats
 
-__all__ = ["Commitment", "Measurement", "Optimisation", "Population", "PopulationConfig", "Structure", "TrainStats"]
+__all__ = [
+    "Commitment",
+    "Measurement",
+    "Optimisation",
+    "Population",
+    "PopulationConfig",
+    "Structure",
+    "TrainStats",
+    "updated",
+]

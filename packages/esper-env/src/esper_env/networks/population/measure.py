@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,15 @@ def measure(shard: Shard, structure: Structure, images: HeldOutImages, rows: Boo
         interaction[pair_net, a, b] = both - only_i - only_j + none
         interaction_measured[pair_net, a, b] = True
     return Measurement(loss, main, contribution, measured, interaction, interaction_measured)
+
+
+def updated(old: Measurement, new: Measurement, rows: BoolArray) -> Measurement:
+    """The old measurement with the networks of ``rows`` (n,) as in the new one."""
+
+    def one(before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
+        return np.where(rows.reshape(-1, *(1,) * (before.ndim - 1)), after, before)
+
+    return Measurement(*(one(*columns) for columns in zip(old, new, strict=True)))
 
 
 def nothing_measured(count: int, slots: int) -> Measurement:

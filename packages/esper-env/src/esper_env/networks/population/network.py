@@ -15,11 +15,11 @@ from esper_env.networks.hosts.protocol import HostProtocol
 from esper_env.networks.population.inference import InferenceForm
 from esper_env.networks.population.layout import Alone, Layout, Together
 from esper_env.networks.population.stack import Stack
-from esper_env.networks.population.structure import Part, SlotPlan, join_rows, split_rows
+from esper_env.networks.population.structure import Part, SlotPlan, Structure, join_rows, on_device, split_rows
 from esper_env.networks.seeds.blend import BlendGate, blend
 from esper_env.networks.seeds.contract import check_seed
 from esper_env.networks.seeds.registry import blueprint_entry
-from esper_env.rules.heads import Operator
+from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_seed
 
 Tensors = Mapping[str, Tensor]
@@ -176,6 +176,18 @@ class Shard:
         if part.operator != Operator.GATE:
             return SeedTensors(seeds, None)
         return SeedTensors(seeds, self.layout.gather(self.gate_stack(slot).parameters, part.network_index))
+
+    def finite(self, structure: Structure) -> Tensor:
+        """(n,) whether every parameter and buffer of a network is finite, of seeds that do not run yet as well."""
+        finite = self.host.finite()
+        for slot in range(len(self.slots)):
+            held = structure.blueprint[:, slot]
+            stacks = [(self.seed_stack(slot, kind), held == kind) for kind in np.unique(held[held != NO_BLUEPRINT])]
+            if stacks:
+                stacks.append((self.gate_stack(slot), held != NO_BLUEPRINT))
+            for stack, rows in stacks:
+                finite = finite & (stack.finite() | on_device(~rows, self.device))
+        return finite
 
     def _own(self, segment: int, tensors: Tensors) -> Tensors:
         """A segment's tensors under its own names, from the host's."""

@@ -19,6 +19,7 @@ from esper_env.networks.population.measure import Commitment, Measurement, appra
 from esper_env.networks.population.network import FULL_PRECISION, Shard
 from esper_env.networks.population.optimisation import Optimisation
 from esper_env.networks.population.readback import Readback
+from esper_env.networks.population.snapshots import Mismatch, Snapshots
 from esper_env.networks.population.stream import MinibatchStream, TrainingImages, draw_epoch
 from esper_env.networks.population.structure import Structure
 from esper_env.networks.population.trainers import Trainers, TrainStats
@@ -108,6 +109,7 @@ class Population:
             self._trainers = [
                 Trainers(shard, config.optimisation, self._train_images, config.capture) for shard in self.shards
             ]
+            self._snapshots = [Snapshots(shard) for shard in self.shards]
             stream = (self._train_images, config.batch_size, config.batches_per_step)
             self._streams = [MinibatchStream(*stream) for _ in range(count)]
         self._seeds = np.zeros(count, dtype=np.int64)
@@ -158,6 +160,19 @@ class Population:
             return self._trainers[index].run(structure.rows(rows), draw_epoch(self._streams[rows]))
 
         return TrainStats(self._each_shard(one))
+
+    @_own_settings()
+    def put_aside(self, structure: Structure, rows: NDArray[np.bool_]) -> None:
+        """Snapshot the hosts and fossilized seeds of the networks of ``rows`` (N,), in main memory."""
+        for snapshots, own in zip(self._snapshots, self._slices, strict=True):
+            if rows[own].any():
+                snapshots.take(structure.rows(own), np.flatnonzero(rows[own]))
+
+    @_own_settings()
+    def put_back(self, structure: Structure, row: int) -> Mismatch:
+        """Give one network the weights of its snapshot back, of which ``structure`` has the fossilized seeds."""
+        own = self._slices[row // self._config.shard_size]
+        return self._snapshots[row // self._config.shard_size].restore(structure.rows(own), row - own.start)
 
     @property
     def captures(self) -> int:

@@ -49,6 +49,15 @@ class Stack:
         """Trainable scalars of one copy."""
         return sum(value[0].numel() for value in self.parameters.values())
 
+    def values(self) -> dict[str, Tensor]:
+        """Parameters and buffers by qualified name: what a copy computes with."""
+        return {**self.parameters, **self.buffers}
+
+    def finite(self) -> Tensor:
+        """(n,) whether everything that a copy computes with is finite."""
+        values = [value.reshape(len(value), -1) for value in self.values().values() if value.is_floating_point()]
+        return torch.cat(values, dim=1).isfinite().all(1)
+
     def reset(self, row: int, seed: int) -> None:
         """Give one row the values of a module built from ``seed``, and zero momentum."""
         with seeded_construction(seed):

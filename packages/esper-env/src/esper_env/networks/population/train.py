@@ -47,7 +47,7 @@ class EpochTrainer:
         for draw in draws:
             self._runner(draw)
         self._set.write_back()
-        return self._collect(len(draws))
+        return self._collect(len(draws), self._shard.finite(structure))
 
     def _step(self, draw: Draw) -> None:
         """One minibatch: losses, gradients, update."""
@@ -103,7 +103,8 @@ class EpochTrainer:
     def _shadow_samples(self, batch: int) -> int:
         return max(1, round(batch * self._config.shadow_fraction))
 
-    def _collect(self, steps: int) -> Readback:
+    def _collect(self, steps: int, finite: Tensor) -> Readback:
         loss, norms, shape = self._loss_sum / steps, self._set.gradient_norms(steps), (self._shard.rows, -1)
         columns = (norms.unit, norms.vanishing, norms.exploding, self._set.unit_sizes())
-        return Readback(torch.cat([loss.view(shape), *(column.view(shape) for column in columns)], dim=1))
+        first = torch.stack([loss, finite.to(loss.dtype)], dim=1)
+        return Readback(torch.cat([first, *(column.view(shape) for column in columns)], dim=1))

@@ -32,9 +32,9 @@ class TrainStats:
         self._tables = tables
 
     @cached_property
-    def _columns(self) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+    def _columns(self) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[NDArray[np.float64]]]:
         table = np.concatenate([part.numpy() for part in self._tables])
-        return table[:, 0], np.split(table[:, 1:], 4, axis=1)
+        return table[:, 0], table[:, 1] > 0, np.split(table[:, 2:], 4, axis=1)
 
     @property
     def loss(self) -> NDArray[np.float64]:
@@ -42,24 +42,30 @@ class TrainStats:
         return self._columns[0]
 
     @property
+    def finite(self) -> NDArray[np.bool_]:
+        """(n,) whether the loss, and every parameter and buffer after the epoch, is finite."""
+        finite: NDArray[np.bool_] = np.isfinite(self.loss) & self._columns[1]
+        return finite
+
+    @property
     def gradient_norm(self) -> NDArray[np.float64]:
         """(n, 1 + S) mean norm before clipping."""
-        return self._columns[1][0]
+        return self._columns[2][0]
 
     @property
     def vanishing(self) -> NDArray[np.float64]:
         """(n, 1 + S) share of tensors whose gradient vanishes."""
-        return self._columns[1][1]
+        return self._columns[2][1]
 
     @property
     def exploding(self) -> NDArray[np.float64]:
         """(n, 1 + S) share of tensors whose gradient explodes."""
-        return self._columns[1][2]
+        return self._columns[2][2]
 
     @property
     def sizes(self) -> NDArray[np.float64]:
         """(n, 1 + S) trainable scalars; 0 where nothing was trained."""
-        return self._columns[1][3]
+        return self._columns[2][3]
 
 
 class Trainers:

@@ -1,0 +1,177 @@
+"""The governor: which networks are broken, and which healthy ones are worth putting aside.
+
+It reads the validation loss of every epoch, in this order. What is not finite, in the losses, parameters or buffers,
+is a panic at once. So is a collapse to guessing: a network that had learned has a loss next to ln K again, that of
+guessing among K classes. Divergence, a loss far above everything that was normal, is a panic when it lasts. Only
+healthy losses enter the history that is compared with, and only healthy networks are put aside.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esper_env.rules.array_state import ArrayState, restore_arrays, save_arrays
+from esper_env.rules.slot_table import BoolArray, FloatArray, IntArray
+
+
+class Reason(IntEnum):
+    """Why a network looks broken."""
+
+    HEALTHY = 0
+    NON_FINITE = 1
+    COLLAPSE = 2
+    DIVERGENCE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class GovernorConfig:
+    """Thresholds; losses are nats, those named after guessing are in units of ln K."""
+
+    window: int = 20  # healthy losses remembered
+    min_history: int = 10  # of them, before a collapse can be told from a network that has not learned yet
+    collapse_mean: float = 0.6  # of the history: below it the network had learned
+    collapse_width: float = 0.065  # around the loss of guessing
+    sigmas: float = 6.0  # above the mean, in standard deviations
+    mean_factor: float = 3.0
+    guessing_factor: float = 2.0
+    patience: int = 3  # divergent epochs in a row
+    snapshot_epochs: int = 5
+    max_rollbacks: int = 3  # of an episode; the last one ends it
+
+    def __post_init__(self) -> None:
+        for name in ("window", "min_history", "patience", "snapshot_epochs", "max_rollbacks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"governor setting {name} is {getattr(self, name)}; expected at least 1")
+        if self.window < self.min_history:
+            raise ValueError(f"window is {self.window}; min_history needs at least {self.min_history} losses")
+
+
+class Judgement(NamedTuple):
+    """What the governor thinks of N networks after an epoch; every field is (N,)."""
+
+    reason: IntArray  # a ``Reason``
+    threshold: FloatArray  # the loss that was passed, or that of guessing; NaN where there is none
+    panics: IntArray  # unhealthy epochs in a row, this one included
+    roll_back: BoolArray  # it is time to act
+
+
+class Governor:
+    """Watches N environments of S slots, whose networks tell K classes apart.
+
+    ``reset`` starts episodes; then, once an epoch: ``judge``, ``rolled_back`` for those that were, and ``due`` for
+    those to put aside, followed by ``put_aside``.
+    """
+
+    _STATE = ("history", "count", "panics", "rollbacks", "snapshot_epoch", "saved")
+
+    def __init__(self, num_envs: int, num_slots: int, classes: int, config: GovernorConfig | None = None) -> None:
+        if classes < 2:
+            raise ValueError(f"classes is {classes}; expected at least 2")
+        self.config = config if config is not None else GovernorConfig()
+        self.guessing = math.log(classes)
+        self._history = np.zeros((num_envs, self.config.window))  # newest last
+        self._count = np.zeros(num_envs, dtype=np.int64)  # losses in the history
+        self._panics = np.zeros(num_envs, dtype=np.int64)
+        self._rollbacks = np.zeros(num_envs, dtype=np.int64)
+        self._snapshot_epoch = np.zeros(num_envs, dtype=np.int64)
+        self._saved = np.zeros((num_envs, num_slots), dtype=np.bool_)  # fossils that the snapshot holds
+
+    @property
+    def rollbacks(self) -> IntArray:
+        """(N,) of the present episodes."""
+        return self._rollbacks.copy()
+
+    @property
+    def snapshot_epoch(self) -> IntArray:
+        """(N,) epoch of the episode after which the snapshot was taken."""
+        return self._snapshot_epoch.copy()
+
+    @property
+    def saved(self) -> BoolArray:
+        """(N, S) seeds that were fossilized when the snapshot was taken."""
+        return self._saved.copy()
+
+    @property
+    def exhausted(self) -> BoolArray:
+        """(N,) so many rollbacks that the episode is over."""
+        over: BoolArray = self._rollbacks >= self.config.max_rollbacks
+        return over
+
+    def reset(self, rows: BoolArray, loss: FloatArray) -> None:
+        """Start episodes in ``rows`` (N,) with the validation losses (N,) of the untrained networks."""
+        for array in (self._history, self._count, self._panics, self._rollbacks, self._snapshot_epoch, self._saved):
+            array[rows] = 0
+        self._remember(rows & np.isfinite(loss), loss)
+
+    def judge(self, finite: NDArray[np.bool_], loss: FloatArray) -> Judgement:
+        """Judge an epoch by what is finite (N,) in it and by its validation losses (N,), which may be NaN."""
+        config = self.config
+        mean, deviation = self._moments()
+        with np.errstate(invalid="ignore", over="ignore"):
+            broken = ~finite | ~np.isfinite(loss)
+            learned = (self._count >= config.min_history) & (mean < config.collapse_mean * self.guessing)
+            guessing = np.abs(loss - self.guessing) <= config.collapse_width * self.guessing
+            ceiling = np.maximum(mean + config.sigmas * deviation, config.mean_factor * mean)
+            ceiling = np.maximum(ceiling, config.guessing_factor * self.guessing)
+            divergent = loss > ceiling
+        reason = np.select(
+            [broken, learned & guessing, divergent],
+            [Reason.NON_FINITE, Reason.COLLAPSE, Reason.DIVERGENCE],
+            Reason.HEALTHY,
+        ).astype(np.int64)
+        healthy = reason == Reason.HEALTHY
+        self._panics = np.where(healthy, 0, self._panics + 1)
+        self._remember(healthy, loss)
+        at_once = (reason == Reason.NON_FINITE) | (reason == Reason.COLLAPSE)
+        return Judgement(
+            reason=reason,
+            threshold=np.select(
+                [reason == Reason.COLLAPSE, reason == Reason.DIVERGENCE], [self.guessing, ceiling], np.nan
+            ),
+            panics=self._panics.copy(),
+            roll_back=at_once | (self._panics >= config.patience),
+        )
+
+    def rolled_back(self, rows: BoolArray) -> None:
+        """The networks of ``rows`` (N,) have been put back to their snapshots."""
+        self._panics[rows] = 0
+        self._rollbacks[rows] += 1
+
+    def due(self, epoch: IntArray, fossilized: BoolArray) -> BoolArray:
+        """(N,) networks to put aside after ``epoch`` (N,): healthy, with another fossil (N, S) or an old snapshot."""
+        old = epoch - self._snapshot_epoch >= self.config.snapshot_epochs
+        wanted: BoolArray = (self._panics == 0) & (old | (fossilized != self._saved).any(axis=1))
+        return wanted
+
+    def put_aside(self, rows: BoolArray, epoch: IntArray, fossilized: BoolArray) -> None:
+        """Snapshots of ``rows`` (N,) were taken after ``epoch`` (N,) with these seeds (N, S) fossilized."""
+        self._snapshot_epoch[rows] = epoch[rows]
+        self._saved[rows] = fossilized[rows]
+
+    def get_state(self) -> ArrayState:
+        """Copies of all arrays, for a checkpoint."""
+        return save_arrays(self, self._STATE)
+
+    def set_state(self, state: ArrayState) -> None:
+        """Continue from :meth:`get_state`; a mismatch is a ``ValueError``."""
+        restore_arrays(self, self._STATE, state)
+
+    def _remember(self, rows: BoolArray, loss: FloatArray) -> None:
+        self._history[rows, :-1] = self._history[rows, 1:]
+        self._history[rows, -1] = loss[rows]
+        self._count[rows] = np.minimum(self._count[rows] + 1, self.config.window)
+
+    def _moments(self) -> tuple[FloatArray, FloatArray]:
+        """(N,) mean and standard deviation of the histories; NaN where one is empty."""
+        known = np.arange(self.config.window - 1, -1, -1) < self._count[:, None]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.where(known, self._history, 0.0).sum(axis=1) / self._count
+            spread = np.where(known, self._history - mean[:, None], 0.0)
+            deviation = np.sqrt(np.square(spread).sum(axis=1) / self._count)
+        return mean, deviation
