@@ -152,12 +152,12 @@ class Population:
         shard.gate_stack(slot).clear_momentum([local])
 
     @_own_settings()
-    def train(self, structure: Structure) -> TrainStats:
-        """Train every network for one epoch."""
+    def train(self, structure: Structure, check_isolation: bool = False) -> TrainStats:
+        """Train every network for one epoch; on request, check first that seeds in TRAINING are isolated."""
 
         def one(index: int) -> Readback:
             rows = self._slices[index]
-            return self._trainers[index].run(structure.rows(rows), draw_epoch(self._streams[rows]))
+            return self._trainers[index].run(structure.rows(rows), draw_epoch(self._streams[rows]), check_isolation)
 
         return TrainStats(self._each_shard(one))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from esper_env.networks.population.capture import NewRunner
+from esper_env.networks.population.isolation import Rehearsal
 from esper_env.networks.population.network import Shard
 from esper_env.networks.population.optimisation import STRAIGHT_THROUGH, Optimisation
 from esper_env.networks.population.plan import TrainingPlan, take
@@ -39,15 +40,34 @@ class EpochTrainer:
         """How often a step was captured."""
         return self._runner.captures
 
-    def run(self, structure: Structure, draws: Sequence[Draw]) -> Readback:
-        """Train on an epoch of draws and write the result back to the stacks: the rows of :class:`TrainStats`."""
+    @torch.no_grad()
+    def rehearse(self, structure: Structure, draw: Draw) -> Rehearsal:
+        """What a minibatch would lead to. Nothing is trained, and the buffers are put back."""
+        self._plan.refresh(structure)
+        self._set.load()
+        buffers = self._shard.host.buffers
+        before = {name: value.clone() for name, value in buffers.items()}
+        with self._shard.autocast():
+            losses, _ = self._losses(*assemble(self._images, draw))
+        after = {name: value.clone() for name, value in buffers.items()}
+        for name, value in before.items():
+            buffers[name].copy_(value)
+        return Rehearsal(losses, after)
+
+    def run(self, structure: Structure, draws: Sequence[Draw], breached: Tensor | None = None) -> Readback:
+        """Train on an epoch of draws and write the result back to the stacks: the rows of :class:`TrainStats`.
+
+        ``breached`` (n, 2) goes into them, if isolation was checked.
+        """
         self._plan.refresh(structure)
         self._set.load()
         self._loss_sum.zero_()
         for draw in draws:
             self._runner(draw)
         self._set.write_back()
-        return self._collect(len(draws), self._shard.finite(structure))
+        if breached is None:
+            breached = torch.zeros((self._shard.rows, 2), device=self._shard.device)
+        return self._collect(len(draws), self._shard.finite(structure), breached)
 
     def _step(self, draw: Draw) -> None:
         """One minibatch: losses, gradients, update."""
@@ -103,8 +123,8 @@ class EpochTrainer:
     def _shadow_samples(self, batch: int) -> int:
         return max(1, round(batch * self._config.shadow_fraction))
 
-    def _collect(self, steps: int, finite: Tensor) -> Readback:
+    def _collect(self, steps: int, finite: Tensor, breached: Tensor) -> Readback:
         loss, norms, shape = self._loss_sum / steps, self._set.gradient_norms(steps), (self._shard.rows, -1)
         columns = (norms.unit, norms.vanishing, norms.exploding, self._set.unit_sizes())
         first = torch.stack([loss, finite.to(loss.dtype)], dim=1)
-        return Readback(torch.cat([first, *(column.view(shape) for column in columns)], dim=1))
+        return Readback(torch.cat([first, breached.to(loss.dtype), *(column.view(shape) for column in columns)], dim=1))

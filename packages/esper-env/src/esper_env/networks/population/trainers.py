@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from esper_env.networks.population.capture import runners
+from esper_env.networks.population.isolation import breaches
 from esper_env.networks.population.network import Shard
 from esper_env.networks.population.optimisation import Optimisation
 from esper_env.networks.population.readback import Readback
 from esper_env.networks.population.stream import Draw, TrainingImages
-from esper_env.networks.population.structure import Structure
+from esper_env.networks.population.structure import Structure, on_device
 from esper_env.networks.population.train import EpochTrainer
 
 #: Trainers that a shard keeps, each with its copy of what trains.
@@ -34,7 +36,7 @@ class TrainStats:
     @cached_property
     def _columns(self) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[NDArray[np.float64]]]:
         table = np.concatenate([part.numpy() for part in self._tables])
-        return table[:, 0], table[:, 1] > 0, np.split(table[:, 2:], 4, axis=1)
+        return table[:, 0], table[:, 1:4] > 0, np.split(table[:, 4:], 4, axis=1)
 
     @property
     def loss(self) -> NDArray[np.float64]:
@@ -44,8 +46,13 @@ class TrainStats:
     @property
     def finite(self) -> NDArray[np.bool_]:
         """(n,) whether the loss, and every parameter and buffer after the epoch, is finite."""
-        finite: NDArray[np.bool_] = np.isfinite(self.loss) & self._columns[1]
+        finite: NDArray[np.bool_] = np.isfinite(self.loss) & self._columns[1][:, 0]
         return finite
+
+    @property
+    def breached(self) -> NDArray[np.bool_]:
+        """(n, 2) whether outputs and statistics of the host depend on seeds in TRAINING; False where not checked."""
+        return self._columns[1][:, 1:]
 
     @property
     def gradient_norm(self) -> NDArray[np.float64]:
@@ -86,11 +93,21 @@ class Trainers:
         """How many steps have been captured so far."""
         return self._captures_gone + sum(trainer.captures for trainer in self._kept.values())
 
-    def run(self, structure: Structure, draws: Sequence[Draw]) -> Readback:
-        """Train the shard for an epoch."""
+    def run(self, structure: Structure, draws: Sequence[Draw], check_isolation: bool = False) -> Readback:
+        """Train the shard for an epoch, after a look on its first minibatch at the isolation of TRAINING seeds."""
         signature = structure.signature()
         trainer = self._kept.pop(signature, None) or self._make(structure=structure)
         self._kept[signature] = trainer
         if len(self._kept) > TRAINERS_KEPT:
             self._captures_gone += self._kept.popitem(last=False)[1].captures
-        return trainer.run(structure, draws)
+        breached = self._breached(trainer, structure, draws[0]) if check_isolation else None
+        return trainer.run(structure, draws, breached)
+
+    def _breached(self, trainer: EpochTrainer, structure: Structure, draw: Draw) -> Tensor | None:
+        isolated: NDArray[np.bool_] = structure.training.any(axis=1)
+        if not isolated.any():
+            return None
+        without = structure._replace(training=np.zeros_like(structure.training))
+        alone = self._make(structure=without).rehearse(without, draw)
+        with_seeds = trainer.rehearse(structure, draw)
+        return breaches(on_device(isolated, with_seeds.losses.device), with_seeds, alone)

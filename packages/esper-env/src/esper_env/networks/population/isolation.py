@@ -1,0 +1,37 @@
+"""Whether seeds in TRAINING leave their hosts alone, seen on a minibatch.
+
+They do by construction, unless a user's module writes into its input, or a straight-through seed is not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Rehearsal(NamedTuple):
+    """What a minibatch would lead to: losses (n,) of the main pass, and the hosts' buffers, (n, ...) each."""
+
+    losses: Tensor
+    buffers: Mapping[str, Tensor]
+
+
+def breaches(isolated: Tensor, with_seeds: Rehearsal, without: Rehearsal) -> Tensor:
+    """(n, 2) networks whose outputs, and whose running statistics, depend on their seeds in TRAINING.
+
+    ``isolated`` (n,) says which have such seeds. Equal means equal bit for bit.
+    """
+    outputs = _differ(with_seeds.losses, without.losses)
+    statistics = [_differ(value, without.buffers[name]) for name, value in with_seeds.buffers.items()]
+    nowhere = torch.zeros_like(outputs)
+    return torch.stack([outputs, torch.stack([nowhere, *statistics]).any(0)], dim=1) & isolated[:, None]
+
+
+def _differ(first: Tensor, second: Tensor) -> Tensor:
+    """(n,) rows that differ; NaN equals NaN."""
+    same = (first == second) | ((first != first) & (second != second))
+    return ~same.reshape(len(first), int(np.prod(first.shape[1:]))).all(1)
