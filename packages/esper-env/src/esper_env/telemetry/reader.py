@@ -66,9 +66,8 @@ def event_table(path: str | Path, type: str | None = None) -> dict[str, NDArray[
         "slot": _objects([event.slot for event in events]),
         "severity": _objects([str(event.severity) for event in events]),
     }
-    for name, hints in _fields_of(
-        [type] if type is not None else dict.fromkeys(event.type for event in events)
-    ).items():
+    types = [type] if type is not None else list(dict.fromkeys(event.type for event in events))
+    for name, hints in _fields_of(types).items():
         values = [getattr(event.payload, name, None) for event in events]
         table[f"payload.{name}"] = _column(values, hints)
     return table
@@ -92,11 +91,11 @@ def _is_cut_off(line: bytes) -> bool:
     return not line.endswith(b"\n") and line[: len(_LINE_START)] == _LINE_START[: len(line)]
 
 
-def _fields_of(types: Any) -> dict[str, set[Any]]:
-    """The payload fields of some types, in order, each with the types it is declared with: one name may have several."""
+def _fields_of(event_types: list[str]) -> dict[str, set[Any]]:
+    """The payload fields of some event types, each with what it is declared as: types may differ in that."""
     found: dict[str, set[Any]] = {}
-    for name in types:
-        for field, hint in field_types(PAYLOADS[name]).items():
+    for event_type in event_types:
+        for field, hint in field_types(event_type).items():
             found.setdefault(field, set()).add(hint)
     return found
 
