@@ -229,7 +229,7 @@ def advance(growth, actions):
         return patch.object(population, name, call)
 
     with listen("train"), listen("measure"):
-        outcome = growth.advance(growth.decode(actions))
+        outcome = growth.advance(growth.decode(actions), np.zeros(growth.count, dtype=bool))
     values = {name: value for name, value in outcome.values.items() if isinstance(value, np.ndarray)}
     values |= outcome.values["reward_components"]
     table = {f"table {field.name}": getattr(growth.table, field.name).copy() for field in fields(SlotTable)}

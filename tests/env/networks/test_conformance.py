@@ -121,6 +121,6 @@ def test_plain_loops_keep_up_with_a_shard_through_any_growth(make_data, twin, ba
 
         with patch.object(population, "train", train_both):
             for step in range(STEPS):
-                growth.advance(growth.decode(choose(growth, plan, step)))
+                growth.advance(growth.decode(choose(growth, plan, step)), np.zeros(growth.count, dtype=bool))
 
     keep_up()

@@ -53,6 +53,7 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         self.dataset_name = self._vector.dataset_name
         self.host_parameters = self._vector.host_parameters
         self.reward_config = self._vector.reward_config
+        self.telemetry = self._vector.telemetry
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Infos]:
         """Start an episode; ``options={"topology": {slot id: blueprint name}}`` plants seeds from the start.

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from esper_env.networks.build import build_population
-from esper_env.networks.population import Measurement, Structure, updated
-from esper_env.networks.seeds import offered_blueprints
+from esper_env.networks.population import Measurement, Mismatch, Structure, updated
+from esper_env.networks.seeds import blueprint_entry, offered_blueprints
+from esper_env.recorder import Recorder, StepRecord
 from esper_env.rules import lifecycle
 from esper_env.rules.gates import gate_config
 from esper_env.rules.governor import Governor
@@ -26,9 +27,13 @@ from esper_env.rules.signals import SignalConfig, SignalTracker
 from esper_env.rules.slot_table import DOWN, SlotTable
 from esper_env.rules.stages import Stage
 from esper_env.tasks import TaskConfig
+from esper_env.telemetry import IsolationViolation, Telemetry
 
 Mask = NDArray[np.bool_]
 Observation = dict[str, NDArray[Any]]
+
+#: Isolation is checked when a seed enters TRAINING and every so many epochs there, if somebody listens.
+ISOLATION_CHECK_EPOCHS = 5
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class Growth:
         self._signals = SignalTracker(count, SignalConfig(plateau_points=task.plateau_points), samples=samples)
         self._reward = RewardModel(count, slots, task.horizon, self.host_parameters, self.reward_config)
         self._governor = Governor(count, slots, task.host.classes)
+        self.telemetry = Telemetry()
+        self.recorder = Recorder(self.telemetry, count, self.slot_ids, self._blueprint_name)
         self.table = SlotTable.empty(count, slots)
         self.epoch = np.zeros(count, dtype=np.int64)
         self._last_op = np.zeros(count, dtype=np.int64)
@@ -107,43 +114,72 @@ class Growth:
         self._put_aside(structure, rows)
         self._last_op[rows] = Op.WAIT
         self._last_success[rows] = True
+        self.recorder.began(rows, self._signals.peek(), structure.fossilized)
         return self._state_values(structure)
 
     def decode(self, actions: ArrayLike) -> Command:
         """What integer actions (N, 8) really mean now; malformed ones are a ``ValueError``."""
         return self.rules.decode(actions, self.table)
 
-    def advance(self, command: Command) -> StepOutcome:
-        """One step of every network: command, clock, training, measurement, governor, reward."""
+    def advance(self, command: Command, idle: Mask) -> StepOutcome:
+        """One step of every network: command, clock, training, measurement, governor, reward.
+
+        Networks of ``idle`` (N,) environments, whose episode is over, wait; what becomes of them means nothing.
+        """
+        asked = command = waiting(command, idle)
         before = self.table.copy()
-        changes = lifecycle.apply(self.table, command, self._gates)
-        was_falling = self.table.alpha_mode == DOWN
-        lifecycle.tick(self.table, changes)
-        self._carry_out(changes, was_falling)
+        changes = self._act(command)
         structure = Structure.of(self.table)
-        stats = self._population.train(structure)
+        stats = self._population.train(structure, self._checks_isolation())
         everyone = np.ones(self.count, dtype=np.bool_)
-        measured = self._population.measure(structure, everyone)
+        first = measured = self._population.measure(structure, everyone)
+        isolated, since = structure.training, self._governor.snapshot_epoch
         judgement = self._governor.judge(stats.finite, measured.loss)
         rescued = judgement.roll_back
+        rescues: dict[int, Mismatch] = {}
         succeeded = changes.succeeded & ~rescued
         if rescued.any():
             command = waiting(command, rescued)
-            structure, measured = self._rescue(rescued, before, measured)
+            structure, measured, rescues = self._rescue(rescued, before, measured)
         trained = np.where(rescued[:, None], 0.0, stats.sizes)
         record_gradients(self.table, stats.gradient_norm, stats.vanishing, stats.exploding, trained)
         self._record(measured, everyone)
         lifecycle.finish_epoch(self.table)
         self.epoch += 1
         due = self._governor.due(self.epoch, structure.fossilized)
-        if due.any():
-            self._put_aside(structure, due)
-        self._signals.update(measured.loss, measured.accuracy)
+        self._put_aside(structure, due)
+        signals = self._signals.update(measured.loss, measured.accuracy)
         terminated = (self.epoch >= self.task.horizon) | self._governor.exhausted
         committed, final_values = self._appraise(structure, terminated)
         added = self._population.parameters_added(structure, self.table.has_seed)
         reward = self._rewarded(command, terminated, measured, committed, added, rescued)
         self._last_op, self._last_success = command.op, succeeded
+        self.recorder.count(self.epoch, reward.total)
+        if self.telemetry.active:
+            self.recorder.tell(
+                StepRecord(
+                    idle=idle,
+                    before=before,
+                    table=self.table,
+                    asked=asked,
+                    changes=changes,
+                    succeeded=succeeded,
+                    judgement=judgement,
+                    judged_loss=first.loss,
+                    rescues=rescues,
+                    rollbacks=self._governor.rollbacks,
+                    snapshot_epoch=since,
+                    put_aside=due,
+                    isolated=isolated,
+                    breached=stats.breached,
+                    interaction=measured.interaction,
+                    interaction_measured=measured.interaction_measured,
+                    signals=signals,
+                    train_loss=stats.loss,
+                    parameters_added=added,
+                    rewards=reward.total,
+                )
+            )
         values = {
             **self._state_values(structure),
             "train_loss": stats.loss,
@@ -155,16 +191,37 @@ class Growth:
         }
         return StepOutcome(reward.total, terminated, values, final_values)
 
-    def _rescue(self, rows: Mask, before: SlotTable, measured: Measurement) -> tuple[Structure, Measurement]:
+    def _act(self, command: Command) -> Changes:
+        """Carry a command out, let the clock tick, and bring the networks in line."""
+        changes = lifecycle.apply(self.table, command, self._gates)
+        was_falling = self.table.alpha_mode == DOWN
+        lifecycle.tick(self.table, changes)
+        self._attach(changes.attached)
+        falling = (self.table.alpha_mode == DOWN) | was_falling
+        stale = (falling | changes.operator_changed) & self.table.is_blended
+        for row, slot in np.argwhere(stale):
+            self._population.forget_momentum(int(row), int(slot), int(self.table.blueprint[row, slot]))
+        return changes
+
+    def _checks_isolation(self) -> bool:
+        """Whether somebody listens, and a seed has just entered TRAINING or has been there for some time."""
+        training = self.table.stage == Stage.TRAINING
+        due = training & (self.table.epochs_in_stage % ISOLATION_CHECK_EPOCHS == 0)
+        return bool(due.any()) and self.telemetry.wants(IsolationViolation)
+
+    def _rescue(
+        self, rows: Mask, before: SlotTable, measured: Measurement
+    ) -> tuple[Structure, Measurement, dict[int, Mismatch]]:
         """Put the networks of ``rows`` (N,) back to their snapshots; their seeds, and what is measured, follow suit."""
         lifecycle.roll_back(self.table, before, rows, self._governor.saved)
         structure = Structure.of(self.table)
-        for row in np.flatnonzero(rows):
-            self._population.put_back(structure, int(row))
+        rescues = {row: self._population.put_back(structure, row) for row in np.flatnonzero(rows).tolist()}
         self._governor.rolled_back(rows)
-        return structure, updated(measured, self._population.measure(structure, rows), rows)
+        return structure, updated(measured, self._population.measure(structure, rows), rows), rescues
 
     def _put_aside(self, structure: Structure, rows: Mask) -> None:
+        if not rows.any():
+            return
         self._population.put_aside(structure, rows)
         self._governor.put_aside(rows, self.epoch, structure.fossilized)
 
@@ -180,13 +237,8 @@ class Growth:
             "op_slot_mask": self.rules.op_slot(legal),
         }
 
-    def _carry_out(self, changes: Changes, was_falling: Mask) -> None:
-        """Bring the networks in line with the table."""
-        self._attach(changes.attached)
-        falling = (self.table.alpha_mode == DOWN) | was_falling
-        stale = (falling | changes.operator_changed) & self.table.is_blended
-        for row, slot in np.argwhere(stale):
-            self._population.forget_momentum(int(row), int(slot), int(self.table.blueprint[row, slot]))
+    def _blueprint_name(self, value: int) -> str:
+        return blueprint_entry(value, self.topology).name
 
     def _attach(self, mask: Mask) -> None:
         for row, slot in np.argwhere(mask):

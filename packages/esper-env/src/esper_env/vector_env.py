@@ -13,13 +13,14 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from esper_env.episodes import EpisodeClock, Site, parse_reset
-from esper_env.growth import Growth, Observation, waiting
+from esper_env.growth import Growth, Observation
 from esper_env.infos import Infos, merge_infos, restrict_infos, vector_infos
 from esper_env.render import RENDER_MODES, Picture, describe_networks, draw_networks
 from esper_env.rules.heads import NO_BLUEPRINT, Op, head_sizes
 from esper_env.rules.masks import MaskArray, conditional_masks, sample_valid_actions, split_mask
 from esper_env.rules.observation import BOUND, feature_count
 from esper_env.tasks import TaskConfig, make_task
+from esper_env.telemetry import Telemetry
 
 EPISODE_SEED_BOUND = 2**62
 
@@ -93,6 +94,8 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self.dataset_name = self._growth.dataset_name
         self.host_parameters = self._growth.host_parameters
         self.reward_config = self._growth.reward_config
+        #: Where events go: ``env.telemetry.add_sink(JsonlSink("folder"))``.
+        self.telemetry: Telemetry = self._growth.telemetry
         self._site = Site(self.slot_ids, self._growth.topology, self._growth.max_seeds)
         drawn = [seeding.np_random() for _ in range(num_envs)]
         self._rngs, self._rng_seeds = [rng for rng, _ in drawn], [entropy for _, entropy in drawn]
@@ -134,7 +137,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             infos = self._begin(over, {})
             none = np.zeros(self.num_envs, dtype=np.bool_)
             return self._growth.observe(), np.zeros(self.num_envs), none, none.copy(), infos
-        outcome = self._growth.advance(waiting(command, over))
+        outcome = self._growth.advance(command, over)
         stepped = ~over
         terminated = outcome.terminated & stepped
         truncated = self._clock.count(stepped, terminated)
@@ -144,6 +147,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         if over.any():
             infos = merge_infos(infos, self._begin(over, {}))
         ended = terminated | truncated
+        self._growth.recorder.ended(ended, terminated, outcome.values, outcome.final_values)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and ended.any():
             infos = self._reset_in_place(infos, ended)
         return self._growth.observe(), np.where(stepped, outcome.rewards, 0.0), terminated, truncated, infos

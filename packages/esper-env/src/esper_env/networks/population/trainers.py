@@ -104,7 +104,7 @@ class Trainers:
         return trainer.run(structure, draws, breached)
 
     def _breached(self, trainer: EpochTrainer, structure: Structure, draw: Draw) -> Tensor | None:
-        isolated: NDArray[np.bool_] = structure.training.any(axis=1)
+        isolated = np.asarray(structure.training.any(axis=1))
         if not isolated.any():
             return None
         without = structure._replace(training=np.zeros_like(structure.training))
