@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import pytest
 from esper_env.telemetry import read_events
@@ -82,6 +83,29 @@ def test_a_sink_that_hangs_does_not_hold_up_the_exit(tmp_path, where):
     assert "Hanging is switched off" in errors
     assert "JsonlSink" not in errors
     assert ids(tmp_path) == [0, 1, 2]
+
+
+def test_a_process_that_is_killed_leaves_all_that_was_flushed_and_whole_lines(tmp_path):
+    code = """
+channel.LINGER = 0.0
+telemetry.add_sink(JsonlSink(folder, max_bytes=4096))
+emit(100)
+telemetry.flush()
+print("flushed", flush=True)
+while True:
+    emit(1)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", SET_UP + code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "flushed\n"
+        process.kill()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = ids(tmp_path)
+    assert found == list(range(len(found)))
+    assert len(found) >= 100
+    assert len(caught) <= 1
 
 
 fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
