@@ -65,6 +65,13 @@ def test_a_line_reads_as_documented():
     }
 
 
+@pytest.mark.parametrize("microseconds", [1_090_352_934_935_922, 2_218_721_910_725_249, 1_999_999, 2_000_000])
+def test_microseconds_are_exact_where_floats_are_not(microseconds):
+    line = encode(event(time=microseconds / 1e6))  # as a product with 1e6 again, the first two fall short
+    assert json.loads(line)["time"].endswith(f".{microseconds % 1_000_000:06d}Z")
+    assert decode(line).time == microseconds / 1e6
+
+
 def test_numpy_scalars_and_any_mapping_are_written_as_plain_json():
     payload = EpochCompleted(
         train_loss=np.float32(0.5),

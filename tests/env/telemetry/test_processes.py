@@ -65,6 +65,42 @@ def test_a_hub_that_was_closed_has_nothing_to_say_at_exit(tmp_path):
     assert ids(tmp_path) == [0, 1, 2]
 
 
+def test_a_failure_that_was_told_is_not_told_again_at_exit(tmp_path):
+    errors = run(
+        """
+        import warnings
+
+        class Raising(MemorySink):
+            def write(self, _events):
+                raise OSError("broken")
+
+        telemetry.add_sink(Raising())
+        emit(1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            telemetry.flush()
+        assert len(caught) == 1
+        """,
+        tmp_path,
+    )
+    assert errors == ""
+
+
+def test_a_failure_that_nobody_was_told_of_is_told_at_exit(tmp_path):
+    errors = run(
+        """
+        class Raising(MemorySink):
+            def write(self, _events):
+                raise OSError("broken")
+
+        telemetry.add_sink(Raising())
+        emit(1)
+        """,
+        tmp_path,
+    )
+    assert errors.count("Raising is switched off: OSError: broken") == 1
+
+
 @pytest.mark.parametrize("where", ["write", "close"])
 def test_a_sink_that_hangs_does_not_hold_up_the_exit(tmp_path, where):
     errors = run(
