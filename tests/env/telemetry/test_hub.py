@@ -1,0 +1,260 @@
+"""The hub: ids and order, detail, sinks that come and go, copies, threads."""
+
+import copy
+import gc
+import pickle
+import sys
+import threading
+import time
+
+import pytest
+from esper_env.telemetry import (
+    PAYLOADS,
+    Detail,
+    EpochCompleted,
+    GovernorPanic,
+    GovernorSnapshot,
+    MemorySink,
+    Severity,
+    Telemetry,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from made_events import PATIENCE, WatchedSink, epoch_completed, snapshot
+
+
+def test_events_reach_every_sink_in_order_with_what_was_said(telemetry):
+    sinks = [telemetry.add_sink(MemorySink()) for _ in range(2)]
+    telemetry.next_id = 40
+    before = time.time()
+    payloads = [epoch_completed(float(number)) for number in range(5)]
+    for number, payload in enumerate(payloads):
+        telemetry.emit(payload, env=number, episode=7, epoch=number + 1, slot="r0c0")
+    after = time.time()
+    telemetry.flush()
+    assert sinks[0].events == sinks[1].events
+    events = sinks[0].events
+    assert [event.payload for event in events] == payloads
+    assert [(e.id, e.env, e.episode, e.epoch, e.slot) for e in events] == [
+        (40 + number, number, 7, number + 1, "r0c0") for number in range(5)
+    ]
+    assert telemetry.next_id == 45
+    assert all(before - 1e-6 <= event.time <= after + 1e-6 for event in events)
+    assert all(event.time == round(event.time, 6) for event in events)
+    assert events[0].type == "EPOCH_COMPLETED"
+
+
+def test_what_does_not_apply_is_none_and_the_severity_is_the_payloads_unless_given(telemetry):
+    sink = telemetry.add_sink(MemorySink())
+    panic = GovernorPanic(reason="collapse", loss=1.0, threshold=2.0, panics=1)
+    telemetry.emit(panic)
+    telemetry.emit(panic, severity=Severity.INFO)
+    telemetry.flush()
+    first, second = sink.events
+    assert (first.env, first.episode, first.epoch, first.slot) == (None, None, None, None)
+    assert (first.severity, second.severity) == (Severity.WARNING, Severity.INFO)
+
+
+def test_without_a_sink_nothing_is_wanted_or_numbered(telemetry):
+    assert not telemetry.active
+    assert not any(telemetry.wants(kind) for kind in PAYLOADS.values())
+    telemetry.emit(epoch_completed())
+    telemetry.flush()
+    assert telemetry.next_id == 0
+    sink = telemetry.add_sink(MemorySink())
+    assert telemetry.active
+    telemetry.remove_sink(sink)
+    assert not telemetry.active
+    assert not telemetry.wants(EpochCompleted)
+
+
+@pytest.mark.parametrize(
+    ("detail", "expected"),
+    [(Detail.NORMAL, ["EPOCH_COMPLETED"]), (Detail.FULL, ["GOVERNOR_SNAPSHOT", "EPOCH_COMPLETED"])],
+)
+def test_detail_decides_what_is_emitted(detail, expected):
+    telemetry = Telemetry(detail)
+    sink = telemetry.add_sink(MemorySink())
+    assert telemetry.wants(EpochCompleted)
+    assert telemetry.wants(GovernorSnapshot) == (detail == Detail.FULL)
+    telemetry.emit(snapshot())
+    telemetry.emit(epoch_completed())
+    telemetry.close()
+    assert [event.type for event in sink.events] == expected
+    assert telemetry.next_id == len(expected)
+
+
+@given(calls=st.lists(st.one_of(st.just(0), st.integers(1, 4)), max_size=30))
+def test_an_escalation_lasts_as_many_epochs_as_the_longest_that_runs(calls):
+    telemetry = Telemetry()
+    telemetry.add_sink(MemorySink())
+    ends = now = 0
+    for epochs in calls:
+        if epochs:
+            telemetry.escalate(epochs)
+            ends = max(ends, now + epochs)
+        else:
+            telemetry.epoch_passed()
+            now += 1
+        assert telemetry.wants(GovernorSnapshot) == (now < ends)
+        assert telemetry.detail == (Detail.FULL if now < ends else Detail.NORMAL)
+    telemetry.close()
+
+
+def test_an_escalation_is_five_epochs_unless_said_otherwise():
+    telemetry = Telemetry()
+    telemetry.escalate()
+    assert not telemetry.wants(GovernorSnapshot)  # nobody listens
+    telemetry.add_sink(MemorySink())
+    passed = 0
+    while telemetry.wants(GovernorSnapshot):
+        telemetry.epoch_passed()
+        passed += 1
+    assert passed == 5
+    assert telemetry.wants(EpochCompleted)
+
+
+@pytest.mark.parametrize("epochs", [0, -1, 1.5, True])
+def test_an_escalation_needs_a_whole_number_of_epochs(telemetry, epochs):
+    with pytest.raises(ValueError, match="epochs is"):
+        telemetry.escalate(epochs)
+    assert telemetry.detail == Detail.NORMAL
+
+
+def test_what_is_no_detail_or_no_sink_is_refused(telemetry):
+    with pytest.raises(ValueError, match="7"):
+        Telemetry(7)
+    with pytest.raises(TypeError, match="not a sink: it needs the methods"):
+        telemetry.add_sink(print)
+    sink = telemetry.add_sink(MemorySink())
+    with pytest.raises(ValueError, match="attached already"):
+        telemetry.add_sink(sink)
+
+
+def test_a_sink_that_is_removed_has_what_came_before_and_is_closed_once(telemetry):
+    leaving, staying = telemetry.add_sink(WatchedSink()), telemetry.add_sink(WatchedSink())
+    telemetry.emit(epoch_completed())
+    telemetry.remove_sink(leaving)
+    assert len(leaving.events) == 1
+    assert leaving.closings == 1
+    telemetry.emit(epoch_completed())
+    telemetry.remove_sink(leaving)
+    telemetry.close()
+    assert (len(leaving.events), len(staying.events)) == (1, 2)
+    assert (leaving.closings, staying.closings) == (1, 1)
+
+
+def test_a_hub_can_be_closed_twice_and_used_again(telemetry):
+    sink = telemetry.add_sink(WatchedSink())
+    telemetry.close()  # never got an event, and is closed all the same
+    assert sink.closings == 1
+    telemetry.close()
+    again = telemetry.add_sink(WatchedSink())
+    telemetry.emit(epoch_completed())
+    telemetry.close()
+    assert len(again.events) == 1
+
+
+def test_a_sink_without_events_costs_no_thread(telemetry):
+    before = threading.active_count()
+    telemetry.add_sink(MemorySink())
+    telemetry.emit(snapshot())  # not wanted
+    telemetry.flush()
+    assert threading.active_count() == before
+    telemetry.emit(epoch_completed())
+    assert threading.active_count() == before + 1
+    telemetry.close()
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.copy, copy.deepcopy, lambda hub: pickle.loads(pickle.dumps(hub))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_has_detail_and_next_id_and_no_sinks(duplicate):
+    original = Telemetry(Detail.FULL)
+    sink = original.add_sink(MemorySink())
+    original.emit(epoch_completed())
+    twin = duplicate(original)
+    assert (twin.detail, twin.next_id, twin.active) == (Detail.FULL, 1, False)
+    own = twin.add_sink(MemorySink())
+    twin.emit(snapshot())
+    original.emit(epoch_completed())
+    original.close()
+    twin.close()
+    assert [event.id for event in sink.events] == [0, 1]
+    assert [(event.id, event.type) for event in own.events] == [(1, "GOVERNOR_SNAPSHOT")]
+
+
+def test_threads_that_emit_at_once_share_the_numbers(telemetry):
+    sink = telemetry.add_sink(MemorySink())
+    threads, each = 8, 300
+    start = threading.Barrier(threads)
+
+    def emit(thread):
+        start.wait()
+        for number in range(each):
+            telemetry.emit(epoch_completed(float(number)), env=thread)
+
+    workers = [threading.Thread(target=emit, args=(thread,)) for thread in range(threads)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        sys.setswitchinterval(interval)
+    telemetry.flush(PATIENCE)
+    assert [event.id for event in sink.events] == list(range(threads * each))
+    for thread in range(threads):
+        rewards = [event.payload.reward for event in sink.events if event.env == thread]
+        assert rewards == list(range(each))
+
+
+def test_a_sink_works_in_its_own_thread(telemetry):
+    seen = []
+
+    class Asking(MemorySink):
+        def write(self, events):
+            seen.append(threading.current_thread())
+            super().write(events)
+
+        def close(self):
+            seen.append(threading.current_thread())
+
+    telemetry.add_sink(Asking())
+    telemetry.emit(epoch_completed())
+    telemetry.flush()
+    telemetry.emit(epoch_completed())
+    telemetry.close()
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+    assert seen[0] is not threading.current_thread()
+    assert seen[0].daemon
+
+
+def test_events_that_come_together_are_written_together(telemetry, monkeypatch):
+    monkeypatch.setattr("esper_env.telemetry.channel.LINGER", PATIENCE)  # flush does not wait for it
+    sizes = []
+
+    class Counting(MemorySink):
+        def write(self, events):
+            sizes.append(len(events))
+
+    telemetry.add_sink(Counting())
+    for _ in range(10):
+        telemetry.emit(epoch_completed())
+    telemetry.flush(PATIENCE)
+    assert sizes == [10]
+
+
+def test_a_hub_that_is_gone_leaves_nothing_unwritten():
+    telemetry = Telemetry()
+    sink = telemetry.add_sink(WatchedSink())
+    telemetry.emit(epoch_completed())
+    del telemetry
+    gc.collect()
+    assert sink.closed.wait(PATIENCE)
+    assert len(sink.events) == 1

@@ -1,0 +1,220 @@
+"""The end of the interpreter, and forks."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import pytest
+from esper_env.telemetry import read_events
+
+SET_UP = """
+import os, sys, threading
+from esper_env.telemetry import *
+from esper_env.telemetry import channel
+
+channel.LINGER = 60.0  # nothing is written unless it is asked for
+telemetry = Telemetry()
+folder = sys.argv[1]
+
+def emit(count):
+    for _ in range(count):
+        telemetry.emit(HostStabilized(val_loss=1.0, val_accuracy=50.0))
+"""
+
+
+def run(code, folder):
+    """What a process says on stderr; it has to end by itself, and well."""
+    script = SET_UP + textwrap.dedent(code)
+    # Python 3.12 warns of every fork of a process that has threads.
+    environment = os.environ | {"PYTHONWARNINGS": "error,ignore::DeprecationWarning"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def ids(folder):
+    return [event.id for event in read_events(folder)]
+
+
+def test_what_waits_at_exit_is_written(tmp_path):
+    assert run("telemetry.add_sink(JsonlSink(folder)); emit(3)", tmp_path) == ""
+    assert ids(tmp_path) == [0, 1, 2]
+
+
+def test_what_waits_is_written_when_the_program_fails_too(tmp_path):
+    assert run("telemetry.add_sink(JsonlSink(folder)); emit(3); sys.exit(0)", tmp_path) == ""
+    assert ids(tmp_path) == [0, 1, 2]
+
+
+def test_a_hub_that_was_gone_before_the_exit_is_written_out(tmp_path):
+    assert run("telemetry.add_sink(JsonlSink(folder)); emit(3); del telemetry", tmp_path) == ""
+    assert ids(tmp_path) == [0, 1, 2]
+
+
+def test_a_hub_that_was_closed_has_nothing_to_say_at_exit(tmp_path):
+    assert run("telemetry.add_sink(JsonlSink(folder)); emit(3); telemetry.close()", tmp_path) == ""
+    assert ids(tmp_path) == [0, 1, 2]
+
+
+def test_a_failure_that_was_told_is_not_told_again_at_exit(tmp_path):
+    errors = run(
+        """
+        import warnings
+
+        class Raising(MemorySink):
+            def write(self, _events):
+                raise OSError("broken")
+
+        telemetry.add_sink(Raising())
+        emit(1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            telemetry.flush()
+        assert len(caught) == 1
+        """,
+        tmp_path,
+    )
+    assert errors == ""
+
+
+def test_a_failure_that_nobody_was_told_of_is_told_at_exit(tmp_path):
+    errors = run(
+        """
+        class Raising(MemorySink):
+            def write(self, _events):
+                raise OSError("broken")
+
+        telemetry.add_sink(Raising())
+        emit(1)
+        """,
+        tmp_path,
+    )
+    assert errors.count("Raising is switched off: OSError: broken") == 1
+
+
+@pytest.mark.parametrize("where", ["write", "close"])
+def test_a_sink_that_hangs_does_not_hold_up_the_exit(tmp_path, where):
+    errors = run(
+        f"""
+        class Hanging(MemorySink):
+            def {where}(self, *_):
+                threading.Event().wait()
+
+        channel.EXIT_TIMEOUT = 1.0
+        telemetry.add_sink(Hanging())
+        telemetry.add_sink(JsonlSink(folder))
+        emit(3)
+        """,
+        tmp_path,
+    )
+    assert "Hanging is switched off" in errors
+    assert "JsonlSink" not in errors
+    assert ids(tmp_path) == [0, 1, 2]
+
+
+def test_a_process_that_is_killed_leaves_all_that_was_flushed_and_whole_lines(tmp_path):
+    code = """
+channel.LINGER = 0.0
+telemetry.add_sink(JsonlSink(folder, max_bytes=4096))
+emit(100)
+telemetry.flush()
+print("flushed", flush=True)
+while True:
+    emit(1)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", SET_UP + code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "flushed\n"
+        process.kill()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = ids(tmp_path)
+    assert found == list(range(len(found)))
+    assert len(found) >= 100
+    assert len(caught) <= 1
+
+
+fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+
+
+@fork
+def test_parent_and_child_have_files_of_their_own_and_nothing_is_written_twice(tmp_path):
+    errors = run(
+        """
+        telemetry.add_sink(JsonlSink(folder))
+        emit(2)
+        telemetry.flush()
+        emit(1)  # waits while the process forks
+        if os.fork() == 0:
+            emit(2)
+            telemetry.close()
+            os._exit(0)
+        assert os.wait()[1] == 0
+        emit(1)
+        telemetry.close()
+        """,
+        tmp_path,
+    )
+    assert errors == ""
+    assert ids(tmp_path / "events-00000.jsonl") == [0, 1, 2, 3]
+    assert ids(tmp_path / "events-00001.jsonl") == [3, 4]
+
+
+@fork
+def test_a_sink_attached_before_the_fork_works_in_the_child_and_its_exit_writes(tmp_path):
+    errors = run(
+        """
+        telemetry.add_sink(JsonlSink(folder))
+        if os.fork() == 0:
+            emit(2)
+            sys.exit(0)
+        assert os.wait()[1] == 0
+        """,
+        tmp_path,
+    )
+    assert errors == ""
+    assert ids(tmp_path) == [0, 1]
+
+
+@fork
+def test_a_fork_while_other_threads_emit_leaves_no_lock_behind(tmp_path):
+    errors = run(
+        """
+        sys.setswitchinterval(1e-6)
+        telemetry.add_sink(JsonlSink(folder))
+        emit(1)
+        over = threading.Event()
+
+        def keep_emitting():
+            while not over.is_set():
+                emit(1)
+                telemetry.flush()
+
+        threads = [threading.Thread(target=keep_emitting) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            if os.fork() == 0:
+                emit(1)
+                telemetry.close()
+                os._exit(0)
+            assert os.wait()[1] == 0
+        over.set()
+        for thread in threads:
+            thread.join()
+        telemetry.close()
+        """,
+        tmp_path,
+    )
+    assert errors == ""
+    assert len(list(tmp_path.iterdir())) == 21
