@@ -44,7 +44,7 @@ def play(num_envs, decide, seed=0, **kwargs):
     """Suspicions of one episode per environment; ``decide(t, observation)`` gives the actions."""
     env = make_sb3_env("Esper-Digits-v0", num_envs, seed, **kwargs)
     observation = env.reset()
-    detector, found = RewardHackingDetector(SETTINGS, num_envs), []
+    detector, found = RewardHackingDetector(AnomalySettings(), num_envs), []
     for t in range(HORIZON):
         observation, _, dones, infos = env.step(decide(t, observation))
         found += detector.observe(infos, dones)
