@@ -131,15 +131,17 @@ def test_head_entropies_are_relative_to_the_number_of_valid_values(observations)
     observation, logits = observations(64), random_logits(64)
     distribution = distribution_of(observation, logits)
     actions = distribution.sample()
-    entropies = distribution.evaluate(actions).entropies
+    _, entropies, _, choices = distribution.evaluate(actions)
     for row, action in enumerate(actions.tolist()):
         for head in Head:
-            expected = 0.0
+            expected, probabilities = 0.0, []
             if HEAD_RELEVANCE[action[Head.OP], head]:
                 probabilities = list(naive_head(logits, observation, row, head, action[Head.OP]).values())
                 if len(probabilities) > 1:
                     expected = -sum(p * math.log(p) for p in probabilities) / math.log(len(probabilities))
             assert entropies[row, head].item() == pytest.approx(expected, abs=1e-5)
+            assert choices[row, head].item() == (len(probabilities) > 1)
+    assert not choices.all()
 
 
 def test_a_uniform_head_has_entropy_one_and_a_forced_one_exactly_zero(observations):

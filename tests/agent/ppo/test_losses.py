@@ -46,6 +46,7 @@ def minibatch(count=30, seed=0, spread=0.3):
         head_log_probs=th.where(relevance, old + spread * noise(total, NUM_HEADS), 0.0).requires_grad_(),
         head_entropies=th.where(relevance, noise(total, NUM_HEADS).abs(), 0.0),
         relevance=relevance,
+        choices=relevance & (noise(total, NUM_HEADS) > -0.5),
         op_probs=noise(total, NUM_OPS).softmax(dim=1),
     )
     # Padding must not matter, however wild.
@@ -168,11 +169,13 @@ def test_statistics_of_a_head_are_over_the_rows_that_read_it():
         statistics.add(loss_terms(samples, evaluation, settings_with()), evaluation, samples.mask)
         for row, head, _ in read_heads(samples):
             ratio = math.exp((evaluation.head_log_probs - samples.head_log_probs)[row, head].item())
-            seen[head].append((ratio, evaluation.head_entropies[row, head].item()))
+            entropy, choice = evaluation.head_entropies[row, head].item(), evaluation.choices[row, head].item()
+            seen[head].append((ratio, entropy, choice))
     numbers = statistics.per_head()
-    assert len(numbers) == 6 * NUM_HEADS
+    assert len(numbers) == 9 * NUM_HEADS
     for head, rows in seen.items():
-        ratios, entropies = np.array(rows).T
+        ratios, entropies, choices = np.array(rows).T
+        beyond = math.ceil(0.01 * (len(rows) - 1))  # rows at either end that do not count
         expected = {
             "ratio_mean": ratios.mean(),
             "ratio_max": ratios.max(),
@@ -180,11 +183,29 @@ def test_statistics_of_a_head_are_over_the_rows_that_read_it():
             "approx_kl": (ratios - 1 - np.log(ratios)).mean(),
             "clip_fraction": (np.abs(ratios - 1) > 0.2).mean(),
             "entropy": entropies.mean(),
+            "choice_entropy": entropies[choices == 1].mean(),
+            "ratio_low": np.sort(ratios)[beyond],
+            "ratio_high": np.sort(ratios)[-1 - beyond],
         }
+        assert 0 < choices.sum() < len(rows)
         for name, value in expected.items():
             assert numbers[f"{HEAD_NAMES[head]}_{name}"] == pytest.approx(value, rel=1e-3, abs=1e-5)
     wait = [evaluation.op_probs[: int(samples.mask.sum()), Op.WAIT].mean().item() for samples, evaluation in batches]
     assert statistics.summary(1.0)["op_wait_probability"] == pytest.approx(np.mean(wait), rel=1e-5)
+
+
+def test_a_head_without_a_choice_has_no_entropy_of_its_choices_and_infinite_ratios_stay_infinite():
+    samples, evaluation = minibatch(12)
+    evaluation = evaluation._replace(
+        choices=evaluation.choices & (th.arange(NUM_HEADS) != Head.SLOT),
+        head_log_probs=evaluation.head_log_probs + th.where(th.arange(NUM_HEADS) == Head.OP, 200.0, 0.0),
+    )
+    statistics = UpdateStatistics(0.2, th.device("cpu"))
+    statistics.add(loss_terms(samples, evaluation, settings_with()), evaluation, samples.mask)
+    numbers = statistics.per_head()
+    assert "slot_choice_entropy" not in numbers
+    assert "slot_entropy" in numbers
+    assert numbers["op_ratio_low"] == numbers["op_ratio_high"] == math.inf
 
 
 def test_entropy_weights_need_every_head():

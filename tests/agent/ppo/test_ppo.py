@@ -113,8 +113,10 @@ def test_the_log_has_sb3s_names_and_the_heads(mask_world, tmp_path, make_model, 
         *("train/clip_fraction", "train/explained_variance", "train/n_updates", "train/clip_range"),
         *("train/ent_coef", "train/grad_norm", "train/grad_norm_max", "train/clipped_update_fraction"),
         *("train/op_wait_probability", "train/lstm_hidden_rms", "train/lstm_cell_rms", "train/skipped_updates"),
+        "train/max_grad_norm",
     }
     statistics = ("ratio_mean", "ratio_max", "ratio_min", "approx_kl", "clip_fraction", "entropy")
+    statistics += ("ratio_low", "ratio_high", "choice_entropy")
     assert header >= shared | {f"train/{head}_{name}" for head in HEAD_NAMES for name in statistics}
     assert model.last_update["op_entropy"] == model.logger.name_to_value["train/op_entropy"]
 

@@ -50,6 +50,7 @@ class HeadEvaluation(NamedTuple):
     log_probs: th.Tensor  # (B, heads)
     entropies: th.Tensor  # (B, heads), divided by ln(number of valid values)
     relevance: th.Tensor  # (B, heads) bool
+    choices: th.Tensor  # (B, heads) bool: the op reads the head, and more than one value is valid
 
 
 def masked_log_softmax(logits: th.Tensor, valid: th.Tensor) -> th.Tensor:
@@ -112,6 +113,7 @@ class FactoredDistribution(Distribution):
             log_probs=th.where(relevance, taken, 0.0),
             entropies=th.where(relevance, normalised_entropy(log_probs, valid), 0.0),
             relevance=relevance,
+            choices=relevance & (valid.sum(dim=-1) > 1),
         )
 
     def log_prob(self, actions: th.Tensor) -> th.Tensor:

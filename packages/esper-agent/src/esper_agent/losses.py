@@ -94,6 +94,8 @@ def loss_terms(samples: FactoredSamples, evaluation: Evaluation, settings: LossS
 
 #: Statistics that are averaged over the rows in which a head is relevant.
 PER_HEAD_MEANS = ("ratio_mean", "approx_kl", "clip_fraction", "entropy")
+#: The share of a head's ratios that lie below ``ratio_low``, and above ``ratio_high``.
+TAIL = 0.01
 
 
 class UpdateStatistics:
@@ -108,6 +110,9 @@ class UpdateStatistics:
         self._sums = {name: th.zeros(NUM_HEADS, device=device) for name in PER_HEAD_MEANS}
         self._ratio_max = th.full((NUM_HEADS,), -th.inf, device=device)
         self._ratio_min = th.full((NUM_HEADS,), th.inf, device=device)
+        self._ratios: list[tuple[th.Tensor, th.Tensor]] = []  # (B, heads) each: ratios, and rows that are relevant
+        self._choices = th.zeros(NUM_HEADS, device=device)
+        self._choice_entropy = th.zeros(NUM_HEADS, device=device)
 
     def add(self, terms: LossTerms, evaluation: Evaluation, mask: th.Tensor) -> None:
         """Take in one minibatch."""
@@ -123,6 +128,10 @@ class UpdateStatistics:
             self._sums[name] += th.where(rows, value, 0.0).sum(dim=0)
         self._ratio_max = th.maximum(self._ratio_max, th.where(rows, ratio, -th.inf).amax(dim=0))
         self._ratio_min = th.minimum(self._ratio_min, th.where(rows, ratio, th.inf).amin(dim=0))
+        self._ratios.append((ratio, rows))
+        choices = evaluation.choices & rows
+        self._choices += choices.sum(dim=0)
+        self._choice_entropy += th.where(choices, values["entropy"], 0.0).sum(dim=0)
         scalars = {
             "policy_gradient_loss": terms.policy,
             "value_loss": terms.value,
@@ -148,14 +157,35 @@ class UpdateStatistics:
         return result
 
     def per_head(self) -> dict[str, float]:
-        """``<head>_<statistic>`` over the rows in which the head is relevant; none for a head no row read."""
+        """``<head>_<statistic>`` over the rows in which the head is relevant; none for a head no row read.
+
+        ``entropy`` is over all of them, ``choice_entropy`` over those in which the head had more than one valid value.
+        """
         columns = {name: (sums / self._count).tolist() for name, sums in self._sums.items()}
         columns |= {"ratio_max": self._ratio_max.tolist(), "ratio_min": self._ratio_min.tolist()}
-        return {
+        numbers = {
             f"{HEAD_NAMES[head]}_{name}": column[head]
             for head in self._count.nonzero().flatten().tolist()
             for name, column in columns.items()
         }
+        entropy = (self._choice_entropy / self._choices).tolist()
+        chosen = {
+            f"{HEAD_NAMES[head]}_choice_entropy": entropy[head] for head in self._choices.nonzero().flatten().tolist()
+        }
+        return numbers | chosen | self._tails()
+
+    def _tails(self) -> dict[str, float]:
+        """The quantiles of each head's ratios between which all but its ``TAIL`` at either end lie."""
+        if not self._ratios:
+            return {}
+        ratios, rows = (th.cat(parts).cpu().numpy() for parts in zip(*self._ratios, strict=True))
+        numbers = {}
+        for head in np.flatnonzero(rows.any(axis=0)):
+            # Actual ratios, not something in between: one of them may be infinite.
+            own, name = ratios[rows[:, head], head], HEAD_NAMES[head]
+            numbers[f"{name}_ratio_low"] = float(np.quantile(own, TAIL, method="higher"))
+            numbers[f"{name}_ratio_high"] = float(np.quantile(own, 1.0 - TAIL, method="lower"))
+        return numbers
 
 
 def entropy_weights(multipliers: Mapping[str, float], device: th.device) -> th.Tensor:

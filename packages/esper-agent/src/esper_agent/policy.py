@@ -56,6 +56,7 @@ class Evaluation(NamedTuple):
     head_log_probs: th.Tensor  # (B, heads)
     head_entropies: th.Tensor  # (B, heads), normalised
     relevance: th.Tensor  # (B, heads) bool
+    choices: th.Tensor  # (B, heads) bool: relevant, with more than one valid value
     op_probs: th.Tensor  # (B, ops)
 
 
@@ -225,6 +226,7 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
             head_log_probs=heads.log_probs,
             head_entropies=heads.entropies,
             relevance=heads.relevance,
+            choices=heads.choices,
             op_probs=distribution.op_probs,
         )
 

@@ -302,6 +302,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row < NON_FINITE_LIMIT:
             return
+        self.last_update = {"skipped_updates": float(statistics.skipped)}
         self.logger.record("train/skipped_updates", statistics.skipped)
         self.logger.dump(self.num_timesteps)
         self._skipped_in_a_row = 0
@@ -333,6 +334,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
             "lstm_cell_rms": root_mean_square(buffer.cell_states_pi),
             "clip_range": settings.clip_range,
             "ent_coef": settings.ent_coef,
+            "max_grad_norm": self.max_grad_norm,
         }
         if settings.clip_range_vf is not None:
             totals["clip_range_vf"] = settings.clip_range_vf

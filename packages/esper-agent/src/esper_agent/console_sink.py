@@ -1,0 +1,57 @@
+"""Events that matter, on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from esper_env.telemetry import Payload, Severity
+from rich.console import Console
+from rich.text import Text
+
+#: Severities that are shown, and how.
+STYLES = {Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
+_PLACE = ("env", "episode", "epoch", "slot")
+
+
+class Event(Protocol):
+    """What is read of a telemetry event; ``time`` is in seconds since the epoch."""
+
+    @property
+    def time(self) -> float: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def severity(self) -> Severity: ...
+    @property
+    def payload(self) -> Payload: ...
+
+
+class ConsoleSink:
+    """Prints a line for each event of severity warning or worse: UTC time, type, where it happened, the numbers."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def write(self, events: Sequence[Event]) -> None:
+        """Print those that matter."""
+        for event in events:
+            if event.severity in STYLES:
+                self.console.print(_line(event), soft_wrap=True)
+
+    def close(self) -> None:
+        """The console stays open: it belongs to whoever made it."""
+
+
+def _line(event: Event) -> Text:
+    moment = datetime.fromtimestamp(event.time, UTC).strftime("%H:%M:%S")
+    place = {name: getattr(event, name) for name in _PLACE}
+    shown = {name: value for name, value in {**place, **asdict(event.payload)}.items() if value is not None}
+    numbers = "  ".join(f"{name} {_short(value)}" for name, value in shown.items())
+    return Text.assemble((moment, "dim"), " ", (event.type, STYLES[event.severity]), " ", numbers)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,227 @@
+"""What counts as abnormal in training, and how it is found in the numbers of a round of updates.
+
+    for anomaly in detect(model.last_update, model.num_timesteps, progress, AnomalySettings()):
+        print(anomaly.TYPE, anomaly.quantity, anomaly.value)
+
+Ratios are judged by their quantiles of 1% and 99%, not by the one row that is furthest out: over 8 passes a healthy
+run of 12,800 steps had a single ratio of 0.044, and one of 4.6, while the quantiles of healthy runs stay within
+0.25 and 3. Entropies are judged over the rows in which a head had a choice at all: the slot head has one in about 60%
+of the rows that read it, so a plain mean of 0.5 can be a uniform policy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from esper_env.rules.heads import HEAD_NAMES
+from esper_env.telemetry import (
+    Anomaly,
+    EntropyCollapse,
+    GradientAnomaly,
+    NumericalInstability,
+    RatioCollapse,
+    RatioExplosion,
+    ValueCollapse,
+)
+
+
+@dataclass(frozen=True)
+class AnomalySettings:
+    """When training counts as abnormal, and what is reported of its course."""
+
+    ratio_explosion: float = 5.0
+    """A head's ratios explode where their 99% quantile is above this."""
+    ratio_collapse: float = 0.1
+    """A head's ratios collapse where their 1% quantile is below this."""
+    value_collapse: float = 0.1
+    """The critic has collapsed where it explains less than this share of the variance of the returns."""
+    value_collapse_after: float = 0.25
+    """Share of the run in which the critic may still learn to."""
+    gradient_explosion: float = 10.0
+    """Gradients explode where their mean norm is above this many times max_grad_norm: all that is left is a sign."""
+    gradient_vanishing: float = 0.01
+    """Gradients vanish where their mean norm is below this; Adam's epsilon swallows such gradients."""
+    op_entropy_floor: float = 0.2
+    """The op head has stopped exploring where its normalised entropy, over the rows with a choice, is below this: an
+    op of 97% does that."""
+    argument_entropy_floor: float = 0.001
+    """The same for each other head. Such a head may rightly settle on one value; this is a head that cannot leave
+    it."""
+    escalation_epochs: int = 5
+    """Epochs for which everything is reported after an anomaly."""
+    trend_batches: int = 3
+    """Rollouts on each side of the comparison of episodes with earlier ones."""
+    plateau_points: float = 0.5
+    """Episodes are no different where their accuracy has changed by less than this many points."""
+    trend_points: float = 2.0
+    """Episodes are better or worse where their accuracy has changed by more than this many points."""
+    hacking_ratio: float = 5.0
+    """An episode was overpaid where it was paid for growth more than this many times what its seeds are worth."""
+    hacking_points: float = 10.0
+    """Pay for growth of up to this many points is never suspicious: one seed led to HOLDING has half of it."""
+    ransom_points: float = 0.1
+    """A network depends on a seed whose contribution is above this many points."""
+    ransom_loss: float = 2.0
+    """Such a seed is kept to ransom where accuracy is more than this many points lower than before it was planted."""
+    ransom_epochs: int = 5
+    """Epochs in HOLDING or FOSSILIZED before a seed can be suspected."""
+
+    def checked(self) -> AnomalySettings:
+        """These settings, or a ``ValueError`` for a number that cannot work."""
+        for name, allowed in _RANGES.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and allowed.holds(value)):
+                raise ValueError(f"{name} is {value}; expected {allowed.words}")
+        if self.plateau_points > self.trend_points:
+            raise ValueError(
+                f"plateau_points is {self.plateau_points} and trend_points {self.trend_points}; a change cannot be "
+                "both a plateau and a trend, so plateau_points must not be the greater"
+            )
+        return self
+
+
+class _Range(NamedTuple):
+    words: str
+    holds: Callable[[float], bool]
+
+
+_AT_LEAST_0 = _Range("a number of at least 0", lambda value: value >= 0)
+_AT_LEAST_1 = _Range("a whole number of at least 1", lambda value: value >= 1 and int(value) == value)
+_OVER_1 = _Range("a number over 1", lambda value: value > 1)
+_SHARE = _Range("a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+_RANGES = {
+    "ratio_explosion": _OVER_1,
+    "ratio_collapse": _Range("a number from 0 to below 1", lambda value: 0 <= value < 1),
+    "value_collapse": _Range("a number of at most 1", lambda value: value <= 1),
+    "value_collapse_after": _SHARE,
+    "gradient_explosion": _OVER_1,
+    "gradient_vanishing": _AT_LEAST_0,
+    "op_entropy_floor": _SHARE,
+    "argument_entropy_floor": _SHARE,
+    "escalation_epochs": _AT_LEAST_1,
+    "trend_batches": _AT_LEAST_1,
+    "plateau_points": _AT_LEAST_0,
+    "trend_points": _AT_LEAST_0,
+    "hacking_ratio": _OVER_1,
+    "hacking_points": _AT_LEAST_0,
+    "ransom_points": _AT_LEAST_0,
+    "ransom_loss": _AT_LEAST_0,
+    "ransom_epochs": _AT_LEAST_1,
+}
+
+#: What has to be finite. The explained variance is not among them: it is the critic's.
+_LOSSES = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "grad_norm")
+_RATIOS = tuple(f"{head}_{name}" for head in HEAD_NAMES for name in ("ratio_mean", "ratio_max", "ratio_min"))
+
+
+class _Finding(NamedTuple):
+    """A quantity that is where it should not be."""
+
+    quantity: str
+    value: float
+    threshold: float | None
+
+
+class _Round(NamedTuple):
+    """What a rule looks at."""
+
+    metrics: Mapping[str, float]
+    progress: float
+    settings: AnomalySettings
+
+
+def detect(metrics: Mapping[str, float], timesteps: int, progress: float, settings: AnomalySettings) -> list[Anomaly]:
+    """The anomalies in the numbers of one round of updates, at most one of each type: the worst.
+
+    Args:
+        metrics: ``last_update`` of a ``FactoredRecurrentPPO``; what it lacks, for want of data, is not judged.
+        timesteps: environment steps so far.
+        progress: share of the run that is done, 0 to 1.
+        settings: the thresholds.
+    """
+    seen = _Round(metrics, progress, settings)
+    found = ((kind, rule(seen)) for kind, rule in _RULES.items())
+    return [
+        kind(timesteps=timesteps, quantity=finding.quantity, value=finding.value, threshold=finding.threshold)
+        for kind, finding in found
+        if finding is not None
+    ]
+
+
+def _of_heads(metrics: Mapping[str, float], statistic: str) -> Iterator[tuple[str, float]]:
+    """The heads' (name, value) of a statistic that are not NaN."""
+    for head in HEAD_NAMES:
+        value = metrics.get(f"{head}_{statistic}", math.nan)
+        if not math.isnan(value):
+            yield f"{head}_{statistic}", value
+
+
+def _highest(seen: _Round, statistic: str, limit: float) -> _Finding | None:
+    name, value = max(_of_heads(seen.metrics, statistic), key=lambda pair: pair[1], default=("", -math.inf))
+    return _Finding(name, value, limit) if value > limit else None
+
+
+def _lowest(seen: _Round, statistic: str, limit: float) -> _Finding | None:
+    name, value = min(_of_heads(seen.metrics, statistic), key=lambda pair: pair[1], default=("", math.inf))
+    return _Finding(name, value, limit) if value < limit else None
+
+
+def _ratio_explosion(seen: _Round) -> _Finding | None:
+    return _highest(seen, "ratio_high", seen.settings.ratio_explosion)
+
+
+def _ratio_collapse(seen: _Round) -> _Finding | None:
+    return _lowest(seen, "ratio_low", seen.settings.ratio_collapse)
+
+
+def _entropy_collapse(seen: _Round) -> _Finding | None:
+    op = seen.metrics.get("op_choice_entropy", math.nan)
+    if op < seen.settings.op_entropy_floor:
+        return _Finding("op_choice_entropy", op, seen.settings.op_entropy_floor)
+    arguments = {name: value for name, value in seen.metrics.items() if name != "op_choice_entropy"}
+    return _lowest(seen._replace(metrics=arguments), "choice_entropy", seen.settings.argument_entropy_floor)
+
+
+def _value_collapse(seen: _Round) -> _Finding | None:
+    name, limit = "explained_variance", seen.settings.value_collapse
+    value = seen.metrics.get(name)
+    if value is None:
+        return None
+    if not math.isfinite(value):
+        return _Finding(name, value, None)
+    late = seen.progress >= seen.settings.value_collapse_after
+    return _Finding(name, value, limit) if late and value < limit else None
+
+
+def _numerical_instability(seen: _Round) -> _Finding | None:
+    for name in (*_LOSSES, *_RATIOS):
+        value = seen.metrics.get(name, 0.0)
+        if not math.isfinite(value):
+            return _Finding(name, value, None)
+    skipped = seen.metrics.get("skipped_updates", 0.0)
+    return _Finding("skipped_updates", skipped, 0.0) if skipped > 0 else None
+
+
+def _gradient_anomaly(seen: _Round) -> _Finding | None:
+    norm = seen.metrics.get("grad_norm")
+    if norm is None or not math.isfinite(norm):
+        return None
+    most = seen.settings.gradient_explosion * seen.metrics["max_grad_norm"]
+    least = seen.settings.gradient_vanishing
+    if norm > most:
+        return _Finding("grad_norm", norm, most)
+    return _Finding("grad_norm", norm, least) if norm < least else None
+
+
+_RULES: dict[type[Anomaly], Callable[[_Round], _Finding | None]] = {
+    NumericalInstability: _numerical_instability,
+    RatioExplosion: _ratio_explosion,
+    RatioCollapse: _ratio_collapse,
+    ValueCollapse: _value_collapse,
+    GradientAnomaly: _gradient_anomaly,
+    EntropyCollapse: _entropy_collapse,
+}
