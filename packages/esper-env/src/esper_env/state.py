@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from esper_env.rules import lifecycle
 from esper_env.rules.slot_table import SlotTable
 from esper_env.tasks import TaskConfig, task_dict
-from esper_env.trees import Arrays, Tree, arrays_of
+from esper_env.trees import Arrays, Tree, arrays_of, split_tree
 
 #: Version of the layout of a state.
 FORMAT = 1
@@ -131,7 +131,7 @@ def put_state(parts: Mapping[str, Part], identity: Tree, state: Tree) -> None:
     """
     if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
         raise ValueError("this is not the state of an environment; expected what get_state returns")
-    if state.get("format") != FORMAT:
+    if type(state.get("format")) is not int or state["format"] != FORMAT:
         raise ValueError(
             f"the state has format {state.get('format')!r}; this version of esper-env knows format {FORMAT}. "
             "Use the version that it was taken with"
@@ -146,6 +146,12 @@ def put_state(parts: Mapping[str, Part], identity: Tree, state: Tree) -> None:
 
 
 def _check_identity(found: Tree, own: Tree) -> None:
+    try:
+        found, arrays = split_tree(found)
+    except ValueError as error:
+        raise ValueError(f"identity of the state: {error}") from error
+    if arrays:
+        raise ValueError(f"identity of the state: {sorted(arrays)} are arrays; expected JSON values")
     differing = [
         f"{name} is {found.get(name, 'missing')!r} in the state and {own.get(name, 'unknown')!r} here"
         for name in sorted(found.keys() | own.keys())

@@ -58,7 +58,10 @@ def arrays_of(tree: Tree, name: str) -> Arrays:
     """The arrays of a tree that holds nothing else, by path; ``ValueError`` naming the tree for anything else."""
     if not isinstance(tree, dict):
         raise ValueError(f"{name} of the state is {tree!r}; expected a dict of arrays")
-    values, arrays = split_tree(tree)
+    try:
+        values, arrays = split_tree(tree)
+    except ValueError as error:
+        raise ValueError(f"{name} of the state: {error}") from error
     _check_empty(values, name)
     return arrays
 

@@ -57,12 +57,15 @@ class MinibatchStream:
         """What :meth:`go_on` takes, from :meth:`get_state`; ``ValueError`` for what no stream of this data can have."""
         count, device = len(self._data.labels), self._data.labels.device
         if ((left < 0) | (left >= count)).any() or len(np.unique(left)) < len(left):
-            raise ValueError(f"a minibatch stream has left {left.tolist()}; expected distinct images of {count}")
+            raise ValueError(
+                f"a minibatch stream of the state has images left from {left.min()} to {left.max()}; "
+                f"expected each number from 0 to {count - 1} once at most"
+            )
         made = torch.Generator(device)
         try:
             made.set_state(torch.from_numpy(generator.copy()))
         except RuntimeError as error:
-            raise ValueError(f"a minibatch stream has a state that is no generator's here ({error})") from error
+            raise ValueError(f"a minibatch stream of the state is no generator of this device ({error})") from error
         return made, torch.from_numpy(left.copy()).to(device)
 
     def go_on(self, generator: torch.Generator, left: Tensor) -> None:
