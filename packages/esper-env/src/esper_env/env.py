@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -9,11 +10,14 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from esper_env.checkpoint import read_checkpoint, write_checkpoint
 from esper_env.growth import Observation
 from esper_env.infos import Infos, single_info
 from esper_env.render import RENDER_MODES, Picture
 from esper_env.rules.masks import MaskArray
+from esper_env.state import KIND
 from esper_env.tasks import TaskConfig, make_task
+from esper_env.trees import Tree
 from esper_env.vector_env import EsperVectorEnv
 
 
@@ -62,7 +66,7 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         """
         self._vector.check_reset(seed, options, ("topology",))
         super().reset(seed=None if seed is None else int(seed))
-        self._vector.np_random = (self.np_random,)
+        self._share_generator()
         observations, infos = self._vector.reset(options=options)
         return _first(observations), single_info(infos, 0)
 
@@ -70,6 +74,28 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         """Carry out one action (8,), train and measure one epoch."""
         observations, rewards, terminated, truncated, infos = self._vector.step(np.asarray(action)[None])
         return _first(observations), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), single_info(infos, 0)
+
+    def observe(self) -> Observation:
+        """The present observation, as the last reset or step returned it; ``ResetNeeded`` before the first reset."""
+        return _first(self._vector.observe())
+
+    def get_state(self) -> Tree:
+        """All that the future depends on, as :meth:`EsperVectorEnv.get_state`; ``np_random`` is part of it."""
+        self._share_generator()
+        return self._vector.get_state()
+
+    def set_state(self, state: Tree) -> None:
+        """Go on from :meth:`get_state`, as :meth:`EsperVectorEnv.set_state`; ``ValueError`` before anything changes."""
+        self._vector.set_state(state)
+        (self._np_random,), (self._np_random_seed,) = self._vector.np_random, self._vector.np_random_seed
+
+    def save_state(self, folder: str | Path) -> Path:
+        """Write :meth:`get_state` to a folder; see :meth:`EsperVectorEnv.save_state`."""
+        return write_checkpoint(folder, self.get_state(), kind=KIND)
+
+    def load_state(self, folder: str | Path) -> None:
+        """:meth:`set_state` from a folder; see :meth:`EsperVectorEnv.load_state`."""
+        self.set_state(read_checkpoint(folder, kind=KIND))
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(sum of the head sizes,) the marginal mask under sb3-contrib's name."""
@@ -93,6 +119,10 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         """The network as text or picture, None without a render mode."""
         frames = self._vector.render()
         return frames[0] if frames is not None else None
+
+    def _share_generator(self) -> None:
+        """Let the vector draw from the generator that Gymnasium keeps for this environment."""
+        self._vector.share_generators((self.np_random,), (self.np_random_seed,))
 
     def close(self) -> None:
         """Stop the worker threads."""

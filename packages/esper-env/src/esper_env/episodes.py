@@ -10,6 +10,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from esper_env.networks.seeds import blueprint_entry
+from esper_env.state import Part, attributes_part
 
 Mask = NDArray[np.bool_]
 OPTIONS = ("reset_mask", "topology")  # of a vector's reset
@@ -109,10 +110,14 @@ class EpisodeClock:
             isinstance(max_episode_steps, bool) or not isinstance(max_episode_steps, int) or max_episode_steps < 1
         ):
             raise ValueError(f"max_episode_steps is {max_episode_steps!r}; expected None or at least 1")
-        self._limit = max_episode_steps
+        self.limit = max_episode_steps
         self._started = np.zeros(count, dtype=np.bool_)
         self.finished = np.zeros(count, dtype=np.bool_)
         self._steps = np.zeros(count, dtype=np.int64)
+
+    def state_part(self) -> Part:
+        """The clock's share of a state."""
+        return attributes_part("clock", self, {"started": "_started", "finished": "finished", "steps": "_steps"})
 
     def start(self, rows: Mask) -> None:
         """An episode begins in ``rows`` (N,)."""
@@ -141,7 +146,7 @@ class EpisodeClock:
         """
         self._steps[stepped] += 1
         truncated = np.zeros_like(stepped)
-        if self._limit is not None:
-            truncated = stepped & (self._steps >= self._limit)
+        if self.limit is not None:
+            truncated = stepped & (self._steps >= self.limit)
         self.finished = self.finished | (stepped & (terminated | truncated))
         return truncated

@@ -26,8 +26,10 @@ from esper_env.rules.reward_config import reward_config
 from esper_env.rules.signals import SignalConfig, SignalTracker
 from esper_env.rules.slot_table import DOWN, SlotTable
 from esper_env.rules.stages import Stage
+from esper_env.state import Part, attributes_part, object_part, table_part
 from esper_env.tasks import TaskConfig
 from esper_env.telemetry import IsolationViolation, Telemetry
+from esper_env.trees import Arrays
 
 Mask = NDArray[np.bool_]
 Observation = dict[str, NDArray[Any]]
@@ -65,7 +67,7 @@ class Growth:
         self.slot_ids: tuple[str, ...] = tuple(spec.slot_id for spec in shard.slots)
         self.topology = shard.topology
         self.offered_blueprints = tuple(entry.value for entry in offered_blueprints(shard.topology))
-        self.host_parameters = shard.host.size
+        self.host_parameters, self.device = shard.host.size, shard.device
         slots = len(self.slot_ids)
         self.max_seeds = slots if task.max_seeds is None else task.max_seeds
         self.rules = ActionRules(slots, self.offered_blueprints, self.max_seeds)
@@ -116,6 +118,20 @@ class Growth:
         self._last_success[rows] = True
         self.recorder.began(rows, self._signals.peek(), structure.fossilized)
         return self._state_values(structure)
+
+    def state_parts(self) -> dict[str, Part]:
+        """What a state of the networks is made of, by name."""
+        population, table = self._population, self.table
+        return {
+            "table": table_part("table", table),
+            "steps": attributes_part("steps", self, _STEPS, _check_steps),
+            "signals": object_part("signals", self._signals),
+            "reward": object_part("reward", self._reward),
+            "population": Part(
+                lambda: population.get_state(table.blueprint),
+                lambda state, whole: population.prepare_state(state, whole["table"]["blueprint"]),
+            ),
+        }
 
     def decode(self, actions: ArrayLike) -> Command:
         """What integer actions (N, 8) really mean now; malformed ones are a ``ValueError``."""
@@ -312,6 +328,15 @@ class Growth:
             "contribution_measured": self.table.contribution_age >= 0,
             "dataset_name": np.full(self.count, self.dataset_name, dtype=object),
         }
+
+
+#: Arrays (N,) of a state, by attribute.
+_STEPS = {"epoch": "epoch", "last_op": "_last_op", "last_success": "_last_success"}
+
+
+def _check_steps(arrays: Arrays) -> None:
+    if not np.isin(arrays["last_op"], list(Op)).all() or (arrays["epoch"] < 0).any():
+        raise ValueError("steps of the state: last_op must hold ops, and epoch numbers of 0 or more")
 
 
 def _check_max_seeds(value: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -12,15 +13,19 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from esper_env.checkpoint import read_checkpoint, write_checkpoint
 from esper_env.episodes import EpisodeClock, Site, parse_reset
+from esper_env.generators import generators_from, generators_state
 from esper_env.growth import Growth, Observation
 from esper_env.infos import Infos, merge_infos, restrict_infos, vector_infos
 from esper_env.render import RENDER_MODES, Picture, describe_networks, draw_networks
 from esper_env.rules.heads import NO_BLUEPRINT, Op, head_sizes
 from esper_env.rules.masks import MaskArray, conditional_masks, sample_valid_actions, split_mask
 from esper_env.rules.observation import BOUND, feature_count
+from esper_env.state import KIND, Commit, Part, put_state, take_state, task_identity
 from esper_env.tasks import TaskConfig, make_task
 from esper_env.telemetry import Telemetry
+from esper_env.trees import Tree
 
 EPISODE_SEED_BOUND = 2**62
 
@@ -152,6 +157,39 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             infos = self._reset_in_place(infos, ended)
         return self._growth.observe(), np.where(stepped, outcome.rewards, 0.0), terminated, truncated, infos
 
+    def observe(self) -> Observation:
+        """The present observation, as the last reset or step returned it; ``ResetNeeded`` before the first reset."""
+        self._clock.require_started()
+        return self._growth.observe()
+
+    def get_state(self) -> Tree:
+        """All that the future depends on: networks, optimizers, generators, slots, signals, rewards, the clock.
+
+        A nested dict of NumPy arrays and JSON values, all copies; see ``docs/environment.md``. Together with the same
+        actions it makes the same future on the same device kind with the same versions, bit for bit on a CPU.
+        """
+        return take_state(self._state_parts(), self._identity())
+
+    def set_state(self, state: Tree) -> None:
+        """Go on from :meth:`get_state` of this environment, or of one made with the same numbers.
+
+        Where the task runs may differ, up to rounding: ``data_dir``, ``shard_size``, ``capture`` and which device of a
+        kind. The autoreset mode and the render mode are this environment's own. Raises ``ValueError``, naming what
+        does not fit, before anything changes.
+        """
+        put_state(self._state_parts(), self._identity(), state)
+
+    def save_state(self, folder: str | Path) -> Path:
+        """Write :meth:`get_state` to a folder, which holds the previous or the new state at every moment.
+
+        Raises ``CheckpointError``, a ``ValueError``, for a folder that holds something else; ``OSError``.
+        """
+        return write_checkpoint(folder, self.get_state(), kind=KIND)
+
+    def load_state(self, folder: str | Path) -> None:
+        """:meth:`set_state` from a folder; ``CheckpointError``, a ``ValueError``, for a damaged or foreign one."""
+        self.set_state(read_checkpoint(folder, kind=KIND))
+
     def action_masks(self) -> NDArray[np.bool_]:
         """(N, sum of the head sizes) the marginal masks under sb3-contrib's name."""
         growth = self._growth
@@ -208,6 +246,33 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
         """What each environment's generator started from, -1 where that is not known."""
         return tuple(self._rng_seeds)
+
+    def share_generators(self, rngs: Sequence[np.random.Generator], seeds: Sequence[int]) -> None:
+        """Draw episode seeds from ``rngs``, one per environment, which started from ``seeds``."""
+        self.np_random = tuple(rngs)
+        self._rng_seeds = list(seeds)
+
+    def _state_parts(self) -> dict[str, Part]:
+        generators = Part(self._generators_state, self._prepare_generators)
+        return {"clock": self._clock.state_part(), "generators": generators, **self._growth.state_parts()}
+
+    def _generators_state(self) -> Tree:
+        return generators_state(self._rngs, self._rng_seeds)
+
+    def _prepare_generators(self, state: Tree, _: Tree) -> Commit:
+        rngs, seeds = generators_from(state, self.num_envs)
+        return lambda: self.share_generators(rngs, seeds)
+
+    def _identity(self) -> Tree:
+        return {
+            **task_identity(self.task),
+            "dataset_name": self.dataset_name,
+            "device_kind": self._growth.device.type,
+            "max_episode_steps": self._clock.limit,
+            "num_envs": self.num_envs,
+            "offered_blueprints": list(self.offered_blueprints),
+            "slot_ids": list(self.slot_ids),
+        }
 
     def _begin(self, rows: NDArray[np.bool_], topology: dict[int, int]) -> Infos:
         seeds = np.zeros(self.num_envs, dtype=np.int64)

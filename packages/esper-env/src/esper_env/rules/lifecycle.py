@@ -18,6 +18,7 @@ from esper_env.rules.heads import (
     STYLE_OPERATOR,
     TEMPO_TICKS,
     AlphaTarget,
+    Curve,
     Op,
     Operator,
 )
@@ -324,6 +325,10 @@ def validate(table: SlotTable) -> None:
         ("alpha_mode", ~ramping | (table.stage == Stage.BLENDING), "HOLD outside BLENDING"),
         ("pruning", ~table.pruning | ramping, "False unless a ramp runs"),
         ("blueprint", (table.blueprint != NO_BLUEPRINT) == table.has_seed, "present exactly where a seed is"),
+        ("operator", np.isin(table.operator, list(Operator)), "an operator"),
+        ("alpha_curve", np.isin(table.alpha_curve, list(Curve)), "a curve"),
+        ("first_curve", np.isin(table.first_curve, list(Curve)), "a curve"),
+        ("contribution_age", table.contribution_age >= -1, "-1 (never) or more"),
         ("age", table.age >= 0, "0 or more"),
         ("epochs_in_stage", table.epochs_in_stage >= 0, "0 or more"),
     ):

@@ -75,7 +75,7 @@ class Shard:
         self._inference = [InferenceForm(segment) for segment in self.segments]
         self._seeds: dict[tuple[int, int], Stack] = {}
         self._gates: dict[int, Stack] = {}
-        self._births = np.zeros((rows, len(self.slots)), dtype=np.int64)
+        self.births = np.zeros((rows, len(self.slots)), dtype=np.int64)
         self.row_seeds = np.zeros(rows, dtype=np.int64)
 
     def seed_stack(self, slot: int, blueprint: int) -> Stack:
@@ -104,13 +104,13 @@ class Shard:
     def reset_row(self, row: int, seed: int) -> None:
         """Start a network anew: its host's weights come from ``seed``, its seeds' from generators derived from it."""
         self.row_seeds[row] = seed
-        self._births[row] = 0
+        self.births[row] = 0
         self.host.reset(row, derive_seed(seed, "host weights"))
 
     def attach(self, row: int, slot: int, blueprint: int) -> None:
         """Put a newborn seed and a newborn gate into a slot of one network."""
-        seed, birth = int(self.row_seeds[row]), int(self._births[row, slot])
-        self._births[row, slot] += 1
+        seed, birth = int(self.row_seeds[row]), int(self.births[row, slot])
+        self.births[row, slot] += 1
         self.seed_stack(slot, blueprint).reset(row, derive_seed(seed, f"seed weights {slot}", birth))
         self.gate_stack(slot).reset(row, derive_seed(seed, f"gate weights {slot}", birth))
 

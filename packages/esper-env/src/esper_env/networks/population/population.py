@@ -20,11 +20,14 @@ from esper_env.networks.population.network import FULL_PRECISION, Shard
 from esper_env.networks.population.optimisation import Optimisation
 from esper_env.networks.population.readback import Readback
 from esper_env.networks.population.snapshots import Mismatch, Snapshots
+from esper_env.networks.population.state import Networks, networks_state, prepare_networks
 from esper_env.networks.population.stream import MinibatchStream, TrainingImages, draw_epoch
 from esper_env.networks.population.structure import Structure
 from esper_env.networks.population.trainers import Trainers, TrainStats
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_rng, derive_seed
+from esper_env.state import Commit
+from esper_env.trees import Tree
 
 T = TypeVar("T", bound=tuple[NDArray[Any], ...])
 R = TypeVar("R")
@@ -141,6 +144,10 @@ class Population:
         """Give one network a newborn seed."""
         shard, local = self._locate(row)
         shard.attach(local, slot, blueprint)
+        self._note_sizes(row, slot, blueprint)
+
+    def _note_sizes(self, row: int, slot: int, blueprint: int) -> None:
+        shard, _ = self._locate(row)
         self._seed_sizes[slot, blueprint] = shard.seed_stack(slot, blueprint).size
         self._gate_sizes[slot] = shard.gate_stack(slot).size
 
@@ -204,6 +211,28 @@ class Population:
             return appraise(self.shards[index], structure.rows(own), local, self._validation, self._test, rngs)
 
         return _joined(Commitment, [part for part in self._each_shard(one) if part is not None])
+
+    @_own_settings()
+    def get_state(self, blueprint: NDArray[np.int64]) -> Tree:
+        """Copies of all that the future of networks whose slots hold ``blueprint`` (N, S) depends on."""
+        return networks_state(self._networks(), blueprint)
+
+    @_own_settings()
+    def prepare_state(self, state: Tree, blueprint: NDArray[np.int64]) -> Commit:
+        """Check a state of networks whose slots hold ``blueprint``; the result puts it in place. ``ValueError``."""
+        put_in_place = prepare_networks(self._networks(), state, blueprint)
+
+        @_own_settings()
+        def commit() -> None:
+            put_in_place()
+            self._seeds[:] = state["episode_seeds"]
+            for row, slot in np.argwhere(blueprint != NO_BLUEPRINT):
+                self._note_sizes(int(row), int(slot), int(blueprint[row, slot]))
+
+        return commit
+
+    def _networks(self) -> Networks:
+        return Networks(self.shards, self._slices, self._streams)
 
     def parameters_added(self, structure: Structure, counted: NDArray[np.bool_]) -> NDArray[np.int64]:
         """(N,) trainable scalars of the counted seeds (N, S), gates in use included."""

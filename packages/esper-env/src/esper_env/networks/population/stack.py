@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,6 +24,10 @@ def seeded_construction(seed: int) -> Iterator[None]:
         torch.default_generator.set_state(state)
 
 
+#: Tensors of some rows of a stack, by kind ("parameters", "momentum", "buffers") and name; each with a leading row.
+RowTensors = dict[str, dict[str, Tensor]]
+
+
 class Stack:
     """n copies of a module as stacked leaves, with their optimizer momentum.
 
@@ -33,7 +37,7 @@ class Stack:
 
     def __init__(self, build: Callable[[], nn.Module], rows: int, device: torch.device, dtype: torch.dtype) -> None:
         self._build = build
-        self.dtype = dtype
+        self.dtype, self._device = dtype, device
         with seeded_construction(0):
             self.template = build().to(device=device, dtype=dtype)
         # The template only lends its code: its own tensors are never read.
@@ -68,6 +72,29 @@ class Stack:
                 self.momentum[name][row].zero_()
             for name, buffer in module.named_buffers():
                 self.buffers[name][row].copy_(buffer)
+
+    def tensors(self) -> RowTensors:
+        """The stacked tensors themselves, by kind and name."""
+        return {"parameters": self.parameters, "momentum": self.momentum, "buffers": self.buffers}
+
+    def read_rows(self, rows: Sequence[int]) -> RowTensors:
+        """Copies of some rows, in the order given."""
+        index = self._index(rows)
+        return {
+            kind: {name: value.index_select(0, index) for name, value in part.items()}
+            for kind, part in self.tensors().items()
+        }
+
+    @torch.no_grad()
+    def write_rows(self, rows: Sequence[int], values: RowTensors) -> None:
+        """Overwrite some rows, in place, with the kinds and names in ``values``; the others stay as they are."""
+        index, own = self._index(rows), self.tensors()
+        for kind, part in values.items():
+            for name, value in part.items():
+                own[kind][name].index_copy_(0, index, value)
+
+    def _index(self, rows: Sequence[int]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.int64, device=self._device)
 
     def clear_momentum(self, rows: Iterable[int]) -> None:
         """Forget the optimizer's momentum of some rows."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_env.data import ImageData
@@ -46,6 +48,29 @@ class MinibatchStream:
         """Start the stream anew."""
         self._generator.manual_seed(seed)
         self._left = self._left[:0]
+
+    def get_state(self) -> tuple[Tensor, Tensor]:
+        """The generator's state (L,) uint8 on the CPU, and what is left (k,) of the permutation under way; copies."""
+        return self._generator.get_state(), self._left.clone()
+
+    def prepared(self, generator: NDArray[np.uint8], left: NDArray[np.int64]) -> tuple[torch.Generator, Tensor]:
+        """What :meth:`go_on` takes, from :meth:`get_state`; ``ValueError`` for what no stream of this data can have."""
+        count, device = len(self._data.labels), self._data.labels.device
+        if ((left < 0) | (left >= count)).any() or len(np.unique(left)) < len(left):
+            raise ValueError(
+                f"a minibatch stream of the state has images left from {left.min()} to {left.max()}; "
+                f"expected each number from 0 to {count - 1} once at most"
+            )
+        made = torch.Generator(device)
+        try:
+            made.set_state(torch.from_numpy(generator.copy()))
+        except RuntimeError as error:
+            raise ValueError(f"a minibatch stream of the state is no generator of this device ({error})") from error
+        return made, torch.from_numpy(left.copy()).to(device)
+
+    def go_on(self, generator: torch.Generator, left: Tensor) -> None:
+        """Continue from what :meth:`prepared` returned."""
+        self._generator, self._left = generator, left
 
     def draw(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The next epoch's image indices (T, B), crop offsets (2, T, B) and flips (T, B).

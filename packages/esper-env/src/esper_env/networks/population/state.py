@@ -1,0 +1,164 @@
+"""The state of a population, as arrays that do not depend on how its networks are laid out in shards.
+
+| array | content |
+|---|---|
+| episode_seeds (N,), births (N, S) | what the networks started from, and how many seeds each slot has had |
+| host/KIND/NAME (N, ...) | a tensor of the hosts; KIND is parameters, momentum or buffers |
+| seeds/SLOT/BLUEPRINT/KIND/NAME (k, ...) | of the k networks whose slot holds that blueprint, in their order |
+| gates/SLOT/KIND/NAME (k, ...) | of the k networks whose slot holds a seed |
+| streams/generator (N, L), left (sum,), left_lengths (N,) | the minibatches to come |
+
+Rows of a stack that belong to no seed are not here: whoever moves in has fresh ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from esper_env.networks.population.network import Shard
+from esper_env.networks.population.stack import RowTensors, Stack
+from esper_env.networks.population.stream import MinibatchStream
+from esper_env.rules.heads import NO_BLUEPRINT
+from esper_env.state import Commit, check_arrays
+from esper_env.trees import Arrays, Tree, arrays_of, join_tree
+
+IntArray = NDArray[np.int64]
+_NAME = "population"
+
+
+class Networks(NamedTuple):
+    """What a population holds: shards, which networks each has, and a stream for every network."""
+
+    shards: list[Shard]
+    slices: list[slice]
+    streams: list[MinibatchStream]
+
+    @property
+    def slots(self) -> int:
+        """Number of slots of a network."""
+        return len(self.shards[0].slots)
+
+
+class _Place(NamedTuple):
+    """Where the tensors of some networks are: the stack of each shard, and its name in the state."""
+
+    path: str
+    stack: Callable[[Shard], Stack]
+    rows: IntArray  # (k,) networks
+
+
+class _Write(NamedTuple):
+    """What one stack is about to take in."""
+
+    stack: Stack
+    rows: list[int]  # of the shard
+    values: RowTensors
+
+
+def networks_state(networks: Networks, blueprint: IntArray) -> Tree:
+    """The state of networks whose slots hold ``blueprint`` (N, S)."""
+    shards, streams = networks.shards, [stream.get_state() for stream in networks.streams]
+    arrays: Arrays = {
+        "episode_seeds": np.concatenate([shard.row_seeds for shard in shards]),
+        "births": np.concatenate([shard.births for shard in shards]),
+        "streams/generator": np.stack([generator.numpy() for generator, _ in streams]),
+        "streams/left": np.concatenate([left.cpu().numpy() for _, left in streams]),
+        "streams/left_lengths": np.array([len(left) for _, left in streams], dtype=np.int64),
+    }
+    for place in _places(networks, blueprint):
+        parts = [_flat(place.stack(shard).read_rows(rows)) for shard, rows, _ in _by_shard(networks, place.rows)]
+        arrays |= {f"{place.path}/{name}": np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return join_tree({}, arrays)
+
+
+def prepare_networks(networks: Networks, state: Tree, blueprint: IntArray) -> Commit:
+    """Check the state of networks whose slots hold ``blueprint`` (N, S); returns what puts it in place.
+
+    Raises ``ValueError`` for missing, unknown or misshapen arrays, and for values that no stream can have.
+    """
+    given = arrays_of(state, _NAME)
+    places = list(_places(networks, blueprint))
+    left = given.get("streams/left", np.zeros(0, dtype=np.int64))
+    like: Arrays = {
+        "episode_seeds": np.zeros(len(blueprint), dtype=np.int64),
+        "births": np.zeros(blueprint.shape, dtype=np.int64),
+        "streams/generator": np.stack([stream.get_state()[0].numpy() for stream in networks.streams]),
+        "streams/left": np.zeros(left.size, dtype=np.int64),
+        "streams/left_lengths": np.zeros(len(blueprint), dtype=np.int64),
+    }
+    for place in places:
+        one = place.stack(_by_shard(networks, place.rows)[0][0]).read_rows([0])
+        like |= {f"{place.path}/{name}": _rows_like(row, len(place.rows)) for name, row in _flat(one).items()}
+    check_arrays(_NAME, given, like)
+    if (given["episode_seeds"] < 0).any() or (given["births"] < 0).any():
+        raise ValueError(f"{_NAME} of the state: episode_seeds and births must be 0 or greater")
+    streams = _prepared_streams(networks, given)
+    writes = [write for place in places for write in _prepared_writes(networks, place, given)]
+
+    def commit() -> None:
+        for stack, rows, values in writes:
+            stack.write_rows(rows, values)
+        for stream, (generator, rest) in zip(networks.streams, streams, strict=True):
+            stream.go_on(generator, rest)
+        for shard, own in zip(networks.shards, networks.slices, strict=True):
+            shard.row_seeds[:], shard.births[:] = given["episode_seeds"][own], given["births"][own]
+
+    return commit
+
+
+def _places(networks: Networks, blueprint: IntArray) -> Iterator[_Place]:
+    yield _Place("host", lambda shard: shard.host, np.arange(len(blueprint)))
+    for slot in range(networks.slots):
+        held = blueprint[:, slot]
+        for kind in np.unique(held[held != NO_BLUEPRINT]).tolist():
+            stack = partial(Shard.seed_stack, slot=slot, blueprint=kind)
+            yield _Place(f"seeds/{slot}/{kind}", stack, np.flatnonzero(held == kind))
+        if (held != NO_BLUEPRINT).any():
+            yield _Place(f"gates/{slot}", partial(Shard.gate_stack, slot=slot), np.flatnonzero(held != NO_BLUEPRINT))
+
+
+def _by_shard(networks: Networks, rows: IntArray) -> list[tuple[Shard, list[int], NDArray[np.bool_]]]:
+    """The shards that hold some of ``rows`` (k,), the rows within each, and which of the k they are."""
+    found = []
+    for shard, own in zip(networks.shards, networks.slices, strict=True):
+        here = (rows >= own.start) & (rows < own.stop)
+        if here.any():
+            found.append((shard, (rows[here] - own.start).tolist(), here))
+    return found
+
+
+def _flat(values: RowTensors) -> Arrays:
+    return {f"{kind}/{name}": each.cpu().numpy() for kind, part in values.items() for name, each in part.items()}
+
+
+def _rows_like(row: NDArray[Any], rows: int) -> NDArray[Any]:
+    return np.broadcast_to(row, (rows, *row.shape[1:]))
+
+
+def _prepared_writes(networks: Networks, place: _Place, given: Arrays) -> Iterator[_Write]:
+    for shard, rows, here in _by_shard(networks, place.rows):
+        stack = place.stack(shard)
+        values = {
+            kind: {
+                name: torch.from_numpy(given[f"{place.path}/{kind}/{name}"][here]).to(shard.device) for name in tensors
+            }
+            for kind, tensors in stack.tensors().items()
+        }
+        yield _Write(stack, rows, values)
+
+
+def _prepared_streams(networks: Networks, given: Arrays) -> list[tuple[torch.Generator, torch.Tensor]]:
+    lengths, left = given["streams/left_lengths"], given["streams/left"]
+    if (lengths < 0).any() or lengths.sum() != len(left):
+        raise ValueError(f"{_NAME} of the state: left_lengths sum to {lengths.sum()}; left has {len(left)} numbers")
+    pieces: list[Any] = np.split(left, np.cumsum(lengths)[:-1])
+    return [
+        stream.prepared(generator, piece)
+        for stream, generator, piece in zip(networks.streams, given["streams/generator"], pieces, strict=True)
+    ]
