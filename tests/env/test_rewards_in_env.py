@@ -108,7 +108,7 @@ def test_held_contributions_and_stages_telescope_away(script, action):
     rewards, infos = episode(life, horizon=len(life), reward_mode="contribution", batches_per_step=6, batch_size=64)
     discounts = GAMMA ** np.arange(len(life))
     components = [info["reward_components"] for info in infos[1:]]
-    assert set(components[0]) == {"contribution", "commitment", "scaffold", "shock", "rent", "stages"}
+    assert set(components[0]) == {"contribution", "commitment", "scaffold", "shock", "rent", "stages", "governor"}
     for name in ("contribution", "stages"):
         paid = np.array([part[name] for part in components])
         assert np.abs(paid).max() > 0.005

@@ -135,7 +135,8 @@ class Growth:
         self._record(measured, everyone)
         lifecycle.finish_epoch(self.table)
         self.epoch += 1
-        due = self._governor.due(self.epoch, structure.fossilized)
+        # What was put back is its snapshot still, and nobody has judged it.
+        due = self._governor.due(self.epoch, structure.fossilized) & ~rescued
         if due.any():
             self._put_aside(structure, due)
         self._signals.update(measured.loss, measured.accuracy)
@@ -161,8 +162,9 @@ class Growth:
         structure = Structure.of(self.table)
         for row in np.flatnonzero(rows):
             self._population.put_back(structure, int(row))
-        self._governor.rolled_back(rows)
-        return structure, updated(measured, self._population.measure(structure, rows), rows)
+        measured = updated(measured, self._population.measure(structure, rows), rows)
+        self._governor.rolled_back(rows, measured.loss)
+        return structure, measured
 
     def _put_aside(self, structure: Structure, rows: Mask) -> None:
         self._population.put_aside(structure, rows)

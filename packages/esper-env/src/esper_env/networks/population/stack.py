@@ -33,7 +33,7 @@ class Stack:
 
     def __init__(self, build: Callable[[], nn.Module], rows: int, device: torch.device, dtype: torch.dtype) -> None:
         self._build = build
-        self.dtype = dtype
+        self.rows, self.dtype, self._device = rows, dtype, device
         with seeded_construction(0):
             self.template = build().to(device=device, dtype=dtype)
         # The template only lends its code: its own tensors are never read.
@@ -55,8 +55,10 @@ class Stack:
 
     def finite(self) -> Tensor:
         """(n,) whether everything that a copy computes with is finite."""
-        values = [value.reshape(len(value), -1) for value in self.values().values() if value.is_floating_point()]
-        return torch.cat(values, dim=1).isfinite().all(1)
+        values = [value.reshape(self.rows, -1) for value in self.values().values() if value.is_floating_point()]
+        # A blueprint of one's own may have nothing to train.
+        empty = torch.zeros((self.rows, 0), dtype=self.dtype, device=self._device)
+        return torch.cat([empty, *values], dim=1).isfinite().all(1)
 
     def reset(self, row: int, seed: int) -> None:
         """Give one row the values of a module built from ``seed``, and zero momentum."""
