@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from esper_env.networks.build import build_population
 from esper_env.networks.population import Measurement, Mismatch, Structure, updated
 from esper_env.networks.seeds import blueprint_entry, offered_blueprints
-from esper_env.recorder import Recorder, StepRecord
+from esper_env.recorder import COUNTERS, Recorder, StepRecord
 from esper_env.rules import lifecycle
 from esper_env.rules.gates import gate_config
 from esper_env.rules.governor import Governor
@@ -127,9 +127,13 @@ class Growth:
             "steps": attributes_part("steps", self, _STEPS, _check_steps),
             "signals": object_part("signals", self._signals),
             "reward": object_part("reward", self._reward),
+            "governor": object_part("governor", self._governor),
+            "recorder": attributes_part("recorder", self.recorder, {name: name for name in COUNTERS}),
             "population": Part(
-                lambda: population.get_state(table.blueprint),
-                lambda state, whole: population.prepare_state(state, whole["table"]["blueprint"]),
+                lambda: population.get_state(table.blueprint, self._governor.saved),
+                lambda state, whole: population.prepare_state(
+                    state, whole["table"]["blueprint"], whole["governor"]["saved"]
+                ),
             ),
         }
 
@@ -162,7 +166,8 @@ class Growth:
         self._record(measured, everyone)
         lifecycle.finish_epoch(self.table)
         self.epoch += 1
-        due = self._governor.due(self.epoch, structure.fossilized)
+        # What was put back is its snapshot still, and nobody has judged it.
+        due = self._governor.due(self.epoch, structure.fossilized) & ~rescued
         self._put_aside(structure, due)
         signals = self._signals.update(measured.loss, measured.accuracy)
         terminated = (self.epoch >= self.task.horizon) | self._governor.exhausted
@@ -232,8 +237,9 @@ class Growth:
         lifecycle.roll_back(self.table, before, rows, self._governor.saved)
         structure = Structure.of(self.table)
         rescues = {row: self._population.put_back(structure, row) for row in np.flatnonzero(rows).tolist()}
-        self._governor.rolled_back(rows)
-        return structure, updated(measured, self._population.measure(structure, rows), rows), rescues
+        measured = updated(measured, self._population.measure(structure, rows), rows)
+        self._governor.rolled_back(rows, measured.loss)
+        return structure, measured, rescues
 
     def _put_aside(self, structure: Structure, rows: Mask) -> None:
         if not rows.any():

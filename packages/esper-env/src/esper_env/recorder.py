@@ -29,6 +29,8 @@ REASONS: dict[int, str] = {
     Reason.COLLAPSE: "collapse",
     Reason.DIVERGENCE: "divergence",
 }
+#: Attributes of a recorder that belong to the state of its environments.
+COUNTERS = ("episode", "returns", "length", "epoch")
 ILLEGAL, ROLLED_BACK = "it was not legal", "the governor rolled the network back"
 
 
@@ -75,14 +77,14 @@ class Recorder:
         self.episode = np.full(num_envs, -1, dtype=np.int64)  # number of the present one, -1 before the first
         self.returns = np.zeros(num_envs)
         self.length = np.zeros(num_envs, dtype=np.int64)
-        self._epoch = np.zeros(num_envs, dtype=np.int64)
+        self.epoch = np.zeros(num_envs, dtype=np.int64)
         self._idle = np.zeros(num_envs, dtype=np.bool_)
 
     def began(self, rows: Mask, signals: Signals, fossilized: Mask) -> None:
         """Episodes began in ``rows`` (N,): the networks were measured and put aside."""
         self.episode[rows] += 1
         self._idle[rows] = False
-        for column in (self.returns, self.length, self._epoch):
+        for column in (self.returns, self.length, self.epoch):
             column[rows] = 0
         if self.hub.wants(events.GovernorSnapshot):
             for env in np.flatnonzero(rows).tolist():
@@ -92,12 +94,12 @@ class Recorder:
         """A step of every environment is over, after which the epochs (N,) are these."""
         self.returns += rewards
         self.length += 1
-        self._epoch = epoch.copy()
+        self.epoch = epoch.copy()
 
     def tell(self, step: StepRecord) -> None:
         """Emit the events of the step that was just counted; worth calling only when the hub is active."""
         self._idle = step.idle
-        for tell in (self._commands, self._seeds, self._epochs, self._counterfactuals, self._governor, self._outcomes):
+        for tell in (self._commands, self._seeds, self.epochs, self._counterfactuals, self._governor, self._outcomes):
             tell(step)
         self._machine(step)
         self.hub.epoch_passed()
@@ -130,7 +132,7 @@ class Recorder:
             payload,
             env=env,
             episode=int(self.episode[env]),
-            epoch=int(self._epoch[env]),
+            epoch=int(self.epoch[env]),
             slot=None if slot is None else self._slots[slot],
         )
 

@@ -65,7 +65,7 @@ class Governor:
     """Watches N environments of S slots, whose networks tell K classes apart.
 
     ``reset`` starts episodes; then, once an epoch: ``judge``, ``rolled_back`` for those that were, and ``due`` for
-    those to put aside, followed by ``put_aside``.
+    those of the others to put aside, followed by ``put_aside``.
     """
 
     _STATE = ("history", "count", "panics", "rollbacks", "snapshot_epoch", "saved")
@@ -138,10 +138,19 @@ class Governor:
             roll_back=at_once | (self._panics >= config.patience),
         )
 
-    def rolled_back(self, rows: BoolArray) -> None:
-        """The networks of ``rows`` (N,) have been put back to their snapshots."""
+    def rolled_back(self, rows: BoolArray, loss: FloatArray) -> None:
+        """The networks of ``rows`` (N,) have been put back to their snapshots, and now have validation losses (N,).
+
+        Their histories start anew. What was normal for a network with its live seeds is not for one that has just lost
+        them, and may have to learn again; without this, one fault would be followed by rollbacks until the episode
+        ends.
+        """
         self._panics[rows] = 0
         self._rollbacks[rows] += 1
+        self._history[rows] = 0
+        self._count[rows] = 0
+        # A host that leaned on its seeds can be worse than guessing, which is no measure of what is normal.
+        self._remember(rows & np.isfinite(loss), np.minimum(loss, self.guessing))
 
     def due(self, epoch: IntArray, fossilized: BoolArray) -> BoolArray:
         """(N,) networks to put aside after ``epoch`` (N,): healthy, with another fossil (N, S) or an old snapshot."""

@@ -213,14 +213,17 @@ class Population:
         return _joined(Commitment, [part for part in self._each_shard(one) if part is not None])
 
     @_own_settings()
-    def get_state(self, blueprint: NDArray[np.int64]) -> Tree:
-        """Copies of all that the future of networks whose slots hold ``blueprint`` (N, S) depends on."""
-        return networks_state(self._networks(), blueprint)
+    def get_state(self, blueprint: NDArray[np.int64], saved: NDArray[np.bool_]) -> Tree:
+        """Copies of all that the future of networks whose slots hold ``blueprint`` (N, S) depends on.
+
+        Seeds of ``saved`` (N, S) slots are in the snapshots, too.
+        """
+        return networks_state(self._networks(), blueprint, saved)
 
     @_own_settings()
-    def prepare_state(self, state: Tree, blueprint: NDArray[np.int64]) -> Commit:
-        """Check a state of networks whose slots hold ``blueprint``; the result puts it in place. ``ValueError``."""
-        put_in_place = prepare_networks(self._networks(), state, blueprint)
+    def prepare_state(self, state: Tree, blueprint: NDArray[np.int64], saved: NDArray[np.bool_]) -> Commit:
+        """Check a state as :meth:`get_state` takes it; the result puts it in place. ``ValueError``."""
+        put_in_place = prepare_networks(self._networks(), state, blueprint, saved)
 
         @_own_settings()
         def commit() -> None:
@@ -232,7 +235,7 @@ class Population:
         return commit
 
     def _networks(self) -> Networks:
-        return Networks(self.shards, self._slices, self._streams)
+        return Networks(self.shards, self._slices, self._streams, self._snapshots)
 
     def parameters_added(self, structure: Structure, counted: NDArray[np.bool_]) -> NDArray[np.int64]:
         """(N,) trainable scalars of the counted seeds (N, S), gates in use included."""

@@ -8,13 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from esper_env.networks.population.network import Shard
-from esper_env.networks.population.stack import Stack
+from esper_env.networks.population.stack import RowStore, RowTensors, Stack
 from esper_env.networks.population.structure import Structure
 
 Rows = NDArray[np.int64]
+
+#: What of a stack is put aside: all but the momentum, which starts anew after a rollback.
+KINDS = ("parameters", "buffers")
 
 
 class Mismatch(NamedTuple):
@@ -22,6 +24,20 @@ class Mismatch(NamedTuple):
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+
+
+class Shelf(RowStore):
+    """What is put aside of a stack, in main memory. A row holds zeros until it is written."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._device = torch.device("cpu")
+        own = stack.tensors()
+        self._tensors: RowTensors = {
+            kind: {name: torch.zeros_like(value, device="cpu") for name, value in own[kind].items()} for kind in KINDS
+        }
+
+    def tensors(self) -> RowTensors:
+        return self._tensors
 
 
 class Snapshots:
@@ -32,27 +48,35 @@ class Snapshots:
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        #: Name of a stack -> its tensors by qualified name, each with a row for every network of the shard.
-        self.tensors: dict[str, dict[str, Tensor]] = {}
+        self._shelves: dict[str, Shelf] = {}
+
+    def shelf(self, stack: Stack, name: str) -> Shelf:
+        """Where a stack is put aside, by name; made when it is first used."""
+        if name not in self._shelves:
+            self._shelves[name] = Shelf(stack)
+        return self._shelves[name]
 
     def take(self, structure: Structure, rows: Rows) -> None:
         """Put the networks of ``rows`` (k,) of the shard aside."""
         for name, stack, members in self._stacks(structure, rows):
-            kept = self.tensors.setdefault(name, self._blank(stack))
-            for key, value in stack.values().items():
-                kept[key][members] = value[members].cpu()
+            values = stack.read_rows(members.tolist())
+            kept = {kind: {key: value.cpu() for key, value in values[kind].items()} for kind in KINDS}
+            self.shelf(stack, name).write_rows(members.tolist(), kept)
 
     def restore(self, structure: Structure, row: int) -> Mismatch:
         """Put one network's host and fossilized seeds back, bit for bit, with zero momentum."""
         missing: list[str] = []
         unexpected: list[str] = []
         for name, stack, _ in self._stacks(structure, np.array([row])):
-            kept, own = self.tensors.get(name, {}), stack.values()
-            missing += [f"{name}.{key}" for key in own if key not in kept]
-            unexpected += [f"{name}.{key}" for key in kept if key not in own]
-            with torch.no_grad():
-                for key in own.keys() & kept.keys():
-                    own[key][row].copy_(kept[key][row])
+            kept, own = self.shelf(stack, name).read_rows([row]), stack.tensors()
+            for kind in KINDS:
+                missing += [f"{name}/{kind}/{key}" for key in own[kind] if key not in kept[kind]]
+                unexpected += [f"{name}/{kind}/{key}" for key in kept[kind] if key not in own[kind]]
+            known = {
+                kind: {key: value.to(own[kind][key].device) for key, value in kept[kind].items() if key in own[kind]}
+                for kind in KINDS
+            }
+            stack.write_rows([row], known)
             stack.clear_momentum([row])
         return Mismatch(tuple(missing), tuple(unexpected))
 
@@ -64,9 +88,6 @@ class Snapshots:
             fossils = rows[structure.fossilized[rows, slot]]
             for blueprint in np.unique(structure.blueprint[fossils, slot]).tolist():
                 members = fossils[structure.blueprint[fossils, slot] == blueprint]
-                yield f"seed {slot} {blueprint}", shard.seed_stack(slot, blueprint), members
+                yield f"seeds/{slot}/{blueprint}", shard.seed_stack(slot, blueprint), members
             if len(fossils):
-                yield f"gate {slot}", shard.gate_stack(slot), fossils
-
-    def _blank(self, stack: Stack) -> dict[str, Tensor]:
-        return {key: torch.zeros_like(value, device="cpu") for key, value in stack.values().items()}
+                yield f"gates/{slot}", shard.gate_stack(slot), fossils

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -28,7 +29,36 @@ def seeded_construction(seed: int) -> Iterator[None]:
 RowTensors = dict[str, dict[str, Tensor]]
 
 
-class Stack:
+class RowStore(ABC):
+    """Tensors with a row for each of n networks, on a device."""
+
+    _device: torch.device
+
+    @abstractmethod
+    def tensors(self) -> RowTensors:
+        """The tensors themselves, by kind and name."""
+
+    def read_rows(self, rows: Sequence[int]) -> RowTensors:
+        """Copies of some rows, in the order given."""
+        index = self._index(rows)
+        return {
+            kind: {name: value.index_select(0, index) for name, value in part.items()}
+            for kind, part in self.tensors().items()
+        }
+
+    @torch.no_grad()
+    def write_rows(self, rows: Sequence[int], values: RowTensors) -> None:
+        """Overwrite some rows, in place, with the kinds and names in ``values``; the others stay as they are."""
+        index, own = self._index(rows), self.tensors()
+        for kind, part in values.items():
+            for name, value in part.items():
+                own[kind][name].index_copy_(0, index, value)
+
+    def _index(self, rows: Sequence[int]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.int64, device=self._device)
+
+
+class Stack(RowStore):
     """n copies of a module as stacked leaves, with their optimizer momentum.
 
     ``parameters``, ``momentum`` and ``buffers`` map qualified names to (n, ...) tensors. A row holds zeros until
@@ -37,7 +67,7 @@ class Stack:
 
     def __init__(self, build: Callable[[], nn.Module], rows: int, device: torch.device, dtype: torch.dtype) -> None:
         self._build = build
-        self.dtype, self._device = dtype, device
+        self.rows, self.dtype, self._device = rows, dtype, device
         with seeded_construction(0):
             self.template = build().to(device=device, dtype=dtype)
         # The template only lends its code: its own tensors are never read.
@@ -59,8 +89,10 @@ class Stack:
 
     def finite(self) -> Tensor:
         """(n,) whether everything that a copy computes with is finite."""
-        values = [value.reshape(len(value), -1) for value in self.values().values() if value.is_floating_point()]
-        return torch.cat(values, dim=1).isfinite().all(1)
+        values = [value.reshape(self.rows, -1) for value in self.values().values() if value.is_floating_point()]
+        # A blueprint of one's own may have nothing to train.
+        empty = torch.zeros((self.rows, 0), dtype=self.dtype, device=self._device)
+        return torch.cat([empty, *values], dim=1).isfinite().all(1)
 
     def reset(self, row: int, seed: int) -> None:
         """Give one row the values of a module built from ``seed``, and zero momentum."""
@@ -76,25 +108,6 @@ class Stack:
     def tensors(self) -> RowTensors:
         """The stacked tensors themselves, by kind and name."""
         return {"parameters": self.parameters, "momentum": self.momentum, "buffers": self.buffers}
-
-    def read_rows(self, rows: Sequence[int]) -> RowTensors:
-        """Copies of some rows, in the order given."""
-        index = self._index(rows)
-        return {
-            kind: {name: value.index_select(0, index) for name, value in part.items()}
-            for kind, part in self.tensors().items()
-        }
-
-    @torch.no_grad()
-    def write_rows(self, rows: Sequence[int], values: RowTensors) -> None:
-        """Overwrite some rows, in place, with the kinds and names in ``values``; the others stay as they are."""
-        index, own = self._index(rows), self.tensors()
-        for kind, part in values.items():
-            for name, value in part.items():
-                own[kind][name].index_copy_(0, index, value)
-
-    def _index(self, rows: Sequence[int]) -> Tensor:
-        return torch.tensor(rows, dtype=torch.int64, device=self._device)
 
     def clear_momentum(self, rows: Iterable[int]) -> None:
         """Forget the optimizer's momentum of some rows."""
