@@ -99,7 +99,7 @@ class Recorder:
     def tell(self, step: StepRecord) -> None:
         """Emit the events of the step that was just counted; worth calling only when the hub is active."""
         self._idle = step.idle
-        for tell in (self._commands, self._seeds, self.epochs, self._counterfactuals, self._governor, self._outcomes):
+        for tell in (self._commands, self._seeds, self._epochs, self._counterfactuals, self._governor, self._outcomes):
             tell(step)
         self._machine(step)
         self.hub.epoch_passed()
