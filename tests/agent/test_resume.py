@@ -1,6 +1,5 @@
 """A run that is cut off and resumed becomes what it would have become, bit for bit; what cannot go on says why."""
 
-import errno
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from esper_agent.configuration import ConfigError
 from esper_agent.run_lock import locked
 from esper_agent.runs import RunError
 from esper_agent.saving import SaveCheckpoints
+from esper_agent.sb3 import make_sb3_env
 from esper_agent.session import save_model
 from esper_agent.training import Trained, resume, train
 from esper_env.checkpoint import CheckpointError
@@ -29,8 +29,13 @@ EVALUATED = {"eval_every": 2 * ROLLOUT, "eval_episodes": 2}
 TOTAL = 6 * ROLLOUT
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _toy(toy_id):
+    """The toy is registered before the first run of this module is trained."""
+
+
 @pytest.fixture(scope="module")
-def whole(toy_id, tmp_path_factory):
+def whole(tmp_path_factory):
     """Runs that nothing interrupts, by task."""
     made = {}
 
@@ -64,6 +69,17 @@ def test_a_killed_run_becomes_the_same(whole, tmp_path, task, rollouts):
     assert differences(folder, whole(task).folder) == []
     assert resumed.episodes == whole(task).episodes
     assert whole(task).resumed_from is None
+
+
+@pytest.fixture(scope="module")
+def _killed(tmp_path_factory):
+    return cut(tmp_path_factory.mktemp("killed") / "run", 3 * ROLLOUT + 1)
+
+
+@pytest.fixture
+def killed(_killed, tmp_path):
+    """A run that was killed soon after its third rollout."""
+    return shutil.copytree(_killed, tmp_path / "run")
 
 
 def test_a_run_without_a_checkpoint_starts_from_the_beginning_and_says_so(whole, tmp_path):
@@ -103,12 +119,13 @@ class Interrupt(BaseCallback):
         return True
 
 
-@pytest.mark.parametrize("at", [2 * ROLLOUT + NUM_ENVS, TOTAL - NUM_ENVS, TOTAL])
+@pytest.mark.parametrize("at", [2 * ROLLOUT + NUM_ENVS, TOTAL - NUM_ENVS])
 def test_an_interrupted_run_goes_on(whole, tmp_path, at):
-    """Also one that was interrupted by its very last step, of which nothing has been learned yet."""
+    """Also one that was interrupted by its very last step, and has not learned from its last rollout."""
     settings = small_settings(tmp_path / "run", *TOY, **EVALUATED)
     stopped = train(settings, [Interrupt(at)])
     assert stopped.interrupted
+    assert stopped.model.num_timesteps == at + NUM_ENVS
     assert go_on(settings.out).model.num_timesteps == TOTAL
     assert differences(settings.out, whole(TOY).folder) == []
 
@@ -133,7 +150,7 @@ def test_a_run_that_is_killed_while_it_finishes_goes_on(whole, tmp_path, monkeyp
     assert differences(folder, whole(TOY).folder) == []
 
 
-@pytest.mark.parametrize("name", ["write_checkpoint", "Path.rename", "atomic.sync", "SaveCheckpoints._remove_others"])
+@pytest.mark.parametrize("name", ["write_checkpoint", "Path.rename", "SaveCheckpoints._remove_others"])
 @pytest.mark.parametrize("saves", [1, 3])
 def test_a_run_that_is_killed_while_it_saves_goes_on(whole, tmp_path, monkeypatch, name, saves):
     """A killed process does not tidy up either."""
@@ -162,122 +179,34 @@ def test_a_run_that_is_killed_while_it_saves_goes_on(whole, tmp_path, monkeypatc
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [f"{5 * ROLLOUT:012}", f"{TOTAL:012}"]
 
 
-def truncate(checkpoint):
-    file = next(checkpoint.glob("arrays-*"))
-    os.truncate(file, file.stat().st_size - 100)
-
-
-def forge(checkpoint):
-    file = next(checkpoint.glob("arrays-*"))
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-
-
-def age(checkpoint):
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"format": 0}))
-
-
-def replace_by_another_kind(checkpoint):
-    shutil.rmtree(checkpoint)
-    saving.write_checkpoint(checkpoint, {"x": 1}, kind="something else")
-
-
-def older_layout(checkpoint):
-    tree = saving.read_checkpoint(checkpoint, kind=saving.KIND)
-    tree["state"]["layout"] = 0
-    saving.write_checkpoint(checkpoint, tree, kind=saving.KIND)
-
-
-def move(checkpoint):
-    checkpoint.rename(checkpoint.with_name("000000000999"))
-
-
-DAMAGES = {
-    "truncated": (truncate, "bytes of the"),
-    "one bit": (forge, "or other ones"),
-    "no manifest": (lambda checkpoint: (checkpoint / "manifest.json").unlink(), "it has no manifest.json"),
-    "half a manifest": (lambda checkpoint: os.truncate(checkpoint / "manifest.json", 50), "is incomplete or no JSON"),
-    "foreign": (replace_by_another_kind, "is a checkpoint of an something else"),
-    "a file": (lambda checkpoint: (shutil.rmtree(checkpoint), checkpoint.touch()), "it has no manifest.json"),
-    "older format": (age, "has an older format, 0"),
-    "older layout": (older_layout, "has layout 0, this version of esper-agent reads 1"),
-    "renamed": (move, "it has been renamed"),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_checkpoint_costs_the_way_from_the_one_before(whole, tmp_path, name):
-    damage, message = DAMAGES[name]
-    folder = cut(tmp_path / "run", 3 * ROLLOUT + 1)
-    damage(folder / "checkpoints" / f"{3 * ROLLOUT:012}")
-    with pytest.warns(
-        RuntimeWarning, match=rf"newer checkpoint cannot be read: .*{message}.*goes on from .*{2 * ROLLOUT}"
-    ):
-        assert go_on(folder).resumed_from == 2 * ROLLOUT
-    assert differences(folder, whole(TOY).folder) == []
-
-
-@pytest.mark.parametrize("name", ["truncated", "older format", "older layout", "foreign"])
-def test_checkpoints_of_which_none_can_be_read_are_an_error_that_names_them(tmp_path, name):
-    damage, message = DAMAGES[name]
-    folder = cut(tmp_path / "run", 3 * ROLLOUT + 1)
-    for checkpoint in (folder / "checkpoints").iterdir():
-        damage(checkpoint)
-    before = contents(folder)
-    with pytest.raises(
-        CheckpointError, match=f"none that can be read: .*{3 * ROLLOUT}.*{message}.*{2 * ROLLOUT}.*{message}"
-    ):
-        go_on(folder)
-    assert contents(folder) == before
-
-
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "train.lock"}
 
 
-def test_what_is_no_checkpoint_is_left_alone(whole, tmp_path):
-    folder = cut(tmp_path / "run", 3 * ROLLOUT + 1)
-    (folder / "checkpoints" / "notes.txt").write_text("mine")
-    (folder / "checkpoints" / "best").mkdir()
-    go_on(folder)
-    assert (folder / "checkpoints" / "notes.txt").read_text() == "mine"
-    assert (folder / "checkpoints" / "best").is_dir()
-    assert differences(folder, whole(TOY).folder) == []
+def test_a_truncated_checkpoint_costs_the_way_from_the_one_before(whole, killed):
+    file = next((killed / "checkpoints" / f"{3 * ROLLOUT:012}").glob("arrays-*"))
+    os.truncate(file, file.stat().st_size - 100)
+    with pytest.warns(RuntimeWarning, match="newer checkpoint cannot be read"):
+        assert go_on(killed).resumed_from == 2 * ROLLOUT
+    assert differences(killed, whole(TOY).folder) == []
 
 
-def test_a_full_disk_costs_a_warning_and_keeps_the_checkpoint_before(whole, tmp_path, monkeypatch):
-    inner, calls = saving.write_checkpoint, []
-
-    def full(folder, tree, *, kind):
-        calls.append(folder)
-        if len(calls) > 2:
-            folder.mkdir(parents=True)
-            (folder / "half").write_bytes(b"...")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return inner(folder, tree, kind=kind)
-
-    monkeypatch.setattr(saving, "write_checkpoint", full)
-    folder = tmp_path / "run"
-    with pytest.warns(RuntimeWarning, match="cannot be saved .*No space left on device.*0024 stays") as caught:
-        cut(folder, 5 * ROLLOUT + 1)
-    assert len(caught) == 3  # one for each that failed
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [f"{n * ROLLOUT:012}" for n in (1, 2)]
-    monkeypatch.undo()
-    assert go_on(folder).resumed_from == 2 * ROLLOUT
-    assert differences(folder, whole(TOY).folder) == []
+def test_a_run_of_whose_checkpoints_none_can_be_read_is_not_trained_anew(killed):
+    for manifest in killed.glob("checkpoints/*/manifest.json"):
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 0}))
+    before = contents(killed)
+    with pytest.raises(CheckpointError, match=r"none that can be read: .*older format"):
+        go_on(killed)
+    assert contents(killed) == before
 
 
-def test_a_disk_that_is_full_for_all_checkpoints_does_not_stop_the_training(whole, tmp_path, monkeypatch):
-    def full(*_arguments, **_more):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(saving, "write_checkpoint", full)
-    folder = tmp_path / "run"
-    with pytest.warns(RuntimeWarning, match="there is none before it, and training goes on"):
-        train(small_settings(folder, *TOY, **EVALUATED))
-    assert differences(folder, whole(TOY).folder) == []
+def test_what_is_no_checkpoint_is_left_alone(whole, killed):
+    (killed / "checkpoints" / "notes.txt").write_text("mine")
+    (killed / "checkpoints" / "best").mkdir()
+    go_on(killed)
+    assert (killed / "checkpoints" / "notes.txt").read_text() == "mine"
+    assert (killed / "checkpoints" / "best").is_dir()
+    assert differences(killed, whole(TOY).folder) == []
 
 
 def test_a_finished_run_is_not_trained_again(whole):
@@ -287,7 +216,7 @@ def test_a_finished_run_is_not_trained_again(whole):
     assert contents(whole(TOY).folder) == before
 
 
-def test_a_run_that_was_trained_without_checkpoints_has_nothing_to_go_on_from(toy_id, tmp_path):
+def test_a_run_that_was_trained_without_checkpoints_has_nothing_to_go_on_from(tmp_path):
     settings = small_settings(tmp_path / "run", *TOY, checkpoint_every=0, total_timesteps=ROLLOUT)
     train(settings)
     assert not (settings.out / "checkpoints").exists()
@@ -298,7 +227,7 @@ def test_a_run_that_was_trained_without_checkpoints_has_nothing_to_go_on_from(to
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda folder: None, RunError, "there is no run folder"),
+        (lambda _folder: None, RunError, "there is no run folder"),
         (lambda folder: folder.write_text("x"), RunError, "is a file"),
         (lambda folder: folder.mkdir(), RunError, "is not a run: it has no config.yaml"),
         (lambda folder: config(folder, "env: [1"), RunError, "cannot be used: .* is neither YAML nor JSON"),
@@ -322,27 +251,25 @@ def config(folder, text):
     ("name", "value"),
     [("seed", 4), ("total_timesteps", 144), ("env_settings", ["horizon=6"]), ("ppo", {"learning_rate": 0.5})],
 )
-def test_a_configuration_that_was_changed_is_refused(toy_id, tmp_path, name, value):
-    folder = cut(tmp_path / "run", ROLLOUT + 1)
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
+def test_a_configuration_that_was_changed_is_refused(killed, name, value):
+    settings = yaml.safe_load((killed / "config.yaml").read_text())
     settings[name] = settings[name] | value if isinstance(value, dict) else value
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    before = contents(folder)
+    (killed / "config.yaml").write_text(yaml.safe_dump(settings))
+    before = contents(killed)
     with pytest.raises(CheckpointError, match=f"was saved with {name} = .*, the run's configuration has"):
-        go_on(folder)
-    assert contents(folder) == before
+        go_on(killed)
+    assert contents(killed) == before
 
 
-def test_a_run_is_trained_by_one_process_at_a_time(toy_id, tmp_path):
-    folder = cut(tmp_path / "run", ROLLOUT + 1)
-    before = contents(folder)
+def test_a_run_is_trained_by_one_process_at_a_time(killed):
+    before = contents(killed)
     with (
-        locked(folder),
+        locked(killed),
         pytest.raises(RunError, match=rf"is being trained by another process \({os.getpid()}\); wait for it to end"),
     ):
-        go_on(folder)
-    assert contents(folder) == before
-    go_on(folder)
+        go_on(killed)
+    assert contents(killed) == before
+    go_on(killed)
 
 
 class Rival(BaseCallback):
@@ -360,39 +287,35 @@ class Rival(BaseCallback):
         return True
 
 
-def test_a_run_that_has_just_begun_is_locked_too(toy_id, tmp_path):
+def test_a_run_that_has_just_begun_is_locked_too(tmp_path):
     rival = Rival(tmp_path / "run")
     train(small_settings(tmp_path / "run", *TOY, total_timesteps=ROLLOUT), [rival])
     assert rival.refused
 
 
-def test_other_versions_are_told(toy_id, tmp_path):
-    folder = cut(tmp_path / "run", ROLLOUT + 1)
-    versions = json.loads((folder / "versions.json").read_text())
-    (folder / "versions.json").write_text(json.dumps(versions | {"torch": "1.0"}))
+def test_other_versions_are_told(killed):
+    versions = json.loads((killed / "versions.json").read_text())
+    (killed / "versions.json").write_text(json.dumps(versions | {"torch": "1.0"}))
     with pytest.warns(RuntimeWarning, match="began with torch 1.0; it goes on with"):
-        go_on(folder)
+        go_on(killed)
 
 
 @pytest.mark.parametrize("name", ["episodes.csv", "progress.csv"])
-def test_lines_that_are_lost_cost_a_gap_and_a_warning(whole, tmp_path, name):
-    folder = cut(tmp_path / "run", 4 * ROLLOUT + 1)
-    lines = (folder / name).read_text().splitlines(keepends=True)
-    (folder / name).write_text("".join(lines[:2]))
+def test_lines_that_are_lost_cost_a_gap_and_a_warning(whole, killed, name):
+    lines = (killed / name).read_text().splitlines(keepends=True)
+    (killed / name).write_text("".join(lines[:2]))
     with pytest.warns(RuntimeWarning, match=rf"{name} has 1 of the \d+ lines"):
-        go_on(folder)
-    assert differences(folder, whole(TOY).folder) == [name.removesuffix(".csv")]
+        go_on(killed)
+    assert differences(killed, whole(TOY).folder) == [name.removesuffix(".csv")]
 
 
 def test_an_environment_without_a_state_is_refused_before_anything_is_written(toy_id, tmp_path, monkeypatch):
-    monkeypatch.delattr("conftest.GrowthToyVector.get_state", raising=False)
-    settings = small_settings(tmp_path / "run", *TOY)
-    vector = type(train(settings).model.get_env().unwrapped.vec_env)
-    monkeypatch.delattr(vector, "get_state")
-    with pytest.raises(CheckpointError, match="has no get_state and set_state.*checkpoint_every=0"):
-        train(replace(settings, out=tmp_path / "other"))
-    assert not (tmp_path / "other").exists()
-    train(replace(settings, out=tmp_path / "other", checkpoint_every=0))
+    monkeypatch.delattr(type(make_sb3_env(toy_id).unwrapped.vec_env), "get_state")
+    settings = small_settings(tmp_path / "run", *TOY, total_timesteps=ROLLOUT)
+    with pytest.raises(CheckpointError, match=r"has no get_state and set_state.*checkpoint_every=0"):
+        train(settings)
+    assert not settings.out.exists()
+    train(replace(settings, checkpoint_every=0))
 
 
 class Counter(TrainingMetricsCallback):
@@ -413,7 +336,7 @@ class Counter(TrainingMetricsCallback):
         return True
 
 
-def test_a_callback_of_ones_own_goes_on_too(toy_id, tmp_path):
+def test_a_callback_of_ones_own_goes_on_too(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(Crash.Killed):
         train(small_settings(folder, *TOY), [Counter(), Crash(2 * ROLLOUT + 1)])
@@ -424,13 +347,12 @@ def test_a_callback_of_ones_own_goes_on_too(toy_id, tmp_path):
     assert counter.steps == TOTAL / NUM_ENVS
 
 
-def test_tensorboard_shows_one_curve(whole, tmp_path):
-    folder = cut(tmp_path / "run", 3 * ROLLOUT + 1)
-    first = int(next(folder.glob("events.*")).name.split(".")[3])
+def test_tensorboard_shows_one_curve(whole, killed):
+    first = int(next(killed.glob("events.*")).name.split(".")[3])
     while int(time.time()) <= first:  # files are read in the order of the seconds that are in their names
         time.sleep(0.05)
-    go_on(folder)
-    assert curves(folder) == curves(whole(TOY).folder)
+    go_on(killed)
+    assert curves(killed) == curves(whole(TOY).folder)
 
 
 def curves(folder):

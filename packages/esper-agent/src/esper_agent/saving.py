@@ -6,6 +6,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,8 +105,7 @@ class SaveCheckpoints(BaseCallback):
         """A folder that has its name is complete, whenever the process is killed."""
         unfinished = path.with_name(f".{path.name}")
         for left in (unfinished, path):  # by a killed process; unreadable, or of a future that is no more
-            if left.exists():
-                shutil.rmtree(left)
+            _remove(left)
         assert isinstance(self.model, FactoredRecurrentPPO)
         try:
             tree = {"settings": self.settings, "state": training_state(self.model, self.callbacks)}
@@ -113,13 +113,22 @@ class SaveCheckpoints(BaseCallback):
             unfinished.rename(path)
             atomic.sync(self.folder)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)  # not there any more, if all went well
+            with suppress(OSError):
+                _remove(unfinished)  # not there any more, if all went well
 
     def _remove_others(self, newest: Path) -> None:
         """Remove all but the newest and the one before it; what cannot be removed is tried again next time."""
         for path in self.folder.iterdir():
             if _NAME.fullmatch(path.name.removeprefix(".")) and path not in (newest, self._previous):
-                shutil.rmtree(path, ignore_errors=True)
+                with suppress(OSError):
+                    _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
