@@ -25,11 +25,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from esper_agent.baselines import POLICIES
 from esper_agent.callbacks import SingleThreadedPolicy
 from esper_agent.configuration import ConfigError, parse_env_settings, read_config, with_values
+from esper_agent.console_sink import ConsoleSink
 from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
 from esper_agent.information import print_information
 from esper_agent.ppo import NonFiniteUpdateError
 from esper_agent.report.tables import print_summaries, summarise, summarise_all, training_table, write_summaries
-from esper_agent.runs import CONFIG, EPISODES, PROGRESS, PolicyByName, new_folder
+from esper_agent.runs import CONFIG, EPISODES, EVENTS, PROGRESS, PolicyByName, new_folder
 from esper_agent.training import HELD_OUT_SEED, Trained, TrainSettings, check_device, resume, train
 from esper_agent.vectors import make_vector
 
@@ -115,13 +116,15 @@ class InfoSettings:
 
 
 def run_train(settings: TrainSettings, console: Console) -> int:
-    trained = train(replace(settings, progress=settings.progress and console.is_terminal), [SingleThreadedPolicy()])
+    shown = replace(settings, progress=settings.progress and console.is_terminal)
+    trained = train(shown, [SingleThreadedPolicy()], [ConsoleSink(Console(stderr=True))])
     return _report(trained, console)
 
 
 def run_resume(settings: ResumeSettings, console: Console) -> int:
     progress = settings.progress and console.is_terminal
-    return _report(resume(settings.resume, progress, settings.device, [SingleThreadedPolicy()]), console)
+    watchers, sinks = [SingleThreadedPolicy()], [ConsoleSink(Console(stderr=True))]
+    return _report(resume(settings.resume, progress, settings.device, watchers, sinks), console)
 
 
 def _report(trained: Trained, console: Console) -> int:
@@ -132,6 +135,7 @@ def _report(trained: Trained, console: Console) -> int:
         "model": trained.model_path,
         "training episodes": trained.folder / EPISODES,
         "losses and metrics": f"{trained.folder / PROGRESS}; tensorboard --logdir {trained.folder}",
+        "what happened": trained.folder / EVENTS,
         "see how good it is": f"esper evaluate --policy {trained.folder} --env {trained.env}",
     }
     if trained.resumed_from is not None:

@@ -9,6 +9,7 @@
 | train.lock | held by the process that trains |
 | model.zip | the model, saved the Stable-Baselines3 way |
 | vecnormalize.pkl | the normaliser of the returns, saved the Stable-Baselines3 way |
+| events/ | what happened, as telemetry events: see docs/telemetry.md |
 | progress.csv | what the logger recorded, one line per rollout |
 | episodes.csv | one line per finished training episode |
 
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 CONFIG, TASK, VERSIONS, MODEL = "config.yaml", "task.json", "versions.json", "model.zip"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, EVENTS = "checkpoints", "events"
 NORMALISER, EPISODES, PROGRESS = "vecnormalize.pkl", "episodes.csv", "progress.csv"
 #: What must not be there when a run begins.
-RUN_FILES = (CONFIG, TASK, VERSIONS, MODEL, NORMALISER, EPISODES, PROGRESS, CHECKPOINTS)
+RUN_FILES = (CONFIG, TASK, VERSIONS, MODEL, NORMALISER, EPISODES, PROGRESS, CHECKPOINTS, EVENTS)
 _PACKAGES = ("esper-env", "esper-agent", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
 
 

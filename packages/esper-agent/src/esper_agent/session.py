@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from esper_env.tasks import task_dict
+from esper_env.telemetry import CheckpointLoaded, CheckpointSaved, JsonlSink, Sink, Telemetry
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
@@ -16,10 +18,11 @@ from stable_baselines3.common.vec_env import VecNormalize
 from esper_agent.callbacks import CurvesRecorder, PeriodicEvaluation, StopOnInterrupt, TrainingMetricsCallback
 from esper_agent.checkpoints import restore_training
 from esper_agent.configuration import plain, training_env_settings
+from esper_agent.diagnostics_callback import DiagnosticsCallback
 from esper_agent.environment_layers import check_layers
 from esper_agent.outputs import run_logger
 from esper_agent.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
-from esper_agent.runs import EPISODES, PROGRESS, save_model
+from esper_agent.runs import EPISODES, EVENTS, PROGRESS, save_model
 from esper_agent.saving import SaveCheckpoints, Saved
 from esper_agent.sb3 import make_sb3_env
 from esper_agent.train_settings import TrainSettings, parse_logit_bias
@@ -27,7 +30,7 @@ from esper_agent.train_settings import TrainSettings, parse_logit_bias
 #: Seeds of held-out evaluation episodes start here, far from those of training environments.
 HELD_OUT_SEED = 1_000_000
 #: Settings that a run may go on with in another form: they do not change what it becomes.
-_FREE = ("out", "config", "progress", "device", "checkpoint_every")
+_FREE = ("out", "config", "progress", "device", "checkpoint_every", "telemetry", "anomalies")
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,10 @@ class Session:
     env_kwargs: dict[str, Any]
     task: dict[str, Any]
 
-    def learn(self, folder: Path, callbacks: Sequence[BaseCallback], start: Saved | None = None) -> Trained:
-        """Train to the end, from ``start`` if there is one, and save the model.
+    def learn(
+        self, folder: Path, callbacks: Sequence[BaseCallback], start: Saved | None = None, sinks: Sequence[Sink] = ()
+    ) -> Trained:
+        """Train to the end, from ``start`` if there is one, and save the model. Events go to ``sinks``, too.
 
         Raises ``CheckpointError`` for a start that does not fit, before anything changes.
         """
@@ -68,16 +73,22 @@ class Session:
         model.set_logger(run_logger(folder, PROGRESS))
         curves = CurvesRecorder(folder / EPISODES)
         total = settings.whole_rollouts
+        hub: Telemetry = model.get_vec_normalize_env().get_attr("telemetry")[0]
+        diagnostics = DiagnosticsCallback(settings.anomalies, hub)
         try:
+            for sink in [*([JsonlSink(folder / EVENTS)] if settings.telemetry else []), *sinks]:
+                hub.add_sink(sink)
             with StopOnInterrupt() as stop:
-                watchers: list[BaseCallback] = [stop, TrainingMetricsCallback(), curves, *callbacks]
+                watchers: list[BaseCallback] = [stop, TrainingMetricsCallback(), curves, diagnostics, *callbacks]
                 if settings.eval_every:
                     held_out = settings.eval_every, settings.eval_episodes, HELD_OUT_SEED
                     watchers.append(PeriodicEvaluation(settings.env, *held_out, self.env_kwargs, stop))
                 saver = SaveCheckpoints(folder, settings.checkpoint_every, watchers, lasting(settings), start)
+                saver.on_saved = partial(_tell_checkpoint, hub, CheckpointSaved)
                 if start is not None:
                     restore_training(model, watchers, start.state)
-                with _saved_on_failure(folder, model):
+                    _tell_checkpoint(hub, CheckpointLoaded, start.path, start.timesteps)
+                with _saved_on_failure(folder, model), diagnostics.reporting_divergence():
                     model.learn(
                         total - (start.timesteps if start else 0),
                         callback=[saver, *watchers],
@@ -91,6 +102,7 @@ class Session:
                 if complete:  # after the model: a checkpoint of the last timestep says that the run is finished
                     saver.save()
         finally:
+            hub.close()
             curves.close()
             model.logger.close()
         return Trained(
@@ -123,6 +135,12 @@ def session(settings: TrainSettings) -> Iterator[Session]:
         yield Session(settings, model, env_kwargs, task)
     finally:
         env.close()
+
+
+def _tell_checkpoint(
+    hub: Telemetry, kind: type[CheckpointSaved] | type[CheckpointLoaded], path: Path, timesteps: int
+) -> None:
+    hub.emit(kind(path=str(path), timesteps=timesteps))
 
 
 def lasting(settings: TrainSettings) -> dict[str, Any]:

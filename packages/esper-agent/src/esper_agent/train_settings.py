@@ -13,6 +13,7 @@ import tyro
 from esper_env.rules.reward_config import GAMMA
 
 from esper_agent.configuration import ConfigError, parse_assignments
+from esper_agent.diagnostics import AnomalySettings
 from esper_agent.policy import check_logit_bias
 
 
@@ -81,11 +82,14 @@ class TrainSettings:
     """Episodes of each such evaluation."""
     checkpoint_every: int = 2_560
     """Save the state of the training every so many timesteps, rounded up to whole rollouts; 0 never does."""
+    telemetry: bool = True
+    """Write what happens to the networks and to the policy as events to the folder `events` of the run."""
     progress: bool = True
     """Show a progress bar with the rate and the time left."""
     config: Annotated[Path | None, tyro.conf.DisallowNone] = None
     """YAML or JSON file with these settings; flags given as well win."""
     ppo: Annotated[PPOSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=PPOSettings)
+    anomalies: Annotated[AnomalySettings, tyro.conf.OmitArgPrefixes] = field(default_factory=AnomalySettings)
 
     def checked(self) -> TrainSettings:
         """These settings, or a ``ConfigError`` for a number that cannot work."""
@@ -93,6 +97,10 @@ class TrainSettings:
             value = getattr(self if hasattr(self, name) else self.ppo, name)
             if value is not None and not (math.isfinite(value) and allowed.holds(value)):
                 raise ConfigError(f"{name} is {value}; expected {allowed.words}")
+        try:
+            self.anomalies.checked()
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         check_device(self.device)
         parse_logit_bias(self.ppo.logit_bias)
         return self

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from esper_env.telemetry import Sink
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_agent.configuration import plain, with_values
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 
-def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = ()) -> Trained:
+def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = (), sinks: Sequence[Sink] = ()) -> Trained:
     """Train as the settings say. Errors in them are raised before anything is written.
 
     Raises:
@@ -58,11 +59,15 @@ def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = ()) -> Tr
         folder = new_folder(settings.out, RUN_FILES, "a run")
         with locked(folder):
             create_run(folder, plain(settings), learner.task)
-            return learner.learn(folder, callbacks)
+            return learner.learn(folder, callbacks, sinks=sinks)
 
 
 def resume(
-    folder: str | Path, progress: bool = True, device: str | None = None, callbacks: Sequence[BaseCallback] = ()
+    folder: str | Path,
+    progress: bool = True,
+    device: str | None = None,
+    callbacks: Sequence[BaseCallback] = (),
+    sinks: Sequence[Sink] = (),
 ) -> Trained:
     """Go on with a run that ended before its time, from its latest checkpoint, under its own settings.
 
@@ -75,6 +80,7 @@ def resume(
         progress: show a progress bar.
         device: where to train; None is the run's own setting.
         callbacks: those that ``train`` was given: the ones with a state take up theirs.
+        sinks: where events go besides the folder of the run.
 
     Raises:
         RunError, ConfigError: the folder holds no run, one that is finished, or one that is being trained.
@@ -90,7 +96,7 @@ def resume(
         _check_unfinished(place, settings, start, kept="checkpoint_every" in config and own.checkpoint_every > 0)
         _tell_versions(place)
         with session(settings) as learner:
-            return learner.learn(place, callbacks, start)
+            return learner.learn(place, callbacks, start, sinks)
 
 
 def _check_unfinished(folder: Path, settings: TrainSettings, start: Saved | None, kept: bool) -> None:
