@@ -40,9 +40,8 @@ class EpochTrainer:
         """How often a step was captured."""
         return self._runner.captures
 
-    @torch.no_grad()
     def rehearse(self, structure: Structure, draw: Draw) -> Rehearsal:
-        """What a minibatch would lead to. Nothing is trained, and the buffers are put back."""
+        """What a minibatch would lead to, in the same operations. Nothing is trained; the buffers are put back."""
         self._plan.refresh(structure)
         self._set.load()
         buffers = self._shard.host.buffers
@@ -52,7 +51,7 @@ class EpochTrainer:
         after = {name: value.clone() for name, value in buffers.items()}
         for name, value in before.items():
             buffers[name].copy_(value)
-        return Rehearsal(losses, after)
+        return Rehearsal(losses.detach(), after)
 
     def run(self, structure: Structure, draws: Sequence[Draw], breached: Tensor | None = None) -> Readback:
         """Train on an epoch of draws and write the result back to the stacks: the rows of :class:`TrainStats`.
