@@ -59,6 +59,7 @@ class Session:
 
     settings: TrainSettings
     model: FactoredRecurrentPPO
+    env: VecNormalize
     env_kwargs: dict[str, Any]
     task: dict[str, Any]
 
@@ -73,7 +74,7 @@ class Session:
         model.set_logger(run_logger(folder, PROGRESS))
         curves = CurvesRecorder(folder / EPISODES)
         total = settings.whole_rollouts
-        hub: Telemetry = model.get_vec_normalize_env().get_attr("telemetry")[0]
+        hub: Telemetry = self.env.get_attr("telemetry")[0]
         diagnostics = DiagnosticsCallback(settings.anomalies, hub)
         try:
             for sink in [*([JsonlSink(folder / EVENTS)] if settings.telemetry else []), *sinks]:
@@ -132,7 +133,7 @@ def session(settings: TrainSettings) -> Iterator[Session]:
             check_layers(env)
         model = make_model(settings, env)
         task = task_dict(env.get_attr("task")[0]) | {"dataset_name": env.get_attr("dataset_name")[0]}
-        yield Session(settings, model, env_kwargs, task)
+        yield Session(settings, model, env, env_kwargs, task)
     finally:
         env.close()
 
