@@ -115,6 +115,9 @@ INFO_TYPES = {
     "val_accuracy": float,
     "val_loss": float,
     "parameters_added": int,
+    "slot_stage": np.ndarray,
+    "contribution": np.ndarray,
+    "contribution_measured": np.ndarray,
     "dataset_name": str,
 }
 STEP_TYPES = INFO_TYPES | {

@@ -225,7 +225,8 @@ class Growth:
             "val_loss": signals.val_loss,
             "parameters_added": self._population.parameters_added(structure, self.table.has_seed),
             "slot_stage": self.table.stage.copy(),
-            "contribution": np.where(self.table.contribution_age >= 0, self.table.contribution, np.nan),
+            "contribution": np.where(self.table.contribution_age >= 0, self.table.contribution, 0.0),
+            "contribution_measured": self.table.contribution_age >= 0,
             "dataset_name": np.full(self.count, self.dataset_name, dtype=object),
         }
 
