@@ -6,11 +6,13 @@
 Ratios are judged by the quantiles of 5% and 95% of each head's rows, not by the one row that is furthest out: a
 head such as the blueprint's is read by some 40 different rows of a rollout, 8 times each. In three healthy runs on
 Esper-Digits-v0 (52 rounds, 32 of them of one run of 20,000 steps) the smallest ratio of a round fell to 0.0004 and was
-below 0.1 in 7 rounds, the largest came to 8.4 and was above 5 in 3, and even the quantile of 1% fell to 0.005; the quantiles of 5%
-and 95% stayed within 0.17 and 1.9. Entropies are judged over the rows in which a head had a choice at all: the slot
-head has one in about 60% of the rows that read it, so a plain mean of 0.6 can be a uniform policy. In the same runs
-the op head's stayed above 0.47 and the alpha target's, which rightly settles on FULL, fell to 0.017. The gradient's
-mean norm lay between 1.3 and 20, and the explained variance was above 0.35 from a quarter of the run on.
+below 0.1 in 7 rounds, the largest came to 8.4 and was above 5 in 3, and even the quantile of 1% fell to 0.005; the
+quantiles of 5% and 95% stayed within 0.17 and 1.9.
+
+Entropies are judged over the rows in which a head had a choice at all: the slot head has one in about 60% of the rows
+that read it, so a plain mean of 0.6 can be a uniform policy. In the same runs the op head's stayed above 0.47, while
+the alpha target's, which rightly settles on FULL, fell to 0.017. The gradient's mean norm lay between 1.3 and 20, and
+the explained variance was above 0.39 from a quarter of the run on.
 """
 
 from __future__ import annotations
