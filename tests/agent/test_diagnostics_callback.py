@@ -113,6 +113,12 @@ def test_a_critic_that_does_not_learn_has_collapsed_after_a_quarter_of_the_run()
     assert any(value < 0.1 for timesteps, value in values.items() if timesteps < 60)
 
 
+def test_an_untrained_critic_is_not_judged_however_short_the_run():
+    hub = watched(make_model(learning_rate=1e-12), 48, AnomalySettings(op_entropy_floor=0.0))
+    assert [update.metrics["explained_variance"] < 0.1 for update in hub.of(PPOUpdateCompleted)] == [True, True]
+    assert [event.timesteps for event in hub.of(ValueCollapse)] == [48]
+
+
 def test_a_reward_that_is_no_number_is_instability():
     env = rewarded(lambda step, rewards: rewards * (math.nan if step == 20 else 1.0))
     hub = watched(make_model(env, batch_size=24), 72)
@@ -264,9 +270,9 @@ def test_another_algorithm_and_settings_that_cannot_work_are_refused(toy_id):
 @pytest.mark.slow
 def test_healthy_training_raises_no_alarm(tmp_path):
     hub = RecordingHub()
-    settings = TrainSettings(out=tmp_path / "run", total_timesteps=3200, progress=False, device="cpu")
+    settings = TrainSettings(out=tmp_path / "run", total_timesteps=1920, progress=False, device="cpu")
     train(settings, callbacks=[DiagnosticsCallback(hub=hub)])
     kinds = Counter(type(payload).__name__ for payload, _ in hub.events)
-    assert kinds["PPOUpdateCompleted"] == 5
+    assert kinds["PPOUpdateCompleted"] == 3
     assert hub.of(Anomaly) == hub.of(RewardHackingSuspected) == []
     assert hub.escalations == []

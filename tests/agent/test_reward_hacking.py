@@ -50,7 +50,7 @@ def world(stages, effects, curve=HOST_CURVE, weights=None):
             "val_accuracy": accuracy,
             "slot_stage": stages[t],
             "contribution": np.where(on, effects[t], 0.0),
-            "contribution_measured": np.broadcast_to(on, np.shape(effects[t])),
+            "contribution_measured": on,
             "reward_components": {name: float(value[0]) for name, value in output.components.items()},
         }
         infos.append(info | ({"shapley": fossilized, "committed_val_accuracy": accuracy} if last else {}))
@@ -186,6 +186,12 @@ def test_a_seed_is_reported_once_and_its_successor_again():
 def test_a_single_bad_epoch_is_no_ransom():
     infos = held(3.0, 5)
     infos[12]["val_accuracy"] = 5.0
+    assert not [s for s in suspected(infos) if s.payload.signature == "ransomware"]
+
+
+def test_a_contribution_that_was_not_measured_is_not_read():
+    infos = held(-9.0, 5)
+    infos[10]["contribution_measured"] = np.array([False])
     assert not [s for s in suspected(infos) if s.payload.signature == "ransomware"]
 
 

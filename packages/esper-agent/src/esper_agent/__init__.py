@@ -25,6 +25,9 @@ _EXPORTS = {
     "load_run": "runs",
     "TrainingMetricsCallback": "callbacks",
     "PeriodicEvaluation": "callbacks",
+    "DiagnosticsCallback": "diagnostics_callback",
+    "AnomalySettings": "diagnostics",
+    "ConsoleSink": "console_sink",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -3,10 +3,16 @@
     for anomaly in detect(model.last_update, model.num_timesteps, progress, AnomalySettings()):
         print(anomaly.TYPE, anomaly.quantity, anomaly.value)
 
-Ratios are judged by their quantiles of 1% and 99%, not by the one row that is furthest out: over 8 passes a healthy
-run of 12,800 steps had a single ratio of 0.044, and one of 4.6, while the quantiles of healthy runs stay within
-0.25 and 3. Entropies are judged over the rows in which a head had a choice at all: the slot head has one in about 60%
-of the rows that read it, so a plain mean of 0.5 can be a uniform policy.
+Ratios are judged by the quantiles of 5% and 95% of each head's rows, not by the one row that is furthest out: a
+head such as the blueprint's is read by some 40 different rows of a rollout, 8 times each. In three healthy runs on
+Esper-Digits-v0 (52 rounds, 32 of them of one run of 20,000 steps) the smallest ratio of a round fell to 0.0004 and was
+below 0.1 in 7 rounds, the largest came to 8.4 and was above 5 in 3, and even the quantile of 1% fell to 0.005; the
+quantiles of 5% and 95% stayed within 0.17 and 1.9.
+
+Entropies are judged over the rows in which a head had a choice at all: the slot head has one in about 60% of the rows
+that read it, so a plain mean of 0.6 can be a uniform policy. In the same runs the op head's stayed above 0.47, while
+the alpha target's, which rightly settles on FULL, fell to 0.017. The gradient's mean norm lay between 1.3 and 20, and
+the explained variance was above 0.39 from a quarter of the run on.
 """
 
 from __future__ import annotations
@@ -33,9 +39,9 @@ class AnomalySettings:
     """When training counts as abnormal, and what is reported of its course."""
 
     ratio_explosion: float = 5.0
-    """A head's ratios explode where their 99% quantile is above this."""
+    """A head's ratios explode where their 95% quantile is above this."""
     ratio_collapse: float = 0.1
-    """A head's ratios collapse where their 1% quantile is below this."""
+    """A head's ratios collapse where their 5% quantile is below this."""
     value_collapse: float = 0.1
     """The critic has collapsed where it explains less than this share of the variance of the returns."""
     value_collapse_after: float = 0.25

@@ -199,10 +199,11 @@ class DiagnosticsCallback(BaseCallback):
 
     def _report_update(self) -> None:
         model = self.model
-        self._updates_seen = model._n_updates
+        # The values of a first rollout are those of a critic that has not learned anything, however short the run.
+        untrained, self._updates_seen = self._updates_seen == 0, model._n_updates
         if self.hub is not None:
             self.hub.emit(PPOUpdateCompleted(timesteps=self.num_timesteps, metrics=dict(model.last_update)))
-        progress = 1.0 - model._current_progress_remaining
+        progress = 0.0 if untrained else 1.0 - model._current_progress_remaining
         for anomaly in detect(model.last_update, self.num_timesteps, progress, self.settings):
             self._report(anomaly)
 

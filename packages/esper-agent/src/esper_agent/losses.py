@@ -95,7 +95,7 @@ def loss_terms(samples: FactoredSamples, evaluation: Evaluation, settings: LossS
 #: Statistics that are averaged over the rows in which a head is relevant.
 PER_HEAD_MEANS = ("ratio_mean", "approx_kl", "clip_fraction", "entropy")
 #: The share of a head's ratios that lie below ``ratio_low``, and above ``ratio_high``.
-TAIL = 0.01
+TAIL = 0.05
 
 
 class UpdateStatistics:

@@ -130,10 +130,9 @@ class RewardHackingDetector:
             # One planted in the very first step has only the accuracy of that step to be compared with.
             seed = episode.seeds.setdefault(slot, _Seed(reference=now if math.isnan(before) else before))
             kept = stage in _KEPT
-            contribution = float(info["contribution"][slot])
             seed.accuracies = self._latest(seed.accuracies, now) if kept else []
-            measured = kept and bool(info["contribution_measured"][slot])
-            seed.contributions = self._latest(seed.contributions, contribution) if measured else []
+            measured = kept and info["contribution_measured"][slot]
+            seed.contributions = self._latest(seed.contributions, float(info["contribution"][slot])) if measured else []
 
     def _latest(self, values: list[float], value: float) -> list[float]:
         return [*values, value][-self.settings.ransom_epochs :]
