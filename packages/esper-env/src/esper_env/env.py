@@ -95,7 +95,7 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         return frames[0] if frames is not None else None
 
     def close(self) -> None:
-        """Stop the worker threads."""
+        """Stop the worker threads, write what waits for the telemetry's sinks, and close them."""
         self._vector.close()
 
 
