@@ -125,7 +125,7 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         self._vector.share_generators((self.np_random,), (self.np_random_seed,))
 
     def close(self) -> None:
-        """Stop the worker threads."""
+        """Stop the worker threads, write what waits for the telemetry's sinks, and close them."""
         self._vector.close()
 
 

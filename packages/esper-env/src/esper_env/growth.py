@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from esper_env.networks.accelerator import memory_gauge
 from esper_env.networks.build import build_population
 from esper_env.networks.population import Measurement, Mismatch, Structure, updated
 from esper_env.networks.seeds import blueprint_entry, offered_blueprints
-from esper_env.recorder import COUNTERS, Recorder, StepRecord
+from esper_env.recording import COUNTERS, Inspections, Recorder, StepRecord, TrainedEpoch
 from esper_env.rules import lifecycle
 from esper_env.rules.gates import gate_config
 from esper_env.rules.governor import Governor
@@ -33,9 +34,6 @@ from esper_env.trees import Arrays
 
 Mask = NDArray[np.bool_]
 Observation = dict[str, NDArray[Any]]
-
-#: Isolation is checked when a seed enters TRAINING and every so many epochs there, if somebody listens.
-ISOLATION_CHECK_EPOCHS = 5
 
 
 @dataclass(frozen=True)
@@ -76,15 +74,18 @@ class Growth:
         self._reward = RewardModel(count, slots, task.horizon, self.host_parameters, self.reward_config)
         self._governor = Governor(count, slots, task.host.classes)
         self.telemetry = Telemetry()
-        self.recorder = Recorder(self.telemetry, count, self.slot_ids, self._blueprint_name)
+        gauge = memory_gauge(shard.device)
+        self.recorder = Recorder(self.telemetry, count, self.slot_ids, self._blueprint_name, gauge)
+        self._inspections = Inspections()
         self.table = SlotTable.empty(count, slots)
         self.epoch = np.zeros(count, dtype=np.int64)
         self._last_op = np.zeros(count, dtype=np.int64)
         self._last_success = np.ones(count, dtype=np.bool_)
 
     def close(self) -> None:
-        """Stop the worker threads."""
+        """Stop the worker threads, and write and close what the sinks still hold."""
         self._population.close()
+        self.telemetry.close()
 
     @property
     def signals(self) -> Any:
@@ -128,7 +129,7 @@ class Growth:
             "signals": object_part("signals", self._signals),
             "reward": object_part("reward", self._reward),
             "governor": object_part("governor", self._governor),
-            "recorder": attributes_part("recorder", self.recorder, {name: name for name in COUNTERS}),
+            "recorder": attributes_part("recorder", self.recorder, COUNTERS),
             "population": Part(
                 lambda: population.get_state(table.blueprint, self._governor.saved),
                 lambda state, whole: population.prepare_state(
@@ -146,36 +147,24 @@ class Growth:
 
         Networks of ``idle`` (N,) environments, whose episode is over, wait; what becomes of them means nothing.
         """
-        asked = command = waiting(command, idle)
+        asked = waiting(command, idle)
         before = self.table.copy()
-        changes = self._act(command)
-        structure = Structure.of(self.table)
-        stats = self._population.train(structure, self._checks_isolation())
-        everyone = np.ones(self.count, dtype=np.bool_)
-        first = measured = self._population.measure(structure, everyone)
-        isolated, since = structure.training, self._governor.snapshot_epoch
-        judgement = self._governor.judge(stats.finite, measured.loss)
-        rescued = judgement.roll_back
-        rescues: dict[int, Mismatch] = {}
+        changes = self._act(asked)
+        epoch = self._train(before)
+        rescued, structure, measured = epoch.judgement.roll_back, epoch.structure, epoch.measured
+        command = waiting(asked, rescued) if rescued.any() else asked
         succeeded = changes.succeeded & ~rescued
-        if rescued.any():
-            command = waiting(command, rescued)
-            structure, measured, rescues = self._rescue(rescued, before, measured)
-        trained = np.where(rescued[:, None], 0.0, stats.sizes)
-        record_gradients(self.table, stats.gradient_norm, stats.vanishing, stats.exploding, trained)
-        self._record(measured, everyone)
-        lifecycle.finish_epoch(self.table)
-        self.epoch += 1
+        self._write_down(epoch)
         # What was put back is its snapshot still, and nobody has judged it.
-        due = self._governor.due(self.epoch, structure.fossilized) & ~rescued
-        self._put_aside(structure, due)
+        put_aside = self._governor.due(self.epoch, structure.fossilized) & ~rescued
+        self._put_aside(structure, put_aside)
         signals = self._signals.update(measured.loss, measured.accuracy)
         terminated = (self.epoch >= self.task.horizon) | self._governor.exhausted
         committed, final_values = self._appraise(structure, terminated)
         added = self._population.parameters_added(structure, self.table.has_seed)
         reward = self._rewarded(command, terminated, measured, committed, added, rescued)
         self._last_op, self._last_success = command.op, succeeded
-        self.recorder.count(self.epoch, reward.total)
+        self.recorder.count(idle, self.epoch, reward.total)
         if self.telemetry.active:
             self.recorder.tell(
                 StepRecord(
@@ -185,25 +174,17 @@ class Growth:
                     asked=asked,
                     changes=changes,
                     succeeded=succeeded,
-                    judgement=judgement,
-                    judged_loss=first.loss,
-                    rescues=rescues,
+                    epoch=epoch,
                     rollbacks=self._governor.rollbacks,
-                    snapshot_epoch=since,
-                    put_aside=due,
-                    isolated=isolated,
-                    breached=stats.breached,
-                    interaction=measured.interaction,
-                    interaction_measured=measured.interaction_measured,
+                    put_aside=put_aside,
                     signals=signals,
-                    train_loss=stats.loss,
                     parameters_added=added,
                     rewards=reward.total,
                 )
             )
         values = {
             **self._state_values(structure),
-            "train_loss": stats.loss,
+            "train_loss": epoch.stats.loss,
             "op": command.op,
             "action_valid": command.valid,
             "action_succeeded": succeeded,
@@ -224,11 +205,39 @@ class Growth:
             self._population.forget_momentum(int(row), int(slot), int(self.table.blueprint[row, slot]))
         return changes
 
-    def _checks_isolation(self) -> bool:
-        """Whether somebody listens, and a seed has just entered TRAINING or has been there for some time."""
-        training = self.table.stage == Stage.TRAINING
-        due = training & (self.table.epochs_in_stage % ISOLATION_CHECK_EPOCHS == 0)
-        return bool(due.any()) and self.telemetry.wants(IsolationViolation)
+    def _train(self, before: SlotTable) -> TrainedEpoch:
+        """Train and measure every network for an epoch, and put those that are broken back.
+
+        ``before`` is the table as it was before the commands, which a rollback undoes.
+        """
+        structure = Structure.of(self.table)
+        inspect = self.telemetry.wants(IsolationViolation) and self._inspections.due(self.table)
+        stats = self._population.train(structure, inspect)
+        measured = self._population.measure(structure, np.ones(self.count, dtype=np.bool_))
+        judgement = self._governor.judge(stats.finite, measured.loss)
+        epoch = TrainedEpoch(
+            structure=structure,
+            isolated=structure.training,
+            stats=stats,
+            measured=measured,
+            judgement=judgement,
+            judged_loss=measured.loss,
+            rescues={},
+            snapshot_epoch=self._governor.snapshot_epoch,
+        )
+        if not judgement.roll_back.any():
+            return epoch
+        structure, measured, rescues = self._rescue(judgement.roll_back, before, measured)
+        return epoch._replace(structure=structure, measured=measured, rescues=rescues)
+
+    def _write_down(self, epoch: TrainedEpoch) -> None:
+        """Enter what an epoch showed into the table, and count it. A network that was put back has learned nothing."""
+        stats = epoch.stats
+        trained = np.where(epoch.judgement.roll_back[:, None], 0.0, stats.sizes)
+        record_gradients(self.table, stats.gradient_norm, stats.vanishing, stats.exploding, trained)
+        self._record(epoch.measured, np.ones(self.count, dtype=np.bool_))
+        lifecycle.finish_epoch(self.table)
+        self.epoch += 1
 
     def _rescue(
         self, rows: Mask, before: SlotTable, measured: Measurement

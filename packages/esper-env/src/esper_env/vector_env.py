@@ -146,13 +146,13 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         stepped = ~over
         terminated = outcome.terminated & stepped
         truncated = self._clock.count(stepped, terminated)
+        ended = terminated | truncated
+        self._growth.recorder.ended(ended, terminated, outcome.values, outcome.final_values)
         infos = vector_infos(outcome.values, stepped)
         if terminated.any():
             infos = merge_infos(infos, vector_infos(outcome.final_values, terminated))
         if over.any():
             infos = merge_infos(infos, self._begin(over, {}))
-        ended = terminated | truncated
-        self._growth.recorder.ended(ended, terminated, outcome.values, outcome.final_values)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and ended.any():
             infos = self._reset_in_place(infos, ended)
         return self._growth.observe(), np.where(stepped, outcome.rewards, 0.0), terminated, truncated, infos
@@ -223,7 +223,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         return draw_networks(table, signals, horizon)
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
-        """Stop the worker threads."""
+        """Stop the worker threads, write what waits for the telemetry's sinks, and close them."""
         if hasattr(self, "_growth"):
             self._growth.close()
 

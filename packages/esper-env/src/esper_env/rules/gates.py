@@ -52,6 +52,9 @@ class Check(IntEnum):
     CONTRIBUTION = 17
 
 
+_CHECK_NAMES = [check.name.lower() for check in Check]
+
+
 @dataclass(frozen=True)
 class GateConfig:
     """Every number the gates compare with. ``None`` means that the gate does not ask that question.
@@ -231,8 +234,8 @@ class GateResults(NamedTuple):
             return None
         gate = Gate(self.gate[env, slot])
         asked, answers = self.asked[env, slot], self.answers[env, slot]
-        good = tuple(check.name.lower() for check in Check if asked[check] and answers[check])
-        bad = tuple(check.name.lower() for check in Check if asked[check] and not answers[check])
+        good = tuple(_CHECK_NAMES[check] for check in np.flatnonzero(asked & answers).tolist())
+        bad = tuple(_CHECK_NAMES[check] for check in np.flatnonzero(asked & ~answers).tolist())
         outcome = f"failed: {', '.join(bad)}" if bad else "passed"
         return GateVerdict(gate, not bad, float(self.score[env, slot]), good, bad, f"{gate.name} {outcome}")
 

@@ -1,0 +1,95 @@
+"""What happened to the seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from esper_env import telemetry as events
+from esper_env.recording.step import Names, StepRecord, Told
+from esper_env.rules.gates import NO_GATE
+from esper_env.rules.heads import Operator
+from esper_env.rules.slot_table import SlotTable
+from esper_env.rules.stages import Stage
+
+_OPERATORS = {operator.value: operator.name for operator in Operator}
+_STAGES = {stage.value: stage.name for stage in Stage}
+
+
+def gates(step: StepRecord) -> Told:
+    """Which gates were asked, and what they said."""
+    for env in step.where(step.changes.gate != NO_GATE):
+        verdict = step.changes.verdict(env)
+        assert verdict is not None
+        told = {**verdict._asdict(), "gate": verdict.gate.name}
+        yield env, int(step.changes.slot[env]), events.SeedGateEvaluated(**told)
+
+
+def moves(step: StepRecord, names: Names) -> Told:
+    """Which slots are in another stage than before the step, and what that makes of their seeds.
+
+    A rollback that undoes a commitment is one move, from FOSSILIZED to PRUNED.
+    """
+    for env, slot in step.places(step.before.stage != step.table.stage):
+        source, target = int(step.before.stage[env, slot]), int(step.table.stage[env, slot])
+        yield env, slot, events.SeedStageChanged(from_stage=_STAGES[source], to_stage=_STAGES[target])
+        if target in _ARRIVALS:
+            yield env, slot, _ARRIVALS[target](step, env, slot, names)
+
+
+def counterfactuals(step: StepRecord, names: Names) -> Told:
+    """What seeds were measured to contribute."""
+    fresh = step.table.contribution_age == 0
+    measured = step.epoch.measured
+    for env in step.where(fresh.any(axis=1)):
+        pairs = np.argwhere(np.triu(measured.interaction_measured[env], 1)).tolist()
+        told = events.CounterfactualComputed(
+            contributions={
+                names.slots[slot]: float(step.table.contribution[env, slot])
+                for slot in np.flatnonzero(fresh[env]).tolist()
+            },
+            interactions={
+                f"{names.slots[i]}+{names.slots[j]}": float(measured.interaction[env, i, j]) for i, j in pairs
+            },
+        )
+        yield env, None, told
+
+
+def _germinated(step: StepRecord, env: int, slot: int, names: Names) -> events.Payload:
+    table = step.table
+    return events.SeedGerminated(
+        blueprint=names.blueprint(int(table.blueprint[env, slot])),
+        operator=_OPERATORS[int(table.operator[env, slot])],
+        alpha_target=float(table.first_target[env, slot]),
+    )
+
+
+def _fossilized(step: StepRecord, env: int, slot: int, names: Names) -> events.Payload:
+    return events.SeedFossilized(**_seed(step.before, env, slot, names))
+
+
+def _pruned(step: StepRecord, env: int, slot: int, names: Names) -> events.Payload:
+    return events.SeedPruned(
+        **_seed(step.before, env, slot, names),
+        stage=_STAGES[int(step.before.stage[env, slot])],
+        initiator="governor" if step.epoch.judgement.roll_back[env] else "agent",
+    )
+
+
+def _seed(table: SlotTable, env: int, slot: int, names: Names) -> dict[str, Any]:
+    measured = table.contribution_age[env, slot] >= 0
+    return {
+        "blueprint": names.blueprint(int(table.blueprint[env, slot])),
+        "age": int(table.age[env, slot]),
+        "contribution": float(table.contribution[env, slot]) if measured else None,
+    }
+
+
+#: What there is to say of a seed whose slot has come into a stage.
+_ARRIVALS: dict[int, Callable[[StepRecord, int, int, Names], events.Payload]] = {
+    Stage.GERMINATED: _germinated,
+    Stage.FOSSILIZED: _fossilized,
+    Stage.PRUNED: _pruned,
+}
