@@ -178,7 +178,7 @@ class Governor:
     def _moments(self) -> tuple[FloatArray, FloatArray]:
         """(N,) mean and standard deviation of the histories; NaN where one is empty."""
         known = np.arange(self.config.window - 1, -1, -1) < self._count[:, None]
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             mean = np.where(known, self._history, 0.0).sum(axis=1) / self._count
             spread = np.where(known, self._history - mean[:, None], 0.0)
             deviation = np.sqrt(np.square(spread).sum(axis=1) / self._count)
