@@ -1,4 +1,4 @@
-"""Snapshots give a network back bit for bit, at rest, and touch no other; what is not finite is found wherever it is."""
+"""Snapshots give a network back bit for bit and at rest, and touch no other; what is not finite is found anywhere."""
 
 import numpy as np
 import pytest
@@ -184,8 +184,6 @@ def test_a_mismatch_names_the_tensors(make_population, grow):
 
 # What is finite
 
-PLACES = [("host", "segments.0.0.weight"), ("host", "segments.1.1.running_var"), ("host", "segments.3.1.bias")]
-
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -242,7 +240,7 @@ class Half(nn.Module):
 
 
 def test_a_seed_without_a_parameter_is_finite_and_can_be_put_back(make_population, grow, own_blueprints):
-    own_blueprints("half", lambda channels: Half())
+    own_blueprints("half", lambda _: Half())
     population = make_population(1)
     structure = grow(population, 1, (0, 1, "half", ADD, Stage.FOSSILIZED))
     assert population.train(structure).finite.tolist() == [True]

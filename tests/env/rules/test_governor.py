@@ -31,9 +31,9 @@ class PlainGovernor:
         if not known:
             return Reason.HEALTHY
         mean = math.fsum(known) / len(known)
-        if len(known) >= config.min_history and mean < config.collapse_mean * self.guessing:
-            if abs(loss - self.guessing) <= config.collapse_width * self.guessing:
-                return Reason.COLLAPSE
+        learned = len(known) >= config.min_history and mean < config.collapse_mean * self.guessing
+        if learned and abs(loss - self.guessing) <= config.collapse_width * self.guessing:
+            return Reason.COLLAPSE
         limits = (
             mean + config.sigmas * math.sqrt(math.fsum((x - mean) * (x - mean) for x in known) / len(known)),
             config.mean_factor * mean,

@@ -142,7 +142,7 @@ class Governor:
         """The networks of ``rows`` (N,) have been put back to their snapshots, and now have validation losses (N,).
 
         Their histories start anew. What was normal for a network with its live seeds is not for one that has just lost
-        them, and may have to learn again; without this, one fault would be followed by rollbacks until the episode ends.
+        them, and may have to learn again; without this, one fault would lead to rollbacks until the episode ends.
         """
         self._panics[rows] = 0
         self._rollbacks[rows] += 1
