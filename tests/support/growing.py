@@ -223,7 +223,8 @@ def advance(growth, actions):
 
         def call(*args):
             result = method(*args)
-            heard.update({f"{name} {column}": getattr(result, column) for column in MEASURED[name]})
+            for column in MEASURED[name]:  # networks that were put back are measured once more, without the others
+                heard.setdefault(f"{name} {column}", getattr(result, column))
             return result
 
         return patch.object(population, name, call)

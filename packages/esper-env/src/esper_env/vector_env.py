@@ -55,8 +55,9 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     the masks exclude acts as WAIT and sets ``infos["action_valid"]`` to False. Observations: :func:`observation_space`.
 
     An episode terminates at the task's ``horizon``: seeds that are not fossilized are discarded, and the last reward
-    moves to the accuracy of what is committed. ``max_episode_steps`` cuts it before (truncation); where both fall on
-    the same step both flags are True, as with Gymnasium's ``TimeLimit``.
+    moves to the accuracy of what is committed. The governor terminates it before, when it has put the network back to a
+    snapshot three times. ``max_episode_steps`` cuts it (truncation); where both fall on the same step both flags are
+    True, as with Gymnasium's ``TimeLimit``.
 
     ``reset(seed=s)`` starts environment i like a single environment with seed s + i. Options: ``reset_mask`` (N,) bool
     resets some environments only; ``topology`` {slot id: blueprint name} starts with those seeds fossilized, to be

@@ -142,8 +142,7 @@ class Governor:
         """The networks of ``rows`` (N,) have been put back to their snapshots, and now have validation losses (N,).
 
         Their histories start anew. What was normal for a network with its live seeds is not for one that has just lost
-        them, and may have to learn again; without this, one fault would be followed by rollbacks until the episode
-        ends.
+        them, and may have to learn again; without this, one fault would lead to rollbacks until the episode ends.
         """
         self._panics[rows] = 0
         self._rollbacks[rows] += 1
@@ -179,7 +178,7 @@ class Governor:
     def _moments(self) -> tuple[FloatArray, FloatArray]:
         """(N,) mean and standard deviation of the histories; NaN where one is empty."""
         known = np.arange(self.config.window - 1, -1, -1) < self._count[:, None]
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             mean = np.where(known, self._history, 0.0).sum(axis=1) / self._count
             spread = np.where(known, self._history - mean[:, None], 0.0)
             deviation = np.sqrt(np.square(spread).sum(axis=1) / self._count)

@@ -61,7 +61,7 @@ class RewardInputs:
 
     val_accuracy: FloatArray  # (N,) of the network as it is now, 0..100
     committed_accuracy: FloatArray  # (N,) of host and fossilized seeds alone; read only where ``terminated``
-    terminated: BoolArray  # (N,) the episode ends for good (the horizon is reached), not by a cut
+    terminated: BoolArray  # (N,) the episode ends for good (horizon reached, governor gave up), not by a cut
     parameters_added: NDArray[np.number]  # (N,) trainable scalars of all seeds present
     op: IntArray  # (N,) the op carried out; WAIT where the action was illegal or skipped
     table: SlotTable  # after the step and its measurements, before anything is discarded at the end

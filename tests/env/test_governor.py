@@ -1,0 +1,136 @@
+"""Networks are broken between two steps, wherever and whenever: what the governor undoes, and what it leaves alone."""
+
+import gymnasium
+import numpy as np
+import pytest
+from esper_env.rules.heads import AlphaSpeed, AlphaTarget, Blueprint, Op
+from esper_env.rules.stages import HAS_SEED, Stage
+from faults import IN_HOST, IN_SEED
+from trips import Trip, assert_same_bits, check_going_on, check_rolled_back, of_rows, wait
+
+#: Network 0 and the last one stay healthy; in between, one network for every fault.
+HOST_ROWS = dict(enumerate(IN_HOST, start=1))
+SEED_ROWS = dict(enumerate(IN_SEED, start=1 + len(IN_HOST)))
+COUNT = 2 + len(IN_HOST) + len(IN_SEED)
+HEALTHY = [0, COUNT - 1]
+
+#: Steps of the shortest life of a seed until it is at a stage, and epoch of the snapshot that is there by then.
+STEPS = {
+    Stage.GERMINATED: (1, 0),
+    Stage.TRAINING: (3, 0),
+    Stage.BLENDING: (7, 5),
+    Stage.HOLDING: (8, 5),
+    Stage.FOSSILIZED: (9, 9),
+}
+CASES = [
+    (stage, op, when)
+    for stage, ops in {
+        Stage.GERMINATED: (Op.WAIT, Op.ADVANCE, Op.GERMINATE, Op.PRUNE),
+        Stage.TRAINING: (Op.WAIT, Op.ADVANCE, Op.GERMINATE, Op.PRUNE),
+        Stage.BLENDING: (Op.WAIT, Op.ADVANCE, Op.GERMINATE, Op.PRUNE, Op.SET_ALPHA_TARGET),
+        Stage.HOLDING: (Op.FOSSILIZE, Op.GERMINATE, Op.PRUNE, Op.SET_ALPHA_TARGET, Op.ADVANCE),
+        Stage.FOSSILIZED: (Op.WAIT, Op.GERMINATE, Op.PRUNE),
+    }.items()
+    for op in ops
+    for when in ("middle", "last")
+    if when == "middle" or op == ops[0]
+]
+
+
+def make(count=COUNT, **kwargs):
+    settings = {"horizon": 16, "batches_per_step": 2, "batch_size": 16, "autoreset_mode": "Disabled"} | kwargs
+    return gymnasium.make_vec("Esper-Digits-v0", num_envs=count, **settings)
+
+
+def break_all(growth, slot):
+    """Every fault in a network of its own; those of seeds where there is a seed."""
+    rows = {row: IN_HOST[name] for row, name in HOST_ROWS.items()}
+    if slot is not None:
+        rows |= {row: IN_SEED[name] for row, name in SEED_ROWS.items()}
+    for row, fault in rows.items():
+        fault(growth, row, slot)
+    return list(rows)
+
+
+def pending(action, op, slot):
+    """An action about the sick seed; GERMINATE is about the slot beside it, PRUNE takes time where it can."""
+    if op == Op.GERMINATE:
+        return action(op, 1, blueprint=Blueprint.NORM)
+    return action(op, slot, alpha_speed=AlphaSpeed.FAST, alpha_target=AlphaTarget.HALF)
+
+
+@pytest.mark.parametrize(("stage", "op", "when"), CASES)
+def test_what_is_not_finite_is_undone_in_any_stage_and_whatever_is_pending(stage, op, when, script, action):
+    """Seven networks break at once, each in its own way; the healthy ones are those of a run without a fault."""
+    steps, snapshot = STEPS[stage]
+    horizon = steps + (1 if when == "last" else 3)
+    healthy, sick = (Trip(make(horizon=horizon)) for _ in range(2))
+    for trip in (healthy, sick):
+        trip.go(*script()[:steps])
+        assert (trip.growth.table.stage[:, 0] == stage).all()
+    before = sick.growth.table.stage.copy()
+    rows = break_all(sick.growth, 0)
+    for trip in (healthy, sick):
+        trip.go(pending(action, op, 0))
+    if op == Op.PRUNE and stage in (Stage.GERMINATED, Stage.TRAINING):  # the sick seed went before it did any harm
+        rows = list(HOST_ROWS)
+        assert sick.steps[-1][4]["action_succeeded"][list(SEED_ROWS)].all()
+    infos = sick.steps[-1][4]
+    assert np.flatnonzero(infos["rollback"]).tolist() == rows
+    assert infos["rollbacks"].tolist() == infos["rollback"].astype(int).tolist()
+    check_rolled_back(sick, rows, before, snapshot)
+    assert (sick.steps[-1][2] == (when == "last")).all()
+    if when == "last":
+        np.testing.assert_allclose(infos["committed_val_accuracy"][rows], infos["val_accuracy"][rows], atol=1e-9)
+    else:
+        for trip in (healthy, sick):
+            trip.go(*wait(2))
+        check_going_on(sick, rows)
+    for ours, theirs in zip(healthy.steps, sick.steps, strict=True):
+        for left, right in zip(ours, theirs, strict=True):
+            assert_same_bits(of_rows(left, HEALTHY), of_rows(right, HEALTHY))
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+@pytest.mark.parametrize("planted", [False, True])
+def test_the_first_step_of_an_episode(planted, horizon, action):
+    """The snapshot is the newborn network, with the seeds that were planted in it."""
+    options = {"topology": {"r0c1": "conv_small", "r0c2": "conv_light"}} if planted else None
+    trip = Trip(make(horizon=horizon), options=options)
+    before = trip.growth.table.stage.copy()
+    rows = break_all(trip.growth, 2 if planted else None)
+    trip.go(action(Op.GERMINATE, 0, blueprint=Blueprint.NORM))
+    assert np.flatnonzero(trip.steps[-1][4]["rollback"]).tolist() == rows
+    check_rolled_back(trip, rows, before, 0)
+    healthy = [row for row in range(COUNT) if row not in rows]
+    assert (trip.growth.table.stage[healthy, 0] == Stage.GERMINATED).all()
+    assert (trip.steps[-1][2] == (horizon == 1)).all()
+    if horizon > 1:
+        trip.go(*wait(2))
+        check_going_on(trip, rows)
+
+
+@pytest.mark.parametrize("fault", [*IN_HOST, *IN_SEED])
+@pytest.mark.parametrize(("row", "shard_size"), [(0, 1), (2, 2), (1, 3)])
+def test_one_network_breaks_in_shards_of_any_size(fault, row, shard_size, script, action):
+    trip = Trip(make(3, shard_size=shard_size))
+    trip.go(*script(), *script(1)[:3])  # a fossil in slot 0, a TRAINING seed in slot 1
+    before = trip.growth.table.stage.copy()
+    (IN_HOST | IN_SEED)[fault](trip.growth, row, 0)
+    trip.go(action(Op.GERMINATE, 2))
+    assert trip.steps[-1][4]["rollback"].tolist() == [other == row for other in range(3)]
+    check_rolled_back(trip, [row], before, 9)
+    assert before[row].tolist() == [Stage.FOSSILIZED, Stage.TRAINING, Stage.DORMANT]
+    assert HAS_SEED[trip.growth.table.stage].sum(axis=1).tolist() == [1 if other == row else 3 for other in range(3)]
+
+
+def test_a_slot_that_waits_after_a_prune_waits_on(script, action):
+    trip = Trip(make(2, horizon=20))
+    trip.go(*script()[:2], action(Op.PRUNE, 0))
+    left = []
+    IN_HOST["NaN weight"](trip.growth, 1, None)
+    for _ in range(8):
+        trip.go(*wait())
+        left.append(trip.steps[-1][4]["slot_stage"][:, 0].tolist())
+    assert [stages[0] for stages in left] == [stages[1] for stages in left]
+    assert left[-1] == [Stage.DORMANT] * 2

@@ -1,0 +1,290 @@
+"""Networks that explode or collapse without a NaN, how often they are put back, and when they are put aside."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from esper_env.rules.heads import Op
+from esper_env.rules.stages import Stage
+from faults import IN_HOST, classifier, die, explode, growth_of
+from trips import Trip, assert_restored, assert_same_bits, check_going_on, check_rolled_back, of_rows, wait
+
+SMALL = {"horizon": 20, "batches_per_step": 2, "batch_size": 16}
+
+
+def make(count=3, **kwargs):
+    return gymnasium.make_vec("Esper-Digits-v0", num_envs=count, **({"autoreset_mode": "Disabled"} | SMALL | kwargs))
+
+
+def rollbacks(trip, row=1):
+    """Of one network, step by step."""
+    return [bool(infos["rollback"][row]) for *_, infos, _ in trip.steps[1:]]
+
+
+# Divergence
+
+STEPS = {Stage.GERMINATED: 1, Stage.TRAINING: 3, Stage.BLENDING: 6, Stage.HOLDING: 8, Stage.FOSSILIZED: 9}
+
+
+@pytest.mark.parametrize("when", ["middle", "last"])
+@pytest.mark.parametrize("stage", STEPS)
+def test_an_explosion_is_undone_when_it_has_lasted_three_epochs(stage, when, script):
+    steps = STEPS[stage]
+    trip = Trip(make(horizon=steps + (3 if when == "last" else 5)))
+    calm = Trip(make(horizon=steps + (3 if when == "last" else 5)))
+    for one in (trip, calm):
+        one.go(*script()[:steps])
+    before = trip.growth.table.stage.copy()
+    explode(trip.growth, 1)
+    for one in (trip, calm):
+        one.go(*wait(3))
+    assert rollbacks(trip) == [False] * (steps + 2) + [True]
+    if stage == Stage.BLENDING:  # of three ticks, so there is a snapshot of the fifth epoch
+        assert (before[:, 0] == Stage.BLENDING).all()
+    check_rolled_back(trip, [1], before, {Stage.FOSSILIZED: 9}.get(stage, 5 * (steps // 5)))
+    assert (trip.steps[-1][2] == (when == "last")).all()
+    if when == "middle":
+        for one in (trip, calm):
+            one.go(*wait(2))
+        check_going_on(trip, [1])
+    for ours, theirs in zip(calm.steps, trip.steps, strict=True):
+        for left, right in zip(ours, theirs, strict=True):
+            assert_same_bits(of_rows(left, [0, 2]), of_rows(right, [0, 2]))
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_spike_is_forgiven_and_the_count_starts_again(epochs):
+    trip = Trip(make())
+    trip.go(*wait(2))
+    for _ in range(2):
+        sound = [tensor.clone() for tensor in classifier(trip.growth, 1)]
+        explode(trip.growth, 1)
+        for _ in range(epochs):
+            trip.go(*wait())
+            assert trip.steps[-1][4]["val_loss"][1] > 100
+        for tensor, value in zip(classifier(trip.growth, 1), sound, strict=True):
+            tensor.copy_(value)
+        trip.go(*wait())
+        assert trip.steps[-1][4]["val_loss"][1] < 4
+    assert not any(rollbacks(trip))
+
+
+def test_the_first_step_explodes():
+    trip = Trip(make())
+    explode(trip.growth, 1)
+    trip.go(*wait(3))
+    assert rollbacks(trip) == [False, False, True]
+    assert_restored(trip, 1, 0)
+
+
+def test_actions_of_the_epochs_that_were_not_yet_enough_count_until_the_rollback(action):
+    trip = Trip(make())
+    explode(trip.growth, 1)
+    trip.go(action(Op.GERMINATE, 0), action(Op.ADVANCE, 0))
+    assert trip.steps[-1][4]["action_succeeded"].all()
+    trip.go(action(Op.GERMINATE, 1))
+    assert trip.growth.table.stage[1].tolist() == [Stage.PRUNED, Stage.DORMANT, Stage.DORMANT]
+    assert trip.growth.table.stage[0].tolist() == [Stage.TRAINING, Stage.GERMINATED, Stage.DORMANT]
+
+
+def test_what_was_fossilized_while_the_network_was_not_healthy_is_no_commitment(script):
+    trip = Trip(make())
+    trip.go(*script()[:8])
+    explode(trip.growth, 1)
+    trip.go(script()[8])
+    assert (trip.growth.table.stage[:, 0] == Stage.FOSSILIZED).all()
+    trip.go(*wait(2))
+    assert rollbacks(trip)[-1]
+    assert trip.growth.table.stage[:, 0].tolist() == [Stage.FOSSILIZED, Stage.PRUNED, Stage.FOSSILIZED]
+    assert_restored(trip, 1, 5)
+
+
+# Collapse
+
+
+@pytest.mark.parametrize("when", ["middle", "last"])
+def test_a_collapse_to_guessing_is_undone_at_once_in_any_stage(when, script):
+    """Twelve epochs, long enough to learn; then each network but the last has a seed at another stage, and dies."""
+    task = {"host_lr": 0.05, "seed_lr": 0.05, "batches_per_step": 17, "batch_size": 64}
+    env = make(len(STEPS) + 1, horizon=13 if when == "last" else 15, **task)
+    trip = Trip(env, seed=0, options={"topology": {"r0c0": "conv_heavy", "r0c1": "conv_heavy"}})
+    lives = [wait(12 - steps) + script(2)[:steps] for steps in STEPS.values()] + [wait(12)]
+    trip.go(*np.stack(lives, axis=1))
+    before = trip.growth.table.stage.copy()
+    assert before[:, 2].tolist() == [*STEPS, Stage.DORMANT]
+    rows = list(range(len(STEPS)))
+    for row in rows:
+        die(trip.growth, row)
+    pending = wait(len(STEPS) + 1)
+    pending[list(STEPS).index(Stage.HOLDING)] = script(2)[8]  # FOSSILIZE
+    trip.go(np.stack(pending))
+    infos = trip.steps[-1][4]
+    assert infos["rollback"].tolist() == [True] * len(STEPS) + [False]
+    committed = list(STEPS).index(Stage.FOSSILIZED)
+    check_rolled_back(trip, [row for row in rows if row != committed], before, 10)
+    check_rolled_back(trip, [committed], before, 12)
+    assert (infos["val_loss"] < 1.6).all()
+    assert (trip.steps[-1][2] == (when == "last")).all()
+    if when == "middle":
+        trip.go(*wait(2))
+        check_going_on(trip, rows)
+
+
+def test_a_network_that_has_not_learned_may_guess():
+    trip = Trip(make())
+    trip.go(*wait(12))
+    die(trip.growth, 1)
+    trip.go(*wait(2))
+    assert abs(trip.steps[-1][4]["val_loss"][1] - np.log(10)) < 0.1
+    assert not any(rollbacks(trip))
+
+
+# Three rollbacks
+
+
+def break_every_step(trip, steps, row=1):
+    for _ in range(steps):
+        IN_HOST["NaN weight"](trip.growth, row, None)
+        trip.go(*wait())
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
+def test_the_third_rollback_ends_the_episode(mode, script):
+    """With final infos of the committed network; the next episode starts with a clean record."""
+    trip = Trip(make(autoreset_mode=mode))
+    trip.go(*script(), *wait(2))
+    for k in range(3):
+        assert not trip.steps[-1][2].any()
+        break_every_step(trip, 1)
+        reward = trip.steps[-1][1]
+        assert reward[1] < -0.5
+        assert np.abs(reward[[0, 2]]).max() < 0.5
+        if k < 2:
+            assert_restored(trip, 1, 9)
+            assert trip.steps[-1][4]["rollbacks"].tolist() == [0, k + 1, 0]
+    _, reward, terminated, truncated, infos, _ = trip.steps[-1]
+    assert terminated.tolist() == [False, True, False]
+    assert not truncated.any()
+    final = infos["final_info"] if mode == "SameStep" else infos
+    assert final["_test_accuracy"].tolist() == [False, True, False]
+    assert final["rollbacks"][1] == 3
+    assert final["committed_parameters_added"][1] == final["parameters_added"][1] > 0
+    assert final["committed_val_accuracy"][1] == pytest.approx(final["val_accuracy"][1])
+    assert final["reward_components"]["governor"][1] == -1.0
+    parts = [value[1] for name, value in final["reward_components"].items() if name[0] != "_"]
+    assert sum(parts) == pytest.approx(reward[1])
+    if mode == "Disabled":
+        assert_restored(trip, 1, 9)
+        _, infos = trip.env.reset(options={"reset_mask": np.arange(3) == 1})
+    elif mode == "NextStep":
+        trip.go(*wait())
+        infos = trip.steps[-1][4]
+        assert trip.steps[-1][1][1] == 0.0
+    assert infos["rollbacks"][1] == 0
+    assert trip.growth.table.stage[1].tolist() == [Stage.DORMANT] * 3
+    trip.go(*wait(2))
+    assert not trip.steps[-1][4]["rollback"].any()
+    break_every_step(trip, 1)
+    assert trip.steps[-1][4]["rollbacks"].tolist() == [0, 1, 0]
+    assert not trip.steps[-1][2].any()
+
+
+def test_a_network_that_waits_for_its_reset_is_nobody_s_concern():
+    """NEXT_STEP: a fault in a finished network is gone with it."""
+    trip = Trip(make(horizon=3, autoreset_mode="NextStep"))
+    trip.go(*wait(3))
+    IN_HOST["NaN weight"](trip.growth, 1, None)
+    trip.go(*wait())
+    assert not trip.steps[-1][4].get("rollback", np.zeros(3)).any()
+    trip.go(*wait(2))
+    assert not trip.steps[-1][4]["rollback"].any()
+
+
+@pytest.mark.parametrize("fault", IN_HOST)
+def test_the_single_environment(fault):
+    env = gymnasium.make("Esper-Digits-v0", **SMALL)
+    observation, info = env.reset(seed=1)
+    assert info["rollbacks"] == 0
+    growth, waiting = growth_of(env), wait()[0]
+    seen = []
+    for step in range(4):
+        if step:
+            IN_HOST[fault](growth, 0, None)
+        observation, reward, terminated, truncated, info = env.step(waiting)
+        assert observation in env.observation_space
+        assert [type(value) for value in (reward, terminated, info["rollback"], info["rollbacks"])] == [
+            float,
+            bool,
+            bool,
+            int,
+        ]
+        assert sum(info["reward_components"].values()) == pytest.approx(reward)
+        seen.append((info["rollback"], info["rollbacks"], terminated, info["reward_components"]["governor"]))
+        assert not truncated
+    assert seen == [(False, 0, False, 0.0), (True, 1, False, -1.0), (True, 2, False, -1.0), (True, 3, True, -1.0)]
+    assert {"test_accuracy", "committed_val_accuracy", "shapley"} <= info.keys()
+    env.close()
+
+
+# The penalty
+
+
+@pytest.mark.parametrize("mode", ["accuracy", "sparse", "contribution"])
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_the_penalty_is_worth_a_whole_network_in_every_mode(mode, scale, action):
+    weights = {"scale": scale}
+    trip = Trip(make(reward_mode=mode, reward_weights=weights))
+    trip.go(action(Op.GERMINATE, 0))
+    IN_HOST["NaN weight"](trip.growth, 1, None)
+    trip.go(action(Op.ADVANCE, 0))
+    _, reward, _, _, infos, _ = trip.steps[-1]
+    components = infos["reward_components"]
+    assert components["governor"].tolist() == [0.0, -scale, 0.0]
+    np.testing.assert_allclose(sum(v for name, v in components.items() if name[0] != "_"), reward)
+    if mode == "accuracy":  # what was skipped costs nothing
+        assert components["op_cost"].tolist() == pytest.approx([-0.002, 0.0, -0.002])
+
+
+def test_the_return_is_the_committed_gain_less_costs_and_penalties(script):
+    trip = Trip(make(horizon=14))
+    trip.go(*script(), *wait(2))
+    IN_HOST["NaN weight"](trip.growth, 1, None)
+    trip.go(*wait(3))
+    infos = [infos for *_, infos, _ in trip.steps if "rollback" in infos]
+    gain = (infos[-1]["committed_val_accuracy"] - trip.steps[0][1]["val_accuracy"]) / 100
+    rent = sum(0.05 * np.log(1 + info["parameters_added"] / 390) / 14 for info in infos)
+    ops = sum(0.002 * (info["op"] != Op.WAIT) for info in infos)
+    total = sum(reward for _, reward, *_ in trip.steps[1:])
+    np.testing.assert_allclose(total, gain - rent - ops - np.array([0.0, 1.0, 0.0]), atol=1e-9)
+
+
+# When networks are put aside
+
+
+def test_healthy_networks_are_put_aside_at_the_start_every_five_epochs_and_after_a_fossilization(script, monkeypatch):
+    env = make()
+    taken, growth = [], growth_of(env)
+    put_aside = growth._population.put_aside
+
+    def listen(structure, rows):
+        taken.extend((int(growth.epoch[row]), int(row)) for row in np.flatnonzero(rows))
+        put_aside(structure, rows)
+
+    monkeypatch.setattr(growth._population, "put_aside", listen)
+    trip = Trip(env)
+    trip.go(*script()[:4])
+    explode(growth, 1)
+    trip.go(script()[4], *wait())  # epochs 5 and 6 of network 1 are bad ones
+    weight, bias = classifier(growth, 1)
+    with torch.no_grad():
+        weight.zero_()
+        bias.zero_()
+    trip.go(*script()[6:], *wait(3))  # epoch 7 is a good one; the fossil is there after epoch 9
+    IN_HOST["NaN weight"](growth, 2, None)
+    trip.go(*wait(6))
+    epochs = [[epoch for epoch, row in taken if row == which] for which in range(3)]
+    assert epochs[0] == [0, 5, 9, 14]
+    assert epochs[1] == [0, 7, 9, 14]
+    assert epochs[2] == [0, 5, 9, 14]
+    assert [step for step, rolled in enumerate(rollbacks(trip, 2), start=1) if rolled] == [13]
+    assert not any(rollbacks(trip, 1))
