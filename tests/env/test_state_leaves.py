@@ -1,0 +1,104 @@
+"""Every leaf of a state matters: altered, it is refused or leads to another future."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from esper_env.rules.heads import AlphaSpeed, AlphaTarget, Blueprint, Curve, Style, Tempo
+from growing import Life, Move
+from gymnasium.error import ResetNeeded
+from stepping import begun, changed, drive, leaves, plan_for
+
+
+def altered(leaf):
+    """Another value of the same kind, where possible one that could be."""
+    if isinstance(leaf, np.ndarray):
+        by_kind = {"b": lambda: ~leaf, "f": lambda: leaf * 0.5 + 0.25, "u": lambda: leaf ^ 1, "i": lambda: leaf + 1}
+        return by_kind[leaf.dtype.kind]()
+    if isinstance(leaf, list):
+        return [altered(item) for item in leaf] or ["x"]
+    if isinstance(leaf, dict):
+        return {"x": 1.0}
+    by_type = {str: lambda: leaf + "x", type(None): lambda: 1, float: lambda: leaf + 1.0, bool: lambda: not leaf}
+    return by_type.get(type(leaf), lambda: leaf ^ 1)()
+
+
+def emptied(leaf):
+    return np.zeros_like(leaf) if isinstance(leaf, np.ndarray) else altered(leaf)
+
+
+def raised(leaf):
+    return leaf + 3 if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fi" else altered(leaf)
+
+
+#: What may change without a trace, whatever happens later: BatchNorm with a fixed momentum counts, and reads no count.
+WITHOUT_EFFECT = {("population", "host", "buffers", f"segments.{k}.1.num_batches_tracked") for k in range(3)}
+#: Steps taken, seed of the lives (None: all that grows, grows) and settings of the moments at which leaves are altered.
+MOMENTS = [
+    (8, None, {"reward_mode": "contribution"}),
+    (8, 11, {"reward_mode": "contribution", "max_episode_steps": 14}),
+    (6, 2, {"reward_mode": "sparse", "gates": "strict"}),
+    (5, 3, {"reward_mode": "accuracy", "host_lr": 1e-6, "seed_lr": 1e-6}),
+    (9, None, {"reward_mode": "contribution", "gates": "strict"}),
+    (6, 4, {"reward_mode": "contribution", "gates": "strict"}),
+]
+
+
+def growing_lives(env):
+    heads = (Blueprint.CONV_LIGHT, Style.LINEAR_ADD, Tempo.FAST, AlphaTarget.FULL, AlphaSpeed.FAST, Curve.LINEAR)
+    return [Life({}, row % 3, [Move("grow", 0, 0, tuple(map(int, heads)))] * 40) for row in range(env.num_envs)]
+
+
+def pattern(path):
+    """A leaf's place without the numbers of slots, blueprints and generators."""
+    return tuple("*" if key.isdigit() else key for key in path)
+
+
+def silent_leaves(env, plan, steps, suspects, assert_same):
+    """Those of the ``suspects`` (None: all there are) that can be altered without changing the future."""
+
+    def future():
+        seen = env.observe(), dataclasses.asdict(env._growth.signals)
+        results = drive(env, plan, range(steps, steps + 14))
+        return seen, results, env.get_state()["population"], env.np_random_seed, draws_of(env)
+
+    begun(env, plan, steps)
+    draws_of(env)  # leaves half a word over
+    state = env.get_state()
+    expected, heard = future(), set()
+
+    def matters(path, change):
+        try:
+            env.set_state(changed(state, path, change))
+            return differs(future(), expected, assert_same)
+        except (ValueError, RuntimeError, ResetNeeded):
+            return True
+
+    paths = [path for path in leaves(state) if suspects is None or pattern(path) in suspects]
+    for path in paths:
+        if pattern(path) not in heard and any(matters(path, change) for change in (altered, emptied, raised)):
+            heard.add(pattern(path))
+    return {pattern(path) for path in paths} - heard if suspects is None else suspects - heard
+
+
+def differs(left, right, assert_same):
+    try:
+        assert_same(left, right)
+    except AssertionError:
+        return True
+    return False
+
+
+def draws_of(env):
+    return [int(rng.integers(2**32, dtype=np.uint32)) for rng in env.np_random]
+
+
+@pytest.mark.slow
+def test_every_leaf_of_a_state_matters(make, assert_same):
+    suspects = None
+    for steps, seed, kwargs in MOMENTS:
+        env = make(horizon=15, **kwargs)
+        plan = growing_lives(env) if seed is None else plan_for(env, seed, 40)
+        suspects = silent_leaves(env, plan, steps, suspects, assert_same)
+        print(sorted(suspects))
+    assert suspects == WITHOUT_EFFECT

@@ -1,0 +1,150 @@
+"""What is no state of an environment is refused with the reason, and nothing has changed then."""
+
+import copy
+
+import numpy as np
+import pytest
+from esper_env.rules.stages import Stage
+from stepping import begun, changed, drive, leaves, new_env, plan_for
+
+
+@pytest.fixture
+def make():
+    """:func:`new_env`; what it makes is closed afterwards."""
+    opened = []
+
+    def build(num_envs=3, **kwargs):
+        opened.append(new_env(num_envs, **kwargs))
+        return opened[-1]
+
+    yield build
+    for env in opened:
+        env.close()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"horizon": 12}, "horizon is 9 in the state and 12 here"),
+        ({"max_episode_steps": 5}, "max_episode_steps is None in the state and 5 here"),
+        ({"num_envs": 2}, "num_envs is 3 in the state and 2 here"),
+        ({"slots": ["r0c0", "r0c1"]}, r"slot_ids is \['r0c0', 'r0c1', 'r0c2'\] in the state and \['r0c0', 'r0c1'\]"),
+        ({"reward_mode": "sparse"}, "reward_mode is 'accuracy' in the state and 'sparse' here"),
+        ({"reward_weights": {"gamma": 0.5}}, r"reward_weights is {} in the state and {'gamma': 0.5} here"),
+        ({"host_lr": 0.5, "gates": "strict"}, "gates is 'permissive'.*; host_lr is 0.008 in the state and 0.5 here"),
+        ({"isolation": "straight_through"}, "isolation"),
+        ({"precision": "bfloat16"}, "precision"),
+        ({"param_budget": 7}, "param_budget"),
+    ],
+)
+def test_a_state_of_another_environment_is_refused_with_what_differs(make, assert_same, kwargs, message):
+    state = make().get_state()
+    other = begun(make(**kwargs), plan_for(make(**kwargs)), 2)
+    before = other.get_state()
+    with pytest.raises(ValueError, match=f"{message}.*Make the environment with the state's values"):
+        other.set_state(state)
+    assert_same(other.get_state(), before)
+
+
+def test_the_task_the_data_and_the_device_kind_are_part_of_the_identity(make):
+    env = make()
+    state = env.get_state()
+    for name, value in (("env_id", "Esper-CIFAR-v0"), ("dataset_name", "procedural"), ("device_kind", "cuda")):
+        with pytest.raises(ValueError, match=f"{name} is '{value}' in the state and '.*' here"):
+            env.set_state(changed(state, ("identity", name), lambda _, value=value: value))
+
+
+def test_where_a_task_runs_is_no_part_of_its_identity(make, tmp_path):
+    state = make(shard_size=2).get_state()
+    make(shard_size=1, capture="off", data_dir=str(tmp_path), dataset="digits").set_state(state)
+
+
+@pytest.mark.parametrize("state", [None, 5, {}, [], {"identity": 3}])
+def test_what_is_no_state_is_refused(make, state):
+    with pytest.raises(ValueError, match="not the state of an environment"):
+        make().set_state(state)
+
+
+def test_another_format_is_refused(make):
+    env = make()
+    with pytest.raises(ValueError, match="format 2; this version of esper-env knows format 1"):
+        env.set_state(changed(env.get_state(), ("format",), lambda _: 2))
+
+
+@pytest.fixture(scope="module")
+def rich():
+    """A vector with seeds in many stages, its state, the lives it leads, and what comes of them."""
+    env = new_env(horizon=14, reward_mode="contribution")
+    plan = plan_for(env, 11, 40)
+    begun(env, plan, 8)
+    state = env.get_state()
+    assert len({*state["table"]["stage"].ravel().tolist()} & {*Stage}) >= 4
+    yield env, state, plan, future_of(env, plan)
+    env.close()
+
+
+def future_of(env, plan):
+    return env.np_random_seed, drive(env, plan, range(8, 24)), env.get_state()["population"]
+
+
+BAD = {
+    "another shape": lambda leaf: leaf[:-1] if isinstance(leaf, np.ndarray) and leaf.ndim else np.zeros((7, 7)),
+    "another dtype": lambda leaf: leaf.astype(np.complex64) if isinstance(leaf, np.ndarray) else np.float32(3),
+    "text": lambda leaf: "x",  # noqa: ARG005
+    "a dict": lambda leaf: {"a": leaf},
+    "an empty dict": lambda leaf: {},  # noqa: ARG005
+    "missing": lambda leaf: None,  # noqa: ARG005
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_state_with_any_leaf_missing_or_misshapen_is_refused_and_nothing_changes(rich, assert_same, what):
+    env, state, plan, future = rich
+    env.set_state(state)
+    for path in leaves(state):
+        if (path, what) == (("identity", "reward_weights"), "an empty dict"):
+            continue  # it is one
+        with pytest.raises(ValueError, match="state"):
+            env.set_state(changed(state, path, BAD[what]))
+    assert_same(env.get_state(), state)
+    assert_same(future_of(env, plan), future)
+
+
+def test_a_part_too_many_is_refused(rich):
+    env, state, *_ = rich
+    for path in ((), ("table",), ("signals",), ("reward", "ledger"), ("generators",), ("population", "host")):
+        extra = copy.deepcopy(state)
+        node = extra
+        for key in path:
+            node = node[key]
+        node["surplus"] = np.zeros(3)
+        with pytest.raises(ValueError, match="state"):
+            env.set_state(extra)
+
+
+IMPOSSIBLE = [
+    (("table", "stage"), 8),
+    (("table", "blueprint"), 12),
+    (("table", "operator"), 3),
+    (("table", "alpha_curve"), -1),
+    (("table", "first_curve"), 5),
+    (("table", "contribution_age"), -2),
+    (("table", "alpha"), np.nan),
+    (("steps", "last_op"), 6),
+    (("steps", "epoch"), -1),
+    (("population", "episode_seeds"), -1),
+    (("population", "births"), -1),
+    (("population", "streams", "left"), 10**6),
+    (("population", "streams", "left"), 0),
+    (("population", "streams", "left_lengths"), 1),
+    (("population", "streams", "generator"), 255),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), IMPOSSIBLE, ids=str)
+def test_values_that_no_life_leads_to_are_refused(rich, assert_same, path, value):
+    env, state, *_ = rich
+    env.set_state(state)
+    with pytest.raises(ValueError, match=r"state|blueprint"):
+        env.set_state(changed(state, path, lambda leaf: np.full_like(leaf, value)))
+    assert_same(env.get_state(), state)

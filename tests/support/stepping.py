@@ -1,0 +1,71 @@
+"""Environments led through lives, their states, and states with one leaf altered."""
+
+import copy
+
+import numpy as np
+from esper_env.env import EsperEnv
+from esper_env.vector_env import EsperVectorEnv
+from growing import choose, lives
+
+ENV = "Esper-Digits-v0"
+TINY = {"horizon": 9, "batches_per_step": 2, "batch_size": 8, "device": "cpu"}
+
+
+def new_env(num_envs=3, **kwargs):
+    """A tiny vector; ``num_envs=None``: a single environment."""
+    settings = TINY | kwargs
+    return EsperEnv(ENV, **settings) if num_envs is None else EsperVectorEnv(ENV, num_envs, **settings)
+
+
+def growth_of(env):
+    return env._growth if isinstance(env, EsperVectorEnv) else env._vector._growth
+
+
+def drive(env, plan, steps):
+    """All that the steps of a plan lead to; episodes that end begin anew, without a seed."""
+    results = []
+    for step in steps:
+        actions = np.array(choose(growth_of(env), plan, step % len(plan[0].moves)))
+        if isinstance(env, EsperEnv):
+            results.append(env.step(actions[0]))
+            if results[-1][2] or results[-1][3]:
+                results.append(env.reset())
+            continue
+        results.append(env.step(actions))
+        ended = results[-1][2] | results[-1][3]
+        if env.autoreset_mode.value == "Disabled" and ended.any():
+            results.append(env.reset(options={"reset_mask": ended}))
+    return results
+
+
+def begun(env, plan, steps):
+    env.reset(seed=4)
+    drive(env, plan, range(steps))
+    return env
+
+
+def plan_for(env, seed=0, steps=30):
+    count = env.num_envs if isinstance(env, EsperVectorEnv) else 1
+    return lives(seed, count, steps, len(env.slot_ids))
+
+
+def leaves(tree, path=()):
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def changed(state, path, change):
+    """A copy of the state in which the leaf at ``path`` is ``change(leaf)``, or missing where that is None."""
+    result = copy.deepcopy(state)
+    node = result
+    for key in path[:-1]:
+        node = node[key]
+    value = change(node[path[-1]])
+    if value is None:
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+    return result
