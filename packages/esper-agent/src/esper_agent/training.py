@@ -8,13 +8,12 @@ trained = train(TrainSettings(out=Path("runs/digits"), total_timesteps=20_000))
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 from esper_env.rules.reward_config import GAMMA
 from esper_env.tasks import task_dict
@@ -27,6 +26,7 @@ from esper_agent.callbacks import CurvesRecorder, PeriodicEvaluation, StopOnInte
 from esper_agent.configuration import ConfigError, parse_assignments, plain, training_env_settings
 from esper_agent.policy import check_logit_bias
 from esper_agent.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
+from esper_agent.ranges import PPO_RANGES, RUN_RANGES, check_device, check_ranges
 from esper_agent.runs import EPISODES, create_run, save_model
 from esper_agent.sb3 import make_sb3_env
 
@@ -104,10 +104,8 @@ class TrainSettings:
 
     def checked(self) -> TrainSettings:
         """These settings, or a ``ConfigError`` for a number that cannot work."""
-        for name, allowed in _RANGES.items():
-            value = getattr(self if hasattr(self, name) else self.ppo, name)
-            if value is not None and not (math.isfinite(value) and allowed.holds(value)):
-                raise ConfigError(f"{name} is {value}; expected {allowed.words}")
+        check_ranges({name: getattr(self, name) for name in RUN_RANGES})
+        check_ranges({name: value for name, value in vars(self.ppo).items() if name in PPO_RANGES})
         check_device(self.device)
         parse_logit_bias(self.ppo.logit_bias)
         return self
@@ -116,38 +114,6 @@ class TrainSettings:
     def rollout(self) -> int:
         """Timesteps of one rollout."""
         return self.num_envs * self.ppo.n_steps
-
-
-class _Range(NamedTuple):
-    words: str
-    holds: Callable[[float], bool]
-
-
-_AT_LEAST_0 = _Range("a number of at least 0", lambda value: value >= 0)
-_AT_LEAST_1 = _Range("a whole number of at least 1", lambda value: value >= 1)
-_POSITIVE = _Range("a positive number", lambda value: value > 0)
-_UP_TO_1 = _Range("a number in (0, 1]", lambda value: 0 < value <= 1)
-
-#: Which numbers make sense; None, where a setting may be it, always does.
-_RANGES = {
-    "total_timesteps": _AT_LEAST_1,
-    "num_envs": _AT_LEAST_1,
-    "seed": _Range("a whole number from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
-    "eval_every": _AT_LEAST_0,
-    "eval_episodes": _AT_LEAST_1,
-    "learning_rate": _POSITIVE,
-    "n_steps": _AT_LEAST_1,
-    "batch_size": _Range("a whole number of at least 2", lambda value: value >= 2),
-    "n_epochs": _AT_LEAST_1,
-    "gamma": _UP_TO_1,
-    "gae_lambda": _UP_TO_1,
-    "clip_range": _POSITIVE,
-    "ent_coef": _AT_LEAST_0,
-    "final_ent_coef": _AT_LEAST_0,
-    "vf_coef": _AT_LEAST_0,
-    "max_grad_norm": _POSITIVE,
-    "target_kl": _POSITIVE,
-}
 
 
 @dataclass(frozen=True)
@@ -166,22 +132,6 @@ class Trained:
     def interrupted(self) -> bool:
         """Whether a signal ended it before total_timesteps."""
         return self.signal is not None
-
-
-def check_device(device: str) -> None:
-    """Raise ``ConfigError`` for a device that torch does not know or this machine does not have."""
-    if device == "auto":
-        return
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        wanted = torch.device("meta")
-    if wanted.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N")
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device is {device!r}, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu"
-        )
 
 
 def parse_logit_bias(assignments: tuple[str, ...]) -> dict[str, dict[str, float]]:

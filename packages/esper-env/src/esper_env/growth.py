@@ -53,7 +53,6 @@ class Growth:
         self.task, self.count = task, count
         self._gates = gate_config(task.gates)
         self.reward_config = reward_config(task.reward_mode, task.reward_weights)
-        _check_max_seeds(task.max_seeds)
         self._population, self.dataset_name, samples = build_population(task, count)
         shard = self._population.shards[0]
         self.slot_ids: tuple[str, ...] = tuple(spec.slot_id for spec in shard.slots)
@@ -226,11 +225,6 @@ class Growth:
             "parameters_added": self._population.parameters_added(structure, self.table.has_seed),
             "dataset_name": np.full(self.count, self.dataset_name, dtype=object),
         }
-
-
-def _check_max_seeds(value: object) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"max_seeds is {value!r}; expected None or a whole number of at least 1")
 
 
 def waiting(command: Command, rows: Mask) -> Command:
