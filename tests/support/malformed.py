@@ -13,6 +13,11 @@ def table(*rows):
     )
 
 
+def lines(*rows):
+    """Parameters ``what, says`` of commands, which end with an exit code instead of an error."""
+    return pytest.mark.parametrize(("what", "says"), [pytest.param(what, says, id=name) for name, what, *says in rows])
+
+
 def assert_says(message, says):
     """One line that says all of it, in this order."""
     assert "\n" not in message

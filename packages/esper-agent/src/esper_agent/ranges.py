@@ -39,7 +39,7 @@ PPO_RANGES = {
     "batch_size": _Range("a whole number of at least 2", lambda value: value >= 2, whole=True),
     "n_epochs": _AT_LEAST_1,
     "gamma": _UP_TO_1,
-    "gae_lambda": _UP_TO_1,
+    "gae_lambda": _Range("a number in [0, 1]", lambda value: 0 <= value <= 1),
     "clip_range": _POSITIVE,
     "clip_range_vf": _POSITIVE,
     "ent_coef": _AT_LEAST_0,
