@@ -104,34 +104,17 @@ def as_idx(_content):
     return struct.pack(">IIII", 0x803, COUNT, 28, 28) + bytes(COUNT * 28 * 28)
 
 
+EQUAL = "expected 20 as in the largest of the six files"
 WHOLE = "expected a multiple of 3073"
 FETCH = "cifar-10-binary.tar.gz (the binary version)"
 
 
 @table(
     ("cut", damage("data_batch_3.bin", lambda content: content[:-1]), ValueError, f"{COUNT * RECORD - 1} bytes", WHOLE),
-    (
-        "longer",
-        damage("test_batch.bin", lambda content: content + b"?"),
-        ValueError,
-        "test_batch.bin is damaged",
-        WHOLE,
-    ),
+    ("longer", damage("test_batch.bin", lambda content: content + b"?"), ValueError, "test_batch.bin is dam", WHOLE),
     ("empty", damage("data_batch_1.bin", lambda _: b""), ValueError, "data_batch_1.bin is damaged: 0 bytes", WHOLE),
-    (
-        "cut-between-records",
-        damage("data_batch_4.bin", lambda content: content[: 13 * RECORD]),
-        ValueError,
-        "data_batch_4.bin is damaged: 13 records",
-        "expected 20 as in the largest of the six files",
-    ),
-    (
-        "test-cut-between-records",
-        damage("test_batch.bin", lambda c: c[:RECORD]),
-        ValueError,
-        "1 records",
-        "expected 20",
-    ),
+    ("cut-at-a-record", damage("data_batch_4.bin", lambda c: c[: 13 * RECORD]), ValueError, "13 records", EQUAL),
+    ("test-cut-at-a-record", damage("test_batch.bin", lambda c: c[:RECORD]), ValueError, ": 1 records", EQUAL),
     ("wrong-label", damage("data_batch_2.bin", mislabelled), ValueError, "record 7 has label 10", "expected 0..9"),
     ("idx", damage("data_batch_1.bin", as_idx), ValueError, f"{16 + COUNT * 784} bytes", WHOLE),
     ("gzip", damage("data_batch_1.bin", gzip.compress), ValueError, "data_batch_1.bin is damaged", WHOLE),
