@@ -20,7 +20,7 @@ from torch import nn
 
 ID = "Esper-Digits-v0"
 CIFAR = "Esper-CIFAR-v0"
-TINY = {"horizon": 6, "batches_per_step": 1, "batch_size": 8}
+TINY = {"horizon": 4, "batches_per_step": 1, "batch_size": 8}
 NAN, INF = float("nan"), float("inf")
 COUNT = "expected a whole number of at least 1"
 RATE = "expected a positive number"
@@ -149,7 +149,7 @@ def both(action, **heads):
 
 
 def assert_goes_on_like_its_twin(env, twin, call):
-    """Both are led to the same place; ``call`` is made of one of them; what follows is the same, resets included."""
+    """Both are led to the same place; ``call`` is made of one of them; the rest of the episode and a reset are the same."""
     actions = [np.stack([action] * getattr(env, "num_envs", 1)) for action in (GERMINATE, WAIT)]
     if not hasattr(env, "num_envs"):
         actions = [action[0] for action in actions]
@@ -157,7 +157,8 @@ def assert_goes_on_like_its_twin(env, twin, call):
         each.reset(seed=5)
         each.step(actions[0])
     call(env)
-    ours, theirs = ([each.step(actions[1]), each.step(actions[0]), each.reset()] for each in (env, twin))
+    ours, theirs = ([*(each.step(actions[k]) for k in (1, 0, 1)), each.reset()] for each in (env, twin))
+    assert np.all(ours[2][2]), "the episode has come to its end"
     assert data_equivalence(ours, theirs, exact=True)
 
 
