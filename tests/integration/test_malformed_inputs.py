@@ -149,7 +149,7 @@ def both(action, **heads):
 
 
 def assert_goes_on_like_its_twin(env, twin, call):
-    """Both are led to the same place; ``call`` is made of one of them; the rest of the episode and a reset are the same."""
+    """Both are led to the same place, ``call`` is made of one: the rest of the episode and a reset are the same."""
     actions = [np.stack([action] * getattr(env, "num_envs", 1)) for action in (GERMINATE, WAIT)]
     if not hasattr(env, "num_envs"):
         actions = [action[0] for action in actions]
