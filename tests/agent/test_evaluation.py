@@ -191,7 +191,7 @@ def test_a_failed_write_leaves_the_old_file(toy_id, tmp_path):
     ("kwargs", "message"),
     [
         ({"episodes": 0}, "episodes is 0"),
-        ({"episodes": 1, "num_envs": 0}, "num_envs 0"),
+        ({"episodes": 1, "num_envs": 0}, "num_envs is 0"),
         ({"episodes": 1, "seed": -1}, "seed is -1"),
         ({"episodes": 1, "env_id": "Esper-Nowhere-v0"}, "'Esper-Nowhere-v0' is not a registered environment"),
     ],

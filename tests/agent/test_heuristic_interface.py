@@ -79,7 +79,7 @@ def test_decisions_are_kept_for_the_episode_and_no_longer():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"smoothing": 0}, "smoothing is 0; expected at least 1"),
+        ({"smoothing": 0}, "smoothing is 0; expected a whole number of at least 1"),
         ({"smoothing": 6}, "the observation shows 5 epochs"),
         ({"penalty_decay": 1.5}, "penalty_decay is 1.5"),
         ({"min_epoch": -1}, "min_epoch is -1"),

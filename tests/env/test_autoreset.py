@@ -107,7 +107,7 @@ def test_without_autoreset_a_finished_environment_is_not_stepped(pair):
     last, _, terminated, _, _ = native.step(wait)
     assert terminated.all()
     native.reset(options={"reset_mask": np.array([True, False, True])})
-    with pytest.raises(ResetNeeded, match=r"\[1\] are over; reset them"):
+    with pytest.raises(ResetNeeded, match=r"\[1\] are over; call reset"):
         native.step(wait)
     observed, _ = native.reset(options={"reset_mask": np.array([True, False, False])})
     np.testing.assert_array_equal(observed["features"][1], last["features"][1])

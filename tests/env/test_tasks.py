@@ -28,7 +28,7 @@ def test_a_task_is_frozen(env_id):
 
 @pytest.mark.parametrize("env_id", TASKS)
 def test_a_tasks_numbers_are_json(env_id):
-    numbers = task_dict(make_task(env_id, slots=["r0c0"], reward_weights={"rent": 0.5}))
+    numbers = task_dict(make_task(env_id, slots=["r0c0"], reward_weights={"rent_weight": 0.5}))
     assert json.loads(json.dumps(numbers)) == numbers
     assert numbers["slots"] == ["r0c0"]
     assert numbers["host"]["n_blocks"] == TASKS[env_id].host.n_blocks
@@ -59,7 +59,7 @@ def test_the_keyword_arguments_are_the_documented_ones():
         ("gates", "strict"),
         ("isolation", "straight_through"),
         ("reward_mode", "sparse"),
-        ("reward_weights", {"rent": 2.0}),
+        ("reward_weights", {"rent_weight": 2.0}),
         ("param_budget", 10),
         ("device", "cpu"),
         ("shard_size", 4),

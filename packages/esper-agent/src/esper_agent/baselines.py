@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from esper_env.checks import is_whole
 from esper_env.rules.gates import GateConfig, gate_config
 from esper_env.rules.heads import Blueprint, Head, Op, Style, Tempo
 from esper_env.rules.masks import sample_valid_actions
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from esper_agent.batches import Actions, ObservationBatch, starting_rows
 from esper_agent.heuristic import HeuristicPolicy
-from esper_agent.readiness import ready_to_advance, ready_to_fossilize
+from esper_agent.readiness import check_horizon_and_gates, ready_to_advance, ready_to_fossilize
 
 Observation = Mapping[str, NDArray]
 
@@ -50,6 +51,8 @@ class RandomPolicy:
     """
 
     def __init__(self, seed: int = 0) -> None:
+        if not is_whole(seed):
+            raise ValueError(f"seed is {seed!r}; expected a whole number of at least 0")
         self.seed = seed
         self._episodes = 0
 
@@ -119,6 +122,12 @@ class FixedPlanPolicy:
         slots = [planting.slot for planting in self.plantings]
         if not slots or min(slots) < 0 or len(set(slots)) < len(slots):
             raise ValueError(f"the plan's slots are {slots}; expected at least one planting, and each slot once")
+        unknown = [planting.blueprint for planting in self.plantings if planting.blueprint not in list(Blueprint)]
+        if unknown:
+            raise ValueError(
+                f"the plan names blueprints {unknown}; expected members of esper_env.rules.heads.Blueprint"
+            )
+        check_horizon_and_gates(horizon, gates)
         self.horizon = horizon
         self.gates = gates if gates is not None else GateConfig.permissive()
 

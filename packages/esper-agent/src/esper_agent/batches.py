@@ -30,6 +30,8 @@ class ObservationBatch:
 
         Raises ``ValueError`` when a key is missing or the shapes do not belong together.
         """
+        if not isinstance(observation, Mapping):
+            raise ValueError(f"the observation is {observation!r}; expected the dict of an Esper environment")
         missing = [key for key in _KEYS if key not in observation]
         if missing:
             raise ValueError(
@@ -41,9 +43,12 @@ class ObservationBatch:
             arrays = {key: array[None] for key, array in arrays.items()}
         shapes = {key: array.shape for key, array in arrays.items()}
         rows, slots = shapes["blueprints"] if len(shapes["blueprints"]) == 2 else (0, 0)
-        if slots == 0 or shapes["op_slot_mask"] != (rows, NUM_OPS * slots):
+        sizes = head_sizes(max(slots, 1))
+        expected = {"op_slot_mask": (rows, NUM_OPS * slots), "action_mask": (rows, sum(sizes))}
+        if slots == 0 or len(arrays["features"]) != rows or any(shapes[key] != expected[key] for key in expected):
             raise ValueError(f"observation parts of shapes {shapes} do not belong to the same environments and slots")
-        sizes = head_sizes(slots)
+        if not np.isfinite(arrays["features"]).all():
+            raise ValueError("the observation's features are not all finite; expected numbers of an Esper environment")
         first = sum(sizes[: Head.BLUEPRINT])
         return cls(
             features=arrays["features"],
@@ -76,4 +81,7 @@ def starting_rows(episode_start: NDArray[np.bool_] | None, has_state: bool, num_
         return np.ones(num_envs, dtype=bool)
     if episode_start is None:
         return np.zeros(num_envs, dtype=bool)
-    return np.broadcast_to(np.asarray(episode_start, dtype=bool), (num_envs,)).copy()
+    starts = np.asarray(episode_start, dtype=bool)
+    if starts.shape not in ((), (1,), (num_envs,)):
+        raise ValueError(f"episode_start has shape {starts.shape}; expected ({num_envs},), one flag per environment")
+    return np.broadcast_to(starts, (num_envs,)).copy()

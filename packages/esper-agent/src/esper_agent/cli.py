@@ -29,9 +29,10 @@ from esper_agent.console_sink import ConsoleSink
 from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
 from esper_agent.information import print_information
 from esper_agent.ppo import NonFiniteUpdateError
+from esper_agent.ranges import check_device
 from esper_agent.report.tables import print_summaries, summarise, summarise_all, training_table, write_summaries
 from esper_agent.runs import CONFIG, EPISODES, EVENTS, PROGRESS, PolicyByName, new_folder
-from esper_agent.training import HELD_OUT_SEED, Trained, TrainSettings, check_device, resume, train
+from esper_agent.training import HELD_OUT_SEED, Trained, TrainSettings, resume, train
 from esper_agent.vectors import make_vector
 
 DESCRIPTION = """Grow small neural networks while they train, and train agents that decide how.
@@ -290,12 +291,12 @@ def exit_code(run: Callable[[Console], int]) -> int:
     except NonFiniteUpdateError as error:
         tell(f"Training failed: {error}")
         return FAILED
+    except (ValueError, gymnasium.error.Error) as error:  # before OSError: missing data is both
+        tell(f"Error: {' '.join(str(error).split())}")
+        return BAD_INPUT
     except OSError as error:
         tell(". ".join([f"Error: {error}", *getattr(error, "__notes__", ())]))
         return FAILED
-    except (ValueError, gymnasium.error.Error) as error:
-        tell(f"Error: {' '.join(str(error).split())}")
-        return BAD_INPUT
 
 
 def parse(arguments: list[str]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from esper_env.atomic import replaced
+from esper_env.checks import is_whole
 from esper_env.rules.heads import NUM_OPS, Op
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
@@ -107,10 +108,9 @@ def run_episodes(
     Returns:
         The records in the order of the episodes.
     """
-    if episodes < 1 or num_envs < 1:
-        raise ValueError(f"episodes is {episodes} and num_envs {num_envs}; both must be at least 1")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; expected 0 or greater")
+    for what, value, least in (("episodes", episodes, 1), ("num_envs", num_envs, 1), ("seed", seed, 0)):
+        if not is_whole(value, least):
+            raise ValueError(f"{what} is {value!r}; expected a whole number of at least {least}")
     rounds = -(-episodes // num_envs)
     vector = make_vector(env_id, -(-episodes // rounds), AutoresetMode.DISABLED, **(env_kwargs or {}))
     try:

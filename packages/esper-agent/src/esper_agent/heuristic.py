@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from esper_agent.batches import Actions, ObservationBatch, starting_rows
 from esper_agent.heuristic_config import HeuristicConfig, checked_rotation
 from esper_agent.heuristic_memory import HeuristicState, remember
-from esper_agent.readiness import on_hold_at, ready_to_advance, ready_to_fossilize
+from esper_agent.readiness import check_horizon_and_gates, on_hold_at, ready_to_advance, ready_to_fossilize
 
 #: Order in which live seeds get their turn.
 PRIORITY = (Stage.HOLDING, Stage.BLENDING, Stage.TRAINING, Stage.GERMINATED)
@@ -100,8 +100,9 @@ class HeuristicPolicy:
         gates: GateConfig | None = None,
         config: HeuristicConfig | None = None,
     ) -> None:
-        if horizon < 1:
-            raise ValueError(f"horizon is {horizon}; expected the number of epochs in an episode, at least 1")
+        check_horizon_and_gates(horizon, gates)
+        if config is not None and not isinstance(config, HeuristicConfig):
+            raise TypeError(f"config is {config!r}; expected a HeuristicConfig")
         self.horizon = horizon
         self.gates = gates if gates is not None else GateConfig.permissive()
         self.config = config if config is not None else HeuristicConfig()
@@ -118,6 +119,8 @@ class HeuristicPolicy:
     def for_env(cls, env: Any, config: HeuristicConfig | None = None) -> HeuristicPolicy:
         """For a (single or vector) Esper environment: its horizon, gates and blueprints."""
         base = env.unwrapped
+        if not hasattr(base, "task"):
+            raise TypeError(f"{base} is no Esper environment; make one with gymnasium.make or make_vec")
         return cls(base.task.horizon, base.offered_blueprints, gate_config(base.task.gates), config)
 
     @property

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
+from esper_env.checks import is_finite, is_whole
 from esper_env.rules.heads import AlphaSpeed, Blueprint, Style, Tempo
 from esper_env.rules.observation import HISTORY
 
@@ -22,6 +24,17 @@ TRANSFORMER_ROTATION = (
     Blueprint.NORM,
     Blueprint.LORA_LARGE,
 )
+
+
+_NUMBERS = (
+    "prune_penalty",
+    "penalty_decay",
+    "penalty_threshold",
+    "max_loss",
+    "min_contribution",
+    "dependence",
+)
+_NAMES: dict[str, type[IntEnum]] = {"style": Style, "tempo": Tempo, "prune_speed": AlphaSpeed}
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,17 @@ class HeuristicConfig:
             "commit_epochs": 0,
         }
         for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"heuristic setting {name} is {getattr(self, name)}; expected at least {bound}")
+            value = getattr(self, name)
+            if not is_whole(value, bound):
+                raise ValueError(f"heuristic setting {name} is {value!r}; expected a whole number of at least {bound}")
+        for name in _NUMBERS:
+            if not is_finite(getattr(self, name)):
+                raise ValueError(f"heuristic setting {name} is {getattr(self, name)!r}; expected a finite number")
+        for name, kind in _NAMES.items():
+            value = getattr(self, name)
+            if value not in list(kind):
+                known = ", ".join(f"{member.name} {member.value}" for member in kind)
+                raise ValueError(f"heuristic setting {name} is {value!r}; expected one of {known}")
         if self.smoothing > HISTORY:
             raise ValueError(f"heuristic setting smoothing is {self.smoothing}; the observation shows {HISTORY} epochs")
         if not 0.0 < self.penalty_decay <= 1.0:
@@ -87,8 +109,8 @@ def checked_rotation(rotation: tuple[Blueprint, ...] | None, offered: Sequence[B
     if rotation is None:
         fitting = (known for known in (CNN_ROTATION, TRANSFORMER_ROTATION) if set(known) <= set(offered))
         rotation = next(fitting, CNN_ROTATION)
-    names = [blueprint.name for blueprint in rotation]
-    strange = [blueprint.name for blueprint in rotation if blueprint not in offered]
+    names = [getattr(blueprint, "name", blueprint) for blueprint in rotation]
+    strange = [blueprint for blueprint in rotation if blueprint not in offered]
     if strange or not rotation or len(set(rotation)) < len(rotation):
         raise ValueError(
             f"the rotation is {names}; expected at least one blueprint, none twice, all of those the environment "

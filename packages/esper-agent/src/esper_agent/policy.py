@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from esper_env.checks import is_finite
 from esper_env.rules.heads import HEAD_VALUES, NUM_OPS, Head, head_sizes
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -101,10 +102,9 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
         check_spaces(observation_space, action_space)
         # _build, which the base class calls, reads these.
         self.head_dim = head_dim
-        self.logit_bias = {
-            head: dict(biases) for head, biases in (LOGIT_BIAS if logit_bias is None else logit_bias).items()
-        }
-        check_logit_bias(self.logit_bias)
+        wanted = LOGIT_BIAS if logit_bias is None else logit_bias
+        check_logit_bias(wanted)
+        self.logit_bias = {head: dict(biases) for head, biases in wanted.items()}
         if optimizer_class is th.optim.Adam:
             optimizer_kwargs = {"eps": 1e-5} | (optimizer_kwargs or {})
         super().__init__(
@@ -268,12 +268,21 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
 
 
 def check_logit_bias(logit_bias: Mapping[str, Mapping[str, float]]) -> None:
-    """``ValueError`` for a head or a value that has no such name."""
+    """``ValueError`` for a head or a value that has no such name, or a bias that is no finite number."""
+    if not isinstance(logit_bias, Mapping):
+        raise ValueError(f"logit_bias is {logit_bias!r}; expected a mapping such as {{'op': {{'WAIT': -1.0}}}}")
     named = {head.name.lower(): list(values.__members__) for head, values in HEAD_VALUES.items()}
     for head, biases in logit_bias.items():
         if head not in named:
             raise ValueError(f"logit_bias names head {head!r}; expected {', '.join(named)}")
-        unknown = sorted(set(biases) - set(named[head]))
+        if not isinstance(biases, Mapping):
+            raise ValueError(
+                f"logit_bias of head {head!r} is {biases!r}; expected biases by name, such as {{'WAIT': 1.0}}"
+            )
+        for name, bias in biases.items():
+            if not is_finite(bias):
+                raise ValueError(f"logit_bias of {head}.{name} is {bias!r}; expected a finite number")
+        unknown = [name for name in biases if name not in named[head]]
         if unknown:
             raise ValueError(f"logit_bias names {unknown} of head {head!r}; it has {named[head]}")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import numpy as np
 import torch as th
+from esper_env.checks import is_finite
 from esper_env.rules.heads import HEAD_NAMES
 from esper_env.rules.reward_config import GAMMA
 from gymnasium.vector import VectorEnv
@@ -26,6 +28,7 @@ from esper_agent.advantages import ESTIMATORS
 from esper_agent.buffers import FactoredRolloutBuffer, FactoredSamples
 from esper_agent.losses import LossSettings, UpdateStatistics, entropy_weights, loss_terms
 from esper_agent.policy import FactoredLstmPolicy
+from esper_agent.ranges import check_device, check_ranges
 
 SelfFactoredRecurrentPPO = TypeVar("SelfFactoredRecurrentPPO", bound="FactoredRecurrentPPO")
 
@@ -63,7 +66,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
         this round of updates is dropped; None for no limit
     :param advantage_estimator: ``"two_step"`` or ``"sampled_op"``, see :mod:`esper_agent.advantages`
     :raises TypeError: for a Gymnasium vector environment; ``make_sb3_env`` makes one of Stable-Baselines3's kind
-    :raises ValueError: for an unknown estimator or head name, or a batch of fewer than two transitions
+    :raises ValueError: for an unknown estimator, head name or device, or a number that makes no sense
 
     An update whose loss or gradient is not finite is skipped and counted in ``train/skipped_updates``. Three in a row,
     or decisions that are not finite after a round of updates, put the last good parameters back, save them as
@@ -103,18 +106,28 @@ class FactoredRecurrentPPO(RecurrentPPO):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        if advantage_estimator not in ESTIMATORS:
+        if not isinstance(advantage_estimator, str) or advantage_estimator not in ESTIMATORS:
             raise ValueError(f"advantage_estimator is {advantage_estimator!r}; choose one of {sorted(ESTIMATORS)}")
-        unknown = sorted(set(entropy_multipliers or {}) - set(HEAD_NAMES))
-        if unknown:
-            raise ValueError(f"entropy_multipliers names {unknown}; the heads are {HEAD_NAMES}")
+        for head, factor in dict(entropy_multipliers or {}).items():
+            if head not in HEAD_NAMES:
+                raise ValueError(f"entropy_multipliers names {[head]}; the heads are {HEAD_NAMES}")
+            if not is_finite(factor) or factor < 0:
+                raise ValueError(f"the entropy multiplier of {head!r} is {factor!r}; expected a number of at least 0")
         if isinstance(env, VectorEnv):
             raise TypeError(
                 "env is a gymnasium.vector.VectorEnv; Stable-Baselines3 needs its own kind: use "
                 "esper_agent.make_sb3_env(id, num_envs), or GymVecEnv(env) around this one"
             )
-        if batch_size < 2:
-            raise ValueError(f"batch_size is {batch_size}; advantages are normalised in a batch, so use 2 or more")
+        numbers: dict[str, Any] = {
+            "learning_rate": learning_rate,
+            "n_steps": n_steps,
+            "batch_size": batch_size,
+            "n_epochs": n_epochs,
+        }
+        numbers |= {"gamma": gamma, "gae_lambda": gae_lambda, "clip_range": clip_range, "clip_range_vf": clip_range_vf}
+        numbers |= {"ent_coef": ent_coef, "vf_coef": vf_coef, "max_grad_norm": max_grad_norm, "target_kl": target_kl}
+        check_ranges(numbers | {"seed": seed})
+        check_device(str(device))
         self.advantage_estimator = advantage_estimator
         self.entropy_multipliers = {**ENTROPY_MULTIPLIERS, **(entropy_multipliers or {})}
         self.last_update: dict[str, float] = {}
@@ -357,6 +370,18 @@ class FactoredRecurrentPPO(RecurrentPPO):
         progress_bar: bool = False,
     ) -> SelfFactoredRecurrentPPO:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    @classmethod
+    def load(cls, path: Any, *args: Any, **kwargs: Any) -> Self:
+        """SB3's ``load`` of a file. ``ValueError`` for a folder, for which there is ``esper_agent.load_run``."""
+        if isinstance(path, str | PathLike) and Path(path).is_dir():
+            inside = Path(path) / "model.zip"
+            hint = f"load {inside}, or use esper_agent.load_run" if inside.exists() else "there is no model.zip in it"
+            raise ValueError(f"{path} is a folder; expected a saved model: {hint}")
+        try:
+            return super().load(path, *args, **kwargs)
+        except AttributeError as error:  # of an algorithm whose policy has other parts
+            raise ValueError(f"{path} is not a model of FactoredRecurrentPPO ({error})") from error
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_good"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from esper_env.checks import is_whole
 from esper_env.rules.gates import GateConfig
 from esper_env.rules.observation_view import ObservationView
 from esper_env.rules.slot_table import HOLD
@@ -10,6 +11,16 @@ from esper_env.rules.stages import Stage
 from numpy.typing import NDArray
 
 _ROUNDING = 1e-5  # features are float32
+
+
+def check_horizon_and_gates(horizon: object, gates: object) -> None:
+    """``ValueError`` or ``TypeError`` unless they are an episode's number of epochs and gates, or None for gates."""
+    if not is_whole(horizon, least=1):
+        raise ValueError(f"horizon is {horizon!r}; expected the number of epochs in an episode, at least 1")
+    if gates is not None and not isinstance(gates, GateConfig):
+        raise TypeError(
+            f"gates is {gates!r}; expected a GateConfig, such as esper_env.rules.gates.gate_config('strict')"
+        )
 
 
 def ready_to_advance(view: ObservationView, gates: GateConfig) -> NDArray[np.bool_]:

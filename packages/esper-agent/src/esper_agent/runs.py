@@ -34,9 +34,10 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecNormalize
 
 from esper_agent.baselines import POLICIES
-from esper_agent.configuration import ConfigError, read_config, training_env_settings
+from esper_agent.configuration import ConfigError, parse_env_settings, read_config, training_env_settings
 from esper_agent.evaluation import Policy
 from esper_agent.ppo import FactoredRecurrentPPO
+from esper_agent.ranges import check_device
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -132,6 +133,12 @@ def run_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
         raise RunError(f"{folder} cannot be used: {error}") from None
     if "env" not in config:
         raise RunError(f"{folder / CONFIG} does not name an environment; it was not written by `esper train`")
+    given = config.get("env_settings", [])
+    if not isinstance(config["env"], str) or not isinstance(given, list) or not all(isinstance(s, str) for s in given):
+        raise RunError(
+            f"{folder / CONFIG} has env {config['env']!r} and env_settings {given!r}; expected a text and a list of "
+            "NAME=VALUE texts, as `esper train` writes them"
+        )
     return folder, config
 
 
@@ -139,7 +146,7 @@ def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") 
     """Load a run's configuration and model.
 
     Raises ``RunError`` when the folder is missing or holds no run, when the run was stopped before it saved a model,
-    and, with ``env_id`` given, when it was trained on another task.
+    and, with ``env_id`` given, when it was trained on another task; ``ConfigError`` for a device that is not there.
     """
     folder, config = run_config(path)
     if not (folder / MODEL).is_file():
@@ -148,6 +155,11 @@ def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") 
         raise RunError(
             f"{folder} was trained on {config['env']}, not on {env_id}; evaluate it with --env {config['env']}"
         )
+    check_device(device)
+    try:
+        parse_env_settings(tuple(config.get("env_settings", ())))
+    except ConfigError as error:
+        raise RunError(f"{folder / CONFIG} cannot be used: {error}") from None
     try:
         model = FactoredRecurrentPPO.load(folder / MODEL, device=device)
     except Exception as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from esper_env.checks import is_whole
 from esper_env.trees import Tree
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from stable_baselines3.common.env_util import is_wrapped
@@ -227,6 +228,8 @@ def make_sb3_env(
         monitor_file: where ``VecMonitor`` writes its CSV; None writes none.
         **env_kwargs: passed to ``make_vec``, for example ``horizon=20`` or ``max_episode_steps=10``.
     """
+    if seed is not None and not is_whole(seed):
+        raise ValueError(f"seed is {seed!r}; expected a whole number of at least 0, or None")
     adapted = GymVecEnv(make_vector(env_id, num_envs, AutoresetMode.SAME_STEP, **env_kwargs))
     adapted.seed(seed)
     return VecMonitor(adapted, filename=monitor_file)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
-import torch
 import tyro
 from esper_env.rules.reward_config import GAMMA
 
 from esper_agent.configuration import ConfigError, parse_assignments
 from esper_agent.diagnostics import AnomalySettings
 from esper_agent.policy import check_logit_bias
+from esper_agent.ranges import PPO_RANGES, RUN_RANGES, check_device, check_ranges
 
 
 @dataclass(frozen=True)
@@ -93,10 +92,8 @@ class TrainSettings:
 
     def checked(self) -> TrainSettings:
         """These settings, or a ``ConfigError`` for a number that cannot work."""
-        for name, allowed in _RANGES.items():
-            value = getattr(self if hasattr(self, name) else self.ppo, name)
-            if value is not None and not (math.isfinite(value) and allowed.holds(value)):
-                raise ConfigError(f"{name} is {value}; expected {allowed.words}")
+        check_ranges({name: getattr(self, name) for name in RUN_RANGES})
+        check_ranges({name: value for name, value in vars(self.ppo).items() if name in PPO_RANGES})
         try:
             self.anomalies.checked()
         except ValueError as error:
@@ -114,55 +111,6 @@ class TrainSettings:
     def whole_rollouts(self) -> int:
         """total_timesteps, rounded up."""
         return -(-self.total_timesteps // self.rollout) * self.rollout
-
-
-class _Range(NamedTuple):
-    words: str
-    holds: Callable[[float], bool]
-
-
-_AT_LEAST_0 = _Range("a number of at least 0", lambda value: value >= 0)
-_AT_LEAST_1 = _Range("a whole number of at least 1", lambda value: value >= 1)
-_POSITIVE = _Range("a positive number", lambda value: value > 0)
-_UP_TO_1 = _Range("a number in (0, 1]", lambda value: 0 < value <= 1)
-
-#: Which numbers make sense; None, where a setting may be it, always does.
-_RANGES = {
-    "total_timesteps": _AT_LEAST_1,
-    "num_envs": _AT_LEAST_1,
-    "seed": _Range("a whole number from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
-    "eval_every": _AT_LEAST_0,
-    "eval_episodes": _AT_LEAST_1,
-    "checkpoint_every": _AT_LEAST_0,
-    "learning_rate": _POSITIVE,
-    "n_steps": _AT_LEAST_1,
-    "batch_size": _Range("a whole number of at least 2", lambda value: value >= 2),
-    "n_epochs": _AT_LEAST_1,
-    "gamma": _UP_TO_1,
-    "gae_lambda": _UP_TO_1,
-    "clip_range": _POSITIVE,
-    "ent_coef": _AT_LEAST_0,
-    "final_ent_coef": _AT_LEAST_0,
-    "vf_coef": _AT_LEAST_0,
-    "max_grad_norm": _POSITIVE,
-    "target_kl": _POSITIVE,
-}
-
-
-def check_device(device: str) -> None:
-    """Raise ``ConfigError`` for a device that torch does not know or this machine does not have."""
-    if device == "auto":
-        return
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        wanted = torch.device("meta")
-    if wanted.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N")
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device is {device!r}, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu"
-        )
 
 
 def parse_logit_bias(assignments: tuple[str, ...]) -> dict[str, dict[str, float]]:

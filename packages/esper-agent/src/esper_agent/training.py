@@ -32,14 +32,13 @@ from esper_agent.runs import (
 )
 from esper_agent.saving import Saved, latest_checkpoint
 from esper_agent.session import HELD_OUT_SEED, Trained, lasting, make_model, session
-from esper_agent.train_settings import PPOSettings, TrainSettings, check_device
+from esper_agent.train_settings import PPOSettings, TrainSettings
 
 __all__ = [
     "HELD_OUT_SEED",
     "PPOSettings",
     "TrainSettings",
     "Trained",
-    "check_device",
     "make_model",
     "resume",
     "train",

@@ -8,6 +8,7 @@ from typing import Any
 import esper_env  # noqa: F401  (registers the ids)
 import gymnasium
 import numpy as np
+from esper_env.checks import is_whole
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 
@@ -16,9 +17,9 @@ def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env
 
     Raises ``ValueError`` for an id that is not registered, naming those of Esper, and for a ``num_envs`` below 1.
     """
-    if num_envs < 1:
-        raise ValueError(f"num_envs is {num_envs}; expected at least 1 environment")
-    if env_id not in gymnasium.registry:
+    if not is_whole(num_envs, least=1):
+        raise ValueError(f"num_envs is {num_envs!r}; expected a whole number of at least 1")
+    if not isinstance(env_id, str) or env_id not in gymnasium.registry:
         known = ", ".join(sorted(known for known in gymnasium.registry if known.startswith("Esper-")))
         raise ValueError(f"{env_id!r} is not a registered environment; expected one of {known}")
     if gymnasium.spec(env_id).vector_entry_point is None:

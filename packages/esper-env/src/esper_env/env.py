@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
 
         Raises ``ValueError`` or ``TypeError`` for a seed or options that make no sense; nothing has changed then.
         """
+        if isinstance(seed, Sequence | np.ndarray):
+            raise TypeError(f"seed is {seed!r}; expected an integer or None, as this is one environment")
         self._vector.check_reset(seed, options, ("topology",))
         super().reset(seed=None if seed is None else int(seed))
         self._share_generator()

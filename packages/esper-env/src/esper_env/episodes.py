@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
+from esper_env.checks import is_whole
 from esper_env.networks.seeds import blueprint_entry
 from esper_env.state import Part, attributes_part
 
@@ -62,7 +63,7 @@ def _seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | No
         return [None] * count
     if _is_integer(seed):
         seeds: list[int | None] = [int(seed) + row for row in range(count)]  # type: ignore[arg-type]
-    elif isinstance(seed, Sequence | np.ndarray) and all(value is None or _is_integer(value) for value in seed):
+    elif _is_list(seed) and all(value is None or _is_integer(value) for value in seed):
         seeds = [None if value is None else int(value) for value in seed]
     else:
         raise TypeError(f"seed is {seed!r}; expected an integer, one integer per environment, or None")
@@ -75,6 +76,10 @@ def _seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | No
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
 def _rows(mask: Any, count: int) -> Mask:
@@ -106,9 +111,7 @@ class EpisodeClock:
     """Which environments run, which have finished, and when an episode is cut."""
 
     def __init__(self, count: int, max_episode_steps: int | None) -> None:
-        if max_episode_steps is not None and (
-            isinstance(max_episode_steps, bool) or not isinstance(max_episode_steps, int) or max_episode_steps < 1
-        ):
+        if max_episode_steps is not None and not is_whole(max_episode_steps, least=1):
             raise ValueError(f"max_episode_steps is {max_episode_steps!r}; expected None or at least 1")
         self.limit = max_episode_steps
         self._started = np.zeros(count, dtype=np.bool_)
@@ -130,14 +133,18 @@ class EpisodeClock:
         missing = ~self._started if besides is None else ~self._started & ~besides
         if missing.any():
             rows = np.flatnonzero(missing).tolist()
-            raise ResetNeeded(f"environments {rows} have not been reset; call reset() without a reset_mask first")
+            raise ResetNeeded(
+                f"environments {rows} have not been reset; call reset() first, in a vector without a reset_mask"
+            )
 
     def require_running(self, *, finished_too: bool) -> None:
         """``ResetNeeded`` unless every environment has an episode (a finished one counts with ``finished_too``)."""
         self.require_started()
         if not finished_too and self.finished.any():
             rows = np.flatnonzero(self.finished).tolist()
-            raise ResetNeeded(f"the episodes of environments {rows} are over; reset them with options['reset_mask']")
+            raise ResetNeeded(
+                f"the episodes of environments {rows} are over; call reset(), in a vector with options['reset_mask']"
+            )
 
     def count(self, stepped: Mask, terminated: Mask) -> Mask:
         """Count a step of ``stepped`` (N,); returns which reached the limit, and marks the finished episodes.

@@ -59,7 +59,6 @@ class Growth:
         self.task, self.count = task, count
         self._gates = gate_config(task.gates)
         self.reward_config = reward_config(task.reward_mode, task.reward_weights)
-        _check_max_seeds(task.max_seeds)
         self._population, self.dataset_name, samples = build_population(task, count)
         shard = self._population.shards[0]
         self.slot_ids: tuple[str, ...] = tuple(spec.slot_id for spec in shard.slots)
@@ -352,11 +351,6 @@ _STEPS = {"epoch": "epoch", "last_op": "_last_op", "last_success": "_last_succes
 def _check_steps(arrays: Arrays) -> None:
     if not np.isin(arrays["last_op"], list(Op)).all() or (arrays["epoch"] < 0).any():
         raise ValueError("steps of the state: last_op must hold ops, and epoch numbers of 0 or more")
-
-
-def _check_max_seeds(value: object) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"max_seeds is {value!r}; expected None or a whole number of at least 1")
 
 
 def waiting(command: Command, rows: Mask) -> Command:

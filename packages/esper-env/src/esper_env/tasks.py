@@ -8,6 +8,12 @@ from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from typing import Any
 
+from esper_env.checks import is_finite, is_whole
+from esper_env.choices import CAPTURE_MODES, ISOLATIONS, PRECISIONS
+from esper_env.data.catalog import DATASETS, ImageFamily
+from esper_env.rules.gates import GATE_CONFIGS
+from esper_env.rules.reward_config import RewardMode, reward_config
+
 #: Keyword arguments of ``gymnasium.make`` and ``make_vec`` that change a task; all are JSON types.
 TASK_KWARGS = (
     "dataset",
@@ -29,6 +35,16 @@ TASK_KWARGS = (
     "precision",
     "capture",
 )
+
+
+#: Settings that are one of a few names.
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "gates": GATE_CONFIGS,
+    "isolation": ISOLATIONS,
+    "reward_mode": tuple(mode.value for mode in RewardMode),
+    "precision": PRECISIONS,
+    "capture": CAPTURE_MODES,
+}
 
 
 @dataclass(frozen=True)
@@ -77,24 +93,29 @@ class TaskConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "batches_per_step", "horizon", "param_budget"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value, least=1):
                 raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
         if self.batch_size < 2:
             raise ValueError(f"batch_size is {self.batch_size}; batch normalisation needs at least 2 samples")
         for name in ("host_lr", "seed_lr"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < float("inf"):
+            if not is_finite(value) or value <= 0:
                 raise ValueError(f"{name} is {value!r}; expected a positive number")
-        size = self.shard_size
-        if size != "auto" and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        if self.shard_size != "auto" and not is_whole(self.shard_size, least=1):
             raise ValueError(f"shard_size is {self.shard_size!r}; expected 'auto' or a whole number of at least 1")
-        for name in ("dataset", "gates", "isolation", "reward_mode", "device", "precision", "capture"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected a name")
-        if self.data_dir is not None and not isinstance(self.data_dir, str | PathLike):
+        for name, known in (_CHOICES | {"dataset": DATASETS[ImageFamily(self.family)]}).items():
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}")
+        if not isinstance(self.device, str):
+            raise ValueError(f"device is {self.device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        if self.data_dir is not None and (self.data_dir == "" or not isinstance(self.data_dir, str | PathLike)):
             raise ValueError(f"data_dir is {self.data_dir!r}; expected a path or None")
         if not isinstance(self.reward_weights, Mapping):
             raise ValueError(f"reward_weights is {self.reward_weights!r}; expected weights by name")
+        reward_config(self.reward_mode, self.reward_weights)
+        if self.max_seeds is not None and not is_whole(self.max_seeds, least=1):
+            raise ValueError(f"max_seeds is {self.max_seeds!r}; expected None or a whole number of at least 1")
         if self.slots is not None:
             object.__setattr__(self, "slots", _slot_list(self.slots))
 
@@ -104,6 +125,8 @@ def _slot_list(slots: object) -> tuple[str, ...]:
     names = tuple(slots) if isinstance(slots, list | tuple) else ()
     if not isinstance(slots, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"slots is {slots!r}; expected a list of slot ids such as ['r0c0', 'r0c1']")
+    if not names:
+        raise ValueError("slots is empty; an environment needs at least one slot")
     if len(set(names)) < len(names):
         raise ValueError(f"slots is {slots!r}; it names a slot twice")
     return names
@@ -154,7 +177,7 @@ def make_task(env_id: str, **overrides: Any) -> TaskConfig:
         ValueError: an unknown id, or a value that makes no sense.
         TypeError: a keyword argument that no task has.
     """
-    if env_id not in TASKS:
+    if not isinstance(env_id, str) or env_id not in TASKS:
         raise ValueError(f"environment {env_id!r} is not known; expected one of {', '.join(TASKS)}")
     for name in overrides:
         if name not in TASK_KWARGS:

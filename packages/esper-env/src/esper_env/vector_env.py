@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from esper_env.checkpoint import read_checkpoint, write_checkpoint
+from esper_env.checks import is_whole
 from esper_env.episodes import EpisodeClock, Site, parse_reset
 from esper_env.generators import generators_from, generators_state
 from esper_env.growth import Growth, Observation
@@ -84,7 +85,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         render_mode: str | None = None,
         **task_kwargs: Any,
     ) -> None:
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        if not is_whole(num_envs, least=1):
             raise ValueError(f"num_envs is {num_envs!r}; expected a whole number of at least 1")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode is {render_mode!r}; expected None or one of {self.metadata['render_modes']}")
@@ -198,20 +199,31 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
     def sample_valid_actions(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """(N, 8) legal actions: op uniform, then the slot, then the heads the op reads."""
+        if not isinstance(rng, np.random.Generator):
+            raise TypeError(f"rng is {rng!r}; expected a numpy.random.Generator, such as numpy.random.default_rng(0)")
         growth = self._growth
         return sample_valid_actions(growth.rules.legal(growth.table), rng, growth.offered_blueprints)
 
     def split_mask(self, index: int) -> tuple[MaskArray, ...]:
-        """One environment's marginal mask by head, for ``single_action_space.sample(mask=...)``."""
-        return split_mask(self.action_masks()[index], self._growth.rules.nvec)
+        """One environment's marginal mask by head, for ``single_action_space.sample(mask=...)``.
+
+        Raises ``IndexError`` when there is no environment ``index``.
+        """
+        return split_mask(self.action_masks()[self._row(index)], self._growth.rules.nvec)
 
     def conditional_masks(self, op: int, index: int) -> tuple[MaskArray, ...]:
         """One environment's masks by head given the op: any combination of what is on is legal.
 
-        Raises ``ValueError`` when the op is not legal in any slot now.
+        Raises ``ValueError`` when the op is not legal in any slot now, ``IndexError`` when there is no environment
+        ``index``.
         """
         growth = self._growth
-        return conditional_masks(growth.rules.legal(growth.table)[index], op, growth.offered_blueprints)
+        return conditional_masks(growth.rules.legal(growth.table)[self._row(index)], op, growth.offered_blueprints)
+
+    def _row(self, index: int) -> int:
+        if not isinstance(index, int | np.integer) or isinstance(index, bool) or not 0 <= index < self.num_envs:
+            raise IndexError(f"index is {index!r}; expected the number of an environment, 0 to {self.num_envs - 1}")
+        return int(index)
 
     def render(self) -> tuple[str, ...] | tuple[Picture, ...] | None:
         """A text or picture per environment, None without a render mode; ``ResetNeeded`` before the first reset."""
@@ -239,6 +251,8 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
     @np_random.setter  # type: ignore[override]
     def np_random(self, rngs: Sequence[np.random.Generator]) -> None:
+        if any(not isinstance(rng, np.random.Generator) for rng in rngs):
+            raise TypeError(f"np_random is {rngs!r}; expected a numpy.random.Generator for each environment")
         if len(rngs) != self.num_envs:
             raise ValueError(f"np_random has {len(rngs)} generators; expected one for each of {self.num_envs}")
         self._rngs, self._rng_seeds = list(rngs), [-1] * self.num_envs

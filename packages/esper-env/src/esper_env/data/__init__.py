@@ -8,6 +8,7 @@ from esper_env.data.catalog import (
     data_folder,
     load_image_data,
 )
+from esper_env.data.cifar import MissingDataError
 from esper_env.data.images import ImageData
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "DATA_DIR_VARIABLE",
     "ImageData",
     "ImageFamily",
+    "MissingDataError",
     "SyntheticDataWarning",
     "data_folder",
     "load_image_data",

@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 
-from esper_env.data.cifar import FILES, REMEDY, find_cifar10, load_cifar10
+from esper_env.data.cifar import FILES, REMEDY, MissingDataError, find_cifar10, load_cifar10
 from esper_env.data.digits import load_digits
 from esper_env.data.images import ImageData
 from esper_env.data.procedural import generate_procedural
@@ -42,8 +42,8 @@ def load_image_data(dataset: str = "auto", data_dir: str | None = None, *, famil
     ``"auto"`` is the real data when it is on disk. For CIFAR the procedural stand-in takes its place otherwise:
     ``ImageData.name`` says so, and a :class:`SyntheticDataWarning` does once per process.
 
-    Raises ``ValueError`` for an unknown name or damaged files (never replaced by the stand-in),
-    ``FileNotFoundError`` for ``"cifar10"`` without its files, ``ImportError`` for digits without scikit-learn.
+    Raises ``ValueError`` for an unknown name or damaged files (never replaced by the stand-in), ``MissingDataError``
+    (a ``FileNotFoundError``) for ``"cifar10"`` without its files, ``ImportError`` for digits without scikit-learn.
     """
     family = ImageFamily(family)
     if dataset not in DATASETS[family]:
@@ -57,7 +57,7 @@ def load_image_data(dataset: str = "auto", data_dir: str | None = None, *, famil
     if folder is not None:
         return _cached_cifar10(folder.resolve(), _signature(folder))
     if dataset == "cifar10":
-        raise FileNotFoundError(f"CIFAR-10 was asked for by name and is not in {root}; {REMEDY}")
+        raise MissingDataError(f"CIFAR-10 was asked for by name and is not in {root}{_instead(root)}; {REMEDY}")
     _announce_stand_in(root)
     return _cached_procedural()
 
@@ -71,13 +71,30 @@ def data_folder(data_dir: str | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "esper"
 
 
+#: What people have instead of the folder with the binary files.
+_LOOKALIKES = {
+    "cifar-10-binary.tar.gz": "the archive, not unpacked",
+    "cifar-10-python.tar.gz": "the Python version",
+    "cifar-10-batches-py": "the Python version",
+    "cifar-10-batches-mat": "the MATLAB version",
+}
+
+
+def _instead(root: Path) -> str:
+    """What is at ``root`` that looks like CIFAR-10, in words; empty if nothing does."""
+    if root.is_file():
+        return " (a file, where a folder was expected)"
+    found = next((name for name in _LOOKALIKES if (root / name).exists()), None)
+    return f" (there is {found}: {_LOOKALIKES[found]})" if found else ""
+
+
 def _announce_stand_in(root: Path) -> None:
     if "procedural-cifar" in _announced:
         return
     warnings.warn(
-        f"CIFAR-10 is not in {root}: training on procedural images instead. Accuracies are not CIFAR-10 accuracies "
-        f"(dataset_name is 'procedural-cifar'). For the real data, {REMEDY}; to accept the stand-in, pass "
-        "dataset='procedural'.",
+        f"CIFAR-10 is not in {root}{_instead(root)}: training on procedural images instead. Accuracies are "
+        f"not CIFAR-10 accuracies (dataset_name is 'procedural-cifar'). For the real data, {REMEDY}; to accept the "
+        "stand-in, pass dataset='procedural'.",
         SyntheticDataWarning,
         stacklevel=3,
     )

@@ -31,6 +31,10 @@ REMEDY = (
 )
 
 
+class MissingDataError(FileNotFoundError, ValueError):
+    """A data set that was asked for by name is not there, or not all of it; the message says how to get it."""
+
+
 def find_cifar10(folder: Path) -> Path | None:
     """The folder that holds CIFAR-10's files: ``folder`` itself or ``cifar-10-batches-bin`` in it; None if neither.
 
@@ -46,11 +50,13 @@ def load_cifar10(folder: Path, val: int = VAL) -> ImageData:
     """CIFAR-10 from the folder that holds its six files, with ``val`` images carved out of the training data.
 
     Files may be shorter than the original; validation then takes at most a fifth of the training records.
-    Raises ``FileNotFoundError`` for a missing file and ``ValueError`` for one whose size or labels are wrong.
+    Raises :class:`MissingDataError` for a missing file and ``ValueError`` for one whose size or labels are wrong. The
+    six original files are of one size; a file that was cut between two records is found by that.
     """
     missing = [name for name in FILES if not (folder / name).exists()]
     if missing:
-        raise FileNotFoundError(f"CIFAR-10 in {folder} is incomplete, without {', '.join(missing)}; {REMEDY}")
+        raise MissingDataError(f"CIFAR-10 in {folder} is incomplete, without {', '.join(missing)}; {REMEDY}")
+    _check_sizes(folder)
     batches = [_read_records(folder / name) for name in TRAIN_FILES]
     images = np.concatenate([batch[0] for batch in batches])
     labels = np.concatenate([batch[1] for batch in batches])
@@ -73,13 +79,25 @@ def load_cifar10(folder: Path, val: int = VAL) -> ImageData:
     )
 
 
+def _check_sizes(folder: Path) -> None:
+    """Whole records, and as many in each file."""
+    sizes = {name: (folder / name).stat().st_size for name in FILES}
+    for name, size in sizes.items():
+        if size == 0 or size % RECORD:
+            raise ValueError(
+                f"{folder / name} is damaged: {size} bytes, expected a multiple of {RECORD} (1 label byte and 3,072 "
+                f"pixels per record) above 0; {REMEDY}"
+            )
+    largest = max(sizes.values())
+    for name, size in sizes.items():
+        if size < largest:
+            raise ValueError(
+                f"{folder / name} is damaged: {size // RECORD} records, expected {largest // RECORD} as in the largest "
+                f"of the six files; {REMEDY}"
+            )
+
+
 def _read_records(path: Path) -> tuple[Images, Labels]:
-    size = path.stat().st_size
-    if size == 0 or size % RECORD:
-        raise ValueError(
-            f"{path} is damaged: {size} bytes, expected a multiple of {RECORD} (1 label byte and 3,072 pixels per "
-            f"record) above 0; {REMEDY}"
-        )
     records = np.fromfile(path, dtype=np.uint8).reshape(-1, RECORD)
     labels = records[:, 0].astype(np.int64)
     if labels.max() >= CLASSES:

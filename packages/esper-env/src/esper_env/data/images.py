@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esper_env.checks import is_finite, is_whole
+
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
@@ -40,8 +42,12 @@ class ImageData:
     flip: bool  # training images are mirrored left-right with probability 1/2
 
     def __post_init__(self) -> None:
-        if self.classes < 2:
-            raise ValueError(f"{self.name}: classes is {self.classes}; a classification task needs 2 or more")
+        if not isinstance(self.name, str) or not self.name:
+            raise TypeError(f"the data set's name is {self.name!r}; expected a text")
+        if not is_whole(self.classes, least=2):
+            raise ValueError(f"{self.name}: classes is {self.classes!r}; a classification task needs 2 or more")
+        if not isinstance(self.flip, bool):
+            raise TypeError(f"{self.name}: flip is {self.flip!r}; expected True or False")
         shape = np.shape(self.train_images)[1:]
         for split in SPLITS:
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
@@ -51,9 +57,9 @@ class ImageData:
             object.__setattr__(self, f"{split}_images", read_only(images))
             object.__setattr__(self, f"{split}_labels", read_only(labels))
         _check_statistics(self.name, self.mean, self.std, channels=shape[0])
-        if not 0 <= self.crop_padding < min(shape[1:]):
+        if not is_whole(self.crop_padding) or self.crop_padding >= min(shape[1:]):
             raise ValueError(
-                f"{self.name}: crop_padding is {self.crop_padding}; expected 0..{min(shape[1:]) - 1} "
+                f"{self.name}: crop_padding is {self.crop_padding!r}; expected 0..{min(shape[1:]) - 1} "
                 f"for images of {shape[1]}x{shape[2]}"
             )
 
@@ -110,6 +116,8 @@ def _check_labels(where: str, labels: object, images: int, classes: int) -> None
 
 
 def _check_statistics(name: str, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    if not all(isinstance(values, Sequence) and all(map(is_finite, values)) for values in (mean, std)):
+        raise ValueError(f"{name}: mean {mean!r} and std {std!r}; expected a finite number per channel")
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"{name}: {len(mean)} means and {len(std)} stds; expected one per channel, {channels}")
     if not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from esper_env.checks import is_finite, is_whole
 from esper_env.rules.heads import NUM_BLUEPRINTS, Blueprint
 from esper_env.rules.slot_table import HOLD, BoolArray, FloatArray, IntArray, SlotTable
 from esper_env.rules.stages import STAGE_VALUES, Stage
@@ -76,12 +77,17 @@ class GateConfig:
     def __post_init__(self) -> None:
         for name in ("min_training_epochs", "max_contribution_age", "min_blending_epochs"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"gate setting {name} is {value}; it must be 0 or more")
+            unasked = name == "min_blending_epochs" and value is None
+            if not unasked and not is_whole(value):
+                raise ValueError(f"gate setting {name} is {value!r}; it must be a whole number, 0 or more")
         for name in ("min_gradient_health", "full_alpha"):
             value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"gate setting {name} is {value}; it must be inside [0, 1]")
+            if not is_finite(value) or not 0.0 <= value <= 1.0:
+                raise ValueError(f"gate setting {name} is {value!r}; it must be a number inside [0, 1]")
+        for name in ("min_prospective_contribution", "min_gradient_ratio", "min_contribution"):
+            value = getattr(self, name)
+            if value is not None and not is_finite(value):
+                raise ValueError(f"gate setting {name} is {value!r}; it must be a finite number or None")
 
     @classmethod
     def permissive(cls) -> GateConfig:
@@ -103,6 +109,10 @@ _CONFIGS: dict[str, Callable[[], GateConfig]] = {
     "permissive": GateConfig.permissive,
     "strict": GateConfig.strict,
 }
+
+
+#: The names of the configurations.
+GATE_CONFIGS = tuple(_CONFIGS)
 
 
 def gate_config(name: str) -> GateConfig:

@@ -100,7 +100,12 @@ class ActionRules:
         )
 
     def _checked(self, actions: ArrayLike, num_envs: int) -> IntArray:
-        array = np.asarray(actions)
+        try:
+            array = np.asarray(actions)
+        except ValueError:  # rows of unequal length
+            raise ValueError(
+                f"actions are {actions!r}; expected ({num_envs}, {NUM_HEADS}) integers, rows of one length"
+            ) from None
         if array.shape != (num_envs, NUM_HEADS):
             raise ValueError(
                 f"actions have shape {array.shape}; expected ({num_envs}, {NUM_HEADS}): one row per environment, "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+from esper_env.checks import is_finite
 
 #: The discount, of the potentials and of whoever learns from the reward: growing now is worth more than growing later.
 GAMMA = 0.98
@@ -80,8 +81,7 @@ class RewardConfig:
 
 
 def _require_weight(name: str, value: object) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:  # type: ignore[arg-type, operator]
+    if not is_finite(value) or value < 0:
         raise ValueError(f"reward weight {name!r} is {value!r}; expected a finite number, 0 or greater")
 
 
@@ -97,7 +97,7 @@ def reward_config(mode: str = "accuracy", weights: Mapping[str, float] | None = 
     chosen = RewardMode(mode)
     given = dict(weights) if weights is not None else {}
     defaults = MODE_WEIGHTS[chosen]
-    unknown = sorted(set(given) - set(defaults))
+    unknown = [name for name in given if name not in defaults]
     if unknown:
         raise ValueError(f"reward weights {unknown} are not read in mode {mode!r}; it reads {', '.join(defaults)}")
     for name, value in given.items():

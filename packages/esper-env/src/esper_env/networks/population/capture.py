@@ -16,12 +16,10 @@ from typing import Any, Protocol
 
 import torch
 
+from esper_env.choices import CAPTURE_MODES
 from esper_env.networks.population.stream import Draw
 
 Step = Callable[[Draw], None]
-
-#: Values of the environment's ``capture``.
-CAPTURE_MODES = ("auto", "off")
 
 
 class Runner(Protocol):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from esper_env.choices import FULL_PRECISION, PRECISIONS
 from esper_env.networks.hosts.protocol import HostProtocol
 from esper_env.networks.population.inference import InferenceForm
 from esper_env.networks.population.layout import Alone, Layout, Together
@@ -23,9 +24,6 @@ from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_seed
 
 Tensors = Mapping[str, Tensor]
-
-FULL_PRECISION = "float32"
-PRECISIONS = (FULL_PRECISION, "bfloat16")
 
 
 class SeedTensors(NamedTuple):
@@ -87,7 +85,7 @@ class Shard:
         key = (slot, blueprint)
         if key not in self._seeds:
             entry, spec = blueprint_entry(blueprint, self.topology), self.slots[slot]
-            stack = Stack(lambda: entry.factory(spec.channels), self.rows, self.device, self.dtype)
+            stack = Stack(lambda: entry.build(spec.channels), self.rows, self.device, self.dtype)
             shape = (2, spec.channels, spec.height, spec.width)
             values = torch.linspace(-1.0, 1.0, math.prod(shape), device=self.device, dtype=self.dtype)
             check_seed(stack.template, entry.name, values.view(shape))

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SHADOW, STRAIGHT_THROUGH = "shadow", "straight_through"
-ISOLATIONS = (SHADOW, STRAIGHT_THROUGH)
+from esper_env.choices import ISOLATIONS, SHADOW
 
 
 @dataclass(frozen=True)

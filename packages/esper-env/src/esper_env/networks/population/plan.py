@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from esper_env.choices import STRAIGHT_THROUGH
 from esper_env.networks.population.network import SeedTensors, Shard, Tensors
-from esper_env.networks.population.optimisation import STRAIGHT_THROUGH, Optimisation
+from esper_env.networks.population.optimisation import Optimisation
 from esper_env.networks.population.stack import Stack
 from esper_env.networks.population.structure import Part, SlotPlan, Structure, on_device, plan_slot
 from esper_env.networks.population.working_set import Member

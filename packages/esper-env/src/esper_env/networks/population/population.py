@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from esper_env.choices import FULL_PRECISION
 from esper_env.data import ImageData
 from esper_env.networks.population.evaluate import HeldOutImages
 from esper_env.networks.population.measure import Commitment, Measurement, appraise, measure, nothing_measured
-from esper_env.networks.population.network import FULL_PRECISION, Shard
+from esper_env.networks.population.network import Shard
 from esper_env.networks.population.optimisation import Optimisation
 from esper_env.networks.population.readback import Readback
 from esper_env.networks.population.snapshots import Mismatch, Snapshots

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from esper_env.choices import STRAIGHT_THROUGH
 from esper_env.networks.population.capture import NewRunner
 from esper_env.networks.population.isolation import Rehearsal
 from esper_env.networks.population.network import Shard
-from esper_env.networks.population.optimisation import STRAIGHT_THROUGH, Optimisation
+from esper_env.networks.population.optimisation import Optimisation
 from esper_env.networks.population.plan import TrainingPlan, take
 from esper_env.networks.population.readback import Readback
 from esper_env.networks.population.stream import Draw, TrainingImages, assemble

@@ -13,14 +13,17 @@ def check_seed(module: nn.Module, name: str, x: Tensor) -> None:
     """Try a freshly built seed on features ``x`` (B, C, H, W), which stay as they are.
 
     Raises:
-        ValueError: the module changes the shape or dtype, writes into its input or its buffers (batch statistics, say),
-            or draws random numbers (dropout), which would couple networks.
+        ValueError: the module fails on the features, changes their shape or dtype, writes into its input or its buffers
+            (batch statistics, say), or draws random numbers (dropout), which would couple networks.
     """
     if any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in module.modules()):
         raise ValueError(f"blueprint {name!r} has dropout, which draws from the global generator; {REMEDY}")
     buffers = {key: value.clone() for key, value in module.named_buffers()}
     given = x.clone()
-    out = module(given)
+    try:
+        out = module(given)
+    except Exception as error:
+        raise ValueError(f"blueprint {name!r} cannot run on {tuple(x.shape)} {x.dtype} ({error}); {REMEDY}") from error
     if not isinstance(out, Tensor) or out.shape != x.shape or out.dtype != x.dtype:
         got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(f"blueprint {name!r} turns {tuple(x.shape)} {x.dtype} into {got}; {REMEDY} to keep both")

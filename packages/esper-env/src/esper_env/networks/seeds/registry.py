@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
+from esper_env.checks import is_whole
 from esper_env.rules.heads import NUM_BLUEPRINTS, Blueprint
 
 #: Builds a shape-preserving module for features of the given number of channels (or width).
@@ -20,6 +22,16 @@ class BlueprintEntry:
     name: str
     value: int
     factory: BlueprintFactory
+
+    def build(self, channels: int) -> nn.Module:
+        """A module of the factory. Raises ``ValueError`` when it makes something else, or nothing that can learn."""
+        module: object = self.factory(channels)
+        if not isinstance(module, nn.Module) or not any(True for _ in module.parameters()):
+            raise ValueError(
+                f"blueprint {self.name!r} makes {module!r}; expected a torch.nn.Module with parameters to train: "
+                "change the blueprint's factory"
+            )
+        return module
 
 
 _REGISTRY: dict[str, dict[int, BlueprintEntry]] = {}
@@ -35,14 +47,23 @@ def register_blueprint(
 
     Raises:
         ValueError: the name or the value is taken in this topology, or no value is left.
+        TypeError: a name or topology that is no text, a factory that cannot be called.
     """
+    for what, text in {"name": name, "topology": topology}.items():
+        if not isinstance(text, str) or not text:
+            raise TypeError(f"the blueprint's {what} is {text!r}; expected a text such as 'conv_light' or 'cnn'")
+    if not callable(factory):
+        raise TypeError(
+            f"the factory of blueprint {name!r} is {factory!r}; expected a function from the number of channels to a "
+            "torch.nn.Module"
+        )
     entries = _REGISTRY.get(topology, {})
     if any(entry.name == name for entry in entries.values()):
         raise ValueError(f"blueprint {name!r} is already registered for topology {topology!r}; choose another name")
     if value is None:
         value = _free_value(name, entries)
-    if not 0 < value < NUM_BLUEPRINTS:
-        raise ValueError(f"blueprint value {value} is out of range; expected 1 to {NUM_BLUEPRINTS - 1}")
+    if not is_whole(value, least=1) or value >= NUM_BLUEPRINTS:
+        raise ValueError(f"blueprint value {value!r} is out of range; expected 1 to {NUM_BLUEPRINTS - 1}")
     if value in entries:
         raise ValueError(f"blueprint value {value} is taken by {entries[value].name!r} in topology {topology!r}")
     entry = BlueprintEntry(name, value, factory)
@@ -77,8 +98,9 @@ def blueprint_entry(blueprint: int | str, topology: str) -> BlueprintEntry:
     Raises:
         ValueError: the topology does not offer it.
     """
+    known = isinstance(blueprint, str | int | np.integer) and not isinstance(blueprint, bool)
     for entry in offered_blueprints(topology):
-        if blueprint in (entry.name, entry.value):
+        if known and blueprint in (entry.name, entry.value):
             return entry
     names = ", ".join(entry.name for entry in offered_blueprints(topology))
     raise ValueError(f"blueprint {blueprint!r} does not fit a {topology} host; expected one of {names}")

@@ -1,0 +1,336 @@
+"""Whatever is wrong with what an environment is given is said: the value, what was expected, the remedy.
+
+Each row is (id, what is done, error, value named, what was expected, remedy where there is one). What is refused
+changes nothing: an environment goes on exactly as a twin that was left alone.
+"""
+
+from contextlib import closing
+
+import gymnasium
+import numpy as np
+import pytest
+from esper_env import EsperVectorEnv, register_blueprint
+from esper_env.networks import build
+from esper_env.networks.seeds import registry
+from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op
+from gymnasium.error import NameNotFound, ResetNeeded, VersionNotFound
+from gymnasium.utils.env_checker import data_equivalence
+from malformed import refused, table
+from torch import nn
+
+ID = "Esper-Digits-v0"
+CIFAR = "Esper-CIFAR-v0"
+TINY = {"horizon": 4, "batches_per_step": 1, "batch_size": 8}
+NAN, INF = float("nan"), float("inf")
+COUNT = "expected a whole number of at least 1"
+RATE = "expected a positive number"
+WEIGHT = "expected a finite number, 0 or greater"
+SLOTS = "expected a list of slot ids such as ['r0c0', 'r0c1']"
+MODES = "expected one of 'NextStep', 'SameStep', 'Disabled'"
+DEVICES = "expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    """Loading a data set fails the test: a setting is refused before that."""
+    monkeypatch.setattr(build, "load_image_data", lambda *_, **__: pytest.fail("data was loaded"))
+
+
+@table(
+    ("num_envs-zero", {"num_envs": 0}, ValueError, "num_envs is 0", COUNT),
+    ("num_envs-negative", {"num_envs": -1}, ValueError, "num_envs is -1", COUNT),
+    ("num_envs-float", {"num_envs": 1.5}, ValueError, "num_envs is 1.5", COUNT),
+    ("num_envs-bool", {"num_envs": True}, ValueError, "num_envs is True", COUNT),
+    ("autoreset-unknown", {"autoreset_mode": "Never"}, ValueError, "autoreset_mode is 'Never'", MODES),
+    ("autoreset-none", {"autoreset_mode": None}, ValueError, "autoreset_mode is None", MODES),
+    ("render-unknown", {"render_mode": "human"}, ValueError, "render_mode is 'human'", "['ansi', 'rgb_array']"),
+    ("steps-zero", {"max_episode_steps": 0}, ValueError, "max_episode_steps is 0", "expected None or at least 1"),
+    ("kwarg-misspelt", {"horizn": 5}, TypeError, "no keyword argument 'horizn'", "did you mean 'horizon'?"),
+    ("kwarg-unknown", {"colour": 5}, TypeError, "no keyword argument 'colour'", "known: dataset, data_dir"),
+    ("horizon-zero", {"horizon": 0}, ValueError, "horizon is 0", COUNT),
+    ("horizon-negative", {"horizon": -5}, ValueError, "horizon is -5", COUNT),
+    ("horizon-text", {"horizon": "x"}, ValueError, "horizon is 'x'", COUNT),
+    ("batches-negative", {"batches_per_step": -3}, ValueError, "batches_per_step is -3", COUNT),
+    ("batch-of-one", {"batch_size": 1}, ValueError, "batch_size is 1", "at least 2 samples"),
+    ("lr-zero", {"host_lr": 0}, ValueError, "host_lr is 0", RATE),
+    ("lr-nan", {"host_lr": NAN}, ValueError, "host_lr is nan", RATE),
+    ("lr-inf", {"seed_lr": INF}, ValueError, "seed_lr is inf", RATE),
+    ("lr-beyond-float", {"seed_lr": 10**400}, ValueError, "seed_lr is 1000", RATE),
+    ("slots-empty", {"slots": []}, ValueError, "slots is empty", "needs at least one slot"),
+    ("slots-twice", {"slots": ["r0c0", "r0c0"]}, ValueError, "slots is ['r0c0', 'r0c0']", "names a slot twice"),
+    ("slots-text", {"slots": "r0c0"}, ValueError, "slots is 'r0c0'", SLOTS),
+    ("slots-numbers", {"slots": [0]}, ValueError, "slots is [0]", SLOTS),
+    ("max_seeds-zero", {"max_seeds": 0}, ValueError, "max_seeds is 0", "expected None or a whole number of at least 1"),
+    ("gates-unknown", {"gates": "loose"}, ValueError, "gates is 'loose'", "expected one of 'permissive', 'strict'"),
+    ("gates-none", {"gates": None}, ValueError, "gates is None", "expected one of 'permissive', 'strict'"),
+    ("isolation", {"isolation": None}, ValueError, "isolation is None", "one of 'shadow', 'straight_through'"),
+    ("precision", {"precision": "half"}, ValueError, "precision is 'half'", "expected one of 'float32', 'bfloat16'"),
+    ("precision-list", {"precision": []}, ValueError, "precision is []", "expected one of 'float32', 'bfloat16'"),
+    ("capture", {"capture": None}, ValueError, "capture is None", "expected one of 'auto', 'off'"),
+    ("reward-mode", {"reward_mode": "loss"}, ValueError, "reward_mode is 'loss'", "'accuracy', 'sparse'"),
+    ("weight-unknown", {"reward_weights": {"rent": 1}}, ValueError, "['rent'] are not read", "it reads gamma, scale"),
+    ("weight-nan", {"reward_weights": {"rent_weight": NAN}}, ValueError, "'rent_weight' is nan", WEIGHT),
+    ("weight-negative", {"reward_weights": {"op_cost": -1}}, ValueError, "'op_cost' is -1", WEIGHT),
+    ("weight-beyond-float", {"reward_weights": {"scale": 10**400}}, ValueError, "'scale' is 1000", WEIGHT),
+    ("weights-list", {"reward_weights": [1]}, ValueError, "reward_weights is [1]", "expected weights by name"),
+    ("dataset-unknown", {"dataset": "mnist"}, ValueError, "dataset is 'mnist'", "expected one of 'auto', 'digits'"),
+    ("dataset-of-another-task", {"dataset": "cifar10"}, ValueError, "dataset is 'cifar10'", "'auto', 'digits'"),
+    ("data_dir-number", {"data_dir": 5}, ValueError, "data_dir is 5", "expected a path or None"),
+    ("data_dir-empty", {"data_dir": ""}, ValueError, "data_dir is ''", "expected a path or None"),
+    ("device-unknown", {"device": "warp"}, ValueError, "device is 'warp'", DEVICES),
+    ("device-absent", {"device": "cuda:99"}, ValueError, "device is 'cuda:99'", DEVICES, "on a machine that has it"),
+    ("device-none", {"device": None}, ValueError, "device is None", DEVICES),
+    ("shard-zero", {"shard_size": 0}, ValueError, "shard_size is 0", "expected 'auto' or a whole number of at least 1"),
+    ("budget-zero", {"param_budget": 0}, ValueError, "param_budget is 0", COUNT),
+    ("async-horizon", {"vectorization_mode": "async", "horizon": 0}, ValueError, "horizon is 0", COUNT),
+    ("sync-gates", {"vectorization_mode": "sync", "gates": "x"}, ValueError, "gates is 'x'", "'permissive', 'strict'"),
+)
+@pytest.mark.usefixtures("no_data")
+def test_settings_are_refused_before_data_is_loaded(what, error, says):
+    refused(lambda: gymnasium.make_vec(ID, **({"num_envs": 2} | TINY | what)), error, says)
+
+
+@table(
+    ("slot-unknown", {"slots": ["r7c7"]}, ValueError, "['r7c7'] do not exist", "named r<row>c<block>, as in r0c0"),
+    ("more-seeds-than-slots", {"max_seeds": 4}, ValueError, "max_seeds is 4", "between 1 and the number of slots, 3"),
+)
+def test_settings_that_the_host_must_allow(what, error, says):
+    refused(lambda: gymnasium.make_vec(ID, num_envs=2, **(TINY | what)), error, says)
+
+
+@table(
+    ("id-misspelt", lambda: gymnasium.make("Esper-Digit-v0"), NameNotFound, "Esper-Digit", "Did you mean"),
+    ("id-of-another-version", lambda: gymnasium.make("Esper-Digits-v7"), VersionNotFound, "v7", "`v0`"),
+    ("id-not-a-text", lambda: EsperVectorEnv(["x"]), ValueError, "environment ['x'] is not known", f"one of {CIFAR}"),
+    ("steps-of-one", lambda: gymnasium.make(ID, max_episode_steps=0), ValueError, "max_episode_steps", "actually: 0"),
+    ("single-has-no-num_envs", lambda: gymnasium.make(ID, num_envs=2), TypeError, "keyword argument 'num_envs'"),
+)
+def test_ids_and_what_only_one_kind_has(what, error, says):
+    refused(what, error, says)
+
+
+# Environments that run
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """By kind: an environment, and the twin that is left alone."""
+    made = {
+        "vector": lambda: gymnasium.make_vec(ID, num_envs=2, max_seeds=2, **TINY),
+        "single": lambda: gymnasium.make(ID, max_seeds=2, **TINY).unwrapped,
+        "sync": lambda: gymnasium.make_vec(ID, num_envs=2, vectorization_mode="sync", max_seeds=2, **TINY),
+    }
+    opened = {kind: (make(), make()) for kind, make in made.items()}
+    yield opened
+    for pair in opened.values():
+        for env in pair:
+            env.close()
+
+
+def command(**heads):
+    action = np.array(HEAD_DEFAULTS)
+    for name, value in heads.items():
+        action[Head[name.upper()]] = value
+    return action
+
+
+WAIT = command()
+GERMINATE = command(op=Op.GERMINATE, blueprint=1)
+SHAPE = "expected (2, 8): one row per environment, one column per head (slot, blueprint"
+INTEGERS = "expected integers such as int64"
+
+
+def both(action, **heads):
+    """Actions of two environments, of which the second has other ``heads``."""
+    second = action.copy()
+    for name, value in heads.items():
+        second[Head[name.upper()]] = value
+    return np.stack([action, second])
+
+
+def assert_goes_on_like_its_twin(env, twin, call):
+    """Both are led to the same place, ``call`` is made of one: the rest of the episode and a reset are the same."""
+    actions = [np.stack([action] * getattr(env, "num_envs", 1)) for action in (GERMINATE, WAIT)]
+    if not hasattr(env, "num_envs"):
+        actions = [action[0] for action in actions]
+    for each in (env, twin):
+        each.reset(seed=5)
+        each.step(actions[0])
+    call(env)
+    ours, theirs = ([*(each.step(actions[k]) for k in (1, 0, 1)), each.reset()] for each in (env, twin))
+    assert np.all(ours[2][2]), "the episode has come to its end"
+    assert data_equivalence(ours, theirs, exact=True)
+
+
+@table(
+    ("float", WAIT * np.ones((2, 1)), ValueError, "actions have dtype float64", INTEGERS),
+    ("nan", np.full((2, 8), NAN), ValueError, "actions have dtype float64", INTEGERS),
+    ("bool", np.zeros((2, 8), dtype=bool), ValueError, "actions have dtype bool", INTEGERS),
+    ("object", both(WAIT).astype(object), ValueError, "actions have dtype object", INTEGERS),
+    ("text", [["0"] * 8] * 2, ValueError, "actions have dtype <U1", INTEGERS),
+    ("too-few-heads", both(WAIT)[:, :7], ValueError, "actions have shape (2, 7)", SHAPE),
+    ("too-many-heads", np.zeros((2, 9), dtype=int), ValueError, "actions have shape (2, 9)", SHAPE),
+    ("of-one-environment", WAIT, ValueError, "actions have shape (8,)", SHAPE),
+    ("of-three-environments", np.stack([WAIT] * 3), ValueError, "actions have shape (3, 8)", SHAPE),
+    ("none", None, ValueError, "actions have shape ()", SHAPE),
+    ("ragged", [[0] * 8, [0] * 7], ValueError, "actions are [[0, 0", "expected (2, 8) integers, rows of one length"),
+    ("negative", both(WAIT, blueprint=-1), ValueError, "environment 1 has -1 for head blueprint", "expected 0 to 12"),
+    ("slot-of-no-host", both(WAIT, slot=3), ValueError, "environment 1 has 3 for head slot", "expected 0 to 2"),
+    ("blueprint-13", both(WAIT, blueprint=13), ValueError, "has 13 for head blueprint", "expected 0 to 12"),
+    ("style-4", both(WAIT, style=4), ValueError, "has 4 for head style", "expected 0 to 3"),
+    ("tempo-3", both(WAIT, tempo=3), ValueError, "has 3 for head tempo", "expected 0 to 2"),
+    ("target-3", both(WAIT, alpha_target=3), ValueError, "has 3 for head alpha_target", "expected 0 to 2"),
+    ("speed-4", both(WAIT, alpha_speed=4), ValueError, "has 4 for head alpha_speed", "expected 0 to 3"),
+    ("curve-5", both(WAIT, alpha_curve=5), ValueError, "has 5 for head alpha_curve", "expected 0 to 4"),
+    ("op-6", both(WAIT, op=6), ValueError, "has 6 for head op", "expected 0 to 5"),
+)
+def test_actions(pairs, what, error, says):
+    assert_goes_on_like_its_twin(*pairs["vector"], lambda env: refused(lambda: env.step(what), error, says))
+
+
+@table(
+    ("float", WAIT * 1.0, ValueError, "actions have dtype float64", INTEGERS),
+    ("too-few-heads", WAIT[:7], ValueError, "actions have shape (1, 7)", "expected (1, 8)"),
+    ("out-of-range", command(op=9), ValueError, "has 9 for head op", "expected 0 to 5"),
+)
+@pytest.mark.parametrize("kind", ["single", "sync"])
+def test_actions_of_single_environments(pairs, kind, what, error, says):
+    given = what if kind == "single" else (what, WAIT)
+    assert_goes_on_like_its_twin(*pairs[kind], lambda env: refused(lambda: env.step(given), error, says))
+
+
+NAMES = "expected one of conv_light, attention"
+THREE_SEEDS = dict.fromkeys(["r0c0", "r0c1", "r0c2"], "norm")
+ONE_EACH = "expected an integer, one integer per environment, or None"
+
+
+@table(
+    ("seed-negative", {"seed": -1}, ValueError, "seed is -1", "seeds must be 0 or greater"),
+    ("seed-float", {"seed": 1.5}, TypeError, "seed is 1.5", ONE_EACH),
+    ("seed-bool", {"seed": True}, TypeError, "seed is True", ONE_EACH),
+    ("seed-0d", {"seed": np.array(5)}, TypeError, "seed is array(5)", ONE_EACH),
+    ("seeds-too-many", {"seed": [1, 2, 3]}, ValueError, "seed has 3 values", "one for each of the 2 environments"),
+    ("seeds-one-negative", {"seed": [1, -2]}, ValueError, "seed is [1, -2]", "seeds must be 0 or greater"),
+    ("options-number", {"options": 3}, TypeError, "options is 3", "expected a dict or None"),
+    ("option-unknown", {"options": {"mask": 1}}, ValueError, "reset options ['mask']", "expected reset_mask, topology"),
+    ("mask-list", {"options": {"reset_mask": [True, False]}}, TypeError, "[True, False]", "a numpy array of bools"),
+    ("mask-long", {"options": {"reset_mask": np.ones(3, bool)}}, ValueError, "has shape (3,)", "expected (2,)"),
+    ("mask-empty", {"options": {"reset_mask": np.zeros(2, bool)}}, ValueError, "False everywhere", "at least one"),
+    ("topology-list", {"options": {"topology": ["r0c0"]}}, TypeError, "is ['r0c0']", "expected a mapping from slot"),
+    ("topology-slot", {"options": {"topology": {"r9c9": "norm"}}}, ValueError, "slot 'r9c9'", "has r0c0, r0c1, r0c2"),
+    ("topology-blueprint", {"options": {"topology": {"r0c0": "zip"}}}, ValueError, "blueprint 'zip'", NAMES),
+    ("topology-bool", {"options": {"topology": {"r0c0": True}}}, ValueError, "blueprint True", NAMES),
+    ("topology-array", {"options": {"topology": {"r0c0": np.ones(2)}}}, ValueError, "blueprint array([1., 1.])", NAMES),
+    ("topology-full", {"options": {"topology": THREE_SEEDS}}, ValueError, "plants 3 seeds", "max_seeds is 2"),
+)
+def test_resets(pairs, what, error, says):
+    assert_goes_on_like_its_twin(*pairs["vector"], lambda env: refused(lambda: env.reset(**what), error, says))
+
+
+@table(
+    ("seed-list", {"seed": [1]}, TypeError, "seed is [1]", "expected an integer or None, as this is one environment"),
+    ("seed-negative", {"seed": -1}, ValueError, "seed is -1", "seeds must be 0 or greater"),
+    ("mask", {"options": {"reset_mask": np.ones(1, bool)}}, ValueError, "['reset_mask'] are not known", "topology"),
+)
+def test_resets_of_a_single_environment(pairs, what, error, says):
+    assert_goes_on_like_its_twin(*pairs["single"], lambda env: refused(lambda: env.reset(**what), error, says))
+
+
+ROW = "expected the number of an environment, 0 to 1"
+OPS = "expected a member of esper_env.rules.heads.Op or its number: WAIT 0, GERMINATE 1"
+
+
+@table(
+    ("split-beyond", lambda env: env.split_mask(2), IndexError, "index is 2", ROW),
+    ("split-negative", lambda env: env.split_mask(-1), IndexError, "index is -1", ROW),
+    ("split-text", lambda env: env.split_mask("0"), IndexError, "index is '0'", ROW),
+    ("masks-beyond", lambda env: env.conditional_masks(0, 2), IndexError, "index is 2", ROW),
+    ("masks-none", lambda env: env.conditional_masks(0, None), IndexError, "index is None", ROW),
+    ("masks-of-no-op", lambda env: env.conditional_masks(6, 0), ValueError, "op is 6", OPS),
+    ("masks-op-name", lambda env: env.conditional_masks("WAIT", 0), ValueError, "op is 'WAIT'", OPS),
+    ("masks-illegal", lambda env: env.conditional_masks(Op.FOSSILIZE, 0), ValueError, "FOSSILIZE is not", "WAIT, GERM"),
+    ("sample-seed", lambda env: env.sample_valid_actions(3), TypeError, "rng is 3", "numpy.random.default_rng(0)"),
+    ("generators", lambda env: setattr(env, "np_random", [1, 2]), TypeError, "np_random is [1, 2]", "numpy.random.Gen"),
+)
+def test_queries(pairs, what, error, says):
+    assert_goes_on_like_its_twin(*pairs["vector"], lambda env: refused(lambda: what(env), error, says))
+
+
+FIRST = "call reset() first, in a vector without a reset_mask"
+HALF = np.array([True, False])
+AGAIN = "call reset(), in a vector with options['reset_mask']"
+
+
+@table(
+    ("step-first", lambda env, _one: env.step(both(WAIT)), ResetNeeded, "environments [0, 1]", FIRST),
+    ("render-first", lambda env, _one: env.render(), ResetNeeded, "environments [0, 1]", FIRST),
+    ("mask-first", lambda env, _one: env.reset(options={"reset_mask": HALF}), ResetNeeded, "environments [1]", FIRST),
+    ("single-step-first", lambda _env, one: one.step(WAIT), ResetNeeded, "environments [0]", FIRST),
+)
+def test_before_the_first_reset(what, error, says):
+    vector, single = gymnasium.make_vec(ID, num_envs=2, render_mode="ansi", **TINY), gymnasium.make(ID, **TINY)
+    with closing(vector) as env, closing(single.unwrapped) as one:
+        refused(lambda: what(env, one), error, says)
+
+
+@table(
+    ("vector", gymnasium.make_vec, ResetNeeded, "the episodes of environments [0, 1] are over", AGAIN),
+    ("single", gymnasium.make, ResetNeeded, "the episodes of environments [0] are over", AGAIN),
+)
+def test_a_step_after_the_end(what, error, says):
+    several = what is gymnasium.make_vec
+    kwargs = TINY | {"horizon": 1} | ({"num_envs": 2, "autoreset_mode": "Disabled"} if several else {})
+    env, twin = what(ID, **kwargs).unwrapped, what(ID, **kwargs).unwrapped
+    action = both(WAIT) if several else WAIT
+    for each in (env, twin):
+        each.reset(seed=0)
+        each.step(action)
+    refused(lambda: env.step(action), error, says)
+    assert data_equivalence([env.reset(), env.step(action)], [twin.reset(), twin.step(action)], exact=True)
+    env.close()
+    twin.close()
+
+
+# Blueprints of one's own
+
+
+@pytest.fixture
+def registry_of_its_own(monkeypatch):
+    copies = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
+    monkeypatch.setattr(registry, "_REGISTRY", copies)
+
+
+@table(
+    ("name-taken", ("norm", "cnn", nn.Identity), ValueError, "'norm' is already registered", "choose another name"),
+    ("name-number", (3, "cnn", nn.Identity), TypeError, "name is 3", "expected a text such as 'conv_light'"),
+    ("topology-empty", ("mine", "", nn.Identity), TypeError, "topology is ''", "expected a text"),
+    ("factory-number", ("mine", "cnn", 3), TypeError, "factory of blueprint 'mine' is 3", "a function from the number"),
+    ("value-noop", ("mine", "cnn", nn.Identity, 0), ValueError, "value 0 is out of range", "expected 1 to 12"),
+    ("value-beyond", ("mine", "cnn", nn.Identity, 13), ValueError, "value 13 is out of range", "expected 1 to 12"),
+    ("value-float", ("mine", "cnn", nn.Identity, 2.0), ValueError, "value 2.0 is out of range", "expected 1 to 12"),
+    ("value-taken", ("mine", "cnn", nn.Identity, 1), ValueError, "value 1 is taken by 'conv_light'"),
+)
+@pytest.mark.usefixtures("registry_of_its_own")
+def test_registering_a_blueprint(what, error, says):
+    before = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
+    name, topology, factory, *value = what
+    refused(lambda: register_blueprint(name, topology, factory, value=value[0] if value else None), error, says)
+    assert before == registry._REGISTRY
+
+
+REMEDY = "change the blueprint's factory"
+
+
+@table(
+    ("no-module", lambda _channels: 3, ValueError, "'mine' makes 3", "a torch.nn.Module with parameters", REMEDY),
+    ("nothing-to-train", lambda _channels: nn.Identity(), ValueError, "makes Identity()", "with parameters", REMEDY),
+    ("other-shape", lambda channels: nn.Conv2d(channels, 2, 1), ValueError, "turns (2, 4", "into (2, 2", REMEDY),
+    ("wrong-input", lambda _channels: nn.Linear(7, 7), ValueError, "'mine' cannot run on (2, 4, ", REMEDY),
+    ("statistics", nn.BatchNorm2d, ValueError, "writes into its buffer 'running_mean'", REMEDY, "GroupNorm"),
+    ("dropout", lambda _channels: nn.Sequential(nn.Conv2d(4, 4, 1), nn.Dropout()), ValueError, "has dropout", REMEDY),
+)
+@pytest.mark.usefixtures("registry_of_its_own")
+def test_a_module_that_cannot_be_a_seed(what, error, says):
+    register_blueprint("mine", "cnn", what)
+    with closing(gymnasium.make_vec(ID, num_envs=2, **TINY)) as env:
+        refused(lambda: env.reset(seed=0, options={"topology": {"r0c0": "mine"}}), error, says)

@@ -1,0 +1,354 @@
+"""What policies, learners, run folders, configuration files and the command say about malformed input.
+
+Each row is (id, what is done, error, value named, what was expected, remedy where there is one).
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import gymnasium
+import numpy as np
+import pytest
+from command_line import SMALL, bad
+from esper_agent import (
+    FactoredRecurrentPPO,
+    FixedPlanPolicy,
+    GymVecEnv,
+    HeuristicConfig,
+    HeuristicPolicy,
+    Planting,
+    RandomPolicy,
+    WaitPolicy,
+    load_run,
+    make_sb3_env,
+    run_episodes,
+)
+from esper_agent.cli import OK, main
+from esper_agent.runs import RunError
+from esper_env.rules.gates import GateConfig
+from esper_env.rules.heads import CNN_BLUEPRINTS, Blueprint
+from malformed import assert_says, lines, refused, table
+from stable_baselines3 import PPO
+
+ID = "Esper-Digits-v0"
+TINY = {"horizon": 6, "batches_per_step": 1, "batch_size": 8}
+NAN, INF = float("nan"), float("inf")
+COUNT = "expected a whole number of at least 1"
+POSITIVE = "expected a positive number"
+UP_TO_1 = "expected a number in (0, 1]"
+
+
+def line_of(arguments, capsys):
+    """The one line of standard error of a command that exits with code 2."""
+    start, line = bad(arguments, capsys).split(maxsplit=1)
+    assert start == "Error:"
+    assert line.endswith("\n")
+    return line[:-1]
+
+
+# Learners
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = make_sb3_env(ID, 2, seed=0, **TINY)
+    yield env
+    env.close()
+
+
+def bias(value):
+    return {"policy_kwargs": {"logit_bias": value}}
+
+
+DEVICES = "expected auto, cpu, cuda or cuda:N"
+
+
+@table(
+    ("lr-nan", {"learning_rate": NAN}, ValueError, "learning_rate is nan", POSITIVE),
+    ("lr-zero", {"learning_rate": 0}, ValueError, "learning_rate is 0", POSITIVE),
+    ("lr-text", {"learning_rate": "x"}, ValueError, "learning_rate is 'x'", POSITIVE),
+    ("n_steps", {"n_steps": 0}, ValueError, "n_steps is 0", COUNT),
+    ("n_steps-float", {"n_steps": 1.5}, ValueError, "n_steps is 1.5", COUNT),
+    ("batch_size", {"batch_size": 1}, ValueError, "batch_size is 1", "expected a whole number of at least 2"),
+    ("n_epochs", {"n_epochs": -1}, ValueError, "n_epochs is -1", COUNT),
+    ("gamma", {"gamma": 2}, ValueError, "gamma is 2", UP_TO_1),
+    ("gae_lambda", {"gae_lambda": -1}, ValueError, "gae_lambda is -1", "expected a number in [0, 1]"),
+    ("clip_range", {"clip_range": INF}, ValueError, "clip_range is inf", POSITIVE),
+    ("ent_coef", {"ent_coef": NAN}, ValueError, "ent_coef is nan", "expected a number of at least 0"),
+    ("target_kl", {"target_kl": 0}, ValueError, "target_kl is 0", POSITIVE),
+    ("seed", {"seed": -1}, ValueError, "seed is -1", "expected a whole number from 0 to 2**32 - 1"),
+    ("device", {"device": "warp"}, ValueError, "device is 'warp'", DEVICES),
+    ("device-absent", {"device": "cuda:99"}, ValueError, "device is 'cuda:99'", "torch sees", "use auto or cpu"),
+    ("estimator", {"advantage_estimator": "gae"}, ValueError, "advantage_estimator is 'gae'", "'two_step'"),
+    ("entropy-head", {"entropy_multipliers": {"size": 1}}, ValueError, "names ['size']", "the heads are ('slot'"),
+    ("entropy-nan", {"entropy_multipliers": {"op": NAN}}, ValueError, "'op' is nan", "expected a number of at least 0"),
+    ("bias-head", bias({"size": {"WAIT": 1}}), ValueError, "names head 'size'", "expected blueprint, style"),
+    ("bias-value", bias({"op": {"GROW": 1}}), ValueError, "names ['GROW'] of head 'op'", "it has ['WAIT'"),
+    ("bias-nan", bias({"op": {"WAIT": NAN}}), ValueError, "op.WAIT is nan", "expected a finite number"),
+    ("bias-number", bias(3), ValueError, "logit_bias is 3", "expected a mapping"),
+    ("bias-of-a-head", bias({"op": 3}), ValueError, "logit_bias of head 'op' is 3", "expected biases by name"),
+    ("env-of-gymnasium", {"env": gymnasium.vector.VectorEnv()}, TypeError, "needs its own kind", "make_sb3_env"),
+    ("env-without-heads", {"env": "CartPole-v1"}, ValueError, "action space is Discrete(2)", "MultiDiscrete"),
+)
+def test_learners(env, what, error, says):
+    small = {"env": env, "n_steps": 4, "batch_size": 4, "device": "cpu"}
+    refused(lambda: FactoredRecurrentPPO("FactoredLstmPolicy", **(small | what)), error, says)
+
+
+def sb3(**kwargs):
+    return lambda: make_sb3_env(**({"env_id": ID, "num_envs": 2} | TINY | kwargs))
+
+
+@table(
+    ("num_envs-text", sb3(num_envs="3"), ValueError, "num_envs is '3'", COUNT),
+    ("num_envs-zero", sb3(num_envs=0), ValueError, "num_envs is 0", COUNT),
+    ("num_envs-bool", sb3(num_envs=True), ValueError, "num_envs is True", COUNT),
+    ("seed-text", sb3(seed="x"), ValueError, "seed is 'x'", "expected a whole number of at least 0, or None"),
+    ("seed-negative", sb3(seed=-1), ValueError, "seed is -1", "expected a whole number of at least 0, or None"),
+    ("id-unknown", sb3(env_id="Esper-X-v0"), ValueError, "'Esper-X-v0' is not a registered", "one of Esper-CIFAR"),
+    ("id-list", sb3(env_id=[ID]), ValueError, "['Esper-Digits-v0'] is not a registered", "one of Esper-CIFAR"),
+    ("kwarg", sb3(horizn=3), ValueError, "no keyword argument 'horizn'", "did you mean 'horizon'?"),
+    ("not-a-vector", lambda: GymVecEnv(3), TypeError, "a gymnasium.vector.VectorEnv, not a int", "gymnasium.make_vec"),
+)
+def test_environments_for_stable_baselines(what, error, says):
+    refused(what, error, says)
+
+
+# Policies by rules
+
+
+def heuristic(horizon=6, blueprints=CNN_BLUEPRINTS, gates=None, **settings):
+    return lambda: HeuristicPolicy(horizon, blueprints, gates, HeuristicConfig(**settings))
+
+
+def gates(**settings):
+    return lambda: GateConfig(**settings)
+
+
+EPOCHS = "expected the number of epochs in an episode, at least 1"
+OFFERED = "all of those the environment offers: ['NORM'"
+NO_GATES = "expected a GateConfig"
+
+
+@table(
+    ("horizon-negative", heuristic(horizon=-5), ValueError, "horizon is -5", EPOCHS),
+    ("horizon-text", heuristic(horizon="x"), ValueError, "horizon is 'x'", EPOCHS),
+    ("gates-name", heuristic(gates="strict"), TypeError, "gates is 'strict'", NO_GATES),
+    ("config", lambda: HeuristicPolicy(6, CNN_BLUEPRINTS, None, {}), TypeError, "config is {}", "a HeuristicConfig"),
+    ("rotation-empty", heuristic(rotation=()), ValueError, "the rotation is []", "at least one blueprint", OFFERED),
+    ("rotation-lora", heuristic(rotation=(Blueprint.LORA,)), ValueError, "['LORA']", "none twice", OFFERED),
+    ("rotation-number", heuristic(rotation=(99,)), ValueError, "the rotation is [99]", "none twice", OFFERED),
+    ("epochs-float", heuristic(min_epoch=1.5), ValueError, "min_epoch is 1.5", "a whole number of at least 0"),
+    ("loss-nan", heuristic(max_loss=NAN), ValueError, "max_loss is nan", "expected a finite number"),
+    ("style", heuristic(style=9), ValueError, "style is 9", "expected one of LINEAR_ADD 0"),
+    ("decay", heuristic(penalty_decay=0.1), ValueError, "penalty of 2.0", "threshold of 1.0", "raise prune_penalty"),
+    ("no-esper", lambda: HeuristicPolicy.for_env(gymnasium.make("CartPole-v1")), TypeError, "CartPole", "make_vec"),
+    ("gate-negative", gates(min_training_epochs=-1), ValueError, "min_training_epochs is -1", "0 or more"),
+    ("gate-none", gates(min_training_epochs=None), ValueError, "min_training_epochs is None", "a whole number"),
+    ("gate-nan", gates(min_gradient_health=NAN), ValueError, "min_gradient_health is nan", "inside [0, 1]"),
+    ("gate-text", gates(min_contribution="x"), ValueError, "min_contribution is 'x'", "a finite number or None"),
+    ("plan-empty", lambda: FixedPlanPolicy([], 6), ValueError, "slots are []", "expected at least one planting"),
+    ("plan-blueprint", lambda: FixedPlanPolicy([Planting(99)], 6), ValueError, "names blueprints [99]", "rules.heads"),
+    ("plan-horizon", lambda: FixedPlanPolicy(Blueprint.NORM, "x"), ValueError, "horizon is 'x'", EPOCHS),
+    ("random-seed", lambda: RandomPolicy("x"), ValueError, "seed is 'x'", "expected a whole number of at least 0"),
+    ("episodes", lambda: run_episodes(WaitPolicy(), ID, 0), ValueError, "episodes is 0", COUNT),
+    ("episodes-float", lambda: run_episodes(WaitPolicy(), ID, 1.5), ValueError, "episodes is 1.5", COUNT),
+    ("play-seed", lambda: run_episodes(WaitPolicy(), ID, 1, -1), ValueError, "seed is -1", "of at least 0"),
+    ("no-policy", lambda: run_episodes(3, ID, 1), TypeError, "the policy is a int", "an object with predict"),
+)
+def test_policies(what, error, says):
+    refused(what, error, says)
+
+
+PARTS = "do not belong to the same environments and slots"
+
+
+@table(
+    ("none", lambda _: None, ValueError, "the observation is None", "expected the dict of an Esper environment"),
+    ("lacking", lambda given: {"features": given["features"]}, ValueError, "lacks ['blueprints'", "expected the keys"),
+    ("nan", lambda given: given | {"features": given["features"] * NAN}, ValueError, "features are not all finite"),
+    ("narrow", lambda given: given | {"features": given["features"][:, 1:]}, ValueError, "(2, 120)", "expected 121"),
+    ("mask-narrow", lambda given: given | {"action_mask": given["action_mask"][:, 1:]}, ValueError, "(2, 40)", PARTS),
+    ("fewer-rows", lambda given: given | {"features": given["features"][:1]}, ValueError, "(1, 121)", PARTS),
+)
+def test_observations(env, what, error, says):
+    refused(lambda: HeuristicPolicy(6, CNN_BLUEPRINTS).predict(what(env.reset())), error, says)
+
+
+def test_episode_starts_of_other_environments(env):
+    policy, observation = HeuristicPolicy(6, CNN_BLUEPRINTS), env.reset()
+    _, state = policy.predict(observation)
+    says = ["episode_start has shape (3,)", "expected (2,), one flag per environment"]
+    refused(lambda: policy.predict(observation, state, np.ones(3, dtype=bool)), ValueError, says)
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that the command trained."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    settings = ["--env-settings", *(f"{name}={value}" for name, value in TINY.items())]
+    assert main(["train", "--out", str(folder), "--device", "cpu", *SMALL, *settings]) == OK
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the run, to be damaged."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.yaml", "task.json", "model.zip", "vecnormalize.pkl"):
+        (folder / name).write_bytes((trained / name).read_bytes())
+    return folder
+
+
+def written(name, content):
+    return lambda run: (run / name).write_bytes(content)
+
+
+def halved(name):
+    return lambda run: (run / name).write_bytes((run / name).read_bytes()[:2000])
+
+
+def of_another_algorithm(run):
+    PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=4, device="cpu").save(run / "model.zip")
+
+
+def removed(name):
+    return lambda run: (run / name).unlink()
+
+
+OF_ESPER = "expected a text and a list of NAME=VALUE texts, as `esper train` writes them"
+DAMAGED = "it is damaged, or not of FactoredRecurrentPPO"
+
+
+@table(
+    ("model-cut", halved("model.zip"), RunError, "model.zip cannot be loaded", DAMAGED),
+    ("model-text", written("model.zip", b"hello"), RunError, "model.zip cannot be loaded", DAMAGED),
+    ("model-of-ppo", of_another_algorithm, RunError, "model.zip cannot be loaded", DAMAGED),
+    ("no-model", removed("model.zip"), RunError, "has no model.zip", "before a model was saved", "train it again"),
+    ("no-config", removed("config.yaml"), RunError, "it has no config.yaml", "the folder that `esper train --out`"),
+    ("config-empty", written("config.yaml", b""), RunError, "config.yaml is empty", "`name: value` pairs"),
+    ("config-cut", written("config.yaml", b"env: [Esp"), RunError, "config.yaml is neither YAML nor JSON"),
+    ("config-binary", written("config.yaml", b"\xff\xfe\x00"), RunError, "config.yaml is neither YAML nor JSON"),
+    ("config-foreign", written("config.yaml", b"a: 1"), RunError, "does not name an environment", "`esper train`"),
+    ("env-number", written("config.yaml", b"env: 5"), RunError, "env 5", OF_ESPER),
+    ("settings-number", written("config.yaml", b"env: A\nenv_settings: 5"), RunError, "env_settings 5", OF_ESPER),
+    ("settings-word", written("config.yaml", b"env: Esper-Digits-v0\nenv_settings: [x]"), RunError, "setting 'x'"),
+    ("other-task", written("config.yaml", b"env: Other-v0"), RunError, "on Other-v0, not on", "--env Other-v0"),
+)
+def test_run_folders(run, capsys, what, error, says):
+    what(run)
+    refused(lambda: load_run(run, ID), error, says)
+    assert_says(line_of(["evaluate", "--policy", str(run), "--episodes", "1"], capsys), says)
+
+
+@table(
+    ("a-file", lambda run: load_run(run / "model.zip"), RunError, "model.zip is a file", "give the folder"),
+    ("nowhere", lambda run: load_run(run / "no"), RunError, "there is no run folder", "train one with `esper train"),
+    ("device", lambda run: load_run(run, device="cuda:9"), ValueError, "device is 'cuda:9'", "use auto or cpu"),
+    ("folder", FactoredRecurrentPPO.load, ValueError, "is a folder", "expected a saved model", "model.zip, or use"),
+    ("no-run", lambda run: FactoredRecurrentPPO.load(run.parent), ValueError, "is a folder", "no model.zip in it"),
+)
+def test_loading(run, what, error, says):
+    refused(lambda: what(run), error, says)
+
+
+def test_a_model_of_another_algorithm(run):
+    of_another_algorithm(run)
+    says = ["model.zip is not a model of FactoredRecurrentPPO"]
+    refused(lambda: FactoredRecurrentPPO.load(run / "model.zip"), ValueError, says)
+
+
+# The command
+
+
+def play(*arguments):
+    return ["evaluate", "--policy", "wait", "--episodes", "1", *arguments]
+
+
+def learn(*arguments):
+    return ["train", "--out", "never", *arguments]
+
+
+NAME_VALUE = "is not of the form NAME=VALUE, such as horizon=20"
+CIFAR_FILES = ("--env", "Esper-CIFAR-v0", "--env-settings", "dataset=cifar10", "data_dir=nowhere")
+
+
+@lines(
+    ("policy", ["evaluate", "--policy", "wiat"], "policy 'wiat'", "heuristic, random", "did you mean 'wait'?"),
+    ("env", play("--env", "Esper-X-v0"), "'Esper-X-v0' is not a registered environment", "expected one of Esper"),
+    ("episodes", play("--episodes", "0"), "episodes is 0", COUNT),
+    ("num_envs", play("--num-envs", "-1"), "num_envs is -1", COUNT),
+    ("setting-form", play("--env-settings", "horizon"), "setting 'horizon'", NAME_VALUE),
+    ("setting-twice", play("--env-settings", "horizon=1", "horizon=2"), "'horizon' is given twice", "keep one"),
+    ("setting-value", play("--env-settings", "horizon=-5"), "horizon is -5", COUNT),
+    ("setting-choice", play("--env-settings", "gates=x"), "gates is 'x'", "'permissive', 'strict'"),
+    ("setting-weights", play("--env-settings", "reward_weights=3"), "reward_weights is 3", "weights by name"),
+    ("no-cifar", play(*CIFAR_FILES), "CIFAR-10 was asked for by name and is not in nowhere", "download"),
+    ("json-folder", play("--json", "."), "json is '.', a folder", "expected the name of a file"),
+    ("device", play("--device", "tpu"), "device is 'tpu'", "expected auto, cpu, cuda or cuda:N"),
+    ("nothing-compared", ["benchmark", "--policies", "wait", "wait", "--out", "b"], "policies", "none twice"),
+    ("train-num_envs", learn("--num-envs", "0"), "num_envs is 0", COUNT),
+    ("train-lr", learn("--learning-rate", "nan"), "learning_rate is nan", POSITIVE),
+    ("train-steps", learn("--total-timesteps", "-1"), "total_timesteps is -1", COUNT),
+    ("train-bias", learn("--logit-bias", "op.WAIT=x"), "logit_bias op.WAIT=x", "HEAD.VALUE=BIAS"),
+    ("train-gates", learn("--env-settings", "gates=x"), "gates is 'x'", "'permissive', 'strict'"),
+)
+def test_commands(capsys, monkeypatch, tmp_path, what, says):
+    monkeypatch.chdir(tmp_path)
+    assert_says(line_of(what, capsys), says)
+    assert list(tmp_path.iterdir()) == []
+
+
+@lines(
+    ("key", "total_timestep: 5", "'total_timestep' is not a setting", "did you mean 'total_timesteps'?"),
+    ("type", "num_envs: many", "num_envs is 'many'", "expected a whole number"),
+    ("nested-type", "ppo: {gamma: [1]}", "ppo.gamma is [1]", "expected a number"),
+    ("group", "ppo: 5", "ppo is 5", "expected `name: value` pairs"),
+    ("twice", "seed: 1\nseed: 2", "neither YAML nor JSON"),
+    ("list", "- seed", "holds a list", "expected `name: value` pairs"),
+    ("empty", "", "is empty", "expected `name: value` pairs"),
+    ("cut", '{"seed": 1,', "neither YAML nor JSON"),
+    ("range", "ppo: {n_steps: 0}", "n_steps is 0", COUNT),
+    ("choice", json.dumps({"ppo": {"advantage_estimator": "gae"}}), "is 'gae'", "'two_step' or 'sampled_op'"),
+)
+def test_configuration_files(capsys, tmp_path, what, says):
+    file = tmp_path / "config.yaml"
+    file.write_text(what)
+    assert_says(line_of(["train", "--out", str(tmp_path / "run"), "--config", str(file)], capsys), says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_while_the_libraries_load_is_one_line(tmp_path):
+    """A torch that takes for ever to load tells when the command is at it."""
+    (tmp_path / "torch.py").write_text(
+        "import pathlib, time\n"
+        f"pathlib.Path({str(tmp_path / 'loading')!r}).touch()\n"
+        "try:\n    time.sleep(600)\nexcept BaseException:\n    raise ImportError('half loaded') from None\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command = subprocess.Popen(
+        [sys.executable, "-m", "esper_agent", "info"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+        # A test runner that ignores interrupts, in the background of a shell for instance, must not hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        while not (tmp_path / "loading").exists():
+            assert command.poll() is None, command.communicate()
+            time.sleep(0.05)
+        command.send_signal(signal.SIGINT)
+        out, err = command.communicate(timeout=60)
+    finally:
+        command.kill()
+    assert (command.returncode, out, err) == (128 + signal.SIGINT, "", "Interrupted\n")
