@@ -1,0 +1,104 @@
+"""What a soak checks: steps, comparisons of steps, and networks that were put back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from esper_env.rules.heads import Head, Op
+from esper_env.rules.stages import IS_LIVE
+
+
+def check_step(vector: Any, before: Mapping[str, Any], actions: np.ndarray, result: tuple[Any, ...]) -> Counter[str]:
+    """What is wrong with a step, taken from the observation ``before`` it."""
+    observation, rewards, terminated, truncated, infos = result
+    wrong: Counter[str] = Counter()
+    wrong["an observation outside its space"] += int(not vector.observation_space.contains(observation))
+    wrong["a reward that is not finite"] += int((~np.isfinite(rewards)).sum())
+    ended = terminated | truncated
+    valid, op = (_of_step(infos, key, ended) for key in ("action_valid", "op"))
+    wrong["an action judged otherwise than by the masks"] += int((valid != _legal(vector, before, actions)).sum())
+    wrong["an illegal action that was carried out"] += int((~valid & (op != Op.WAIT)).sum())
+    return wrong
+
+
+def _of_step(infos: Mapping[str, Any], key: str, ended: np.ndarray) -> np.ndarray:
+    """An info of the step, also where the episode ended with it."""
+    values = infos[key] if key in infos else np.zeros_like(infos["final_info"][key])
+    return np.where(ended, infos["final_info"][key], values) if ended.any() else values
+
+
+def _legal(vector: Any, before: Mapping[str, Any], actions: np.ndarray) -> np.ndarray:
+    """(N,) whether the masks of an observation allow the actions."""
+    op, slot = actions[:, Head.OP], actions[:, Head.SLOT]
+    masks = before["op_slot_mask"].reshape(len(actions), len(Op), -1)
+    offered = np.isin(actions[:, Head.BLUEPRINT], vector.offered_blueprints)
+    possible = masks[np.arange(len(actions)), op, slot].astype(bool)
+    return (op == Op.WAIT) | (possible & ((op != Op.GERMINATE) | offered))
+
+
+def differences(one: Any, other: Any, besides: np.ndarray | None = None) -> int:
+    """How many arrays of two results of a step differ in some environment; those of ``besides`` are left out."""
+    left, right = dict(_leaves(one)), dict(_leaves(other))
+    if left.keys() != right.keys():
+        shared = left.keys() & right.keys()
+        # An episode that ended for one network alone gives the infos of a whole step other keys.
+        missing = [name for name in left.keys() ^ right.keys() if besides is None or "final_info" not in name]
+        return len(missing) + sum(not _same(left[name], right[name], besides) for name in shared)
+    return sum(not _same(left[name], right[name], besides) for name in left)
+
+
+def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{name}/{key}")
+    elif isinstance(tree, tuple):
+        for index, value in enumerate(tree):
+            yield from _leaves(value, f"{name}/{index}")
+    else:
+        yield name, tree
+
+
+def _same(one: np.ndarray, other: np.ndarray, besides: np.ndarray | None) -> bool:
+    kept = np.ones(len(one), dtype=bool)
+    if besides is not None:
+        kept[besides] = False
+    if one.dtype == object:
+        pairs = zip(one[kept].tolist(), other[kept].tolist(), strict=True)
+        return all(differences(a, b) == 0 if isinstance(a, Mapping) else a == b for a, b in pairs)
+    return np.array_equal(one[kept], other[kept], equal_nan=one.dtype.kind == "f")
+
+
+def check_rescued(state: Mapping[str, Any], row: int) -> Counter[str]:
+    """What is wrong with a network that was put back to its snapshot, in the state after that step."""
+    wrong: Counter[str] = Counter()
+    population = state["population"]
+    for path, rows in _kept_stacks(state, row):
+        own, kept = _at(population, path), _at(population["snapshots"], path)
+        for kind in ("parameters", "buffers"):
+            for name, values in kept[kind].items():
+                same = np.array_equal(own[kind][name][rows[0]], values[rows[1]])
+                wrong["a tensor that is not that of the snapshot"] += int(not same)
+        for values in own["momentum"].values():
+            wrong["a momentum that is not zero"] += int(values[rows[0]].any())
+    wrong["a live seed after a rollback"] += int(IS_LIVE[state["table"]["stage"][row]].sum())
+    return wrong
+
+
+def _kept_stacks(state: Mapping[str, Any], row: int) -> Iterator[tuple[tuple[str, ...], tuple[int, int]]]:
+    """Paths of the host and the fossilized seeds of a network, with its rows among the networks and the snapshots."""
+    yield ("host",), (row, row)
+    blueprint, saved = state["table"]["blueprint"], state["governor"]["saved"]
+    for slot in np.flatnonzero(saved[row]).tolist():
+        kind = int(blueprint[row, slot])
+        here = np.flatnonzero(blueprint[:, slot] == kind).tolist()
+        kept = np.flatnonzero((blueprint[:, slot] == kind) & saved[:, slot]).tolist()
+        yield ("seeds", str(slot), str(kind)), (here.index(row), kept.index(row))
+
+
+def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
