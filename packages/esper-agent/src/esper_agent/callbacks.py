@@ -7,7 +7,7 @@ import signal
 import threading
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -16,9 +16,11 @@ from typing import IO, Any
 import numpy as np
 import torch
 from esper_env.rules.heads import NUM_OPS, Op
+from esper_env.trees import Tree
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_agent.evaluation import COMMITTED, EpisodeRecord, run_episodes
+from esper_agent.outputs import keep_rows
 
 
 class TrainingMetricsCallback(BaseCallback):
@@ -34,6 +36,16 @@ class TrainingMetricsCallback(BaseCallback):
         self._episodes: dict[str, deque[float]] = {name: deque(maxlen=window) for name in COMMITTED}
         self._op_counts = np.zeros(NUM_OPS, dtype=np.int64)
         self._invalid = 0
+
+    def get_state(self) -> Tree:
+        """The latest episodes; between two rollouts there is nothing else."""
+        return {name: np.array(values, dtype=np.float64) for name, values in self._episodes.items()}
+
+    def set_state(self, state: Tree) -> None:
+        """Go on from there."""
+        for name, values in self._episodes.items():
+            values.clear()
+            values.extend(state[name].tolist())
 
     def _on_step(self) -> bool:
         for info, done in zip(self.locals["infos"], self.locals["dones"], strict=True):
@@ -71,6 +83,24 @@ CURVE_COLUMNS = (
 )
 
 
+def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: read(text) if text else None
+
+
+#: How each column is read back.
+_READ: dict[str, Callable[[str], Any]] = {
+    "timesteps": int,
+    "env": int,
+    "return": float,
+    "length": int,
+    "truncated": "True".__eq__,
+    "committed_val_accuracy": _or_none(float),
+    "test_accuracy": _or_none(float),
+    "parameters_added": _or_none(int),
+    "wait_share": float,
+}
+
+
 class CurvesRecorder(BaseCallback):
     """Writes one line per finished training episode to a CSV file, as it happens, and keeps them in ``rows``.
 
@@ -86,6 +116,16 @@ class CurvesRecorder(BaseCallback):
         self.rows: list[dict[str, Any]] = []
         self._file: IO[str] | None = None
         self._waits = np.zeros(0, dtype=np.int64)
+
+    def get_state(self) -> Tree:
+        """How many lines there are, and how often each environment has waited in its episode."""
+        return {"rows": len(self.rows), "waits": self._waits.copy()}
+
+    def set_state(self, state: Tree) -> None:
+        """Go on from there: lines that were written later leave the file, and ``rows`` are those that stay."""
+        lines = keep_rows(self.path, CURVE_COLUMNS, state["rows"])
+        self.rows = [{name: _READ[name](text) for name, text in line.items()} for line in lines]
+        self._waits = state["waits"].copy()
 
     def _on_training_start(self) -> None:
         going_on = self.num_timesteps > 0

@@ -30,7 +30,7 @@ from esper_agent.information import print_information
 from esper_agent.ppo import NonFiniteUpdateError
 from esper_agent.report.tables import print_summaries, summarise, summarise_all, training_table, write_summaries
 from esper_agent.runs import CONFIG, EPISODES, PROGRESS, PolicyByName, new_folder
-from esper_agent.training import HELD_OUT_SEED, TrainSettings, check_device, train
+from esper_agent.training import HELD_OUT_SEED, Trained, TrainSettings, check_device, resume, train
 from esper_agent.vectors import make_vector
 
 DESCRIPTION = """Grow small neural networks while they train, and train agents that decide how.
@@ -43,6 +43,18 @@ OK, FAILED, BAD_INPUT = 0, 1, 2
 #: A process that a signal ended has this exit code plus the signal's number.
 SIGNALLED = 128
 BENCHMARK_FILES = ("episodes.csv", "summary.csv")
+
+
+@dataclass(frozen=True)
+class ResumeSettings:
+    """Go on with a run that ended before its time, from its latest checkpoint, under its own settings."""
+
+    resume: Path
+    """Folder of the run."""
+    device: Annotated[str | None, tyro.conf.DisallowNone] = None
+    """Where the policy is trained: auto, cpu, cuda or cuda:N; the run's own setting when not given."""
+    progress: bool = True
+    """Show a progress bar with the rate and the time left."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +116,28 @@ class InfoSettings:
 
 def run_train(settings: TrainSettings, console: Console) -> int:
     trained = train(replace(settings, progress=settings.progress and console.is_terminal), [SingleThreadedPolicy()])
+    return _report(trained, console)
+
+
+def run_resume(settings: ResumeSettings, console: Console) -> int:
+    progress = settings.progress and console.is_terminal
+    return _report(resume(settings.resume, progress, settings.device, [SingleThreadedPolicy()]), console)
+
+
+def _report(trained: Trained, console: Console) -> int:
     if trained.episodes:
-        console.print(training_table(trained.episodes, f"{settings.env} on {trained.dataset}"))
+        console.print(training_table(trained.episodes, f"{trained.env} on {trained.dataset}"))
     done = f"{'Stopped after' if trained.interrupted else 'Trained for'} {trained.model.num_timesteps:,} timesteps"
     files = {
         "model": trained.model_path,
         "training episodes": trained.folder / EPISODES,
         "losses and metrics": f"{trained.folder / PROGRESS}; tensorboard --logdir {trained.folder}",
-        "see how good it is": f"esper evaluate --policy {trained.folder} --env {settings.env}",
+        "see how good it is": f"esper evaluate --policy {trained.folder} --env {trained.env}",
     }
+    if trained.resumed_from is not None:
+        done += f", from {trained.resumed_from:,} on"
+    if trained.interrupted:
+        files["go on"] = f"esper train --resume {trained.folder}"
     console.print(done, soft_wrap=True)
     for label, text in files.items():
         console.print(f"  {label:18} {text}", soft_wrap=True, markup=False, highlight=False)
@@ -273,13 +298,27 @@ def parse(arguments: list[str]) -> Any:
     """The settings of the subcommand: its defaults, under those of its ``--config`` file, under the flags."""
     _refuse_repeated(arguments)
     subcommands = []
-    for name, (kind, _) in COMMANDS.items():
+    for name, (kind, _) in _commands(arguments).items():
         chosen = arguments[:1] == [name]
         path = _config_path(arguments) if chosen and "config" in {field.name for field in fields(kind)} else None
         default = _defaults(kind) if path is None else with_values(_defaults(kind), read_config(path), str(path))
         subcommands.append(Annotated[kind, tyro.conf.subcommand(name, default=default)])
     command: Any = Union[tuple(subcommands)]  # noqa: UP007
     return tyro.cli(command, prog="esper", description=DESCRIPTION, args=arguments)
+
+
+def _commands(arguments: list[str]) -> dict[str, tuple[type, Callable[[Any, Console], int]]]:
+    """The subcommands. ``train --resume`` has settings of its own: all others are those of the run."""
+    flags = {argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
+    if arguments[:1] != ["train"] or "--resume" not in flags:
+        return COMMANDS
+    others = sorted(flags - {f"--{name}" for name in ("resume", "device", "progress", "no-progress", "help")})
+    if others:
+        raise ConfigError(
+            f"{' '.join(others)} cannot be given with --resume: a run goes on with its own settings; leave all out but "
+            "--device and --progress or --no-progress"
+        )
+    return COMMANDS | {"train": (ResumeSettings, run_resume)}
 
 
 def _refuse_repeated(arguments: list[str]) -> None:
@@ -307,7 +346,7 @@ def _defaults(kind: type) -> Any:
 
 
 def _runner(settings: Any) -> Callable[[Any, Console], int]:
-    return next(run for kind, run in COMMANDS.values() if kind is type(settings))
+    return next(run for kind, run in [*COMMANDS.values(), (ResumeSettings, run_resume)] if kind is type(settings))
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"FactoredLstmPolicy": FactoredLstmPolicy}
     policy: FactoredLstmPolicy
     rollout_buffer: FactoredRolloutBuffer
+    _last_lstm_states: RNNStates
 
     def __init__(
         self,

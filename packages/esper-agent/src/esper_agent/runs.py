@@ -5,6 +5,8 @@
 | config.yaml | the resolved configuration |
 | task.json | the resolved task, and the name of the data set that was used |
 | versions.json | versions of Python and of the packages that matter |
+| checkpoints/ | the last two states of the training, from which it can be resumed; named by their timesteps |
+| train.lock | held by the process that trains |
 | model.zip | the model, saved the Stable-Baselines3 way |
 | vecnormalize.pkl | the normaliser of the returns, saved the Stable-Baselines3 way |
 | progress.csv | what the logger recorded, one line per rollout |
@@ -39,7 +41,10 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 CONFIG, TASK, VERSIONS, MODEL = "config.yaml", "task.json", "versions.json", "model.zip"
+CHECKPOINTS = "checkpoints"
 NORMALISER, EPISODES, PROGRESS = "vecnormalize.pkl", "episodes.csv", "progress.csv"
+#: What must not be there when a run begins.
+RUN_FILES = (CONFIG, TASK, VERSIONS, MODEL, NORMALISER, EPISODES, PROGRESS, CHECKPOINTS)
 _PACKAGES = ("esper-env", "esper-agent", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
 
 
@@ -89,7 +94,7 @@ def create_run(path: str | Path, config: Mapping[str, Any], task: Mapping[str, A
 
     A folder that already holds a run, or files that would be overwritten, is a ``RunError``.
     """
-    folder = new_folder(path, (CONFIG, TASK, VERSIONS, MODEL, NORMALISER, EPISODES, PROGRESS), "a run")
+    folder = new_folder(path, RUN_FILES, "a run")
     atomic.write_text(folder / VERSIONS, json.dumps(package_versions(), indent=2) + "\n")
     atomic.write_text(folder / TASK, json.dumps(task, indent=2) + "\n")
     atomic.write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
@@ -111,12 +116,8 @@ def save_model(folder: str | Path, model: BaseAlgorithm) -> Path:
     return folder / MODEL
 
 
-def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") -> Run:
-    """Load a run's configuration and model.
-
-    Raises ``RunError`` when the folder is missing or holds no run, when the run was stopped before it saved a model,
-    and, with ``env_id`` given, when it was trained on another task.
-    """
+def run_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of a run and its configuration; ``RunError`` when there is none."""
     folder = Path(path)
     if folder.is_file():
         raise RunError(f"{folder} is a file; give the folder that `esper train --out` wrote")
@@ -130,6 +131,16 @@ def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") 
         raise RunError(f"{folder} cannot be used: {error}") from None
     if "env" not in config:
         raise RunError(f"{folder / CONFIG} does not name an environment; it was not written by `esper train`")
+    return folder, config
+
+
+def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") -> Run:
+    """Load a run's configuration and model.
+
+    Raises ``RunError`` when the folder is missing or holds no run, when the run was stopped before it saved a model,
+    and, with ``env_id`` given, when it was trained on another task.
+    """
+    folder, config = run_config(path)
     if not (folder / MODEL).is_file():
         raise RunError(f"{folder} has no {MODEL}: its training ended before a model was saved; train it again")
     if env_id is not None and env_id != config["env"]:

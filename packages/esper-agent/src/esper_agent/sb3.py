@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from esper_env.trees import Tree
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
@@ -123,6 +124,18 @@ class GymVecEnv(VecEnv):
     def get_images(self) -> Sequence[np.ndarray | None]:
         frames = self.vec_env.render()
         return [None] * self.num_envs if frames is None else list(frames)
+
+    # State
+
+    def get_state(self) -> Tree:
+        """The state of the vector environment, which has to have a ``get_state`` of its own."""
+        return self.vec_env.get_state()
+
+    def set_state(self, state: Tree) -> None:
+        """Go on from a state that ``get_state`` returned; seeds and options for a coming reset are forgotten."""
+        self.vec_env.set_state(state)
+        self._reset_seeds()
+        self._reset_options()
 
     # Attributes and methods
 

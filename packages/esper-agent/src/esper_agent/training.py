@@ -1,199 +1,48 @@
 """One training run from its settings to its folder: what ``esper train`` does, callable from Python.
 
-from esper_agent.training import TrainSettings, train
+from esper_agent.training import TrainSettings, resume, train
 
 trained = train(TrainSettings(out=Path("runs/digits"), total_timesteps=20_000))
+trained = resume("runs/digits")  # after a crash
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
 
-import torch
-import tyro
-from esper_env.rules.reward_config import GAMMA
-from esper_env.tasks import task_dict
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
-from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecNormalize
 
-from esper_agent.callbacks import CurvesRecorder, PeriodicEvaluation, StopOnInterrupt, TrainingMetricsCallback
-from esper_agent.configuration import ConfigError, parse_assignments, plain, training_env_settings
-from esper_agent.policy import check_logit_bias
-from esper_agent.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
-from esper_agent.runs import EPISODES, create_run, save_model
-from esper_agent.sb3 import make_sb3_env
+from esper_agent.configuration import plain, with_values
+from esper_agent.run_lock import locked
+from esper_agent.runs import (
+    CONFIG,
+    MODEL,
+    RUN_FILES,
+    VERSIONS,
+    RunError,
+    create_run,
+    new_folder,
+    package_versions,
+    run_config,
+)
+from esper_agent.saving import Saved, latest_checkpoint
+from esper_agent.session import HELD_OUT_SEED, Trained, lasting, make_model, session
+from esper_agent.train_settings import PPOSettings, TrainSettings, check_device
 
-#: Seeds of held-out evaluation episodes start here, far from those of training environments.
-HELD_OUT_SEED = 1_000_000
-
-
-@dataclass(frozen=True)
-class PPOSettings:
-    """How the policy is updated."""
-
-    learning_rate: float = 7e-4
-    """Step size of Adam."""
-    n_steps: int = 40
-    """Steps of every environment in one rollout; a rollout holds n_steps x num_envs transitions."""
-    batch_size: int = 160
-    """Transitions in one minibatch."""
-    n_epochs: int = 8
-    """Passes over a rollout."""
-    gamma: float = GAMMA
-    """Discount, also of the normalisation of returns and of the potentials in the environment's reward."""
-    gae_lambda: float = 0.95
-    """Lambda of generalised advantage estimation."""
-    clip_range: float = 0.2
-    """Clip range of the probability ratios."""
-    ent_coef: float = 0.03
-    """Entropy coefficient at the start."""
-    final_ent_coef: float = 0.0
-    """Entropy coefficient at the end; it changes linearly in between."""
-    vf_coef: float = 1.0
-    """Weight of the value loss."""
-    max_grad_norm: float = 10.0
-    """Gradients are clipped to this norm."""
-    target_kl: float | None = 0.04
-    """A round of updates ends before a step once the policy is 1.5 times this far from the one that acted."""
-    advantage_estimator: Literal["two_step", "sampled_op"] = "two_step"
-    """two_step is unbiased; sampled_op cancels the signal of the op head and is there for comparison."""
-    logit_bias: tuple[str, ...] = ()
-    """Initial bias of the logits as HEAD.VALUE=BIAS, for example op.WAIT=-1 alpha_target.FULL=2; empty keeps the
-    policy's own."""
-    normalize_returns: bool = True
-    """Scale rewards by the running deviation of the discounted return (VecNormalize)."""
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """Train a FactoredRecurrentPPO and leave a run folder: configuration, versions, model, normaliser, curves.
-
-    Ctrl-C or SIGTERM ends the run at the next step and saves the model; a second one ends it at once.
-    """
-
-    out: Path
-    """Folder of the run; it must not hold one yet."""
-    env: str = "Esper-Digits-v0"
-    """Task; `esper info` lists them."""
-    total_timesteps: int = 20_000
-    """Environment steps in all, rounded up to whole rollouts."""
-    num_envs: int = 16
-    """Environments that run at once."""
-    seed: int = 0
-    """Environment i starts from seed + i; the policy's initial weights and samples derive from it too."""
-    device: str = "auto"
-    """Where the policy is trained: auto, cpu, cuda or cuda:N."""
-    env_settings: tuple[str, ...] = ()
-    """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict."""
-    eval_every: int = 0
-    """Play the deterministic policy on held-out episodes every so many timesteps and log it; 0 never does."""
-    eval_episodes: int = 8
-    """Episodes of each such evaluation."""
-    progress: bool = True
-    """Show a progress bar with the rate and the time left."""
-    config: Annotated[Path | None, tyro.conf.DisallowNone] = None
-    """YAML or JSON file with these settings; flags given as well win."""
-    ppo: Annotated[PPOSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=PPOSettings)
-
-    def checked(self) -> TrainSettings:
-        """These settings, or a ``ConfigError`` for a number that cannot work."""
-        for name, allowed in _RANGES.items():
-            value = getattr(self if hasattr(self, name) else self.ppo, name)
-            if value is not None and not (math.isfinite(value) and allowed.holds(value)):
-                raise ConfigError(f"{name} is {value}; expected {allowed.words}")
-        check_device(self.device)
-        parse_logit_bias(self.ppo.logit_bias)
-        return self
-
-    @property
-    def rollout(self) -> int:
-        """Timesteps of one rollout."""
-        return self.num_envs * self.ppo.n_steps
-
-
-class _Range(NamedTuple):
-    words: str
-    holds: Callable[[float], bool]
-
-
-_AT_LEAST_0 = _Range("a number of at least 0", lambda value: value >= 0)
-_AT_LEAST_1 = _Range("a whole number of at least 1", lambda value: value >= 1)
-_POSITIVE = _Range("a positive number", lambda value: value > 0)
-_UP_TO_1 = _Range("a number in (0, 1]", lambda value: 0 < value <= 1)
-
-#: Which numbers make sense; None, where a setting may be it, always does.
-_RANGES = {
-    "total_timesteps": _AT_LEAST_1,
-    "num_envs": _AT_LEAST_1,
-    "seed": _Range("a whole number from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
-    "eval_every": _AT_LEAST_0,
-    "eval_episodes": _AT_LEAST_1,
-    "learning_rate": _POSITIVE,
-    "n_steps": _AT_LEAST_1,
-    "batch_size": _Range("a whole number of at least 2", lambda value: value >= 2),
-    "n_epochs": _AT_LEAST_1,
-    "gamma": _UP_TO_1,
-    "gae_lambda": _UP_TO_1,
-    "clip_range": _POSITIVE,
-    "ent_coef": _AT_LEAST_0,
-    "final_ent_coef": _AT_LEAST_0,
-    "vf_coef": _AT_LEAST_0,
-    "max_grad_norm": _POSITIVE,
-    "target_kl": _POSITIVE,
-}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training run came to."""
-
-    folder: Path
-    model_path: Path
-    model: FactoredRecurrentPPO
-    episodes: Sequence[dict[str, Any]]  # finished training episodes, as in episodes.csv
-    env_kwargs: dict[str, Any]  # settings of the environment it was trained in
-    dataset: str
-    signal: int | None  # that ended it before total_timesteps
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether a signal ended it before total_timesteps."""
-        return self.signal is not None
-
-
-def check_device(device: str) -> None:
-    """Raise ``ConfigError`` for a device that torch does not know or this machine does not have."""
-    if device == "auto":
-        return
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        wanted = torch.device("meta")
-    if wanted.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N")
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device is {device!r}, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu"
-        )
-
-
-def parse_logit_bias(assignments: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """``("op.WAIT=-1",)`` -> ``{"op": {"WAIT": -1}}``."""
-    biases: dict[str, dict[str, float]] = {}
-    for name, bias in parse_assignments(assignments).items():
-        head, dot, value = name.partition(".")
-        if not dot or isinstance(bias, bool) or not isinstance(bias, int | float) or not math.isfinite(bias):
-            raise ConfigError(f"logit_bias {name}={bias} is not of the form HEAD.VALUE=BIAS, such as op.WAIT=-1")
-        biases.setdefault(head, {})[value] = float(bias)
-    check_logit_bias(biases)
-    return biases
+__all__ = [
+    "HELD_OUT_SEED",
+    "PPOSettings",
+    "TrainSettings",
+    "Trained",
+    "check_device",
+    "make_model",
+    "resume",
+    "train",
+]
 
 
 def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = ()) -> Trained:
@@ -205,84 +54,77 @@ def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = ()) -> Tr
         KeyboardInterrupt: a second Ctrl-C.
     """
     settings.checked()
-    env_kwargs = training_env_settings(settings.env_settings, settings.ppo.gamma)
-    monitored = make_sb3_env(settings.env, settings.num_envs, settings.seed, **env_kwargs)
-    env = VecNormalize(monitored, norm_obs=False, norm_reward=settings.ppo.normalize_returns, gamma=settings.ppo.gamma)
-    try:
-        model = make_model(settings, env)
-        task = task_dict(env.get_attr("task")[0]) | {"dataset_name": env.get_attr("dataset_name")[0]}
-        folder = create_run(settings.out, plain(settings), task)
-        return _learn(settings, model, folder, env_kwargs, task["dataset_name"], callbacks)
-    finally:
-        env.close()
+    with session(settings) as learner:
+        folder = new_folder(settings.out, RUN_FILES, "a run")
+        with locked(folder):
+            create_run(folder, plain(settings), learner.task)
+            return learner.learn(folder, callbacks)
 
 
-def make_model(settings: TrainSettings, env: VecNormalize) -> FactoredRecurrentPPO:
-    """The untrained model."""
-    ppo = settings.ppo
-    return FactoredRecurrentPPO(
-        "FactoredLstmPolicy",
-        env,
-        learning_rate=ppo.learning_rate,
-        n_steps=ppo.n_steps,
-        batch_size=ppo.batch_size,
-        n_epochs=ppo.n_epochs,
-        gamma=ppo.gamma,
-        gae_lambda=ppo.gae_lambda,
-        clip_range=ppo.clip_range,
-        ent_coef=LinearSchedule(ppo.ent_coef, ppo.final_ent_coef, 1.0),
-        vf_coef=ppo.vf_coef,
-        max_grad_norm=ppo.max_grad_norm,
-        target_kl=ppo.target_kl,
-        advantage_estimator=ppo.advantage_estimator,
-        policy_kwargs={"logit_bias": parse_logit_bias(ppo.logit_bias)} if ppo.logit_bias else None,
-        seed=settings.seed,
-        device=settings.device,
-    )
-
-
-def _learn(
-    settings: TrainSettings,
-    model: FactoredRecurrentPPO,
-    folder: Path,
-    env_kwargs: dict[str, Any],
-    dataset: str,
-    callbacks: Sequence[BaseCallback],
+def resume(
+    folder: str | Path, progress: bool = True, device: str | None = None, callbacks: Sequence[BaseCallback] = ()
 ) -> Trained:
-    model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
-    curves = CurvesRecorder(folder / EPISODES)
-    try:
-        with StopOnInterrupt() as stop:
-            watchers: list[BaseCallback] = [stop, TrainingMetricsCallback(), curves, *callbacks]
-            if settings.eval_every:
-                watchers.append(
-                    PeriodicEvaluation(
-                        settings.env, settings.eval_every, settings.eval_episodes, HELD_OUT_SEED, env_kwargs, stop
-                    )
-                )
-            total = -(-settings.total_timesteps // settings.rollout) * settings.rollout
-            with _saved_on_failure(folder, model):
-                model.learn(total, callback=watchers, progress_bar=settings.progress)
-                model.logger.dump(model.num_timesteps)  # of the last round of updates
-            ended_by = stop.signal if model.num_timesteps < total else None
-            # Still inside the block: a Ctrl-C must not tear the file that is being written.
-            path = save_model(folder, model)
-    finally:
-        curves.close()
-        model.logger.close()
-    return Trained(folder, path, model, curves.rows, env_kwargs, dataset, ended_by)
+    """Go on with a run that ended before its time, from its latest checkpoint, under its own settings.
+
+    On a CPU, with the same versions, it becomes what it would have become without the interruption, bit for bit. A run
+    that has no checkpoint yet starts from the beginning. Both are so whatever ended it, and a ``RuntimeWarning`` says
+    what is out of the ordinary: no checkpoint, one that cannot be read, other versions.
+
+    Args:
+        folder: of the run.
+        progress: show a progress bar.
+        device: where to train; None is the run's own setting.
+        callbacks: those that ``train`` was given: the ones with a state take up theirs.
+
+    Raises:
+        RunError, ConfigError: the folder holds no run, one that is finished, or one that is being trained.
+        CheckpointError: no checkpoint can be read, or they do not fit the configuration.
+        NonFiniteUpdateError, KeyboardInterrupt: as of ``train``.
+    """
+    place, config = run_config(folder)
+    own = TrainSettings(out=place)
+    own = with_values(own, config, str(place / CONFIG))
+    settings = replace(own, out=place, progress=progress, device=device or own.device).checked()
+    with locked(place):
+        start = latest_checkpoint(place, lasting(settings))
+        _check_unfinished(place, settings, start, kept="checkpoint_every" in config and own.checkpoint_every > 0)
+        _tell_versions(place)
+        with session(settings) as learner:
+            return learner.learn(place, callbacks, start)
 
 
-@contextmanager
-def _saved_on_failure(folder: Path, model: FactoredRecurrentPPO) -> Iterator[None]:
-    """Save the model when something unforeseen ends training, a full disk under the logger for instance."""
+def _check_unfinished(folder: Path, settings: TrainSettings, start: Saved | None, kept: bool) -> None:
+    """``RunError`` for a run that has nothing to go on with; a warning for one that has nothing to go on from."""
+    if start is not None and start.timesteps >= settings.whole_rollouts:
+        raise RunError(
+            f"{folder} is finished: all of its {start.timesteps:,} timesteps are done; to train for longer, begin "
+            "another run"
+        )
+    if start is None and not kept and (folder / MODEL).exists():
+        raise RunError(
+            f"{folder} has a model but no checkpoint to go on from (it was trained without them); to train anew, give "
+            "another folder"
+        )
+    if start is None:
+        warnings.warn(
+            f"{folder} has no checkpoint yet; training starts from the beginning", RuntimeWarning, stacklevel=3
+        )
+
+
+def _tell_versions(folder: Path) -> None:
+    """A warning when the run began with other versions: what it becomes may differ then."""
     try:
-        yield
-    except NonFiniteUpdateError:  # has saved the last good one itself
-        raise
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Interrupted; {folder} has no model: remove it, or give another folder") from None
-    except Exception as error:
-        with suppress(OSError):
-            error.add_note(f"the model of timestep {model.num_timesteps} is saved as {save_model(folder, model)}")
-        raise
+        before = json.loads((folder / VERSIONS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = None
+    now = package_versions()
+    if not isinstance(before, dict):
+        changed = f"with versions that are not known ({VERSIONS} cannot be read)"
+    else:
+        changed = ", ".join(f"{name} {before.get(name)}" for name in now if before.get(name) != now[name])
+    if changed:
+        warnings.warn(
+            f"{folder} began with {changed}; it goes on with {now}, and may not become what it would have",
+            RuntimeWarning,
+            stacklevel=3,
+        )

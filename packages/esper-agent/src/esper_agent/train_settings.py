@@ -1,0 +1,169 @@
+"""What ``esper train`` can be told, and which of it makes sense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+import tyro
+from esper_env.rules.reward_config import GAMMA
+
+from esper_agent.configuration import ConfigError, parse_assignments
+from esper_agent.policy import check_logit_bias
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """How the policy is updated."""
+
+    learning_rate: float = 7e-4
+    """Step size of Adam."""
+    n_steps: int = 40
+    """Steps of every environment in one rollout; a rollout holds n_steps x num_envs transitions."""
+    batch_size: int = 160
+    """Transitions in one minibatch."""
+    n_epochs: int = 8
+    """Passes over a rollout."""
+    gamma: float = GAMMA
+    """Discount, also of the normalisation of returns and of the potentials in the environment's reward."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    clip_range: float = 0.2
+    """Clip range of the probability ratios."""
+    ent_coef: float = 0.03
+    """Entropy coefficient at the start."""
+    final_ent_coef: float = 0.0
+    """Entropy coefficient at the end; it changes linearly in between."""
+    vf_coef: float = 1.0
+    """Weight of the value loss."""
+    max_grad_norm: float = 10.0
+    """Gradients are clipped to this norm."""
+    target_kl: float | None = 0.04
+    """A round of updates ends before a step once the policy is 1.5 times this far from the one that acted."""
+    advantage_estimator: Literal["two_step", "sampled_op"] = "two_step"
+    """two_step is unbiased; sampled_op cancels the signal of the op head and is there for comparison."""
+    logit_bias: tuple[str, ...] = ()
+    """Initial bias of the logits as HEAD.VALUE=BIAS, for example op.WAIT=-1 alpha_target.FULL=2; empty keeps the
+    policy's own."""
+    normalize_returns: bool = True
+    """Scale rewards by the running deviation of the discounted return (VecNormalize)."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Train a FactoredRecurrentPPO and leave a run folder: configuration, versions, model, normaliser, curves.
+
+    Ctrl-C or SIGTERM ends the run at the next step and saves the model; a second one ends it at once. However it ended,
+    `esper train --resume RUN` goes on with it; only --device and --progress can be given as well.
+    """
+
+    out: Path
+    """Folder of the run; it must not hold one yet."""
+    env: str = "Esper-Digits-v0"
+    """Task; `esper info` lists them."""
+    total_timesteps: int = 20_000
+    """Environment steps in all, rounded up to whole rollouts."""
+    num_envs: int = 16
+    """Environments that run at once."""
+    seed: int = 0
+    """Environment i starts from seed + i; the policy's initial weights and samples derive from it too."""
+    device: str = "auto"
+    """Where the policy is trained: auto, cpu, cuda or cuda:N."""
+    env_settings: tuple[str, ...] = ()
+    """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict."""
+    eval_every: int = 0
+    """Play the deterministic policy on held-out episodes every so many timesteps and log it; 0 never does."""
+    eval_episodes: int = 8
+    """Episodes of each such evaluation."""
+    checkpoint_every: int = 2_560
+    """Save the state of the training every so many timesteps, rounded up to whole rollouts; 0 never does."""
+    progress: bool = True
+    """Show a progress bar with the rate and the time left."""
+    config: Annotated[Path | None, tyro.conf.DisallowNone] = None
+    """YAML or JSON file with these settings; flags given as well win."""
+    ppo: Annotated[PPOSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=PPOSettings)
+
+    def checked(self) -> TrainSettings:
+        """These settings, or a ``ConfigError`` for a number that cannot work."""
+        for name, allowed in _RANGES.items():
+            value = getattr(self if hasattr(self, name) else self.ppo, name)
+            if value is not None and not (math.isfinite(value) and allowed.holds(value)):
+                raise ConfigError(f"{name} is {value}; expected {allowed.words}")
+        check_device(self.device)
+        parse_logit_bias(self.ppo.logit_bias)
+        return self
+
+    @property
+    def rollout(self) -> int:
+        """Timesteps of one rollout."""
+        return self.num_envs * self.ppo.n_steps
+
+    @property
+    def whole_rollouts(self) -> int:
+        """total_timesteps, rounded up."""
+        return -(-self.total_timesteps // self.rollout) * self.rollout
+
+
+class _Range(NamedTuple):
+    words: str
+    holds: Callable[[float], bool]
+
+
+_AT_LEAST_0 = _Range("a number of at least 0", lambda value: value >= 0)
+_AT_LEAST_1 = _Range("a whole number of at least 1", lambda value: value >= 1)
+_POSITIVE = _Range("a positive number", lambda value: value > 0)
+_UP_TO_1 = _Range("a number in (0, 1]", lambda value: 0 < value <= 1)
+
+#: Which numbers make sense; None, where a setting may be it, always does.
+_RANGES = {
+    "total_timesteps": _AT_LEAST_1,
+    "num_envs": _AT_LEAST_1,
+    "seed": _Range("a whole number from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
+    "eval_every": _AT_LEAST_0,
+    "eval_episodes": _AT_LEAST_1,
+    "checkpoint_every": _AT_LEAST_0,
+    "learning_rate": _POSITIVE,
+    "n_steps": _AT_LEAST_1,
+    "batch_size": _Range("a whole number of at least 2", lambda value: value >= 2),
+    "n_epochs": _AT_LEAST_1,
+    "gamma": _UP_TO_1,
+    "gae_lambda": _UP_TO_1,
+    "clip_range": _POSITIVE,
+    "ent_coef": _AT_LEAST_0,
+    "final_ent_coef": _AT_LEAST_0,
+    "vf_coef": _AT_LEAST_0,
+    "max_grad_norm": _POSITIVE,
+    "target_kl": _POSITIVE,
+}
+
+
+def check_device(device: str) -> None:
+    """Raise ``ConfigError`` for a device that torch does not know or this machine does not have."""
+    if device == "auto":
+        return
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        wanted = torch.device("meta")
+    if wanted.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N")
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device is {device!r}, but torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu"
+        )
+
+
+def parse_logit_bias(assignments: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """``("op.WAIT=-1",)`` -> ``{"op": {"WAIT": -1}}``."""
+    biases: dict[str, dict[str, float]] = {}
+    for name, bias in parse_assignments(assignments).items():
+        head, dot, value = name.partition(".")
+        if not dot or isinstance(bias, bool) or not isinstance(bias, int | float) or not math.isfinite(bias):
+            raise ConfigError(f"logit_bias {name}={bias} is not of the form HEAD.VALUE=BIAS, such as op.WAIT=-1")
+        biases.setdefault(head, {})[value] = float(bias)
+    check_logit_bias(biases)
+    return biases
