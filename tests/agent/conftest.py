@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import gymnasium
@@ -82,6 +83,17 @@ class GrowthToy(gymnasium.Env):
 
     def action_masks(self):
         return self._marginal_mask().astype(bool)
+
+    def get_state(self):
+        names = ("stage", "in_stage", "blueprint", "epoch", "accuracy")
+        plain = {name: json.loads(json.dumps(getattr(self, name))) for name in names}
+        return plain | {"rng": self.np_random.bit_generator.state}
+
+    def set_state(self, state):
+        for name in state.keys() - {"rng", "stage"}:
+            setattr(self, name, state[name])
+        self.stage = [Stage(stage) for stage in state["stage"]]
+        self.np_random.bit_generator.state = state["rng"]
 
     def _apply(self, op, slot, blueprint):
         moves = {
@@ -203,6 +215,17 @@ class GrowthToyVector(VectorEnv):
 
     def action_masks(self):
         return np.stack([env.action_masks() for env in self.envs])
+
+    def get_state(self):
+        return {"steps": self.steps.copy(), "envs": [env.get_state() for env in self.envs]}
+
+    def set_state(self, state):
+        if len(state["envs"]) != self.num_envs:
+            raise ValueError(f"{len(state['envs'])} environments; expected {self.num_envs}")
+        for env, own in zip(self.envs, state["envs"], strict=True):
+            env.set_state(own)
+        self.steps = state["steps"].copy()
+        self.rows = [env._observation() for env in self.envs]
 
     def _stacked(self):
         return {key: np.stack([row[key] for row in self.rows]) for key in self.single_observation_space.spaces}

@@ -36,7 +36,7 @@ def trained(toy_id, tmp_path_factory):
 def test_a_run_leaves_everything_behind(trained, toy_id):
     names = {path.name for path in trained.folder.iterdir() if not path.name.startswith("events.")}
     expected = {"config.yaml", "task.json", "versions.json", "model.zip", "vecnormalize.pkl"}
-    assert names == expected | {"progress.csv", "episodes.csv"}
+    assert names == expected | {"progress.csv", "episodes.csv", "checkpoints", "train.lock"}
     task = json.loads((trained.folder / "task.json").read_text())
     assert (task["env_id"], task["horizon"], task["dataset_name"]) == (toy_id, 12, "toy")
     config = yaml.safe_load((trained.folder / "config.yaml").read_text())
@@ -110,7 +110,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(trained, tmp_path):
         create_run(tmp_path, {}, {})
 
 
-@pytest.mark.parametrize("name", ["model.zip", "episodes.csv", "progress.csv", "versions.json"])
+@pytest.mark.parametrize("name", ["model.zip", "episodes.csv", "progress.csv", "versions.json", "checkpoints"])
 def test_files_that_a_run_would_overwrite_keep_it_from_being_made(name, tmp_path):
     (tmp_path / name).write_text("mine")
     with pytest.raises(RunError, match=f"already holds a file {name}"):

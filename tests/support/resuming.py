@@ -1,0 +1,87 @@
+"""Runs that are cut off and go on, and what tells two runs apart."""
+
+import csv
+import pickle
+
+import numpy as np
+from esper_agent.runs import load_run
+from esper_agent.training import PPOSettings, TrainSettings
+from stable_baselines3.common.callbacks import BaseCallback
+
+#: Four environments whose episodes are under way whenever one of these rollouts ends.
+N_STEPS, NUM_ENVS = 3, 4
+ROLLOUT = N_STEPS * NUM_ENVS
+REAL = ("Esper-Digits-v0", ("horizon=5", "batches_per_step=2"))
+
+
+def small_settings(out, env, env_settings=(), **changes):
+    """Six rollouts of two updates each, on one CPU; a checkpoint before every rollout but the first."""
+    ppo = {"n_steps": N_STEPS, "batch_size": 6, "n_epochs": 1} | changes.pop("ppo", {})
+    values = {"total_timesteps": 6 * ROLLOUT, "num_envs": NUM_ENVS, "checkpoint_every": 1, "seed": 3} | changes
+    return TrainSettings(
+        out=out, env=env, env_settings=env_settings, device="cpu", progress=False, ppo=PPOSettings(**ppo), **values
+    )
+
+
+class Crash(BaseCallback):
+    """Ends the process at a timestep, as far as the run can tell: not even the model is saved."""
+
+    class Killed(BaseException):
+        pass
+
+    def __init__(self, timesteps):
+        super().__init__()
+        self.timesteps = timesteps
+
+    def _on_step(self):
+        if self.num_timesteps >= self.timesteps:
+            raise self.Killed
+        return True
+
+
+def progress(folder):
+    """progress.csv without what depends on the clock."""
+    with (folder / "progress.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def policy_bytes(folder):
+    """Every tensor of the policy and of its optimizer."""
+    model = load_run(folder, device="cpu").model
+    moments = model.policy.optimizer.state_dict()["state"]
+    return {name: value.numpy().tobytes() for name, value in model.policy.state_dict().items()} | {
+        f"{index}.{name}": value.numpy().tobytes() for index, own in moments.items() for name, value in own.items()
+    }
+
+
+def normaliser(folder):
+    """The statistics of the returns that are saved beside the model."""
+    with (folder / "vecnormalize.pkl").open("rb") as file:
+        statistics = pickle.load(file).ret_rms
+    return float(statistics.mean), float(statistics.var), float(statistics.count)
+
+
+def differences(folder, other):
+    """What tells two finished runs apart, but for the clock: empty if one could stand for the other."""
+    looks = {
+        "weights": policy_bytes,
+        "normaliser": normaliser,
+        "progress": progress,
+        "episodes": lambda run: (run / "episodes.csv").read_bytes(),
+        "timesteps": lambda run: load_run(run, device="cpu").model.num_timesteps,
+    }
+    return [name for name, look in looks.items() if look(folder) != look(other)]
+
+
+def flat(tree, place=""):
+    """A state as path -> leaf that compares bit for bit: dtype, shape and bytes of an array, repr of a value."""
+    leaves = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= flat(value, f"{place}/{key}")
+        elif isinstance(value, np.ndarray):
+            leaves[f"{place}/{key}"] = (str(value.dtype), value.shape, value.tobytes())
+        else:
+            leaves[f"{place}/{key}"] = repr(value)
+    return leaves
