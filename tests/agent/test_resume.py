@@ -8,10 +8,10 @@ import time
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import yaml
 from esper_agent import saving
-from esper_agent.callbacks import TrainingMetricsCallback
 from esper_agent.configuration import ConfigError
 from esper_agent.run_lock import locked
 from esper_agent.runs import RunError
@@ -318,21 +318,24 @@ def test_an_environment_without_a_state_is_refused_before_anything_is_written(to
     train(replace(settings, checkpoint_every=0))
 
 
-class Counter(TrainingMetricsCallback):
-    """A callback of one's own with a state: steps that it has seen."""
+class Counter(BaseCallback):
+    """A callback of one's own with a state: rollouts that it has seen begin, and steps."""
 
     def __init__(self):
         super().__init__()
-        self.steps = 0
+        self.seen = np.zeros(2, dtype=np.int64)
 
     def get_state(self):
-        return {"steps": self.steps}
+        return {"seen": self.seen.copy()}
 
     def set_state(self, state):
-        self.steps = state["steps"]
+        self.seen = state["seen"]
+
+    def _on_rollout_start(self):
+        self.seen += [1, 0]
 
     def _on_step(self):
-        self.steps += 1
+        self.seen += [0, 1]
         return True
 
 
@@ -344,15 +347,17 @@ def test_a_callback_of_ones_own_goes_on_too(tmp_path):
         go_on(folder)
     counter = Counter()
     go_on(folder, callbacks=[counter])
-    assert counter.steps == TOTAL / NUM_ENVS
+    assert counter.seen.tolist() == [TOTAL / ROLLOUT, TOTAL / NUM_ENVS]
 
 
-def test_tensorboard_shows_one_curve(whole, killed):
-    first = int(next(killed.glob("events.*")).name.split(".")[3])
+def test_tensorboard_shows_one_curve(whole, tmp_path):
+    """That of the resumed run, also where the killed one had got further than its checkpoint."""
+    folder = cut(tmp_path / "run", 5 * ROLLOUT + 1, checkpoint_every=3 * ROLLOUT)
+    first = int(next(folder.glob("events.*")).name.split(".")[3])
     while int(time.time()) <= first:  # files are read in the order of the seconds that are in their names
         time.sleep(0.05)
-    go_on(killed)
-    assert curves(killed) == curves(whole(TOY).folder)
+    assert go_on(folder).resumed_from == 3 * ROLLOUT
+    assert curves(folder) == curves(whole(TOY).folder)
 
 
 def curves(folder):
