@@ -112,6 +112,9 @@ def check_rolled_back(trip, rows, before, epoch):
         assert (growth.table.stage[row][gone] == Stage.PRUNED).all()
         assert (growth.table.blueprint[row][gone] == NO_BLUEPRINT).all()
         assert (growth.table.stage[row][~gone] == before[row][~gone]).all()
+        for name in ("gradient_norm", "gradient_health", "gradient_ratio"):  # the broken epoch measured nothing
+            known = trip.steps[-2][-1][f"table {name}"][row][~gone]
+            np.testing.assert_array_equal(getattr(growth.table, name)[row][~gone], known)
         accuracy, loss = accuracy_and_loss(growth, row)
         assert infos["val_accuracy"][row] == pytest.approx(accuracy, abs=1e-4)
         assert infos["val_loss"][row] == pytest.approx(loss, rel=1e-4)
