@@ -44,8 +44,8 @@ def differences(one: Any, other: Any, besides: np.ndarray | None = None) -> int:
     left, right = dict(_leaves(one)), dict(_leaves(other))
     if left.keys() != right.keys():
         shared = left.keys() & right.keys()
-        # An episode that ended for one network alone gives the infos of a whole step other keys.
-        missing = [name for name in left.keys() ^ right.keys() if besides is None or "final_info" not in name]
+        # An episode that ended for one of ``besides`` alone adds keys to the infos of the step.
+        missing = [name for name in left.keys() ^ right.keys() if besides is None or "final_" not in name]
         return len(missing) + sum(not _same(left[name], right[name], besides) for name in shared)
     return sum(not _same(left[name], right[name], besides) for name in left)
 

@@ -30,15 +30,16 @@ class Fault(Enum):
 FAULTS = tuple(Fault)
 
 
-def inject(fault: Fault, state: Mapping[str, Any], row: int, rng: np.random.Generator) -> None:
-    """Put a fault into one network of a state, in place."""
-    _INJECT[fault](state, row, rng)
+def inject(fault: Fault, state: Mapping[str, Any], row: int, rng: np.random.Generator) -> int | None:
+    """Put a fault into one network of a state, in place; the slot whose seed has it, None where it is the host."""
+    return _INJECT[fault](state, row, rng)
 
 
-def _nan_weight(state: Mapping[str, Any], row: int, rng: np.random.Generator) -> None:
+def _nan_weight(state: Mapping[str, Any], row: int, rng: np.random.Generator) -> int | None:
     places = list(_parameters(state, row))
-    values, index = places[rng.integers(len(places))]
+    slot, values, index = places[rng.integers(len(places))]
     _set_one(values, index, np.nan, rng)
+    return slot
 
 
 def _infinite_buffer(state: Mapping[str, Any], row: int, rng: np.random.Generator) -> None:
@@ -57,7 +58,7 @@ def _collapse(state: Mapping[str, Any], row: int, rng: np.random.Generator) -> N
         values[row] = 0
 
 
-_INJECT: dict[Fault, Callable[[Mapping[str, Any], int, np.random.Generator], None]] = {
+_INJECT: dict[Fault, Callable[[Mapping[str, Any], int, np.random.Generator], int | None]] = {
     Fault.NAN_WEIGHT: _nan_weight,
     Fault.INFINITE_BUFFER: _infinite_buffer,
     Fault.EXPLOSION: _explosion,
@@ -65,15 +66,15 @@ _INJECT: dict[Fault, Callable[[Mapping[str, Any], int, np.random.Generator], Non
 }
 
 
-def _parameters(state: Mapping[str, Any], row: int) -> Iterator[tuple[np.ndarray, int]]:
-    """The parameters of a network's host and seeds: arrays, and the network's row in each."""
+def _parameters(state: Mapping[str, Any], row: int) -> Iterator[tuple[int | None, np.ndarray, int]]:
+    """The parameters of a network's host (slot None) and seeds: slots, arrays, and the network's row in each."""
     population, blueprint = state["population"], state["table"]["blueprint"]
-    yield from ((values, row) for values in population["host"]["parameters"].values())
+    yield from ((None, values, row) for values in population["host"]["parameters"].values())
     for slot, kinds in population.get("seeds", {}).items():
         for kind, tensors in kinds.items():
             holders = np.flatnonzero(blueprint[:, int(slot)] == int(kind)).tolist()
             if row in holders:
-                yield from ((values, holders.index(row)) for values in tensors["parameters"].values())
+                yield from ((int(slot), values, holders.index(row)) for values in tensors["parameters"].values())
 
 
 def _set_one(values: np.ndarray, row: int, value: float, rng: np.random.Generator) -> None:
