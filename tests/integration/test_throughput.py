@@ -139,6 +139,30 @@ def test_the_parts_of_the_decision_side_are_timed_and_left_as_they_were(tmp_path
     capsys.readouterr()
 
 
+@pytest.mark.usefixtures("throughput")
+def test_telemetry_is_timed_on_the_same_episodes_with_and_without_it(tmp_path, capsys):
+    import telemetry
+
+    out = tmp_path / "telemetry.json"
+    arguments = ["--out", str(out), "--counts", "2", "--rounds", "4", "--steps", "1", "--warmup", "3"]
+    assert telemetry.main(arguments) == OK
+    (result,) = json.loads(out.read_text())["results"]
+    rows = result["contenders"]
+    assert list(rows) == ["no sink", "normal", "full"]
+    assert 0 == rows["no sink"]["events_per_step"] < rows["normal"]["events_per_step"] < rows["full"]["events_per_step"]
+    for row in rows.values():
+        for clock in ("wall", "cpu"):
+            ratios = np.array(row["rounds"][clock]) / np.array(rows["no sink"]["rounds"][clock])
+            assert len(ratios) == 4
+            assert row["overhead"][clock]["median"] == pytest.approx(np.median(ratios) - 1.0)
+            assert row["milliseconds_per_step"][clock] == pytest.approx(1e3 * np.median(row["rounds"][clock]))
+    assert "events a step" in capsys.readouterr().out
+    for wrong in (["--counts", "0"], ["--rounds", "0"], ["--steps", "0"], ["--warmup", "-1"]):
+        assert telemetry.main(["--out", str(tmp_path / "none.json"), *wrong]) == BAD_INPUT
+    assert not (tmp_path / "none.json").exists()
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize(
     "wrong", [["--counts", "0"], ["--rounds", "0"], ["--seconds", "inf"], ["--env-settings", "x=1"]]
 )

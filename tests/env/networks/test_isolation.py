@@ -125,3 +125,23 @@ def test_straight_through_runs_away(make_population, grow):
         stack = population.shards[0].seed_stack(1, int(structure.blueprint[0, 1]))
         sizes[isolation] = float(stack.parameters["scale"].abs().mean())
     assert sizes["straight_through"] > 1.5 * sizes["shadow"], sizes
+
+
+@BOTH_LAYOUTS
+@pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
+@pytest.mark.parametrize("blueprint", BLUEPRINTS)
+def test_a_look_at_isolation_sees_no_breach_and_leaves_no_trace(make_population, grow, together, isolation, blueprint):
+    """Some networks have the blueprint blended behind a seed that trains, so that the shadow pass reads it by rows."""
+    settings = {"shard_size": 3 if together else 1, "together": together, "isolation": isolation}
+    looked, trusted = make_population(3, **settings), make_population(3, **settings)
+    seeds = [(row, slot, blueprint, Operator.GATE, Stage.BLENDING, 0.5) for row in range(3) for slot in (1, 2)]
+    seeds += [(1, 0, "norm", Operator.ADD, Stage.TRAINING)]
+    first, second = (grow(population, 3, *seeds) for population in (looked, trusted))
+    for _ in range(EPOCHS):
+        seen = looked.train(first, True)
+        assert not seen.breached.any()
+        assert (seen.loss == trusted.train(second).loss).all()
+    for left, right in zip(looked.shards, trusted.shards, strict=True):
+        right_tensors = everything(right)
+        for name, value in everything(left).items():
+            assert torch.equal(value, right_tensors[name]), name

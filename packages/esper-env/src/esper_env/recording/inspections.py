@@ -7,9 +7,9 @@ import numpy as np
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
 
-#: Steps from one inspection to the next. One takes as long as a twentieth of a step: twenty of them keep it well below
-#: the hundredth that telemetry may cost.
-INSPECTION_STEPS = 20
+#: Steps from one inspection to the next. One takes as long as a twentieth of a step: this keeps inspections at a tenth
+#: of the hundredth that telemetry may cost.
+INSPECTION_STEPS = 50
 
 
 class Inspections:

@@ -21,6 +21,8 @@ from esper_env.telemetry.memory import Accelerators
 
 #: Name in the state of an environment -> attribute of its recorder.
 COUNTERS = {"episode": "episode", "returns": "returns", "length": "length", "epoch": "_epoch"}
+#: Steps from one look at the memory to the next: where calls of the system are slow, one takes as long as many events.
+MEMORY_STEPS = 10
 
 
 class Recorder:
@@ -48,6 +50,7 @@ class Recorder:
         self._names = Names(tuple(slot_ids), blueprint_name)
         self._accelerators = accelerators
         self._memory: events.MemoryWatch | None = None  # made by the first step that is told
+        self._told = 0  # steps
         self.episode = np.full(num_envs, -1, dtype=np.int64)  # number of the present one, -1 before the first
         self.returns = np.zeros(num_envs)
         self.length = np.zeros(num_envs, dtype=np.int64)
@@ -134,6 +137,10 @@ class Recorder:
         return alarm
 
     def _watch_memory(self) -> bool:
+        """Look at the memory now and then; whether it has passed a limit."""
+        self._told += 1
+        if self._told % MEMORY_STEPS != 1:
+            return False
         if self._memory is None:
             self._memory = events.MemoryWatch(accelerators=self._accelerators)
         crossed = self._memory.check()

@@ -1,0 +1,217 @@
+"""What is told of networks that settle, break, or are disturbed by their seeds, and of the machine."""
+
+from collections import Counter
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from esper_env.networks.accelerator import memory_gauge
+from esper_env.networks.seeds import register_blueprint, registry
+from esper_env.recording.recorder import MEMORY_STEPS
+from esper_env.rules.gates import GateConfig
+from esper_env.rules.heads import CNN_BLUEPRINTS, Head, Op
+from esper_env.rules.stages import Stage
+from esper_env.telemetry import memory
+from listening import break_host, heard, listen, payloads
+from torch import nn
+
+GOVERNOR = ("GOVERNOR_PANIC", "GOVERNOR_ROLLBACK", "GOVERNOR_SNAPSHOT")
+
+
+def test_a_curve_settles_once_an_episode(make_digits_vec, action):
+    envs = make_digits_vec(2, horizon=12, host_lr=1e-6)  # nothing is learned: the loss stands still at once
+    sink = listen(envs, full=False)
+    envs.reset(seed=0)
+    for _ in range(18):
+        envs.step(np.stack([action()] * 2))
+    settled = heard(envs, sink, "HOST_STABILIZED")
+    assert [(event.env, event.episode) for event in settled] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    epochs = {event.epoch for event in settled}
+    assert len(epochs) == 1
+    told = {(e.env, e.episode, e.epoch): e.payload for e in heard(envs, sink, "EPOCH_COMPLETED")}
+    for event in settled:
+        epoch = told[event.env, event.episode, event.epoch]
+        assert (event.payload.val_loss, event.payload.val_accuracy) == (epoch.val_loss, epoch.val_accuracy)
+
+
+def test_a_broken_network_panics_and_is_put_back(make_digits_vec, script, action):
+    """Its action is rejected, its live seed pruned; its fossil stays. The other environment is not told of."""
+    envs = make_digits_vec(2, horizon=30)
+    sink = listen(envs)
+    envs.reset(seed=0)
+    wait = action()
+    for choice in [*script(1), *script(2)[:4]]:
+        envs.step(np.stack([wait, choice]))
+    break_host(envs, 1)
+    *_, infos = envs.step(np.stack([wait, script(2)[4]]))
+    assert infos["rollback"].tolist() == [False, True]
+    (panic,), (rollback,) = (heard(envs, sink, kind) for kind in GOVERNOR[:2])
+    for event in (panic, rollback):
+        assert (event.env, event.episode, event.epoch) == (1, 0, 14)
+        assert (event.payload.reason, event.payload.threshold, event.payload.panics) == ("non-finite", None, 1)
+        assert np.isnan(event.payload.loss)
+    told = rollback.payload
+    assert (told.rollbacks, told.pruned, told.skipped_op) == (1, ("r0c2",), "ADVANCE")
+    assert told.missing == told.unexpected == ()
+    kept = [event for event in heard(envs, sink, "GOVERNOR_SNAPSHOT") if event.env == 1 and event.epoch < 14]
+    assert told.snapshot_epoch == kept[-1].epoch
+    assert kept[-1].payload.fossilized == ("r0c1",)
+    (pruned,) = heard(envs, sink, "SEED_PRUNED")
+    assert (pruned.slot, pruned.payload.initiator, pruned.payload.stage) == ("r0c2", "governor", "TRAINING")
+    (rejected,) = heard(envs, sink, "COMMAND_REJECTED")
+    assert (rejected.epoch, rejected.payload.reason) == (14, "the governor rolled the network back")
+    (epoch,) = [e.payload for e in heard(envs, sink, "EPOCH_COMPLETED") if (e.env, e.epoch) == (1, 14)]
+    assert epoch.val_loss == infos["val_loss"][1]
+    assert panic.id < rollback.id < pruned.id < rejected.id
+
+
+def test_a_commitment_that_no_snapshot_holds_is_told_as_undone(make_digits_vec, script):
+    envs = make_digits_vec(1, horizon=30)
+    sink = listen(envs)
+    envs.reset(seed=0)
+    for choice in script(0)[:8]:
+        envs.step(choice[None])
+    governor = envs.unwrapped._growth._governor
+    due, governor.due = governor.due, lambda *_: np.zeros(1, dtype=bool)
+    envs.step(script(0)[8][None])
+    governor.due = due
+    break_host(envs, 0)
+    envs.step(script(0)[2][None])
+    last = heard(envs, sink, "SEED_STAGE_CHANGED")[-1].payload
+    assert (last.from_stage, last.to_stage) == ("FOSSILIZED", "PRUNED")
+    (pruned,) = payloads(envs, sink, "SEED_PRUNED")
+    assert (pruned.stage, pruned.initiator) == ("FOSSILIZED", "governor")
+
+
+def test_the_governor_gives_up_and_the_episode_is_complete(make_digits_vec, action):
+    envs = make_digits_vec(1, horizon=30)
+    sink = listen(envs, full=False)
+    envs.reset(seed=0)
+    for _ in range(3):
+        break_host(envs, 0)
+        envs.step(action()[None])
+    assert [told.rollbacks for told in payloads(envs, sink, "GOVERNOR_ROLLBACK")] == [1, 2, 3]
+    (end,) = payloads(envs, sink, "EPISODE_COMPLETED")
+    assert (end.truncated, end.length, end.rollbacks) == (False, 3, 3)
+    assert end.committed_val_accuracy is not None
+
+
+def test_snapshots_are_told_in_full_detail(make_digits_vec, action):
+    """At the start, and after every five epochs."""
+    envs = make_digits_vec(2, horizon=12)
+    sink = listen(envs)
+    envs.reset(seed=0)
+    for _ in range(13):
+        envs.step(np.stack([action()] * 2))
+    seen = Counter((event.env, event.episode, event.epoch) for event in heard(envs, sink, "GOVERNOR_SNAPSHOT"))
+    epochs = [(0, 0), (0, 5), (0, 10), (1, 0)]
+    assert seen == {(env, episode, epoch): 1 for env in range(2) for episode, epoch in epochs}
+    first = heard(envs, sink, "GOVERNOR_SNAPSHOT")[0].payload
+    assert first.fossilized == ()
+
+
+# Isolation
+
+
+class Clipper(nn.Module):
+    """Writes into its input behind autograd's back, but only where that is large."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        x.data.clamp_(max=1.0)
+        return x * self.scale.view(-1, 1, 1)
+
+
+@pytest.fixture
+def registry_of_its_own(monkeypatch):
+    copies = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
+    monkeypatch.setattr(registry, "_REGISTRY", copies)
+
+
+@pytest.mark.usefixtures("registry_of_its_own")
+def test_a_module_that_writes_into_its_input_is_told_of(action, tiny):
+    """It is in a network of its own; the other one trains a seed that leaves its host alone."""
+    value = register_blueprint("clipper", "cnn", Clipper).value
+    envs = gymnasium.make_vec(
+        "Esper-CIFAR-Impaired-v0", num_envs=2, isolation="straight_through", **(tiny("Esper-CIFAR-v0") | {"horizon": 9})
+    )
+    sink = listen(envs, full=False)
+    envs.reset(seed=0)
+    envs.step(np.stack([action(Op.GERMINATE, 1, blueprint=value), action(Op.GERMINATE, 1)]))
+    assert heard(envs, sink, "ISOLATION_VIOLATION") == []
+    envs.step(np.stack([action(Op.ADVANCE, 1)] * 2))
+    (violation,) = heard(envs, sink, "ISOLATION_VIOLATION")
+    envs.close()
+    assert (violation.env, violation.epoch) == (0, 2)
+    assert violation.payload.slots == ("r0c1",)
+    assert "outputs" in violation.payload.what
+
+
+def test_a_straight_through_seed_that_is_not_finite_is_told_of(make_digits_vec, action):
+    """It reaches the outputs and, through the layers behind it, the statistics; then the governor steps in."""
+    envs = make_digits_vec(3, isolation="straight_through")
+    sink = listen(envs, full=False)
+    envs.reset(seed=0)
+    envs.step(np.stack([action(Op.GERMINATE, 0)] * 3))
+    shard = envs.unwrapped._growth._population.shards[0]
+    shard.seed_stack(0, int(CNN_BLUEPRINTS[0])).parameters["gate"][1] = np.nan
+    envs.step(np.stack([action(Op.ADVANCE, 0)] * 3))
+    (violation,) = heard(envs, sink, "ISOLATION_VIOLATION")
+    assert (violation.env, violation.payload.slots) == (1, ("r0c0",))
+    assert violation.payload.what == "outputs and statistics"
+    assert [event.env for event in heard(envs, sink, "GOVERNOR_ROLLBACK")] == [1]
+
+
+@pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
+@pytest.mark.parametrize("shard_size", [1, 6])
+def test_legal_growth_breaches_nothing(make_digits_vec, monkeypatch, isolation, shard_size):
+    """Inspected in every step: every blueprint trains, beside all that there is in other stages."""
+    envs = make_digits_vec(6, isolation=isolation, shard_size=shard_size, horizon=40, batches_per_step=1)
+    growth, rng = envs.unwrapped._growth, np.random.default_rng(0)
+    growth._gates = GateConfig(min_training_epochs=0)
+    monkeypatch.setattr(growth._inspections, "due", lambda _: True)
+    sink, trained, blended = listen(envs), set(), set()
+    envs.reset(seed=0)
+    for step in range(40):
+        actions = envs.unwrapped.sample_valid_actions(rng)
+        actions[:, Head.BLUEPRINT] = [CNN_BLUEPRINTS[(env + step) % len(CNN_BLUEPRINTS)] for env in range(6)]
+        envs.step(actions)
+        table = growth.table
+        trained.update(table.blueprint[table.stage == Stage.TRAINING].tolist())
+        blended.update(table.blueprint[table.is_blended].tolist())
+    assert trained == set(CNN_BLUEPRINTS)
+    assert len(blended) > 2
+    assert heard(envs, sink, "ISOLATION_VIOLATION") == []
+
+
+# The machine
+
+
+def test_a_process_that_is_too_large_is_told_of_once(make_digits_vec, action, monkeypatch):
+    monkeypatch.setattr(memory, "available_mib", lambda: 1.0)
+    envs = make_digits_vec(2)
+    sink = listen(envs, full=False)
+    envs.reset(seed=0)
+    for _ in range(2 * MEMORY_STEPS):
+        envs.step(np.stack([action()] * 2))
+    (warning,) = heard(envs, sink, "MEMORY_WARNING")
+    assert warning.env is None
+    assert warning.payload.kind == "resident"
+    assert warning.payload.used_mib > warning.payload.limit_mib == memory.SENSIBLE_SHARE
+
+
+def test_an_accelerator_that_is_full_is_told_of(make_digits_vec, action, monkeypatch):
+    """What CUDA reports stands in for a device; 90 % of it is sensible."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5 * 2**20, 100 * 2**20))
+    assert memory_gauge(torch.device("cpu")) is None
+    envs = make_digits_vec(1)
+    envs.unwrapped._growth.recorder._accelerators = memory_gauge(torch.device("cuda:0"))
+    sink = listen(envs, full=False)
+    envs.reset(seed=0)
+    envs.step(action()[None])
+    (warning,) = payloads(envs, sink, "MEMORY_WARNING")
+    assert (warning.kind, warning.used_mib, warning.limit_mib) == ("cuda:0", 95.0, 90.0)

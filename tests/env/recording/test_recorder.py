@@ -1,0 +1,248 @@
+"""The events of random play say what the steps returned, whatever the autoreset mode, and listening changes nothing."""
+
+from collections import Counter
+from typing import get_args
+
+import numpy as np
+import pytest
+from esper_env.rules.heads import HEAD_NAMES, Head, Op
+from esper_env.rules.stages import Stage
+from esper_env.telemetry import JsonlSink, MemorySink, read_events
+from esper_env.telemetry.lines import field_types
+from growing import lives, tensors
+from gymnasium.vector import AutoresetMode
+from listening import Play, Start, break_host, event_at, heard, listen
+
+COUNT, STEPS = 3, 28
+#: Blends and fossilizes within an episode; environment 2 breaks now and then, 1 three times in a row.
+SETTINGS = {"horizon": 12, "batches_per_step": 1, "batch_size": 8}
+MODES = pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
+
+
+def break_some(envs, step):
+    """NaN in a host weight: of environment 2 at times, of environment 1 until its governor gives up."""
+    for row, steps in ((1, (4, 5, 6)), (2, (9, 20))):
+        if step in steps:
+            break_host(envs, row)
+
+
+@pytest.fixture
+def play(make_digits_vec):
+    """``play(mode, seed, listening, **settings)``: the play, and the sink if somebody listens."""
+
+    def run(mode, seed, listening=True, **settings):
+        envs = make_digits_vec(COUNT, autoreset_mode=mode.value, **(SETTINGS | settings))
+        sink = listen(envs) if listening else None
+        return Play(envs, lives(seed, COUNT, STEPS, 3), STEPS, break_some), sink
+
+    return run
+
+
+@MODES
+@pytest.mark.parametrize("cut", [None, 7, 12])
+def test_events_say_what_the_steps_returned(play, mode, cut):
+    """``cut``: before the horizon, and on the same step, where the episode terminates all the same."""
+    played, sink = play(mode, 3 if cut is None else cut, max_episode_steps=cut)
+    events = heard(played.envs, sink)
+    assert [event.id for event in events] == list(range(len(events)))
+    assert_epochs(played, events)
+    assert_episodes(played, events)
+    assert_stages(played, events)
+    assert_commands(played, events)
+    known = {step.at for step in played.steps} | {(*entry[:2], 0) for entry in played.log}
+    assert {event_at(event) for event in events} <= known
+    assert {step.info["rollback"] for step in played.steps} == {False, True}
+
+
+def assert_epochs(played, events):
+    """One event for each step, in its order."""
+    told = [event for event in events if event.type == "EPOCH_COMPLETED"]
+    assert [event_at(event) for event in told] == [step.at for step in played.steps]
+    for event, step in zip(told, played.steps, strict=True):
+        assert event.payload.reward == step.reward
+        for name in ("train_loss", "val_loss", "val_accuracy", "parameters_added"):
+            assert repr(getattr(event.payload, name)) == repr(step.info[name]), name  # of NaN as well
+
+
+def assert_episodes(played, events):
+    told = {event_at(event): event.payload for event in events if event.type == "EPISODE_COMPLETED"}
+    ends = {step.at: step for step in played.steps if step.terminated or step.truncated}
+    assert told.keys() == ends.keys()
+    assert len(ends) > 3
+    for at, step in ends.items():
+        payload, total = told[at], 0.0
+        for other in played.steps:
+            total += other.reward if other.at[:2] == at[:2] else 0.0
+        assert payload.episode_return == pytest.approx(total, abs=1e-12)
+        assert payload.length == step.epoch
+        assert payload.truncated == (not step.terminated)
+        assert payload.committed_val_accuracy == step.info.get("committed_val_accuracy")
+        assert payload.test_accuracy == step.info.get("test_accuracy")
+        assert payload.parameters_added == step.info.get("committed_parameters_added")
+        assert payload.val_accuracy == step.info["val_accuracy"]
+        assert payload.fossilized == (step.info["slot_stage"] == Stage.FOSSILIZED).sum()
+        assert payload.rollbacks == step.info["rollbacks"]
+
+
+def assert_stages(played, events):
+    """Replaying the moves leads from the stages of the reset to those of every step."""
+    slots = played.envs.unwrapped.slot_ids
+    moves = {}
+    for event in events:
+        if event.type == "SEED_STAGE_CHANGED":
+            moves.setdefault(event_at(event), []).append(event)
+    now, seen = {}, set()
+    for entry in played.log:
+        if isinstance(entry, Start):
+            now[entry.env] = entry.info["slot_stage"].copy()
+            continue
+        for event in moves.pop(entry.at, []):
+            slot = slots.index(event.slot)
+            assert now[entry.env][slot] == Stage[event.payload.from_stage]
+            now[entry.env][slot] = Stage[event.payload.to_stage]
+            seen.add(event.payload.to_stage)
+        np.testing.assert_array_equal(now[entry.env], entry.info["slot_stage"])
+    assert not moves
+    assert {"GERMINATED", "TRAINING", "BLENDING", "PRUNED"} <= seen
+
+
+def assert_commands(played, events):
+    """Every action but WAIT is issued, and has exactly one outcome, told later."""
+    told = {}
+    for event in events:
+        if event.type.startswith("COMMAND_"):
+            told.setdefault(event_at(event), []).append(event)
+    for step in played.steps:
+        pair = told.pop(step.at, [])
+        if step.action[Head.OP] == Op.WAIT:
+            assert pair == []
+            continue
+        outcome = "COMMAND_SUCCEEDED" if step.info["action_succeeded"] else "COMMAND_REJECTED"
+        assert [event.type for event in pair] == ["COMMAND_ISSUED", outcome]
+        issued, over = (event.payload for event in pair)
+        assert issued.op == over.op == Op(step.action[Head.OP]).name
+        assert issued.arguments == over.arguments
+        if step.info["action_valid"]:
+            assert issued.arguments["slot"] == played.envs.unwrapped.slot_ids[step.action[Head.SLOT]]
+            assert set(issued.arguments) < set(HEAD_NAMES)
+    assert not told
+
+
+@MODES
+@pytest.mark.parametrize("shard_size", [1, 2])
+def test_listening_changes_no_bit(play, assert_same, mode, shard_size):
+    """In full detail, isolation inspected: observations, rewards, infos, and in the end every tensor."""
+    ends = []
+    for listening in (False, True):
+        played, sink = play(mode, 11, listening=listening, shard_size=shard_size)
+        ends.append((played.returned, tensors(played.envs.unwrapped._growth)))
+    assert "COUNTERFACTUAL_COMPUTED" in {event.type for event in heard(played.envs, sink)}
+    assert_same(*[returned for returned, _ in ends])
+    left, right = (found for _, found in ends)
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        assert value.tobytes() == right[name].tobytes(), name
+
+
+def test_events_are_plain_and_come_back_from_a_file(make_digits_vec, tmp_path):
+    """What is written when the environment is closed is what was heard; no value is of a NumPy type."""
+    envs = make_digits_vec(COUNT, **SETTINGS)
+    sink = listen(envs)
+    envs.unwrapped.telemetry.add_sink(JsonlSink(tmp_path))
+    Play(envs, lives(5, COUNT, STEPS, 3), STEPS, break_some)
+    envs.close()
+    assert len(sink.events) > 200
+    assert list(map(repr, read_events(tmp_path))) == list(map(repr, sink.events))  # in words, as NaN is not itself
+    for event in sink.events:
+        assert {type(value) for value in (event.env, event.episode, event.epoch, event.slot)} <= {int, str, type(None)}
+        for name, hint in field_types(event.type).items():
+            assert_plain(getattr(event.payload, name), hint)
+
+
+def assert_plain(value, hint):
+    """Exactly of the declared type, or of its kind of collection, down to the last part."""
+    if isinstance(value, (dict, tuple)):
+        assert type(value) in (dict, tuple)
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        assert {type(part) for part in parts} <= {str, float}
+    else:
+        assert type(value) in (get_args(hint) or (hint,)), (value, hint)
+
+
+def test_a_sink_may_come_in_the_middle_of_an_episode(make_digits_vec, action):
+    """Numbers, lengths and returns are those of the whole episode."""
+    envs = make_digits_vec(2, horizon=4)
+    envs.reset(seed=0)
+    rewards = np.zeros(2)
+    for step in range(6):
+        if step == 5:
+            sink = listen(envs)
+        _, reward, *_ = envs.step(np.stack([action()] * 2))
+        rewards = reward if step == 4 else rewards + reward
+    (first, second) = heard(envs, sink, "EPOCH_COMPLETED")
+    assert [event_at(first), event_at(second)] == [(0, 1, 2), (1, 1, 2)]
+    for _ in range(2):
+        _, reward, *_ = envs.step(np.stack([action()] * 2))
+        rewards = rewards + reward
+    ends = heard(envs, sink, "EPISODE_COMPLETED")
+    assert [(event_at(end), end.payload.length) for end in ends] == [((0, 1, 4), 4), ((1, 1, 4), 4)]
+    assert [end.payload.episode_return for end in ends] == pytest.approx(rewards.tolist(), abs=1e-12)
+
+
+def test_an_episode_that_is_given_up_has_a_number_and_no_end(make_digits_vec, action):
+    envs = make_digits_vec(2, horizon=2)
+    sink = listen(envs)
+    envs.reset(seed=0)
+    wait = np.stack([action()] * 2)
+    envs.step(wait)
+    envs.reset(options={"reset_mask": np.array([False, True])})
+    envs.step(wait)
+    envs.step(wait)
+    ends = heard(envs, sink, "EPISODE_COMPLETED")
+    assert [event_at(end) for end in ends] == [(0, 0, 2), (1, 1, 2)]
+
+
+def test_a_single_environment_tells_of_itself(make_digits, script):
+    env = make_digits(horizon=9)
+    sink = listen(env)
+    env.reset(seed=0)
+    for choice in script(1):
+        env.step(choice)
+    counts = Counter(event.type for event in heard(env, sink))
+    assert counts["EPOCH_COMPLETED"] == counts["COMMAND_ISSUED"] + 4 == 9
+    assert counts["SEED_FOSSILIZED"] == counts["EPISODE_COMPLETED"] == 1
+    assert {event.env for event in sink.events} == {0}
+
+
+def test_full_detail_lasts_five_epochs_after_an_anomaly(make_digits_vec, script):
+    envs = make_digits_vec(1, horizon=20)
+    sink = listen(envs, full=False)
+    envs.reset(seed=0)
+    life = script(1)
+    for choice in life[:3]:
+        envs.step(choice[None])
+    assert not heard(envs, sink, "COUNTERFACTUAL_COMPUTED", "GOVERNOR_SNAPSHOT")
+    envs.unwrapped._growth._governor._history[:] = 1e-6  # so that the loss is far above what was normal
+    envs.unwrapped._growth._governor._count[:] = 20
+    envs.unwrapped._growth._governor.guessing = 1e-6
+    envs.step(life[3][None])
+    assert [panic.epoch for panic in heard(envs, sink, "GOVERNOR_PANIC")] == [4]
+    envs.unwrapped._growth._governor._history[:] = 100.0
+    for choice in life[4:]:
+        envs.step(choice[None])
+    for _ in range(4):
+        envs.step(script(1)[2][None])
+    epochs = [event.epoch for event in heard(envs, sink, "COUNTERFACTUAL_COMPUTED")]
+    assert epochs == [5, 6, 7, 8, 9]
+
+
+def test_nothing_is_put_together_when_nobody_listens(make_digits_vec, action, monkeypatch):
+    envs = make_digits_vec(2)
+    monkeypatch.setattr(envs.unwrapped._growth.recorder, "tell", None)
+    envs.reset(seed=0)
+    envs.step(np.stack([action()] * 2))
+    hub = envs.unwrapped.telemetry
+    hub.remove_sink(hub.add_sink(MemorySink()))
+    envs.step(np.stack([action()] * 2))
+    assert hub.next_id == 0
+    assert envs.unwrapped._growth.recorder._memory is None
