@@ -11,8 +11,10 @@ import pytest
 from command_line import SMALL
 from esper_agent.cli import OK, main
 from esper_env.rules.heads import CNN_BLUEPRINTS, HEAD_DEFAULTS, HEAD_RELEVANCE, NO_BLUEPRINT, Head, Op, head_sizes
+from esper_env.rules.reward_config import reward_config
 from esper_env.rules.stages import HAS_SEED, IS_BLENDED, NUM_STAGES, STAGE_INDEX, Stage
 from esper_env.tasks import TASKS
+from esper_env.telemetry import Telemetry
 from gymnasium.spaces import Box, Dict, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -156,6 +158,10 @@ class GrowthToy(gymnasium.Env):
             "action_succeeded": succeeded,
             "op": int(op),
             "val_accuracy": self.accuracy,
+            "slot_stage": np.array([int(stage) for stage in self.stage]),
+            "contribution": np.zeros(SLOTS),
+            "contribution_measured": np.zeros(SLOTS, dtype=bool),
+            "rollbacks": 0,
             "parameters_added": 7 * sum(bool(HAS_SEED[stage]) for stage in self.stage),
             "reward_components": {"accuracy": 0.5, "rent": -0.25},
             "dataset_name": self.dataset_name,
@@ -184,6 +190,7 @@ class GrowthToyVector(VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         for name in ("slot_ids", "offered_blueprints", "dataset_name", "host_parameters", "task", "reward_weights"):
             setattr(self, name, getattr(self.envs[0], name))
+        self.telemetry, self.reward_config = Telemetry(), reward_config()
         self.rows = [None] * num_envs
         self.steps = np.zeros(num_envs, dtype=int)
 

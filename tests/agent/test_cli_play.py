@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_ends_in_exit_code_one(toy_id, tmp_path, capsys):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "progress.json").touch()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("esper_agent.training.save_model", full_disk)
+        patch.setattr("esper_agent.session.save_model", full_disk)
         assert main(["train", "--env", toy_id, "--out", str(tmp_path / "r"), *SMALL]) == FAILED
     assert "No space left on device" in text_of(capsys)[1]
 

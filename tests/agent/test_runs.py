@@ -36,7 +36,7 @@ def trained(toy_id, tmp_path_factory):
 def test_a_run_leaves_everything_behind(trained, toy_id):
     names = {path.name for path in trained.folder.iterdir() if not path.name.startswith("events.")}
     expected = {"config.yaml", "task.json", "versions.json", "model.zip", "vecnormalize.pkl"}
-    assert names == expected | {"progress.csv", "episodes.csv", "checkpoints", "train.lock"}
+    assert names == expected | {"progress.csv", "episodes.csv", "checkpoints", "events", "train.lock"}
     task = json.loads((trained.folder / "task.json").read_text())
     assert (task["env_id"], task["horizon"], task["dataset_name"]) == (toy_id, 12, "toy")
     config = yaml.safe_load((trained.folder / "config.yaml").read_text())

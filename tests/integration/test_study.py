@@ -28,6 +28,11 @@ def load(script: str):
     return module
 
 
+@pytest.fixture(autouse=True)
+def _benchmarks_on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
 @pytest.fixture
 def study(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS / "policies"))

@@ -108,7 +108,7 @@ def test_live_seeds_are_neither_kept_nor_put_back(make_population, grow):
     population = make_population(COUNT)
     structure = grow(population, COUNT, *SEEDS)
     population.put_aside(structure, mask(3))
-    assert set(population._snapshots[0].tensors) == {"host"}
+    assert set(population._snapshots[0]._shelves) == {"host"}
     population.train(structure)
     shard, _ = population._locate(3)
     seed = shard.seed_stack(1, blueprint_entry("conv_small", "cnn").value)
@@ -135,18 +135,20 @@ def test_snapshots_share_no_memory_with_the_networks(make_population, grow):
     population = make_population(COUNT)
     structure = grow(population, COUNT, *SEEDS)
     population.put_aside(structure, mask(0, 1, 2))
+    shelves = population._snapshots[0]._shelves
     kept = {
-        (name, key): value.clone()
-        for name, own in population._snapshots[0].tensors.items()
+        (name, kind, key): value.clone()
+        for name, shelf in shelves.items()
+        for kind, own in shelf.tensors().items()
         for key, value in own.items()
     }
     population.train(structure)
     for stack in [stack for row in range(3) for _, stack, _ in stacks(population, row, structure, only_fossils=True)]:
         for value in stack.values().values():
             value.fill_(7)
-    for (name, key), value in kept.items():
-        assert torch.equal(population._snapshots[0].tensors[name][key], value)
-        assert population._snapshots[0].tensors[name][key].device.type == "cpu"
+    for (name, kind, key), value in kept.items():
+        assert torch.equal(shelves[name].tensors()[kind][key], value)
+        assert shelves[name].tensors()[kind][key].device.type == "cpu"
 
 
 def test_training_goes_on_from_a_snapshot_as_from_the_network_it_was_taken_of(make_population, grow):
@@ -174,12 +176,18 @@ def test_a_mismatch_names_the_tensors(make_population, grow):
     snapshots.take(bare, np.arange(COUNT))
     value = blueprint_entry("conv_light", "cnn").value
     missing, unexpected = snapshots.restore(structure, 0)
-    seed, gate = shard.seed_stack(0, value).values(), shard.gate_stack(0).values()
-    assert missing == (*(f"seed 0 {value}.{key}" for key in seed), *(f"gate 0.{key}" for key in gate))
+    seed, gate = shard.seed_stack(0, value), shard.gate_stack(0)
+    assert missing == (
+        *(f"seeds/0/{value}/parameters/{key}" for key in seed.parameters),
+        *(f"seeds/0/{value}/buffers/{key}" for key in seed.buffers),
+        *(f"gates/0/parameters/{key}" for key in gate.parameters),
+        *(f"gates/0/buffers/{key}" for key in gate.buffers),
+    )
     assert unexpected == ()
-    kept = snapshots.tensors["host"]
+    kept = snapshots._shelves["host"].tensors()["parameters"]
     kept["ghost"] = kept.pop("segments.0.0.weight")
-    assert snapshots.restore(bare, 0) == (("host.segments.0.0.weight",), ("host.ghost",))
+    wanted = (("host/parameters/segments.0.0.weight",), ("host/parameters/ghost",))
+    assert snapshots.restore(bare, 0) == wanted
 
 
 # What is finite
@@ -237,12 +245,3 @@ class Half(nn.Module):
 
     def forward(self, x):
         return 0.5 * x
-
-
-def test_a_seed_without_a_parameter_is_finite_and_can_be_put_back(make_population, grow, own_blueprints):
-    own_blueprints("half", lambda _: Half())
-    population = make_population(1)
-    structure = grow(population, 1, (0, 1, "half", ADD, Stage.FOSSILIZED))
-    assert population.train(structure).finite.tolist() == [True]
-    population.put_aside(structure, np.array([True]))
-    assert population.put_back(structure, 0) == ((), ())

@@ -133,6 +133,20 @@ def _put_counters(model: Model, tree: Tree) -> None:
     model._current_progress_remaining = tree["progress_remaining"]
 
 
+def _last_update(model: Model) -> Tree:
+    return dict(model.last_update)
+
+
+def _check_last_update(_: Model, tree: Tree) -> None:
+    for name, value in tree.items():
+        if type(value) is not float:
+            raise CheckpointError(f"last_update/{name} is {value!r}; expected a number")
+
+
+def _put_last_update(model: Model, tree: Tree) -> None:
+    model.last_update = dict(tree)
+
+
 def _decision(model: Model) -> Tree:
     assert isinstance(model._last_obs, dict)
     pi, vf = model._last_lstm_states
@@ -282,6 +296,7 @@ PARTS: dict[str, Part] = {
     "policy": Part(_policy, _like_its_own(_policy, "policy"), _put_policy),
     "optimizer": Part(_optimizer, _check_optimizer, _put_optimizer),
     "counters": Part(_counters, _like_its_own(_counters, "counters"), _put_counters),
+    "last_update": Part(_last_update, _check_last_update, _put_last_update),
     "decision": Part(_decision, _check_decision, _put_decision),
     "episodes": Part(_episodes, _check_episodes, _put_episodes),
     "generators": Part(_generators, _check_generators, _put_generators),

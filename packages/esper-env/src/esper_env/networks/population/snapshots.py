@@ -68,7 +68,8 @@ class Snapshots:
         missing: list[str] = []
         unexpected: list[str] = []
         for name, stack, _ in self._stacks(structure, np.array([row])):
-            kept, own = self.shelf(stack, name).read_rows([row]), stack.tensors()
+            shelf, own = self._shelves.get(name), stack.tensors()
+            kept: RowTensors = {kind: {} for kind in KINDS} if shelf is None else shelf.read_rows([row])
             for kind in KINDS:
                 missing += [f"{name}/{kind}/{key}" for key in own[kind] if key not in kept[kind]]
                 unexpected += [f"{name}/{kind}/{key}" for key in kept[kind] if key not in own[kind]]

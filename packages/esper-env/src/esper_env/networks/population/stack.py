@@ -90,9 +90,7 @@ class Stack(RowStore):
     def finite(self) -> Tensor:
         """(n,) whether everything that a copy computes with is finite."""
         values = [value.reshape(self.rows, -1) for value in self.values().values() if value.is_floating_point()]
-        # A blueprint of one's own may have nothing to train.
-        empty = torch.zeros((self.rows, 0), dtype=self.dtype, device=self._device)
-        return torch.cat([empty, *values], dim=1).isfinite().all(1)
+        return torch.cat(values, dim=1).isfinite().all(1)
 
     def reset(self, row: int, seed: int) -> None:
         """Give one row the values of a module built from ``seed``, and zero momentum."""
