@@ -10,6 +10,7 @@ import time
 import pytest
 from esper_env.telemetry import (
     PAYLOADS,
+    CounterfactualComputed,
     Detail,
     EpochCompleted,
     GovernorPanic,
@@ -119,6 +120,18 @@ def test_an_escalation_needs_a_whole_number_of_epochs(telemetry, epochs):
     with pytest.raises(ValueError, match="epochs is"):
         telemetry.escalate(epochs)
     assert telemetry.detail == Detail.NORMAL
+
+
+def test_the_detail_can_be_set_for_good(telemetry):
+    telemetry.add_sink(MemorySink())
+    telemetry.detail = Detail.FULL
+    for _ in range(7):
+        telemetry.epoch_passed()
+    assert telemetry.wants(CounterfactualComputed)
+    telemetry.detail = Detail.NORMAL
+    assert not telemetry.wants(CounterfactualComputed)
+    with pytest.raises(ValueError, match="7 is not a valid Detail"):
+        telemetry.detail = 7
 
 
 def test_what_is_no_detail_or_no_sink_is_refused(telemetry):

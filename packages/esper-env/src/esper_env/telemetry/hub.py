@@ -42,8 +42,14 @@ class Telemetry:
 
     @property
     def detail(self) -> Detail:
-        """The present level of detail."""
+        """The present level of detail. Setting it is for good; an escalation raises it for a while."""
         return Detail.FULL if self._epochs_left else self._base
+
+    @detail.setter
+    def detail(self, detail: Detail) -> None:
+        with self._lock:
+            self._base = Detail(detail)
+            self._update_level()
 
     def add_sink(self, sink: S) -> S:
         """Attach a sink and return it. ``TypeError`` for what is no sink, ``ValueError`` for one that is attached."""
