@@ -65,6 +65,7 @@ def test_logged_shares_and_means_are_those_of_the_infos(toy_id):
         assert logged["rollout/op_germinate"] == pytest.approx(shares[Op.GERMINATE])
         invalid = np.mean([not info["action_valid"] for info in infos])
         assert logged["rollout/invalid_share"] == pytest.approx(invalid)
+        assert logged["rollout/rollbacks"] == sum(info["rollback"] for info in infos) > 0
     finals = [info for info in witness.infos if "test_accuracy" in info]
     assert len(finals) == 4
     logged = witness.rollouts[1]

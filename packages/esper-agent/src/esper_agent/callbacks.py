@@ -27,15 +27,15 @@ class TrainingMetricsCallback(BaseCallback):
     """Logs under ``rollout/`` what the steps of each rollout and the last ``window`` episodes were like.
 
     ``wait_share`` and the shares ``op_*`` of the other ops are of the rollout's effective ops, ``invalid_share`` of
-    actions that were not legal; ``committed_val_accuracy``, ``test_accuracy`` and ``parameters_added`` are means over
-    the episodes that reached the horizon.
+    actions that were not legal; ``rollbacks`` counts how often the governor put a network back.
+    ``committed_val_accuracy``, ``test_accuracy`` and ``parameters_added`` are means over the episodes that terminated.
     """
 
     def __init__(self, window: int = 100) -> None:
         super().__init__()
         self._episodes: dict[str, deque[float]] = {name: deque(maxlen=window) for name in COMMITTED}
         self._op_counts = np.zeros(NUM_OPS, dtype=np.int64)
-        self._invalid = 0
+        self._invalid = self._rollbacks = 0
 
     def get_state(self) -> Tree:
         """The latest episodes; between two rollouts there is nothing else."""
@@ -51,6 +51,7 @@ class TrainingMetricsCallback(BaseCallback):
         for info, done in zip(self.locals["infos"], self.locals["dones"], strict=True):
             self._op_counts[info["op"]] += 1
             self._invalid += not info["action_valid"]
+            self._rollbacks += info["rollback"]
             if done:
                 for name, key in COMMITTED.items():
                     if key in info:
@@ -61,13 +62,14 @@ class TrainingMetricsCallback(BaseCallback):
         shares = self._op_counts / max(self._op_counts.sum(), 1)
         self.logger.record("rollout/wait_share", float(shares[Op.WAIT]))
         self.logger.record("rollout/invalid_share", self._invalid / max(int(self._op_counts.sum()), 1))
+        self.logger.record("rollout/rollbacks", self._rollbacks)
         for op in [op for op in Op if op != Op.WAIT]:
             self.logger.record(f"rollout/op_{op.name.lower()}", float(shares[op]), exclude="stdout")
         for name, values in self._episodes.items():
             if values:
                 self.logger.record(f"rollout/{name}", float(np.mean(values)))
         self._op_counts[:] = 0
-        self._invalid = 0
+        self._invalid = self._rollbacks = 0
 
 
 CURVE_COLUMNS = (
