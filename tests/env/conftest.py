@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from esper_env.rules.heads import HEAD_DEFAULTS, AlphaSpeed, AlphaTarget, Blueprint, Head, Op, Style, Tempo
+from stepping import new_env
 
 #: Small enough that a step takes milliseconds.
 TINY = {"horizon": 6, "batches_per_step": 2, "batch_size": 16}
@@ -121,3 +122,17 @@ def use_threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def make():
+    """:func:`stepping.new_env`; what it makes is closed afterwards."""
+    opened = []
+
+    def build(num_envs=3, **kwargs):
+        opened.append(new_env(num_envs, **kwargs))
+        return opened[-1]
+
+    yield build
+    for env in opened:
+        env.close()

@@ -18,20 +18,6 @@ from stepping import begun, drive, new_env, plan_for
 MODES = ("SameStep", "NextStep", "Disabled")
 
 
-@pytest.fixture
-def make():
-    """:func:`new_env`; what it makes is closed afterwards."""
-    opened = []
-
-    def build(num_envs=3, **kwargs):
-        opened.append(new_env(num_envs, **kwargs))
-        return opened[-1]
-
-    yield build
-    for env in opened:
-        env.close()
-
-
 # Round trips
 
 

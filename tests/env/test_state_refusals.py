@@ -8,20 +8,6 @@ from esper_env.rules.stages import Stage
 from stepping import begun, changed, drive, leaves, new_env, plan_for
 
 
-@pytest.fixture
-def make():
-    """:func:`new_env`; what it makes is closed afterwards."""
-    opened = []
-
-    def build(num_envs=3, **kwargs):
-        opened.append(new_env(num_envs, **kwargs))
-        return opened[-1]
-
-    yield build
-    for env in opened:
-        env.close()
-
-
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

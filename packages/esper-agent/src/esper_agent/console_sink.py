@@ -5,28 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
-from esper_env.telemetry import Payload, Severity
+from esper_env.telemetry import Event, Severity
 from rich.console import Console
 from rich.text import Text
 
 #: Severities that are shown, and how.
 STYLES = {Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
 _PLACE = ("env", "episode", "epoch", "slot")
-
-
-class Event(Protocol):
-    """What is read of a telemetry event; ``time`` is in seconds since the epoch."""
-
-    @property
-    def time(self) -> float: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def severity(self) -> Severity: ...
-    @property
-    def payload(self) -> Payload: ...
 
 
 class ConsoleSink:

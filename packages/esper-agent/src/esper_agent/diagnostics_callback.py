@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from esper_env.telemetry import (
     Anomaly,
@@ -21,6 +21,7 @@ from esper_env.telemetry import (
     RatioCollapse,
     RatioExplosion,
     RewardHackingSuspected,
+    Telemetry,
     TrainingStarted,
     ValueCollapse,
 )
@@ -44,22 +45,6 @@ COUNTED: dict[str, type[Payload]] = {
     "degradation": DegradationDetected,
     "improvement": ImprovementDetected,
 }
-
-
-class Hub(Protocol):
-    """What is needed of a ``Telemetry``."""
-
-    def emit(
-        self,
-        payload: Payload,
-        *,
-        env: int | None = None,
-        episode: int | None = None,
-        epoch: int | None = None,
-        slot: str | None = None,
-    ) -> None: ...
-
-    def escalate(self, epochs: int) -> None: ...
 
 
 class DiagnosticsCallback(BaseCallback):
@@ -86,7 +71,7 @@ class DiagnosticsCallback(BaseCallback):
 
     model: FactoredRecurrentPPO
 
-    def __init__(self, settings: AnomalySettings | None = None, hub: Hub | None = None) -> None:
+    def __init__(self, settings: AnomalySettings | None = None, hub: Telemetry | None = None) -> None:
         super().__init__()
         self.settings = (AnomalySettings() if settings is None else settings).checked()
         self.hub = hub
