@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import report_reliability
 import report_speed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,6 +149,7 @@ def page() -> str:
     sections.append(HEADROOM_HEAD)
     sections += [headroom(file) for file in sorted(RESULTS.glob("headroom-*.json"), key=lambda file: file.stem)]
     sections += report_speed.sections(RESULTS)
+    sections += report_reliability.sections(RESULTS)
     return "".join(sections)
 
 

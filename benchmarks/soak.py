@@ -41,6 +41,7 @@ from rich.console import Console
 from rich.table import Table
 from soaking.checks import check_rescued, check_step, differences
 from soaking.faults import FAULTS, inject
+from throughput.timing import machine
 from tqdm import tqdm
 
 #: Share of the time after which memory is first looked at: by then everything has been allocated.
@@ -218,6 +219,7 @@ def measure(settings: SoakSettings, command: Sequence[str], console: Console) ->
         "faults": faults,
         "mismatches": mismatches,
         "memory_mib": {"growth": soak.growth, "readings": [round(mib, 1) for mib in soak.readings()]},
+        "machine": machine(),
         "versions": package_versions(),
     }
     atomic.write_text(settings.out, json.dumps(content, indent=2) + "\n")

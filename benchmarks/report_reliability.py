@@ -1,0 +1,81 @@
+"""The sections of docs/results.md on what telemetry costs and what a soak survived."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+TELEMETRY = """
+### What telemetry costs: {env}
+
+Vectors of the same seeds play the same random legal actions, blocks of {steps} steps in turns, {rounds} rounds. The
+overhead is what a sink that writes files adds to a step, in percent: medians (quartiles) of the rounds' own ratios; CPU
+is the time of the whole process, the writing thread included. Machine: {machine}. File: `benchmarks/results/{file}`.
+Command: `{command}`
+
+| n | sink | events a step | ms a step | overhead, wall | overhead, CPU |
+|---|---|---|---|---|---|
+{rows}
+"""
+
+SOAK = """
+### A soak: {env}, {num_envs} networks, {minutes:.0f} minutes
+
+Random legal and illegal actions, with faults put into the networks; every step is checked, faulty ones against the same
+step without the fault, and stretches of steps are played twice. Machine: {machine}. File: `benchmarks/results/{file}`.
+Command: `{command}`
+
+| what | count |
+|---|---|
+{rows}
+
+Memory grew by {growth:+.1f} MiB between the first and the last tenth of the readings, which begin after a fifth of the
+time, at {first:,.0f} MiB.
+"""
+
+
+def _lines(rows: Iterable[Iterable[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def _share(share: Mapping[str, float]) -> str:
+    return f"{100 * share['median']:+.2f} ({100 * share['quartile_1']:+.2f}, {100 * share['quartile_3']:+.2f})"
+
+
+def telemetry(file: Path) -> str:
+    """One run of the telemetry benchmark."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    rows = []
+    for result in content["results"]:
+        for name, row in result["contenders"].items():
+            shares = [_share(row["overhead"][clock]) for clock in ("wall", "cpu")] if name != "no sink" else ["", ""]
+            milliseconds = row["milliseconds_per_step"]["wall"]
+            rows.append([str(result["n"]), name, f"{row['events_per_step']:.0f}", f"{milliseconds:.1f}", *shares])
+    return TELEMETRY.format(**{**content, "file": file.name, "rows": _lines(rows)})
+
+
+def soak(file: Path) -> str:
+    """One soak."""
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    counts = {name.replace("_", " "): f"{count:,}" for name, count in content["counts"].items()}
+    mismatches = f"{sum(content['mismatches'].values()):,}"
+    memory = content["memory_mib"]
+    return SOAK.format(
+        **{**content, "file": file.name},
+        minutes=content["seconds"] / 60,
+        rows=_lines([*counts.items(), ("mismatches", mismatches)]),
+        growth=memory["growth"],
+        first=memory["readings"][0],
+    )
+
+
+#: What each kind of file becomes, by the beginning of its name.
+SECTIONS = {"telemetry": telemetry, "soak": soak}
+
+
+def sections(results: Path) -> list[str]:
+    """Every section on reliability."""
+    made = [make(file) for kind, make in SECTIONS.items() for file in sorted(results.glob(f"{kind}-*.json"))]
+    return ["\n## Left to run\n", *made] if made else []
