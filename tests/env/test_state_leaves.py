@@ -2,10 +2,12 @@
 
 import dataclasses
 from contextlib import closing
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from esper_env.rules.heads import AlphaSpeed, AlphaTarget, Blueprint, Curve, Style, Tempo
+from esper_env.telemetry import MemorySink
 from growing import Life, Move
 from gymnasium.error import ResetNeeded
 from stepping import begun, changed, drive, leaves, new_env, plan_for
@@ -33,17 +35,41 @@ def raised(leaf):
 
 
 #: BatchNorm with a fixed momentum counts its batches and never reads the count.
-UNREAD = {("population", "host", "buffers", f"segments.{k}.1.num_batches_tracked") for k in range(3)}
+UNREAD = {
+    ("population", *where, "buffers", f"segments.{k}.1.num_batches_tracked")
+    for where in (("host",), ("snapshots", "host"))
+    for k in range(3)
+}
 #: Read in lives that do not occur here; the rules' own tests of their states cover them. ``stable`` counts epochs in a
-#: row without a change of the loss; ``delay`` discounts a boost that was measured once and is no longer.
-NOT_HERE = {("signals", "stable"), ("reward", "ledger", "delay")}
-#: Steps taken, seed of the lives (None: all that grows, grows) and settings of the moments at which leaves are altered.
+#: row without a change of the loss; ``delay`` discounts a boost that was measured once and is no longer; ``panics``
+#: counts epochs of divergence, ``count`` says how much of the history there is to compare a loss with, and
+#: ``snapshot_epoch`` when the next snapshot is due.
+NOT_HERE = {
+    ("signals", "stable"),
+    ("reward", "ledger", "delay"),
+    *(("governor", name) for name in ("panics", "count", "snapshot_epoch")),
+}
+#: Only events tell of these; see ``test_events_go_on_counting``.
+TOLD = {("recorder", name) for name in ("episode", "returns", "length", "epoch")}
+EXEMPT = UNREAD | NOT_HERE | TOLD
+
+
+class Moment(NamedTuple):
+    """When leaves are altered: after so many steps of lives from a seed (None: all that grows, grows)."""
+
+    steps: int
+    seed: int | None
+    settings: dict
+    broken: bool = False  # every network breaks in the next step, and goes back to its snapshot
+
+
 MOMENTS = [
-    (8, None, {"reward_mode": "contribution"}),
-    (8, 11, {"reward_mode": "contribution", "max_episode_steps": 12}),
-    (6, 2, {"reward_mode": "sparse", "gates": "strict"}),
-    (5, 3, {"reward_mode": "accuracy", "host_lr": 1e-6, "seed_lr": 1e-6}),
-    (9, None, {"reward_mode": "contribution", "gates": "strict"}),
+    Moment(8, None, {"reward_mode": "contribution"}),
+    Moment(11, None, {"reward_mode": "contribution", "horizon": 16}, broken=True),
+    Moment(8, 11, {"reward_mode": "contribution", "max_episode_steps": 12}),
+    Moment(6, 2, {"reward_mode": "sparse", "gates": "strict"}),
+    Moment(5, 3, {"reward_mode": "accuracy", "host_lr": 1e-6, "seed_lr": 1e-6}),
+    Moment(9, None, {"reward_mode": "contribution", "gates": "strict"}),
 ]
 
 
@@ -57,17 +83,24 @@ def pattern(path):
     return tuple("*" if key.isdigit() else key for key in path)
 
 
-def silent_leaves(env, plan, steps, suspects, assert_same):
+def break_all(env):
+    for shard in env._growth._population.shards:
+        next(iter(shard.host.parameters.values())).fill_(float("nan"))
+
+
+def silent_leaves(env, plan, moment, suspects, assert_same):
     """Those of the ``suspects`` (None: all there are) that can be altered without changing the future."""
 
     def future():
         yield env.observe(), dataclasses.asdict(env._growth.signals)
         yield env.np_random_seed, draws_of(env)
-        for step in range(steps, steps + 11):
+        if moment.broken:
+            break_all(env)
+        for step in range(moment.steps, moment.steps + 11):
             yield drive(env, plan, [step])
         yield env.get_state()["population"]
 
-    begun(env, plan, steps)
+    begun(env, plan, moment.steps)
     draws_of(env)  # leaves half a word over
     state = env.get_state()
     expected, heard = list(future()), set()
@@ -79,11 +112,13 @@ def silent_leaves(env, plan, steps, suspects, assert_same):
         except (ValueError, RuntimeError, ResetNeeded):
             return True
 
-    paths = [path for path in leaves(state) if suspects is None or pattern(path) in suspects]
+    wanted = {pattern(path) for path in leaves(state)} - EXEMPT if suspects is None else suspects
+    rescuing = {path for path in leaves(state) if path[0] == "governor" or "snapshots" in path}
+    paths = [path for path in leaves(state) if pattern(path) in wanted and (path in rescuing) == moment.broken]
     for path in paths:
         if pattern(path) not in heard and any(matters(path, change) for change in (altered, emptied, raised)):
             heard.add(pattern(path))
-    return {pattern(path) for path in paths} - heard if suspects is None else suspects - heard
+    return wanted - heard
 
 
 def differs(left, right, assert_same):
@@ -101,8 +136,23 @@ def draws_of(env):
 @pytest.mark.slow
 def test_every_leaf_of_a_state_matters(assert_same):
     suspects = None
-    for steps, seed, kwargs in MOMENTS:
-        with closing(new_env(horizon=13, **kwargs)) as env:
-            plan = growing_lives(env) if seed is None else plan_for(env, seed, 40)
-            suspects = silent_leaves(env, plan, steps, suspects, assert_same)
-    assert suspects == UNREAD | NOT_HERE
+    for moment in MOMENTS:
+        with closing(new_env(**({"horizon": 13} | moment.settings))) as env:
+            plan = growing_lives(env) if moment.seed is None else plan_for(env, moment.seed, 40)
+            suspects = silent_leaves(env, plan, moment, suspects, assert_same)
+    assert suspects == set()
+
+
+def test_events_go_on_counting():
+    with closing(new_env(horizon=5)) as env, closing(new_env(horizon=5)) as other:
+        plan = plan_for(env, 3, 40)
+        begun(env, plan, 7)
+        other.set_state(env.get_state())
+        told = []
+        for each in (env, other):
+            sink = each.telemetry.add_sink(MemorySink())
+            drive(each, plan, range(7, 13))
+            each.telemetry.flush()
+            told.append([(e.type, e.env, e.episode, e.epoch, e.slot, e.payload) for e in sink.events])
+    assert told[0] == told[1]
+    assert {episode for _, _, episode, *_ in told[0]} == {1, 2}

@@ -108,7 +108,7 @@ def test_plain_loops_keep_up_with_a_shard_through_any_growth(make_data, twin, ba
         batches = [batches_of(FIRST_SEED + row, torch.float64, data=data) for row in range(COUNT)]
         train = population.train
 
-        def train_both(structure):
+        def train_both(structure, _inspect=False):
             for network in plain:
                 network.follow(structure)
             stats = train(structure)
