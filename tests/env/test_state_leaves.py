@@ -41,13 +41,14 @@ UNREAD = {
     for k in range(3)
 }
 #: Read in lives that do not occur here; the rules' own tests of their states cover them. ``stable`` counts epochs in a
-#: row without a change of the loss; ``delay`` discounts a boost that was measured once and is no longer; ``panics``
-#: counts epochs of divergence, ``count`` says how much of the history there is to compare a loss with, and
-#: ``snapshot_epoch`` when the next snapshot is due.
+#: row without a change of the loss; ``delay`` discounts a boost that was measured once and is no longer; ``credit`` is
+#: what such boosts earned a fossilized seed; ``panics`` counts epochs of divergence, ``history`` and ``count`` are what
+#: a loss is compared with, and ``snapshot_epoch`` says when the next snapshot is due.
 NOT_HERE = {
     ("signals", "stable"),
     ("reward", "ledger", "delay"),
-    *(("governor", name) for name in ("panics", "count", "snapshot_epoch")),
+    ("reward", "episode", "credit"),
+    *(("governor", name) for name in ("panics", "history", "count", "snapshot_epoch")),
 }
 #: Only events tell of these; see ``test_events_go_on_counting``.
 TOLD = {("recorder", name) for name in ("episode", "returns", "length", "epoch")}
