@@ -166,6 +166,10 @@ WRONG = {
         edited(lambda tree: tree["optimizer"]["0"].update(exp_avg=np.zeros((2, 2), np.float32))),
         r"optimizer/0/exp_avg is an array \(2, 2\)",
     ),
+    "a moment that is one number": (
+        edited(lambda tree: tree["optimizer"]["0"].update(exp_avg=np.zeros((), np.float32))),
+        r"optimizer/0/exp_avg is an array \(\)",
+    ),
     "a parameter": (
         edited(lambda tree: tree["optimizer"].update({"999": {"step": np.zeros(())}})),
         "the parameter's shape is None",

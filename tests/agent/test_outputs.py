@@ -97,7 +97,16 @@ def test_a_run_that_begins_replaces_what_another_left(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "rows"),
-    [(None, []), ("", []), ("a,b\n", []), ("a,b\n1,2\n3", [("1", "2")]), ("a,b\n1,2,3\n1,2\n", [("1", "2")])],
+    [
+        (None, []),
+        ("", []),
+        ("a,b\n", []),
+        ("a,b\n1,2\n3", [("1", "2")]),
+        ("a,b\n1,2,3\n1,2\n", [("1", "2")]),
+        ("a,b\n1,2,3\n1,2\n7,8\n9,9\n", [("1", "2")]),  # what comes later takes no lost line's place
+        ("1,2\n1,2\n1,2\n", []),  # of another file, or its first line is lost
+        ("a,b\n1,2\n" + 200_000 * "x" + "\n", []),
+    ],
 )
 def test_a_file_that_has_lost_lines_keeps_the_others_and_says_so(tmp_path, text, rows):
     path = tmp_path / "x.csv"

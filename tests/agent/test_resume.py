@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import yaml
 from esper_agent import saving
+from esper_agent.checkpoints import KIND
 from esper_agent.configuration import ConfigError
 from esper_agent.run_lock import locked
 from esper_agent.runs import RunError
-from esper_agent.saving import SaveCheckpoints
+from esper_agent.saving import SaveCheckpoints, checkpoint_paths
 from esper_agent.sb3 import make_sb3_env
 from esper_agent.session import save_model
 from esper_agent.training import Trained, resume, train
-from esper_env.checkpoint import CheckpointError
+from esper_env.checkpoint import CheckpointError, read_checkpoint
 from resuming import N_STEPS, NUM_ENVS, REAL, ROLLOUT, Crash, differences, small_settings
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -307,6 +308,28 @@ def test_lines_that_are_lost_cost_a_gap_and_a_warning(whole, killed, name):
     with pytest.warns(RuntimeWarning, match=rf"{name} has 1 of the \d+ lines"):
         go_on(killed)
     assert differences(killed, whole(TOY).folder) == [name.removesuffix(".csv")]
+
+
+@pytest.mark.parametrize(
+    ("damage", "lost"),
+    [
+        (lambda lines: lines[1:], lambda saved: saved),
+        (lambda lines: [*lines[:2], lines[2].replace(",", "\0,", 1), *lines[3:]], lambda _: 1),
+        (lambda lines: [lines[0], "this,is,no,line,of,such,a,file,at all\n", *lines[2:]], lambda _: 1),
+        (lambda _: ["notes,of mine\n", *["1,2\n"] * 30], lambda saved: saved),
+    ],
+)
+def test_lines_that_cannot_be_read_are_lost_and_no_reason_to_stop(whole, killed, damage, lost):
+    file = killed / "episodes.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    saved = read_checkpoint(checkpoint_paths(killed)[0], kind=KIND)["state"]["callbacks"]["CurvesRecorder"]["rows"]
+    assert saved > 1
+    file.write_text("".join(damage(lines)))
+    with pytest.warns(RuntimeWarning, match=f"episodes.csv has {saved - lost(saved)} of the {saved} lines"):
+        resumed = go_on(killed)
+    assert differences(killed, whole(TOY).folder) == ["episodes"]
+    assert len(resumed.episodes) == len(whole(TOY).episodes) - lost(saved)
+    assert all(episode in whole(TOY).episodes for episode in resumed.episodes)
 
 
 def test_an_environment_without_a_state_is_refused_before_anything_is_written(toy_id, tmp_path, monkeypatch):

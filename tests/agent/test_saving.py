@@ -100,6 +100,13 @@ def age(checkpoint):
     (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"format": 0}))
 
 
+def unreadable(checkpoint):
+    """What every system refuses to open: a link to itself."""
+    file = checkpoint / "manifest.json"
+    file.unlink()
+    file.symlink_to(file.name)
+
+
 def replace_by_another_kind(checkpoint):
     shutil.rmtree(checkpoint)
     write_checkpoint(checkpoint, {"x": 1}, kind="something else")
@@ -122,6 +129,7 @@ DAMAGES = {
     "half a manifest": (lambda checkpoint: os.truncate(checkpoint / "manifest.json", 50), "is incomplete or no JSON"),
     "foreign": (replace_by_another_kind, "is a checkpoint of the kind 'something else'"),
     "a file": (lambda checkpoint: (shutil.rmtree(checkpoint), checkpoint.touch()), "it has no manifest.json"),
+    "unreadable": (unreadable, "symbolic link"),
     "older format": (age, "has an older format, 0"),
     "older layout": (older_layout, "has layout 0, this version of esper-agent reads 1"),
     "renamed": (move, "it has been renamed"),

@@ -134,3 +134,17 @@ def test_a_slot_that_waits_after_a_prune_waits_on(script, action):
         left.append(trip.steps[-1][4]["slot_stage"][:, 0].tolist())
     assert [stages[0] for stages in left] == [stages[1] for stages in left]
     assert left[-1] == [Stage.DORMANT] * 2
+
+
+def test_a_seed_that_was_not_planted_leaves_no_trace(script, action):
+    """What is germinated later starts from the same weights, whatever the rollback skipped."""
+    waited, planted = (Trip(make(2, horizon=30)) for _ in range(2))
+    for trip, skipped in ((waited, Op.WAIT), (planted, Op.GERMINATE)):
+        trip.go(*wait(2))
+        IN_HOST["NaN weight"](trip.growth, 1, None)
+        trip.go(np.stack([wait()[0], action(skipped, 0, blueprint=Blueprint.NORM)]))
+        trip.go(*script()[:3])
+    assert waited.steps[3][4]["rollback"].tolist() == [False, True]
+    assert (waited.growth.table.stage[:, 0] == Stage.TRAINING).all()
+    assert_same_bits(waited.env.unwrapped.get_state()["population"], planted.env.unwrapped.get_state()["population"])
+    assert_same_bits(waited.steps[-1][0], planted.steps[-1][0])

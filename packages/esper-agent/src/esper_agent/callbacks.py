@@ -103,6 +103,18 @@ _READ: dict[str, Callable[[str], Any]] = {
 }
 
 
+def _curve(line: Mapping[str, str]) -> dict[str, Any]:
+    return {name: _READ[name](text) for name, text in line.items()}
+
+
+def _is_curve(line: Mapping[str, str]) -> bool:
+    try:
+        _curve(line)
+    except ValueError:
+        return False
+    return True
+
+
 class CurvesRecorder(BaseCallback):
     """Writes one line per finished training episode to a CSV file, as it happens, and keeps them in ``rows``.
 
@@ -125,8 +137,8 @@ class CurvesRecorder(BaseCallback):
 
     def set_state(self, state: Tree) -> None:
         """Go on from there: lines that were written later leave the file, and ``rows`` are those that stay."""
-        lines = keep_rows(self.path, CURVE_COLUMNS, state["rows"])
-        self.rows = [{name: _READ[name](text) for name, text in line.items()} for line in lines]
+        lines = keep_rows(self.path, CURVE_COLUMNS, state["rows"], _is_curve)
+        self.rows = [_curve(line) for line in lines]
         self._waits = state["waits"].copy()
 
     def _on_training_start(self) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -112,15 +114,17 @@ class TensorBoardFiles(TensorBoardOutputFormat):
         self._next = step + 1
 
 
-def keep_rows(path: Path, columns: Sequence[str], count: int) -> list[dict[str, str]]:
+def keep_rows(
+    path: Path, columns: Sequence[str], count: int, readable: Callable[[Mapping[str, str]], bool] | None = None
+) -> list[dict[str, str]]:
     """The first ``count`` lines of a CSV file, in these columns; the file is left with them and nothing else.
 
-    A file with fewer lines keeps those, and a ``RuntimeWarning`` says so. A column it lacks is empty.
+    Lines that are torn or not ``readable`` are left out, all of them where a column is missing: the file is another
+    one. A ``RuntimeWarning`` says how many there are when there are fewer than ``count``.
     """
-    rows: list[dict[str, str]] = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()][:count]
+    rows = _first_rows(path, columns, count)
+    if readable is not None:
+        rows = [row for row in rows if readable(row)]
     if len(rows) < count:
         warnings.warn(
             f"{path} has {len(rows)} of the {count} lines that were written before the checkpoint; it goes on after a "
@@ -128,9 +132,22 @@ def keep_rows(path: Path, columns: Sequence[str], count: int) -> list[dict[str, 
             RuntimeWarning,
             stacklevel=2,
         )
-    kept = [{name: row.get(name, "") for name in columns} for row in rows]
-    _replace(path, columns, kept)
-    return kept
+    _replace(path, columns, rows)
+    return rows
+
+
+def _first_rows(path: Path, columns: Sequence[str], count: int) -> list[dict[str, str]]:
+    """Those of the first ``count`` lines that are whole."""
+    if not path.is_file():
+        return []
+    rows = []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        reader = csv.DictReader(file)
+        # The first lines are counted before any is left out: a later one must not take its place.
+        with suppress(csv.Error):
+            rows += [row for row in islice(reader, count) if None not in row and None not in row.values()]
+        known = set(columns) <= set(reader.fieldnames or ())
+    return [{name: row[name] for name in columns} for row in rows] if known else []
 
 
 def _replace(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:

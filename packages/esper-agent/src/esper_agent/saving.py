@@ -150,7 +150,7 @@ def latest_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Saved | None
         try:
             tree = read_checkpoint(path, kind=KIND)
             _check_tree(path, tree)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             failures.append(str(error))
             continue
         if failures:

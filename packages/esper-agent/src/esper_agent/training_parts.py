@@ -99,7 +99,8 @@ def _check_optimizer(model: Model, tree: Tree) -> None:
     shapes = {str(index): tuple(value.shape) for index, value in enumerate(model.policy.parameters())}
     for index, values in tree.items():
         for name, array in values.items():
-            if index not in shapes or np.shape(array) not in ((), shapes[index]):
+            expected = () if name == "step" else shapes.get(index)
+            if index not in shapes or np.shape(array) != expected:
                 raise CheckpointError(
                     f"optimizer/{index}/{name} is {_described(array)}; the parameter's shape is {shapes.get(index)}: "
                     "the checkpoint is of another task or of other settings"

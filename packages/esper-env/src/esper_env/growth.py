@@ -152,6 +152,7 @@ class Growth:
         epoch = self._train(before)
         rescued, structure, measured = epoch.judgement.roll_back, epoch.structure, epoch.measured
         command = waiting(asked, rescued) if rescued.any() else asked
+        self._withdraw(changes.attached & rescued[:, None])
         succeeded = changes.succeeded & ~rescued
         self._write_down(epoch)
         # What was put back is its snapshot still, and nobody has judged it.
@@ -273,6 +274,10 @@ class Growth:
     def _attach(self, mask: Mask) -> None:
         for row, slot in np.argwhere(mask):
             self._population.attach(int(row), int(slot), int(self.table.blueprint[row, slot]))
+
+    def _withdraw(self, mask: Mask) -> None:
+        for row, slot in np.argwhere(mask):
+            self._population.withdraw(int(row), int(slot))
 
     def _record(self, measured: Measurement, rows: Mask) -> None:
         """Write what was measured of ``rows`` (N,) into the table. An epoch passes there, and nowhere else."""

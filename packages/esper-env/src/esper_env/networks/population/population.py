@@ -147,6 +147,11 @@ class Population:
         shard.attach(local, slot, blueprint)
         self._note_sizes(row, slot, blueprint)
 
+    def withdraw(self, row: int, slot: int) -> None:
+        """Undo the latest birth: the next seed there starts as if this one had never been attached."""
+        shard, local = self._locate(row)
+        shard.births[local, slot] -= 1
+
     def _note_sizes(self, row: int, slot: int, blueprint: int) -> None:
         shard, _ = self._locate(row)
         self._seed_sizes[slot, blueprint] = shard.seed_stack(slot, blueprint).size
