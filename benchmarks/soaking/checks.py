@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from esper_env.rules.heads import Head, Op
+from esper_env.rules.heads import NO_BLUEPRINT, Head, Op
 from esper_env.rules.stages import IS_LIVE
 
 
@@ -77,25 +77,26 @@ def check_rescued(state: Mapping[str, Any], row: int) -> Counter[str]:
     population = state["population"]
     for path, rows in _kept_stacks(state, row):
         own, kept = _at(population, path), _at(population["snapshots"], path)
-        for kind in ("parameters", "buffers"):
-            for name, values in kept[kind].items():
+        for kind, tensors in kept.items():  # parameters, and buffers where there are any
+            for name, values in tensors.items():
                 same = np.array_equal(own[kind][name][rows[0]], values[rows[1]])
                 wrong["a tensor that is not that of the snapshot"] += int(not same)
-        for values in own["momentum"].values():
+        for values in own.get("momentum", {}).values():
             wrong["a momentum that is not zero"] += int(values[rows[0]].any())
     wrong["a live seed after a rollback"] += int(IS_LIVE[state["table"]["stage"][row]].sum())
     return wrong
 
 
 def _kept_stacks(state: Mapping[str, Any], row: int) -> Iterator[tuple[tuple[str, ...], tuple[int, int]]]:
-    """Paths of the host and the fossilized seeds of a network, with its rows among the networks and the snapshots."""
+    """Paths of a network's host, fossilized seeds and their gates, with its rows in them and in the snapshots."""
     yield ("host",), (row, row)
     blueprint, saved = state["table"]["blueprint"], state["governor"]["saved"]
     for slot in np.flatnonzero(saved[row]).tolist():
         kind = int(blueprint[row, slot])
-        here = np.flatnonzero(blueprint[:, slot] == kind).tolist()
-        kept = np.flatnonzero((blueprint[:, slot] == kind) & saved[:, slot]).tolist()
-        yield ("seeds", str(slot), str(kind)), (here.index(row), kept.index(row))
+        alike, seeds = blueprint[:, slot] == kind, blueprint[:, slot] != NO_BLUEPRINT
+        for path, held in ((("seeds", str(slot), str(kind)), alike), (("gates", str(slot)), seeds)):
+            rows = (np.flatnonzero(where).tolist().index(row) for where in (held, held & saved[:, slot]))
+            yield path, (next(rows), next(rows))
 
 
 def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:

@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from esper_agent.baselines import POLICIES
 from esper_agent.callbacks import SingleThreadedPolicy
 from esper_agent.configuration import ConfigError, parse_env_settings, read_config, with_values
-from esper_agent.console_sink import ConsoleSink
+from esper_agent.console_sink import ConsoleSink, ErrorConsole
 from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
 from esper_agent.information import print_information
 from esper_agent.ppo import NonFiniteUpdateError
@@ -118,13 +118,13 @@ class InfoSettings:
 
 def run_train(settings: TrainSettings, console: Console) -> int:
     shown = replace(settings, progress=settings.progress and console.is_terminal)
-    trained = train(shown, [SingleThreadedPolicy()], [ConsoleSink(Console(stderr=True))])
+    trained = train(shown, [SingleThreadedPolicy()], [ConsoleSink(ErrorConsole())])
     return _report(trained, console)
 
 
 def run_resume(settings: ResumeSettings, console: Console) -> int:
     progress = settings.progress and console.is_terminal
-    watchers, sinks = [SingleThreadedPolicy()], [ConsoleSink(Console(stderr=True))]
+    watchers, sinks = [SingleThreadedPolicy()], [ConsoleSink(ErrorConsole())]
     return _report(resume(settings.resume, progress, settings.device, watchers, sinks), console)
 
 
@@ -272,10 +272,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def exit_code(run: Callable[[Console], int]) -> int:
     """What ``run`` returns, or the exit code of what it raised, with one line about it on standard error."""
-    errors = Console(stderr=True)
+    errors = ErrorConsole()
 
     def tell(text: str) -> None:
-        errors.print(text, soft_wrap=True, markup=False, highlight=False)
+        with suppress(OSError):  # a warning that nobody can be told of must not end what it is about
+            errors.print(text, soft_wrap=True, markup=False, highlight=False)
 
     # A terminal has its own width; tables that go into a file or a log should not be cut to 80 columns.
     own_width = sys.stdout.isatty() or "COLUMNS" in os.environ

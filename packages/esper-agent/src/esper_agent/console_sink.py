@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,6 +15,17 @@ from rich.text import Text
 #: Severities that are shown, and how.
 STYLES = {Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
 _PLACE = ("env", "episode", "epoch", "slot")
+
+
+class ErrorConsole(Console):
+    """Standard error. One that nobody reads is a ``BrokenPipeError``; rich would end the process instead."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True)
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich while it handles the error."""
+        raise BrokenPipeError(errno.EPIPE, "nobody reads standard error any more")
 
 
 class ConsoleSink:

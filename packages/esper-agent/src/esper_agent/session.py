@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,9 @@ class Session:
         total = settings.whole_rollouts
         hub: Telemetry = self.env.get_attr("telemetry")[0]
         diagnostics = DiagnosticsCallback(settings.anomalies, hub)
-        try:
+        with ExitStack() as leaving:  # each is closed also where another cannot be
+            for close in (model.logger.close, curves.close, hub.close):
+                leaving.callback(close)
             for sink in [*([JsonlSink(folder / EVENTS)] if settings.telemetry else []), *sinks]:
                 hub.add_sink(sink)
             with StopOnInterrupt() as stop:
@@ -102,10 +104,6 @@ class Session:
                 path = save_model(folder, model)
                 if complete:  # after the model: a checkpoint of the last timestep says that the run is finished
                     saver.save()
-        finally:
-            hub.close()
-            curves.close()
-            model.logger.close()
         return Trained(
             folder,
             path,

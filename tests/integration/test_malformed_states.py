@@ -1,0 +1,324 @@
+"""What is wrong with a state, or with a run that is to go on, is said: the value, what was expected, the remedy.
+
+Each row is (id, what is damaged, error, value named, what was expected, remedy where there is one). What is refused
+changes nothing: an environment keeps its state, a run its files.
+"""
+
+import json
+import os
+import shutil
+from contextlib import closing, nullcontext
+
+import gymnasium
+import numpy as np
+import pytest
+import yaml
+from command_line import bad
+from esper_agent.checkpoints import KIND as TRAINING
+from esper_agent.cli import main
+from esper_agent.configuration import ConfigError
+from esper_agent.run_lock import locked
+from esper_agent.runs import RunError
+from esper_agent.saving import checkpoint_paths
+from esper_agent.training import resume, train
+from esper_env import checkpoint
+from esper_env.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op
+from esper_env.state import KIND
+from malformed import assert_says, refused, table
+from resuming import REAL, ROLLOUT, Crash, small_settings
+from stepping import changed
+
+ID = "Esper-Digits-v0"
+TINY = {"horizon": 4, "batches_per_step": 1, "batch_size": 8}
+REMEDY = "Make the environment with the state's values"
+ANEW = "take another checkpoint, or write this one anew"
+BEFORE = "Use the version that it was taken with"
+
+
+def env_of(env_id=ID, num_envs=2, **kwargs):
+    return gymnasium.make_vec(env_id, num_envs=num_envs, **(TINY | kwargs)).unwrapped
+
+
+def grown(env):
+    """Seeds are planted and trained for a step."""
+    action = np.array(HEAD_DEFAULTS)
+    action[Head.OP], action[Head.BLUEPRINT] = Op.GERMINATE, 1
+    env.reset(seed=5)
+    env.step(np.stack([action] * env.num_envs))
+    return env
+
+
+@pytest.fixture(scope="module")
+def env():
+    with closing(grown(env_of())) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def saved(env, tmp_path_factory):
+    return env.save_state(tmp_path_factory.mktemp("states") / "state")
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of the saved state, to be damaged."""
+    return shutil.copytree(saved, tmp_path / "state")
+
+
+def contents(folder):
+    """Every file below a folder; the lock says who trained last, and not what."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "train.lock"}
+
+
+def keeps_its_state(env, call):
+    before = env.get_state()
+    call()
+    np.testing.assert_equal(env.get_state(), before)
+
+
+# States
+
+
+def of(env_id=ID, num_envs=2, **kwargs):
+    """The state of another environment."""
+
+    def take(_state):
+        with closing(env_of(env_id, num_envs, **kwargs)) as other:
+            other.reset(seed=5)
+            return other.get_state()
+
+    return take
+
+
+def at(*path, value):
+    """The state with one leaf replaced, or with all numbers of an array."""
+    return lambda state: changed(
+        state, path, lambda leaf: np.full_like(leaf, value) if isinstance(leaf, np.ndarray) else value
+    )
+
+
+def without(name):
+    return lambda state: {key: part for key, part in state.items() if key != name}
+
+
+def shortened(*path):
+    return lambda state: changed(state, path, lambda leaf: leaf[:-1])
+
+
+STREAMS = ("population", "streams")
+
+
+@table(
+    ("another-task", of("Esper-CIFAR-v0", dataset="procedural"), ValueError, "env_id is 'Esper-CIFAR-v0'", REMEDY),
+    ("more-networks", of(num_envs=3), ValueError, "num_envs is 3 in the state and 2 here", REMEDY),
+    ("another-horizon", of(horizon=9), ValueError, "horizon is 9 in the state and 4 here", REMEDY),
+    ("none", lambda _: None, ValueError, "not the state of an environment", "expected what get_state returns"),
+    ("older-format", at("format", value=0), ValueError, "has format 0", "knows format 1", BEFORE),
+    ("no-population", without("population"), ValueError, "the state has the parts", "expected", "'population'"),
+    ("short-array", shortened("steps", "epoch"), ValueError, "'epoch' is int64 (1,)", "expected int64 (2,)"),
+    ("short-stack", shortened("population", "births"), ValueError, "int64 (1, 3)", "expected int64 (2, 3)"),
+    ("nan-alpha", at("table", "alpha", value=np.nan), ValueError, "table of the state", "alpha"),
+    ("alpha-beyond", at("table", "alpha", value=1.5), ValueError, "table of the state", "alpha"),
+    ("stage-unknown", at("table", "stage", value=77), ValueError, "table of the state", "stage"),
+    ("stage-negative", at("table", "stage", value=-1), ValueError, "table of the state", "stage"),
+    ("blueprint-unknown", at("table", "blueprint", value=99), ValueError, "blueprint"),
+    ("negative-lengths", at(*STREAMS, "left_lengths", value=-1), ValueError, "left_lengths sum to -2; left has"),
+    ("index-beyond", at(*STREAMS, "left", value=10**6), ValueError, "state", "1000000"),
+    ("births-negative", at("population", "births", value=-1), ValueError, "births must be 0 or greater"),
+)
+def test_states(env, what, error, says):
+    state = what(env.get_state())
+    keeps_its_state(env, lambda: refused(lambda: env.set_state(state), error, says))
+
+
+# Folders of states
+
+
+def manifest(change):
+    """A change of the manifest that is sealed again, as by somebody who means it."""
+
+    def edit(folder):
+        content = json.loads((folder / "manifest.json").read_text())
+        change(content)
+        (folder / "manifest.json").write_bytes(checkpoint._sealed(content))
+
+    return edit
+
+
+def named(name):
+    """The arrays are those of a file outside the folder."""
+
+    def edit(folder):
+        arrays = next(folder.glob("arrays-*"))
+        shutil.copy(arrays, folder.parent / arrays.name)
+        manifest(lambda content: content["arrays"].update(file=name.format(arrays.name)))(folder)
+
+    return edit
+
+
+def edited(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"horizon":4', '"horizon":9'))
+
+
+def cut(pattern, size):
+    return lambda folder: os.truncate(next(folder.glob(pattern)), size)
+
+
+def removed(pattern):
+    return lambda folder: next(folder.glob(pattern)).unlink()
+
+
+def replaced_by(tree, kind):
+    def edit(folder):
+        shutil.rmtree(folder)
+        write_checkpoint(folder, tree, kind=kind)
+
+    return edit
+
+
+def emptied(folder):
+    for path in folder.iterdir():
+        path.unlink()
+
+
+NO_NAME = "which is no name of one"
+
+
+@table(
+    ("nowhere", shutil.rmtree, CheckpointError, "state does not exist", "give the folder of a checkpoint"),
+    ("empty", emptied, CheckpointError, "is not a checkpoint", "it has no manifest.json"),
+    ("no-manifest", removed("manifest.json"), CheckpointError, "is not a checkpoint", "it has no manifest.json"),
+    ("no-arrays", removed("arrays-*"), CheckpointError, "safetensors is missing", ANEW),
+    ("arrays-cut", cut("arrays-*", 100), CheckpointError, "has 100 bytes of the", ANEW),
+    ("manifest-cut", cut("manifest.json", 100), CheckpointError, "manifest.json is incomplete or no JSON", ANEW),
+    ("manifest-edited", edited, CheckpointError, "was changed after it was written", "checksum does not fit", ANEW),
+    ("older-format", manifest(lambda c: c.update(format=0)), CheckpointError, "older format, 0", "reads format 1"),
+    ("newer-format", manifest(lambda c: c.update(format=9)), CheckpointError, "newer format, 9", "or a later one"),
+    ("of-training", replaced_by({"x": 1}, TRAINING), CheckpointError, f"kind {TRAINING!r}", f"expected {KIND!r}"),
+    ("of-nothing", replaced_by({"x": 1}, KIND), ValueError, "not the state of an environment", "get_state returns"),
+    ("path-above", named("../{}"), CheckpointError, "names the arrays file '../arrays-", NO_NAME),
+    ("path-absolute", named("/etc/passwd"), CheckpointError, "names the arrays file '/etc/passwd'", NO_NAME),
+    ("path-list", manifest(lambda c: c["arrays"].update(file=["a"])), CheckpointError, "file ['a']", NO_NAME),
+)
+def test_folders_of_states(env, folder, what, error, says):
+    what(folder)
+    files = contents(folder)
+    keeps_its_state(env, lambda: refused(lambda: env.load_state(folder), error, says))
+    assert contents(folder) == files
+
+
+# Runs that are to go on
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A run of two rollouts that was killed in the second one of its six."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    with pytest.raises(Crash.Killed):
+        train(small_settings(folder, *REAL), [Crash(2 * ROLLOUT + 1)])
+    return folder
+
+
+@pytest.fixture
+def run(killed, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(killed, tmp_path / "run")
+
+
+def configured(**changes):
+    def edit(run):
+        content = yaml.safe_load((run / "config.yaml").read_text())
+        (run / "config.yaml").write_text(yaml.safe_dump(content | changes))
+
+    return edit
+
+
+def written(name, text):
+    return lambda run: (run / name).write_text(text)
+
+
+def every_checkpoint(damage):
+    def edit(run):
+        for path in checkpoint_paths(run):
+            damage(path)
+
+    return edit
+
+
+def in_training(change):
+    """A checkpoint of the training with another tree, sealed as it should be."""
+
+    def edit(path):
+        tree = read_checkpoint(path, kind=TRAINING)
+        change(tree)
+        shutil.rmtree(path)
+        write_checkpoint(path, tree, kind=TRAINING)
+
+    return every_checkpoint(edit)
+
+
+def events_file(run):
+    shutil.rmtree(run / "events")
+    (run / "events").write_text("mine")
+
+
+def without_run(run):
+    shutil.rmtree(run)
+
+
+def in_place_of_the_run(run):
+    shutil.rmtree(run)
+    run.write_text("x")
+
+
+OWN = "a run goes on with the settings that it began with"
+UNREADABLE = "has checkpoints, but none that can be read"
+OTHER = "To train anew, give another folder"
+
+
+@table(
+    ("nowhere", without_run, RunError, "there is no run folder", "train one with `esper train --out"),
+    ("a-file", in_place_of_the_run, RunError, "is a file", "give the folder that `esper train --out` wrote"),
+    ("no-config", removed("config.yaml"), RunError, "is not a run: it has no config.yaml"),
+    ("config-cut", written("config.yaml", "env: [Esp"), RunError, "config.yaml is neither YAML nor JSON"),
+    ("config-key", configured(sed=1), ConfigError, "'sed' is not a setting", "did you mean 'seed'?"),
+    ("config-range", configured(num_envs=0), ConfigError, "num_envs is 0", "expected a whole number of at least 1"),
+    ("another-task", configured(env="Esper-CIFAR-v0"), CheckpointError, f"env = {ID}", "has Esper-CIFAR-v0", OWN),
+    ("more-networks", configured(num_envs=5), CheckpointError, "num_envs = 4", "has 5", OWN),
+    ("longer", configured(total_timesteps=999), CheckpointError, "total_timesteps = 72", "has 999", OWN),
+    ("cut", every_checkpoint(cut("arrays-*", 9)), CheckpointError, UNREADABLE, "has 9 bytes of the", OTHER),
+    ("of-a-state", every_checkpoint(replaced_by({"x": 1}, KIND)), CheckpointError, UNREADABLE, f"kind {KIND!r}", OTHER),
+    ("path-above", every_checkpoint(named("../{}")), CheckpointError, UNREADABLE, NO_NAME, OTHER),
+    ("no-state", in_training(lambda t: t.pop("state")), CheckpointError, UNREADABLE, "state", OTHER),
+    ("layout", in_training(lambda t: t["state"].update(layout=0)), CheckpointError, "has layout 0", "reads 1", OTHER),
+    ("events-file", events_file, ValueError, "events cannot be made", "give another one"),
+)
+def test_runs_that_cannot_go_on(run, what, error, says):
+    what(run)
+    files = contents(run.parent)
+    refused(lambda: resume(run, progress=False), error, says)
+    assert contents(run.parent) == files
+
+
+@table(
+    ("locked", locked, [], "is being trained by another process", "wait for it to end, or stop it"),
+    ("seed", nullcontext, ["--seed", "4"], "--seed cannot be given with --resume", "leave all out but --device"),
+    ("out", nullcontext, ["--out", "x"], "--out cannot be given with --resume", "leave all out but --device"),
+    ("device", nullcontext, ["--device", "tpu"], "device is 'tpu'", "expected auto, cpu, cuda or cuda:N"),
+)
+def test_commands_that_go_on(run, capsys, what, error, says):
+    files = contents(run)
+    with what(run):
+        assert_says(bad(["train", "--resume", str(run), *error], capsys).strip(), says)
+    assert contents(run) == files
+
+
+def test_a_finished_run(run, capsys):
+    assert main(["train", "--resume", str(run), "--no-progress"]) == 0
+    capsys.readouterr()
+    files = contents(run)
+    says = ["is finished: all of its 72 timesteps are done", "to train for longer, begin another run"]
+    refused(lambda: resume(run, progress=False), RunError, says)
+    assert contents(run) == files
