@@ -25,18 +25,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import esper_env  # noqa: F401  registers the ids
-import gymnasium
 import numpy as np
 import tyro
 from esper_agent.cli import FAILED, OK, exit_code
 from esper_agent.configuration import ConfigError, parse_env_settings
 from esper_agent.runs import package_versions
+from esper_agent.vectors import make_vector
 from esper_env import atomic
 from esper_env.rules.heads import Op
 from esper_env.rules.stages import Stage
 from esper_env.telemetry import JsonlSink
 from esper_env.telemetry.memory import resident_mib
+from esper_env.vector_env import EsperVectorEnv
+from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table
 from soaking.checks import check_rescued, check_step, differences
@@ -130,7 +131,7 @@ class Soak:
         last = infos.get("final_info", {})
         self.counts["steps"] += len(actions)
         self.counts["episodes"] += int((terminated | truncated).sum())
-        for name, key, wanted in (("rollbacks", "rollback", True), ("illegal_actions", "action_valid", False)):
+        for name, key, wanted in (("rollbacks", "rollback", True), ("illegal actions", "action_valid", False)):
             for part in (infos, last):
                 if key in part:
                     self.counts[name] += int((part[f"_{key}"] & (part[key] == wanted)).sum())
@@ -190,10 +191,12 @@ class Soak:
 def soaked(settings: SoakSettings) -> Iterator[Soak]:
     """A soak on a fresh environment that writes its events to a temporary folder."""
     env_kwargs = parse_env_settings(settings.env_settings)
-    envs = gymnasium.make_vec(settings.env, num_envs=settings.num_envs, **env_kwargs)
+    envs = make_vector(settings.env, settings.num_envs, AutoresetMode.SAME_STEP, **env_kwargs)
     with tempfile.TemporaryDirectory() as folder:
         try:
             vector: Any = envs.unwrapped
+            if not isinstance(vector, EsperVectorEnv):
+                raise ConfigError(f"env is {settings.env}; expected a task of Esper, such as Esper-Digits-v0")
             vector.telemetry.add_sink(JsonlSink(Path(folder) / "events", keep=2))
             yield Soak(vector, settings, Path(folder))
             vector.telemetry.close()

@@ -41,3 +41,16 @@ def test_only_warnings_and_worse_are_shown_and_nothing_is_taken_for_markup():
         "22:13:20 NUMERICAL_INSTABILITY_DETECTED timesteps 640  quantity loss [x]  value nan",
         "22:13:20 PLATEAU_DETECTED timesteps 640  change 0.1  recent 50  previous 49.9  batches 3",
     ]
+
+
+def test_of_each_type_the_first_are_shown_and_all_are_counted():
+    stream = io.StringIO()
+    sink = ConsoleSink(Console(file=stream, width=20), most=2)
+    sink.write([event(HACKING)] * 3)
+    sink.write([event(HACKING)] * 1_000 + [event(BROKEN)])
+    sink.close()
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("22:13")] == [HACKING.TYPE] * 2 + [BROKEN.TYPE]
+    assert lines[2] == "REWARD_HACKING_SUSPECTED: more of them are only counted"
+    assert lines[-1] == "REWARD_HACKING_SUSPECTED: 1,003 in all"
+    assert len(lines) == 5

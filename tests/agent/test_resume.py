@@ -257,7 +257,7 @@ def test_a_configuration_that_was_changed_is_refused(killed, name, value):
     settings[name] = settings[name] | value if isinstance(value, dict) else value
     (killed / "config.yaml").write_text(yaml.safe_dump(settings))
     before = contents(killed)
-    with pytest.raises(CheckpointError, match=f"was saved with {name} = .*, the run's configuration has"):
+    with pytest.raises(CheckpointError, match=rf"was saved with {name}[.\w]* = .*, the run's configuration has"):
         go_on(killed)
     assert contents(killed) == before
 
@@ -297,7 +297,7 @@ def test_a_run_that_has_just_begun_is_locked_too(tmp_path):
 def test_other_versions_are_told(killed):
     versions = json.loads((killed / "versions.json").read_text())
     (killed / "versions.json").write_text(json.dumps(versions | {"torch": "1.0"}))
-    with pytest.warns(RuntimeWarning, match="began with torch 1.0; it goes on with"):
+    with pytest.warns(RuntimeWarning, match=r"began with torch 1\.0, now .*; it may not become"):
         go_on(killed)
 
 

@@ -41,7 +41,7 @@ def test_a_sound_environment_passes(soak, tmp_path, isolation, capsys):
     faults = {name: count for name, count in counts.items() if name.startswith("fault: ")}
     assert len(faults) == 4
     assert result["faults"] == sum(faults.values())
-    for name in ("steps", "episodes", "illegal_actions", "rollbacks", "faults rolled back at once"):
+    for name in ("steps", "episodes", "illegal actions", "rollbacks", "faults rolled back at once"):
         assert counts[name] > 0, name
     assert counts["stretches played twice"] > 0
     assert len(result["memory_mib"]["readings"]) == 20

@@ -1,11 +1,13 @@
 """Runs that are cut off and go on, and what tells two runs apart."""
 
 import csv
+import json
 import pickle
 
 import numpy as np
 from esper_agent.runs import load_run
 from esper_agent.training import PPOSettings, TrainSettings
+from esper_env.telemetry import Detail, read_events
 from stable_baselines3.common.callbacks import BaseCallback
 
 #: Four environments whose episodes are under way whenever one of these rollouts ends.
@@ -62,6 +64,17 @@ def normaliser(folder):
     return float(statistics.mean), float(statistics.var), float(statistics.count)
 
 
+def events(run):
+    """What happened to networks and policy; not when, nor how often the run was begun, saved and inspected."""
+    told = read_events(run / "events")
+    own = [each for each in told if "CHECKPOINT" not in each.type and each.type != "TRAINING_STARTED"]
+    kept = [each for each in own if each.payload.DETAIL == Detail.NORMAL]
+    return [
+        (each.type, each.env, each.episode, each.epoch, each.slot, json.dumps(vars(each.payload), sort_keys=True))
+        for each in kept
+    ]
+
+
 def differences(folder, other):
     """What tells two finished runs apart, but for the clock: empty if one could stand for the other."""
     looks = {
@@ -69,6 +82,7 @@ def differences(folder, other):
         "normaliser": normaliser,
         "progress": progress,
         "episodes": lambda run: (run / "episodes.csv").read_bytes(),
+        "events": events,
         "timesteps": lambda run: load_run(run, device="cpu").model.num_timesteps,
     }
     return [name for name, look in looks.items() if look(folder) != look(other)]

@@ -130,8 +130,8 @@ def test_the_detail_can_be_set_for_good(telemetry):
     assert telemetry.wants(CounterfactualComputed)
     telemetry.detail = Detail.NORMAL
     assert not telemetry.wants(CounterfactualComputed)
-    with pytest.raises(ValueError, match="7 is not a valid Detail"):
-        telemetry.detail = 7
+    with pytest.raises(TypeError, match=r"detail is 'FULL'; expected Detail\.NORMAL or Detail\.FULL"):
+        telemetry.detail = "FULL"
 
 
 def test_what_is_no_detail_or_no_sink_is_refused(telemetry):

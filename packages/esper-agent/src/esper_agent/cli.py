@@ -32,6 +32,7 @@ from esper_agent.ppo import NonFiniteUpdateError
 from esper_agent.ranges import check_device
 from esper_agent.report.tables import print_summaries, summarise, summarise_all, training_table, write_summaries
 from esper_agent.runs import CONFIG, EPISODES, EVENTS, PROGRESS, PolicyByName, new_folder
+from esper_agent.saving import checkpoint_paths
 from esper_agent.training import HELD_OUT_SEED, Trained, TrainSettings, resume, train
 from esper_agent.vectors import make_vector
 
@@ -136,13 +137,15 @@ def _report(trained: Trained, console: Console) -> int:
         "model": trained.model_path,
         "training episodes": trained.folder / EPISODES,
         "losses and metrics": f"{trained.folder / PROGRESS}; tensorboard --logdir {trained.folder}",
-        "what happened": trained.folder / EVENTS,
+        **({"what happened": trained.folder / EVENTS} if (trained.folder / EVENTS).exists() else {}),
         "see how good it is": f"esper evaluate --policy {trained.folder} --env {trained.env}",
     }
     if trained.resumed_from is not None:
         done += f", from {trained.resumed_from:,} on"
     if trained.interrupted:
-        files["go on"] = f"esper train --resume {trained.folder}"
+        saved = checkpoint_paths(trained.folder)
+        begin = f"timestep {int(saved[0].name):,}" if saved else "the beginning"
+        files["go on"] = f"esper train --resume {trained.folder}, from {begin}"
     console.print(done, soft_wrap=True)
     for label, text in files.items():
         console.print(f"  {label:18} {text}", soft_wrap=True, markup=False, highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -29,19 +30,31 @@ class ErrorConsole(Console):
 
 
 class ConsoleSink:
-    """Prints a line for each event of severity warning or worse: UTC time, type, where it happened, the numbers."""
+    """Prints a line for each event of severity warning or worse: UTC time, type, where it happened, the numbers.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    Of each type it prints ``most`` lines; at the end it says how many more there were.
+    """
+
+    def __init__(self, console: Console, most: int = 10) -> None:
+        self.console, self.most = console, most
+        self._seen: Counter[str] = Counter()
 
     def write(self, events: Sequence[Event]) -> None:
         """Print those that matter."""
         for event in events:
-            if event.severity in STYLES:
+            if event.severity not in STYLES:
+                continue
+            self._seen[event.type] += 1
+            if self._seen[event.type] <= self.most:
                 self.console.print(_line(event), soft_wrap=True)
+            if self._seen[event.type] == self.most:
+                self.console.print(f"{event.type}: more of them are only counted", soft_wrap=True, highlight=False)
 
     def close(self) -> None:
-        """The console stays open: it belongs to whoever made it."""
+        """Say what was counted. The console stays open: it belongs to whoever made it."""
+        for kind, count in self._seen.items():
+            if count > self.most:
+                self.console.print(f"{kind}: {count:,} in all", soft_wrap=True, highlight=False)
 
 
 def _line(event: Event) -> Text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,10 +182,19 @@ def _tell(failures: Sequence[str], path: Path) -> None:
 
 
 def _check_settings(path: Path, tree: Tree, settings: Mapping[str, Any]) -> None:
-    saved = tree["settings"]
-    for name in sorted(saved.keys() | settings.keys()):
-        if saved.get(name) != settings.get(name):
+    saved, own = dict(_dotted(tree["settings"])), dict(_dotted(settings))
+    for name in sorted(saved.keys() | own.keys()):
+        if saved.get(name) != own.get(name):
             raise CheckpointError(
-                f"{path} was saved with {name} = {saved.get(name)}, the run's configuration has {settings.get(name)}; "
+                f"{path} was saved with {name} = {saved.get(name)}, the run's configuration has {own.get(name)}; "
                 "a run goes on with the settings that it began with: put the old one back, or train another run"
             )
+
+
+def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting under its full dotted name."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

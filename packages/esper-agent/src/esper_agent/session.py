@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from esper_env.tasks import task_dict
-from esper_env.telemetry import CheckpointLoaded, CheckpointSaved, JsonlSink, Sink, Telemetry
+from esper_env.telemetry import CheckpointLoaded, CheckpointSaved, JsonlSink, Sink, Telemetry, drop_events
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
@@ -20,6 +20,7 @@ from esper_agent.checkpoints import restore_training
 from esper_agent.configuration import plain, training_env_settings
 from esper_agent.diagnostics_callback import DiagnosticsCallback
 from esper_agent.environment_layers import check_layers
+from esper_agent.event_log import EventLog
 from esper_agent.outputs import run_logger
 from esper_agent.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
 from esper_agent.runs import EPISODES, EVENTS, PROGRESS, save_model
@@ -75,14 +76,16 @@ class Session:
         curves = CurvesRecorder(folder / EPISODES)
         total = settings.whole_rollouts
         hub: Telemetry = self.env.get_attr("telemetry")[0]
-        diagnostics = DiagnosticsCallback(settings.anomalies, hub)
+        diagnostics, log = DiagnosticsCallback(settings.anomalies, hub), EventLog(hub, folder / EVENTS)
+        if start is None:
+            drop_events(log.folder, 0)  # of a run that was cut off before its first checkpoint
         with ExitStack() as leaving:  # each is closed also where another cannot be
             for close in (model.logger.close, curves.close, hub.close):
                 leaving.callback(close)
             for sink in [*([JsonlSink(folder / EVENTS)] if settings.telemetry else []), *sinks]:
                 hub.add_sink(sink)
             with StopOnInterrupt() as stop:
-                watchers: list[BaseCallback] = [stop, TrainingMetricsCallback(), curves, diagnostics, *callbacks]
+                watchers: list[BaseCallback] = [stop, TrainingMetricsCallback(), curves, diagnostics, log, *callbacks]
                 if settings.eval_every:
                     held_out = settings.eval_every, settings.eval_episodes, HELD_OUT_SEED
                     watchers.append(PeriodicEvaluation(settings.env, *held_out, self.env_kwargs, stop))

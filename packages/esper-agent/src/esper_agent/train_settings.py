@@ -79,7 +79,7 @@ class TrainSettings:
     """Play the deterministic policy on held-out episodes every so many timesteps and log it; 0 never does."""
     eval_episodes: int = 8
     """Episodes of each such evaluation."""
-    checkpoint_every: int = 2_560
+    checkpoint_every: int = 640
     """Save the state of the training every so many timesteps, rounded up to whole rollouts; 0 never does."""
     telemetry: bool = True
     """Write what happens to the networks and to the policy as events to the folder `events` of the run."""

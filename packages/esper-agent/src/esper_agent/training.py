@@ -124,12 +124,14 @@ def _tell_versions(folder: Path) -> None:
         before = None
     now = package_versions()
     if not isinstance(before, dict):
-        changed = f"with versions that are not known ({VERSIONS} cannot be read)"
+        changed = f"versions that are not known ({VERSIONS} cannot be read)"
     else:
-        changed = ", ".join(f"{name} {before.get(name)}" for name in now if before.get(name) != now[name])
+        changed = ", ".join(
+            f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]
+        )
     if changed:
         warnings.warn(
-            f"{folder} began with {changed}; it goes on with {now}, and may not become what it would have",
+            f"{folder} began with {changed}; it may not become what it would have",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -49,6 +49,7 @@ from esper_env.telemetry.training_payloads import (
     Trend,
     ValueCollapse,
 )
+from esper_env.telemetry.trimming import drop_events
 
 __all__ = [
     "PAYLOADS",
@@ -97,6 +98,7 @@ __all__ = [
     "TrainingStarted",
     "Trend",
     "ValueCollapse",
+    "drop_events",
     "event_table",
     "read_events",
 ]

@@ -47,13 +47,15 @@ class Telemetry:
 
     @detail.setter
     def detail(self, detail: Detail) -> None:
+        if not isinstance(detail, Detail):
+            raise TypeError(f"detail is {detail!r}; expected Detail.NORMAL or Detail.FULL")
         with self._lock:
-            self._base = Detail(detail)
+            self._base = detail
             self._update_level()
 
     def add_sink(self, sink: S) -> S:
         """Attach a sink and return it. ``TypeError`` for what is no sink, ``ValueError`` for one that is attached."""
-        if not isinstance(sink, Sink):
+        if not isinstance(sink, Sink) or isinstance(sink, type):
             raise TypeError(f"{sink!r} is not a sink: it needs the methods write(events) and close()")
         with self._lock:
             if any(channel.sink is sink for channel in self._channels):

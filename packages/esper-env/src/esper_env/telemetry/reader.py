@@ -31,7 +31,9 @@ def read_events(path: str | Path) -> Iterator[Event]:
     path = Path(path)
     files = event_files(path) if path.is_dir() else [path]
     if not files:
-        raise FileNotFoundError(f"there is no event file in {path}; give the folder of a JsonlSink that got events")
+        raise FileNotFoundError(
+            f"there is no event file in {path}; give the folder of a JsonlSink that got events, as `events` in a run"
+        )
     if not files[0].exists():
         raise FileNotFoundError(f"there is no file or folder {path}; give what a JsonlSink wrote")
     return (event for file in files for event in _events_in(file))
