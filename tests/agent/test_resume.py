@@ -341,6 +341,15 @@ def test_an_environment_without_a_state_is_refused_before_anything_is_written(to
     train(replace(settings, checkpoint_every=0))
 
 
+def test_settings_may_be_whole_numbers(tmp_path):
+    """As Python's callers write them; the configuration file has them as fractions."""
+    whole_numbers = {"max_grad_norm": 10, "clip_range": 1, "ent_coef": 0, "final_ent_coef": 0, "vf_coef": 1}
+    folder = cut(tmp_path / "run", 2 * ROLLOUT + 1, ppo=whole_numbers)
+    whole = train(small_settings(tmp_path / "whole", *TOY, **EVALUATED, ppo=whole_numbers))
+    assert {type(value) for value in go_on(folder).model.last_update.values()} == {float}
+    assert differences(folder, whole.folder) == []
+
+
 class Counter(BaseCallback):
     """A callback of one's own with a state: rollouts that it has seen begin, and steps."""
 

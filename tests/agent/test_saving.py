@@ -112,6 +112,10 @@ def replace_by_another_kind(checkpoint):
     write_checkpoint(checkpoint, {"x": 1}, kind="something else")
 
 
+def put(checkpoint, **tree):
+    write_checkpoint(checkpoint, {"settings": {}, "state": {"layout": 1}} | tree, kind=KIND)
+
+
 def older_layout(checkpoint):
     tree = read_checkpoint(checkpoint, kind=KIND)
     tree["state"]["layout"] = 0
@@ -132,6 +136,9 @@ DAMAGES = {
     "unreadable": (unreadable, "symbolic link"),
     "older format": (age, "has an older format, 0"),
     "older layout": (older_layout, "has layout 0, this version of esper-agent reads 1"),
+    "no state": (lambda checkpoint: put(checkpoint, state=3), "state of .* is 3; expected a dict"),
+    "no settings": (lambda checkpoint: put(checkpoint, settings=[]), "settings of .* is .*; expected a dict"),
+    "no timesteps": (put, "is of timestep None"),
     "renamed": (move, "it has been renamed"),
 }
 

@@ -118,6 +118,9 @@ def check_rolled_back(trip, rows, before, epoch):
         accuracy, loss = accuracy_and_loss(growth, row)
         assert infos["val_accuracy"][row] == pytest.approx(accuracy, abs=1e-4)
         assert infos["val_loss"][row] == pytest.approx(loss, rel=1e-4)
+        governor = growth._governor.get_state()  # from now on it compares with what was put back
+        assert governor["count"][row] == 1
+        assert governor["history"][row, -1] == pytest.approx(min(loss, growth._governor.guessing), rel=1e-4)
     components = {name: value for name, value in infos["reward_components"].items() if name[0] != "_"}
     np.testing.assert_array_equal(components["governor"][rows], -1.0)
     np.testing.assert_allclose(sum(components.values()), reward, atol=1e-12)

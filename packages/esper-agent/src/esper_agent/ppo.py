@@ -348,7 +348,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
             "lstm_cell_rms": root_mean_square(buffer.cell_states_pi),
             "clip_range": settings.clip_range,
             "ent_coef": settings.ent_coef,
-            "max_grad_norm": self.max_grad_norm,
+            "max_grad_norm": float(self.max_grad_norm),
         }
         if settings.clip_range_vf is not None:
             totals["clip_range_vf"] = settings.clip_range_vf

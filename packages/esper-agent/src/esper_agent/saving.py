@@ -167,8 +167,12 @@ def latest_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Saved | None
 
 def _check_tree(path: Path, tree: Tree) -> None:
     expect_keys(tree, {"settings": None, "state": None}, str(path))
+    for name, part in tree.items():
+        if not isinstance(part, dict):
+            raise CheckpointError(f"{name} of {path} is {part!r}; expected a dict")
     check_layout(tree["state"], str(path))
-    timesteps = tree["state"]["counters"]["num_timesteps"]
+    counters = tree["state"].get("counters")
+    timesteps = counters.get("num_timesteps") if isinstance(counters, dict) else None
     if timesteps != int(path.name):
         raise CheckpointError(f"{path} is of timestep {timesteps}; it has been renamed")
 

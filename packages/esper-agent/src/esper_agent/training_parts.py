@@ -140,12 +140,12 @@ def _last_update(model: Model) -> Tree:
 
 def _check_last_update(_: Model, tree: Tree) -> None:
     for name, value in tree.items():
-        if type(value) is not float:
+        if type(value) not in (int, float):
             raise CheckpointError(f"last_update/{name} is {value!r}; expected a number")
 
 
 def _put_last_update(model: Model, tree: Tree) -> None:
-    model.last_update = dict(tree)
+    model.last_update = {name: float(value) for name, value in tree.items()}
 
 
 def _decision(model: Model) -> Tree:
