@@ -73,7 +73,13 @@ def test_an_anomaly_begins_beyond_its_threshold(name, inside, outside, kind, lim
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", ["loss", "value_loss", "approx_kl", "grad_norm", "slot_ratio_max", "op_ratio_mean"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "grad_norm"),
+        *(f"{head}_ratio_{statistic}" for head in HEAD_NAMES for statistic in ("mean", "max", "min")),
+    ],
+)
 def test_what_is_not_finite_is_instability_and_an_error(name, value):
     (anomaly,) = found(**{name: value})
     assert (type(anomaly), anomaly.quantity, anomaly.threshold) == (NumericalInstability, name, None)

@@ -214,6 +214,24 @@ def test_reward_hacking_in_training_says_where():
     assert all(where["slot"] is None for where in wheres)
 
 
+def test_what_waits_to_be_counted_is_part_of_the_state():
+    states = []
+
+    class Witness(DiagnosticsCallback):
+        def _on_rollout_end(self):
+            super()._on_rollout_end()
+            states.append(json.loads(json.dumps(self.get_state())))
+
+    env = make_sb3_env("Esper-Digits-v0", 2, seed=0, reward_mode="contribution", **QUICK)
+    settings = AnomalySettings(hacking_points=1.5, value_collapse=-1e9, op_entropy_floor=0.0)
+    model = make_model(env, policy={"logit_bias": {"op": {"GERMINATE": 5.0}}})
+    model.learn(48, callback=Witness(settings))
+    assert states[-1]["counts"][RewardHackingSuspected.TYPE] > 0
+    other = DiagnosticsCallback(settings)
+    other.set_state(states[-1])
+    assert other.get_state() == states[-1]
+
+
 def test_counts_are_logged_per_round_also_without_a_hub(tmp_path):
     model = make_model(max_grad_norm=1e-3)
     model.set_logger(configure(str(tmp_path), ["csv"]))

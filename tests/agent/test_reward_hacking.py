@@ -195,6 +195,80 @@ def test_a_contribution_that_was_not_measured_is_not_read():
     assert not [s for s in suspected(infos) if s.payload.signature == "ransomware"]
 
 
+def ransoms(infos):
+    return [s for s in suspected(infos) if s.payload.signature == "ransomware"]
+
+
+def test_a_single_high_contribution_is_no_ransom():
+    infos = held(-9.0, 5, contribution=0.05)
+    infos[10]["contribution"] = np.array([40.0])
+    assert ransoms(infos) == []
+
+
+def test_accuracy_is_compared_with_the_mean_of_three_epochs_before_the_planting():
+    infos = held(-9.0, 5)
+    for epoch, accuracy in enumerate((90.0, 90.0, 45.0, 46.0, 44.0)):
+        infos[epoch]["val_accuracy"] = accuracy
+    (suspicion,) = ransoms(infos)
+    assert suspicion.payload.improvement == pytest.approx(41.0 - 45.0)
+
+
+def test_a_seed_of_the_very_first_step_is_compared_with_that_step():
+    infos = world(life(Stage.HOLDING), [5.0] * HORIZON, np.where(np.arange(HORIZON) < 1, 50.0, 36.0))
+    (suspicion,) = ransoms(infos)
+    assert suspicion.payload.improvement == pytest.approx(41.0 - 50.0)
+
+
+@pytest.mark.parametrize("holding", [0, 2, 4])
+def test_a_fossilized_seed_is_kept_as_well(holding):
+    infos = held(-9.0, 12)
+    for info in infos[8 + holding : 20]:
+        info["slot_stage"] = np.array([Stage.FOSSILIZED])
+    assert [s.epoch for s in ransoms(infos)] == [13]
+
+
+def test_a_scaffold_is_pay_for_growth_too():
+    infos = world([Stage.DORMANT] * HORIZON, [0.0] * HORIZON)
+    infos[3]["reward_components"]["scaffold"] = 0.2
+    (suspicion,) = suspected(infos)
+    assert suspicion.payload.paid == pytest.approx(20.0)
+
+
+def test_seeds_that_harm_are_worth_nothing():
+    infos = world(life(Stage.HOLDING), [15.0] * HORIZON)
+    infos[-1]["shapley"] = np.array([-3.0])
+    (suspicion,) = suspected(infos)
+    assert (suspicion.payload.improvement, suspicion.payload.ratio) == (0.0, None)
+
+
+def two_seeds(lost, contribution=20.0, planted=5):
+    """A seed in HOLDING from 8 on, and beside it one that is pruned at 15, with which ``lost`` points are gone."""
+    epochs = np.arange(30)
+    first = np.where(epochs < planted, Stage.DORMANT, np.where(epochs < 18, Stage.TRAINING, Stage.HOLDING))
+    second = np.where(epochs < 3, Stage.GERMINATED, np.where(epochs < 15, Stage.BLENDING, Stage.PRUNED))
+    infos = world(np.stack([first, second], axis=1), np.zeros((30, 2)), np.full(30, 50.0))
+    for epoch, info in enumerate(infos):
+        info["contribution"] = np.array([5.0, contribution if 5 < epoch < 12 else 0.0])
+        info["contribution_measured"] = np.array([epoch >= 18, 5 < epoch < 15])
+        info["val_accuracy"] = 50.0 if epoch < 15 else 50.0 - lost
+        info["reward_components"] = {}
+    return infos
+
+
+@pytest.mark.parametrize(("lost", "fires"), [(20.0, 0), (21.9, 0), (22.1, 1)])
+def test_a_seed_does_not_answer_for_what_another_took_with_it(lost, fires):
+    assert len(ransoms(two_seeds(lost))) == fires
+
+
+def test_a_seed_that_took_nothing_with_it_is_no_excuse():
+    (suspicion,) = ransoms(two_seeds(9.0, contribution=-20.0))
+    assert (suspicion.slot, suspicion.payload.improvement) == (0, -9.0)
+
+
+def test_a_seed_that_is_planted_after_a_loss_is_compared_with_what_was_left():
+    assert ransoms(two_seeds(20.0, planted=16)) == []
+
+
 def test_environments_are_apart_and_go_on_from_a_state_that_went_through_json():
     bad, good = world(life(Stage.HOLDING), [15.0] * HORIZON), world(life(Stage.FOSSILIZED), [15.0] * HORIZON)
     steps = [([bad[t], good[t], held(-9.0, 12, length=HORIZON)[t]], [t == HORIZON - 1] * 3) for t in range(HORIZON)]

@@ -15,7 +15,8 @@ value is as high as that of a useful one, see ``reward.py`` of the environment. 
 ``ransomware``, while an episode runs: a seed has been in HOLDING or FOSSILIZED for ``ransom_epochs`` epochs and
 contributes more than ``ransom_points``, yet accuracy is more than ``ransom_loss`` points lower than it was on average
 over the three epochs before it was planted. Both are medians over the last ``ransom_epochs``: a validation accuracy
-may drop by 20 points for a single epoch. Reported once per seed, in every reward mode.
+may drop by 20 points for a single epoch. What other seeds took with them when they were pruned meanwhile, the most that
+each was measured to contribute, is not held against it. Reported once per seed, in every reward mode.
 """
 
 from __future__ import annotations
@@ -52,11 +53,12 @@ class Suspicion(NamedTuple):
 class _Seed:
     """A seed as it has been so far."""
 
-    reference: float  # mean accuracy before it was planted
+    reference: float  # mean accuracy before it was planted, less what other seeds have taken with them since
     accuracies: list[float] = field(
         default_factory=list
     )  # in HOLDING or FOSSILIZED, of the last epochs without a break
     contributions: list[float] = field(default_factory=list)  # measured there
+    most: float = 0.0  # that it was measured to contribute, in any stage
     reported: bool = False
 
 
@@ -123,16 +125,26 @@ class RewardHackingDetector:
         before, now = episode.accuracy, float(info["val_accuracy"])
         episode.accuracies = [*episode.accuracies, now][-SMOOTHING:]
         episode.epoch += 1
-        for slot, stage in enumerate(np.asarray(info["slot_stage"]).tolist()):
+        stages = np.asarray(info["slot_stage"]).tolist()
+        for slot, stage in enumerate(stages):
             if not HAS_SEED[stage]:
-                episode.seeds.pop(slot, None)
                 continue
             # One planted in the very first step has only the accuracy of that step to be compared with.
             seed = episode.seeds.setdefault(slot, _Seed(reference=now if math.isnan(before) else before))
             kept = stage in _KEPT
             seed.accuracies = self._latest(seed.accuracies, now) if kept else []
-            measured = kept and info["contribution_measured"][slot]
-            seed.contributions = self._latest(seed.contributions, float(info["contribution"][slot])) if measured else []
+            measured, contribution = bool(info["contribution_measured"][slot]), float(info["contribution"][slot])
+            seed.contributions = self._latest(seed.contributions, contribution) if kept and measured else []
+            seed.most = max(seed.most, contribution) if measured else seed.most
+        for slot in [slot for slot in episode.seeds if not HAS_SEED[stages[slot]]]:
+            self._take_out(episode, slot)
+
+    def _take_out(self, episode: _Episode, slot: int) -> None:
+        gone = episode.seeds.pop(slot)
+        for seed in episode.seeds.values():
+            seed.reference -= gone.most
+        if gone.most > 0:  # the accuracies with it are no measure of what is planted from now on
+            episode.accuracies = episode.accuracies[-1:]
 
     def _latest(self, values: list[float], value: float) -> list[float]:
         return [*values, value][-self.settings.ransom_epochs :]
