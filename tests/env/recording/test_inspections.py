@@ -5,7 +5,7 @@ from esper_env.recording.inspections import INSPECTION_STEPS, Inspections
 from esper_env.rules.heads import Blueprint
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 
@@ -38,6 +38,8 @@ def test_a_blueprint_is_new_once_in_each_slot():
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=200))
+@example([True] * (2 * INSPECTION_STEPS + 1))
+@example([False] * INSPECTION_STEPS + [True, True])
 def test_what_is_known_is_looked_at_again_after_a_while(training):
     """Never within the interval; at once where something trains after it."""
     inspections = Inspections()

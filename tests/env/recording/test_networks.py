@@ -12,7 +12,7 @@ from esper_env.recording.recorder import MEMORY_STEPS
 from esper_env.rules.gates import GateConfig
 from esper_env.rules.heads import CNN_BLUEPRINTS, Head, Op
 from esper_env.rules.stages import Stage
-from esper_env.telemetry import memory
+from esper_env.telemetry import Detail, memory
 from listening import break_host, heard, listen, payloads
 from torch import nn
 
@@ -215,3 +215,4 @@ def test_an_accelerator_that_is_full_is_told_of(make_digits_vec, action, monkeyp
     envs.step(action()[None])
     (warning,) = payloads(envs, sink, "MEMORY_WARNING")
     assert (warning.kind, warning.used_mib, warning.limit_mib) == ("cuda:0", 95.0, 90.0)
+    assert envs.unwrapped.telemetry.detail is Detail.FULL, "what led to it is told for a while"
