@@ -294,3 +294,11 @@ def test_healthy_training_raises_no_alarm(tmp_path):
     assert kinds["PPOUpdateCompleted"] == 3
     assert hub.of(Anomaly) == hub.of(RewardHackingSuspected) == []
     assert hub.escalations == []
+
+
+def test_what_waits_to_be_counted_is_part_of_the_state():
+    """A trend that a rollout ended with is logged with the updates that follow it."""
+    state = DiagnosticsCallback().get_state() | {"counts": {"PLATEAU_DETECTED": 2}, "accuracies": [12.5]}
+    other = DiagnosticsCallback()
+    other.set_state(state)
+    assert other.get_state() == state
