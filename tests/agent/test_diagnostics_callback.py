@@ -296,7 +296,7 @@ def test_healthy_training_raises_no_alarm(tmp_path):
     assert hub.escalations == []
 
 
-def test_what_waits_to_be_counted_is_part_of_the_state():
+def test_trends_and_accuracies_that_wait_are_part_of_the_state():
     """A trend that a rollout ended with is logged with the updates that follow it."""
     state = DiagnosticsCallback().get_state() | {"counts": {"PLATEAU_DETECTED": 2}, "accuracies": [12.5]}
     other = DiagnosticsCallback()
