@@ -26,12 +26,13 @@ def runs(tmp_path_factory):
     return folder, *(sink.events for sink in sinks)
 
 
-def test_the_folder_has_what_the_sinks_heard(runs):
+def test_the_folder_has_what_the_sinks_heard_up_to_the_checkpoint_and_from_there(runs):
     folder, first, second = runs
-    assert list(read_events(folder / "events")) == [*first, *second]
+    in_folder = list(read_events(folder / "events"))
+    assert in_folder == [*first[: second[0].id], *second]
+    assert [event.id for event in in_folder] == list(range(len(in_folder)))
+    assert first[second[0].id].type == "CHECKPOINT_SAVED"
     assert [path.name for path in sorted((folder / "events").iterdir())] == [f"events-0000{n}.jsonl" for n in (0, 1)]
-    for events in (first, second):
-        assert [event.id for event in events] == list(range(len(events)))
 
 
 def test_a_run_tells_of_its_beginning_and_of_where_it_goes_on(runs):

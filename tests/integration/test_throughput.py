@@ -156,7 +156,8 @@ def test_telemetry_is_timed_on_the_same_episodes_with_and_without_it(tmp_path, c
             assert len(ratios) == 4
             assert row["overhead"][clock]["median"] == pytest.approx(np.median(ratios) - 1.0)
             assert row["milliseconds_per_step"][clock] == pytest.approx(1e3 * np.median(row["rounds"][clock]))
-    assert "events a step" in capsys.readouterr().out
+    assert "own work" in capsys.readouterr().out
+    assert 0 == rows["no sink"]["own_work"] < rows["normal"]["own_work"] < 1
     for wrong in (["--counts", "0"], ["--rounds", "0"], ["--steps", "0"], ["--warmup", "-1"]):
         assert telemetry.main(["--out", str(tmp_path / "none.json"), *wrong]) == BAD_INPUT
     assert not (tmp_path / "none.json").exists()

@@ -66,7 +66,7 @@ def normaliser(folder):
 
 def events(run):
     """What happened to networks and policy; not when, nor how often the run was begun, saved and inspected."""
-    told = read_events(run / "events")
+    told = read_events(run / "events") if (run / "events").is_dir() else []
     own = [each for each in told if "CHECKPOINT" not in each.type and each.type != "TRAINING_STARTED"]
     kept = [each for each in own if each.payload.DETAIL == Detail.NORMAL]
     return [
