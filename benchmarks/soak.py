@@ -29,6 +29,7 @@ import numpy as np
 import tyro
 from esper_agent.cli import FAILED, OK, exit_code
 from esper_agent.configuration import ConfigError, parse_env_settings
+from esper_agent.information import machine
 from esper_agent.runs import package_versions
 from esper_agent.vectors import make_vector
 from esper_env import atomic
@@ -42,7 +43,6 @@ from rich.console import Console
 from rich.table import Table
 from soaking.checks import check_rescued, check_step, differences
 from soaking.faults import FAULTS, inject
-from throughput.timing import machine
 from tqdm import tqdm
 
 #: Share of the time after which memory is first looked at: by then everything has been allocated.

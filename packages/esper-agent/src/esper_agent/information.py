@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import platform
 from typing import Any
 
 import torch
@@ -126,3 +128,9 @@ def _table(title: str, *headings: str) -> Table:
         text = heading in _TEXTS
         table.add_column(heading, no_wrap=not text, overflow="fold")
     return table
+
+
+def machine() -> str:
+    """The kind of machine that figures are taken on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{platform.machine()}, {os.cpu_count()} CPU cores, {gpu}"
