@@ -116,7 +116,6 @@ class Population:
             self._snapshots = [Snapshots(shard) for shard in self.shards]
             stream = (self._train_images, config.batch_size, config.batches_per_step)
             self._streams = [MinibatchStream(*stream) for _ in range(count)]
-        self._seeds = np.zeros(count, dtype=np.int64)
         # Trainable scalars of what has been attached so far, by slot and blueprint: the same in every shard.
         self._seed_sizes = np.zeros((self.slots, NO_BLUEPRINT), dtype=np.int64)
         self._gate_sizes = np.zeros(self.slots, dtype=np.int64)
@@ -135,7 +134,6 @@ class Population:
     @_own_settings()
     def reset_row(self, row: int, seed: int) -> None:
         """Start one network anew from a seed: weights, data order and seeds to come."""
-        self._seeds[row] = seed
         shard, local = self._locate(row)
         shard.reset_row(local, seed)
         self._streams[row].seed(derive_seed(seed, "minibatches"))
@@ -213,8 +211,9 @@ class Population:
             local = rows[(rows >= own.start) & (rows < own.stop)] - own.start
             if not len(local):
                 return None
-            rngs = [derive_rng(int(self._seeds[own.start + row]), "shapley") for row in local]
-            return appraise(self.shards[index], structure.rows(own), local, self._validation, self._test, rngs)
+            shard = self.shards[index]
+            rngs = [derive_rng(int(shard.row_seeds[row]), "shapley") for row in local]
+            return appraise(shard, structure.rows(own), local, self._validation, self._test, rngs)
 
         return _joined(Commitment, [part for part in self._each_shard(one) if part is not None])
 
@@ -234,7 +233,6 @@ class Population:
         @_own_settings()
         def commit() -> None:
             put_in_place()
-            self._seeds[:] = state["episode_seeds"]
             for row, slot in np.argwhere(blueprint != NO_BLUEPRINT):
                 self._note_sizes(int(row), int(slot), int(blueprint[row, slot]))
 
