@@ -10,15 +10,16 @@ from typing import Any
 TELEMETRY = """
 ### What telemetry costs: {env}
 
-Vectors of the same seeds play the same random legal actions, blocks of {steps} steps in turns, {rounds} rounds. The
-overhead is what a sink that writes files adds to a step, in percent: medians (quartiles) of the rounds' own ratios; CPU
-is the time of the whole process, the writing thread included. Own work is the CPU time that telemetry's own code takes
-in both threads, in percent of all other CPU time: a small number measured directly, where the overheads are differences
-of large ones. Machine: {machine}. File: `benchmarks/results/{file}`.
+A vector plays {steps} steps without a sink, is put back, and plays them again with a sink that writes files, and again
+in full detail, in changing order, {rounds} times. The overhead is what the sink adds to a step, in percent:
+interquartile means of the rounds' own ratios [95% bootstrap intervals]; CPU is the time of the whole process, the
+writing thread included. Own work is the CPU time that telemetry's own code takes in both threads, in percent of all
+other CPU time: a small number measured directly, where the overheads are differences of large ones.
+Machine: {machine}. File: `benchmarks/results/{file}`.
 Command: `{command}`
 
-| n | sink | events a step | ms a step | own work | overhead, wall | overhead, CPU |
-|---|---|---|---|---|---|---|
+| policy | n | sink | events a step | ms a step | own work | overhead, wall | overhead, CPU |
+|---|---|---|---|---|---|---|---|
 {rows}
 """
 
@@ -43,7 +44,7 @@ def _lines(rows: Iterable[Iterable[str]]) -> str:
 
 
 def _share(share: Mapping[str, float]) -> str:
-    return f"{100 * share['median']:+.2f} ({100 * share['quartile_1']:+.2f}, {100 * share['quartile_3']:+.2f})"
+    return f"{100 * share['value']:+.2f} [{100 * share['low']:+.2f}, {100 * share['high']:+.2f}]"
 
 
 def telemetry(file: Path) -> str:
@@ -56,7 +57,8 @@ def telemetry(file: Path) -> str:
             shares = [own, *(_share(row["overhead"][clock]) for clock in ("wall", "cpu"))]
             shares = shares if name != "no sink" else [""] * 3
             milliseconds = row["milliseconds_per_step"]["wall"]
-            rows.append([str(result["n"]), name, f"{row['events_per_step']:.0f}", f"{milliseconds:.1f}", *shares])
+            who = [result["policy"], str(result["n"]), name]
+            rows.append([*who, f"{row['events_per_step']:.0f}", f"{milliseconds:.1f}", *shares])
     return TELEMETRY.format(**{**content, "file": file.name, "rows": _lines(rows)})
 
 

@@ -1,13 +1,14 @@
-"""What telemetry costs: steps of the same networks with and without a sink, in turns.
+"""What telemetry costs: the same steps of the same networks with and without a sink.
 
     python benchmarks/throughput/telemetry.py --out benchmarks/results/telemetry-cpu.json
 
-Three vectors start from the same seeds and play the same random legal actions: one without a sink, one that writes JSON
-lines to a temporary folder, one that does so in full detail. They take turns at blocks of steps, in another order each
-round. The overhead is a ratio of blocks of the same round; the median over the rounds is given, with the quartiles.
-Wall-clock time is what a run takes longer; the process's CPU time includes the thread that writes. Both are differences
-of large numbers. So the CPU time of telemetry's own work is taken as well: telling and emitting, checking isolation,
-and encoding and writing in the other thread, as a share of the rest of the process's CPU time.
+One vector plays a few steps without a sink, is put back to where it was, plays them again with a sink that writes JSON
+lines to a temporary folder, and again with one in full detail; each round begins with another of the three. Actions are
+chosen off the clock, by random legal growth and by the heuristic. The overhead is a ratio of times of the same round;
+its interquartile mean over the rounds is given, with its 95% bootstrap interval. Wall-clock time is what a run takes
+longer; the process's CPU time includes the thread that writes. Both are differences of large numbers. So the CPU time
+of telemetry's own work is taken as well: telling and emitting, checking isolation, and encoding and writing in the
+other thread, as a share of the rest of the process's CPU time.
 
 Exit codes: 0 done, 1 the file could not be written, 2 bad input, 130 interrupted.
 """
@@ -19,22 +20,24 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import esper_env  # noqa: F401  registers the ids
-import gymnasium
 import numpy as np
 import torch
 import tyro
+from esper_agent.baselines import POLICIES
 from esper_agent.cli import OK, exit_code
 from esper_agent.configuration import ConfigError
 from esper_agent.runs import package_versions
+from esper_agent.statistics import bootstrap_interval
+from esper_agent.vectors import make_vector
 from esper_env import atomic
-from esper_env.telemetry import Detail, JsonlSink, read_events
+from esper_env.telemetry import Detail, JsonlSink
+from gymnasium.vector import AutoresetMode, VectorEnv
 from rich.console import Console
 from rich.table import Table
 from timing import machine, waiter
@@ -56,14 +59,16 @@ class TelemetrySettings:
     """JSON file of the results; an existing one is replaced."""
     env: str = "Esper-Digits-v0"
     """Task."""
+    policies: tuple[str, ...] = ("random", "heuristic")
+    """Who acts; see `esper evaluate --help`."""
     counts: tuple[int, ...] = (16, 32)
     """Numbers of networks."""
-    rounds: int = 40
-    """Blocks of each vector."""
-    steps: int = 4
-    """Steps of a block."""
-    warmup: int = 10
-    """Steps of each vector before the first block, in which blueprints are seen for the first time."""
+    rounds: int = 100
+    """How often the contenders take turns."""
+    steps: int = 2
+    """Steps of a turn."""
+    warmup: int = 60
+    """Steps before the first round, with a sink: in them each blueprint's isolation is checked for the first time."""
 
     def checked(self) -> TelemetrySettings:
         """These settings, or a ``ConfigError``."""
@@ -74,6 +79,9 @@ class TelemetrySettings:
             raise ConfigError(f"warmup is {self.warmup}; expected 0 or more")
         if not self.counts or min(self.counts) < 1:
             raise ConfigError(f"counts is {self.counts}; expected at least one number of networks, each at least 1")
+        unknown = [name for name in self.policies if name not in POLICIES]
+        if not self.policies or unknown:
+            raise ConfigError(f"policies is {self.policies}; expected at least one of {', '.join(POLICIES)}")
         if self.out.is_dir():
             raise ConfigError(f"out is {self.out}, a folder; expected the name of a file")
         return self
@@ -82,10 +90,11 @@ class TelemetrySettings:
 class OwnWork:
     """CPU seconds of telemetry's own work, in whichever thread it is done."""
 
-    def __init__(self, vector: Any, sink: JsonlSink) -> None:
+    def __init__(self, vector: Any, sinks: Iterable[JsonlSink]) -> None:
         self.seconds = 0.0
         growth = vector._growth
-        owners: list[tuple[Any, tuple[str, ...]]] = [(growth.recorder, ("began", "tell", "ended")), (sink, ("write",))]
+        owners: list[tuple[Any, tuple[str, ...]]] = [(growth.recorder, ("began", "tell", "ended"))]
+        owners += [(sink, ("write",)) for sink in sinks]
         owners += [(trainers, ("_breached",)) for trainers in growth._population._trainers]
         for owner, names in owners:
             for name in names:
@@ -103,111 +112,135 @@ class OwnWork:
 
 
 class Player:
-    """A vector that plays random legal actions from a generator of its own."""
+    """One vector and one policy, which play the same steps with each contender's sink."""
 
-    def __init__(self, env_id: str, count: int, detail: Detail | None, folder: Path) -> None:
-        self.envs = gymnasium.make_vec(env_id, num_envs=count)
-        self.vector: Any = self.envs.unwrapped
+    def __init__(self, envs: VectorEnv, policy: str, folder: Path) -> None:
+        self.envs = envs
+        self.vector: Any = envs.unwrapped
         self.wait = waiter(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        self.folder = folder
-        self._rng = np.random.default_rng(0)
-        self.own: OwnWork | None = None
-        self.cpu = 0.0  # seconds of all blocks
-        if detail is not None:
-            self.vector.telemetry.detail = detail
-            self.own = OwnWork(self.vector, self.vector.telemetry.add_sink(JsonlSink(folder)))
-        self.envs.reset(seed=0)
-        self.returned = 0.0  # sum of all rewards: equal actions have equal ones
+        self.sinks = {name: JsonlSink(folder / name) for name, detail in CONTENDERS.items() if detail is not None}
+        self.work = OwnWork(self.vector, self.sinks.values())
+        self.forget()
+        self._policy = POLICIES[policy](self.vector, 0)
+        self._memory: Any = None
+        self._observation, _ = envs.reset(seed=0)
+        self._starts = np.ones(envs.num_envs, dtype=np.bool_)
 
-    def block(self, steps: int) -> dict[str, float]:
-        """Seconds per step of a block by clock; the events are on disk when it ends."""
-        self.wait()
-        start = {clock: read() for clock, read in CLOCKS.items()}
-        for _ in range(steps):
-            _, rewards, *_ = self.envs.step(self.vector.sample_valid_actions(self._rng))
-            self.returned += float(rewards.sum())
-        self.vector.telemetry.flush()
-        self.wait()
-        elapsed = {clock: read() - start[clock] for clock, read in CLOCKS.items()}
-        self.cpu += elapsed["cpu"]
-        return {clock: seconds / steps for clock, seconds in elapsed.items()}
+    def forget(self) -> None:
+        """Count from here."""
+        self.own, self.cpu = (dict.fromkeys(CONTENDERS, 0.0) for _ in range(2))  # seconds of all turns
+        self.events = dict.fromkeys(CONTENDERS, 0)
 
-    @property
-    def own_share(self) -> float:
+    def round(self, order: Sequence[str], steps: int) -> dict[str, dict[str, float]]:
+        """Contender -> clock -> seconds per step, of the same steps.
+
+        ``RuntimeError`` where the rewards are not the same.
+        """
+        before = self.vector.get_state()
+        actions: list[Any] = []
+        times, rewards = {}, set()
+        for name in order:
+            self.vector.set_state(before)
+            times[name], earned = self._turn(name, actions, steps)
+            rewards.add(earned)
+        if len(rewards) > 1:
+            raise RuntimeError("the contenders did not play the same steps: telemetry changed what they do")
+        return times
+
+    def _turn(self, name: str, actions: list[Any], steps: int) -> tuple[dict[str, float], float]:
+        """Play the actions; the first to do so chooses them. The events are on disk when the turn ends."""
+        telemetry, sink, detail = self.vector.telemetry, self.sinks.get(name), CONTENDERS[name]
+        if sink is not None and detail is not None:
+            telemetry.detail = detail
+            telemetry.add_sink(sink)
+        elapsed, earned, choosing = dict.fromkeys(CLOCKS, 0.0), 0.0, not actions
+        own, events = self.work.seconds, telemetry.next_id
+        for index in range(steps):
+            if choosing:
+                actions.append(self._choose())
+            start = self._now()
+            observation, rewards, terminated, truncated, _ = self.envs.step(actions[index])
+            if index == steps - 1:
+                telemetry.flush()
+            for clock, moment in self._now().items():
+                elapsed[clock] += moment - start[clock]
+            earned += float(rewards.sum())
+            if choosing:
+                self._observation, self._starts = observation, terminated | truncated
+        self.own[name] += self.work.seconds - own
+        self.cpu[name] += elapsed["cpu"]
+        self.events[name] += telemetry.next_id - events
+        if sink is not None:
+            telemetry.remove_sink(sink)
+        return {clock: seconds / steps for clock, seconds in elapsed.items()}, earned
+
+    def _choose(self) -> Any:
+        actions, self._memory = self._policy.predict(
+            self._observation, state=self._memory, episode_start=self._starts, deterministic=True
+        )
+        return actions
+
+    def _now(self) -> dict[str, float]:
+        self.wait()
+        return {clock: read() for clock, read in CLOCKS.items()}
+
+    def own_share(self, name: str) -> float:
         """Telemetry's own CPU time over that of everything else."""
-        return 0.0 if self.own is None else self.own.seconds / (self.cpu - self.own.seconds)
+        return self.own[name] / (self.cpu[name] - self.own[name])
 
 
-@contextmanager
-def players(settings: TelemetrySettings, count: int) -> Iterator[dict[str, Player]]:
-    """The contenders, closed afterwards, with their files in a temporary folder."""
-    playing: dict[str, Player] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for name, detail in CONTENDERS.items():
-                playing[name] = Player(settings.env, count, detail, Path(folder) / name)
-            yield playing
-        finally:
-            for player in playing.values():
-                player.envs.close()
-
-
-def race(playing: Mapping[str, Player], settings: TelemetrySettings, progress: tqdm[Any]) -> Times:
-    """Blocks in turns, each round in the order after that of the round before, and every other one backwards."""
-    times: Times = {clock: {name: [] for name in playing} for clock in CLOCKS}
-    names = list(playing)
+def race(player: Player, settings: TelemetrySettings, progress: tqdm[Any]) -> Times:
+    """Rounds, each in the order after that of the round before, and every other one backwards."""
+    times: Times = {clock: {name: [] for name in CONTENDERS} for clock in CLOCKS}
+    names = list(CONTENDERS)
     for index in range(settings.rounds):
         first = index // 2 % len(names)
         order = (names[first:] + names[:first])[:: 1 if index % 2 == 0 else -1]
-        for name in order:
-            for clock, seconds in playing[name].block(settings.steps).items():
-                times[clock][name].append(seconds)
+        for name, seconds in player.round(order, settings.steps).items():
+            for clock in CLOCKS:
+                times[clock][name].append(seconds[clock])
         progress.update()
     return times
 
 
 def overheads(times: Times) -> dict[str, dict[str, dict[str, float]]]:
-    """By contender and clock: the median share of a step that telemetry adds, and its quartiles."""
+    """By contender and clock: the share of a step that telemetry adds, and the interval of that share."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in CONTENDERS:
         for clock, rows in times.items():
-            ratios = np.array(rows[name]) / np.array(rows["no sink"]) - 1.0
-            low, median, high = np.percentile(ratios, [25, 50, 75]).tolist()
-            found.setdefault(name, {})[clock] = {"median": median, "quartile_1": low, "quartile_3": high}
+            estimate = bootstrap_interval(np.array(rows[name]) / np.array(rows["no sink"]) - 1.0)
+            found.setdefault(name, {})[clock] = asdict(estimate)
     return found
 
 
-def measure_count(settings: TelemetrySettings, count: int) -> dict[str, Any]:
-    """The result for one number of networks."""
-    with players(settings, count) as playing:
-        for player in playing.values():
-            if settings.warmup:
-                player.block(settings.warmup)
-            player.cpu = 0.0
-            if player.own is not None:
-                player.own.seconds = 0.0
-        with tqdm(total=settings.rounds, desc=f"{settings.env}, n = {count}", unit="round") as progress:
-            times = race(playing, settings, progress)
-        if len({player.returned for player in playing.values()}) > 1:
-            raise RuntimeError("the vectors did not play the same episodes: telemetry changed what they do")
+def measure_one(settings: TelemetrySettings, policy: str, count: int) -> dict[str, Any]:
+    """The result for one policy and one number of networks."""
+    envs = make_vector(settings.env, count, AutoresetMode.SAME_STEP)
+    with closing(envs), tempfile.TemporaryDirectory() as folder:
+        player = Player(envs, policy, Path(folder))
+        for _ in range(settings.warmup):
+            player.round(["normal"], 1)
+        player.forget()
+        title = f"{settings.env}, {policy}, n = {count}"
+        with tqdm(total=settings.rounds, desc=title, unit="round") as progress:
+            times = race(player, settings, progress)
         shares = overheads(times)
-        played = settings.warmup + settings.rounds * settings.steps
         contenders = {}
-        for name, player in playing.items():
-            written = len(list(read_events(player.folder))) if CONTENDERS[name] is not None else 0
+        for name in CONTENDERS:
             contenders[name] = {
                 "milliseconds_per_step": {clock: 1e3 * float(np.median(times[clock][name])) for clock in CLOCKS},
                 "overhead": shares[name],
-                "own_work": player.own_share,
-                "events_per_step": written / played,
+                "own_work": player.own_share(name),
+                "events_per_step": player.events[name] / (settings.rounds * settings.steps),
                 "rounds": {clock: times[clock][name] for clock in CLOCKS},
             }
-    return {"n": count, "contenders": contenders}
+    return {"policy": policy, "n": count, "contenders": contenders}
 
 
 def measure(settings: TelemetrySettings, command: Sequence[str], console: Console) -> None:
     """Play, write the file, print the table."""
-    results = [measure_count(settings, count) for count in settings.checked().counts]
+    settings.checked()
+    results = [measure_one(settings, policy, count) for policy in settings.policies for count in settings.counts]
     content = {
         "command": shlex.join(["python", "benchmarks/throughput/telemetry.py", *command]),
         "env": settings.env,
@@ -225,14 +258,14 @@ def measure(settings: TelemetrySettings, command: Sequence[str], console: Consol
 
 
 def table_of(results: Sequence[Mapping[str, Any]]) -> Table:
-    """The overheads in percent of a step, with their quartiles."""
-    lines = Table(caption="own work and overheads, median (quartiles): % of a step")
-    for column in ("n", "sink", "events a step", "ms a step", "own work", "wall", "CPU"):
-        lines.add_column(column, justify="left" if column == "sink" else "right")
+    """The overheads in percent of a step, with their intervals."""
+    lines = Table(caption="own work and overheads [95% interval]: % of a step")
+    for column in ("policy", "n", "sink", "events a step", "ms a step", "own work", "wall", "CPU"):
+        lines.add_column(column, justify="left" if column in ("policy", "sink") else "right")
     for result in results:
         for name, row in result["contenders"].items():
             shares = [
-                f"{100 * share['median']:+.2f} ({100 * share['quartile_1']:+.2f}, {100 * share['quartile_3']:+.2f})"
+                f"{100 * share['value']:+.2f} [{100 * share['low']:+.2f}, {100 * share['high']:+.2f}]"
                 for share in row["overhead"].values()
             ]
             wall = row["milliseconds_per_step"]["wall"]
@@ -242,7 +275,7 @@ def table_of(results: Sequence[Mapping[str, Any]]) -> Table:
                 f"{wall:.1f}",
                 *([own, *shares] if name != "no sink" else [""] * 3),
             ]
-            lines.add_row(str(result["n"]), name, *cells)
+            lines.add_row(result["policy"], str(result["n"]), name, *cells)
     return lines
 
 

@@ -52,7 +52,7 @@ def test_a_sink_that_raises_costs_a_run_one_warning(sound, tmp_path, error):
 
 
 def test_a_sink_that_hangs_costs_a_run_one_warning(sound, tmp_path, gate, monkeypatch):
-    monkeypatch.setattr(channel, "CAPACITY", 64)
+    monkeypatch.setattr(channel, "CAPACITY", 16)
     monkeypatch.setattr(channel, "LINGER", 0.0)
     train_with(tmp_path / "run", [HangingSink(gate, "write")], "HangingSink is switched off: its queue is full")
     assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write

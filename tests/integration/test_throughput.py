@@ -144,7 +144,7 @@ def test_telemetry_is_timed_on_the_same_episodes_with_and_without_it(tmp_path, c
     import telemetry
 
     out = tmp_path / "telemetry.json"
-    arguments = ["--out", str(out), "--counts", "2", "--rounds", "4", "--steps", "1", "--warmup", "3"]
+    arguments = ["--out", str(out), "--counts", "2", "--policies", "random", "--rounds", "6", "--steps", "1"]
     assert telemetry.main(arguments) == OK
     (result,) = json.loads(out.read_text())["results"]
     rows = result["contenders"]
@@ -153,12 +153,12 @@ def test_telemetry_is_timed_on_the_same_episodes_with_and_without_it(tmp_path, c
     for row in rows.values():
         for clock in ("wall", "cpu"):
             ratios = np.array(row["rounds"][clock]) / np.array(rows["no sink"]["rounds"][clock])
-            assert len(ratios) == 4
-            assert row["overhead"][clock]["median"] == pytest.approx(np.median(ratios) - 1.0)
+            assert len(ratios) == 6
+            assert row["overhead"][clock]["value"] == pytest.approx(np.sort(ratios)[1:5].mean() - 1.0)
             assert row["milliseconds_per_step"][clock] == pytest.approx(1e3 * np.median(row["rounds"][clock]))
     assert "own work" in capsys.readouterr().out
-    assert 0 == rows["no sink"]["own_work"] < rows["normal"]["own_work"] < 1
-    for wrong in (["--counts", "0"], ["--rounds", "0"], ["--steps", "0"], ["--warmup", "-1"]):
+    assert 0 <= rows["no sink"]["own_work"] < rows["normal"]["own_work"] < 1
+    for wrong in (["--counts", "0"], ["--rounds", "0"], ["--steps", "0"], ["--warmup", "-1"], ["--policies", "x"]):
         assert telemetry.main(["--out", str(tmp_path / "none.json"), *wrong]) == BAD_INPUT
     assert not (tmp_path / "none.json").exists()
     capsys.readouterr()

@@ -20,13 +20,18 @@ def ids(sink):
     return [event.id for event in sink.events]
 
 
+def emit_together(telemetry):
+    telemetry.emit_all([(epoch_completed(), 0, 0, 1, None)])
+
+
+@pytest.mark.parametrize("again", [emit, emit_together])
 @pytest.mark.parametrize("error", [FULL, ValueError("what?"), SystemExit(3)])
-def test_a_sink_that_raises_costs_one_warning_and_the_others_go_on(telemetry, error):
+def test_a_sink_that_raises_costs_one_warning_and_the_others_go_on(telemetry, error, again):
     bad, good = telemetry.add_sink(RaisingSink(error)), telemetry.add_sink(WatchedSink())
     emit(telemetry)
     assert bad.closed.wait(PATIENCE)
     with pytest.warns(RuntimeWarning, match=f"RaisingSink is switched off: {type(error).__name__}") as caught:
-        emit(telemetry)
+        again(telemetry)
     assert len(caught) == 1
     assert caught[0].filename == __file__  # where the hub was called
     emit(telemetry)

@@ -45,6 +45,32 @@ def test_events_reach_every_sink_in_order_with_what_was_said(telemetry):
     assert events[0].type == "EPOCH_COMPLETED"
 
 
+@pytest.mark.parametrize("detail", Detail)
+def test_what_is_emitted_together_is_told_as_one_by_one(telemetry, detail):
+    together, alone = telemetry, Telemetry()
+    occurrences = [
+        (epoch_completed(1.0), 0, 7, 3, None),
+        (snapshot(), 1, 8, 4, None),
+        (GovernorPanic(reason="collapse", loss=1.0, threshold=2.0, panics=1), 1, 8, 4, "r0c0"),
+    ]
+    sinks = []
+    for hub in (together, alone):
+        hub.detail = detail
+        sinks.append(hub.add_sink(MemorySink()))
+        hub.emit(epoch_completed())
+    together.emit_all(iter(occurrences))
+    together.emit_all([])
+    for payload, env, episode, epoch, slot in occurrences:
+        alone.emit(payload, env=env, episode=episode, epoch=epoch, slot=slot)
+    for hub in (together, alone):
+        hub.flush()
+    told, expected = ([event._replace(time=0.0) for event in sink.events] for sink in sinks)
+    assert told == expected
+    assert together.next_id == alone.next_id == len(told) == (4 if detail == Detail.FULL else 3)
+    assert len({event.time for event in sinks[0].events[1:]}) == 1
+    alone.close()
+
+
 def test_what_does_not_apply_is_none_and_the_severity_is_the_payloads_unless_given(telemetry):
     sink = telemetry.add_sink(MemorySink())
     panic = GovernorPanic(reason="collapse", loss=1.0, threshold=2.0, panics=1)

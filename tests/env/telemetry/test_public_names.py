@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
 
@@ -77,9 +77,9 @@ def test_payloads_are_frozen_documented_and_of_json_types(kind):
 
 def test_an_event_cannot_be_changed():
     made = event(3)
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         made.id = 4
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         epoch_completed().reward = 1.0
     assert not hasattr(made, "__dict__")
 

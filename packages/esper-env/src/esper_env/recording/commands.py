@@ -11,7 +11,10 @@ from esper_env.rules.heads import HEAD_NAMES, HEAD_RELEVANCE, HEAD_VALUES, Head,
 ILLEGAL, ROLLED_BACK = "it was not legal", "the governor rolled the network back"
 
 #: Heads that an op reads besides itself.
-_READ = {op: [head for head in Head if HEAD_RELEVANCE[op, head] and head != Head.OP] for op in Op}
+_READ = {
+    op.value: [(head, HEAD_NAMES[head]) for head in Head if HEAD_RELEVANCE[op, head] and head != Head.OP] for op in Op
+}
+_OPS = {op.value: op.name for op in Op}
 _VALUE_NAMES = {head: [value.name for value in values] for head, values in HEAD_VALUES.items()}
 
 
@@ -26,14 +29,12 @@ class Asked(NamedTuple):
 def asked(step: StepRecord, names: Names) -> list[Asked]:
     """The actions of a step."""
     command, found = step.asked, []
+    ops, valid = command.requested_op.tolist(), command.valid.tolist()
+    columns = {head: getattr(command, HEAD_NAMES[head]).tolist() for head in Head}
     for env in step.where(command.requested_op != Op.WAIT):
-        op = Op(int(command.requested_op[env]))
-        heads = _READ[op] if command.valid[env] else []
-        values = {HEAD_NAMES[head]: int(getattr(command, HEAD_NAMES[head])[env]) for head in heads}
-        arguments = {
-            name: _value_name(head, value, names) for head, (name, value) in zip(heads, values.items(), strict=True)
-        }
-        found.append(Asked(env, op.name, arguments))
+        heads = _READ[ops[env]] if valid[env] else []
+        arguments = {name: _value_name(head, columns[head][env], names) for head, name in heads}
+        found.append(Asked(env, _OPS[ops[env]], arguments))
     return found
 
 

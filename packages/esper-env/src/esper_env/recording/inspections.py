@@ -9,7 +9,7 @@ from esper_env.rules.stages import Stage
 
 #: Steps from one inspection to the next. One takes as long as a twentieth of a step: this keeps inspections at a tenth
 #: of the hundredth that telemetry may cost.
-INSPECTION_STEPS = 50
+INSPECTION_STEPS = 100
 
 
 class Inspections:

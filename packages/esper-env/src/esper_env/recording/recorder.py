@@ -7,6 +7,7 @@ while no sink is attached.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -75,22 +76,19 @@ class Recorder:
     def tell(self, step: StepRecord) -> None:
         """Emit the events of the step that was just counted; worth calling only when the hub is active."""
         names, asked = self._names, commands.asked(step, self._names)
-        alarms = [
-            self._emit(told)
-            for told in (
-                commands.issued(asked),
-                seeds.gates(step),
-                networks.isolation(step, names),
-                networks.governor(step, names),
-                seeds.moves(step, names),
-                networks.epochs(step),
-                *self._details(step),
-                commands.outcomes(asked, step),
-            )
-        ]
-        alarms.append(self._watch_memory())
+        alarm = self._emit(
+            commands.issued(asked) if self.hub.wants(events.CommandIssued) else (),
+            seeds.gates(step),
+            networks.isolation(step, names),
+            networks.governor(step, names),
+            seeds.moves(step, names),
+            networks.epochs(step),
+            *self._details(step),
+            commands.outcomes(asked, step),
+        )
+        alarm |= self._watch_memory()
         self.hub.epoch_passed()
-        if any(alarms):
+        if alarm:
             self.hub.escalate()
 
     def ended(self, rows: Mask, terminated: Mask, values: Mapping[str, Any], final: Mapping[str, Any]) -> None:
@@ -126,15 +124,15 @@ class Recorder:
             told.append(networks.snapshots(step.where(step.put_aside), step.signals, fossilized, self._names))
         return told
 
-    def _emit(self, told: Told) -> bool:
+    def _emit(self, *told: Told) -> bool:
         """Emit events; whether one of them is more than information."""
-        emit, slots, alarm = self.hub.emit, self._names.slots, False
-        episodes, epochs = self.episode.tolist(), self._epoch.tolist()
-        for env, slot, payload in told:
-            where = None if slot is None else slots[slot]
-            emit(payload, env=env, episode=episodes[env], epoch=epochs[env], slot=where)
-            alarm |= payload.SEVERITY is not events.Severity.INFO
-        return alarm
+        slots, episodes, epochs = self._names.slots, self.episode.tolist(), self._epoch.tolist()
+        occurrences = [
+            (payload, env, episodes[env], epochs[env], None if slot is None else slots[slot])
+            for env, slot, payload in chain.from_iterable(told)
+        ]
+        self.hub.emit_all(occurrences)
+        return any(payload.SEVERITY is not events.Severity.INFO for payload, *_ in occurrences)
 
     def _watch_memory(self) -> bool:
         """Look at the memory now and then; whether it has passed a limit."""

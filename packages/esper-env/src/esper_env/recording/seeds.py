@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 
 from esper_env import telemetry as events
 from esper_env.recording.step import Names, StepRecord, Told
-from esper_env.rules.gates import NO_GATE
+from esper_env.rules.gates import NO_GATE, GateVerdict
 from esper_env.rules.heads import Operator
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
@@ -23,8 +24,7 @@ def gates(step: StepRecord) -> Told:
     for env in step.where(step.changes.gate != NO_GATE):
         verdict = step.changes.verdict(env)
         assert verdict is not None
-        told = {**verdict._asdict(), "gate": verdict.gate.name}
-        yield env, int(step.changes.slot[env]), events.SeedGateEvaluated(**told)
+        yield env, int(step.changes.slot[env]), _gate_evaluated(verdict)
 
 
 def moves(step: StepRecord, names: Names) -> Told:
@@ -34,9 +34,19 @@ def moves(step: StepRecord, names: Names) -> Told:
     """
     for env, slot in step.places(step.before.stage != step.table.stage):
         source, target = int(step.before.stage[env, slot]), int(step.table.stage[env, slot])
-        yield env, slot, events.SeedStageChanged(from_stage=_STAGES[source], to_stage=_STAGES[target])
+        yield env, slot, _stage_changed(source, target)
         if target in _ARRIVALS:
             yield env, slot, _ARRIVALS[target](step, env, slot, names)
+
+
+@lru_cache(maxsize=1024)  # many events say the same
+def _gate_evaluated(verdict: GateVerdict) -> events.Payload:
+    return events.SeedGateEvaluated(**{**verdict._asdict(), "gate": verdict.gate.name})
+
+
+@cache
+def _stage_changed(source: int, target: int) -> events.Payload:
+    return events.SeedStageChanged(from_stage=_STAGES[source], to_stage=_STAGES[target])
 
 
 def counterfactuals(step: StepRecord, names: Names) -> Told:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -69,4 +69,4 @@ class Names(NamedTuple):
 
 
 #: Events of a step: environment, slot where the event is about one, and what it says.
-Told = Iterator[tuple[int, int | None, Payload]]
+Told = Iterable[tuple[int, int | None, Payload]]

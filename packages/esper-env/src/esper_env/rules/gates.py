@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -242,12 +242,21 @@ class GateResults(NamedTuple):
         """The verdict for one slot in words, or None where no gate was asked."""
         if self.gate[env, slot] == NO_GATE:
             return None
-        gate = Gate(self.gate[env, slot])
-        asked, answers = self.asked[env, slot], self.answers[env, slot]
-        good = tuple(_CHECK_NAMES[check] for check in np.flatnonzero(asked & answers).tolist())
-        bad = tuple(_CHECK_NAMES[check] for check in np.flatnonzero(asked & ~answers).tolist())
-        outcome = f"failed: {', '.join(bad)}" if bad else "passed"
-        return GateVerdict(gate, not bad, float(self.score[env, slot]), good, bad, f"{gate.name} {outcome}")
+        return _verdict(
+            int(self.gate[env, slot]),
+            float(self.score[env, slot]),
+            tuple(self.asked[env, slot].tolist()),
+            tuple(self.answers[env, slot].tolist()),
+        )
+
+
+@lru_cache(maxsize=1024)  # few differ, and telemetry asks for many
+def _verdict(gate: int, score: float, asked: tuple[bool, ...], answers: tuple[bool, ...]) -> GateVerdict:
+    told = [(name, answer) for name, was_asked, answer in zip(_CHECK_NAMES, asked, answers, strict=True) if was_asked]
+    good = tuple(name for name, answer in told if answer)
+    bad = tuple(name for name, answer in told if not answer)
+    outcome = f"failed: {', '.join(bad)}" if bad else "passed"
+    return GateVerdict(Gate(gate), not bad, score, good, bad, f"{Gate(gate).name} {outcome}")
 
 
 def evaluate(

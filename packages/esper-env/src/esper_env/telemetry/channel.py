@@ -16,7 +16,7 @@ from esper_env.telemetry.events import Event
 #: Events that wait for one sink; a sink that is further behind is taken to hang.
 CAPACITY = 2**16
 #: Seconds for which a writer gathers events before it hands them on. Waking for each would take time from training.
-LINGER = 0.05
+LINGER = 0.5
 #: Seconds that the end of the interpreter waits for all sinks together.
 EXIT_TIMEOUT = 2.0
 
@@ -60,18 +60,19 @@ class Channel:
         self._idle = self._hurried = self._ended = False
         self._put = self._written = 0
 
-    def put(self, event: Event) -> bool:
-        """Queue an event; False when the sink has failed."""
+    def put(self, events: Sequence[Event]) -> bool:
+        """Queue events; False when the sink has failed."""
         with self._changed:
             if self.failure is None and len(self._queue) >= CAPACITY:
-                self.fail(f"its queue is full: {CAPACITY} events wait")
+                self.fail(f"its queue is full: {len(self._queue)} events wait")
             if self.failure is not None:
                 return False
-            self._queue.append(event)
-            self._put += 1
+            waiting = len(self._queue)
+            self._queue += events
+            self._put += len(events)
             if self._thread is None:
                 self._start()
-            elif self._idle or len(self._queue) == CAPACITY // 2:
+            elif self._idle or waiting < CAPACITY // 2 <= len(self._queue):
                 self._hurried = not self._idle
                 self._idle = False
                 self._changed.notify_all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from esper_env.telemetry import payloads, training_payloads
 from esper_env.telemetry.payloads import Payload, Severity
@@ -16,8 +16,7 @@ PAYLOADS: dict[str, type[Payload]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """Something that happened. What does not apply is None: a policy's update belongs to no environment."""
 
     id: int  # in the order of emission

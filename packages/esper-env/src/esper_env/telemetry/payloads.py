@@ -160,6 +160,7 @@ class CommandIssued(Command):
     """An action other than WAIT arrived."""
 
     TYPE = "COMMAND_ISSUED"
+    DETAIL = Detail.FULL  # its outcome says the same and more
 
 
 @dataclass(frozen=True, kw_only=True)
