@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import torch
 from esper_agent.baselines import RandomPolicy, WaitPolicy
-from esper_env.data import ImageFamily, load_image_data
+from esper_env.data import DataFamily, load_data
 from esper_env.networks.build import build_population, host_builder, resolve_device
 from esper_env.networks.population.stack import seeded_construction
 from esper_env.networks.population.stream import MinibatchStream, TrainingImages, minibatches
@@ -150,7 +150,7 @@ class BareLoop:
     def __init__(self, env_id: str, n: int, **env_kwargs: Any) -> None:
         task = make_task(env_id, **env_kwargs)
         self.n = n
-        self._population, _, _ = build_population(task, n)
+        self._population = build_population(task, n).population
         for row in range(n):
             self._population.reset_row(row, row)
         leaves = [list(shard.host.parameters.values()) for shard in self._population.shards]
@@ -167,13 +167,13 @@ class BareLoop:
         population = self._population
         with intra_op_threads(1):
             for shard, rows, optimizer in zip(population.shards, population._slices, self._optimizers, strict=True):
-                for images, labels in minibatches(population._train_images, population._streams[rows]):
+                for images, labels in minibatches(population._splits.train, population._streams[rows]):
                     self._minibatch(shard, optimizer, images, labels)
 
     def _minibatch(self, shard: Any, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
         host = {**shard.host.parameters, **shard.host.buffers}
         with shard.autocast():
-            x = shard.layout.from_images(images)
+            x = shard.layout.from_samples(images)
             for segment in range(len(shard.segments)):
                 x = shard.train_segment(segment, host, x)
         optimizer.zero_grad(set_to_none=True)
@@ -194,7 +194,7 @@ class PlainLoop:
     def __init__(self, env_id: str, n: int, threads: int, **env_kwargs: Any) -> None:
         task = make_task(env_id, **env_kwargs)
         device = resolve_device(task.device)
-        data = load_image_data(task.dataset, task.data_dir, family=ImageFamily(task.family))
+        data = load_data(task.dataset, task.data_dir, family=DataFamily(task.family))
         images = TrainingImages(data, device, torch.float32)
         # The quicker layout of a network on its own: channels_last for pictures, not for the tiny Digits host.
         memory_format = torch.channels_last if task.auto_shard_size == 1 else torch.contiguous_format

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-SLOTS = {"Esper-CIFAR-Deep-v0": 5, "Esper-CIFAR-Surfaces-v0": 6}
+SLOTS = {"Esper-CIFAR-Deep-v0": 5, "Esper-CIFAR-Surfaces-v0": 6, "Esper-TinyStories-v0": 4, "Esper-Text-v0": 2}
 HOST_PARAMETERS = {
     "Esper-CIFAR-v0": 6_418,
     "Esper-CIFAR-Impaired-v0": 77,

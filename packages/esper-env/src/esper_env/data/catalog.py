@@ -10,6 +10,7 @@ from pathlib import Path
 
 from esper_env.data.cifar import FILES, REMEDY, MissingDataError, find_cifar10, load_cifar10
 from esper_env.data.digits import load_digits
+from esper_env.data.grammar import generate_text
 from esper_env.data.images import ImageData
 from esper_env.data.procedural import generate_procedural
 
@@ -20,23 +21,29 @@ class SyntheticDataWarning(UserWarning):
     """``dataset="auto"`` found no real data and took the procedural stand-in."""
 
 
-class ImageFamily(StrEnum):
+class DataFamily(StrEnum):
     """Image data sets that can stand in for each other in one task."""
 
     CIFAR = "cifar"  # 3x32x32, 10 classes
     DIGITS = "digits"  # 1x8x8, 10 classes
+    TEXT = "text"
+    TINYSTORIES = "tinystories"
 
+
+TEXT_FAMILIES = (DataFamily.TEXT, DataFamily.TINYSTORIES)
 
 #: What each family's tasks accept as ``dataset``; the stand-in also by the name it goes on record with.
-DATASETS: dict[ImageFamily, tuple[str, ...]] = {
-    ImageFamily.CIFAR: ("auto", "cifar10", "procedural", "procedural-cifar"),
-    ImageFamily.DIGITS: ("auto", "digits"),
+DATASETS: dict[DataFamily, tuple[str, ...]] = {
+    DataFamily.CIFAR: ("auto", "cifar10", "procedural", "procedural-cifar"),
+    DataFamily.DIGITS: ("auto", "digits"),
+    DataFamily.TEXT: ("auto", "grammar"),
+    DataFamily.TINYSTORIES: ("auto", "grammar"),
 }
 
 _announced: set[str] = set()
 
 
-def load_image_data(dataset: str = "auto", data_dir: str | None = None, *, family: ImageFamily) -> ImageData:
+def load_data(dataset: str = "auto", data_dir: str | None = None, *, family: DataFamily) -> ImageData:
     """The data set of this name for a task of this family; loaded once per process, arrays read-only.
 
     ``"auto"`` is the real data when it is on disk. For CIFAR the procedural stand-in takes its place otherwise:
@@ -45,10 +52,12 @@ def load_image_data(dataset: str = "auto", data_dir: str | None = None, *, famil
     Raises ``ValueError`` for an unknown name or damaged files (never replaced by the stand-in), ``MissingDataError``
     (a ``FileNotFoundError``) for ``"cifar10"`` without its files, ``ImportError`` for digits without scikit-learn.
     """
-    family = ImageFamily(family)
+    family = DataFamily(family)
     if dataset not in DATASETS[family]:
         raise ValueError(f"dataset is {dataset!r}; a {family} task knows {', '.join(map(repr, DATASETS[family]))}")
-    if family is ImageFamily.DIGITS:
+    if family in TEXT_FAMILIES:
+        return generate_text()
+    if family is DataFamily.DIGITS:
         return _cached_digits()
     if dataset in ("procedural", "procedural-cifar"):
         return _cached_procedural()
