@@ -2,24 +2,23 @@
 
 What tells the next byte:
 
-=============  ==============================================================  =====================
-line           example                                                         range in bytes
-=============  ==============================================================  =====================
-spelling       any word                                                        1 to 6
-agreement      ``the old dogs near the mill sleep.``                           10 to 30
-recall         ``mira has a red box and tom a tin drum. the box is red.``      20 to 45
-copying        ``velano met druki; druki likes velano.``                       8 to 30
-brackets       ``([a{b}]<c>)``                                                 1 to 20
-sums           ``7+5=12.``                                                     2 to 4
-=============  ==============================================================  =====================
+=============  ==============================================================  ==============  ==================
+line           example                                                         range in bytes  asks for
+=============  ==============================================================  ==============  ==================
+spelling       any word                                                        1 to 6          a little of all
+facts          ``kusapo lives in tirene.`` (always: forty of them)             10 to 20        memory, so width
+refrains       ``xqed xqed xqed xqed xqed``                                    5               attention, twice
+agreement      ``the old dogs near the mill sleep.``                           10 to 30        attention
+recall         ``mira has a red box and tom a tin drum. the box is red.``      20 to 45        attention, twice
+sums           ``7+5=12.``                                                     2 to 4          a table
+=============  ==============================================================  ==============  ==================
 
-Words of one range carry no hint of another: names are made up of syllables anew in each line, owners and things are
-drawn independently. So each range has to be learned by itself, and copying and recall need attention.
+A refrain is of letters drawn anew, owners and things are drawn independently: no kind of line is a hint for another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -29,32 +28,42 @@ from esper_env.seeding import derive_rng
 NAME = "grammar"
 TRAIN_BYTES, HELD_OUT_BYTES = 1_000_000, 16_448
 
-_NOUNS = ("dog", "cat", "bird", "boat", "lamp", "tree", "fox", "king")
-_PLACES = ("mill", "lake", "hill", "road", "barn", "port")
-_ADJECTIVES = ("old", "wet", "shy", "big", "odd", "calm")
-_VERBS = ("sleep", "sing", "turn", "shine", "fall", "wait")
-_OWNERS = ("mira", "tom", "ada", "olaf", "june", "ned")
-_THINGS = ("box", "drum", "coat", "key", "bowl", "kite")
-_COLOURS = ("red", "tin", "blue", "worn", "gold", "pale")
-_MEETINGS = ("met", "saw", "called", "found")
-_FEELINGS = ("likes", "fears", "helps", "knows")
-_ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
-_VOWELS = ("a", "e", "i", "o", "u")
-_BRACKETS = ("()", "[]", "{}", "<>")
+_NOUNS = ("dog", "cat", "bird", "boat", "lamp", "tree", "king", "ship")
+_PLACES = ("mill", "lake", "hill", "road")
+_ADJECTIVES = ("old", "wet", "shy", "big")
+_VERBS = ("sleep", "sing", "turn", "wait")
+_OWNERS = ("mira", "tom", "ada", "olaf")
+_THINGS = ("box", "drum", "coat", "key")
+_COLOURS = ("red", "tin", "blue", "worn")
+_ONSETS, _VOWELS = "bdfgklmnprstvz", "aeiou"
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+FACTS, SYLLABLES = 40, 3
+REFRAIN_LETTERS, REFRAINS = 4, 5
 
 
 def generate_text(seed: int = 0) -> TextData:
     """The text of a seed: a million bytes to train on, 16 KB each for validation and test, each of its own lines."""
     sizes = {"train": TRAIN_BYTES, "val": HELD_OUT_BYTES, "test": HELD_OUT_BYTES}
+    facts = _facts(derive_rng(seed, "data/grammar/facts"))
     return TextData(
-        NAME, **{split: _lines(derive_rng(seed, f"data/grammar/{split}"), size) for split, size in sizes.items()}
+        NAME,
+        **{split: _lines(derive_rng(seed, f"data/grammar/{split}"), size, facts) for split, size in sizes.items()},
     )
 
 
-def _lines(rng: np.random.Generator, size: int) -> Text:
+def _facts(rng: np.random.Generator) -> tuple[str, ...]:
+    """The facts of a text: made-up names, none of them twice."""
+    names: list[str] = []
+    while len(names) < 2 * FACTS:
+        name = "".join(_pick(rng, _ONSETS) + _pick(rng, _VOWELS) for _ in range(SYLLABLES))
+        if name not in names:
+            names.append(name)
+    return tuple(f"{who} lives in {where}.\n" for who, where in zip(names[:FACTS], names[FACTS:], strict=True))
+
+
+def _lines(rng: np.random.Generator, size: int, facts: tuple[str, ...]) -> Text:
     """Lines of all kinds, cut at ``size`` bytes."""
-    kinds = list(_KINDS)
-    shares = np.array([_KINDS[kind] for kind in kinds], dtype=float)
+    kinds, shares = [lambda rng: _pick(rng, facts), *_KINDS], np.array([FACT_SHARE, *_KINDS.values()])
     made: list[str] = []
     length = 0
     while length < size:
@@ -64,11 +73,11 @@ def _lines(rng: np.random.Generator, size: int) -> Text:
     return np.frombuffer("".join(made).encode("ascii"), dtype=np.uint8)[:size].copy()
 
 
-def _pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
+def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
     return words[int(rng.integers(len(words)))]
 
 
-def _two(rng: np.random.Generator, words: tuple[str, ...]) -> tuple[str, str]:
+def _two(rng: np.random.Generator, words: Sequence[str]) -> tuple[str, str]:
     first, second = rng.choice(len(words), size=2, replace=False)
     return words[first], words[second]
 
@@ -92,27 +101,10 @@ def _recall(rng: np.random.Generator) -> str:
     return f"{told}. the {things[asked]} is {colours[asked]}.\n"
 
 
-def _name(rng: np.random.Generator) -> str:
-    return "".join(_pick(rng, _ONSETS) + _pick(rng, _VOWELS) for _ in range(int(rng.integers(2, 4))))
-
-
-def _copying(rng: np.random.Generator) -> str:
-    """Two made-up names come a second time, in either order."""
-    first, second = _name(rng), _name(rng)
-    again = (first, second) if rng.random() < 0.5 else (second, first)
-    return f"{first} {_pick(rng, _MEETINGS)} {second}; {again[0]} {_pick(rng, _FEELINGS)} {again[1]}.\n"
-
-
-def _brackets(rng: np.random.Generator) -> str:
-    """Four kinds of brackets, closed in the order that their opening demands."""
-    written, open_ones = "", ""
-    for _ in range(int(rng.integers(4, 9))):
-        if open_ones and (len(open_ones) == 4 or rng.random() < 0.4):
-            written, open_ones = written + open_ones[-1], open_ones[:-1]
-        else:
-            pair = _pick(rng, _BRACKETS)
-            written, open_ones = written + pair[0], open_ones + pair[1]
-    return f"{written}{open_ones[::-1]}\n"
+def _refrain(rng: np.random.Generator) -> str:
+    """A word of letters drawn anew, again and again."""
+    word = "".join(_pick(rng, _LETTERS) for _ in range(REFRAIN_LETTERS))
+    return " ".join([word] * REFRAINS) + "\n"
 
 
 def _sum(rng: np.random.Generator) -> str:
@@ -120,11 +112,11 @@ def _sum(rng: np.random.Generator) -> str:
     return f"{a}+{b}={a + b}.\n"
 
 
-#: Kind of line -> its share of the lines.
+#: Shares of the lines: of facts, and of the other kinds.
+FACT_SHARE = 0.3
 _KINDS: dict[Callable[[np.random.Generator], str], float] = {
-    _agreement: 0.25,
-    _recall: 0.25,
-    _copying: 0.25,
-    _brackets: 0.15,
+    _refrain: 0.3,
+    _agreement: 0.2,
+    _recall: 0.1,
     _sum: 0.1,
 }
