@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import torch
 from esper_agent.baselines import RandomPolicy, WaitPolicy
-from esper_env.data import ImageFamily, load_image_data
+from esper_env.data import DataFamily, load_data
 from esper_env.networks.build import build_population, host_builder, resolve_device
 from esper_env.networks.population.stack import seeded_construction
 from esper_env.networks.population.stream import MinibatchStream, TrainingImages, minibatches
@@ -194,7 +194,7 @@ class PlainLoop:
     def __init__(self, env_id: str, n: int, threads: int, **env_kwargs: Any) -> None:
         task = make_task(env_id, **env_kwargs)
         device = resolve_device(task.device)
-        data = load_image_data(task.dataset, task.data_dir, family=ImageFamily(task.family))
+        data = load_data(task.dataset, task.data_dir, family=DataFamily(task.family))
         images = TrainingImages(data, device, torch.float32)
         # The quicker layout of a network on its own: channels_last for pictures, not for the tiny Digits host.
         memory_format = torch.channels_last if task.auto_shard_size == 1 else torch.contiguous_format

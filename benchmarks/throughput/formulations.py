@@ -33,7 +33,7 @@ from esper_agent.cli import OK, exit_code
 from esper_agent.configuration import ConfigError, parse_env_settings
 from esper_agent.runs import package_versions
 from esper_env import atomic
-from esper_env.data import ImageFamily, load_image_data
+from esper_env.data import DataFamily, load_data
 from esper_env.networks.build import resolve_device
 from esper_env.tasks import TaskConfig, make_task
 from layers import Case, cases
@@ -249,7 +249,7 @@ def unmeasured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def measure(settings: FormulationSettings, command: Sequence[str], console: Console) -> None:
     """Run every case, write the file, print the table."""
     task, device = settings.checked().task(), resolve_device(settings.device)
-    load_image_data(task.dataset, task.data_dir, family=ImageFamily(task.family))  # what is wrong with it is said now
+    load_data(task.dataset, task.data_dir, family=DataFamily(task.family))  # what is wrong with it is said now
     with backends(settings, device):
         rows = [*layer_rows(settings, device), *step_rows(settings, device)]
         place = f"{machine()}; run on {device}"

@@ -33,7 +33,7 @@ DEVICES = "expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
 @pytest.fixture
 def no_data(monkeypatch):
     """Loading a data set fails the test: a setting is refused before that."""
-    monkeypatch.setattr(build, "load_image_data", lambda *_, **__: pytest.fail("data was loaded"))
+    monkeypatch.setattr(build, "load_data", lambda *_, **__: pytest.fail("data was loaded"))
 
 
 @table(

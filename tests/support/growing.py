@@ -76,7 +76,7 @@ def built_with(dtype, data=None):
         if data is None:
             yield
         else:
-            with patch.object(build, "load_image_data", lambda *_, **__: data):
+            with patch.object(build, "load_data", lambda *_, **__: data):
                 yield
 
 

@@ -5,7 +5,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from esper_env.data import load_image_data
+from esper_env.data import load_data
 from esper_env.rules.heads import HEAD_DEFAULTS, NO_BLUEPRINT, Head, Op
 from esper_env.rules.observation import base_index
 from esper_env.rules.stages import IS_LIVE, Stage
@@ -79,7 +79,7 @@ def assert_restored(trip, row, epoch):
 
 def accuracy_and_loss(growth, row):
     """Of host and fossils on the validation images, module by module as PyTorch runs them."""
-    data = load_image_data(family="digits")
+    data = load_data(family="digits")
     shard, local = growth._population._locate(row)
     x = torch.tensor(data.val_images).float() / 255
     x = (x - torch.tensor(data.mean).view(1, -1, 1, 1)) / torch.tensor(data.std).view(1, -1, 1, 1)

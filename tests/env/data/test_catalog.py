@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from esper_env.data import (
     DATASETS,
-    ImageFamily,
+    DataFamily,
     SyntheticDataWarning,
     catalog,
     data_folder,
-    load_image_data,
+    load_data,
 )
 
-CIFAR, DIGITS = ImageFamily.CIFAR, ImageFamily.DIGITS
+CIFAR, DIGITS = DataFamily.CIFAR, DataFamily.DIGITS
 NAMES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
 
 
@@ -46,7 +46,7 @@ def fill_of(data: catalog.ImageData) -> int:
 
 def test_auto_takes_cifar10_when_it_is_on_disk(tmp_path: Path) -> None:
     write_cifar(tmp_path / "cache" / "esper", 1)
-    data = load_image_data("auto", family=CIFAR)  # warnings are errors here: nothing is announced
+    data = load_data("auto", family=CIFAR)  # warnings are errors here: nothing is announced
     assert (data.name, fill_of(data)) == ("cifar10", 1)
 
 
@@ -55,12 +55,12 @@ def test_argument_before_environment_variable_before_cache_folder(
 ) -> None:
     for fill, place in enumerate(("cache/esper", "variable", "argument"), start=1):
         write_cifar(tmp_path / place, fill)
-    assert fill_of(load_image_data("cifar10", family=CIFAR)) == 1
+    assert fill_of(load_data("cifar10", family=CIFAR)) == 1
     monkeypatch.setenv("ESPER_DATA_DIR", str(tmp_path / "variable"))
-    assert fill_of(load_image_data("cifar10", family=CIFAR)) == 2
-    assert fill_of(load_image_data("cifar10", str(tmp_path / "argument"), family=CIFAR)) == 3
+    assert fill_of(load_data("cifar10", family=CIFAR)) == 2
+    assert fill_of(load_data("cifar10", str(tmp_path / "argument"), family=CIFAR)) == 3
     inside = tmp_path / "argument" / "cifar-10-batches-bin"
-    assert fill_of(load_image_data("cifar10", str(inside), family=CIFAR)) == 3
+    assert fill_of(load_data("cifar10", str(inside), family=CIFAR)) == 3
 
 
 def test_without_any_setting_the_folder_is_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,11 +73,11 @@ def test_without_any_setting_the_folder_is_in_the_users_cache(tmp_path: Path, mo
 
 def test_auto_without_data_is_the_stand_in_and_says_so_once(tmp_path: Path) -> None:
     with pytest.warns(SyntheticDataWarning, match="not CIFAR-10 accuracies") as caught:
-        data = load_image_data("auto", str(tmp_path / "a"), family=CIFAR)
+        data = load_data("auto", str(tmp_path / "a"), family=CIFAR)
     assert data.name == "procedural-cifar"
     assert str(tmp_path / "a") in str(caught[0].message)
     assert "cifar-10-binary.tar.gz" in str(caught[0].message)
-    assert load_image_data("auto", str(tmp_path / "b"), family=CIFAR) is data  # a second warning would be an error
+    assert load_data("auto", str(tmp_path / "b"), family=CIFAR) is data  # a second warning would be an error
 
 
 def test_where_warnings_are_errors_every_attempt_fails() -> None:
@@ -85,18 +85,18 @@ def test_where_warnings_are_errors_every_attempt_fails() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with pytest.raises(SyntheticDataWarning):
-                load_image_data("auto", family=CIFAR)
+                load_data("auto", family=CIFAR)
 
 
 @pytest.mark.parametrize("name", ["procedural", "procedural-cifar"])
 def test_the_stand_in_asked_for_by_name_needs_no_warning(name: str, tmp_path: Path) -> None:
     write_cifar(tmp_path / "cache" / "esper", 1)
-    assert load_image_data(name, family=CIFAR).name == "procedural-cifar"
+    assert load_data(name, family=CIFAR).name == "procedural-cifar"
 
 
 def test_cifar10_by_name_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"cifar-10-binary\.tar\.gz") as caught:
-        load_image_data("cifar10", str(tmp_path / "empty"), family=CIFAR)
+        load_data("cifar10", str(tmp_path / "empty"), family=CIFAR)
     for part in (str(tmp_path / "empty"), "ESPER_DATA_DIR", "data_dir", "https://"):
         assert part in str(caught.value)
 
@@ -104,22 +104,22 @@ def test_cifar10_by_name_is_never_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dataset", ["auto", "cifar10"])
 def test_damaged_data_is_never_replaced_even_after_it_was_read_once(dataset: str, tmp_path: Path) -> None:
     folder = write_cifar(tmp_path, 7)
-    assert load_image_data(dataset, str(tmp_path), family=CIFAR).name == "cifar10"
+    assert load_data(dataset, str(tmp_path), family=CIFAR).name == "cifar10"
     damaged = folder / "data_batch_2.bin"
     damaged.write_bytes(damaged.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"data_batch_2\.bin is damaged"):
-        load_image_data(dataset, str(tmp_path), family=CIFAR)
+        load_data(dataset, str(tmp_path), family=CIFAR)
     damaged.unlink()
     with pytest.raises(FileNotFoundError, match=r"incomplete, without data_batch_2\.bin"):
-        load_image_data(dataset, str(tmp_path), family=CIFAR)
+        load_data(dataset, str(tmp_path), family=CIFAR)
 
 
 def test_loaded_once_and_shared_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar(tmp_path, 7)
-    first = load_image_data("auto", str(tmp_path), family=CIFAR)
+    first = load_data("auto", str(tmp_path), family=CIFAR)
     monkeypatch.chdir(tmp_path)
-    assert load_image_data("cifar10", ".", family=CIFAR) is first
-    assert load_image_data("digits", family=DIGITS) is load_image_data("auto", family=DIGITS)
+    assert load_data("cifar10", ".", family=CIFAR) is first
+    assert load_data("digits", family=DIGITS) is load_data("auto", family=DIGITS)
     with pytest.raises(ValueError, match="read-only"):
         first.val_images[:] = 0
 
@@ -127,16 +127,16 @@ def test_loaded_once_and_shared_read_only(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_cache_is_bounded(tmp_path: Path) -> None:
     folders = [write_cifar(tmp_path / str(i), i).parent for i in range(5)]
     for folder in folders:
-        load_image_data("cifar10", str(folder), family=CIFAR)
+        load_data("cifar10", str(folder), family=CIFAR)
     assert catalog._cached_cifar10.cache_info().currsize <= 2
 
 
 @pytest.mark.parametrize(
     ("dataset", "family"), [("cifar-10", CIFAR), ("digits", CIFAR), ("cifar10", DIGITS), ("", DIGITS)]
 )
-def test_an_unknown_name_lists_the_known(dataset: str, family: ImageFamily) -> None:
+def test_an_unknown_name_lists_the_known(dataset: str, family: DataFamily) -> None:
     with pytest.raises(ValueError, match="dataset is") as caught:
-        load_image_data(dataset, family=family)
+        load_data(dataset, family=family)
     for known in DATASETS[family]:
         assert repr(known) in str(caught.value)
 

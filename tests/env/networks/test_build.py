@@ -40,7 +40,7 @@ def test_a_device_that_is_not_there_is_noticed_before_any_data_is_loaded(monkeyp
     def loaded(*_args, **_kwargs):
         raise AssertionError("data was loaded")
 
-    monkeypatch.setattr("esper_env.networks.build.load_image_data", loaded)
+    monkeypatch.setattr("esper_env.networks.build.load_data", loaded)
     with pytest.raises(ValueError, match="device is 'cuda:99'"):
         build_population(make_task("Esper-Digits-v0", device="cuda:99"), 1)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from esper_env.checks import is_finite, is_whole
 from esper_env.choices import CAPTURE_MODES, ISOLATIONS, PRECISIONS
-from esper_env.data.catalog import DATASETS, ImageFamily
+from esper_env.data.catalog import DATASETS, DataFamily
 from esper_env.rules.gates import GATE_CONFIGS
 from esper_env.rules.reward_config import RewardMode, reward_config
 
@@ -103,7 +103,7 @@ class TaskConfig:
                 raise ValueError(f"{name} is {value!r}; expected a positive number")
         if self.shard_size != "auto" and not is_whole(self.shard_size, least=1):
             raise ValueError(f"shard_size is {self.shard_size!r}; expected 'auto' or a whole number of at least 1")
-        for name, known in (_CHOICES | {"dataset": DATASETS[ImageFamily(self.family)]}).items():
+        for name, known in (_CHOICES | {"dataset": DATASETS[DataFamily(self.family)]}).items():
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
                 raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}")

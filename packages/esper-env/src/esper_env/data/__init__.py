@@ -3,21 +3,23 @@
 from esper_env.data.catalog import (
     DATA_DIR_VARIABLE,
     DATASETS,
-    ImageFamily,
+    DataFamily,
     SyntheticDataWarning,
     data_folder,
-    load_image_data,
+    load_data,
 )
 from esper_env.data.cifar import MissingDataError
 from esper_env.data.images import ImageData
+from esper_env.data.text import TextData
 
 __all__ = [
     "DATASETS",
     "DATA_DIR_VARIABLE",
+    "DataFamily",
     "ImageData",
-    "ImageFamily",
     "MissingDataError",
     "SyntheticDataWarning",
+    "TextData",
     "data_folder",
-    "load_image_data",
+    "load_data",
 ]

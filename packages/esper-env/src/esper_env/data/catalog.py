@@ -20,7 +20,7 @@ class SyntheticDataWarning(UserWarning):
     """``dataset="auto"`` found no real data and took the procedural stand-in."""
 
 
-class ImageFamily(StrEnum):
+class DataFamily(StrEnum):
     """Image data sets that can stand in for each other in one task."""
 
     CIFAR = "cifar"  # 3x32x32, 10 classes
@@ -28,15 +28,15 @@ class ImageFamily(StrEnum):
 
 
 #: What each family's tasks accept as ``dataset``; the stand-in also by the name it goes on record with.
-DATASETS: dict[ImageFamily, tuple[str, ...]] = {
-    ImageFamily.CIFAR: ("auto", "cifar10", "procedural", "procedural-cifar"),
-    ImageFamily.DIGITS: ("auto", "digits"),
+DATASETS: dict[DataFamily, tuple[str, ...]] = {
+    DataFamily.CIFAR: ("auto", "cifar10", "procedural", "procedural-cifar"),
+    DataFamily.DIGITS: ("auto", "digits"),
 }
 
 _announced: set[str] = set()
 
 
-def load_image_data(dataset: str = "auto", data_dir: str | None = None, *, family: ImageFamily) -> ImageData:
+def load_data(dataset: str = "auto", data_dir: str | None = None, *, family: DataFamily) -> ImageData:
     """The data set of this name for a task of this family; loaded once per process, arrays read-only.
 
     ``"auto"`` is the real data when it is on disk. For CIFAR the procedural stand-in takes its place otherwise:
@@ -45,10 +45,10 @@ def load_image_data(dataset: str = "auto", data_dir: str | None = None, *, famil
     Raises ``ValueError`` for an unknown name or damaged files (never replaced by the stand-in), ``MissingDataError``
     (a ``FileNotFoundError``) for ``"cifar10"`` without its files, ``ImportError`` for digits without scikit-learn.
     """
-    family = ImageFamily(family)
+    family = DataFamily(family)
     if dataset not in DATASETS[family]:
         raise ValueError(f"dataset is {dataset!r}; a {family} task knows {', '.join(map(repr, DATASETS[family]))}")
-    if family is ImageFamily.DIGITS:
+    if family is DataFamily.DIGITS:
         return _cached_digits()
     if dataset in ("procedural", "procedural-cifar"):
         return _cached_procedural()

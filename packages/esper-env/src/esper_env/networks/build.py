@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from esper_env.data import ImageFamily, load_image_data
+from esper_env.data import DataFamily, load_data
 from esper_env.networks.hosts.cnn import CNNHost
 from esper_env.networks.population import Optimisation, Population, PopulationConfig
 from esper_env.tasks import TaskConfig
@@ -58,7 +58,7 @@ def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.fl
     """The population of a task's networks, the name of its data set, and the number of validation samples."""
     device = resolve_device(task.device)
     shard_size = _shard_size(task, count, device)
-    data = load_image_data(task.dataset, task.data_dir, family=ImageFamily(task.family))
+    data = load_data(task.dataset, task.data_dir, family=DataFamily(task.family))
     config = PopulationConfig(
         batch_size=task.batch_size,
         batches_per_step=task.batches_per_step,

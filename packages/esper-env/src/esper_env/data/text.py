@@ -1,0 +1,68 @@
+"""A text as bytes: what every loader of text returns and every environment shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esper_env.data.images import SPLITS, read_only
+
+Text = NDArray[np.uint8]
+
+#: A token is a byte.
+VOCABULARY = 256
+#: Fewest bytes of a split: below, no sensible context has a window.
+LEAST_BYTES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class TextData:
+    """Three splits of a text, as UTF-8 bytes. All arrays are read-only.
+
+    A network sees windows of bytes and predicts each next byte. Validation text is carved out of the training text and
+    is the same for every environment; the test split is for reports only.
+
+    Raises ``TypeError`` for a wrong dtype and ``ValueError`` for wrong shapes and splits of fewer than 16 bytes.
+    """
+
+    name: str  # recorded in infos, checkpoints and reports: "tinystories", "grammar"
+    train: Text  # (N,)
+    val: Text  # (N_val,)
+    test: Text  # (N_test,)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise TypeError(f"the data set's name is {self.name!r}; expected a text")
+        for split in SPLITS:
+            text = getattr(self, split)
+            if not isinstance(text, np.ndarray) or text.dtype != np.uint8:
+                kind = text.dtype if isinstance(text, np.ndarray) else type(text).__name__
+                raise TypeError(
+                    f"{self.name}, {split} split: the text is {kind}; expected a NumPy array of uint8 "
+                    "(np.frombuffer(text.encode(), dtype=np.uint8))"
+                )
+            if text.ndim != 1 or len(text) < LEAST_BYTES:
+                raise ValueError(
+                    f"{self.name}, {split} split: the text has shape {text.shape}; expected one dimension of at least "
+                    f"{LEAST_BYTES} bytes"
+                )
+            object.__setattr__(self, split, read_only(text))
+
+    @property
+    def classes(self) -> int:
+        """Tokens that can come next."""
+        return VOCABULARY
+
+
+def split_text(name: str, text: Text, shares: tuple[float, float] = (0.1, 0.1)) -> TextData:
+    """A text cut in three at line ends: training, then ``shares`` of it for validation and test."""
+    cuts = [_line_end(text, round(len(text) * place)) for place in (1 - sum(shares), 1 - shares[1])]
+    return TextData(name, *np.split(text, cuts))
+
+
+def _line_end(text: Text, place: int) -> int:
+    """The end of the line at a place, if the rest of the text has one within a tenth of its length; else the place."""
+    ahead = np.flatnonzero(text[place : place + len(text) // 20] == ord("\n"))
+    return place + int(ahead[0]) + 1 if len(ahead) else place
