@@ -12,6 +12,7 @@ import pytest
 from esper_env.data import (
     DATASETS,
     DataFamily,
+    ImageData,
     SyntheticDataWarning,
     catalog,
     data_folder,
@@ -40,7 +41,7 @@ def write_cifar(parent: Path, fill: int) -> Path:
     return folder
 
 
-def fill_of(data: catalog.ImageData) -> int:
+def fill_of(data: ImageData) -> int:
     return int(data.train_images[0, 0, 0, 0])
 
 
@@ -128,11 +129,11 @@ def test_the_cache_is_bounded(tmp_path: Path) -> None:
     folders = [write_cifar(tmp_path / str(i), i).parent for i in range(5)]
     for folder in folders:
         load_data("cifar10", str(folder), family=CIFAR)
-    assert catalog._cached_cifar10.cache_info().currsize <= 2
+    assert catalog._read.cache_info().currsize <= 2
 
 
 @pytest.mark.parametrize(
-    ("dataset", "family"), [("cifar-10", CIFAR), ("digits", CIFAR), ("cifar10", DIGITS), ("", DIGITS)]
+    ("dataset", "family"), [("cifar-10", CIFAR), ("tinystories", CIFAR), ("grammar", DIGITS), ("", DIGITS)]
 )
 def test_an_unknown_name_lists_the_known(dataset: str, family: DataFamily) -> None:
     with pytest.raises(ValueError, match="dataset is") as caught:

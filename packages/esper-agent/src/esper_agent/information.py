@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from esper_env.data import data_folder
-from esper_env.data.cifar import find_cifar10
+from esper_env.data.originals import ORIGINALS
 from esper_env.networks.build import host_builder
 from esper_env.networks.seeds import offered_blueprints
 from esper_env.rules.heads import (
@@ -103,7 +103,7 @@ def blueprint_tables() -> list[Table]:
 def data_table() -> Table:
     """The data sets the tasks use, and whether they are on this disk."""
     folder = data_folder()
-    cifar = find_cifar10(folder)
+    cifar = ORIGINALS["cifar10"].find(folder)
     has_digits = importlib.util.find_spec("sklearn") is not None
     table = _table("Data sets", "name", "found")
     table.add_row("cifar10", str(cifar) if cifar else f"not in {folder}; a procedural stand-in takes its place")

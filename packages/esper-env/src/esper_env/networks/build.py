@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from esper_env.data import DataFamily, load_data
+from esper_env.data import DataFamily, ImageData, load_data
 from esper_env.networks.hosts.cnn import CNNHost
 from esper_env.networks.population import Optimisation, Population, PopulationConfig
 from esper_env.tasks import TaskConfig
@@ -59,6 +59,8 @@ def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.fl
     device = resolve_device(task.device)
     shard_size = _shard_size(task, count, device)
     data = load_data(task.dataset, task.data_dir, family=DataFamily(task.family))
+    if not isinstance(data, ImageData):
+        raise ValueError(f"dataset is {task.dataset!r}, a text; {task.env_id} has a host for images")
     config = PopulationConfig(
         batch_size=task.batch_size,
         batches_per_step=task.batches_per_step,
