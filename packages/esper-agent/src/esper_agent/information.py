@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 from typing import Any
 
 import torch
 from esper_env.data import data_folder
-from esper_env.data.originals import ORIGINALS
 from esper_env.networks.build import host_builder
 from esper_env.networks.seeds import offered_blueprints
 from esper_env.rules.heads import (
@@ -25,6 +23,8 @@ from esper_env.tasks import TASKS, TaskConfig
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+
+from esper_agent.data_commands import whereabouts
 
 #: What a value stands for, where its name does not say it.
 _MEANINGS = {
@@ -103,11 +103,9 @@ def blueprint_tables() -> list[Table]:
 def data_table() -> Table:
     """The data sets the tasks use, and whether they are on this disk."""
     folder = data_folder()
-    cifar = ORIGINALS["cifar10"].find(folder)
-    has_digits = importlib.util.find_spec("sklearn") is not None
-    table = _table("Data sets", "name", "found")
-    table.add_row("cifar10", str(cifar) if cifar else f"not in {folder}; a procedural stand-in takes its place")
-    table.add_row("digits", "comes with scikit-learn" if has_digits else "needs scikit-learn: esper-env[digits]")
+    table = _table(f"Data sets, in {folder}", "name", "found")
+    for name, place in whereabouts(folder).items():
+        table.add_row(name, place)
     return table
 
 

@@ -105,8 +105,8 @@ def _check_sizes(layout: Layout, folder: Path) -> None:
     for name, size in sizes.items():
         if size == 0 or size % record:
             raise ValueError(
-                f"{folder / name} is damaged: {size} bytes, expected a multiple of {record} (a record has "
-                f"{record - PIXELS} of label and {PIXELS:,} of pixels) above 0; {remedy}"
+                f"{folder / name} is damaged: {size} bytes, expected a multiple of {record} ({record - PIXELS} for "
+                f"labels and {PIXELS:,} for pixels in each record) above 0; {remedy}"
             )
     originals = {file.name: file.size for file in layout.source.files}
     fullest = max(sizes, key=lambda name: sizes[name] / originals[name])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from esper_env.data.catalog import LOADERS
+from esper_env.data.catalog import LOADERS, MADE
 from esper_env.data.manifest import ManifestError, differences, read_manifest
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.progress import Watcher, unwatched
@@ -36,7 +36,8 @@ class Verdict:
 def find_source(name: str) -> Source:
     """The data set in files with this name. Raises ``ValueError`` for any other name."""
     if name not in ORIGINALS:
-        raise ValueError(f"data set {name!r} is not one in files; expected one of {', '.join(ORIGINALS)}")
+        what = "needs no files" if name in MADE else "is not known"
+        raise ValueError(f"data set {name!r} {what}; expected one of {', '.join(ORIGINALS)}")
     return ORIGINALS[name]
 
 
