@@ -91,17 +91,23 @@ def run_list(settings: ListSettings, console: Console) -> int:
         table.add_row(name, made.what, _tasks(name), "nothing", escape(places[name]))
     table.add_row("a path", "your own text: a UTF-8 file, or a folder of *.txt and *.md", _tasks("grammar"), "nothing")
     console.print(table)
-    console.print(f"The data folder is {root}; `esper data fetch NAME` fetches into it.", soft_wrap=True, markup=False)
+    line = f"The data folder is {root}; `esper data fetch NAME` fetches into it."
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
     return 0
 
 
 def whereabouts(root: Path) -> dict[str, str]:
-    """For each data set, the folder it lies in or why it is in none."""
+    """For each data set, the folder below ``root`` it lies in, or why it is in none."""
     found = {name: source.find(root) for name, source in ORIGINALS.items()}
     made = dict.fromkeys(MADE, "needs no files")
     if importlib.util.find_spec("sklearn") is None:
         made["digits"] = "needs scikit-learn: esper-env[digits]"
-    return {name: "no" if folder is None else str(folder) for name, folder in found.items()} | made
+    return {name: "no" if folder is None else _below(root, folder) for name, folder in found.items()} | made
+
+
+def _below(root: Path, folder: Path) -> str:
+    """A folder by its name in the data folder, which is printed once; on its own where it is the data folder."""
+    return str(folder if folder == root else folder.relative_to(root))
 
 
 def _tasks(name: str) -> str:
@@ -142,15 +148,17 @@ def run_verify(settings: VerifySettings, console: Console) -> int:
         find_source(name)  # an unknown name is told before anything is read
     names = settings.names or tuple(name for name, source in ORIGINALS.items() if source.find(root) is not None)
     if not names:
-        console.print(f"There is no data set in {root}; `esper data list` lists them.", soft_wrap=True, markup=False)
+        line = f"There is no data set in {root}; `esper data list` lists them."
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
         return 0
     with _bars(console) as watch:
         verdicts = [verify(name, root, watch) for name in dict.fromkeys(names)]
-    table = _table("Data sets on this disk", "name", "state", "folder", "what was found")
+    console.print(f"Data sets in {root}", soft_wrap=True, markup=False, highlight=False)
+    table = _table(None, "name", "state", "folder", "what was found")
     for verdict in verdicts:
         style = "red" if verdict.state in _FAILURES else "green"
-        state = f"[{style}]{verdict.state}[/]"
-        table.add_row(verdict.name, state, escape(str(verdict.folder or "")), escape(verdict.detail))
+        folder = "" if verdict.folder is None else _below(root, verdict.folder)
+        table.add_row(verdict.name, f"[{style}]{verdict.state}[/]", escape(folder), escape(verdict.detail))
     console.print(table)
     return int(any(verdict.state in _FAILURES for verdict in verdicts))
 
@@ -189,7 +197,7 @@ def _bars(console: Console) -> Iterator[Watcher]:
         yield watch
 
 
-def _table(title: str, *headings: str) -> Table:
+def _table(title: str | None, *headings: str) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in headings:
         table.add_column(heading, no_wrap=heading in ("name", "to fetch", "state"), overflow="fold")

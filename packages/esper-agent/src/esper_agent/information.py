@@ -21,6 +21,7 @@ from esper_env.rules.heads import (
 )
 from esper_env.tasks import TASKS, TaskConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -103,9 +104,9 @@ def blueprint_tables() -> list[Table]:
 def data_table() -> Table:
     """The data sets the tasks use, and whether they are on this disk."""
     folder = data_folder()
-    table = _table(f"Data sets, in {folder}", "name", "found")
+    table = _table(escape(f"Data sets in {folder}"), "name", "found")
     for name, place in whereabouts(folder).items():
-        table.add_row(name, place)
+        table.add_row(name, escape(place))
     return table
 
 
