@@ -237,7 +237,7 @@ def test_a_terminal_shows_bars_with_rate_and_time_left(tmp_path):
     for part in (
         "download cifar-10-binary.tar.gz",
         "check cifar-10-binary.tar.gz",
-        f"unpack {FOLDER}/",
+        "unpack test_batch.bin",
         "/s",
         "0:00:00",
     ):

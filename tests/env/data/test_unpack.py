@@ -50,7 +50,7 @@ def test_progress_is_told_in_bytes(tmp_path: Path) -> None:
     archive.write_bytes(packed(GOOD))
     seen: list[Progress] = []
     unpack(archive, EXPECTED, tmp_path / "out", seen.append)
-    assert seen[-1] == Progress(Stage.UNPACK, "set/two.bin", len(TWO), len(TWO))
+    assert seen[-1] == Progress(Stage.UNPACK, "two.bin", len(TWO), len(TWO))
 
 
 SYM, HARD = tarfile.SYMTYPE, tarfile.LNKTYPE

@@ -24,6 +24,9 @@ from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRem
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
 
+#: Columns that the table needs.
+LEAST_WIDTH = 100
+
 DataDir = Annotated[str | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="DIR")]
 
 
@@ -84,6 +87,7 @@ def run_list(settings: ListSettings, console: Console) -> int:
     """Print the table of data sets."""
     root = data_folder(settings.data_dir)
     places = whereabouts(root)
+    console.width = max(console.width, LEAST_WIDTH)  # on a narrower terminal lines run over instead
     table = _table("Data sets", "name", "what it is", "tasks", "to fetch", "on this disk")
     for name, source in ORIGINALS.items():
         table.add_row(name, source.what, _tasks(name), decimal(source.download_size), escape(places[name]))
@@ -174,7 +178,7 @@ _RUNNERS: dict[type, Callable[[Any, Console], int]] = {
 
 @contextmanager
 def _bars(console: Console) -> Iterator[Watcher]:
-    """A bar for each file and what is done to it, on a terminal; elsewhere only why another try has to wait."""
+    """A bar for the file at work and what is done to it, on a terminal; elsewhere only why another try has to wait."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -183,16 +187,20 @@ def _bars(console: Console) -> Iterator[Watcher]:
         TimeRemainingColumn(),
     )
     with ProgressBars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks: dict[tuple[Stage, str], TaskID] = {}
+        shown: dict[tuple[Stage, str], TaskID] = {}
 
         def watch(progress: Progress) -> None:
             if progress.stage is Stage.WAIT:
                 console.print(f"{progress.file}: {progress.reason}", soft_wrap=True, markup=False, highlight=False)
                 return
             key = progress.stage, progress.file
-            if key not in tasks:
-                tasks[key] = bars.add_task(escape(f"{progress.stage} {progress.file}"), total=progress.total)
-            bars.update(tasks[key], completed=progress.done)
+            if key not in shown:
+                for task in shown.values():
+                    bars.remove_task(task)
+                shown.clear()
+                name = escape(f"{progress.stage} {progress.file}")
+                shown[key] = bars.add_task(name, completed=progress.done, total=progress.total)
+            bars.update(shown[key], completed=progress.done, refresh=progress.done == progress.total)
 
         yield watch
 

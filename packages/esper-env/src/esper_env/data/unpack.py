@@ -99,7 +99,7 @@ def _content(members: tarfile.TarFile, member: tarfile.TarInfo, watch: Watcher) 
     while chunk := file.read(CHUNK):
         done += len(chunk)
         yield chunk
-        watch(Progress(Stage.UNPACK, member.name, done, member.size))
+        watch(Progress(Stage.UNPACK, member.name.rpartition("/")[2], done, member.size))
 
 
 def _write(chunks: Iterator[bytes], path: Path) -> str:
