@@ -241,6 +241,23 @@ def test_more_than_the_file_has_is_refused(server: Server, target: Path) -> None
     assert not part(target).exists()
 
 
+def test_a_file_without_end_is_not_written_to_the_disk(server: Server, target: Path) -> None:
+    longest = 0
+
+    def look(_progress: Progress) -> None:
+        nonlocal longest
+        longest = max(longest, part(target).stat().st_size)
+
+    with pytest.raises(FetchError, match="more than 200,000 bytes"):
+        obtain(original(), server.says("/f", sends(CONTENT * 40, None)), target, look)
+    assert longest <= 200_000
+
+
+def test_more_than_the_file_has_left_by_an_earlier_fetch_is_begun_anew(server: Server, target: Path) -> None:
+    part(target).write_bytes(CONTENT + b"x")
+    assert fetched(server, target, file(CONTENT)) == CONTENT
+
+
 def test_less_than_the_file_has_is_an_interruption(server: Server, target: Path) -> None:
     assert fetched(server, target, sends(CONTENT[:199_999], None), file(CONTENT)) == CONTENT
 

@@ -59,8 +59,6 @@ def receive(url: str, part: Path, size: int, watch: Watcher) -> None:
     Raises ``FetchError`` when the server has another file or refuses, when five tries in a row brought nothing new, and
     when the disk is full. In the last two cases what has arrived stays.
     """
-    if length(part) > size:
-        discard(part)
     most, failures = length(part), 0
     while length(part) < size:
         try:
