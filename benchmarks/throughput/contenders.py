@@ -150,7 +150,7 @@ class BareLoop:
     def __init__(self, env_id: str, n: int, **env_kwargs: Any) -> None:
         task = make_task(env_id, **env_kwargs)
         self.n = n
-        self._population, _, _ = build_population(task, n)
+        self._population = build_population(task, n).population
         for row in range(n):
             self._population.reset_row(row, row)
         leaves = [list(shard.host.parameters.values()) for shard in self._population.shards]
@@ -167,13 +167,13 @@ class BareLoop:
         population = self._population
         with intra_op_threads(1):
             for shard, rows, optimizer in zip(population.shards, population._slices, self._optimizers, strict=True):
-                for images, labels in minibatches(population._train_images, population._streams[rows]):
+                for images, labels in minibatches(population._splits.train, population._streams[rows]):
                     self._minibatch(shard, optimizer, images, labels)
 
     def _minibatch(self, shard: Any, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
         host = {**shard.host.parameters, **shard.host.buffers}
         with shard.autocast():
-            x = shard.layout.from_images(images)
+            x = shard.layout.from_samples(images)
             for segment in range(len(shard.segments)):
                 x = shard.train_segment(segment, host, x)
         optimizer.zero_grad(set_to_none=True)

@@ -44,7 +44,7 @@ def cases(task: TaskConfig) -> list[Case]:
         assert isinstance(host, HostProtocol)
         found = list(_convolutions("host", host, torch.zeros(2, spec.in_channels, spec.image_size, spec.image_size)))
         for slot in host.slots:
-            features = torch.zeros(2, slot.channels, slot.height, slot.width, requires_grad=True)
+            features = torch.zeros(2, *slot.shape, requires_grad=True)
             seed = blueprint_entry(SEED, host.topology).factory(slot.channels)
             found += _convolutions(f"{SEED} at {slot.slot_id}", seed, features)
     return found

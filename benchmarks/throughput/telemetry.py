@@ -36,7 +36,7 @@ from esper_agent.runs import package_versions
 from esper_agent.statistics import bootstrap_interval
 from esper_agent.vectors import make_vector
 from esper_env import atomic
-from esper_env.telemetry import Detail, JsonlSink
+from esper_env.telemetry import Detail, JsonlSink, MemoryWarning
 from gymnasium.vector import AutoresetMode, VectorEnv
 from rich.console import Console
 from rich.table import Table
@@ -63,9 +63,9 @@ class TelemetrySettings:
     """Who acts; see `esper evaluate --help`."""
     counts: tuple[int, ...] = (16, 32)
     """Numbers of networks."""
-    rounds: int = 100
+    rounds: int = 50
     """How often the contenders take turns."""
-    steps: int = 2
+    steps: int = 4
     """Steps of a turn."""
     warmup: int = 60
     """Steps before the first round, with a sink: in them each blueprint's isolation is checked for the first time."""
@@ -85,6 +85,9 @@ class TelemetrySettings:
         if self.out.is_dir():
             raise ConfigError(f"out is {self.out}, a folder; expected the name of a file")
         return self
+
+
+_FIRST = MemoryWarning(kind="resident", used_mib=0.0, limit_mib=1.0)
 
 
 class OwnWork:
@@ -153,6 +156,8 @@ class Player:
         if sink is not None and detail is not None:
             telemetry.detail = detail
             telemetry.add_sink(sink)
+            telemetry.emit(_FIRST)  # begins the thread and the file, as a run does once
+            telemetry.flush()
         elapsed, earned, choosing = dict.fromkeys(CLOCKS, 0.0), 0.0, not actions
         own, events = self.work.seconds, telemetry.next_id
         for index in range(steps):

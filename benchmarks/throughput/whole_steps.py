@@ -20,7 +20,7 @@ class Engine:
 
     def __init__(self, task: TaskConfig, n: int) -> None:
         self.n = n
-        self.population, _, _ = build_population(task, n)
+        self.population = build_population(task, n).population
         self._structure = Structure.of(SlotTable.empty(n, self.population.slots))
         for row in range(n):
             self.population.reset_row(row, row)

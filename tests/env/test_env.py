@@ -8,14 +8,23 @@ import gymnasium
 import numpy as np
 import pytest
 from esper_env import ENV_IDS
-from esper_env.rules.heads import HEAD_RELEVANCE, Blueprint, Head, Op, head_sizes
+from esper_env.rules.heads import (
+    CNN_BLUEPRINTS,
+    HEAD_RELEVANCE,
+    TRANSFORMER_BLUEPRINTS,
+    Blueprint,
+    Head,
+    Op,
+    head_sizes,
+)
+from esper_env.tasks import TransformerSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-SLOTS = {"Esper-CIFAR-Deep-v0": 5, "Esper-CIFAR-Surfaces-v0": 6}
+SLOTS = {"Esper-CIFAR-Deep-v0": 5, "Esper-CIFAR-Surfaces-v0": 6, "Esper-TinyStories-v0": 4, "Esper-Text-v0": 2}
 HOST_PARAMETERS = {
     "Esper-CIFAR-v0": 6_418,
     "Esper-CIFAR-Impaired-v0": 77,
@@ -72,7 +81,8 @@ def test_spaces_follow_the_slots(env_id, tiny):
     }
     assert env.host_parameters == HOST_PARAMETERS.get(env_id, env.host_parameters)
     assert env.task.env_id == env_id
-    assert sorted(env.offered_blueprints) == [Blueprint(value) for value in range(1, 8)]
+    reads_text = isinstance(env.task.host, TransformerSpec)
+    assert sorted(env.offered_blueprints) == sorted(TRANSFORMER_BLUEPRINTS if reads_text else CNN_BLUEPRINTS)
     observation, _ = env.reset(seed=0)
     assert observation in env.observation_space
 

@@ -34,6 +34,8 @@ def test_importing_registers_every_id_and_loads_no_torch():
             "Esper-CIFAR-Surfaces-v0",
             "Esper-CIFAR-v0",
             "Esper-Digits-v0",
+            "Esper-Text-v0",
+            "Esper-TinyStories-v0",
         ]
     )
 

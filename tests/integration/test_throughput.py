@@ -33,7 +33,7 @@ def assert_same_hosts(networks, shards):
 def test_the_plain_loop_trains_the_same_networks_on_the_same_minibatches(throughput, env_id):
     settings = TINY | ({"dataset": "procedural"} if "CIFAR" in env_id else {})
     loop = throughput.PlainLoop(env_id, 2, threads=1, **settings)
-    population, _, _ = build_population(make_task(env_id, **settings), 2)
+    population = build_population(make_task(env_id, **settings), 2).population
     structure = Structure.of(SlotTable.empty(2, population.slots))
     for row in range(2):
         population.reset_row(row, row)

@@ -51,7 +51,11 @@ def test_no_more_than_the_front_is_read(folder: Path) -> None:
     read = stories(data.train) + stories(data.val)
     assert read == originals(range(len(read)))
     assert len(read) in (4, 5)
-    assert len(stories(data.test)) in (4, 5)
+    assert len(stories(data.test)) == 10
+
+
+def test_no_more_of_the_validation_file_is_read_than_the_tests_need(folder: Path) -> None:
+    assert stories(load_tinystories(folder, test=5 * BYTES).test) == originals(range(900, 904))
 
 
 def test_a_character_that_is_cut_is_left_out(folder: Path) -> None:

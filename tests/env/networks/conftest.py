@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from esper_env.data import ImageData
+from esper_env.data import ImageData, TextData
 from esper_env.networks.hosts import CNNHost
 from esper_env.networks.population import Optimisation, Population, PopulationConfig, Structure
 from esper_env.networks.population.stream import MinibatchStream, TrainingImages, minibatches
@@ -71,7 +71,7 @@ def make_population(stripes: ImageData) -> Iterator[Callable[..., Population]]:
         count: int = 1,
         *,
         host: Callable[[], nn.Module] | None = None,
-        data: ImageData = stripes,
+        data: ImageData | TextData = stripes,
         shard_size: int | None = None,
         together: bool = True,
         dtype: torch.dtype = torch.float32,
@@ -118,7 +118,7 @@ def grow() -> Callable[..., Structure]:
         blended, training, frozen, fossilized = (np.zeros(shape, dtype=np.bool_) for _ in range(4))
         for row, slot, name, op, stage, *rest in seeds:
             at = row, slot
-            value = blueprint_entry(name, "cnn").value
+            value = blueprint_entry(name, population.shards[0].topology).value
             if attach:
                 population.attach(row, slot, value)
             blueprint[at], operator[at], blended[at] = value, op, IS_BLENDED[stage]
@@ -132,10 +132,10 @@ def grow() -> Callable[..., Structure]:
 
 @pytest.fixture
 def own_blueprints(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """``own_blueprints(name, factory)`` offers a seed of one's own on CNN hosts until the test ends."""
+    """``own_blueprints(name, factory)`` offers a seed of one's own, on CNN hosts unless told, until the test ends."""
     copies = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
     monkeypatch.setattr(registry, "_REGISTRY", copies)
-    return lambda name, factory: register_blueprint(name, "cnn", factory)
+    return lambda name, factory, topology="cnn": register_blueprint(name, topology, factory)
 
 
 class PlainTwin(nn.Module):

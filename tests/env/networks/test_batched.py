@@ -4,7 +4,7 @@ import pytest
 import torch
 from esper_env.networks.hosts import CNNHost
 from esper_env.networks.population import batched
-from esper_env.networks.population.layout import Alone, Together
+from esper_env.networks.population.layout import ImagesAlone, ImagesTogether
 from esper_env.networks.seeds import offered_blueprints
 from esper_env.networks.seeds.blend import BlendGate
 from torch import nn
@@ -180,20 +180,20 @@ def test_a_subclass_is_not_taken_for_its_parent():
     check(copies(lambda: Doubled(4, 4, 3, padding=1)), features(4, 4, 4))
 
 
-@pytest.mark.parametrize("layout", [Together(), Alone()], ids=["together", "alone"])
+@pytest.mark.parametrize("layout", [ImagesTogether(), ImagesAlone()], ids=["together", "alone"])
 def test_layouts_agree_on_losses_and_hits(layout):
-    rows, classes = (3 if isinstance(layout, Together) else 1), 4
+    rows, classes = (3 if isinstance(layout, ImagesTogether) else 1), 4
     logits, labels = torch.randn(rows, SAMPLES, classes), torch.randint(classes, (rows, SAMPLES))
-    stored = logits.movedim(-1, 1) if isinstance(layout, Together) else logits
+    stored = logits.movedim(-1, 1) if isinstance(layout, ImagesTogether) else logits
     expected = torch.stack([F.cross_entropy(logits[r], labels[r], reduction="none") for r in range(rows)])
     torch.testing.assert_close(layout.losses(stored, labels), expected)
     assert torch.equal(layout.correct(stored, labels), logits.argmax(-1) == labels)
 
 
-@pytest.mark.parametrize("layout", [Together(), Alone()], ids=["together", "alone"])
+@pytest.mark.parametrize("layout", [ImagesTogether(), ImagesAlone()], ids=["together", "alone"])
 def test_the_head_of_a_minibatch_is_its_first_samples(layout):
     images = torch.rand(2, SAMPLES, 3, 4, 4)
-    whole, part = layout.from_images(images), layout.from_images(images[:, :2])
+    whole, part = layout.from_samples(images), layout.from_samples(images[:, :2])
     assert torch.equal(layout.head(whole, 2), part)
 
 
@@ -203,7 +203,7 @@ def test_a_group_norm_alone_learns_from_features_without_gradient(size):
     norm = nn.GroupNorm(1, 8)
     tensors = {name: torch.randn(1, 8).requires_grad_() for name in ("weight", "bias")}
     x = torch.randn(1, 4, size, size, 8)
-    (Alone().call(norm, tensors, x, training=True) ** 2).sum().backward()
+    (ImagesAlone().call(norm, tensors, x, training=True) ** 2).sum().backward()
     own = nn.GroupNorm(1, 8)
     with torch.no_grad():
         own.weight.copy_(tensors["weight"][0])

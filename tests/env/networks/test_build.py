@@ -5,7 +5,7 @@ import pytest
 import torch
 from esper_env.networks.build import build_population, resolve_device
 from esper_env.networks.population import Structure
-from esper_env.networks.population.layout import Alone, Together
+from esper_env.networks.population.layout import ImagesAlone, ImagesTogether
 from esper_env.rules.slot_table import SlotTable
 from esper_env.tasks import make_task
 
@@ -15,7 +15,7 @@ def build():
     made = []
 
     def make(env_id="Esper-Digits-v0", count=3, **overrides):
-        made.append(build_population(make_task(env_id, device="cpu", **overrides), count)[0])
+        made.append(build_population(make_task(env_id, device="cpu", **overrides), count).population)
         return made[-1]
 
     yield make
@@ -46,10 +46,10 @@ def test_a_device_that_is_not_there_is_noticed_before_any_data_is_loaded(monkeyp
 
 
 def test_names_and_sizes_come_with_the_population():
-    population, name, samples = build_population(make_task("Esper-Digits-v0", device="cpu"), 2)
-    population.close()
-    assert name == "digits"
-    assert samples == 800
+    built = build_population(make_task("Esper-Digits-v0", device="cpu"), 2)
+    built.population.close()
+    assert (built.dataset_name, built.classes, built.is_text) == ("digits", 10, False)
+    assert built.population.predictions == 800
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_small_networks_share_shards(build, use_threads, overrides, count, threa
     use_threads(threads)
     population = build(count=count, **overrides)
     assert [shard.rows for shard in population.shards] == sizes
-    assert all(isinstance(shard.layout, Together) for shard in population.shards)
+    assert all(isinstance(shard.layout, ImagesTogether) for shard in population.shards)
 
 
-@pytest.mark.parametrize(("shard_size", "layout"), [("auto", Alone), (1, Alone), (2, Together)])
+@pytest.mark.parametrize(("shard_size", "layout"), [("auto", ImagesAlone), (1, ImagesAlone), (2, ImagesTogether)])
 def test_large_networks_run_alone_unless_told_otherwise(build, shard_size, layout):
     population = build("Esper-CIFAR-v0", 2, dataset="procedural", shard_size=shard_size)
     assert all(isinstance(shard.layout, layout) for shard in population.shards)

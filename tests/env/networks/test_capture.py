@@ -317,7 +317,7 @@ def test_a_cuda_graph_is_warmed_up_captured_and_replayed_behind_what_came_before
         monkeypatch.setattr(torch.cuda, name, fake)
     seen = []
     inputs = [Draw(torch.tensor([[k]]), None, None) for k in range(4)]
-    runner = capture.CudaGraph(lambda draw: (log.append("step"), seen.append(draw.images)), "cuda:1", "the pool")
+    runner = capture.CudaGraph(lambda draw: (log.append("step"), seen.append(draw.samples)), "cuda:1", "the pool")
     for draw in inputs:
         runner(draw)
     around = ["own stream of cuda:1 waits for current stream of cuda:1", "on own stream of cuda:1"]
@@ -327,7 +327,7 @@ def test_a_cuda_graph_is_warmed_up_captured_and_replayed_behind_what_came_before
     captured = [*around, "begin in the pool, thread_local", "step", "end", *behind]
     assert log == warm_up + captured + 3 * replay
     assert seen[0] is seen[1]  # the same memory each time, never the caller's
-    assert all(draw.images is not seen[0] for draw in inputs)
+    assert all(draw.samples is not seen[0] for draw in inputs)
     assert seen[0].item() == 3
     assert runner.captures == 1
 

@@ -78,7 +78,7 @@ def test_every_configuration_equals_a_pass_of_its_own(grown, naive, together, dt
         local = [row if together else 0 for row, _ in pairs]
         own = structure if together else structure.rows(slice(index, index + 1))
         configurations = ConfigurationSet.of(np.array(local), np.array([mask for _, mask in pairs]), 3)
-        result = score(shard, own, configurations, population._validation)
+        result = score(shard, own, configurations, population._splits.validation)
         for at, (row, mask) in enumerate(pairs):
             loss, accuracy = naive(population, structure, row, alphas(structure, row, mask))
             assert result.loss[at] == pytest.approx(loss, abs=1e-9 if dtype is torch.float64 else 1e-5)
@@ -95,7 +95,7 @@ def test_any_subset_of_configurations_forks_correctly(grown, naive, choice):
     if choice:
         chosen = [everything[k] for k in rng.choice(len(everything), size=rng.integers(1, 9), replace=False)]
     configurations = ConfigurationSet.of(*(np.array(column) for column in zip(*chosen, strict=True)), 3)
-    result = score(population.shards[0], structure, configurations, population._validation)
+    result = score(population.shards[0], structure, configurations, population._splits.validation)
     for row, mask in chosen:
         at = int(configurations.find(np.array([row]), np.array([mask]))[0])
         loss, accuracy = naive(population, structure, row, alphas(structure, row, mask))
@@ -202,7 +202,7 @@ def test_the_prospective_contribution_of_a_helpful_seed_is_positive(make_populat
 
 def test_chunks_and_blocks_cover_everything_once_whatever_their_size(grown, monkeypatch):
     population, structure = grown(together=True)
-    images, shard = population._validation, population.shards[0]
+    images, shard = population._splits.validation, population.shards[0]
     configurations = ConfigurationSet.of(np.array([0, 0, 1, 1, 2, 2, 3]), np.array([0, 7, 3, 7, 0, 2, 0]), 3)
     whole = score(shard, structure, configurations, images)
     # 60 images in chunks of 7, and a row at a time
@@ -215,7 +215,7 @@ def test_chunks_and_blocks_cover_everything_once_whatever_their_size(grown, monk
 
 def test_losses_are_of_those_that_were_asked_for(grown):
     population, structure = grown(together=True)
-    shard, images = population.shards[0], population._validation
+    shard, images = population.shards[0], population._splits.validation
     configurations = ConfigurationSet.of(np.array([0, 0, 1, 1, 2, 2, 3]), np.array([0, 7, 3, 7, 0, 2, 0]), 3)
     whole = score(shard, structure, configurations, images)
     some = score(shard, structure, configurations, images, np.array([5, 1]))

@@ -39,7 +39,7 @@ def test_no_task_has_a_slot_where_a_kernel_sees_a_single_pixel(env_id):
     built = host_builder(TASKS[env_id])()
     assert isinstance(built, HostProtocol)
     for spec in built.slots:
-        assert min(spec.height, spec.width) >= 2, spec
+        assert min(spec.shape[-2:]) >= 2, spec
 
 
 @pytest.mark.parametrize("surfaces", ["post", "both"])
@@ -48,7 +48,7 @@ def test_slots_say_what_arrives_there(surfaces, pool_layers):
     built = host(surfaces=surfaces, pool_layers=pool_layers)
     x = torch.rand(2, 3, 32, 32)
     for spec in built.slots:
-        assert built.forward_between(x, None, spec.slot_id).shape == (2, spec.channels, spec.height, spec.width)
+        assert built.forward_between(x, None, spec.slot_id).shape == (2, *spec.shape)
 
 
 def naive_forward(built, x, surfaces):
@@ -92,7 +92,7 @@ def test_post_pool_slots_run_in_action_order():
     assert [spec.slot_id for spec in built.slots] == ["r0c0", "r0c1", "r0c2"]
     assert built.execution_order == (0, 1, 2)
     assert {spec.surface for spec in built.slots} == {"post-pool"}
-    assert [(spec.channels, spec.height) for spec in built.slots] == [(8, 16), (16, 8), (32, 4)]
+    assert [spec.shape[:2] for spec in built.slots] == [(8, 16), (16, 8), (32, 4)]
 
 
 def test_with_both_surfaces_action_order_is_row_major_and_execution_alternates():
@@ -103,7 +103,7 @@ def test_with_both_surfaces_action_order_is_row_major_and_execution_alternates()
     assert [built.slots[index].slot_id for index in built.execution_order] == [
         *("r0c0", "r1c0", "r0c1", "r1c1", "r0c2", "r1c2")
     ]
-    assert [spec.height for spec in built.slots] == [32, 16, 8, 16, 8, 4]
+    assert [spec.shape[1] for spec in built.slots] == [32, 16, 8, 16, 8, 4]
 
 
 def test_a_subset_of_slots_leaves_the_network_as_it_is():

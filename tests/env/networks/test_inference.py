@@ -4,7 +4,7 @@ import pytest
 import torch
 from esper_env.networks.hosts import CNNHost
 from esper_env.networks.population.inference import ChannelShift, InferenceForm, Rectifier
-from esper_env.networks.population.layout import Alone, Together
+from esper_env.networks.population.layout import ImagesAlone, ImagesTogether
 from torch import nn
 
 COPIES = 2
@@ -37,17 +37,17 @@ def outputs(modules, x, layout):
     form = InferenceForm(modules[0])
     folded = form.tensors(stacked)
     expected = torch.stack([module(x) for module in modules])
-    if isinstance(layout, Together):
-        features = layout.from_images(x.expand(COPIES, *x.shape))
+    if isinstance(layout, ImagesTogether):
+        features = layout.from_samples(x.expand(COPIES, *x.shape))
         return expected, layout.call(form.module, folded, features, training=False).movedim(-1, 1)
     rows = [{name: value[k : k + 1] for name, value in folded.items()} for k in range(COPIES)]
-    features = layout.from_images(x.unsqueeze(0))
+    features = layout.from_samples(x.unsqueeze(0))
     out = torch.cat([layout.call(form.module, row, features, training=False) for row in rows])
     return expected, out.permute(0, 1, 4, 2, 3) if out.dim() == 5 else out
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layout", [Together(), Alone()], ids=["together", "alone"])
+@pytest.mark.parametrize("layout", [ImagesTogether(), ImagesAlone()], ids=["together", "alone"])
 @pytest.mark.parametrize("surfaces", ["post", "both"])
 @pytest.mark.parametrize("pools", [0, 2])
 @pytest.mark.parametrize("kernel", [1, 3])
@@ -83,7 +83,7 @@ def test_every_segment_of_a_host(layout, surfaces, pools, kernel):
 def test_other_layers_stay_as_they_are(build):
     modules = trained(build)
     x = torch.randn(5, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    expected, out = outputs(modules, x, Alone())
+    expected, out = outputs(modules, x, ImagesAlone())
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)
 
 

@@ -151,7 +151,7 @@ def test_twenty_epochs_of_isolation_on_digits_do_not_spoil_a_seed():
     """
     per_kind = 3
     kinds = [kind for kind in KINDS for _ in range(per_kind)]
-    population, _, _ = build_population(make_task("Esper-Digits-v0", device="cpu"), len(kinds))
+    population = build_population(make_task("Esper-Digits-v0", device="cpu"), len(kinds)).population
     shape = (len(kinds), population.slots)
     blueprint = np.full(shape, NO_BLUEPRINT, dtype=np.int64)
     operator, off = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.bool_)

@@ -182,7 +182,12 @@ class FixedPlanPolicy:
 
 def _fixed_plan(blueprint: Blueprint) -> Callable[[Any, int], FixedPlanPolicy]:
     def make(env: Any, _seed: int) -> FixedPlanPolicy:
-        task = env.unwrapped.task
+        task, offered = env.unwrapped.task, env.unwrapped.offered_blueprints
+        if blueprint not in offered:
+            names = ", ".join(Blueprint(value).name.lower() for value in offered)
+            raise ValueError(
+                f"the policy {blueprint.name.lower()} plants what {task.env_id} does not offer; it has {names}"
+            )
         return FixedPlanPolicy(blueprint, task.horizon, gate_config(task.gates))
 
     return make
@@ -195,4 +200,6 @@ POLICIES: dict[str, Callable[[Any, int], Any]] = {
     "wait": lambda _env, _seed: WaitPolicy(),
     "conv_light": _fixed_plan(Blueprint.CONV_LIGHT),
     "conv_heavy": _fixed_plan(Blueprint.CONV_HEAVY),
+    "attention": _fixed_plan(Blueprint.ATTENTION),
+    "mlp": _fixed_plan(Blueprint.MLP),
 }

@@ -66,7 +66,7 @@ class EvaluateSettings:
     """Play one policy on a number of episodes and print what came of them."""
 
     policy: str
-    """A run folder, or one of heuristic, random, wait, conv_light, conv_heavy."""
+    """A run folder, or one of heuristic, random, wait, conv_light, conv_heavy, attention, mlp."""
     env: str = "Esper-Digits-v0"
     """Task; `esper info` lists them."""
     episodes: int = 20
@@ -92,7 +92,8 @@ class BenchmarkSettings:
     """Play several policies on the same episodes, compare them, and write the raw numbers down."""
 
     policies: tuple[str, ...]
-    """Run folders and names: heuristic, random, wait, conv_light, conv_heavy. The first is the one compared with."""
+    """Run folders and names: heuristic, random, wait, conv_light, conv_heavy, attention, mlp.
+    The first is the one compared with."""
     out: Path
     """Folder for episodes.csv (one line an episode) and summary.csv (one line a policy); it must not hold them yet."""
     env: str = "Esper-Digits-v0"

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from esper_env.data import data_folder
-from esper_env.networks.build import host_builder
+from esper_env.networks.attention import flex_obstacle
+from esper_env.networks.build import host_builder, resolve_device
 from esper_env.networks.seeds import offered_blueprints
 from esper_env.rules.heads import (
     ALPHA_TARGETS,
@@ -43,13 +44,14 @@ _TEXTS = ("values", "read by", "slots (channels)", "found")
 
 
 def print_information(console: Console) -> None:
-    """Print four tables."""
+    """Print the tables, and how attention runs here."""
     # Names and numbers are never cut: on a narrower terminal lines run over instead.
     console.width = max(console.width, LEAST_WIDTH)
     tables = [task_table(), head_table(), *blueprint_tables(), data_table()]
     for table in tables:
         console.print(table)
         console.print()
+    console.print(f"flex_attention seeds: {flex_attention_form()}", highlight=False)
 
 
 def task_table() -> Table:
@@ -108,6 +110,15 @@ def data_table() -> Table:
     for name, place in whereabouts(folder).items():
         table.add_row(name, escape(place))
     return table
+
+
+def flex_attention_form() -> str:
+    """What flex_attention seeds run through on the device that "auto" stands for."""
+    device = resolve_device("auto")
+    obstacle = flex_obstacle(device)
+    if obstacle is None:
+        return f"PyTorch's flex attention, on {device}"
+    return f"scaled_dot_product_attention, the same mathematics, as {obstacle}"
 
 
 def parameters(module: nn.Module) -> int:

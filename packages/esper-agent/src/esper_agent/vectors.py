@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import esper_env  # noqa: F401  (registers the ids)
@@ -19,6 +20,13 @@ def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env
     """
     if not is_whole(num_envs, least=1):
         raise ValueError(f"num_envs is {num_envs!r}; expected a whole number of at least 1")
+    module, colon, name = env_id.rpartition(":") if isinstance(env_id, str) else ("", "", "")
+    if colon:  # "package.module:Id-v0", as gymnasium.make takes it
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise ValueError(f"{env_id!r} names a module that cannot be imported: {error}") from error
+        env_id = name
     if not isinstance(env_id, str) or env_id not in gymnasium.registry:
         known = ", ".join(sorted(known for known in gymnasium.registry if known.startswith("Esper-")))
         raise ValueError(f"{env_id!r} is not a registered environment; expected one of {known}")

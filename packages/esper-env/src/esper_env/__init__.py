@@ -11,23 +11,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gymnasium.envs.registration import register, registry
-
-from esper_env.tasks import TASKS
+from esper_env.registration import announce, register_task
+from esper_env.tasks import TASKS, CNNSpec, TransformerSpec
 
 if TYPE_CHECKING:
+    from esper_env.data import ImageData, TextData
     from esper_env.env import EsperEnv
     from esper_env.networks.seeds import register_blueprint
     from esper_env.vector_env import EsperVectorEnv
 
 __version__ = "0.1.0"
-__all__ = ["ENV_IDS", "EsperEnv", "EsperVectorEnv", "register_blueprint"]
+__all__ = [
+    "ENV_IDS",
+    "CNNSpec",
+    "EsperEnv",
+    "EsperVectorEnv",
+    "ImageData",
+    "TextData",
+    "TransformerSpec",
+    "register_blueprint",
+    "register_task",
+]
 
 ENV_IDS: tuple[str, ...] = tuple(TASKS)
 
 _HOMES = {
     "EsperEnv": "esper_env.env",
     "EsperVectorEnv": "esper_env.vector_env",
+    "ImageData": "esper_env.data",
+    "TextData": "esper_env.data",
     "register_blueprint": "esper_env.networks.seeds",
 }
 
@@ -40,15 +52,5 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
-def _register() -> None:
-    for env_id in ENV_IDS:
-        if env_id not in registry:
-            register(
-                id=env_id,
-                entry_point="esper_env.env:EsperEnv",
-                vector_entry_point="esper_env.vector_env:EsperVectorEnv",
-                kwargs={"env_id": env_id},
-            )
-
-
-_register()
+for _env_id in ENV_IDS:
+    announce(_env_id)

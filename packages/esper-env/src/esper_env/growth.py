@@ -59,7 +59,8 @@ class Growth:
         self.task, self.count = task, count
         self._gates = gate_config(task.gates)
         self.reward_config = reward_config(task.reward_mode, task.reward_weights)
-        self._population, self.dataset_name, samples = build_population(task, count)
+        built = build_population(task, count)
+        self._population, self.dataset_name, self._is_text = built.population, built.dataset_name, built.is_text
         shard = self._population.shards[0]
         self.slot_ids: tuple[str, ...] = tuple(spec.slot_id for spec in shard.slots)
         self.topology = shard.topology
@@ -69,9 +70,11 @@ class Growth:
         self.max_seeds = slots if task.max_seeds is None else task.max_seeds
         self.rules = ActionRules(slots, self.offered_blueprints, self.max_seeds)
         self._builder = ObservationBuilder(slots, task.horizon, task.param_budget, shard.execution_order)
-        self._signals = SignalTracker(count, SignalConfig(plateau_points=task.plateau_points), samples=samples)
+        self._signals = SignalTracker(
+            count, SignalConfig(plateau_points=task.plateau_points), samples=self._population.predictions
+        )
         self._reward = RewardModel(count, slots, task.horizon, self.host_parameters, self.reward_config)
-        self._governor = Governor(count, slots, task.host.classes)
+        self._governor = Governor(count, slots, built.classes)
         self.telemetry = Telemetry()
         gauge = memory_gauge(shard.device)
         self.recorder = Recorder(self.telemetry, count, self.slot_ids, self._blueprint_name, gauge)
@@ -340,6 +343,7 @@ class Growth:
             "action_mask": self.rules.marginal(self.rules.legal(self.table)),
             "val_accuracy": signals.val_accuracy,
             "val_loss": signals.val_loss,
+            **({"val_bits_per_byte": signals.val_loss / np.log(2.0)} if self._is_text else {}),
             "parameters_added": self._population.parameters_added(structure, self.table.has_seed),
             "rollbacks": self._governor.rollbacks,
             "slot_stage": self.table.stage.copy(),

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esper_env.checks import is_finite, is_whole
 from esper_env.choices import CAPTURE_MODES, ISOLATIONS, PRECISIONS
-from esper_env.data.catalog import DATASETS, DataFamily
+from esper_env.data.catalog import DATASETS, TEXT_FAMILIES, DataFamily
 from esper_env.rules.gates import GATE_CONFIGS
 from esper_env.rules.reward_config import RewardMode, reward_config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from esper_env.data import ImageData, TextData
+
+    Data = ImageData | TextData
+    #: Builds a host (``esper_env.networks.hosts.HostProtocol``) for the data that it is to learn.
+    HostFactory = Callable[[Data], nn.Module]
 
 #: Keyword arguments of ``gymnasium.make`` and ``make_vec`` that change a task; all are JSON types.
 TASK_KWARGS = (
@@ -49,7 +58,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class CNNSpec:
-    """Geometry of a convolutional host."""
+    """Geometry of a convolutional host. The last four follow the data, where it has others."""
 
     n_blocks: int
     base_channels: int
@@ -63,12 +72,24 @@ class CNNSpec:
 
 
 @dataclass(frozen=True)
+class TransformerSpec:
+    """Geometry of a Transformer host that reads bytes; see ``esper_env.networks.hosts.TransformerHost``."""
+
+    width: int
+    heads: int
+    layers: int
+    context: int
+    segments: int
+    expansion: int = 4  # hidden units of a layer's perceptron, as a multiple of the width
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """One task. An episode is ``horizon`` epochs of ``batches_per_step`` minibatches of ``batch_size`` samples."""
 
     env_id: str
-    host: CNNSpec
-    family: str  # of data sets that fit the task: "cifar", "digits"
+    host: CNNSpec | TransformerSpec | HostFactory
+    family: str  # of data sets that fit the task: a ``DataFamily``
     batch_size: int
     batches_per_step: int
     horizon: int
@@ -89,6 +110,7 @@ class TaskConfig:
     shard_size: int | str = "auto"
     precision: str = "float32"
     capture: str = "auto"
+    data: Data | Callable[[], Data] | None = None  # in place of a data set of the family
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "batches_per_step", "horizon", "param_budget"):
@@ -103,10 +125,13 @@ class TaskConfig:
                 raise ValueError(f"{name} is {value!r}; expected a positive number")
         if self.shard_size != "auto" and not is_whole(self.shard_size, least=1):
             raise ValueError(f"shard_size is {self.shard_size!r}; expected 'auto' or a whole number of at least 1")
-        for name, known in (_CHOICES | {"dataset": DATASETS[DataFamily(self.family)]}).items():
-            value = getattr(self, name)
-            if not isinstance(value, str) or value not in known:
-                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}")
+        if not isinstance(self.host, CNNSpec | TransformerSpec) and not callable(self.host):
+            raise TypeError(f"host is {self.host!r}; expected a CNNSpec, a TransformerSpec or a function of the data")
+        if self.data is not None and not callable(self.data) and not hasattr(self.data, "classes"):
+            raise TypeError(f"data is {self.data!r}; expected an ImageData or a TextData, or a function for one")
+        for name, known in _CHOICES.items():
+            _check_choice(name, getattr(self, name), known)
+        self._check_dataset()
         if not isinstance(self.device, str):
             raise ValueError(f"device is {self.device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
         if self.data_dir is not None and (self.data_dir == "" or not isinstance(self.data_dir, str | PathLike)):
@@ -118,6 +143,19 @@ class TaskConfig:
             raise ValueError(f"max_seeds is {self.max_seeds!r}; expected None or a whole number of at least 1")
         if self.slots is not None:
             object.__setattr__(self, "slots", _slot_list(self.slots))
+            if not isinstance(self.host, CNNSpec | TransformerSpec):
+                raise ValueError(f"slots is {self.slots!r}; {self.env_id} has a host of its own, with slots of its own")
+
+    def _check_dataset(self) -> None:
+        known = ("auto",) if self.data is not None else DATASETS[DataFamily(self.family)]
+        takes_files = self.data is None and self.family in TEXT_FAMILIES
+        if not (takes_files and isinstance(self.dataset, str) and self.dataset):
+            _check_choice("dataset", self.dataset, known)
+
+
+def _check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}")
 
 
 def _slot_list(slots: object) -> tuple[str, ...]:
@@ -166,6 +204,30 @@ TASKS: dict[str, TaskConfig] = {
             param_budget=6_500,
             auto_shard_size=32,
         ),
+        TaskConfig(
+            "Esper-Text-v0",
+            TransformerSpec(width=32, heads=2, layers=2, context=64, segments=2, expansion=1),
+            family="text",
+            batch_size=16,
+            batches_per_step=16,
+            horizon=50,
+            host_lr=0.1,
+            seed_lr=0.05,
+            param_budget=50_000,
+            auto_shard_size=1,
+        ),
+        TaskConfig(
+            "Esper-TinyStories-v0",
+            TransformerSpec(width=128, heads=4, layers=4, context=256, segments=4),
+            family="tinystories",
+            batch_size=16,
+            batches_per_step=16,
+            horizon=75,
+            host_lr=0.1,
+            seed_lr=0.05,
+            param_budget=1_000_000,
+            auto_shard_size=1,
+        ),
     )
 }
 
@@ -189,8 +251,15 @@ def make_task(env_id: str, **overrides: Any) -> TaskConfig:
 
 def task_dict(task: TaskConfig) -> dict[str, Any]:
     """A task's numbers as JSON types, for reports and checkpoints."""
-    numbers = {item.name: getattr(task, item.name) for item in fields(task) if item.name != "host"}
-    numbers["host"] = {item.name: getattr(task.host, item.name) for item in fields(task.host)}
+    numbers = {item.name: getattr(task, item.name) for item in fields(task) if item.name not in ("host", "data")}
+    numbers["host"] = _host_dict(task.host)
     numbers["slots"] = list(task.slots) if task.slots is not None else None
     numbers["reward_weights"] = dict(task.reward_weights)
     return numbers
+
+
+def _host_dict(host: Any) -> dict[str, Any] | str:
+    """The geometry of a host; of a user's own, what makes it."""
+    if isinstance(host, CNNSpec | TransformerSpec):
+        return {item.name: getattr(host, item.name) for item in fields(host)}
+    return f"{getattr(host, '__module__', '?')}.{getattr(host, '__qualname__', type(host).__qualname__)}"

@@ -41,11 +41,13 @@ class DataFamily(StrEnum):
     TEXT = "text"  # a text; the grammar
 
 
+#: Families of texts, whose tasks accept the path of a text as well.
+TEXT_FAMILIES = (DataFamily.TINYSTORIES, DataFamily.TEXT)
+
 _IMAGES = ("auto", "cifar10", "cifar100", "fashion-mnist", "digits", "procedural", "procedural-cifar")
 _TEXTS = ("auto", "tinystories", "grammar")
 
-#: What each family's tasks accept as ``dataset``; a stand-in also by the name it goes on record with. A task on text
-#: accepts the path of a text as well.
+#: What each family's tasks accept as ``dataset``; a stand-in also by the name it goes on record with.
 DATASETS: dict[DataFamily, tuple[str, ...]] = {
     DataFamily.CIFAR: _IMAGES,
     DataFamily.DIGITS: _IMAGES,
@@ -149,7 +151,7 @@ def check_dataset(dataset: object, family: DataFamily) -> None:
         raise ValueError(f"dataset is {dataset!r}; expected one of {known}")
     if dataset in DATASETS[family]:
         return
-    if DATASETS[family] is not _TEXTS:
+    if family not in TEXT_FAMILIES:
         raise ValueError(f"dataset is {dataset!r}; a {family} task knows {known}")
     if not os.path.lexists(_own_path(dataset)):
         raise ValueError(

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from esper_env.data.text import LEAST_BYTES, TextData, split_text
+from esper_env.data.splits import split_at_lines
+from esper_env.data.text import LEAST_BYTES, TextData
 
 SUFFIXES = (".txt", ".md")
 
-#: Fewest bytes in all: a tenth is for validation and a tenth for the tests, and a cut that is moved to the end of its
+#: Fewest bytes in all: a tenth is for validation and a tenth for the tests, and a cut that moves to the end of its
 #: line may take half of such a tenth away.
 LEAST = 20 * LEAST_BYTES
 #: Most bytes in all: everything is held in memory, and on the device.
@@ -75,8 +76,8 @@ def _file(path: Path) -> TextFile:
 
 
 def load_text(path: Path, files: tuple[TextFile, ...]) -> TextData:
-    """The files one after the other, each from the beginning of a line, cut in three at line ends: 80% for training,
-    10% each for validation and the tests. The name is "text:" and that of ``path``.
+    """The files one after the other, each from the beginning of a line, cut in three by :func:`split_at_lines`. The
+    name is "text:" and that of ``path``.
 
     Raises ``ValueError`` for what is no UTF-8 or has a NUL byte in it, with the offset, and ``OSError`` for a file that
     cannot be read.
@@ -87,7 +88,7 @@ def load_text(path: Path, files: tuple[TextFile, ...]) -> TextData:
         _check_utf8(file.path, content)
         texts.append(content if content.endswith(b"\n") or not content else content + b"\n")
     name = path.name if path.name not in ("", "..") else path.resolve().name
-    return split_text(f"text:{name}", np.frombuffer(b"".join(texts), dtype=np.uint8))
+    return TextData(f"text:{name}", *split_at_lines(np.frombuffer(b"".join(texts), dtype=np.uint8)))
 
 
 def _read(path: Path) -> bytes:

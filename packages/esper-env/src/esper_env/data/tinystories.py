@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from esper_env.data.originals import ORIGINALS
+from esper_env.data.splits import TEST_BYTES, VAL_BYTES
 from esper_env.data.text import LEAST_BYTES, Text, TextData
 
 SOURCE = ORIGINALS["tinystories"]
@@ -15,16 +16,14 @@ TRAIN_FILE, VALID_FILE = (file.name for file in SOURCE.files)
 #: What stands behind every story.
 SEPARATOR = b"<|endoftext|>"
 
-#: Bytes that are read from the front of the training file, validation included; the original has 2.2 GB. A network of
-#: an episode sees a few megabytes at the most.
+#: Bytes that are read from the front of the training file; the original has 2.2 GB. A network of an episode sees a few
+#: megabytes at the most.
 MOST = 64 * 2**20
-#: Bytes of validation text, at most: enough for as many windows as anybody measures on.
-VAL = 2**20
 
 
-def load_tinystories(folder: Path, most: int = MOST, val: int = VAL) -> TextData:
+def load_tinystories(folder: Path, most: int = MOST, val: int = VAL_BYTES, test: int = TEST_BYTES) -> TextData:
     """The whole stories in the first ``most`` bytes of the training file, of which the last ones, about ``val`` bytes
-    or a tenth, are for validation; the test split is those in the first ``most`` bytes of the validation file.
+    or a tenth, are for validation; the test split is those in the first ``test`` bytes of the validation file.
 
     Files may be shorter than the original. Raises :class:`MissingDataError` for a missing file and ``ValueError`` for
     one that holds no stories: no separator, a NUL byte, or bytes that are not UTF-8.
@@ -34,7 +33,7 @@ def load_tinystories(folder: Path, most: int = MOST, val: int = VAL) -> TextData
     cut = _end_of_last_story(stories[: len(stories) - min(val, len(stories) // 10)])
     if min(cut, len(stories) - cut) < LEAST_BYTES:
         raise _damaged(folder / TRAIN_FILE, f"{len(stories)} bytes of stories, too few to set one apart for validation")
-    return TextData(SOURCE.name, stories[:cut], stories[cut:], _stories(folder / VALID_FILE, most))
+    return TextData(SOURCE.name, stories[:cut], stories[cut:], _stories(folder / VALID_FILE, test))
 
 
 def _stories(path: Path, most: int) -> Text:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from esper_env.data import DataFamily, ImageData, load_data
-from esper_env.networks.hosts.cnn import CNNHost
+from esper_env.data import DataFamily, ImageData, TextData, load_data
+from esper_env.data.text import VOCABULARY
+from esper_env.networks.hosts import CNNHost, TransformerHost
 from esper_env.networks.population import Optimisation, Population, PopulationConfig
-from esper_env.tasks import TaskConfig
+from esper_env.tasks import CNNSpec, TaskConfig, TransformerSpec
 
 
 def resolve_device(name: str) -> torch.device:
@@ -33,34 +36,75 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def host_builder(task: TaskConfig) -> Callable[[], nn.Module]:
-    """A function that builds one freshly initialised host of the task."""
+def host_builder(task: TaskConfig, data: ImageData | TextData | None = None) -> Callable[[], nn.Module]:
+    """A function that builds one freshly initialised host of the task.
+
+    It fits ``data``: classes, channels and size of the images. Without data it fits what the task is meant for; a host
+    of the user's own is given the task's data then.
+    """
     spec = task.host
-
-    def build() -> nn.Module:
-        return CNNHost(
-            spec.classes,
-            spec.n_blocks,
-            spec.base_channels,
-            spec.pool_layers,
-            spec.kernel,
-            in_channels=spec.in_channels,
-            image_size=spec.image_size,
-            surfaces=spec.surfaces,
-            norm_momentum=spec.norm_momentum,
-            slots=task.slots,
-        )
-
-    return build
+    if isinstance(spec, CNNSpec):
+        return partial(_cnn, spec, data, task.slots)
+    if isinstance(spec, TransformerSpec):
+        return partial(_transformer, spec, task.slots)
+    return partial(spec, data if data is not None else load_task_data(task))
 
 
-def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.float32) -> tuple[Population, str, int]:
-    """The population of a task's networks, the name of its data set, and the number of validation samples."""
+def _cnn(spec: CNNSpec, data: ImageData | TextData | None, slots: Sequence[str] | None) -> CNNHost:
+    classes, channels, size = spec.classes, spec.in_channels, spec.image_size
+    if isinstance(data, ImageData):
+        classes, (channels, size, _) = data.classes, data.image_shape
+    return CNNHost(
+        classes,
+        spec.n_blocks,
+        spec.base_channels,
+        spec.pool_layers,
+        spec.kernel,
+        in_channels=channels,
+        image_size=size,
+        surfaces=spec.surfaces,
+        norm_momentum=spec.norm_momentum,
+        slots=slots,
+    )
+
+
+def _transformer(spec: TransformerSpec, slots: Sequence[str] | None) -> TransformerHost:
+    return TransformerHost(
+        VOCABULARY,
+        spec.width,
+        spec.heads,
+        spec.layers,
+        spec.context,
+        spec.segments,
+        expansion=spec.expansion,
+        slots=slots,
+    )
+
+
+def load_task_data(task: TaskConfig) -> ImageData | TextData:
+    """The data of a task: its own, or the data set of its name."""
+    if task.data is None:
+        return load_data(task.dataset, task.data_dir, family=DataFamily(task.family))
+    data = task.data() if callable(task.data) else task.data
+    if not isinstance(data, ImageData | TextData):
+        raise TypeError(f"the data of {task.env_id} is {data!r}; expected an ImageData or a TextData")
+    return data
+
+
+class Built(NamedTuple):
+    """A task's networks and what is known of their data."""
+
+    population: Population
+    dataset_name: str
+    classes: int
+    is_text: bool
+
+
+def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.float32) -> Built:
+    """The population of a task's networks."""
     device = resolve_device(task.device)
     shard_size = _shard_size(task, count, device)
-    data = load_data(task.dataset, task.data_dir, family=DataFamily(task.family))
-    if not isinstance(data, ImageData):
-        raise ValueError(f"dataset is {task.dataset!r}, a text; {task.env_id} has a host for images")
+    data = load_task_data(task)
     config = PopulationConfig(
         batch_size=task.batch_size,
         batches_per_step=task.batches_per_step,
@@ -72,7 +116,8 @@ def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.fl
         precision=task.precision,
         capture=task.capture,
     )
-    return Population(host_builder(task), count, data, config), data.name, len(data.val_labels)
+    population = Population(host_builder(task, data), count, data, config)
+    return Built(population, data.name, data.classes, isinstance(data, TextData))
 
 
 def _shard_size(task: TaskConfig, count: int, device: torch.device) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from esper_env.networks.hosts.protocol import SlotSpec
+from esper_env.networks.hosts.segmented import SegmentedHost, in_action_order
 
 
 class GlobalAveragePool(nn.Module):
@@ -24,7 +25,7 @@ SURFACES: dict[str, tuple[tuple[str, int], ...]] = {
 }
 
 
-class CNNHost(nn.Module):
+class CNNHost(SegmentedHost):
     """Blocks of conv (no bias) -> BatchNorm -> ReLU -> optional 2x2 max-pool, then global average pool and linear.
 
     Block i has ``base_channels * 2**i`` channels and is followed by a pool while ``i < pool_layers``. Input is
@@ -83,39 +84,15 @@ class CNNHost(nn.Module):
                     size = size // 2 if pool else size
                     if surfaces == "both":
                         pieces[-1] += pool
-                spec = SlotSpec(f"r{row}c{block}", width, surface, row, block, -1, size, size)
+                spec = SlotSpec(f"r{row}c{block}", width, surface, row, block, -1, (width, size, size))
                 if slots is None or spec.slot_id in slots:
                     placed.append(spec)
                     pieces.append([])
         pieces[-1] += [GlobalAveragePool(), nn.Linear(channels, classes)]
         self.segments = nn.ModuleList(nn.Sequential(*piece) for piece in pieces)
-        self.slots, self.execution_order = _in_action_order(placed, slots)
+        self.slots, self.execution_order = in_action_order(placed, slots)
         _mix_signs(self.segments)
         _use_channels_last(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_between(x, None, None)
-
-    def forward_between(self, features: Tensor, start: str | None, stop: str | None) -> Tensor:
-        """Run from behind slot ``start`` (None: the input) to in front of slot ``stop`` (None: the logits).
-
-        Raises:
-            ValueError: an unknown slot, or ``stop`` is not ahead of ``start``.
-        """
-        first = 0 if start is None else self._position(start) + 1
-        last = len(self.segments) - 1 if stop is None else self._position(stop)
-        if last < first:
-            raise ValueError(f"cannot run from slot {start!r} to slot {stop!r}: the host only runs forward")
-        for segment in self.segments[first : last + 1]:
-            features = segment(features)
-        return features
-
-    def _position(self, slot_id: str) -> int:
-        """Place of the slot in the order of execution."""
-        order = [self.slots[index].slot_id for index in self.execution_order]
-        if slot_id not in order:
-            raise ValueError(f"slot {slot_id!r} is not known; this host has {', '.join(order)}")
-        return order.index(slot_id)
 
 
 def _check_geometry(
@@ -134,21 +111,6 @@ def _check_geometry(
             f"{pool_layers} pools shrink a {image_size}x{image_size} image below 2x2, where a seed has nothing to see; "
             f"use fewer pool_layers"
         )
-
-
-def _in_action_order(
-    placed: list[SlotSpec], wanted: Sequence[str] | None
-) -> tuple[tuple[SlotSpec, ...], tuple[int, ...]]:
-    """Slots sorted row-major with their action index, and the action index of each in order of execution."""
-    unknown = sorted(set(wanted or ()) - {spec.slot_id for spec in placed})
-    if unknown:
-        raise ValueError(f"slots {unknown} do not exist in this host; its slots are named r<row>c<block>, as in r0c0")
-    if not placed:
-        raise ValueError("slots is empty; an environment needs at least one slot")
-    ordered = sorted(placed, key=lambda spec: (spec.row, spec.col))
-    slots = tuple(spec._replace(action_index=index) for index, spec in enumerate(ordered))
-    index_of = {spec.slot_id: spec.action_index for spec in slots}
-    return slots, tuple(index_of[spec.slot_id] for spec in placed)
 
 
 def _mix_signs(segments: nn.ModuleList) -> None:

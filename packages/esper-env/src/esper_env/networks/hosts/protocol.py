@@ -11,13 +11,12 @@ class SlotSpec(NamedTuple):
     """A place in the host where a seed can be attached."""
 
     slot_id: str  # "r0c1"
-    channels: int
-    surface: str  # "post-pool", "pre-pool"
+    channels: int  # of an image's features, or the width of a sequence's
+    surface: str  # "post-pool", "pre-pool", "post-layers"
     row: int
     col: int
     action_index: int  # position in the slot head; row-major
-    height: int
-    width: int
+    shape: tuple[int, ...]  # of a sample's features: (channels, height, width) or (length, channels)
 
 
 @runtime_checkable

@@ -16,11 +16,11 @@ from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from esper_env.networks.hosts.cnn import GlobalAveragePool
 from esper_env.networks.population.inference import ChannelShift, Rectifier, shifted
+from esper_env.networks.population.mapped import run_mapped
 from esper_env.networks.seeds.blend import BlendGate
 from esper_env.networks.seeds.cnn import LayerScaleResidual, NormSeed, SqueezeExcite
 
@@ -51,20 +51,7 @@ def to_batched(images: Tensor) -> Tensor:
 
 
 def _vmapped(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
-    own = {name: tensors[prefix + name] for name, _ in [*module.named_parameters(), *module.named_buffers()]}
-    samples_first = x.movedim(-1, 1)
-    # Mixed precision does not reach everything inside vmap: such modules run in the precision of their tensors.
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = next((value.dtype for value in own.values() if value.is_floating_point()), x.dtype)
-        with torch.autocast(kind, enabled=False):
-            return _mapped(module, own, samples_first.to(dtype)).to(x.dtype)
-    return _mapped(module, own, samples_first)
-
-
-def _mapped(module: nn.Module, own: Tensors, samples_first: Tensor) -> Tensor:
-    out: Tensor = vmap(lambda state, value: functional_call(module, state, (value,)))(own, samples_first)
-    return out.movedim(1, -1).contiguous()
+    return run_mapped(module, tensors, prefix, x.movedim(-1, 1)).movedim(1, -1).contiguous()
 
 
 def _rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
+from math import prod
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -36,8 +37,23 @@ def grain(device: torch.device) -> Grain:
     return CPU_GRAIN if device.type == "cpu" else ACCELERATOR_GRAIN
 
 
+class HeldOut(Protocol):
+    """A held-out split on a device, shared by every network."""
+
+    count: int  # samples
+    predictions: int  # labels, in which an accuracy is a share
+
+    def chunk_size(self, shard: Shard) -> int:
+        """Samples that a shard evaluates at a time; the more networks see them, the fewer."""
+        ...
+
+    def chunks(self, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
+        """(b, ...) samples and labels."""
+        ...
+
+
 class HeldOutImages:
-    """A held-out split on a device, normalised once, shared by every network."""
+    """Labelled images, normalised once."""
 
     def __init__(
         self,
@@ -51,10 +67,9 @@ class HeldOutImages:
         pixels = torch.from_numpy(images.copy()).to(device, dtype)
         self._images = torch.addcmul(shift, pixels, scale)
         self._labels = torch.from_numpy(labels.copy()).to(device)
-        self.count = len(labels)
+        self.count = self.predictions = len(labels)
 
     def chunk_size(self, shard: Shard) -> int:
-        """Images that a shard evaluates at a time; the more networks see them, the fewer."""
         return max(1, grain(shard.device).chunk // (shard.rows * self._images[0].numel()))
 
     def chunks(self, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
@@ -63,25 +78,48 @@ class HeldOutImages:
         return zip(torch.split(self._images, size), torch.split(self._labels, size), strict=True)
 
 
+class HeldOutText:
+    """A text cut into windows of ``context`` bytes; what is left at its end is not used."""
+
+    def __init__(self, text: NDArray[np.uint8], context: int, device: torch.device) -> None:
+        self.count = (len(text) - 1) // context
+        if self.count < 1:
+            raise ValueError(
+                f"{len(text)} bytes are held out; a context of {context} needs at least {context + 1}: give more text"
+            )
+        self.predictions = self.count * context
+        tokens = torch.from_numpy(text[: self.count * context + 1].astype(np.int64)).to(device)
+        self._tokens, self._following = tokens[:-1].view(-1, context), tokens[1:].view(-1, context)
+
+    def chunk_size(self, shard: Shard) -> int:
+        scalars = shard.rows * prod(shard.slots[0].shape)
+        return max(1, grain(shard.device).chunk // scalars)
+
+    def chunks(self, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
+        """(b, T) bytes and those that follow."""
+        size = self.chunk_size(shard)
+        return zip(torch.split(self._tokens, size), torch.split(self._following, size), strict=True)
+
+
 class Scores:
     """What configurations score, in the order of their set. Reading a column waits until the device has finished."""
 
-    def __init__(self, totals: Readback, count: int, order: NDArray[np.int64]) -> None:
-        self._totals, self._count, self._order = totals, count, order
+    def __init__(self, totals: Readback, held_out: HeldOut, order: NDArray[np.int64]) -> None:
+        self._totals, self._held_out, self._order = totals, held_out, order
 
     @cached_property
     def loss(self) -> NDArray[np.float64]:
         """(M,) mean loss, nats; NaN where none was asked for."""
-        return self._mean(0)
+        return self._share(0, self._held_out.count)
 
     @cached_property
     def accuracy(self) -> NDArray[np.float64]:
         """(M,) percent."""
-        return 100.0 * self._mean(1)
+        return 100.0 * self._share(1, self._held_out.predictions)
 
-    def _mean(self, row: int) -> NDArray[np.float64]:
+    def _share(self, row: int, count: int) -> NDArray[np.float64]:
         values: NDArray[np.float64] = self._totals.numpy()[row, self._order]
-        return values / self._count
+        return values / count
 
 
 class _Fork(NamedTuple):
@@ -101,7 +139,7 @@ def score(
     shard: Shard,
     structure: Structure,
     configurations: ConfigurationSet,
-    images: HeldOutImages,
+    held_out: HeldOut,
     losses_of: NDArray[np.int64] | None = None,
 ) -> Scores:
     """Evaluate every configuration in eval mode; a seed that is on counts with its alpha, a TRAINING one with 1.
@@ -110,23 +148,23 @@ def score(
     """
     networks = np.unique(configurations.networks)
     first = _host_rows(shard, 0, networks)
-    forks, last = _plan_forks(shard, structure, configurations, networks, images)
+    forks, last = _plan_forks(shard, structure, configurations, networks, held_out)
     order = np.argsort(last)
     need = on_device(order if losses_of is None else order[losses_of], shard.device)
     totals = torch.zeros(2, len(order), dtype=torch.float64, device=shard.device)
     totals[0].fill_(torch.nan).index_fill_(0, need, 0.0)
-    for pixels, labels in images.chunks(shard):
+    for samples, labels in held_out.chunks(shard):
         with shard.autocast():
-            x = shard.layout.from_images(pixels[None])
+            x = shard.layout.from_samples(samples[None])
             x = shard.infer_segment(0, first, x.expand(len(networks), *x.shape[1:]))
             for position, (slot, fork) in enumerate(zip(shard.execution_order, forks, strict=True)):
                 x = _pass_fork(shard, slot, fork, x)
                 x = shard.infer_segment(position + 1, fork.host, x)
-        x, target = x.to(shard.dtype), labels.expand(len(x), -1)
+        x, target = x.to(shard.dtype), labels.expand(len(x), *labels.shape)
         losses = shard.layout.losses(x.index_select(0, need), target.index_select(0, need)).sum(1)
         totals[0].index_add_(0, need, losses.to(totals.dtype))
         totals[1] += shard.layout.correct(x, target).sum(1)
-    return Scores(Readback(totals), images.count, order)
+    return Scores(Readback(totals), held_out, order)
 
 
 def _pass_fork(shard: Shard, slot: int, fork: _Fork, x: Tensor) -> Tensor:
@@ -145,7 +183,7 @@ def _plan_forks(
     structure: Structure,
     configurations: ConfigurationSet,
     networks: NDArray[np.int64],
-    images: HeldOutImages,
+    held_out: HeldOut,
 ) -> tuple[list[_Fork], NDArray[np.int64]]:
     """The forks, and the configurations as (network, mask) keys in the order in which their rows arrive at the end."""
     forks = []
@@ -158,8 +196,7 @@ def _plan_forks(
         plan = plan_slot(structure, slot, rows >> slots, (rows & bit) != 0, shard.device, shard.dtype)
         if plan is not None:
             rows = rows[plan.sorted_rows]
-            spec = shard.slots[slot]
-            scalars = spec.channels * spec.height * spec.width * images.chunk_size(shard)
+            scalars = prod(shard.slots[slot].shape) * held_out.chunk_size(shard)
             plan = in_blocks(plan, max(1, grain(shard.device).block // scalars))
         by_key = np.argsort(before)
         parents = by_key[np.searchsorted(before, rows & ~bit, sorter=by_key)]

@@ -1,8 +1,9 @@
-"""Two ways to lay features out: many networks batched together, or one network on its own.
+"""Ways to lay features out: of images or of sequences, of many networks batched together or of one on its own.
 
-Both keep a leading network dimension, so that everything between layers (blending, masks, losses) is written once.
-``Together`` is (n, C, H, W, B) and runs the batching rules; ``Alone`` is (n, B, H, W, C), the memory order of
-channels_last, and calls the module itself: large feature maps are quickest through the library's own convolutions.
+All keep a leading network dimension, so that everything between layers (blending, masks, losses) is written once.
+Images together are (n, C, H, W, B) and run the batching rules; alone they are (n, B, H, W, C), the memory order of
+channels_last, and the module itself is called: large feature maps are quickest through the library's own convolutions.
+Sequences are (n, B, T, C) either way.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from esper_env.networks.population import batched
+from esper_env.networks.population import batched, sequences
 
 Tensors = Mapping[str, Tensor]
 
@@ -23,8 +24,8 @@ Tensors = Mapping[str, Tensor]
 class Layout(Protocol):
     """How features are stored and how modules run on them."""
 
-    def from_images(self, images: Tensor) -> Tensor:
-        """(n, B, C, H, W) normalised images -> features."""
+    def from_samples(self, samples: Tensor) -> Tensor:
+        """(n, B, C, H, W) normalised images, or (n, B, T) tokens, as the first segment takes them."""
         ...
 
     def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
@@ -36,11 +37,11 @@ class Layout(Protocol):
         ...
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(n, B) cross-entropy in nats of labels (n, B)."""
+        """(n, B) cross-entropy in nats of labels (n, B), or its mean over the positions of labels (n, B, T)."""
         ...
 
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(n, B) whether the highest logit is the label's."""
+        """(n, B) whether the highest logit is the label's, or at how many positions it is."""
         ...
 
     def head(self, x: Tensor, samples: int) -> Tensor:
@@ -48,11 +49,11 @@ class Layout(Protocol):
         ...
 
 
-class Together:
+class ImagesTogether:
     """n networks at once, samples last."""
 
-    def from_images(self, images: Tensor) -> Tensor:
-        return batched.to_batched(images).contiguous()
+    def from_samples(self, samples: Tensor) -> Tensor:
+        return batched.to_batched(samples).contiguous()
 
     def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
         return batched.run(module, tensors, x, training=training)
@@ -70,11 +71,11 @@ class Together:
         return x[..., :samples]
 
 
-class Alone:
+class ImagesAlone:
     """One network; further rows are the same network under other seeds and share its tensors."""
 
-    def from_images(self, images: Tensor) -> Tensor:
-        return images.permute(0, 1, 3, 4, 2).contiguous()
+    def from_samples(self, samples: Tensor) -> Tensor:
+        return samples.permute(0, 1, 3, 4, 2).contiguous()
 
     def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
         state = {name: value[0] for name, value in tensors.items()}
@@ -100,6 +101,51 @@ class Alone:
 
     def head(self, x: Tensor, samples: int) -> Tensor:
         return x[:, :samples]
+
+
+class SequencesTogether:
+    """n networks at once."""
+
+    def from_samples(self, samples: Tensor) -> Tensor:
+        return samples
+
+    def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:  # noqa: ARG002
+        return sequences.run(module, tensors, x)
+
+    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:
+        return {name: value.index_select(0, rows) for name, value in tensors.items()}
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        each = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none")
+        return each.view(labels.shape).mean(2)
+
+    def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits.max(3).indices == labels).sum(2)
+
+    def head(self, x: Tensor, samples: int) -> Tensor:
+        return x[:, :samples]
+
+
+class SequencesAlone(SequencesTogether):
+    """One network; further rows are the same network under other seeds and share its tensors."""
+
+    def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
+        state = {name: value[0] for name, value in tensors.items()}
+        module.train(training)
+        out: Tensor = functional_call(module, state, (x.flatten(0, 1),))
+        return out.view(*x.shape[:2], *out.shape[1:])
+
+    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:  # noqa: ARG002
+        return tensors
+
+
+#: By the number of dimensions of a sample's features, and whether many networks are run together.
+LAYOUTS: dict[tuple[int, bool], type[Layout]] = {
+    (3, True): ImagesTogether,
+    (3, False): ImagesAlone,
+    (2, True): SequencesTogether,
+    (2, False): SequencesAlone,
+}
 
 
 def _has_group_norm(module: nn.Module) -> bool:

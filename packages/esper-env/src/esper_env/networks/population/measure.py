@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper_env.networks.population.configurations import ConfigurationSet, ShapleyGame, bits
-from esper_env.networks.population.evaluate import HeldOutImages, score
+from esper_env.networks.population.evaluate import HeldOut, score
 from esper_env.networks.population.network import Shard
 from esper_env.networks.population.structure import Structure
 
@@ -35,7 +35,7 @@ class Commitment(NamedTuple):
     shapley: FloatArray
 
 
-def measure(shard: Shard, structure: Structure, images: HeldOutImages, rows: BoolArray) -> Measurement:
+def measure(shard: Shard, structure: Structure, held_out: HeldOut, rows: BoolArray) -> Measurement:
     """Measure the networks of ``rows`` (n,) in one shared pass; the others' numbers are 0."""
     order = list(shard.execution_order)
     count, slots = structure.alpha.shape
@@ -59,7 +59,7 @@ def measure(shard: Shard, structure: Structure, images: HeldOutImages, rows: Boo
         np.concatenate([networks for networks, _ in asked]), np.concatenate([masks for _, masks in asked]), slots
     )
     at = [configurations.find(networks, masks) for networks, masks in asked]
-    scores = score(shard, structure, configurations, images, losses_of=at[0])
+    scores = score(shard, structure, configurations, held_out, losses_of=at[0])
     loss, main = np.zeros(count), np.zeros(count)
     loss[wanted], main[wanted] = scores.loss[at[0]], scores.accuracy[at[0]]
     only_i, only_j, both, none = (scores.accuracy[where] for where in at[2:])
@@ -97,8 +97,8 @@ def appraise(
     shard: Shard,
     structure: Structure,
     rows: NDArray[np.int64],
-    validation: HeldOutImages,
-    test: HeldOutImages,
+    validation: HeldOut,
+    test: HeldOut,
     rngs: list[np.random.Generator],
 ) -> Commitment:
     """Value the committed networks of some rows (k,), each with a generator for sampled Shapley values."""

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from esper_env.choices import FULL_PRECISION, PRECISIONS
+from esper_env.networks.hosts.contract import check_host
 from esper_env.networks.hosts.protocol import HostProtocol
 from esper_env.networks.population.inference import InferenceForm
-from esper_env.networks.population.layout import Alone, Layout, Together
+from esper_env.networks.population.layout import LAYOUTS, Layout
 from esper_env.networks.population.stack import Stack
 from esper_env.networks.population.structure import Part, SlotPlan, Structure, join_rows, on_device, split_rows
-from esper_env.networks.seeds.blend import BlendGate, blend
+from esper_env.networks.seeds.blend import GATES, blend
 from esper_env.networks.seeds.contract import check_seed
 from esper_env.networks.seeds.registry import blueprint_entry
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
@@ -59,17 +60,15 @@ class Shard:
             raise ValueError(f"a shard laid out for one network was asked to hold {rows}")
         self.rows = rows
         self.device, self.dtype, self._precision = device, dtype, precision
-        self.layout: Layout = Together() if together else Alone()
         self.host = Stack(build_host, rows, device, dtype)
         template = self.host.template
+        check_host(template)
         assert isinstance(template, HostProtocol)
         self.slots, self.execution_order, self.topology = template.slots, template.execution_order, template.topology
         self.segments = template.segments
-        names = [*self.host.parameters, *self.host.buffers]
-        self._names = [
-            [(name, name.removeprefix(prefix)) for name in names if name.startswith(prefix)]
-            for prefix in (f"segments.{k}." for k in range(len(self.segments)))
-        ]
+        self._dims = len(self.slots[0].shape)  # of a sample's features
+        self.layout: Layout = LAYOUTS[self._dims, together]()
+        self._names = _names_by_segment(self.host.template, self.segments)
         self._inference = [InferenceForm(segment) for segment in self.segments]
         self._seeds: dict[tuple[int, int], Stack] = {}
         self._gates: dict[int, Stack] = {}
@@ -86,7 +85,7 @@ class Shard:
         if key not in self._seeds:
             entry, spec = blueprint_entry(blueprint, self.topology), self.slots[slot]
             stack = Stack(lambda: entry.build(spec.channels), self.rows, self.device, self.dtype)
-            shape = (2, spec.channels, spec.height, spec.width)
+            shape = (2, *spec.shape)
             values = torch.linspace(-1.0, 1.0, math.prod(shape), device=self.device, dtype=self.dtype)
             check_seed(stack.template, entry.name, values.view(shape))
             self._seeds[key] = stack
@@ -96,7 +95,7 @@ class Shard:
         """The stack of gates at a slot, allocated when it is first used."""
         if slot not in self._gates:
             channels = self.slots[slot].channels
-            self._gates[slot] = Stack(lambda: BlendGate(channels), self.rows, self.device, self.dtype)
+            self._gates[slot] = Stack(lambda: GATES[self._dims](channels), self.rows, self.device, self.dtype)
         return self._gates[slot]
 
     def reset_row(self, row: int, seed: int) -> None:
@@ -117,6 +116,10 @@ class Shard:
         if self._precision == FULL_PRECISION:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+
+    def segment_tensors(self, segment: int) -> list[str]:
+        """Full names of the host's tensors that a segment runs with."""
+        return [full for full, _ in self._names[segment]]
 
     def train_segment(self, segment: int, tensors: Tensors, x: Tensor) -> Tensor:
         """Run one host segment in training mode on each row, with the host's tensors under their full names."""
@@ -161,7 +164,7 @@ class Shard:
         gate = None
         if tensors.gate is not None:
             gate = self.layout.call(self.gate_stack(slot).template, tensors.gate, h, training=True)
-        return blend(part.operator, h, h, s, part.alpha, gate)
+        return blend(part.operator, h, h, s, part.alpha.view(-1, *(1,) * (h.dim() - 1)), gate)
 
     def run_seed(self, slot: int, part: Part, x: Tensor, tensors: SeedTensors) -> Tensor:
         """A part's seeds on their input."""
@@ -190,3 +193,16 @@ class Shard:
     def _own(self, segment: int, tensors: Tensors) -> Tensors:
         """A segment's tensors under its own names, from the host's."""
         return {short: tensors[full] for full, short in self._names[segment]}
+
+
+def _names_by_segment(host: nn.Module, segments: nn.ModuleList) -> list[list[tuple[str, str]]]:
+    """Of each segment's tensors, the full name in the host and the short one in the segment; one may be in several."""
+    full = {id(value): name for name, value in [*host.named_parameters(), *host.named_buffers()]}
+    return [
+        [
+            (full[id(value)], short)
+            for named in (segment.named_parameters, segment.named_buffers)
+            for short, value in named(remove_duplicate=False)
+        ]
+        for segment in segments
+    ]

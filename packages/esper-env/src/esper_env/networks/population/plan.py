@@ -60,7 +60,7 @@ class TrainingPlan:
         for plans in (self.main, self.shadow):
             for slot, plan in plans.items():
                 for part in plan.parts if plan is not None else ():
-                    part.alpha.view(-1).copy_(on_device(structure.alpha_on(part.networks, slot), device))
+                    part.alpha.copy_(on_device(structure.alpha_on(part.networks, slot), device))
         for member, fixed, home in zip(self.members, self.fixed, self._slots, strict=True):
             for name, value in fixed.items():
                 torch.index_select(member.stack.buffers[name], 0, member.rows, out=value)

@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from esper_env.choices import FULL_PRECISION
-from esper_env.data import ImageData
-from esper_env.networks.population.evaluate import HeldOutImages
+from esper_env.data import ImageData, TextData
+from esper_env.networks.hosts.contract import check_forward
 from esper_env.networks.population.measure import Commitment, Measurement, appraise, measure, nothing_measured
 from esper_env.networks.population.network import Shard
 from esper_env.networks.population.optimisation import Optimisation
 from esper_env.networks.population.readback import Readback
 from esper_env.networks.population.snapshots import Mismatch, Snapshots
+from esper_env.networks.population.splits import splits_for
 from esper_env.networks.population.state import Networks, networks_state, prepare_networks
-from esper_env.networks.population.stream import MinibatchStream, TrainingImages, draw_epoch
+from esper_env.networks.population.stream import MinibatchStream, draw_epoch
 from esper_env.networks.population.structure import Structure
 from esper_env.networks.population.trainers import Trainers, TrainStats
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
@@ -85,7 +86,7 @@ class Population:
     """N growing networks over one data set. Networks never influence each other."""
 
     def __init__(
-        self, build_host: Callable[[], nn.Module], count: int, data: ImageData, config: PopulationConfig
+        self, build_host: Callable[[], nn.Module], count: int, data: ImageData | TextData, config: PopulationConfig
     ) -> None:
         if config.shard_size < 1:
             raise ValueError(f"shard_size is {config.shard_size}; expected 1 or more, or 'auto'")
@@ -96,9 +97,6 @@ class Population:
         workers = min(len(self._slices), torch.get_num_threads()) if device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(workers, initializer=_one_thread) if workers > 1 else None
         with _own_settings():
-            self._train_images = TrainingImages(data, device, dtype)
-            self._validation = HeldOutImages(data.val_images, data.val_labels, data, device, dtype)
-            self._test = HeldOutImages(data.test_images, data.test_labels, data, device, dtype)
             self.shards = [
                 Shard(
                     build_host,
@@ -110,11 +108,14 @@ class Population:
                 )
                 for rows in self._slices
             ]
+            self._splits = splits_for(self.shards[0].slots[0], data, device, dtype)
+            samples, _ = next(self._splits.validation.chunks(self.shards[0]))
+            check_forward(self.shards[0].host.template, samples[:2], data.classes)
             self._trainers = [
-                Trainers(shard, config.optimisation, self._train_images, config.capture) for shard in self.shards
+                Trainers(shard, config.optimisation, self._splits.train, config.capture) for shard in self.shards
             ]
             self._snapshots = [Snapshots(shard) for shard in self.shards]
-            stream = (self._train_images, config.batch_size, config.batches_per_step)
+            stream = (self._splits.train, config.batch_size, config.batches_per_step)
             self._streams = [MinibatchStream(*stream) for _ in range(count)]
         # Trainable scalars of what has been attached so far, by slot and blueprint: the same in every shard.
         self._seed_sizes = np.zeros((self.slots, NO_BLUEPRINT), dtype=np.int64)
@@ -124,6 +125,11 @@ class Population:
     def slots(self) -> int:
         """Number of slots of a network."""
         return len(self.shards[0].slots)
+
+    @property
+    def predictions(self) -> int:
+        """Predictions on the validation split, of which an accuracy is a share."""
+        return self._splits.validation.predictions
 
     def close(self) -> None:
         """Stop the worker threads."""
@@ -198,7 +204,7 @@ class Population:
             shard, own = self.shards[index], self._slices[index]
             if not rows[own].any():
                 return nothing_measured(shard.rows, len(shard.slots))
-            return measure(shard, structure.rows(own), self._validation, rows[own])
+            return measure(shard, structure.rows(own), self._splits.validation, rows[own])
 
         return _joined(Measurement, self._each_shard(one))
 
@@ -213,7 +219,7 @@ class Population:
                 return None
             shard = self.shards[index]
             rngs = [derive_rng(int(shard.row_seeds[row]), "shapley") for row in local]
-            return appraise(shard, structure.rows(own), local, self._validation, self._test, rngs)
+            return appraise(shard, structure.rows(own), local, self._splits.validation, self._splits.test, rngs)
 
         return _joined(Commitment, [part for part in self._each_shard(one) if part is not None])
 

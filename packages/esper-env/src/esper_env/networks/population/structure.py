@@ -82,7 +82,7 @@ class Part(NamedTuple):
     rows: IntArray  # (k,) positions among the rows that pass the slot
     networks: IntArray  # (k,) their networks
     network_index: Tensor  # (k,) the same, on the device
-    alpha: Tensor  # (k, 1, 1, 1, 1)
+    alpha: Tensor  # (k,)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def plan_slot(
                 rows,
                 networks[rows],
                 on_device(networks[rows], device),
-                on_device(alpha[rows], device).to(dtype).view(-1, 1, 1, 1, 1),
+                on_device(alpha[rows], device).to(dtype),
             )
         )
     untouched = int((~active).sum())

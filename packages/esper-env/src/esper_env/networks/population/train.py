@@ -14,7 +14,7 @@ from esper_env.networks.population.network import Shard
 from esper_env.networks.population.optimisation import Optimisation
 from esper_env.networks.population.plan import TrainingPlan, take
 from esper_env.networks.population.readback import Readback
-from esper_env.networks.population.stream import Draw, TrainingImages, assemble
+from esper_env.networks.population.stream import Draw, TrainingSamples
 from esper_env.networks.population.structure import Structure
 from esper_env.networks.population.working_set import WorkingSet
 
@@ -26,9 +26,9 @@ class EpochTrainer:
     """
 
     def __init__(
-        self, shard: Shard, structure: Structure, config: Optimisation, images: TrainingImages, new_runner: NewRunner
+        self, shard: Shard, structure: Structure, config: Optimisation, data: TrainingSamples, new_runner: NewRunner
     ) -> None:
-        self._shard, self._config, self._images = shard, config, images
+        self._shard, self._config, self._data = shard, config, data
         self._straight = config.isolation == STRAIGHT_THROUGH
         self._plan = TrainingPlan(shard, structure, config)
         units = shard.rows * (1 + len(shard.slots))
@@ -48,7 +48,7 @@ class EpochTrainer:
         buffers = self._shard.host.buffers
         before = {name: value.clone() for name, value in buffers.items()}
         with self._shard.autocast():
-            losses, _ = self._losses(*assemble(self._images, draw))
+            losses, _ = self._losses(*self._data.assemble(draw))
         after = {name: value.clone() for name, value in buffers.items()}
         for name, value in before.items():
             buffers[name].copy_(value)
@@ -72,18 +72,18 @@ class EpochTrainer:
     def _step(self, draw: Draw) -> None:
         """One minibatch: losses, gradients, update."""
         with self._shard.autocast():
-            main, shadow = self._losses(*assemble(self._images, draw))
+            main, shadow = self._losses(*self._data.assemble(draw))
         total = main.sum() if shadow is None else main.sum() + shadow.sum()
         total.backward()  # type: ignore[no-untyped-call]
         self._set.step()
         self._loss_sum += main.detach()
 
-    def _losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _losses(self, samples: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean loss of each network (n,), and of each shadow pass (Z,) or None."""
         shard, layout = self._shard, self._shard.layout
         views = [{**own, **fixed} for own, fixed in zip(self._set.views(), self._plan.fixed, strict=True)]
         host = {**views[0], **shard.host.buffers}
-        x = shard.train_segment(0, host, layout.from_images(images))
+        x = shard.train_segment(0, host, layout.from_samples(samples))
         z: Tensor | None = None
         for position, slot in enumerate(shard.execution_order):
             z = self._enter_shadow(position, x, z, labels.shape[1])
@@ -115,9 +115,7 @@ class EpochTrainer:
         z = shard.pass_slot(slot, plan, z, self._plan.tensors(plan, views))
         frozen = {name: value.detach() for name, value in views[0].items()} | shard.host.buffers
         rows = self._plan.shadow_rows[position]
-        own = {
-            name: take(value, rows) for name, value in frozen.items() if name.startswith(f"segments.{position + 1}.")
-        }
+        own = {name: take(frozen[name], rows) for name in shard.segment_tensors(position + 1)}
         return shard.infer_segment(position + 1, shard.inference_tensors(position + 1, own), z)
 
     def _shadow_samples(self, batch: int) -> int:

@@ -16,7 +16,7 @@ from esper_env.networks.population.isolation import breaches
 from esper_env.networks.population.network import Shard
 from esper_env.networks.population.optimisation import Optimisation
 from esper_env.networks.population.readback import Readback
-from esper_env.networks.population.stream import Draw, TrainingImages
+from esper_env.networks.population.stream import Draw, TrainingSamples
 from esper_env.networks.population.structure import Structure, on_device
 from esper_env.networks.population.train import EpochTrainer
 
@@ -78,9 +78,9 @@ class TrainStats:
 class Trainers:
     """A shard's trainers by the signature of the structure: the latest ones are kept, so waiting costs no planning."""
 
-    def __init__(self, shard: Shard, config: Optimisation, images: TrainingImages, capture: str) -> None:
+    def __init__(self, shard: Shard, config: Optimisation, data: TrainingSamples, capture: str) -> None:
         new_runner = runners(shard.device, capture)
-        self._make = partial(EpochTrainer, shard, config=config, images=images, new_runner=new_runner)
+        self._make = partial(EpochTrainer, shard, config=config, data=data, new_runner=new_runner)
         self._kept: OrderedDict[bytes, EpochTrainer] = OrderedDict()
         self._captures_gone = 0
 

@@ -55,8 +55,8 @@ register_operator(Operator.MULTIPLY, _multiply)
 register_operator(Operator.GATE, _gate)
 
 
-class BlendGate(nn.Module):
-    """Per-sample gate in (0, 1) from spatially pooled features, through C -> C/4 -> 1: (B, C, H, W) -> (B, 1, 1, 1)."""
+class _Gate(nn.Module):
+    """From pooled features through C -> C/4 -> 1."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -64,6 +64,28 @@ class BlendGate(nn.Module):
         self.squeeze = nn.Linear(channels, hidden)
         self.excite = nn.Linear(hidden, 1)
 
+
+class BlendGate(_Gate):
+    """One gate in (0, 1) for each image, from spatially pooled features: (B, C, H, W) -> (B, 1, 1, 1)."""
+
     def forward(self, x: Tensor) -> Tensor:
         hidden = nn.functional.silu(self.squeeze(x.mean(dim=(2, 3))))
         return torch.sigmoid(self.excite(hidden))[:, :, None, None]
+
+
+class CausalBlendGate(_Gate):
+    """One gate in (0, 1) for each position, from the mean over it and what came before: (B, T, C) -> (B, T, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = nn.functional.silu(self.squeeze(causal_mean(x)))
+        return torch.sigmoid(self.excite(hidden))
+
+
+def causal_mean(x: Tensor) -> Tensor:
+    """(..., T, C) means over each position and all before it."""
+    counts = torch.arange(1, x.shape[-2] + 1, device=x.device, dtype=x.dtype)
+    return x.cumsum(-2) / counts[:, None]
+
+
+#: The gate of a slot, by the number of dimensions of its features without samples.
+GATES: dict[int, Callable[[int], nn.Module]] = {3: BlendGate, 2: CausalBlendGate}

@@ -10,11 +10,12 @@ REMEDY = "change the blueprint's factory"
 
 @torch.no_grad()
 def check_seed(module: nn.Module, name: str, x: Tensor) -> None:
-    """Try a freshly built seed on features ``x`` (B, C, H, W), which stay as they are.
+    """Try a freshly built seed on features ``x``, (B, C, H, W) or (B, T, C), which stay as they are.
 
     Raises:
         ValueError: the module fails on the features, changes their shape or dtype, writes into its input or its buffers
-            (batch statistics, say), or draws random numbers (dropout), which would couple networks.
+            (batch statistics, say), draws random numbers (dropout), which would couple networks, or looks ahead in a
+            sequence.
     """
     if any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in module.modules()):
         raise ValueError(f"blueprint {name!r} has dropout, which draws from the global generator; {REMEDY}")
@@ -36,4 +37,12 @@ def check_seed(module: nn.Module, name: str, x: Tensor) -> None:
             raise ValueError(
                 f"blueprint {name!r} writes into its buffer {key!r}; seeds keep no statistics: {REMEDY} to normalise "
                 "with GroupNorm or LayerNorm"
+            )
+    if x.dim() == 3:
+        changed = x.clone()
+        changed[:, -1] += 1.0
+        if not torch.allclose(module(changed)[:, :-1], out[:, :-1], rtol=0.0, atol=1e-6):
+            raise ValueError(
+                f"blueprint {name!r} looks ahead: what it makes of the first positions depends on the last one; "
+                f"{REMEDY} so that a position sees itself and what came before"
             )

@@ -1,0 +1,103 @@
+"""Causal self-attention, through PyTorch's scaled_dot_product_attention or its flex attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: Query, key and value, each (B, heads, T, d / heads), to what the heads see, of the same shape.
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention (Vaswani et al. 2017) in which a position sees itself and what came before.
+
+    (..., T, width) -> (..., T, width).
+
+    Raises:
+        ValueError: a width that the heads do not divide.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"the width {width} is not divisible by {heads} heads; choose one that is")
+        self.heads = heads
+        self.inputs = nn.Linear(width, 3 * width)  # to queries, keys and values
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.output(self.mixed(self.inputs(x)))
+        return out
+
+    def mixed(self, inputs: Tensor) -> Tensor:
+        """What the heads see, side by side: (..., T, 3 width) -> (..., T, width)."""
+        *leading, length, _ = inputs.shape
+        split = inputs.reshape(-1, length, 3, self.heads, inputs.shape[-1] // (3 * self.heads))
+        query, key, value = split.permute(2, 0, 3, 1, 4)
+        seen = self.attend(query, key, value)
+        return seen.transpose(1, 2).reshape(*leading, length, -1)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(B, heads, T, d / heads) each."""
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
+class FlexCausalSelfAttention(CausalSelfAttention):
+    """The same through flex attention where it works, see :func:`flex_obstacle`; elsewhere the same operation."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if flex_obstacle(query.device, query.shape[-1], query.dtype) is None:
+            return _flex()(query, key, value, block_mask=_causal_mask(query.shape[-2], query.device))
+        return super().attend(query, key, value)
+
+
+@lru_cache(maxsize=64)
+def flex_obstacle(device: torch.device, head_width: int = 16, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why flex attention is not used on a device; None where it is.
+
+    On a CPU it has no backward pass. Elsewhere it is tried once, and has to agree with scaled_dot_product_attention.
+    """
+    if device.type == "cpu":
+        return "flex attention cannot train on a CPU"
+    try:
+        return _trial(device, head_width, dtype)
+    except Exception as error:  # a missing compiler, an old device, a width it does not have: all mean the same here
+        return f"flex attention fails on {device}: {str(error).splitlines()[0][:100] if str(error) else type(error)}"
+
+
+def _trial(device: torch.device, head_width: int, dtype: torch.dtype) -> str | None:
+    length = 32
+    values = torch.linspace(-1.0, 1.0, 2 * length * head_width, device=device, dtype=dtype)
+    results = []
+    for attend in (F.scaled_dot_product_attention, _flex()):
+        x = values.view(1, 2, length, head_width).clone().requires_grad_()
+        masked: dict[str, Any] = {"is_causal": True}
+        if attend is not F.scaled_dot_product_attention:
+            masked = {"block_mask": _causal_mask(length, device)}
+        with torch.enable_grad():
+            out = attend(x, x.sin(), x.cos(), **masked)
+            (gradient,) = torch.autograd.grad(out.square().sum(), x)
+        results.append(torch.cat([out.flatten(), gradient.flatten()]))
+    worst = float((results[0] - results[1]).detach().abs().max())
+    return None if worst < 1e-2 else f"flex attention is off by {worst:.2g} on {device}"
+
+
+@cache
+def _flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
+    return compiled
+
+
+@lru_cache(maxsize=16)
+def _causal_mask(length: int, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return create_block_mask(lambda _b, _h, query, key: query >= key, None, None, length, length, device=device)

@@ -1,0 +1,52 @@
+"""What makes tasks known to Gymnasium, and tasks of the user's own."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields, replace
+from typing import Any
+
+from gymnasium.envs.registration import parse_env_id, register, registry
+
+from esper_env.tasks import TASKS, TaskConfig
+
+
+def register_task(env_id: str, *, base: str = "Esper-Digits-v0", **changes: Any) -> TaskConfig:
+    """Make a task of your own known, to Gymnasium too: ``gymnasium.make(env_id)`` works from then on.
+
+    The task has the numbers of ``base`` except for ``changes``, which are fields of :class:`TaskConfig`. Among them:
+
+    * ``host``: a ``CNNSpec`` or ``TransformerSpec``, or a function from the data to a module that follows
+      ``esper_env.networks.hosts.HostProtocol``;
+    * ``data``: an ``ImageData`` or a ``TextData``, or a function that returns one.
+
+    Raises:
+        ValueError: an id that is taken or malformed, an unknown ``base``, a value that makes no sense.
+        TypeError: a field that no task has.
+    """
+    known = [item.name for item in fields(TaskConfig) if item.name != "env_id"]
+    for name in changes:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise TypeError(f"a task has no field {name!r}; {hint}known: {', '.join(known)}")
+    if base not in TASKS:
+        raise ValueError(f"base is {base!r}; expected one of {', '.join(TASKS)}")
+    if env_id in TASKS or env_id in registry:
+        raise ValueError(f"{env_id!r} is registered already; choose another id")
+    parse_env_id(env_id)
+    task = replace(TASKS[base], env_id=env_id, **changes)
+    announce(env_id)
+    TASKS[env_id] = task
+    return task
+
+
+def announce(env_id: str) -> None:
+    """Register an id with Gymnasium; one that it knows already stays as it is."""
+    if env_id not in registry:
+        register(
+            id=env_id,
+            entry_point="esper_env.env:EsperEnv",
+            vector_entry_point="esper_env.vector_env:EsperVectorEnv",
+            kwargs={"env_id": env_id},
+        )

@@ -1,0 +1,108 @@
+"""What a host of one's own must honour, and what is said of one that does not."""
+
+import pytest
+import torch
+from esper_env.networks.hosts import CNNHost, SegmentedHost, SlotSpec, TransformerHost
+from esper_env.networks.hosts.contract import check_forward, check_host
+from torch import nn
+
+
+class Perceptron(SegmentedHost):
+    """Two layers on 1x2x2 images, with a slot between them."""
+
+    topology = "cnn"
+
+    def __init__(self):
+        super().__init__()
+        self.segments = nn.ModuleList(
+            [nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU()), nn.Sequential(nn.Flatten(), nn.Linear(12, 4))]
+        )
+        self.slots = (SlotSpec("r0c0", 3, "between", 0, 0, 0, (3, 2, 2)),)
+        self.execution_order = (0,)
+
+
+class PeekingHost(TransformerHost):
+    """Its first segment adds the mean over all positions."""
+
+    def __init__(self):
+        super().__init__(10, 4, 2, 1, 6, 1)
+        self.segments[0].append(MeanOfAll())
+
+
+class MeanOfAll(nn.Module):
+    def forward(self, x):
+        return x + x.mean(dim=1, keepdim=True)
+
+
+def changed(**attributes):
+    host = Perceptron()
+    for name, value in attributes.items():
+        setattr(host, name, value)
+    return host
+
+
+def slot(**changes):
+    return Perceptron().slots[0]._replace(**changes)
+
+
+IMAGES = torch.linspace(-1, 1, 8).view(2, 1, 2, 2)
+TOKENS = torch.arange(12).view(2, 6) % 10
+
+
+def test_hosts_that_honour_it():
+    for host, samples, classes in (
+        (Perceptron(), IMAGES, 4),
+        (CNNHost(4, 2, 2, 0, 1, in_channels=1, image_size=2), IMAGES, 4),
+        (TransformerHost(10, 4, 2, 2, 6, 2), TOKENS, 10),
+    ):
+        check_host(host)
+        check_forward(host, samples, classes)
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        (nn.Linear(2, 2), "the host is a Linear, which is none: it lacks topology, slots, execution_order, segments"),
+        (object(), "the host is a object, which is none"),
+        (None, "the host is a NoneType"),
+    ],
+)
+def test_what_is_no_host_is_a_type_error(host, message):
+    with pytest.raises(TypeError, match=message):
+        check_host(host)
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        (changed(slots=()), r"slots is \(\), expected at least one SlotSpec"),
+        (changed(slots=("r0c0",)), "expected at least one SlotSpec"),
+        (changed(slots=(slot(), slot())), "expected different ids"),
+        (changed(slots=(slot(action_index=1),)), r"action indices of its slots are \[1\], expected 0, 1"),
+        (changed(execution_order=(1,)), r"execution_order is \(1,\), expected each of 0..0 once"),
+        (changed(segments=Perceptron().segments[:1]), "it has 1 segments for 1 slots, expected 2"),
+        (changed(slots=(slot(shape=(3,)),)), r"the shapes of its slots are \[\(3,\)\], expected"),
+        (changed(slots=(slot(channels=2),)), r"slot r0c0 has 2 channels and features of \(3, 2, 2\)"),
+        (changed(topology="mine"), "topology 'mine' has no blueprints"),
+        (changed(extra=nn.Linear(2, 2)), "extra.weight, extra.bias belong to none of its segments"),
+        (changed(segments=nn.ModuleList([nn.Dropout(), nn.Linear(2, 2)])), "it has dropout"),
+    ],
+)
+def test_a_host_that_does_not_fit_together_is_a_clear_error(host, message):
+    with pytest.raises(ValueError, match=message):
+        check_host(host)
+
+
+@pytest.mark.parametrize(
+    ("host", "samples", "classes", "message"),
+    [
+        (changed(slots=(slot(shape=(3, 4, 4)),)), IMAGES, 4, r"features of \(3, 2, 2\) at slot r0c0, which says"),
+        (Perceptron(), IMAGES, 5, r"turns \(2, 1, 2, 2\) into \(2, 4\); expected \(2, 5\)"),
+        (TransformerHost(10, 4, 2, 2, 6, 2), TOKENS, 11, r"expected \(2, 6, 11\)"),
+        (PeekingHost(), TOKENS, 10, "looks ahead: its first predictions depend on the last token"),
+    ],
+)
+def test_a_host_that_does_something_else_than_it_says_is_a_clear_error(host, samples, classes, message):
+    check_host(host)
+    with pytest.raises(ValueError, match=message):
+        check_forward(host, samples, classes)

@@ -1,0 +1,150 @@
+"""Tasks of one's own: other numbers, other data, another host."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from esper_env import CNNSpec, ImageData, TextData, TransformerSpec, register_task, tasks
+from esper_env.networks.hosts import SegmentedHost, SlotSpec
+from torch import nn
+
+SMALL = {"batch_size": 4, "batches_per_step": 2, "horizon": 3, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def own_tables(monkeypatch):
+    """What is registered here is forgotten afterwards."""
+    monkeypatch.setattr(tasks, "TASKS", tasks.TASKS)
+    before, known = dict(tasks.TASKS), dict(gymnasium.registry)
+    yield
+    for table, old in ((tasks.TASKS, before), (gymnasium.registry, known)):
+        table.clear()
+        table.update(old)
+
+
+def blobs(classes=3, size=8, channels=2):
+    rng = np.random.default_rng(0)
+    parts = []
+    for count in (60, 30, 30):
+        labels = rng.integers(classes, size=count)
+        images = rng.integers(0, 60, (count, channels, size, size)) + 60 * labels[:, None, None, None]
+        parts += [images.astype(np.uint8), labels.astype(np.int64)]
+    return ImageData(
+        "blobs", classes, *parts, mean=(0.5,) * channels, std=(0.25,) * channels, crop_padding=0, flip=False
+    )
+
+
+def played(env_id, **kwargs):
+    """An environment after an episode of random growth, with the last info."""
+    env = gymnasium.make(env_id, **kwargs)
+    env.reset(seed=0)
+    rng, ended = np.random.default_rng(0), False
+    while not ended:
+        *_, ended, _, info = env.step(env.unwrapped.sample_valid_actions(rng))
+    env.close()
+    return env, info
+
+
+def test_other_numbers():
+    task = register_task("Mine-v0", **SMALL)
+    assert task == tasks.TASKS["Mine-v0"]
+    assert (task.horizon, task.family) == (3, "digits")
+    assert gymnasium.spec("Mine-v0").kwargs == {"env_id": "Mine-v0"}
+    env, info = played("Mine-v0", horizon=2)
+    assert env.unwrapped.task.horizon == 2
+    assert info["dataset_name"] == "digits"
+    envs = gymnasium.make_vec("Mine-v0", num_envs=2)
+    assert envs.unwrapped.task.horizon == 3
+    envs.close()
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_own_images(lazily):
+    """The host follows the data: classes, channels and size."""
+    data = blobs()
+    register_task("Blobs-v0", data=(lambda: data) if lazily else data, **SMALL)
+    env, info = played("Blobs-v0")
+    assert info["dataset_name"] == "blobs"
+    # 1x1 convolutions 2*4 + 4*8 + 8*16, BatchNorm 2*28, linear 17*3
+    assert env.unwrapped.host_parameters == 8 + 32 + 128 + 56 + 51
+
+
+def test_own_text_on_a_transformer():
+    text = np.frombuffer(b"a tree is a tree is a tree. " * 40, dtype=np.uint8)
+    register_task(
+        "Trees-v0",
+        host=TransformerSpec(width=8, heads=2, layers=2, context=8, segments=2),
+        data=TextData("trees", text, text[:200], text[:200]),
+        **SMALL,
+    )
+    env, info = played("Trees-v0")
+    assert env.unwrapped.slot_ids == ("r0c0", "r0c1")
+    assert info["val_bits_per_byte"] == pytest.approx(info["val_loss"] / np.log(2))
+
+
+class Wide(SegmentedHost):
+    """One convolution, a slot, and a linear layer."""
+
+    topology = "cnn"
+
+    def __init__(self, data):
+        super().__init__()
+        channels, height, width = data.image_shape
+        self.segments = nn.ModuleList(
+            [
+                nn.Sequential(nn.Conv2d(channels, 5, 3, padding=1), nn.ReLU()),
+                nn.Sequential(nn.Flatten(), nn.Linear(5 * height * width, data.classes)),
+            ]
+        )
+        self.slots = (SlotSpec("r0c0", 5, "hidden", 0, 0, 0, (5, height, width)),)
+        self.execution_order = (0,)
+
+
+@pytest.mark.parametrize("shards", [{}, {"shard_size": 1}, {"shard_size": 1, "auto_shard_size": 1}])
+def test_own_host(shards):
+    register_task("Wide-v0", host=Wide, data=blobs(), **SMALL, **shards)
+    env, info = played("Wide-v0")
+    assert env.unwrapped.host_parameters == 2 * 5 * 9 + 5 + 5 * 64 * 3 + 3
+    assert np.isfinite(info["test_accuracy"])
+
+
+def test_own_host_with_slots_chosen_is_a_clear_error():
+    register_task("Wide-v0", host=Wide, data=blobs(), **SMALL)
+    with pytest.raises(ValueError, match=r"slots is \('r0c0',\); Wide-v0 has a host of its own"):
+        gymnasium.make("Wide-v0", slots=["r0c0"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"env_id": "Esper-Digits-v0"}, ValueError, "'Esper-Digits-v0' is registered already"),
+        ({"env_id": "CartPole-v1"}, ValueError, "'CartPole-v1' is registered already"),
+        ({"env_id": "not an id"}, gymnasium.error.Error, "Malformed"),
+        ({"base": "Esper-Nothing-v0"}, ValueError, "base is 'Esper-Nothing-v0'; expected one of Esper-CIFAR-v0"),
+        ({"horizons": 3}, TypeError, "a task has no field 'horizons'; did you mean 'horizon'"),
+        ({"horizon": 0}, ValueError, "horizon is 0"),
+        ({"data": blobs(), "dataset": "digits"}, ValueError, "dataset is 'digits'; expected one of 'auto'"),
+        ({"data": "digits"}, TypeError, "data is 'digits'; expected an ImageData or a TextData"),
+        ({"host": "cnn"}, TypeError, "host is 'cnn'; expected a CNNSpec, a TransformerSpec or a function"),
+    ],
+)
+def test_a_task_that_cannot_be_is_a_clear_error_and_leaves_nothing(changes, error, message):
+    before = dict(tasks.TASKS), set(gymnasium.registry)
+    with pytest.raises(error, match=message):
+        register_task(**({"env_id": "Mine-v0"} | changes))
+    assert (dict(tasks.TASKS), set(gymnasium.registry)) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"host": CNNSpec(3, 4, 2, 1, 1, 8), "base": "Esper-Text-v0"}, "the host sees images and grammar is a text"),
+        ({"host": TransformerSpec(8, 2, 2, 8, 2)}, "the host reads sequences and digits is made of images"),
+        ({"data": lambda: torch.zeros(3)}, "the data of Mine-v0 is tensor"),
+        ({"data": blobs(size=4), "host": CNNSpec(3, 4, 2, 1, 1, 8)}, "pools shrink a 4x4 image below 2x2"),
+    ],
+)
+def test_parts_that_do_not_fit_are_a_clear_error_when_it_is_made(fields, message):
+    register_task("Mine-v0", **SMALL, **fields)
+    with pytest.raises((ValueError, TypeError), match=message):
+        gymnasium.make("Mine-v0")
