@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,12 +114,9 @@ def _below(root: Path, folder: Path) -> str:
 
 
 def _tasks(name: str) -> str:
-    """The ids of the tasks that take a data set; those of one family under the beginning they share."""
-    shown = []
-    for family in DataFamily:
-        ids = [env_id for env_id, task in TASKS.items() if task.family == family and name in DATASETS[family]]
-        shown += [os.path.commonprefix(ids) + "*"] if len(ids) > 1 else ids  # noqa: RUF071  (letters, not folders)
-    return ", ".join(shown)
+    """The tasks that take a data set, by the beginnings of their ids: Esper-CIFAR for all that begin so."""
+    ids = [env_id for env_id, task in TASKS.items() if name in DATASETS[DataFamily(task.family)]]
+    return ", ".join(dict.fromkeys("-".join(env_id.split("-")[:2]) for env_id in ids))
 
 
 def run_fetch(settings: FetchSettings, console: Console) -> int:
