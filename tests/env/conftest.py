@@ -12,6 +12,7 @@ from stepping import new_env
 #: Small enough that a step takes milliseconds.
 TINY = {"horizon": 6, "batches_per_step": 2, "batch_size": 16}
 CIFAR_TINY = {"horizon": 2, "batches_per_step": 1, "batch_size": 8, "dataset": "procedural"}
+TINYSTORIES_TINY = TINY | {"dataset": "grammar"}
 
 
 @pytest.fixture
@@ -45,7 +46,8 @@ def make_digits_vec():
 @pytest.fixture(scope="session")
 def tiny():
     """``tiny(env_id)``: the kwargs that make an episode of the task short."""
-    return lambda env_id: dict(CIFAR_TINY if "CIFAR" in env_id else TINY)
+    kwargs = {"CIFAR": CIFAR_TINY, "TinyStories": TINYSTORIES_TINY}
+    return lambda env_id: dict(kwargs.get(env_id.split("-")[1], TINY))
 
 
 @pytest.fixture(scope="session")

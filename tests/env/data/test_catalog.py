@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -9,16 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from archives import cifar_files, fashion_files, tinystories_files, write
 from esper_env.data import (
     DATASETS,
     DataFamily,
+    ImageData,
+    MissingDataError,
     SyntheticDataWarning,
+    TextData,
     catalog,
     data_folder,
     load_data,
 )
 
-CIFAR, DIGITS = DataFamily.CIFAR, DataFamily.DIGITS
+CIFAR, DIGITS, TINYSTORIES, TEXT = DataFamily
 NAMES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
 
 
@@ -40,7 +45,7 @@ def write_cifar(parent: Path, fill: int) -> Path:
     return folder
 
 
-def fill_of(data: catalog.ImageData) -> int:
+def fill_of(data: ImageData) -> int:
     return int(data.train_images[0, 0, 0, 0])
 
 
@@ -94,6 +99,54 @@ def test_the_stand_in_asked_for_by_name_needs_no_warning(name: str, tmp_path: Pa
     assert load_data(name, family=CIFAR).name == "procedural-cifar"
 
 
+@pytest.mark.parametrize("family", [CIFAR, DIGITS])
+def test_every_set_of_images_is_one_of_both_families(family: DataFamily, tmp_path: Path) -> None:
+    write_cifar(tmp_path, 1)
+    write(tmp_path / "cifar-100-binary", cifar_files((20, 100), ["train.bin", "test.bin"], 500))
+    write(tmp_path / "fashion-mnist", fashion_files())
+    for name in ("cifar10", "cifar100", "fashion-mnist", "digits", "procedural-cifar"):
+        assert load_data(name, str(tmp_path), family=family).name == name
+
+
+@pytest.mark.parametrize("family", [TINYSTORIES, TEXT])
+def test_every_text_is_one_of_both_families(family: DataFamily, tmp_path: Path) -> None:
+    write(tmp_path / "tinystories", tinystories_files())
+    for name in ("tinystories", "grammar"):
+        data = load_data(name, str(tmp_path), family=family)
+        assert isinstance(data, TextData)
+        assert data.name == name
+
+
+def test_auto_of_each_family_where_nothing_is_on_the_disk() -> None:
+    assert load_data(family=DIGITS).name == "digits"
+    assert load_data(family=TEXT).name == "grammar"  # a warning would be an error here: the grammar is the task's data
+    with pytest.warns(SyntheticDataWarning, match="TinyStories is not in .* Losses are not TinyStories losses") as told:
+        assert load_data(family=TINYSTORIES).name == "grammar"
+    assert "pass dataset='grammar'" in str(told[0].message)
+    assert "esper data fetch tinystories" in str(told[0].message)
+    assert told[0].filename == __file__
+    assert load_data(family=TINYSTORIES).name == "grammar"  # told once
+
+
+def test_auto_takes_tinystories_when_they_are_on_disk(tmp_path: Path) -> None:
+    write(tmp_path / "cache" / "esper" / "tinystories", tinystories_files())
+    assert load_data(family=TINYSTORIES).name == "tinystories"
+    assert load_data(family=TEXT).name == "grammar"
+
+
+def test_both_stand_ins_are_announced() -> None:
+    for family, name in ((CIFAR, "CIFAR-10"), (TINYSTORIES, "TinyStories")):
+        with pytest.warns(SyntheticDataWarning, match=f"^{name} is not in"):
+            load_data(family=family)
+
+
+@pytest.mark.parametrize(("name", "family"), [("cifar100", CIFAR), ("fashion-mnist", DIGITS), ("tinystories", TEXT)])
+def test_a_data_set_that_is_named_is_never_replaced(name: str, family: DataFamily, tmp_path: Path) -> None:
+    with pytest.raises(MissingDataError, match=f"was asked for by name and is not in {tmp_path}/a; ") as caught:
+        load_data(name, str(tmp_path / "a"), family=family)
+    assert f"`esper data fetch {name} --data-dir {tmp_path}/a`" in str(caught.value)
+
+
 def test_cifar10_by_name_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"cifar-10-binary\.tar\.gz") as caught:
         load_data("cifar10", str(tmp_path / "empty"), family=CIFAR)
@@ -128,11 +181,26 @@ def test_the_cache_is_bounded(tmp_path: Path) -> None:
     folders = [write_cifar(tmp_path / str(i), i).parent for i in range(5)]
     for folder in folders:
         load_data("cifar10", str(folder), family=CIFAR)
-    assert catalog._cached_cifar10.cache_info().currsize <= 2
+    assert catalog._read.cache_info().currsize <= 2
 
 
 @pytest.mark.parametrize(
-    ("dataset", "family"), [("cifar-10", CIFAR), ("digits", CIFAR), ("cifar10", DIGITS), ("", DIGITS)]
+    ("dataset", "family"),
+    [
+        ("cifar-10", CIFAR),
+        ("tinystories", CIFAR),
+        ("grammar", DIGITS),
+        ("", DIGITS),
+        (".", CIFAR),
+        (None, CIFAR),
+        ("tinystoris", TINYSTORIES),
+        ("", TEXT),
+        (7, TEXT),
+        ("cifar10", TEXT),
+        ("nul\0", TEXT),
+        ("x" * 5000, TEXT),
+        ("~nobody-of-this-name/a", TEXT),
+    ],
 )
 def test_an_unknown_name_lists_the_known(dataset: str, family: DataFamily) -> None:
     with pytest.raises(ValueError, match="dataset is") as caught:
@@ -141,7 +209,25 @@ def test_an_unknown_name_lists_the_known(dataset: str, family: DataFamily) -> No
         assert repr(known) in str(caught.value)
 
 
+def test_the_grammar_is_the_same_in_every_process() -> None:
+    code = (
+        "import hashlib; from esper_env.data import load_data; data = load_data(family='text'); "
+        "print(hashlib.sha256(data.train.tobytes() + data.val.tobytes() + data.test.tobytes()).hexdigest())"
+    )
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert digests[0] == digests[1] != ""
+
+
 def test_importing_needs_neither_torch_nor_scikit_learn() -> None:
-    code = "import sys, esper_env.data; print(sorted({'torch', 'sklearn'} & set(sys.modules)))"
+    code = "import sys, esper_env.data; print(sorted({'torch', 'sklearn', 'urllib.request'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from esper_env.data.cifar import find_cifar10, load_cifar10
+from esper_env.data.cifar import load_cifar10
 
 NAMES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
 
@@ -76,17 +76,6 @@ def test_normalisation_and_augmentation_are_the_usual_ones(folder: Path) -> None
     assert data.mean == (0.4914, 0.4822, 0.4465)
     assert data.std == (0.2470, 0.2435, 0.2616)
     assert (data.crop_padding, data.flip, data.classes) == (4, True, 10)
-
-
-def test_found_in_the_folder_or_its_parent(folder: Path, tmp_path: Path) -> None:
-    assert find_cifar10(folder) == folder
-    assert find_cifar10(tmp_path) == folder
-    for name in NAMES[1:]:
-        (folder / name).unlink()
-    assert find_cifar10(tmp_path) == folder  # a part of it is found, for the loader to refuse
-    (folder / NAMES[0]).unlink()
-    assert find_cifar10(tmp_path) is None
-    assert find_cifar10(tmp_path / "nowhere") is None
 
 
 def truncate(path: Path) -> None:

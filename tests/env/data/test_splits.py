@@ -1,10 +1,10 @@
-"""Splits are disjoint, complete, stratified, and the same every time."""
+"""Splits are disjoint and complete: of images stratified and the same every time, of a text cut at line ends."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from esper_env.data.splits import stratified_split
+from esper_env.data.splits import split_at_lines, stratified_split
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,3 +42,22 @@ def test_depends_on_the_purpose_alone_and_is_not_the_order_of_the_file() -> None
 def test_sizes_must_cover_the_data(sizes: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="one per label"):
         stratified_split(np.zeros(10, np.int64), sizes, "test")
+
+
+@given(text=st.lists(st.sampled_from(b"ab\n"), min_size=20, max_size=400).map(bytes))
+def test_a_text_is_cut_where_lines_end_and_no_split_is_starved(text: bytes) -> None:
+    parts = [part.tobytes() for part in split_at_lines(np.frombuffer(text, np.uint8))]
+    assert b"".join(parts) == text
+    tenth = len(text) // 10
+    places = [len(text) - 2 * tenth, len(text) - tenth]
+    for part, behind, place in ((parts[0], parts[1], places[0]), (b"".join(parts[:2]), parts[2], places[1])):
+        assert len(behind) >= tenth - tenth // 2
+        within_reach = text[place : place + tenth // 2]
+        assert len(part) == place + (within_reach.index(b"\n") + 1 if b"\n" in within_reach else 0)
+
+
+def test_of_a_long_text_little_is_held_out() -> None:
+    train, val, test = split_at_lines(np.frombuffer((b"x" * 99 + b"\n") * 20_000, np.uint8))
+    assert 2**14 - 200 < len(val) < 2**14 + 200
+    assert 2**16 - 200 < len(test) <= 2**16
+    assert len(train) + len(val) + len(test) == 2_000_000

@@ -1,4 +1,4 @@
-"""The ``esper`` command: train, evaluate, benchmark, info."""
+"""The ``esper`` command: train, evaluate, benchmark, data, info."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from esper_agent.baselines import POLICIES
 from esper_agent.callbacks import SingleThreadedPolicy
 from esper_agent.configuration import ConfigError, parse_env_settings, read_config, with_values
 from esper_agent.console_sink import ConsoleSink, ErrorConsole
+from esper_agent.data_commands import DataSettings, run_data
 from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
 from esper_agent.information import print_information
 from esper_agent.ppo import NonFiniteUpdateError
@@ -256,6 +257,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Console], int]]] = {
     "train": (TrainSettings, run_train),
     "evaluate": (EvaluateSettings, run_evaluate),
     "benchmark": (BenchmarkSettings, run_benchmark),
+    "data": (DataSettings, run_data),
     "info": (InfoSettings, run_info),
 }
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 from typing import Any
 
 import torch
 from esper_env.data import data_folder
-from esper_env.data.cifar import find_cifar10
 from esper_env.networks.attention import flex_obstacle
 from esper_env.networks.build import host_builder, resolve_device
 from esper_env.networks.seeds import offered_blueprints
@@ -24,8 +22,11 @@ from esper_env.rules.heads import (
 )
 from esper_env.tasks import TASKS, TaskConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
+
+from esper_agent.data_commands import whereabouts
 
 #: What a value stands for, where its name does not say it.
 _MEANINGS = {
@@ -105,11 +106,9 @@ def blueprint_tables() -> list[Table]:
 def data_table() -> Table:
     """The data sets the tasks use, and whether they are on this disk."""
     folder = data_folder()
-    cifar = find_cifar10(folder)
-    has_digits = importlib.util.find_spec("sklearn") is not None
-    table = _table("Data sets", "name", "found")
-    table.add_row("cifar10", str(cifar) if cifar else f"not in {folder}; a procedural stand-in takes its place")
-    table.add_row("digits", "comes with scikit-learn" if has_digits else "needs scikit-learn: esper-env[digits]")
+    table = _table(escape(f"Data sets in {folder}"), "name", "found")
+    for name, place in whereabouts(folder).items():
+        table.add_row(name, escape(place))
     return table
 
 

@@ -8,8 +8,8 @@ from esper_env.data.catalog import (
     data_folder,
     load_data,
 )
-from esper_env.data.cifar import MissingDataError
 from esper_env.data.images import ImageData
+from esper_env.data.sources import MissingDataError
 from esper_env.data.text import TextData
 
 __all__ = [

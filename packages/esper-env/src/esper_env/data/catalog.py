@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal, overload
 
-from esper_env.data.cifar import FILES, REMEDY, MissingDataError, find_cifar10, load_cifar10
+from esper_env.data.cifar import load_cifar10, load_cifar100
 from esper_env.data.digits import load_digits
+from esper_env.data.fashion import load_fashion_mnist
 from esper_env.data.grammar import generate_text
 from esper_env.data.images import ImageData
+from esper_env.data.originals import ORIGINALS
+from esper_env.data.own_text import TextFile, find_text, load_text
 from esper_env.data.procedural import generate_procedural
+from esper_env.data.sources import MissingDataError, Source
+from esper_env.data.text import TextData
+from esper_env.data.tinystories import load_tinystories
 
 DATA_DIR_VARIABLE = "ESPER_DATA_DIR"
+
+Data = ImageData | TextData
 
 
 class SyntheticDataWarning(UserWarning):
@@ -22,53 +33,138 @@ class SyntheticDataWarning(UserWarning):
 
 
 class DataFamily(StrEnum):
-    """Image data sets that can stand in for each other in one task."""
+    """What a task's data are, and which of them ``"auto"`` is."""
 
-    CIFAR = "cifar"  # 3x32x32, 10 classes
-    DIGITS = "digits"  # 1x8x8, 10 classes
-    TEXT = "text"
-    TINYSTORIES = "tinystories"
+    CIFAR = "cifar"  # labelled images; CIFAR-10, or the stand-in for it
+    DIGITS = "digits"  # labelled images; the digits
+    TINYSTORIES = "tinystories"  # a text; TinyStories, or the stand-in for it
+    TEXT = "text"  # a text; the grammar
 
 
-TEXT_FAMILIES = (DataFamily.TEXT, DataFamily.TINYSTORIES)
+#: Families of texts, whose tasks accept the path of a text as well.
+TEXT_FAMILIES = (DataFamily.TINYSTORIES, DataFamily.TEXT)
 
-#: What each family's tasks accept as ``dataset``; the stand-in also by the name it goes on record with.
+_IMAGES = ("auto", "cifar10", "cifar100", "fashion-mnist", "digits", "procedural", "procedural-cifar")
+_TEXTS = ("auto", "tinystories", "grammar")
+
+#: What each family's tasks accept as ``dataset``; a stand-in also by the name it goes on record with.
 DATASETS: dict[DataFamily, tuple[str, ...]] = {
-    DataFamily.CIFAR: ("auto", "cifar10", "procedural", "procedural-cifar"),
-    DataFamily.DIGITS: ("auto", "digits"),
-    DataFamily.TEXT: ("auto", "grammar"),
-    DataFamily.TINYSTORIES: ("auto", "grammar"),
+    DataFamily.CIFAR: _IMAGES,
+    DataFamily.DIGITS: _IMAGES,
+    DataFamily.TINYSTORIES: _TEXTS,
+    DataFamily.TEXT: _TEXTS,
+}
+
+#: What reads the files of a data set, given the folder they are in.
+LOADERS: dict[str, Callable[[Path], Data]] = {
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "fashion-mnist": load_fashion_mnist,
+    "tinystories": load_tinystories,
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A data set that needs no files."""
+
+    what: str
+    make: Callable[[], Data]
+
+
+#: Data sets that need no files, by the name they go on record with.
+MADE: dict[str, Made] = {
+    "digits": Made("scikit-learn's 1,797 handwritten digits, 8x8", load_digits),
+    "procedural-cifar": Made("drawn colour images, 32x32, 10 classes, in place of CIFAR-10", generate_procedural),
+    "grammar": Made("sentences of a small grammar", generate_text),
+}
+
+_OTHER_NAMES = {"procedural": "procedural-cifar"}
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What ``"auto"`` takes where a data set is not on the disk, and the words it is announced in."""
+
+    name: str
+    kind: str
+    caution: str
+    accepted_by: str  # the name that accepts it
+
+
+#: What ``"auto"`` is in each family, and what stands in for it.
+AUTO: dict[DataFamily, tuple[str, StandIn | None]] = {
+    DataFamily.CIFAR: (
+        "cifar10",
+        StandIn("procedural-cifar", "procedural images", "Accuracies are not CIFAR-10 accuracies", "procedural"),
+    ),
+    DataFamily.DIGITS: ("digits", None),
+    DataFamily.TINYSTORIES: (
+        "tinystories",
+        StandIn("grammar", "the sentences of a grammar", "Losses are not TinyStories losses", "grammar"),
+    ),
+    DataFamily.TEXT: ("grammar", None),
 }
 
 _announced: set[str] = set()
 
 
-def load_data(dataset: str = "auto", data_dir: str | None = None, *, family: DataFamily) -> ImageData:
+@overload
+def load_data(
+    dataset: str = ..., data_dir: str | None = ..., *, family: Literal[DataFamily.CIFAR, DataFamily.DIGITS]
+) -> ImageData: ...
+@overload
+def load_data(
+    dataset: str = ..., data_dir: str | None = ..., *, family: Literal[DataFamily.TINYSTORIES, DataFamily.TEXT]
+) -> TextData: ...
+@overload
+def load_data(dataset: str = ..., data_dir: str | None = ..., *, family: DataFamily) -> Data: ...
+def load_data(dataset: str = "auto", data_dir: str | None = None, *, family: DataFamily) -> Data:
     """The data set of this name for a task of this family; loaded once per process, arrays read-only.
 
-    ``"auto"`` is the real data when it is on disk. For CIFAR the procedural stand-in takes its place otherwise:
-    ``ImageData.name`` says so, and a :class:`SyntheticDataWarning` does once per process.
+    ``"auto"`` is the data the task is named after. Where those are files that are not on the disk, a stand-in takes
+    their place: the ``name`` of the data says so, and a :class:`SyntheticDataWarning` does once per process. In a
+    family of texts, what is no name is the path of a text: a UTF-8 file, or a folder of *.txt and *.md files.
 
     Raises ``ValueError`` for an unknown name or damaged files (never replaced by the stand-in), ``MissingDataError``
-    (a ``FileNotFoundError``) for ``"cifar10"`` without its files, ``ImportError`` for digits without scikit-learn.
+    (a ``FileNotFoundError``) for a data set that was named and is not on the disk, ``ImportError`` for digits without
+    scikit-learn, ``OSError`` for files that cannot be read.
     """
     family = DataFamily(family)
-    if dataset not in DATASETS[family]:
-        raise ValueError(f"dataset is {dataset!r}; a {family} task knows {', '.join(map(repr, DATASETS[family]))}")
-    if family in TEXT_FAMILIES:
-        return generate_text()
-    if family is DataFamily.DIGITS:
-        return _cached_digits()
-    if dataset in ("procedural", "procedural-cifar"):
-        return _cached_procedural()
-    root = data_folder(data_dir)
-    folder = find_cifar10(root)
-    if folder is not None:
-        return _cached_cifar10(folder.resolve(), _signature(folder))
-    if dataset == "cifar10":
-        raise MissingDataError(f"CIFAR-10 was asked for by name and is not in {root}{_instead(root)}; {REMEDY}")
-    _announce_stand_in(root)
-    return _cached_procedural()
+    check_dataset(dataset, family)
+    stand_in = None
+    if dataset == "auto":
+        dataset, stand_in = AUTO[family]
+    name = _OTHER_NAMES.get(dataset, dataset)
+    if name in MADE:
+        return _made(name)
+    if name not in ORIGINALS:
+        path = _own_path(name)
+        return _own_text(path, find_text(path))
+    return _from_files(ORIGINALS[name], data_folder(data_dir), stand_in)
+
+
+def check_dataset(dataset: object, family: DataFamily) -> None:
+    """``ValueError`` unless tasks of this family accept ``dataset``: a known name, or for text an existing path."""
+    known = ", ".join(map(repr, DATASETS[family]))
+    if not isinstance(dataset, str) or not dataset:
+        raise ValueError(f"dataset is {dataset!r}; expected one of {known}")
+    if dataset in DATASETS[family]:
+        return
+    if family not in TEXT_FAMILIES:
+        raise ValueError(f"dataset is {dataset!r}; a {family} task knows {known}")
+    if not os.path.lexists(_own_path(dataset)):
+        raise ValueError(
+            f"dataset is {dataset!r}, and there is nothing at that path; a {family} task knows {known} and the path of "
+            "a UTF-8 file or of a folder of *.txt and *.md files"
+        )
+
+
+def _own_path(dataset: str) -> Path:
+    try:
+        return Path(dataset).expanduser().absolute()
+    except RuntimeError:  # "~somebody" who is not known here
+        return Path(dataset).absolute()
 
 
 def data_folder(data_dir: str | None = None) -> Path:
@@ -80,52 +176,51 @@ def data_folder(data_dir: str | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "esper"
 
 
-#: What people have instead of the folder with the binary files.
-_LOOKALIKES = {
-    "cifar-10-binary.tar.gz": "the archive, not unpacked",
-    "cifar-10-python.tar.gz": "the Python version",
-    "cifar-10-batches-py": "the Python version",
-    "cifar-10-batches-mat": "the MATLAB version",
-}
+def _from_files(source: Source, root: Path, stand_in: StandIn | None) -> Data:
+    folder = source.find(root)
+    if folder is not None:
+        return _read(source.name, folder.resolve(), _signature(source, folder))
+    if stand_in is None:
+        raise MissingDataError(
+            f"{source.title} was asked for by name and is not in {root}{source.instead(root)}; {_remedy(source, root)}"
+        )
+    _announce(source, root, stand_in)
+    return _made(stand_in.name)
 
 
-def _instead(root: Path) -> str:
-    """What is at ``root`` that looks like CIFAR-10, in words; empty if nothing does."""
-    if root.is_file():
-        return " (a file, where a folder was expected)"
-    found = next((name for name in _LOOKALIKES if (root / name).exists()), None)
-    return f" (there is {found}: {_LOOKALIKES[found]})" if found else ""
+def _remedy(source: Source, root: Path) -> str:
+    return source.remedy(None if root == data_folder() else root)
 
 
-def _announce_stand_in(root: Path) -> None:
-    if "procedural-cifar" in _announced:
+def _announce(source: Source, root: Path, stand_in: StandIn) -> None:
+    if stand_in.name in _announced:
         return
     warnings.warn(
-        f"CIFAR-10 is not in {root}{_instead(root)}: training on procedural images instead. Accuracies are "
-        f"not CIFAR-10 accuracies (dataset_name is 'procedural-cifar'). For the real data, {REMEDY}; to accept the "
-        "stand-in, pass dataset='procedural'.",
+        f"{source.title} is not in {root}{source.instead(root)}: training on {stand_in.kind} instead. "
+        f"{stand_in.caution} (dataset_name is {stand_in.name!r}). For the real data, {_remedy(source, root)}; to "
+        f"accept the stand-in, pass dataset={stand_in.accepted_by!r}.",
         SyntheticDataWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
-    _announced.add("procedural-cifar")  # after the warning: where warnings are errors, every attempt raises
+    _announced.add(stand_in.name)  # after the warning: where warnings are errors, every attempt raises
 
 
-def _signature(folder: Path) -> tuple[tuple[int, int] | None, ...]:
+def _signature(source: Source, folder: Path) -> tuple[tuple[int, int] | None, ...]:
     """Size and time of each file, so that files that changed on disk are read again."""
-    paths = [folder / name for name in FILES]
+    paths = [folder / name for file in source.files for name in file.names]
     return tuple((p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else None for p in paths)
 
 
 @lru_cache(maxsize=2)
-def _cached_cifar10(folder: Path, signature: tuple[tuple[int, int] | None, ...]) -> ImageData:  # noqa: ARG001
-    return load_cifar10(folder)
+def _read(name: str, folder: Path, signature: tuple[tuple[int, int] | None, ...]) -> Data:  # noqa: ARG001
+    return LOADERS[name](folder)
 
 
-@lru_cache(maxsize=1)
-def _cached_digits() -> ImageData:
-    return load_digits()
+@lru_cache(maxsize=2)
+def _own_text(path: Path, files: tuple[TextFile, ...]) -> TextData:
+    return load_text(path, files)
 
 
-@lru_cache(maxsize=1)
-def _cached_procedural() -> ImageData:
-    return generate_procedural()
+@lru_cache(maxsize=len(MADE))
+def _made(name: str) -> Data:
+    return MADE[name].make()

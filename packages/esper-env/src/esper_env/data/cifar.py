@@ -1,49 +1,59 @@
-"""CIFAR-10 in its binary layout: six files of records, one label byte and 3,072 pixel bytes each."""
+"""CIFAR-10 and CIFAR-100 in their binary layouts: records of one or two label bytes and 3,072 pixel bytes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from esper_env.data.images import ImageData, Images, Labels
+from esper_env.data.originals import ORIGINALS
+from esper_env.data.sources import Source
 from esper_env.data.splits import stratified_split
 
-FOLDER = "cifar-10-batches-bin"
-TRAIN_FILES = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
-TEST_FILE = "test_batch.bin"
-FILES = (*TRAIN_FILES, TEST_FILE)
-
-CLASSES = 10
 SHAPE = (3, 32, 32)
-RECORD = 1 + 3 * 32 * 32
-
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+PIXELS = 3 * 32 * 32
 
 #: Validation images. Every contribution is the paired difference of two accuracies on them, so its standard error
 #: is sqrt(d / n) for a share d of images on which the two networks disagree in correctness: 0.5 points at d = 5%
 #: and 0.7 at d = 10%. More images would cost evaluation time in every step, which is why it is not 10,000.
 VAL = 2_000
 
-REMEDY = (
-    "download cifar-10-binary.tar.gz (the binary version) from https://www.cs.toronto.edu/~kriz/cifar.html, unpack it "
-    f"and name the folder that holds {FOLDER} in data_dir or in the environment variable ESPER_DATA_DIR"
-)
+
+@dataclass(frozen=True)
+class Layout:
+    """How one of the two data sets lies in its files."""
+
+    source: Source
+    labels: tuple[int, ...]  # classes told by each label byte; the last byte is the label that is learned
+    mean: tuple[float, float, float]  # of the training images, on the 0..1 scale
+    std: tuple[float, float, float]
+
+    @property
+    def classes(self) -> int:
+        """Classes that are told apart."""
+        return self.labels[-1]
+
+    @property
+    def record(self) -> int:
+        """Bytes of an image with its labels."""
+        return len(self.labels) + PIXELS
+
+    @property
+    def train_files(self) -> tuple[str, ...]:
+        """All files but the last."""
+        return tuple(file.name for file in self.source.files[:-1])
+
+    @property
+    def test_file(self) -> str:
+        """The last file."""
+        return self.source.files[-1].name
 
 
-class MissingDataError(FileNotFoundError, ValueError):
-    """A data set that was asked for by name is not there, or not all of it; the message says how to get it."""
-
-
-def find_cifar10(folder: Path) -> Path | None:
-    """The folder that holds CIFAR-10's files: ``folder`` itself or ``cifar-10-batches-bin`` in it; None if neither.
-
-    One of the six files is enough to count as found: a partial copy is for :func:`load_cifar10` to refuse.
-    """
-    for candidate in (folder, folder / FOLDER):
-        if any((candidate / name).exists() for name in FILES):
-            return candidate
-    return None
+CIFAR10 = Layout(ORIGINALS["cifar10"], (10,), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+#: 20 coarse classes, then 100 fine ones.
+CIFAR100 = Layout(ORIGINALS["cifar100"], (20, 100), mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
 
 
 def load_cifar10(folder: Path, val: int = VAL) -> ImageData:
@@ -53,54 +63,79 @@ def load_cifar10(folder: Path, val: int = VAL) -> ImageData:
     Raises :class:`MissingDataError` for a missing file and ``ValueError`` for one whose size or labels are wrong. The
     six original files are of one size; a file that was cut between two records is found by that.
     """
-    missing = [name for name in FILES if not (folder / name).exists()]
-    if missing:
-        raise MissingDataError(f"CIFAR-10 in {folder} is incomplete, without {', '.join(missing)}; {REMEDY}")
-    _check_sizes(folder)
-    batches = [_read_records(folder / name) for name in TRAIN_FILES]
+    return _load(CIFAR10, folder, val)
+
+
+def load_cifar100(folder: Path, val: int = VAL) -> ImageData:
+    """CIFAR-100 with its 100 fine classes from the folder that holds train.bin and test.bin; else as
+    :func:`load_cifar10`. Where one of the two files is as long as the original, so must the other be."""
+    return _load(CIFAR100, folder, val)
+
+
+def _load(layout: Layout, folder: Path, val: int) -> ImageData:
+    layout.source.refuse_missing(folder)
+    _check_sizes(layout, folder)
+    batches = [_read_records(layout, folder / name) for name in layout.train_files]
     images = np.concatenate([batch[0] for batch in batches])
     labels = np.concatenate([batch[1] for batch in batches])
-    test_images, test_labels = _read_records(folder / TEST_FILE)
+    test_images, test_labels = _read_records(layout, folder / layout.test_file)
     val = min(val, len(labels) // 5)
-    train_index, val_index = stratified_split(labels, (len(labels) - val, val), "data/cifar10")
+    name = layout.source.name
+    train_index, val_index = stratified_split(labels, (len(labels) - val, val), f"data/{name}")
     return ImageData(
-        name="cifar10",
-        classes=CLASSES,
+        name=name,
+        classes=layout.classes,
         train_images=images[train_index],
         train_labels=labels[train_index],
         val_images=images[val_index],
         val_labels=labels[val_index],
         test_images=test_images,
         test_labels=test_labels,
-        mean=MEAN,
-        std=STD,
+        mean=layout.mean,
+        std=layout.std,
         crop_padding=4,
         flip=True,
     )
 
 
-def _check_sizes(folder: Path) -> None:
-    """Whole records, and as many in each file."""
-    sizes = {name: (folder / name).stat().st_size for name in FILES}
+def _check_sizes(layout: Layout, folder: Path) -> None:
+    """Whole records, and as many of the original's in each file."""
+    record, remedy = layout.record, layout.source.remedy()
+    sizes = {file.name: (folder / file.name).stat().st_size for file in layout.source.files}
     for name, size in sizes.items():
-        if size == 0 or size % RECORD:
+        if size == 0 or size % record:
             raise ValueError(
-                f"{folder / name} is damaged: {size} bytes, expected a multiple of {RECORD} (1 label byte and 3,072 "
-                f"pixels per record) above 0; {REMEDY}"
+                f"{folder / name} is damaged: {size} bytes, expected a multiple of {record} ({record - PIXELS} for "
+                f"labels and {PIXELS:,} for pixels in each record) above 0; {remedy}"
             )
-    largest = max(sizes.values())
+    originals = {file.name: file.size for file in layout.source.files}
+    fullest = max(sizes, key=lambda name: sizes[name] / originals[name])
+    if len(set(originals.values())) > 1 and sizes[fullest] != originals[fullest]:
+        return  # a selection from files of unequal sizes: how long each should be is not known
     for name, size in sizes.items():
-        if size < largest:
+        expected = sizes[fullest] * originals[name] // originals[fullest] // record
+        if size // record < expected:
             raise ValueError(
-                f"{folder / name} is damaged: {size // RECORD} records, expected {largest // RECORD} as in the largest "
-                f"of the six files; {REMEDY}"
+                f"{folder / name} is damaged: {size // record} records, expected {expected} as in "
+                f"{_comparison(layout)}; {remedy}"
             )
 
 
-def _read_records(path: Path) -> tuple[Images, Labels]:
-    records = np.fromfile(path, dtype=np.uint8).reshape(-1, RECORD)
-    labels = records[:, 0].astype(np.int64)
-    if labels.max() >= CLASSES:
-        first = int(np.argmax(labels >= CLASSES))
-        raise ValueError(f"{path} is damaged: record {first} has label {labels[first]}, expected 0..9; {REMEDY}")
-    return records[:, 1:].reshape(-1, *SHAPE), labels
+def _comparison(layout: Layout) -> str:
+    equal = len({file.size for file in layout.source.files}) == 1
+    return "the largest of the six files" if equal else "the original, whose other file is there in full"
+
+
+def _read_records(layout: Layout, path: Path) -> tuple[Images, Labels]:
+    records = np.fromfile(path, dtype=np.uint8).reshape(-1, layout.record)
+    for byte, classes in enumerate(layout.labels):
+        labels = records[:, byte]
+        if labels.max() >= classes:
+            first = int(np.argmax(labels >= classes))
+            which = "label" if len(layout.labels) == 1 else ("coarse label", "fine label")[byte]
+            raise ValueError(
+                f"{path} is damaged: record {first} has {which} {labels[first]}, expected 0..{classes - 1}; "
+                f"{layout.source.remedy()}"
+            )
+    pixels = records[:, len(layout.labels) :].reshape(-1, *SHAPE)
+    return pixels, records[:, len(layout.labels) - 1].astype(np.int64)

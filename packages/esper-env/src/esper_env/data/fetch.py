@@ -1,0 +1,203 @@
+"""Data sets from the web, onto the disk: all of one or nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from esper_env import atomic
+from esper_env.data.catalog import LOADERS
+from esper_env.data.download import PART, has_sha256, length, obtain
+from esper_env.data.manifest import MANIFEST, write_manifest
+from esper_env.data.progress import Watcher, unwatched
+from esper_env.data.sources import Download, Source
+from esper_env.data.unpack import unpack
+from esper_env.data.verify import State, Verdict, find_source, verify
+from esper_env.data.web import FetchError, check_url
+
+#: Below the data folder: what has arrived of each data set, and the locks. Loaders never look there.
+WORK = ".esper-downloads"
+#: Below that: the files of a data set before they take their place.
+READY = "ready"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a data set is now."""
+
+    folder: Path
+    detail: str  # one line: what was checked
+    already_there: bool
+    kept: Path | None = None  # the folder it replaced, where that holds files which are not the data set's
+
+
+def fetch(name: str, root: Path, url: str | None = None, watch: Watcher = unwatched) -> Outcome:
+    """Bring a data set into its folder below ``root``, unless it is there and whole.
+
+    ``url`` is another place to fetch from: the address of the file or, when it ends in "/", of a folder that has all
+    files under their own names. What comes from there must be the original as well, byte for byte.
+
+    An original archive that lies in ``root`` already is unpacked instead of fetched. Whatever ends a fetch early, what
+    has arrived stays in ``root/.esper-downloads`` and the next fetch goes on from there; the folder of the data set
+    appears at the end, complete. Damaged files are replaced where a fetch had put them there; others are never touched.
+
+    Raises ``ValueError`` for an unknown name, an address that is none and a ``root`` that is a file; ``FetchError`` (an
+    ``OSError``) for all that can go wrong on the way.
+    """
+    source = find_source(name)
+    addresses = [_address(source, download, url) for download in source.downloads]
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"data_dir is {str(root)!r}, a file; expected a folder")
+    try:
+        (root / WORK).mkdir(parents=True, exist_ok=True)
+        with _locked(root / WORK / f"{name}.lock", source):
+            return _fetch(source, root, addresses, watch)
+    except FetchError:
+        raise
+    except OSError as error:
+        raise FetchError(f"{source.title} could not be put into {root}: {error}") from error
+
+
+def _fetch(source: Source, root: Path, addresses: list[str], watch: Watcher) -> Outcome:
+    before = verify(source.name, root, watch)
+    if before.folder is not None and before.state is not State.DAMAGED:
+        return Outcome(before.folder, before.detail, already_there=True)
+    target = before.folder or root / source.folder
+    _check_room(source, root, before, target)
+    work = root / WORK / source.name
+    work.mkdir(exist_ok=True)
+    prepare = _download if source.archive is None else _download_and_unpack
+    digests, origins = prepare(source, root, work, addresses, watch)
+    ready = work / READY
+    try:
+        LOADERS[source.name](ready)
+    except ValueError as error:
+        raise FetchError(f"what was fetched cannot be read: {error}") from error
+    write_manifest(ready, source, digests, origins)
+    kept = _install(source, ready, target)
+    shutil.rmtree(work, ignore_errors=True)  # only space is at stake
+    return Outcome(target, "sizes and SHA-256 are the original's; the loader takes it", already_there=False, kept=kept)
+
+
+#: The SHA-256 of each file that is ready, and where the downloads came from.
+Prepared = tuple[dict[str, str], list[str]]
+
+
+def _download(source: Source, root: Path, work: Path, addresses: list[str], watch: Watcher) -> Prepared:
+    """Bring the files into the folder of what is ready; those that are there by an earlier fetch stay."""
+    ready = work / READY
+    ready.mkdir(exist_ok=True)
+    places = [ready / download.name for download in source.downloads]
+    _check_space(source, root, sum(map(_missing, source.downloads, places)))
+    for download, url, place in zip(source.downloads, addresses, places, strict=True):
+        obtain(download, url, place, watch)
+    return {download.name: download.sha256 for download in source.downloads}, addresses
+
+
+def _download_and_unpack(source: Source, root: Path, work: Path, addresses: list[str], watch: Watcher) -> Prepared:
+    """Bring the archive and unpack it into the folder of what is ready."""
+    (download,) = source.downloads
+    by_hand, archive = root / download.name, work / download.name
+    unpacked = sum(file.size for file in source.files)
+    if length(by_hand) == download.size and has_sha256(by_hand, download.sha256, watch):
+        archive, addresses = by_hand, ["the archive in the data folder"]
+        _check_space(source, root, unpacked)
+    else:
+        _check_space(source, root, unpacked + _missing(download, archive))
+        obtain(download, addresses[0], archive, watch)
+    ready = work / READY
+    if ready.exists():  # of a fetch that ended while it unpacked
+        shutil.rmtree(ready)
+    expected = {f"{source.folder}/{file.name}": file.size for file in source.files}
+    return unpack(archive, expected, ready, watch), addresses
+
+
+def _missing(download: Download, place: Path) -> int:
+    """Bytes that are still to come."""
+    here = max(length(place), length(place.with_name(place.name + PART)))
+    return max(download.size - here, 0)
+
+
+def _check_space(source: Source, root: Path, needed: int) -> None:
+    """``FetchError`` unless this many bytes have room."""
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise FetchError(
+            f"{root} has {free:,} bytes free and {source.title} needs {needed:,}; free some space, or choose another "
+            "folder (--data-dir)"
+        )
+
+
+def _check_room(source: Source, root: Path, before: Verdict, target: Path) -> None:
+    """``FetchError`` where something is in the way that a fetch has not put there, or that holds the fetch itself."""
+    if before.state is State.DAMAGED and not before.fetched:
+        raise FetchError(
+            f"{target} was not put there by a fetch, and is left as it is: {before.detail.partition(';')[0]}. Move it "
+            "away and fetch again"
+        )
+    if before.state is State.DAMAGED and target == root:
+        raise FetchError(f"{target} is damaged; to have it replaced, name the folder that it is in (--data-dir)")
+    if before.state is State.ABSENT and os.path.lexists(target) and not _is_empty_folder(target):
+        raise FetchError(f"{target} is in the way and has nothing of {source.title}; move it away and fetch again")
+
+
+def _install(source: Source, ready: Path, target: Path) -> Path | None:
+    """Give the folder its place. What was there makes room; its other files, if it has any, stay in a folder beside."""
+    aside = None
+    if target.is_dir() and not _is_empty_folder(target):
+        aside = _unused(target)
+        target.rename(aside)
+    ready.rename(target)
+    atomic.sync(target.parent)
+    if aside is None:
+        return None
+    for name in (MANIFEST, *(file.name for file in source.files)):
+        (aside / name).unlink(missing_ok=True)
+    if not _is_empty_folder(aside):
+        return aside
+    aside.rmdir()
+    return None
+
+
+def _unused(target: Path) -> Path:
+    number = 1
+    while os.path.lexists(path := target.with_name(f"{target.name}.replaced-{number}")):
+        number += 1
+    return path
+
+
+def _address(source: Source, download: Download, url: str | None) -> str:
+    if url is None:
+        return download.url
+    check_url(url)
+    if url.endswith("/"):
+        return url + download.name
+    if len(source.downloads) > 1:
+        raise ValueError(
+            f"url is {url!r}, and {source.title} consists of {len(source.downloads)} files; expected the address of a "
+            "folder that has all of them, ending in '/'"
+        )
+    return url
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+
+
+@contextmanager
+def _locked(path: Path, source: Source) -> Iterator[None]:
+    """One fetch of a data set at a time. The kernel lets go of the lock when the process ends, however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FetchError(f"{source.title} is being fetched into {path.parent.parent} by another process") from None
+        yield
+    finally:
+        os.close(descriptor)

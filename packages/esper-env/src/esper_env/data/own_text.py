@@ -1,0 +1,120 @@
+"""A user's own text: one UTF-8 file, or every *.txt and *.md file below a folder."""
+
+from __future__ import annotations
+
+import codecs
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from esper_env.data.splits import split_at_lines
+from esper_env.data.text import LEAST_BYTES, TextData
+
+SUFFIXES = (".txt", ".md")
+
+#: Fewest bytes in all: a tenth is for validation and a tenth for the tests, and a cut that moves to the end of its
+#: line may take half of such a tenth away.
+LEAST = 20 * LEAST_BYTES
+#: Most bytes in all: everything is held in memory, and on the device.
+MOST = 2**30
+
+_CHUNK = 2**24
+
+
+class TextFile(NamedTuple):
+    """A file of the text as it was when it was found."""
+
+    path: Path
+    size: int  # bytes
+    changed: int  # nanoseconds
+
+
+def find_text(path: Path) -> tuple[TextFile, ...]:
+    """The files of the text: ``path`` itself, or those below it in the order of their names, folder by folder.
+
+    Links are followed. Raises ``ValueError`` for a folder without texts, a folder that contains itself by a link,
+    something that is neither file nor folder, and too few or too many bytes; ``OSError`` for what cannot be read.
+    """
+    files = tuple(_below(path, ())) if path.is_dir() else (_file(path),)
+    if not files:
+        raise ValueError(f"{path} holds no text; expected *.txt or *.md files in it or in its folders")
+    total = sum(file.size for file in files)
+    if total < LEAST:
+        raise ValueError(f"{path} has {total} bytes of text; expected at least {LEAST}, to be cut in three")
+    if total > MOST:
+        raise ValueError(f"{path} has {total:,} bytes of text, all held in memory; expected at most {MOST:,}")
+    return files
+
+
+def _below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[TextFile]:
+    """The texts in ``folder``, which is in the folders with the identities ``above``."""
+    try:
+        entries = sorted((entry.name, entry.is_dir(), entry) for entry in folder.iterdir())
+        identity = (folder.stat().st_dev, folder.stat().st_ino)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    if identity in above:
+        raise ValueError(f"{folder} is a link to a folder that it is in; remove the link, or name a folder without it")
+    for _, is_folder, entry in entries:
+        if is_folder:
+            yield from _below(entry, (*above, identity))
+        elif entry.suffix.lower() in SUFFIXES:
+            yield _file(entry)
+
+
+def _file(path: Path) -> TextFile:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is neither a file nor a folder; expected a UTF-8 text")
+    return TextFile(path, status.st_size, status.st_mtime_ns)
+
+
+def load_text(path: Path, files: tuple[TextFile, ...]) -> TextData:
+    """The files one after the other, each from the beginning of a line, cut in three by :func:`split_at_lines`. The
+    name is "text:" and that of ``path``.
+
+    Raises ``ValueError`` for what is no UTF-8 or has a NUL byte in it, with the offset, and ``OSError`` for a file that
+    cannot be read.
+    """
+    texts = []
+    for file in files:
+        content = _read(file.path)
+        _check_utf8(file.path, content)
+        texts.append(content if content.endswith(b"\n") or not content else content + b"\n")
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    return TextData(f"text:{name}", *split_at_lines(np.frombuffer(b"".join(texts), dtype=np.uint8)))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _check_utf8(path: Path, content: bytes) -> None:
+    nul = content.find(b"\0")
+    if nul >= 0:
+        raise ValueError(f"{path} has a NUL byte at offset {nul}; expected a UTF-8 text, no binary file and no UTF-16")
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(content), _CHUNK):
+        pending = len(decoder.getstate()[0])  # bytes of a character that began in the chunk before
+        chunk = content[start : start + _CHUNK]
+        try:
+            decoder.decode(chunk, final=start + _CHUNK >= len(content))
+        except UnicodeDecodeError as error:
+            offset = start - pending + error.start
+            raise ValueError(
+                f"{path} is not UTF-8: the byte at offset {offset} is {content[offset]:#04x} ({error.reason}); convert "
+                "the file (iconv -t UTF-8)"
+            ) from error
+
+
+def _unreadable(path: Path, error: OSError) -> OSError:
+    return type(error)(f"{path} cannot be read: {error.strerror}; name a UTF-8 file or a folder of them")

@@ -1,0 +1,37 @@
+"""A web server with a small CIFAR-10, a folder, and no waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from archives import small_cifar10
+from esper_env.data import download
+from esper_env.data.originals import ORIGINALS
+from fetching import ARCHIVE
+from serving import Server, file, serving
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that is reached without a proxy; tries follow each other at once."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0, 0.0, 0.0))
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def cifar(server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """CIFAR-10's files; the table names an archive of them on the server."""
+    source, files, archive = small_cifar10(server.url + ARCHIVE)
+    monkeypatch.setitem(ORIGINALS, "cifar10", source)
+    server.says(ARCHIVE, file(archive))
+    server.archive = archive
+    return files

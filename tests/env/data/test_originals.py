@@ -1,0 +1,73 @@
+"""The table of data sets in files, and how they are found on the disk."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from archives import CIFAR10_NAMES, write
+from esper_env.data.catalog import DATASETS, LOADERS, MADE
+from esper_env.data.originals import ORIGINALS
+from esper_env.data.web import check_url
+
+
+def test_every_data_set_in_files_has_a_loader_and_a_name_that_tasks_accept() -> None:
+    assert set(ORIGINALS) == set(LOADERS)
+    accepted = {name for names in DATASETS.values() for name in names}
+    assert accepted == {*ORIGINALS, *MADE, "auto", "procedural"}
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_a_row_is_complete_and_agrees_with_itself(name: str) -> None:
+    source = ORIGINALS[name]
+    assert source.name == name
+    assert all((source.title, source.what, source.licence, source.homepage, source.folder))
+    for download in source.downloads:
+        check_url(download.url)
+        assert download.url.startswith("https://")
+        assert re.fullmatch("[0-9a-f]{64}", download.sha256)
+    assert len({download.sha256 for download in source.downloads}) == len(source.downloads)
+    if source.archive is None:
+        assert {(file.name, file.size) for file in source.files} == {(d.name, d.size) for d in source.downloads}
+    else:
+        assert source.downloads == (source.archive,)
+
+
+def test_the_sizes_of_the_binary_files_are_those_of_their_records() -> None:
+    sizes = {name: [file.size for file in ORIGINALS[name].files] for name in ("cifar10", "cifar100")}
+    assert sizes["cifar10"] == [10_000 * 3_073] * 6
+    assert sizes["cifar100"] == [50_000 * 3_074, 10_000 * 3_074]
+
+
+def test_found_in_the_folder_or_its_parent(tmp_path: Path) -> None:
+    find = ORIGINALS["cifar10"].find
+    folder = write(tmp_path / "cifar-10-batches-bin", dict.fromkeys(CIFAR10_NAMES, b"x"))
+    assert find(folder) == folder
+    assert find(tmp_path) == folder
+    for name in CIFAR10_NAMES[1:]:
+        (folder / name).unlink()
+    assert find(folder) == find(tmp_path) == folder  # a part of it is found, for the loader to refuse
+    (folder / CIFAR10_NAMES[0]).unlink()
+    assert find(tmp_path) is None
+    assert find(tmp_path / "nowhere") is None
+
+
+def test_a_folder_of_another_name_has_to_have_all_files(tmp_path: Path) -> None:
+    find = ORIGINALS["cifar100"].find
+    write(tmp_path, {"train.bin": b"somebody's training data"})
+    assert find(tmp_path) is None
+    write(tmp_path, {"test.bin": b"x"})
+    assert find(tmp_path) == tmp_path
+    folder = write(tmp_path / "cifar-100-binary", {"test.bin": b"x"})
+    assert find(tmp_path) == folder  # the folder with the name comes first
+
+
+def test_the_remedy_names_the_command_and_the_way_by_hand(tmp_path: Path) -> None:
+    said = ORIGINALS["cifar100"].remedy(tmp_path / "my data")
+    assert f"`esper data fetch cifar100 --data-dir '{tmp_path}/my data'`" in said
+    assert "cifar-100-binary.tar.gz (the binary version) from https://www.cs.toronto.edu/~kriz/cifar.html" in said
+    assert "unpack it and name the folder that holds cifar-100-binary in data_dir" in said
+    said = ORIGINALS["fashion-mnist"].remedy()
+    assert "`esper data fetch fashion-mnist`" in said
+    assert "put them into a folder fashion-mnist and name the folder that holds fashion-mnist" in said

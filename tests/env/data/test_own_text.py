@@ -1,0 +1,201 @@
+"""A user's own text: what is read, in which order, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from esper_env.data import DataFamily, TextData, load_data, own_text
+from esper_env.data.own_text import find_text, load_text
+from hypothesis import given
+from hypothesis import strategies as st
+
+LINES = "".join(f"line {number} of a text — with a dash\n" for number in range(40))
+
+
+def load(path: Path) -> TextData:
+    return load_text(path, find_text(path))
+
+
+def whole(data: TextData) -> bytes:
+    return np.concatenate([data.train, data.val, data.test]).tobytes()
+
+
+def test_a_file_is_cut_in_three_at_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text(LINES)
+    data = load(path)
+    assert data.name == "text:book.txt"
+    assert whole(data) == LINES.encode()
+    assert data.train.tobytes().endswith(b"\n")
+    assert data.val.tobytes().endswith(b"\n")
+    tenth = len(LINES.encode()) / 10
+    assert tenth / 2 <= len(data.val) <= 1.5 * tenth
+    assert tenth / 2 <= len(data.test) <= tenth
+
+
+def test_a_folder_is_its_texts_in_the_order_of_their_names(tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    for name in ("b.md", "a.txt", "c/a.TXT", "c/z.md", "B.txt", "d.csv", "e.txt.gz"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{name}\n" * 20)
+    (folder / "empty.txt").touch()
+    data = load(folder)
+    assert data.name == "text:books"
+    seen = list(dict.fromkeys(whole(data).decode().splitlines()))
+    assert seen == ["B.txt", "a.txt", "b.md", "c/a.TXT", "c/z.md"]
+
+
+def test_texts_of_a_folder_begin_in_a_line_of_their_own(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("x" * 300)
+    assert whole(load(tmp_path)) == b"x" * 300 + b"\n" + b"x" * 300 + b"\n"
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    (real / "inside").mkdir(parents=True)
+    (real / "inside" / "a.txt").write_text(LINES)
+    link = tmp_path / "link"
+    link.mkdir()
+    (link / "folder").symlink_to(real)
+    (link / "file.md").symlink_to(real / "inside" / "a.txt")
+    assert whole(load(link)) == 2 * LINES.encode()
+
+
+def test_a_folder_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(LINES)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "up").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r"deep/up is a link to a folder that it is in"):
+        find_text(tmp_path)
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to(tmp_path / "a.txt")
+    for path in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(OSError, match=r"a\.txt cannot be read: .*symbolic links"):
+            find_text(path)
+
+
+def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError, match=r"a\.txt cannot be read: No such file"):
+        find_text(tmp_path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(ValueError, match=r"pipe\.txt is neither a file nor a folder"):
+        find_text(tmp_path)
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(LINES)
+    files = find_text(path)
+
+    def refuse(*_arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(PermissionError, match=r"a\.txt cannot be read: Permission denied"):
+            load_text(path, files)
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(PermissionError, match="cannot be read: Permission denied"):
+        find_text(tmp_path)
+
+
+def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(LINES)
+    with pytest.raises(ValueError, match=r"holds no text; expected \*.txt or \*.md files"):
+        find_text(tmp_path)
+
+
+def test_too_little_is_refused_and_enough_is_enough(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for content in ("", "x" * 319):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=f"has {len(content)} bytes of text; expected at least 320"):
+            find_text(path)
+    for content in ("x" * 320, "\n" * 320, ("x" * 15 + "\n") * 20):
+        path.write_text(content)
+        assert whole(load(path)) in (content.encode(), content.encode() + b"\n")
+
+
+@given(st.lists(st.sampled_from("ab\n"), min_size=320, max_size=700))
+def test_any_text_of_the_least_size_can_be_split(letters: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.txt"
+        path.write_text("".join(letters))
+        data = load(path)
+    assert whole(data).rstrip(b"\n") == "".join(letters).encode().rstrip(b"\n")
+
+
+def test_too_much_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.touch()
+    os.truncate(path, 2**30 + 1)  # sparse: it takes no room
+    with pytest.raises(ValueError, match="1,073,741,825 bytes of text, all held in memory; expected at most"):
+        find_text(path)
+
+
+def test_a_binary_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for content, offset in ((LINES.encode()[:77] + b"\0" + LINES.encode(), 77), (LINES.encode("utf-16"), 3)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"a\.txt has a NUL byte at offset {offset}; expected a UTF-8 text"):
+            load(path)
+
+
+@given(
+    text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=200, max_size=400),
+    wrong=st.sampled_from([b"\xff", b"\xc0\xaf", b"\xe2\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\x80"]),
+    place=st.floats(0, 1),
+    chunk=st.integers(4, 40),
+)
+def test_the_first_byte_that_is_not_utf8_is_named(text: str, wrong: bytes, place: float, chunk: int) -> None:
+    content = text.encode() + b" " * 320
+    at = round(len(content) * place)
+    content = content[:at] + wrong + content[at:]
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        expected = error.start
+    else:
+        return  # the wrong bytes have become part of a character
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own_text, "_CHUNK", chunk)
+        path = Path(folder) / "a.txt"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"a\.txt is not UTF-8: the byte at offset {expected} is "):
+            load(path)
+
+
+@pytest.mark.parametrize("family", [DataFamily.TEXT, DataFamily.TINYSTORIES])
+def test_a_path_is_a_data_set_of_both_families_of_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: DataFamily
+) -> None:
+    (tmp_path / "book.txt").write_text(LINES)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    first = load_data(str(tmp_path / "book.txt"), family=family)
+    assert first.name == "text:book.txt"
+    assert load_data("book.txt", family=family) is first
+    assert load_data("~/book.txt", family=family) is first
+    assert load_data(".", family=family).name == f"text:{tmp_path.name}"
+
+
+def test_a_text_that_changed_is_read_again(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(LINES)
+    first = load_data(str(tmp_path), family=DataFamily.TEXT)
+    (tmp_path / "b.txt").write_text(LINES)
+    second = load_data(str(tmp_path), family=DataFamily.TEXT)
+    assert len(whole(second)) == 2 * len(whole(first))
+    os.utime(tmp_path / "b.txt", ns=(0, 0))
+    (tmp_path / "b.txt").write_text(LINES.upper())
+    assert whole(load_data(str(tmp_path), family=DataFamily.TEXT)) != whole(second)

@@ -1,0 +1,113 @@
+"""Archives, the hostile ones among them, and small data sets in the layouts of the originals."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import struct
+import tarfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from esper_env.data.originals import ORIGINALS
+from esper_env.data.sources import DataFile, Download, Source
+
+
+def member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple:
+    """A member of an archive, by the fields of its header."""
+    header = tarfile.TarInfo(name)
+    header.type, header.linkname, header.size = kind, link, len(content)
+    return header, content
+
+
+def packed(members: Iterable[tuple], form: int = tarfile.USTAR_FORMAT) -> bytes:
+    """A .tar.gz of these members."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+        for header, content in members:
+            archive.addfile(header, io.BytesIO(content))
+    return gzip.compress(buffer.getvalue(), mtime=0)
+
+
+def cifar_files(labels: tuple[int, ...], names: Iterable[str], count: int, seed: int = 3) -> dict[str, bytes]:
+    """Files of ``count`` records each: label bytes below ``labels`` and random pixels."""
+    rng = np.random.default_rng(seed)
+    files = {}
+    for name in names:
+        records = rng.integers(0, 256, (count, len(labels) + 3072), dtype=np.uint8)
+        for byte, classes in enumerate(labels):
+            records[:, byte] = rng.permutation(np.arange(count) % classes)
+        files[name] = records.tobytes()
+    return files
+
+
+def idx(array: np.ndarray) -> bytes:
+    """Unsigned bytes in the IDX format."""
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def fashion_files(train: int = 40, test: int = 20, seed: int = 4) -> dict[str, bytes]:
+    """Fashion-MNIST's four files with random pictures."""
+    rng = np.random.default_rng(seed)
+    files = {}
+    for split, count in (("train", train), ("t10k", test)):
+        files[f"{split}-images-idx3-ubyte.gz"] = idx(rng.integers(0, 256, (count, 28, 28)))
+        files[f"{split}-labels-idx1-ubyte.gz"] = idx(rng.permutation(np.arange(count) % 10))
+    return {name: gzip.compress(content, mtime=0) for name, content in files.items()}
+
+
+def story(number: int) -> str:
+    """A story of about 100 bytes, with the line behind it."""
+    return f"Once upon a time there was a fox with {number} red boats. It was very happy “today”.\n<|endoftext|>\n"
+
+
+def tinystories_files(train: int = 60, valid: int = 10) -> dict[str, bytes]:
+    """TinyStories' two files."""
+    return {
+        "TinyStoriesV2-GPT4-train.txt": "".join(map(story, range(train))).encode(),
+        "TinyStoriesV2-GPT4-valid.txt": "".join(story(900 + number) for number in range(valid)).encode(),
+    }
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    """These files in a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def download(url: str, content: bytes) -> Download:
+    """A row of the table for this content."""
+    return Download(url, len(content), hashlib.sha256(content).hexdigest())
+
+
+CIFAR10_NAMES = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
+
+
+def small_cifar10(url: str, count: int = 40) -> tuple[Source, dict[str, bytes], bytes]:
+    """CIFAR-10 with fewer records: its row of the table, its files and its archive, as if from ``url``."""
+    files = cifar_files((10,), CIFAR10_NAMES, count)
+    folder = "cifar-10-batches-bin"
+    readme = [member(folder, kind=tarfile.DIRTYPE), member(f"{folder}/readme.html", b"<html>")]
+    archive = packed([*readme, *(member(f"{folder}/{name}", content) for name, content in files.items())])
+    source = replace(
+        ORIGINALS["cifar10"],
+        files=tuple(DataFile(name, len(content)) for name, content in files.items()),
+        downloads=(download(url, archive),),
+    )
+    return source, files, archive
+
+
+def small_in_files(name: str, files: dict[str, bytes], url: str) -> Source:
+    """The row of a data set whose downloads are its files, as if from the folder ``url``."""
+    source = ORIGINALS[name]
+    return replace(
+        source,
+        files=tuple(replace(file, size=len(files[file.name])) for file in source.files),
+        downloads=tuple(download(url + file.name, files[file.name]) for file in source.files),
+    )

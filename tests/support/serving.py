@@ -1,0 +1,120 @@
+"""A web server on this machine whose answers a test scripts."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+class Server:
+    """``answers["/path"]`` are given one after the other, the last of them again and again."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.answers: dict[str, list[Answer]] = {}
+        self.requests: list[tuple[str, dict[str, str]]] = []  # path and headers
+
+    def says(self, path: str, *answers: Answer) -> str:
+        """Script a path; returns its address."""
+        self.answers[path] = list(answers)
+        return self.url + path
+
+    @property
+    def ranges(self) -> list[str | None]:
+        """The Range header of each request."""
+        return [headers.get("Range") for _, headers in self.requests]
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """A server on a free port of 127.0.0.1, stopped at the end."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            server.requests.append((self.path, dict(self.headers)))
+            answers = server.answers.get(self.path, [status(404)])
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            answer(self)
+
+        def log_message(self, *_args: object) -> None:
+            pass
+
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *_place: object) -> None:
+            """A client that has heard enough closes the connection; that is nobody's error."""
+
+    http = Quiet(("127.0.0.1", 0), Handler)
+    server = Server(f"http://127.0.0.1:{http.server_port}")
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
+
+
+def begin(handler: BaseHTTPRequestHandler, code: int, **headers: object) -> None:
+    """The status line and the headers, underscores in their names for hyphens."""
+    handler.send_response(code)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), str(value))
+    handler.end_headers()
+
+
+def status(code: int) -> Answer:
+    """An empty answer."""
+    return lambda handler: begin(handler, code, Content_Length=0)
+
+
+def redirect(location: str | None, code: int = 302) -> Answer:
+    """A redirect, to nowhere if there is no location."""
+    headers = {} if location is None else {"Location": location}
+    return lambda handler: begin(handler, code, Content_Length=0, **headers)
+
+
+def sends(content: bytes, announced: int | None, code: int = 200, **headers: object) -> Answer:
+    """Exactly this, however long it is said to be (None: nothing is said); then the connection is closed."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        length = {} if announced is None else {"Content_Length": announced}
+        begin(handler, code, **length, **headers)
+        handler.wfile.write(content)
+
+    return answer
+
+
+def file(content: bytes, etag: str | None = '"one"', cut: int | None = None) -> Answer:
+    """What a good server does with a file: the range that is asked for, unless If-Range names another file.
+
+    With ``cut`` the connection is closed after that many bytes of the answer.
+    """
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
+        condition = handler.headers.get("If-Range")
+        tag = {} if etag is None else {"ETag": etag}
+        if wanted is None or (condition is not None and condition != etag):
+            begin(handler, 200, Content_Length=len(content), **tag)
+            handler.wfile.write(content[:cut])
+            return
+        start = int(wanted[1])
+        if start >= len(content):
+            begin(handler, 416, Content_Length=0, Content_Range=f"bytes */{len(content)}")
+            return
+        place = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        begin(handler, 206, Content_Length=len(content) - start, Content_Range=place, **tag)
+        handler.wfile.write(content[start:][:cut])
+
+    return answer
+
+
+def without_ranges(content: bytes, cut: int | None = None) -> Answer:
+    """A file from a server that always sends all of it."""
+    return sends(content[:cut], len(content))
