@@ -97,7 +97,7 @@ def test_settings_are_refused_before_data_is_loaded(what, error, says):
 
 
 @table(
-    ("slot-unknown", {"slots": ["r7c7"]}, ValueError, "['r7c7'] do not exist", "named r<row>c<block>, as in r0c0"),
+    ("slot-unknown", {"slots": ["r7c7"]}, ValueError, "['r7c7'] do not exist", "named r<row>c<column>, as in r0c0"),
     ("more-seeds-than-slots", {"max_seeds": 4}, ValueError, "max_seeds is 4", "between 1 and the number of slots, 3"),
 )
 def test_settings_that_the_host_must_allow(what, error, says):

@@ -80,7 +80,7 @@ class TransformerSpec:
     layers: int
     context: int
     segments: int
-    expansion: int = 4  # hidden units of a layer's perceptron, as a multiple of the width
+    expansion: int = 4  # hidden units of a layer's perceptron, as a multiple of the width; 0: no perceptron
 
 
 @dataclass(frozen=True)
@@ -206,14 +206,14 @@ TASKS: dict[str, TaskConfig] = {
         ),
         TaskConfig(
             "Esper-Text-v0",
-            TransformerSpec(width=32, heads=2, layers=2, context=64, segments=2, expansion=1),
+            TransformerSpec(width=32, heads=2, layers=2, context=64, segments=2, expansion=0),
             family="text",
             batch_size=16,
-            batches_per_step=16,
+            batches_per_step=40,
             horizon=50,
-            host_lr=0.1,
-            seed_lr=0.05,
-            param_budget=50_000,
+            host_lr=0.2,
+            seed_lr=0.2,
+            param_budget=40_000,
             auto_shard_size=1,
         ),
         TaskConfig(
@@ -223,9 +223,9 @@ TASKS: dict[str, TaskConfig] = {
             batch_size=16,
             batches_per_step=16,
             horizon=75,
-            host_lr=0.1,
-            seed_lr=0.05,
-            param_budget=1_000_000,
+            host_lr=0.2,
+            seed_lr=0.2,
+            param_budget=2_000_000,
             auto_shard_size=1,
         ),
     )

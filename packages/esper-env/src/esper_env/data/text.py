@@ -54,15 +54,3 @@ class TextData:
     def classes(self) -> int:
         """Tokens that can come next."""
         return VOCABULARY
-
-
-def split_text(name: str, text: Text, shares: tuple[float, float] = (0.1, 0.1)) -> TextData:
-    """A text cut in three at line ends: training, then ``shares`` of it for validation and test."""
-    cuts = [_line_end(text, round(len(text) * place)) for place in (1 - sum(shares), 1 - shares[1])]
-    return TextData(name, *np.split(text, cuts))
-
-
-def _line_end(text: Text, place: int) -> int:
-    """The end of the line at a place, if the rest of the text has one within a tenth of its length; else the place."""
-    ahead = np.flatnonzero(text[place : place + len(text) // 20] == ord("\n"))
-    return place + int(ahead[0]) + 1 if len(ahead) else place

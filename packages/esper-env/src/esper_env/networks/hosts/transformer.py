@@ -54,11 +54,13 @@ class Residual(nn.Module):
 
 
 def transformer_layer(width: int, heads: int, expansion: int) -> nn.Sequential:
-    """A pre-norm layer (Xiong et al. 2020): attention, then a GELU perceptron of ``expansion * width`` units."""
+    """A pre-norm layer (Xiong et al. 2020): attention, then, if any, ``expansion * width`` GELU units."""
     inner = expansion * width
+    attention = Residual(nn.LayerNorm(width), CausalSelfAttention(width, heads))
+    if not inner:
+        return nn.Sequential(attention)
     return nn.Sequential(
-        Residual(nn.LayerNorm(width), CausalSelfAttention(width, heads)),
-        Residual(nn.LayerNorm(width), nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width)),
+        attention, Residual(nn.LayerNorm(width), nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
     )
 
 
@@ -70,7 +72,7 @@ class TransformerHost(SegmentedHost):
     looks ahead.
 
     Args:
-        expansion: hidden units of a layer's perceptron, as a multiple of the width.
+        expansion: hidden units of a layer's perceptron, as a multiple of the width; 0: layers of attention alone.
         slots: ids of the slots to keep; None keeps all.
 
     Raises:
@@ -112,7 +114,7 @@ def _check_numbers(
     vocab: int, width: int, heads: int, layers: int, context: int, segments: int, expansion: int
 ) -> None:
     least = {"vocab": (vocab, 2), "width": (width, 1), "layers": (layers, 1), "context": (context, 2)}
-    for name, (value, minimum) in (least | {"segments": (segments, 1), "expansion": (expansion, 1)}).items():
+    for name, (value, minimum) in (least | {"segments": (segments, 1), "expansion": (expansion, 0)}).items():
         if value < minimum:
             raise ValueError(f"{name} is {value}; a Transformer host needs at least {minimum}")
     if heads < 1 or width % heads:
