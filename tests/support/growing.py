@@ -24,7 +24,7 @@ from esper_env.rules.heads import (
 )
 from esper_env.rules.slot_table import HOLD, SlotTable
 from esper_env.rules.stages import Stage
-from esper_env.tasks import CNNSpec, TaskConfig
+from esper_env.tasks import CNNSpec, TaskConfig, TransformerSpec
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
@@ -43,6 +43,14 @@ STRIPES = TaskConfig(
 )
 #: Both surfaces: six slots, whose order of execution is not that of their numbers.
 SURFACES = replace(STRIPES, host=replace(STRIPES.host, kernel=3, surfaces="both"))
+
+#: A Transformer on the bytes of the networks' tests: two slots.
+SEQUENCES = replace(
+    STRIPES,
+    host=TransformerSpec(width=8, heads=2, layers=4, context=6, segments=2, expansion=2),
+    family="text",
+    batch_size=5,
+)
 
 #: What a population's methods report.
 MEASURED = {
@@ -112,13 +120,13 @@ class Life(NamedTuple):
     moves: list[Move]
 
 
-def lives(seed, count, steps, slots):
+def lives(seed, count, steps, slots, offered=CNN_BLUEPRINTS):
     """Lives of ``count`` networks in which most stages occur within a dozen steps, beside much that is illegal.
 
     The seeds are mostly of two blueprints and two styles, so that several networks share what runs together.
     """
     rng = np.random.default_rng(seed)
-    blueprints, styles = rng.choice(CNN_BLUEPRINTS, 2, replace=False), rng.choice(Style, 2, replace=False)
+    blueprints, styles = rng.choice(offered, 2, replace=False), rng.choice(Style, 2, replace=False)
     intents = [*["grow"] * 8, "SET_ALPHA_TARGET", "SET_ALPHA_TARGET", "PRUNE", "anything"]
 
     def move():

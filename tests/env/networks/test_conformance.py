@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from esper_env.networks.population import Optimisation, Structure
-from esper_env.rules.heads import Operator
+from esper_env.rules.heads import CNN_BLUEPRINTS, TRANSFORMER_BLUEPRINTS, Operator
 from esper_env.rules.slot_table import DOWN
 from esper_env.rules.stages import Stage
 from growing import (
     FIRST_SEED,
     SEEDS,
+    SEQUENCES,
     STRIPES,
     SURFACES,
     alone,
@@ -28,6 +29,7 @@ from growing import (
     play,
 )
 from hypothesis import example, given
+from plain_transformer import made_text
 
 COUNT, STEPS = 5, 12
 EVENTFUL = 21  # lives in which everything occurs
@@ -35,6 +37,7 @@ TASKS = {
     "shadow": STRIPES,
     "surfaces": replace(SURFACES, reward_mode="contribution", max_seeds=3),
     "straight through": replace(SURFACES, isolation="straight_through"),
+    "sequences": SEQUENCES,
 }
 
 
@@ -71,13 +74,16 @@ def test_no_layout_changes_anything(make_data, monkeypatch, name):
     by more than 1e-6 is no rounding. An accuracy is a count of images, and equal as long as no two logits tie.
     """
     lower_limits(monkeypatch)
-    data, task, seen = make_data(val=80, pad=1, flip=True), TASKS[name], Counter()
+    task, seen = TASKS[name], Counter()
+    reads_text = task is SEQUENCES
+    data = made_text() if reads_text else make_data(val=80, pad=1, flip=True)
+    offered, slots = (TRANSFORMER_BLUEPRINTS, 2) if reads_text else (CNN_BLUEPRINTS, 3 if task is STRIPES else 6)
 
     @examples(3)
     @example(EVENTFUL)
     @given(SEEDS)
     def agree(seed):
-        plan = lives(seed, COUNT, STEPS, 3 if task is STRIPES else 6)
+        plan = lives(seed, COUNT, STEPS, slots, offered)
         first = play(make_growth(in_shards(task, COUNT), COUNT, data), plan)
         seen.update(seen_in(first))
         for other in (in_shards(task, 3), in_shards(task, 1), alone(task)):

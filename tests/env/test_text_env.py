@@ -1,0 +1,174 @@
+"""Environments on text: what holds for images holds here, and what is shown is about bytes."""
+
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from esper_env import TransformerSpec
+from esper_env.infos import single_info
+from esper_env.networks.build import host_builder
+from esper_env.rules.heads import TRANSFORMER_BLUEPRINTS, Blueprint, Op
+from esper_env.rules.stages import Stage
+from esper_env.tasks import TASKS
+from faults import growth_of, write
+from growing import choose, lives
+
+ENV = "Esper-Text-v0"
+TINY = {"horizon": 9, "batches_per_step": 2, "batch_size": 4, "device": "cpu"}
+
+
+@pytest.fixture
+def make():
+    opened = []
+
+    def build(num_envs=None, env_id=ENV, **kwargs):
+        settings = TINY | kwargs
+        made = (
+            gymnasium.make(env_id, **settings)
+            if num_envs is None
+            else gymnasium.make_vec(env_id, num_envs=num_envs, **settings)
+        )
+        opened.append(made)
+        return made
+
+    yield build
+    for env in opened:
+        env.close()
+
+
+def grown(env, plan, steps):
+    """What every step of the lives of a plan leads to."""
+    results = []
+    for step in range(steps):
+        actions = np.array(choose(growth_of(env), plan, step))
+        results.append(env.step(actions if hasattr(env.unwrapped, "num_envs") else actions[0]))
+    return results
+
+
+def plan_for(count, seed=3):
+    return lives(seed, count, 30, 2, TRANSFORMER_BLUEPRINTS)
+
+
+def test_losses_are_nats_and_accuracies_shares_of_next_bytes(make):
+    env = make()
+    _, info = env.reset(seed=0)
+    assert info["dataset_name"] == "grammar"
+    assert abs(info["val_loss"] - np.log(256)) < 0.2  # nobody has learnt anything
+    assert info["val_bits_per_byte"] == pytest.approx(info["val_loss"] / np.log(2))
+    predictions = growth_of(env)._population.predictions
+    assert (info["val_accuracy"] / 100 * predictions) == pytest.approx(round(info["val_accuracy"] / 100 * predictions))
+    for _ in range(8):
+        _, _, terminated, _, after = env.step(np.zeros(8, dtype=np.int64))
+    assert after["val_loss"] < info["val_loss"] - 0.5
+    assert "val_bits_per_byte" in after
+    assert not terminated
+
+
+def test_images_have_no_bits_per_byte(make):
+    _, info = make(env_id="Esper-Digits-v0").reset(seed=0)
+    assert "val_bits_per_byte" not in info
+
+
+@pytest.mark.parametrize("settings", [{}, {"shard_size": 3}], ids=["alone", "together"])
+def test_the_same_seed_makes_the_same_bits_and_a_state_brings_them_back(make, assert_same, settings):
+    first, again = make(3, **settings), make(3, **settings)
+    assert_same(first.reset(seed=5), again.reset(seed=5))
+    plan = plan_for(3)
+    assert_same(grown(first, plan, 6), grown(again, plan, 6))
+    state = first.unwrapped.get_state()
+    future = grown(first, plan_for(3, seed=8), 8)  # past the end of the episodes
+    other = make(3, **settings)
+    other.unwrapped.set_state(state)
+    assert_same(grown(other, plan_for(3, seed=8), 8), future)
+
+
+def test_an_environment_of_a_vector_is_the_single_one(make):
+    vector, plan = make(2), plan_for(2)
+    _, infos = vector.reset(seed=7)
+    together = [infos] + [result[-1] for result in grown(vector, plan, 8)]
+    for row in range(2):
+        env = make()
+        _, info = env.reset(seed=7 + row)
+        alone = [info] + [result[-1] for result in grown(env, plan[row : row + 1], 8)]
+        for one, many in zip(alone, together, strict=True):
+            there = single_info(many, row)
+            assert one["val_loss"] == there["val_loss"]
+            assert one["slot_stage"].tolist() == there["slot_stage"].tolist()
+
+
+def test_mixed_precision_trains_as_well(make):
+    env = make(precision="bfloat16")
+    _, before = env.reset(seed=0, options={"topology": {"r0c0": "attention", "r0c1": "mlp"}})
+    for _ in range(8):
+        *_, info = env.step(np.zeros(8, dtype=np.int64))
+    assert info["val_loss"] < before["val_loss"] - 0.5
+
+
+@pytest.mark.parametrize("settings", [{}, {"shard_size": 3}], ids=["alone", "together"])
+def test_a_network_that_is_no_longer_finite_goes_back_to_its_snapshot(make, settings):
+    broken, whole = make(3, **settings), make(3, **settings)
+    for env in (broken, whole):
+        env.reset(seed=1, options={"topology": {"r0c0": "attention"}})
+    wait = np.zeros((3, 8), dtype=np.int64)
+    for env in (broken, whole):
+        env.step(wait)
+    write(growth_of(broken), 1, 0, "seed", "inputs.weight", torch.nan)
+    *_, infos = broken.step(wait)
+    *_, expected = whole.step(wait)
+    assert infos["rollback"].tolist() == [False, True, False]
+    assert Stage(infos["slot_stage"][1, 0]) in (Stage.PRUNED, Stage.FOSSILIZED)
+    assert np.isfinite(infos["val_loss"]).all()
+    for key in ("val_loss", "val_accuracy"):
+        assert infos[key][[0, 2]].tolist() == expected[key][[0, 2]].tolist()
+    *_, later = broken.step(wait)
+    assert not later["rollback"].any()
+
+
+def test_a_seed_lives_from_germination_to_its_commitment(make, script):
+    env = make(horizon=12)
+    env.reset(seed=0)
+    for action in script(1, Blueprint.MLP):
+        *_, info = env.step(action)
+    assert Stage(info["slot_stage"][1]) == Stage.FOSSILIZED
+    assert info["parameters_added"] == 2 * 32 * 128 + 128 + 32 + 3 * 32
+    assert info["contribution_measured"][1]
+
+
+def test_only_transformers_blueprints_are_offered(make, action):
+    env = make()
+    env.reset(seed=0)
+    *_, info = env.step(action(Op.GERMINATE, 0, blueprint=Blueprint.CONV_LIGHT))
+    assert not info["action_valid"]
+
+
+def test_ones_own_file_is_a_data_set(make, tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog.\n" * 200, encoding="utf-8")
+    env = make(dataset=str(path))
+    _, before = env.reset(seed=0)
+    assert before["dataset_name"] == "text:book.txt"
+    for _ in range(8):
+        *_, info = env.step(np.zeros(8, dtype=np.int64))
+    assert info["val_accuracy"] > before["val_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dataset": "gramar"}, "gramar"),
+        ({"dataset": ""}, "dataset is ''"),
+        ({"dataset": 3}, "dataset is 3"),
+        ({"slots": ["r0c2"]}, r"slots \['r0c2'\] do not exist"),
+    ],
+)
+def test_what_is_no_text_is_a_clear_error(make, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+def test_layers_that_segments_do_not_divide_are_a_clear_error():
+    task = replace(TASKS[ENV], host=TransformerSpec(width=8, heads=2, layers=3, context=8, segments=2))
+    with pytest.raises(ValueError, match="layers is 3, which 2 segments do not divide"):
+        host_builder(task)()
