@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from esper_env.checks import is_finite, is_whole
 from esper_env.choices import CAPTURE_MODES, ISOLATIONS, PRECISIONS
-from esper_env.data.catalog import DATASETS, TEXT_FAMILIES, DataFamily
+from esper_env.data.catalog import DataFamily, check_dataset
 from esper_env.rules.gates import GATE_CONFIGS
 from esper_env.rules.reward_config import RewardMode, reward_config
 
@@ -131,7 +131,10 @@ class TaskConfig:
             raise TypeError(f"data is {self.data!r}; expected an ImageData or a TextData, or a function for one")
         for name, known in _CHOICES.items():
             _check_choice(name, getattr(self, name), known)
-        self._check_dataset()
+        if self.data is not None:
+            _check_choice("dataset", self.dataset, ("auto",))
+        else:
+            check_dataset(self.dataset, DataFamily(self.family))
         if not isinstance(self.device, str):
             raise ValueError(f"device is {self.device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
         if self.data_dir is not None and (self.data_dir == "" or not isinstance(self.data_dir, str | PathLike)):
@@ -145,12 +148,6 @@ class TaskConfig:
             object.__setattr__(self, "slots", _slot_list(self.slots))
             if not isinstance(self.host, CNNSpec | TransformerSpec):
                 raise ValueError(f"slots is {self.slots!r}; {self.env_id} has a host of its own, with slots of its own")
-
-    def _check_dataset(self) -> None:
-        known = ("auto",) if self.data is not None else DATASETS[DataFamily(self.family)]
-        takes_files = self.data is None and self.family in TEXT_FAMILIES
-        if not (takes_files and isinstance(self.dataset, str) and self.dataset):
-            _check_choice("dataset", self.dataset, known)
 
 
 def _check_choice(name: str, value: object, known: Sequence[str]) -> None:
