@@ -1,9 +1,13 @@
 """What a host of one's own must honour, and what is said of one that does not."""
 
+import numpy as np
 import pytest
 import torch
 from esper_env.networks.hosts import CNNHost, SegmentedHost, SlotSpec, TransformerHost
 from esper_env.networks.hosts.contract import check_forward, check_host
+from esper_env.rules.heads import Operator
+from esper_env.rules.stages import Stage
+from plain_transformer import CONTEXT, made_text
 from torch import nn
 
 
@@ -106,3 +110,69 @@ def test_a_host_that_does_something_else_than_it_says_is_a_clear_error(host, sam
     check_host(host)
     with pytest.raises(ValueError, match=message):
         check_forward(host, samples, classes)
+
+
+# A host of one's own in every layout
+
+
+class NormedBlock(nn.Module):
+    """A convolution and a BatchNorm in a module that no batching rule knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return torch.tanh(self.norm(self.conv(x)))
+
+
+class OwnImages(SegmentedHost):
+    topology = "cnn"
+
+    def __init__(self):
+        super().__init__()
+        self.segments = nn.ModuleList([NormedBlock(), nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4))])
+        self.slots = (SlotSpec("r0c0", 3, "hidden", 0, 0, 0, (3, 8, 8)),)
+        self.execution_order = (0,)
+
+
+class NormedTokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm = nn.Embedding(256, 4), nn.BatchNorm1d(4)
+
+    def forward(self, tokens):
+        return self.norm(self.table(tokens).transpose(1, 2)).transpose(1, 2)
+
+
+class OwnSequences(SegmentedHost):
+    topology = "transformer"
+
+    def __init__(self):
+        super().__init__()
+        self.segments = nn.ModuleList([NormedTokens(), nn.Linear(4, 256)])
+        self.slots = (SlotSpec("r0c0", 4, "hidden", 0, 0, 0, (CONTEXT, 4)),)
+        self.execution_order = (0,)
+
+
+@pytest.mark.parametrize("kind", ["images", "sequences"])
+def test_a_host_of_ones_own_is_the_same_in_every_layout(make_population, grow, stripes, kind):
+    """Its statistics move while it trains, and stay while it is measured."""
+    host, data = {"images": (OwnImages, stripes), "sequences": (OwnSequences, made_text())}[kind]
+    seen = []
+    for together in (True, False):
+        population = make_population(2, host=host, data=data, together=together, dtype=torch.float64)
+        seeds = [(row, 0, "norm", Operator.ADD, stage) for row, stage in enumerate((Stage.HOLDING, Stage.TRAINING))]
+        structure = grow(population, 2, *seeds)
+        rows = []
+        for _ in range(2):
+            rows.append(population.train(structure).loss)
+            statistics = [shard.host.buffers["segments.0.norm.running_mean"].clone() for shard in population.shards]
+            rows += [population.measure(structure, np.ones(2, dtype=bool)).loss for _ in range(2)]
+            after = [shard.host.buffers["segments.0.norm.running_mean"] for shard in population.shards]
+            assert all(torch.equal(old, new) for old, new in zip(statistics, after, strict=True))
+            rows.append(torch.cat(after).abs().sum(1).numpy().copy())
+        seen.append(np.array(rows))
+    assert (seen[0][3] > 0).all()
+    np.testing.assert_array_equal(seen[0][1], seen[0][2])
+    np.testing.assert_allclose(seen[0], seen[1], rtol=0, atol=1e-9)

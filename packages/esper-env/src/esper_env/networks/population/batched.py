@@ -41,7 +41,7 @@ def run(module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool, prefi
     """Run n copies of ``module`` on (n, C, H, W, B) or (n, F, B); ``training`` selects the BatchNorm statistics."""
     rule = RULES.get(type(module))
     if rule is None:
-        return _vmapped(module, tensors, prefix, x)
+        return _vmapped(module, tensors, prefix, x, training)
     return rule(module, tensors, prefix, x, training)
 
 
@@ -50,7 +50,8 @@ def to_batched(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 4, 1)
 
 
-def _vmapped(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
+def _vmapped(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
+    module.train(training)
     return run_mapped(module, tensors, prefix, x.movedim(-1, 1)).movedim(1, -1).contiguous()
 
 
@@ -104,12 +105,12 @@ def _taps(kernel: int, height: int, width: int, dtype: torch.dtype, device: torc
 
 
 @_rule(nn.Conv2d)
-def _conv2d(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
+def _conv2d(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
     assert isinstance(module, nn.Conv2d)
     weight = tensors[prefix + "weight"]  # (n, O, I/groups, k, k)
     kernel, groups = module.kernel_size[0], module.groups
     if not _keeps_size(module) or not (groups == 1 or groups == module.in_channels == module.out_channels):
-        return _vmapped(module, tensors, prefix, x)
+        return _vmapped(module, tensors, prefix, x, training)
     if kernel == 1 and groups == 1:
         out = torch.bmm(weight.flatten(2), x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
     elif x.shape[2] * x.shape[3] <= UNROLL_MAX_PIXELS:
@@ -243,21 +244,21 @@ def _standardised(x: Tensor, eps: float) -> Tensor:
 
 
 @_rule(nn.GroupNorm)
-def _group_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
+def _group_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
     assert isinstance(module, nn.GroupNorm)
     if module.num_groups != 1 or not module.affine or x.dim() != 5:
-        return _vmapped(module, tensors, prefix, x)
+        return _vmapped(module, tensors, prefix, x, training)
     weight, bias = (_per_channel(tensors[prefix + name], x) for name in ("weight", "bias"))
     # A product and a sum: addcmul is not vectorised when what it adds to is spread over rows.
     return (_standardised(x, module.eps) * weight).add_(bias)
 
 
 @_rule(nn.MaxPool2d)
-def _max_pool(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
+def _max_pool(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
     assert isinstance(module, nn.MaxPool2d)
     halving = (module.kernel_size, module.stride, module.padding, module.dilation) == (2, 2, 0, 1)
     if not halving or module.ceil_mode:
-        return _vmapped(module, tensors, prefix, x)
+        return _vmapped(module, tensors, prefix, x, training)
     channels_last = x.flatten(0, 1).permute(0, 3, 1, 2)  # (n*C, B, H, W), samples contiguous
     pooled = F.max_pool2d(channels_last, 2)
     samples_last = pooled.permute(0, 2, 3, 1).contiguous()
@@ -270,10 +271,10 @@ def _average(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, traini
 
 
 @_rule(nn.Linear)
-def _linear(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
+def _linear(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
     assert isinstance(module, nn.Linear)
     if x.dim() != 3:
-        return _vmapped(module, tensors, prefix, x)
+        return _vmapped(module, tensors, prefix, x, training)
     if module.bias is None:
         return torch.bmm(tensors[prefix + "weight"], x)
     return torch.baddbmm(tensors[prefix + "bias"].unsqueeze(2), tensors[prefix + "weight"], x)

@@ -109,7 +109,8 @@ class SequencesTogether:
     def from_samples(self, samples: Tensor) -> Tensor:
         return samples
 
-    def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:  # noqa: ARG002
+    def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
+        module.train(training)
         return sequences.run(module, tensors, x)
 
     def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:
@@ -133,7 +134,7 @@ class SequencesAlone(SequencesTogether):
         state = {name: value[0] for name, value in tensors.items()}
         module.train(training)
         out: Tensor = functional_call(module, state, (x.flatten(0, 1),))
-        return out.view(*x.shape[:2], *out.shape[1:])
+        return out.reshape(*x.shape[:2], *out.shape[1:])
 
     def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:  # noqa: ARG002
         return tensors
