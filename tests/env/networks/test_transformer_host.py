@@ -14,12 +14,12 @@ def tokens(count=3, length=10, vocab=20):
     return torch.randint(vocab, (count, length), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("expansion", [1, 4])
+@pytest.mark.parametrize("expansion", [0, 1, 4])
 def test_it_has_exactly_its_parameters(expansion):
     width, inner = 8, 8 * expansion
     attention = 3 * width * width + 3 * width + width * width + width
     perceptron = width * inner + inner + inner * width + width
-    layer = attention + perceptron + 2 * 2 * width
+    layer = attention + 2 * width + (perceptron + 2 * width if expansion else 0)
     built = host(expansion=expansion)
     expected = 20 * width + 10 * width + 4 * layer + 2 * width
     assert sum(parameter.numel() for parameter in built.parameters()) == expected
@@ -91,7 +91,7 @@ def test_what_came_before_matters():
         ({"context": 1}, "context is 1"),
         ({"segments": 0}, "segments is 0"),
         ({"layers": 0}, "layers is 0"),
-        ({"expansion": 0}, "expansion is 0"),
+        ({"expansion": -1}, "expansion is -1"),
         ({"slots": ["r0c2"]}, r"slots \['r0c2'\] do not exist in this host"),
         ({"slots": []}, "slots is empty"),
     ],
