@@ -215,14 +215,14 @@ TASKS: dict[str, TaskConfig] = {
         ),
         TaskConfig(
             "Esper-TinyStories-v0",
-            TransformerSpec(width=128, heads=4, layers=4, context=256, segments=4),
+            TransformerSpec(width=64, heads=4, layers=4, context=128, segments=4, expansion=1),
             family="tinystories",
             batch_size=16,
             batches_per_step=16,
             horizon=75,
             host_lr=0.2,
             seed_lr=0.2,
-            param_budget=2_000_000,
+            param_budget=150_000,
             auto_shard_size=1,
         ),
     )
