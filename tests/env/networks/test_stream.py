@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from esper_env.networks.population.stream import MinibatchStream, TrainingImages, minibatches
+from esper_env.data import TextData
+from esper_env.networks.population.stream import Draw, MinibatchStream, TrainingImages, TrainingText, minibatches
 
 CPU = torch.device("cpu")
 
@@ -108,3 +109,45 @@ def test_data_without_augmentation_draws_none(make_data):
 def test_images_are_not_copied_for_every_crop(make_data):
     images = source(make_data(pad=2))
     assert images.crops.untyped_storage().data_ptr() == images.padded.untyped_storage().data_ptr()
+
+
+# Text
+
+
+def text_source(length=100, context=8):
+    """A text in which every byte is its own place."""
+    text = np.arange(length, dtype=np.uint8)
+    return TrainingText(TextData("places", text, text, text), context, CPU)
+
+
+def test_windows_are_followed_by_the_next_bytes():
+    text = text_source()
+    own, twin = (stream(text, batch=5, batches=7) for _ in range(2))
+    indices, offsets, flips = twin.draw()
+    assert flips is None
+    for step, (tokens, following) in enumerate(minibatches(text, [own])):
+        assert tokens.shape == following.shape == (1, 5, 8)
+        start = indices[step] * 8 + offsets[0, step]
+        torch.testing.assert_close(tokens[0], start[:, None] + torch.arange(8))
+        torch.testing.assert_close(following, tokens + 1)
+
+
+def test_a_pass_takes_every_window_once_and_windows_begin_anywhere():
+    text = text_source(length=2_000 // 8, context=4)
+    assert text.count == (250 - 1) // 4 - 1
+    own = stream(text, batch=text.count, batches=200)
+    indices, offsets, _ = own.draw()
+    assert all(sorted(one) == list(range(text.count)) for one in indices.tolist())
+    starts = torch.bincount((indices * 4 + offsets[0]).flatten())
+    assert (starts > 0).all()
+    assert len(starts) == text.count * 4
+    assert starts.max() < 2 * starts.double().mean()
+
+
+def test_the_last_byte_is_never_passed():
+    text = text_source(length=17, context=8)
+    assert text.count == 1
+    _, following = text.assemble(Draw(torch.tensor([[0]]), torch.tensor([[[7]]]), None))
+    assert following[0, 0].tolist() == list(range(8, 16))
+    with pytest.raises(ValueError, match="places: 16 bytes to train on; a context of 8 needs at least 17"):
+        text_source(length=16, context=8)

@@ -1,0 +1,90 @@
+"""The grammar's lines: each kind keeps its rule, none is a hint for another, and the splits are of their own lines."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from esper_env.data.grammar import FACTS, HELD_OUT_BYTES, TRAIN_BYTES, generate_text
+
+KINDS = {
+    "agreement": re.compile(r"the \w+ (\w+) near the (\w+) (\w+)\."),
+    "recall": re.compile(r"(\w+) has a (\w+) (\w+) and (\w+) has a (\w+) (\w+)\. the (\w+) is (\w+)\."),
+    "fact": re.compile(r"(\w{6}) lives in (\w{6})\."),
+    "refrain": re.compile(r"([a-z]{4})( \1){4}"),
+    "sum": re.compile(r"(\d)\+(\d)=(\d+)\."),
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return generate_text()
+
+
+@pytest.fixture(scope="module")
+def lines(data):
+    """Kind -> matches, of all whole lines of the training text."""
+    found = {kind: [] for kind in KINDS}
+    for line in bytes(data.train).decode("ascii").split("\n")[:-1]:
+        matches = {kind: match for kind, pattern in KINDS.items() if (match := pattern.fullmatch(line))}
+        assert len(matches) == 1, line
+        ((kind, match),) = matches.items()
+        found[kind].append(match)
+    return found
+
+
+def test_sizes_and_kinds(data, lines):
+    assert (len(data.train), len(data.val), len(data.test)) == (TRAIN_BYTES, HELD_OUT_BYTES, HELD_OUT_BYTES)
+    counts = {kind: len(matches) for kind, matches in lines.items()}
+    total = sum(counts.values())
+    shares = {kind: count / total for kind, count in counts.items()}
+    expected = {"fact": 0.3, "refrain": 0.3, "agreement": 0.2, "recall": 0.1, "sum": 0.1}
+    assert shares == pytest.approx(expected, abs=0.01)
+
+
+def test_every_rule_is_kept(lines):
+    assert all(int(a) + int(b) == int(c) for a, b, c in (match.groups() for match in lines["sum"]))
+    for subject, _, verb in (match.groups() for match in lines["agreement"]):
+        assert subject.endswith("s") != verb.endswith("s")
+    for owner, colour, thing, other, tone, item, asked, answer in (match.groups() for match in lines["recall"]):
+        assert len({owner, other}) == len({colour, tone}) == len({thing, item}) == 2
+        assert answer == {thing: colour, item: tone}[asked]
+    homes = {}
+    for who, where in (match.groups() for match in lines["fact"]):
+        assert homes.setdefault(who, where) == where
+    assert len(homes) == FACTS
+    assert len({*homes, *homes.values()}) == 2 * FACTS
+
+
+def test_the_noun_in_between_is_no_hint(lines):
+    """Plural places come with both kinds of verbs, as often as chance has it."""
+    verbs = Counter((match[2].endswith("s"), match[3].endswith("s")) for match in lines["agreement"])
+    total = sum(verbs.values())
+    assert all(abs(count / total - 0.25) < 0.02 for count in verbs.values())
+    assert len(verbs) == 4
+
+
+def test_refrains_are_drawn_anew(lines):
+    words = Counter(match[1] for match in lines["refrain"])
+    assert max(words.values()) <= 5
+    letters = Counter("".join(words))
+    assert len(letters) == 26
+    assert max(letters.values()) < 1.2 * min(letters.values())
+
+
+def test_held_out_lines_are_of_the_same_grammar_and_not_the_same_text(data):
+    texts = [bytes(split) for split in (data.train, data.val, data.test)]
+    assert texts[1] != texts[2]
+    assert texts[1] not in texts[0]
+    for text in texts[1:]:
+        whole = text.decode("ascii").split("\n")[:-1]
+        assert all(any(pattern.fullmatch(line) for pattern in KINDS.values()) for line in whole)
+    facts = [set(re.findall(rb"\w{6} lives in \w{6}\.", text)) for text in texts]
+    assert facts[1] <= facts[0]
+    assert facts[2] <= facts[0]
+
+
+def test_a_seed_is_a_text():
+    first, again, other = generate_text(1), generate_text(1), generate_text(2)
+    np.testing.assert_array_equal(first.train, again.train)
+    assert not np.array_equal(first.train, other.train)

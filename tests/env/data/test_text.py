@@ -1,0 +1,39 @@
+"""TextData holds consistent, read-only splits and refuses anything else."""
+
+import numpy as np
+import pytest
+from esper_env.data import TextData
+
+TEXT = np.frombuffer(b"to be or not to be, that is the question", dtype=np.uint8)
+
+
+def fields(**changes):
+    return {"name": "play", "train": TEXT, "val": TEXT[:20], "test": TEXT[20:]} | changes
+
+
+def test_splits_are_read_only_copies_of_what_was_given():
+    own = TEXT.copy()
+    data = TextData(**fields(train=own))
+    own[:] = 0
+    assert bytes(data.train) == bytes(TEXT)
+    assert bytes(data.val) + bytes(data.test) == bytes(TEXT)
+    assert data.classes == 256
+    for split in (data.train, data.val, data.test):
+        with pytest.raises(ValueError, match="read-only"):
+            split[0] = 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"name": ""}, TypeError, "the data set's name is ''"),
+        ({"name": None}, TypeError, "the data set's name is None"),
+        ({"train": "to be"}, TypeError, "play, train split: the text is str; expected a NumPy array of uint8"),
+        ({"val": TEXT.astype(np.int64)}, TypeError, "play, val split: the text is int64"),
+        ({"test": TEXT[:15]}, ValueError, r"play, test split: the text has shape \(15,\); expected .* at least 16"),
+        ({"train": TEXT[:40].reshape(2, 20)}, ValueError, r"train split: the text has shape \(2, 20\)"),
+    ],
+)
+def test_what_is_no_text_is_a_clear_error(changes, error, message):
+    with pytest.raises(error, match=message):
+        TextData(**fields(**changes))
