@@ -253,3 +253,20 @@ def test_a_seed_of_ones_own_trains_like_the_same_alone(networks, grow, own_bluep
         together.shards[0].seed_stack(0, value).parameters["weight"][2],
         single.shards[0].seed_stack(0, value).parameters["weight"][0],
     )
+
+
+def tied(width):
+    first, second = nn.Linear(width, width), nn.Linear(width, width)
+    second.weight = first.weight
+    return nn.Sequential(first, nn.GELU(), second)
+
+
+def repeated(width):
+    layer = nn.Linear(width, width)
+    return nn.Sequential(layer, layer)
+
+
+@pytest.mark.parametrize("factory", [tied, repeated])
+def test_a_seed_that_shares_its_weights_with_itself_is_refused(factory):
+    with pytest.raises(ValueError, match="blueprint 'mine' uses a parameter in two places"):
+        check_seed(factory(4), "mine", torch.linspace(-1, 1, 2 * CONTEXT * 4).view(2, CONTEXT, 4))

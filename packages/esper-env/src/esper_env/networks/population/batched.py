@@ -71,7 +71,7 @@ def _per_channel(value: Tensor, like: Tensor) -> Tensor:
 
 @_rule(nn.Sequential)
 def _sequential(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
-    children = list(module.named_children())
+    children = [(name, child) for name, child in module._modules.items() if child is not None]  # repeats included
     while children:
         name, child = children.pop(0)
         if training and children and _is_grey_start(child, children[0][1], x):

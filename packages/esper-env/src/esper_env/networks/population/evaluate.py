@@ -155,8 +155,10 @@ def score(
     totals[0].fill_(torch.nan).index_fill_(0, need, 0.0)
     for samples, labels in held_out.chunks(shard):
         with shard.autocast():
-            x = shard.layout.from_samples(samples[None])
-            x = shard.infer_segment(0, first, x.expand(len(networks), *x.shape[1:]))
+            inputs = shard.layout.from_samples(samples[None])
+            x = shard.infer_segment(0, first, inputs.expand(len(networks), *inputs.shape[1:]))
+            if x.untyped_storage().data_ptr() == inputs.untyped_storage().data_ptr():
+                x = x.contiguous().clone()  # the segment has returned its input, and seeds are blended in place
             for position, (slot, fork) in enumerate(zip(shard.execution_order, forks, strict=True)):
                 x = _pass_fork(shard, slot, fork, x)
                 x = shard.infer_segment(position + 1, fork.host, x)

@@ -61,7 +61,8 @@ class InferenceForm:
         self.module = segment
         self._folds: list[_Fold] = []
         if type(segment) is nn.Sequential:
-            self.module = self._folded(list(segment.named_children()))
+            layers = [(name, layer) for name, layer in segment._modules.items() if layer is not None]  # with repeats
+            self.module = self._folded(layers)
 
     def tensors(self, own: Tensors) -> Tensors:
         """The form's parameters and buffers from those of the segment, each with its leading network dimension."""

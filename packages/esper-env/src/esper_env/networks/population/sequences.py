@@ -55,7 +55,8 @@ def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @_rule(nn.Sequential)
 def _sequential(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # named_children leaves out what comes a second time
+        assert child is not None
         x = run(child, tensors, x, f"{prefix}{name}.")
     return x
 

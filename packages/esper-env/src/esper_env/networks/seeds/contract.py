@@ -19,6 +19,8 @@ def check_seed(module: nn.Module, name: str, x: Tensor) -> None:
     """
     if any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in module.modules()):
         raise ValueError(f"blueprint {name!r} has dropout, which draws from the global generator; {REMEDY}")
+    if len(list(module.named_parameters())) < len(list(module.named_parameters(remove_duplicate=False))):
+        raise ValueError(f"blueprint {name!r} uses a parameter in two places; {REMEDY} to give each its own")
     buffers = {key: value.clone() for key, value in module.named_buffers()}
     given = x.clone()
     try:
