@@ -123,6 +123,8 @@ def test_own_host_with_slots_chosen_is_a_clear_error():
         ({"base": "Esper-Nothing-v0"}, ValueError, "base is 'Esper-Nothing-v0'; expected one of Esper-CIFAR-v0"),
         ({"horizons": 3}, TypeError, "a task has no field 'horizons'; did you mean 'horizon'"),
         ({"horizon": 0}, ValueError, "horizon is 0"),
+        ({"auto_shard_size": 0}, ValueError, "auto_shard_size is 0"),
+        ({"plateau_points": "x"}, ValueError, "plateau_points is 'x'"),
         ({"data": blobs(), "dataset": "digits"}, ValueError, "dataset is 'digits'; expected one of 'auto'"),
         ({"data": "digits"}, TypeError, "data is 'digits'; expected an ImageData or a TextData"),
         ({"host": "cnn"}, TypeError, "host is 'cnn'; expected a CNNSpec, a TransformerSpec or a function"),
@@ -141,6 +143,7 @@ def test_a_task_that_cannot_be_is_a_clear_error_and_leaves_nothing(changes, erro
         ({"host": CNNSpec(3, 4, 2, 1, 1, 8), "base": "Esper-Text-v0"}, "the host sees images and grammar is a text"),
         ({"host": TransformerSpec(8, 2, 2, 8, 2)}, "the host reads sequences and digits is made of images"),
         ({"data": lambda: torch.zeros(3)}, "the data of Mine-v0 is tensor"),
+        ({"host": lambda _data: 3}, "what builds a network returned 3; expected a torch.nn.Module"),
         ({"data": blobs(size=4), "host": CNNSpec(3, 4, 2, 1, 1, 8)}, "pools shrink a 4x4 image below 2x2"),
     ],
 )

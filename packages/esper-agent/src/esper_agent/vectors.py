@@ -24,8 +24,10 @@ def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env
     if colon:  # "package.module:Id-v0", as gymnasium.make takes it
         try:
             import_module(module)
-        except ImportError as error:
-            raise ValueError(f"{env_id!r} names a module that cannot be imported: {error}") from error
+        except Exception as error:  # whatever a user's module does while it is imported
+            raise ValueError(
+                f"{env_id!r} names a module that cannot be imported: {type(error).__name__}: {error}"
+            ) from error
         env_id = name
     if not isinstance(env_id, str) or env_id not in gymnasium.registry:
         known = ", ".join(sorted(known for known in gymnasium.registry if known.startswith("Esper-")))

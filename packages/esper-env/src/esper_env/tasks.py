@@ -113,7 +113,7 @@ class TaskConfig:
     data: Data | Callable[[], Data] | None = None  # in place of a data set of the family
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "batches_per_step", "horizon", "param_budget"):
+        for name in ("batch_size", "batches_per_step", "horizon", "param_budget", "auto_shard_size"):
             value = getattr(self, name)
             if not is_whole(value, least=1):
                 raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
@@ -123,6 +123,8 @@ class TaskConfig:
             value = getattr(self, name)
             if not is_finite(value) or value <= 0:
                 raise ValueError(f"{name} is {value!r}; expected a positive number")
+        if not is_finite(self.plateau_points) or self.plateau_points <= 0:
+            raise ValueError(f"plateau_points is {self.plateau_points!r}; expected a positive number")
         if self.shard_size != "auto" and not is_whole(self.shard_size, least=1):
             raise ValueError(f"shard_size is {self.shard_size!r}; expected 'auto' or a whole number of at least 1")
         if not isinstance(self.host, CNNSpec | TransformerSpec) and not callable(self.host):

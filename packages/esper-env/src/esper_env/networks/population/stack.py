@@ -69,7 +69,10 @@ class Stack(RowStore):
         self._build = build
         self.rows, self.dtype, self._device = rows, dtype, device
         with seeded_construction(0):
-            self.template = build().to(device=device, dtype=dtype)
+            made: object = build()
+            if not isinstance(made, nn.Module):
+                raise TypeError(f"what builds a network returned {made!r}; expected a torch.nn.Module")
+            self.template = made.to(device=device, dtype=dtype)
         # The template only lends its code: its own tensors are never read.
         self.template.requires_grad_(False)
         self.parameters: dict[str, Tensor] = {}
