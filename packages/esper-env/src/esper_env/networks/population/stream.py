@@ -64,8 +64,8 @@ class TrainingImages:
 class TrainingText:
     """Windows of ``context`` bytes of a text, each followed by the next byte at every position.
 
-    Each pass through the text takes every window once, from where a drawn number of bytes is left out, so that windows
-    begin at any byte.
+    The text is cut into pieces of that length, and each pass takes every piece once, from an offset drawn for it: so
+    windows begin at any byte.
     """
 
     cuts = 1
