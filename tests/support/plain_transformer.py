@@ -15,6 +15,7 @@ from esper_env.networks.seeds import blueprint_entry
 from esper_env.networks.seeds.blend import CausalBlendGate
 from esper_env.rules.heads import Operator
 from esper_env.seeding import derive_seed
+from plain_seeds import blended
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -111,13 +112,9 @@ class PlainTransformer(nn.Module):
         return max(float((own.detach() - there).abs().max()) for own, there in self.pairs().values())
 
     def blend(self, slot: int, h: Tensor, alpha: float) -> Tensor:
-        s = self.seeds[str(slot)](h)
         operator = Operator(int(self.structure.operator[0, slot]))
-        if operator is Operator.ADD:
-            return h + alpha * (s - h)
-        if operator is Operator.MULTIPLY:
-            return h * (1 + alpha * torch.tanh(s - h))
-        return h + alpha * self.gates[str(slot)](h) * (s - h)
+        gate = self.gates[str(slot)] if operator is Operator.GATE else None
+        return blended(operator, h, self.seeds[str(slot)](h), alpha, gate)
 
     def group(self, index: int, h: Tensor) -> Tensor:
         """Through one group of layers."""

@@ -17,6 +17,7 @@ from esper_env.networks.seeds.blend import BlendGate
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.rules.stages import IS_BLENDED, Stage
 from esper_env.seeding import derive_seed
+from plain_seeds import blended
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -235,13 +236,9 @@ class PlainTwin(nn.Module):
         return x if self.both else self.pool(index, x)
 
     def blend(self, slot: int, h: Tensor, alpha: float) -> Tensor:
-        s = self.seeds[str(slot)](h)
         operator = Operator(int(self.structure.operator[0, slot]))
-        if operator is Operator.ADD:
-            return h + alpha * (s - h)
-        if operator is Operator.MULTIPLY:
-            return h * (1 + alpha * torch.tanh(s - h))
-        return h + alpha * self.gates[str(slot)](h) * (s - h)
+        gate = self.gates[str(slot)] if operator is Operator.GATE else None
+        return blended(operator, h, self.seeds[str(slot)](h), alpha, gate)
 
     def from_slot(self, slot: int, h: Tensor, on: dict[int, float], seen: dict[int, Tensor] | None = None) -> Tensor:
         """Logits from the features in front of a slot; ``seen`` collects the features in front of every slot."""

@@ -5,6 +5,7 @@ import torch
 from esper_env.networks.seeds import blueprint_entry, offered_blueprints
 from esper_env.networks.seeds.contract import check_seed
 from esper_env.rules.heads import CNN_BLUEPRINTS, Blueprint
+from plain_seeds import scrambled
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,16 +16,6 @@ EVERY_BLUEPRINT = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: en
 def features(channels, size=4, dtype=torch.float64):
     generator = torch.Generator().manual_seed(channels)
     return torch.rand(5, channels, size, size, generator=generator, dtype=dtype) * 3
-
-
-def scrambled(name, channels):
-    """A seed far from birth, so that no term of its formula is hidden by a factor near zero."""
-    seed = blueprint_entry(name, "cnn").factory(channels).double()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in seed.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.7)
-    return seed
 
 
 def size(module):
@@ -82,7 +73,7 @@ def test_seeds_keep_no_statistics_and_draw_nothing(entry):
 
 @EVERY_BLUEPRINT
 def test_samples_do_not_mix(entry):
-    seed, x = scrambled(entry.name, 8), features(8)
+    seed, x = scrambled(entry.name, "cnn", 8), features(8)
     torch.testing.assert_close(seed(x)[2:3], seed(x[2:3]))
 
 
@@ -153,7 +144,7 @@ FORMULAS = {
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_a_seed_computes_its_formula(name):
-    seed, x = scrambled(name, 8), features(8)
+    seed, x = scrambled(name, "cnn", 8), features(8)
     torch.testing.assert_close(seed(x), FORMULAS[name](dict(seed.named_parameters()), x))
 
 

@@ -9,6 +9,7 @@ from esper_env.networks.seeds.blend import CausalBlendGate
 from esper_env.networks.seeds.contract import check_seed
 from esper_env.rules.heads import TRANSFORMER_BLUEPRINTS, Blueprint, Operator
 from esper_env.rules.stages import Stage
+from plain_seeds import scrambled
 from plain_transformer import CONTEXT, made_text, small_transformer
 from torch import nn
 from torch.nn import functional as F
@@ -23,16 +24,6 @@ TEXT = made_text()
 def features(width, dtype=torch.float64):
     generator = torch.Generator().manual_seed(width)
     return torch.rand(5, CONTEXT, width, generator=generator, dtype=dtype) * 3 - 1
-
-
-def scrambled(name, width):
-    """A seed far from birth, so that no term of its formula is hidden by a factor near zero."""
-    seed = blueprint_entry(name, "transformer").factory(width).double()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in seed.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.7)
-    return seed
 
 
 def test_transformers_offer_exactly_their_blueprints():
@@ -69,14 +60,14 @@ def test_a_seed_is_close_to_the_identity_at_birth(entry, width):
 
 @EVERY_BLUEPRINT
 def test_samples_do_not_mix(entry):
-    seed, x = scrambled(entry.name, 8), features(8)
+    seed, x = scrambled(entry.name, "transformer", 8), features(8)
     torch.testing.assert_close(seed(x)[2:3], seed(x[2:3]))
 
 
 @EVERY_BLUEPRINT
 @pytest.mark.parametrize("place", range(CONTEXT))
 def test_no_seed_looks_ahead(entry, place):
-    seed, x = scrambled(entry.name, 8), features(8)
+    seed, x = scrambled(entry.name, "transformer", 8), features(8)
     changed = x.clone()
     changed[:, place] += 1.0
     before, after = seed(x), seed(changed)
@@ -123,7 +114,7 @@ FORMULAS["flex_attention"] = FORMULAS["attention"]
 
 @EVERY_BLUEPRINT
 def test_a_seed_computes_its_formula(entry):
-    seed, x = scrambled(entry.name, 8), features(8)
+    seed, x = scrambled(entry.name, "transformer", 8), features(8)
     torch.testing.assert_close(seed(x), FORMULAS[entry.name](dict(seed.named_parameters()), x))
 
 

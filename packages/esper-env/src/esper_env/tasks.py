@@ -17,9 +17,8 @@ from esper_env.rules.reward_config import RewardMode, reward_config
 if TYPE_CHECKING:
     from torch import nn
 
-    from esper_env.data import ImageData, TextData
+    from esper_env.data.catalog import Data
 
-    Data = ImageData | TextData
     #: Builds a host (``esper_env.networks.hosts.HostProtocol``) for the data that it is to learn.
     HostFactory = Callable[[Data], nn.Module]
 

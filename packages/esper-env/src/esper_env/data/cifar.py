@@ -10,7 +10,7 @@ import numpy as np
 from esper_env.data.images import ImageData, Images, Labels
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.sources import Source
-from esper_env.data.splits import stratified_split
+from esper_env.data.splits import carved
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
@@ -79,16 +79,11 @@ def _load(layout: Layout, folder: Path, val: int) -> ImageData:
     images = np.concatenate([batch[0] for batch in batches])
     labels = np.concatenate([batch[1] for batch in batches])
     test_images, test_labels = _read_records(layout, folder / layout.test_file)
-    val = min(val, len(labels) // 5)
     name = layout.source.name
-    train_index, val_index = stratified_split(labels, (len(labels) - val, val), f"data/{name}")
     return ImageData(
         name=name,
         classes=layout.classes,
-        train_images=images[train_index],
-        train_labels=labels[train_index],
-        val_images=images[val_index],
-        val_labels=labels[val_index],
+        **carved(name, images, labels, val),
         test_images=test_images,
         test_labels=test_labels,
         mean=layout.mean,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from esper_env.data.images import ImageData, Images, Labels
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.sources import DataFile
-from esper_env.data.splits import stratified_split
+from esper_env.data.splits import carved
 
 SOURCE = ORIGINALS["fashion-mnist"]
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = SOURCE.files
@@ -42,15 +42,10 @@ def load_fashion_mnist(folder: Path, val: int = VAL) -> ImageData:
     SOURCE.refuse_missing(folder)
     images, labels = _read_pair(folder, TRAIN_IMAGES, TRAIN_LABELS)
     test_images, test_labels = _read_pair(folder, TEST_IMAGES, TEST_LABELS)
-    val = min(val, len(labels) // 5)
-    train_index, val_index = stratified_split(labels, (len(labels) - val, val), "data/fashion-mnist")
     return ImageData(
         name=SOURCE.name,
         classes=CLASSES,
-        train_images=images[train_index],
-        train_labels=labels[train_index],
-        val_images=images[val_index],
-        val_labels=labels[val_index],
+        **carved(SOURCE.name, images, labels, val),
         test_images=test_images,
         test_labels=test_labels,
         mean=MEAN,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from esper_env.data.images import Images, Labels
 from esper_env.data.text import Text
 from esper_env.seeding import derive_rng
 
@@ -49,3 +51,15 @@ def _line_end(text: Text, place: int, reach: int) -> int:
     """Behind the first line end from ``place`` on, if it is within ``reach`` bytes; else the place."""
     ahead = np.flatnonzero(text[place : place + reach] == ord("\n"))
     return place + int(ahead[0]) + 1 if len(ahead) else place
+
+
+def carved(name: str, images: Images, labels: Labels, val: int) -> dict[str, Any]:
+    """The training and validation fields of an ``ImageData``: ``val`` images of each class's share, a fifth at most."""
+    val = min(val, len(labels) // 5)
+    train_index, val_index = stratified_split(labels, (len(labels) - val, val), f"data/{name}")
+    return {
+        "train_images": images[train_index],
+        "train_labels": labels[train_index],
+        "val_images": images[val_index],
+        "val_labels": labels[val_index],
+    }

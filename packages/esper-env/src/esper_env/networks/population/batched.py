@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from esper_env.networks.hosts.cnn import GlobalAveragePool
 from esper_env.networks.population.inference import ChannelShift, Rectifier, shifted
-from esper_env.networks.population.mapped import run_mapped
+from esper_env.networks.population.mapped import entered, run_mapped
 from esper_env.networks.seeds.blend import BlendGate
 from esper_env.networks.seeds.cnn import LayerScaleResidual, NormSeed, SqueezeExcite
 
@@ -35,6 +35,7 @@ UNROLL_MAX_PIXELS = 16
 GREY_MIN_VALUES = 1 << 17
 
 RULES: dict[type[nn.Module], Rule] = {}
+_rule = partial(entered, RULES)
 
 
 def run(module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool, prefix: str = "") -> Tensor:
@@ -53,15 +54,6 @@ def to_batched(images: Tensor) -> Tensor:
 def _vmapped(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
     module.train(training)
     return run_mapped(module, tensors, prefix, x.movedim(-1, 1)).movedim(1, -1).contiguous()
-
-
-def _rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
-    def add(rule: Rule) -> Rule:
-        for kind in types:
-            RULES[kind] = rule
-        return rule
-
-    return add
 
 
 def _per_channel(value: Tensor, like: Tensor) -> Tensor:

@@ -1,12 +1,25 @@
-"""Copies of any module through ``torch.func.vmap``: what has no batching rule of its own."""
+"""Batching rules by the type of a module, and ``torch.func.vmap`` for what has none of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+
+R = TypeVar("R")
+
+
+def entered(rules: dict[type[nn.Module], R], *types: type[nn.Module]) -> Callable[[R], R]:
+    """A decorator that makes a function the rule of these types."""
+
+    def enter(rule: R) -> R:
+        rules.update(dict.fromkeys(types, rule))
+        return rule
+
+    return enter
 
 
 def run_mapped(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ seed for instance, runs through ``torch.func.vmap``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from esper_env.networks.attention import CausalSelfAttention, FlexCausalSelfAttention
 from esper_env.networks.hosts.transformer import Residual, TiedHead, TokenEmbedding
-from esper_env.networks.population.mapped import run_mapped
+from esper_env.networks.population.mapped import entered, run_mapped
 from esper_env.networks.seeds.blend import CausalBlendGate, causal_mean
 from esper_env.networks.seeds.transformer import LowRank, ScaledResidual, TokenNormSeed
 
@@ -24,21 +25,13 @@ Tensors = Mapping[str, Tensor]
 Rule = Callable[[nn.Module, Tensors, str, Tensor], Tensor]
 
 RULES: dict[type[nn.Module], Rule] = {}
+_rule = partial(entered, RULES)
 
 
 def run(module: nn.Module, tensors: Tensors, x: Tensor, prefix: str = "") -> Tensor:
     """Run n copies of ``module`` on (n, B, T, width) features, or (n, B, T) tokens."""
     rule = RULES.get(type(module))
     return run_mapped(module, tensors, prefix, x) if rule is None else rule(module, tensors, prefix, x)
-
-
-def _rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
-    def add(rule: Rule) -> Rule:
-        for kind in types:
-            RULES[kind] = rule
-        return rule
-
-    return add
 
 
 def _per_feature(value: Tensor) -> Tensor:

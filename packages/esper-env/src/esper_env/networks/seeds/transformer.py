@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from esper_env.networks.attention import CausalSelfAttention, FlexCausalSelfAttention
+from esper_env.networks.seeds.cnn import LAYER_SCALE_INIT
 from esper_env.networks.seeds.registry import register_blueprint
 
-LAYER_SCALE_INIT = 1e-3
 HEADS = 4
 LORA_RANK, LORA_LARGE_RANK = 8, 32
 MLP_SMALL_EXPANSION, MLP_EXPANSION = 2, 4
