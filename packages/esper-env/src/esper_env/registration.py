@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields, replace
 from typing import Any
 
 from gymnasium.envs.registration import parse_env_id, register, registry
 
-from esper_env.tasks import TASKS, TaskConfig
+from esper_env.tasks import TASKS, TaskConfig, refuse_unknown
 
 
 def register_task(env_id: str, *, base: str = "Esper-Digits-v0", **changes: Any) -> TaskConfig:
@@ -25,11 +24,7 @@ def register_task(env_id: str, *, base: str = "Esper-Digits-v0", **changes: Any)
         TypeError: a field that no task has.
     """
     known = [item.name for item in fields(TaskConfig) if item.name != "env_id"]
-    for name in changes:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise TypeError(f"a task has no field {name!r}; {hint}known: {', '.join(known)}")
+    refuse_unknown(changes, known, "a task has no field")
     if base not in TASKS:
         raise ValueError(f"base is {base!r}; expected one of {', '.join(TASKS)}")
     if env_id in TASKS or env_id in registry:

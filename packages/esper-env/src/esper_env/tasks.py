@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class CNNSpec:
-    """Geometry of a convolutional host. The last four follow the data, where it has others."""
+    """Geometry of a convolutional host; channels and size of the images, and classes, follow the data it is given."""
 
     n_blocks: int
     base_channels: int
@@ -239,12 +239,17 @@ def make_task(env_id: str, **overrides: Any) -> TaskConfig:
     """
     if not isinstance(env_id, str) or env_id not in TASKS:
         raise ValueError(f"environment {env_id!r} is not known; expected one of {', '.join(TASKS)}")
-    for name in overrides:
-        if name not in TASK_KWARGS:
-            close = difflib.get_close_matches(name, TASK_KWARGS, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise TypeError(f"{env_id} has no keyword argument {name!r}; {hint}known: {', '.join(TASK_KWARGS)}")
+    refuse_unknown(overrides, TASK_KWARGS, f"{env_id} has no keyword argument")
     return replace(TASKS[env_id], **overrides)
+
+
+def refuse_unknown(names: Iterable[str], known: Sequence[str], complaint: str) -> None:
+    """``TypeError`` for the first of the names that is not known, with the closest one that is."""
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise TypeError(f"{complaint} {name!r}; {hint}known: {', '.join(known)}")
 
 
 def task_dict(task: TaskConfig) -> dict[str, Any]:

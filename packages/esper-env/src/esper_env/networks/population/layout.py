@@ -49,7 +49,21 @@ class Layout(Protocol):
         ...
 
 
-class ImagesTogether:
+class _OwnTensors:
+    """Each row has tensors of its own."""
+
+    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:
+        return {name: value.index_select(0, rows) for name, value in tensors.items()}
+
+
+class _SharedTensors:
+    """One network; further rows are the same network under other seeds and share its tensors."""
+
+    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:  # noqa: ARG002
+        return tensors
+
+
+class ImagesTogether(_OwnTensors):
     """n networks at once, samples last."""
 
     def from_samples(self, samples: Tensor) -> Tensor:
@@ -57,9 +71,6 @@ class ImagesTogether:
 
     def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
         return batched.run(module, tensors, x, training=training)
-
-    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:
-        return {name: value.index_select(0, rows) for name, value in tensors.items()}
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, reduction="none")
@@ -71,8 +82,8 @@ class ImagesTogether:
         return x[..., :samples]
 
 
-class ImagesAlone:
-    """One network; further rows are the same network under other seeds and share its tensors."""
+class ImagesAlone(_SharedTensors):
+    """One network, in channels_last."""
 
     def from_samples(self, samples: Tensor) -> Tensor:
         return samples.permute(0, 1, 3, 4, 2).contiguous()
@@ -90,9 +101,6 @@ class ImagesAlone:
             out = out.permute(0, 2, 3, 1)
         return out.view(*x.shape[:2], *out.shape[1:])
 
-    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:  # noqa: ARG002
-        return tensors
-
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
 
@@ -103,18 +111,11 @@ class ImagesAlone:
         return x[:, :samples]
 
 
-class SequencesTogether:
-    """n networks at once."""
+class _Sequences:
+    """What both layouts of sequences have in common."""
 
     def from_samples(self, samples: Tensor) -> Tensor:
         return samples
-
-    def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
-        module.train(training)
-        return sequences.run(module, tensors, x)
-
-    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:
-        return {name: value.index_select(0, rows) for name, value in tensors.items()}
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         each = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none")
@@ -127,17 +128,22 @@ class SequencesTogether:
         return x[:, :samples]
 
 
-class SequencesAlone(SequencesTogether):
-    """One network; further rows are the same network under other seeds and share its tensors."""
+class SequencesTogether(_OwnTensors, _Sequences):
+    """n networks at once."""
+
+    def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
+        module.train(training)
+        return sequences.run(module, tensors, x)
+
+
+class SequencesAlone(_SharedTensors, _Sequences):
+    """One network."""
 
     def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
         state = {name: value[0] for name, value in tensors.items()}
         module.train(training)
         out: Tensor = functional_call(module, state, (x.flatten(0, 1),))
         return out.reshape(*x.shape[:2], *out.shape[1:])
-
-    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:  # noqa: ARG002
-        return tensors
 
 
 #: By the number of dimensions of a sample's features, and whether many networks are run together.
