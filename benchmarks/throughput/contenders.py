@@ -15,7 +15,7 @@ import torch
 from esper_agent.baselines import RandomPolicy, WaitPolicy
 from esper_env.data import DataFamily, load_data
 from esper_env.networks.build import build_population, host_builder, resolve_device
-from esper_env.networks.population.stack import seeded_construction
+from esper_env.networks.construction import seeded_construction
 from esper_env.networks.population.stream import MinibatchStream, TrainingImages, minibatches
 from esper_env.seeding import derive_seed
 from esper_env.tasks import make_task

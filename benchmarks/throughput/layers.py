@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from esper_env.networks.build import host_builder
+from esper_env.networks.construction import seeded_construction
 from esper_env.networks.hosts.protocol import HostProtocol
-from esper_env.networks.population.stack import seeded_construction
 from esper_env.networks.seeds.registry import blueprint_entry
 from esper_env.tasks import TaskConfig
 from torch import Tensor, nn

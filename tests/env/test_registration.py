@@ -127,6 +127,8 @@ def test_own_host_with_slots_chosen_is_a_clear_error():
         ({"plateau_points": "x"}, ValueError, "plateau_points is 'x'"),
         ({"data": blobs(), "dataset": "digits"}, ValueError, "dataset is 'digits'; expected one of 'auto'"),
         ({"data": "digits"}, TypeError, "data is 'digits'; expected an ImageData or a TextData"),
+        ({"host": TransformerSpec(7, 2, 2, 8, 2)}, ValueError, "width is 7, which 2 heads do not divide"),
+        ({"host": CNNSpec(3, 4, 9, 1, 1, 8)}, ValueError, "pool_layers is 9; expected 0 to n_blocks = 3"),
         ({"host": "cnn"}, TypeError, "host is 'cnn'; expected a CNNSpec, a TransformerSpec or a function"),
     ],
 )
@@ -151,3 +153,41 @@ def test_parts_that_do_not_fit_are_a_clear_error_when_it_is_made(fields, message
     register_task("Mine-v0", **SMALL, **fields)
     with pytest.raises((ValueError, TypeError), match=message):
         gymnasium.make("Mine-v0")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (lambda: TransformerSpec(32.0, 2, 2, 8, 2), "width is 32.0; expected a whole number"),
+        (lambda: TransformerSpec(32, 2, 2, 8, 2, expansion=True), "expansion is True; expected a whole number"),
+        (lambda: CNNSpec(3, "4", 2, 1, 1, 8), "base_channels is '4'; expected a whole number"),
+        (lambda: CNNSpec(3, 4, 2, 1, 1, 8, classes=-2), "classes is -2; expected a whole number"),
+        (lambda: CNNSpec(3, 4, 2, 1, 1, 8, norm_momentum=0.0), "norm_momentum is 0.0; expected a number above 0"),
+    ],
+)
+def test_a_spec_of_what_are_no_numbers_is_a_clear_error(spec, message):
+    with pytest.raises(ValueError, match=message):
+        spec()
+
+
+def test_every_standard_blueprint_fits_a_width_that_four_heads_do_not_divide():
+    text = np.frombuffer(b"a tree is a tree is a tree. " * 40, dtype=np.uint8)
+    host = TransformerSpec(width=6, heads=2, layers=2, context=8, segments=2)
+    register_task("Narrow-v0", host=host, data=TextData("trees", text, text[:200], text[:200]), **SMALL)
+    for name in ("norm", "attention", "lora", "lora_large", "mlp_small", "mlp", "flex_attention"):
+        env = gymnasium.make("Narrow-v0")
+        env.reset(seed=0, options={"topology": {"r0c1": name}})
+        *_, info = env.step(np.zeros(8, dtype=np.int64))
+        assert info["parameters_added"] > 0
+        env.close()
+
+
+def test_own_host_that_draws_from_numpy_is_a_clear_error():
+    class Drawn(Wide):
+        def __init__(self, data):
+            super().__init__(data)
+            self.segments[0][0].weight.data += float(np.random.default_rng().random())
+
+    register_task("Drawn-v0", host=Drawn, data=blobs(), **SMALL)
+    with pytest.raises(ValueError, match=r"a Drawn built twice from the same seed has other values in segments.0.0.we"):
+        gymnasium.make("Drawn-v0")

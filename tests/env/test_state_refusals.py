@@ -53,8 +53,8 @@ def test_what_is_no_state_is_refused(make, state):
 
 def test_another_format_is_refused(make):
     env = make()
-    with pytest.raises(ValueError, match="format 2; this version of esper-env knows format 1"):
-        env.set_state(changed(env.get_state(), ("format",), lambda _: 2))
+    with pytest.raises(ValueError, match="format 3; this version of esper-env knows format 2"):
+        env.set_state(changed(env.get_state(), ("format",), lambda _: 3))
 
 
 @pytest.fixture(scope="module")

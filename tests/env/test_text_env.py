@@ -154,6 +154,23 @@ def test_ones_own_file_is_a_data_set(make, tmp_path):
     assert info["val_accuracy"] > before["val_accuracy"]
 
 
+def test_a_state_belongs_to_the_text_and_not_to_the_name_of_its_file(make, tmp_path):
+    envs = []
+    for folder, line in {
+        "a": "the quick brown fox\n",
+        "b": "all of it is other\n\n",
+        "c": "the quick brown fox\n",
+    }.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "book.txt").write_text(line * 300, encoding="utf-8")
+        envs.append(make(dataset=str(tmp_path / folder / "book.txt")))
+        envs[-1].reset(seed=0)
+    first, other, same = (env.unwrapped for env in envs)
+    with pytest.raises(ValueError, match=r"data_digest is '[0-9a-f]{32}' in the state and '[0-9a-f]{32}' here"):
+        other.set_state(first.get_state())
+    same.set_state(first.get_state())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -91,3 +91,19 @@ def test_channel_statistics_are_those_of_the_pixels() -> None:
     mean, std = channel_statistics(images)
     np.testing.assert_allclose(mean, (images / 255).mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(std, (images / 255).std(axis=(0, 2, 3)), rtol=1e-12)
+
+
+def test_the_digest_tells_data_apart_by_all_but_their_name() -> None:
+    def other_pixel(images: Any) -> Any:
+        images = images.copy()
+        images[-1, -1, -1, -1] ^= 1
+        return images
+
+    own = fields()
+    digest = ImageData(**own).digest
+    assert ImageData(**fields(name="other")).digest == digest
+    changes = [{f"{split}_images": other_pixel(own[f"{split}_images"])} for split in ("train", "val", "test")]
+    changes += [{f"{split}_labels": own[f"{split}_labels"][::-1].copy()} for split in ("train", "val", "test")]
+    changes += [{"classes": 4}, {"mean": (0.5, 0.4)}, {"std": (0.2, 0.3)}, {"crop_padding": 0}, {"flip": False}]
+    digests = {ImageData(**fields(**change)).digest for change in changes}
+    assert len(digests | {digest}) == len(changes) + 1

@@ -37,3 +37,14 @@ def test_splits_are_read_only_copies_of_what_was_given():
 def test_what_is_no_text_is_a_clear_error(changes, error, message):
     with pytest.raises(error, match=message):
         TextData(**fields(**changes))
+
+
+def test_the_digest_tells_texts_apart_by_all_but_their_name() -> None:
+    parts = [np.frombuffer(bytes(range(start, start + 40)), dtype=np.uint8) for start in (0, 50, 100)]
+    digest = TextData("a", *parts).digest
+    assert TextData("b", *parts).digest == digest
+    assert TextData("a", parts[1], parts[0], parts[2]).digest != digest
+    for index in range(3):
+        other = [part.copy() for part in parts]
+        other[index][-1] += 1
+        assert TextData("a", *other).digest != digest

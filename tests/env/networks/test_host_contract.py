@@ -176,3 +176,31 @@ def test_a_host_of_ones_own_is_the_same_in_every_layout(make_population, grow, s
     assert (seen[0][3] > 0).all()
     np.testing.assert_array_equal(seen[0][1], seen[0][2])
     np.testing.assert_allclose(seen[0], seen[1], rtol=0, atol=1e-9)
+
+
+# Random numbers and blueprints that do not fit
+
+
+class Dropping(nn.Module):
+    """Dropout as a function, which only training draws for."""
+
+    def forward(self, x):
+        return torch.nn.functional.dropout(x, 0.5, self.training)
+
+
+def test_a_host_that_draws_random_numbers_in_training_is_refused():
+    host = changed(
+        segments=nn.ModuleList([nn.Sequential(*Perceptron().segments[0], Dropping()), Perceptron().segments[1]])
+    )
+    check_host(host)
+    state = torch.default_generator.get_state()
+    with pytest.raises(ValueError, match="the host Perceptron draws from the global generator when it trains"):
+        check_forward(host, IMAGES, 4)
+    assert torch.equal(torch.default_generator.get_state(), state)
+
+
+def test_the_check_leaves_the_hosts_statistics_alone():
+    host = CNNHost(4, 2, 2, 0, 1, in_channels=1, image_size=2)
+    before = {name: value.clone() for name, value in host.named_buffers()}
+    check_forward(host, IMAGES, 4)
+    assert all(torch.equal(value, before[name]) for name, value in host.named_buffers())

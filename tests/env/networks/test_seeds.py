@@ -1,5 +1,7 @@
 """Blueprints: exact sizes, the identity at birth, and the mathematics each stands for."""
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from esper_env.networks.seeds import blueprint_entry, offered_blueprints
@@ -170,9 +172,17 @@ class WritesIntoInput(nn.Module):
         return x.add_(1)
 
 
+class Noisy(nn.Module):
+    """Dropout as a function."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, training=True)
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
+        (Noisy(), "blueprint 'mine' draws from the global generator when it runs"),
         (Widens(), r"blueprint 'mine' turns \(2, 3, 4, 4\) torch.float32 into \(2, 6, 4, 4\)"),
         (Pair(), "into tuple; change the blueprint's factory to keep both"),
         (WritesIntoInput(), "blueprint 'mine' writes into its input"),
@@ -180,7 +190,7 @@ class WritesIntoInput(nn.Module):
         (nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout(0.1)), "blueprint 'mine' has dropout"),
         (nn.Sequential(nn.Conv2d(3, 3, 1).double()), r"blueprint 'mine' cannot run on \(2, 3, 4, 4\) torch.float32"),
     ],
-    ids=["shape", "type", "in place", "statistics", "dropout", "dtype"],
+    ids=["noise", "shape", "type", "in place", "statistics", "dropout", "dtype"],
 )
 def test_a_module_that_cannot_be_a_seed_is_a_clear_error(module, message):
     x = torch.linspace(-1, 1, 2 * 3 * 4 * 4).view(2, 3, 4, 4)
@@ -189,3 +199,23 @@ def test_a_module_that_cannot_be_a_seed_is_a_clear_error(module, message):
         check_seed(module, "mine", x)
     assert torch.equal(x, before)
     assert torch.equal(torch.default_generator.get_state(), state)
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_a_blueprint_that_does_not_fit_is_refused_before_anything_is_played(own_blueprints, num_envs):
+    own_blueprints("odd", lambda channels: nn.Conv2d(channels, channels + 1, 1))
+    with pytest.raises(ValueError, match=r"blueprint 'odd' turns \(2, 4, 4, 4\).*change the blueprint's factory"):
+        gymnasium.make_vec("Esper-Digits-v0", num_envs=num_envs)
+
+
+def test_a_blueprint_whose_factory_draws_from_numpy_is_refused(own_blueprints):
+    rng = np.random.default_rng(0)
+
+    def factory(channels):
+        layer = nn.Conv2d(channels, channels, 1)
+        layer.weight.data += float(rng.random())
+        return layer
+
+    own_blueprints("drawn", factory)
+    with pytest.raises(ValueError, match="a Conv2d built twice from the same seed has other values in weight"):
+        gymnasium.make("Esper-Digits-v0")

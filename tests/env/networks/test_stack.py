@@ -1,8 +1,7 @@
 """Stacks hold n copies of a module; building them moves no global generator."""
 
-import pytest
 import torch
-from esper_env.networks.population.stack import Stack, seeded_construction
+from esper_env.networks.population.stack import Stack
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -48,17 +47,6 @@ def test_the_size_counts_one_copys_trainable_scalars():
 
 def test_integer_buffers_stay_integers():
     assert Stack(build, 1, CPU, torch.float64).buffers["1.num_batches_tracked"].dtype == torch.int64
-
-
-def test_the_global_generator_is_put_back_even_after_an_error():
-    def broken():
-        torch.rand(5)
-        raise RuntimeError("broken")
-
-    state = torch.default_generator.get_state()
-    with pytest.raises(RuntimeError, match="broken"), seeded_construction(3):
-        broken()
-    assert torch.equal(torch.default_generator.get_state(), state)
 
 
 def test_a_users_default_device_changes_no_weight():

@@ -118,9 +118,11 @@ def test_a_seed_computes_its_formula(entry):
     torch.testing.assert_close(seed(x), FORMULAS[entry.name](dict(seed.named_parameters()), x))
 
 
-def test_a_width_that_four_heads_do_not_divide_is_a_clear_error():
-    with pytest.raises(ValueError, match="the width 6 is not divisible by 4 heads"):
-        blueprint_entry("attention", "transformer").build(6)
+@pytest.mark.parametrize(("width", "heads"), [(8, 4), (12, 4), (6, 2), (5, 1), (1, 1)])
+@pytest.mark.parametrize("name", ["attention", "flex_attention"])
+def test_as_many_of_four_heads_as_divide_the_width(name, width, heads):
+    seed = blueprint_entry(name, "transformer").build(width)
+    assert [layer.heads for layer in seed.modules() if hasattr(layer, "heads")] == [heads]
 
 
 def test_the_gate_of_a_position_sees_it_and_what_came_before():

@@ -60,7 +60,8 @@ class Growth:
         self._gates = gate_config(task.gates)
         self.reward_config = reward_config(task.reward_mode, task.reward_weights)
         built = build_population(task, count)
-        self._population, self.dataset_name, self._is_text = built.population, built.dataset_name, built.is_text
+        self._population, self._is_text = built.population, built.is_text
+        self.dataset_name, self.data_digest = built.dataset_name, built.data_digest
         shard = self._population.shards[0]
         self.slot_ids: tuple[str, ...] = tuple(spec.slot_id for spec in shard.slots)
         self.topology = shard.topology

@@ -7,7 +7,7 @@ from typing import Any
 
 from gymnasium.envs.registration import parse_env_id, register, registry
 
-from esper_env.tasks import TASKS, TaskConfig, refuse_unknown
+from esper_env.tasks import TASKS, CNNSpec, TaskConfig, TransformerSpec, refuse_unknown
 
 
 def register_task(env_id: str, *, base: str = "Esper-Digits-v0", **changes: Any) -> TaskConfig:
@@ -20,7 +20,8 @@ def register_task(env_id: str, *, base: str = "Esper-Digits-v0", **changes: Any)
     * ``data``: an ``ImageData`` or a ``TextData``, or a function that returns one.
 
     Raises:
-        ValueError: an id that is taken or malformed, an unknown ``base``, a value that makes no sense.
+        ValueError: an id that is taken or malformed, an unknown ``base``, a value that makes no sense, a spec of which
+            no host can be made. A host of your own is tried when an environment is made, with its data.
         TypeError: a field that no task has.
     """
     known = [item.name for item in fields(TaskConfig) if item.name != "env_id"]
@@ -31,6 +32,7 @@ def register_task(env_id: str, *, base: str = "Esper-Digits-v0", **changes: Any)
         raise ValueError(f"{env_id!r} is registered already; choose another id")
     parse_env_id(env_id)
     task = replace(TASKS[base], env_id=env_id, **changes)
+    _try_spec(task)
     announce(env_id)
     TASKS[env_id] = task
     return task
@@ -45,3 +47,11 @@ def announce(env_id: str) -> None:
             vector_entry_point="esper_env.vector_env:EsperVectorEnv",
             kwargs={"env_id": env_id},
         )
+
+
+def _try_spec(task: TaskConfig) -> None:
+    """``ValueError`` where the numbers of a spec make no host."""
+    from esper_env.networks.build import host_builder  # here: registering the package's own tasks needs no PyTorch
+
+    if isinstance(task.host, CNNSpec | TransformerSpec):
+        host_builder(task)()

@@ -20,10 +20,10 @@ from esper_env.tasks import TaskConfig, task_dict
 from esper_env.trees import Arrays, Tree, arrays_of, split_tree
 
 #: Version of the layout of a state.
-FORMAT = 1
+FORMAT = 2
 #: Kind of the checkpoints that hold one.
 KIND = "esper environment"
-#: Where and how fast a task runs, not what it does; of the data set, its real name is compared.
+#: Where and how fast a task runs, not what it does; of the data, a digest is compared.
 _FREE = frozenset({"dataset", "data_dir", "device", "shard_size", "auto_shard_size", "capture"})
 
 Commit = Callable[[], None]

@@ -69,6 +69,11 @@ class CNNSpec:
     surfaces: str = "post"
     norm_momentum: float = 0.5  # of BatchNorm's running statistics
 
+    def __post_init__(self) -> None:
+        _check_whole_fields(self)
+        if not is_finite(self.norm_momentum) or not 0 < self.norm_momentum <= 1:
+            raise ValueError(f"norm_momentum is {self.norm_momentum!r}; expected a number above 0, at most 1")
+
 
 @dataclass(frozen=True)
 class TransformerSpec:
@@ -80,6 +85,9 @@ class TransformerSpec:
     context: int
     segments: int
     expansion: int = 4  # hidden units of a layer's perceptron, as a multiple of the width; 0: no perceptron
+
+    def __post_init__(self) -> None:
+        _check_whole_fields(self)
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,13 @@ class TaskConfig:
             object.__setattr__(self, "slots", _slot_list(self.slots))
             if not isinstance(self.host, CNNSpec | TransformerSpec):
                 raise ValueError(f"slots is {self.slots!r}; {self.env_id} has a host of its own, with slots of its own")
+
+
+def _check_whole_fields(spec: CNNSpec | TransformerSpec) -> None:
+    for item in fields(spec):
+        value = getattr(spec, item.name)
+        if item.type == "int" and not is_whole(value):
+            raise ValueError(f"{item.name} is {value!r}; expected a whole number")
 
 
 def _check_choice(name: str, value: object, known: Sequence[str]) -> None:

@@ -281,6 +281,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     def _identity(self) -> Tree:
         return {
             **task_identity(self.task),
+            "data_digest": self._growth.data_digest,
             "dataset_name": self.dataset_name,
             "device_kind": self._growth.device.type,
             "max_episode_steps": self._clock.limit,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,23 @@ class ImageData:
         """(channels, height, width), the same in all splits."""
         channels, height, width = self.train_images.shape[1:]
         return channels, height, width
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for equal images, labels and ways to feed them, whatever the name."""
+        return digest(*(getattr(self, item.name) for item in fields(self) if item.name != "name"))
+
+
+def digest(*parts: object) -> str:
+    """128 bits that tell data apart: of arrays' bytes, dtypes and shapes, and of other values' ``repr``."""
+    state = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            state.update(f"{part.dtype.str} {part.shape}".encode())
+            state.update(np.ascontiguousarray(part).data)
+        else:
+            state.update(repr(part).encode())
+    return state.hexdigest()[:32]
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.data.images import SPLITS, read_only
+from esper_env.data.images import SPLITS, digest, read_only
 
 Text = NDArray[np.uint8]
 
@@ -54,3 +55,8 @@ class TextData:
     def classes(self) -> int:
         """Tokens that can come next."""
         return VOCABULARY
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for equal texts, whatever their name."""
+        return digest(self.train, self.val, self.test)

@@ -96,6 +96,7 @@ class Built(NamedTuple):
 
     population: Population
     dataset_name: str
+    data_digest: str
     classes: int
     is_text: bool
 
@@ -117,7 +118,7 @@ def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.fl
         capture=task.capture,
     )
     population = Population(host_builder(task, data), count, data, config)
-    return Built(population, data.name, data.classes, isinstance(data, TextData))
+    return Built(population, data.name, data.digest, data.classes, isinstance(data, TextData))
 
 
 def _shard_size(task: TaskConfig, count: int, device: torch.device) -> int:

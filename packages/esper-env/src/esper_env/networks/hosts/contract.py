@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
+from esper_env.networks.construction import watched_generator
 from esper_env.networks.hosts.protocol import HostProtocol, SlotSpec
 from esper_env.networks.seeds.registry import offered_blueprints
 
@@ -61,14 +64,21 @@ def _module_problem(host: nn.Module) -> str | None:
 
 @torch.no_grad()
 def check_forward(host: nn.Module, samples: Tensor, classes: int) -> None:
-    """Run a host of :func:`check_host` on a few samples (B, ...), in eval mode.
+    """Run a host of :func:`check_host` on a few samples (B, ...).
 
     Raises:
-        ValueError: features or logits of another shape than announced; a prediction that depends on later tokens.
+        ValueError: features or logits of another shape than announced; a prediction that depends on later tokens;
+            random numbers drawn in training.
     """
     assert isinstance(host, HostProtocol)
-    host.eval()
     name = type(host).__name__
+    with watched_generator(samples.device) as drawn:
+        x = samples
+        for segment in copy.deepcopy(host).train().segments:
+            x = segment(x)
+        if drawn():
+            raise ValueError(f"the host {name} draws from the global generator when it trains; {REMEDY}")
+    host.eval()
     x = samples
     for position, index in enumerate(host.execution_order):
         slot = host.slots[index]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from esper_env.networks.population.layout import LAYOUTS, Layout
 from esper_env.networks.population.stack import Stack
 from esper_env.networks.population.structure import Part, SlotPlan, Structure, join_rows, on_device, split_rows
 from esper_env.networks.seeds.blend import GATES, blend
-from esper_env.networks.seeds.contract import check_seed
+from esper_env.networks.seeds.contract import check_blueprint
 from esper_env.networks.seeds.registry import blueprint_entry
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_seed
@@ -84,10 +83,8 @@ class Shard:
         key = (slot, blueprint)
         if key not in self._seeds:
             entry, spec = blueprint_entry(blueprint, self.topology), self.slots[slot]
+            check_blueprint(entry, spec.shape, self.dtype, self.device)
             stack = Stack(lambda: entry.build(spec.channels), self.rows, self.device, self.dtype)
-            shape = (2, *spec.shape)
-            values = torch.linspace(-1.0, 1.0, math.prod(shape), device=self.device, dtype=self.dtype)
-            check_seed(stack.template, entry.name, values.view(shape))
             self._seeds[key] = stack
         return self._seeds[key]
 

@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-
-@contextmanager
-def seeded_construction(seed: int) -> Iterator[None]:
-    """Build modules from a seed without moving the global generator.
-
-    Layers initialise themselves from PyTorch's default generator; its state is put back on leaving.
-    """
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        with torch.device("cpu"):  # whatever the user's default device is: its generator is not this one
-            yield
-    finally:
-        torch.default_generator.set_state(state)
-
+from esper_env.networks.construction import build_reproducibly, seeded_construction
 
 #: Tensors of some rows of a stack, by kind ("parameters", "momentum", "buffers") and name; each with a leading row.
 RowTensors = dict[str, dict[str, Tensor]]
@@ -68,11 +53,7 @@ class Stack(RowStore):
     def __init__(self, build: Callable[[], nn.Module], rows: int, device: torch.device, dtype: torch.dtype) -> None:
         self._build = build
         self.rows, self.dtype, self._device = rows, dtype, device
-        with seeded_construction(0):
-            made: object = build()
-            if not isinstance(made, nn.Module):
-                raise TypeError(f"what builds a network returned {made!r}; expected a torch.nn.Module")
-            self.template = made.to(device=device, dtype=dtype)
+        self.template = build_reproducibly(build).to(device=device, dtype=dtype)
         # The template only lends its code: its own tensors are never read.
         self.template.requires_grad_(False)
         self.parameters: dict[str, Tensor] = {}

@@ -15,7 +15,7 @@ from esper_env.rules.heads import NUM_BLUEPRINTS, Blueprint
 BlueprintFactory = Callable[[int], nn.Module]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BlueprintEntry:
     """A registered blueprint: its name, the value of the blueprint head, and how to build it."""
 

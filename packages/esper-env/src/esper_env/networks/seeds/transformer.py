@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from esper_env.networks.attention import CausalSelfAttention, FlexCausalSelfAtte
 from esper_env.networks.seeds.cnn import LAYER_SCALE_INIT
 from esper_env.networks.seeds.registry import register_blueprint
 
-HEADS = 4
+HEADS = 4  # at most: as many of them as divide the width
 LORA_RANK, LORA_LARGE_RANK = 8, 32
 MLP_SMALL_EXPANSION, MLP_EXPANSION = 2, 4
 
@@ -67,13 +69,13 @@ def lora_large(width: int) -> nn.Module:
 
 
 def attention(width: int) -> nn.Module:
-    """Causal self-attention with four heads."""
-    return ScaledResidual(width, nn.LayerNorm(width), CausalSelfAttention(width, HEADS))
+    """Causal self-attention with four heads; on a width that four do not divide, two or one."""
+    return ScaledResidual(width, nn.LayerNorm(width), CausalSelfAttention(width, gcd(width, HEADS)))
 
 
 def flex_attention(width: int) -> nn.Module:
     """The same mathematics through PyTorch's flex attention, where that can train."""
-    return ScaledResidual(width, nn.LayerNorm(width), FlexCausalSelfAttention(width, HEADS))
+    return ScaledResidual(width, nn.LayerNorm(width), FlexCausalSelfAttention(width, gcd(width, HEADS)))
 
 
 def _perceptron(width: int, expansion: int) -> nn.Module:
