@@ -61,6 +61,17 @@ is the standard deviation of the change of validation accuracy over the last 12 
 the shares of episodes in which these signals are given.
 """
 
+CALIBRATION = """
+### Calibration of the procedural stand-in for CIFAR
+
+What the CIFAR tasks are meant to be like on it, and what they are, in means over the episodes below.
+Machine: {machine}. File: `benchmarks/results/{file}`. Command: `{command}`
+
+| target | found | range | met | planted |
+|---|---|---|---|---|
+{rows}
+"""
+
 
 def interval(estimate: Mapping[str, float | None]) -> str:
     """An estimate in one cell; the value alone where there is no interval."""
@@ -143,10 +154,24 @@ def headroom(file: Path) -> str:
     )
 
 
+def calibration(file: Path) -> str:
+    """The section of the calibration."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    rows = [
+        f"| {one['target']} | {one['value']:.3g} | {one['low']:g} to {one['high']:g} | {'yes' if one['met'] else 'no'} "
+        f"| {one['plan']} |"
+        for one in content["verdicts"]
+    ]
+    return CALIBRATION.format(
+        machine=content["machine"], file=file.name, command=content["command"], rows="\n".join(rows)
+    )
+
+
 def page() -> str:
     """The whole page."""
     sections = [HEAD, *(study(folder.parent) for folder in sorted(RESULTS.glob("*/summary.json")))]
     sections.append(HEADROOM_HEAD)
+    sections += [calibration(file) for file in sorted(RESULTS.glob("calibration-*.json"))]
     sections += [headroom(file) for file in sorted(RESULTS.glob("headroom-*.json"), key=lambda file: file.stem)]
     sections += report_speed.sections(RESULTS)
     sections += report_reliability.sections(RESULTS)

@@ -64,6 +64,25 @@ def test_the_output_is_tied_to_the_embedding():
     torch.testing.assert_close(built(tokens()), F.linear(normed, table))
 
 
+def test_tokens_and_positions_begin_as_small_random_vectors():
+    torch.manual_seed(0)
+    embedding = host(vocab=400, width=16, context=300).segments[0][0]
+    for table in (embedding.tokens.weight, embedding.positions.weight):
+        assert table.std().item() == pytest.approx(0.02, rel=0.05)
+        assert abs(table.mean().item()) < 0.002
+
+
+def test_a_position_has_its_own_vector():
+    built = host()
+    same = torch.full((1, 10), 3)
+    features = built.forward_between(same, None, "r0c0")
+    with torch.no_grad():
+        built.segments[0][0].positions.weight[4] += 1.0
+    moved = built.forward_between(same, None, "r0c0")
+    assert torch.equal(moved[:, :4], features[:, :4])
+    assert not torch.equal(moved[:, 4], features[:, 4])
+
+
 @pytest.mark.parametrize("place", range(10))
 def test_nothing_looks_ahead(place):
     built, x = host(), tokens()

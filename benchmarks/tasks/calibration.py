@@ -1,0 +1,158 @@
+"""Is the procedural stand-in for CIFAR as hard as it is meant to be? Measures the CIFAR tasks on it and judges them.
+
+    python benchmarks/tasks/calibration.py --out benchmarks/results/calibration-cifar.json
+
+Measured, as `benchmarks/tasks/headroom.py` does it, into files beside the result: the host alone, every blueprint alone
+in every slot, and a few topologies with a seed in every slot, on Esper-CIFAR-v0; the host alone on
+Esper-CIFAR-Impaired-v0. Judged: three ranges of test accuracy, and that no single seed explains what growth gains.
+
+Exit codes: 0 every target is met, 1 one is missed, or the file could not be written, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from esper_agent.cli import FAILED, OK, exit_code
+from esper_agent.configuration import ConfigError
+from esper_env import atomic
+from esper_env.rules.heads import CNN_BLUEPRINTS
+from headroom import HeadroomSettings, headroom
+from rich.console import Console
+from rich.table import Table
+
+#: What was measured: {plan: {"test_accuracy_mean": %, ...}}.
+Plans = Mapping[str, Mapping[str, Any]]
+
+SLOTS = ("r0c0", "r0c1", "r0c2")
+SINGLE = tuple(f"{slot}={blueprint.name.lower()}" for blueprint in CNN_BLUEPRINTS for slot in SLOTS)
+#: Seeds in every slot, front to back.
+GROWN = (
+    "r0c0=conv_light,r0c1=conv_light,r0c2=conv_light",
+    "r0c0=conv_heavy,r0c1=conv_heavy,r0c2=conv_light",
+    "r0c0=conv_heavy,r0c1=conv_heavy,r0c2=conv_heavy",
+)
+HOST = "host alone"
+
+#: Test accuracies in percent that the tasks are meant to have.
+HOST_ALONE, BEST_GROWN, IMPAIRED_ALONE = (40.0, 50.0), (65.0, 75.0), (18.0, 25.0)
+#: Shares of the best topology's gain over the host: what one seed may bring at most, and what several have to bring.
+MOST_OF_ONE, LEAST_OF_SEVERAL = 0.7, 0.25
+SEVERAL_BLUEPRINTS, SEVERAL_SLOTS = 3, 2
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """Measure the CIFAR tasks on the procedural stand-in and judge whether they are as hard as they are meant to be."""
+
+    out: Path
+    """JSON file of the verdicts; what is measured goes beside it, as headroom-cifar-v0.json and
+    headroom-cifar-impaired-v0.json."""
+    episodes: int = 4
+    """Episodes of each network."""
+    judge_only: bool = False
+    """Judge the files that are there, and measure nothing."""
+
+
+def files(out: Path) -> dict[str, Path]:
+    """Where the measurements of each task are."""
+    return {
+        "Esper-CIFAR-v0": out.parent / "headroom-cifar-v0.json",
+        "Esper-CIFAR-Impaired-v0": out.parent / "headroom-cifar-impaired-v0.json",
+    }
+
+
+def measure(settings: CalibrationSettings, console: Console) -> None:
+    """Write the measurements of both tasks."""
+    plans = {"Esper-CIFAR-v0": ("", *SINGLE, *GROWN), "Esper-CIFAR-Impaired-v0": ("", "r0c0=conv_light", GROWN[-1])}
+    for env, file in files(settings.out).items():
+        chosen = HeadroomSettings(out=file, env=env, episodes=settings.episodes, plans=plans[env], dataset="procedural")
+        command = ["--env", env, "--dataset", "procedural", "--episodes", str(settings.episodes)]
+        headroom(chosen, [*command, "--out", str(file), "--plans", *plans[env]], console)
+
+
+def judge(
+    augmented: Mapping[str, Mapping[str, Any]], impaired: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Every target with what was found, from the plans of the two tasks: {plan: {"test_accuracy_mean": %, ...}}."""
+    accuracy = {plan: float(row["test_accuracy_mean"]) for plan, row in augmented.items()}
+    host = accuracy[HOST]
+    best = max(GROWN, key=accuracy.__getitem__)
+    gains = {plan: (accuracy[plan] - host) / (accuracy[best] - host) for plan in SINGLE}
+    one = max(SINGLE, key=gains.__getitem__)
+    helpful = [plan.split("=") for plan in SINGLE if gains[plan] >= LEAST_OF_SEVERAL]
+    slots, blueprints = (len({pair[side] for pair in helpful}) for side in (0, 1))
+    alone = float(impaired[HOST]["test_accuracy_mean"])
+    return [
+        _verdict("host alone, test %", HOST, host, *HOST_ALONE),
+        _verdict("best topology, test %", best, accuracy[best], *BEST_GROWN),
+        _verdict("impaired host alone, test %", HOST, alone, *IMPAIRED_ALONE),
+        _verdict("best single seed, share of the best topology's gain", one, gains[one], 0.0, MOST_OF_ONE),
+        _verdict(_several("blueprints"), "", blueprints, SEVERAL_BLUEPRINTS, len(CNN_BLUEPRINTS)),
+        _verdict(_several("slots"), "", slots, SEVERAL_SLOTS, len(SLOTS)),
+    ]
+
+
+def _several(what: str) -> str:
+    return f"{what} of which a single seed brings at least {LEAST_OF_SEVERAL:.0%} of that gain"
+
+
+def _verdict(target: str, plan: str, value: float, low: float, high: float) -> dict[str, Any]:
+    return {"target": target, "plan": plan, "value": value, "low": low, "high": high, "met": low <= value <= high}
+
+
+def calibrate(settings: CalibrationSettings, command: Sequence[str], console: Console) -> bool:
+    """Measure, judge, write the verdicts down and print them; whether every target is met."""
+    if settings.out.is_dir() or settings.out in files(settings.out).values():
+        raise ConfigError(f"out is {settings.out}; expected a JSON file beside those of the measurements")
+    if not settings.judge_only:
+        measure(settings, console)
+    found = {}
+    for env, file in files(settings.out).items():
+        if not file.is_file():
+            raise ConfigError(f"{file} is not there; measure first, without --judge-only")
+        found[env] = json.loads(file.read_text(encoding="utf-8"))
+    verdicts = judge(*(content["plans"] for content in found.values()))
+    content = {
+        "command": shlex.join(["python", "benchmarks/tasks/calibration.py", *command]),
+        "measured": {env: file.name for env, file in files(settings.out).items()},
+        "machine": found["Esper-CIFAR-v0"]["machine"],
+        "verdicts": verdicts,
+    }
+    atomic.write_text(settings.out, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    console.print(table(verdicts))
+    console.print(f"Written to {settings.out}", soft_wrap=True)
+    return all(verdict["met"] for verdict in verdicts)
+
+
+def table(verdicts: Sequence[Mapping[str, Any]]) -> Table:
+    """The verdicts for the terminal."""
+    rows = Table(title="Calibration of the procedural stand-in")
+    for column in ("target", "found", "range", "met", "planted"):
+        rows.add_column(column, justify="right" if column in ("found", "range") else "left", overflow="fold")
+    for one in verdicts:
+        met = "yes" if one["met"] else "no"
+        rows.add_row(one["target"], f"{one['value']:.3g}", f"{one['low']:g} to {one['high']:g}", met, one["plan"])
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Calibrate and return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+
+    def run(console: Console) -> int:
+        met = calibrate(tyro.cli(CalibrationSettings, description=__doc__, args=given), given, console)
+        return OK if met else FAILED
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
