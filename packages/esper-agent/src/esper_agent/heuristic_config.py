@@ -18,11 +18,11 @@ CNN_ROTATION = (
     Blueprint.DEPTHWISE,
 )
 TRANSFORMER_ROTATION = (
-    Blueprint.LORA,
-    Blueprint.MLP_SMALL,
+    Blueprint.MLP,
     Blueprint.ATTENTION,
-    Blueprint.NORM,
+    Blueprint.MLP_SMALL,
     Blueprint.LORA_LARGE,
+    Blueprint.NORM,
 )
 
 

@@ -227,7 +227,8 @@ TASKS: dict[str, TaskConfig] = {
             host_lr=0.2,
             seed_lr=0.2,
             param_budget=40_000,
-            auto_shard_size=1,
+            auto_shard_size=2,
+            plateau_points=1.0,
         ),
         TaskConfig(
             "Esper-TinyStories-v0",
