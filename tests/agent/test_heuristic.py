@@ -103,7 +103,7 @@ def test_the_rotation_starts_over_with_the_episode():
 
 def test_transformers_have_a_rotation_of_their_own():
     policy = HeuristicPolicy(HORIZON, TRANSFORMER_BLUEPRINTS)
-    assert policy.rotation[0] == Blueprint.LORA
+    assert policy.rotation[0] == Blueprint.MLP
     assert set(policy.rotation) <= set(TRANSFORMER_BLUEPRINTS)
 
 
