@@ -24,7 +24,7 @@ from esper_agent.cli import FAILED, OK, exit_code
 from esper_agent.configuration import ConfigError
 from esper_env import atomic
 from esper_env.rules.heads import CNN_BLUEPRINTS
-from headroom import HeadroomSettings, headroom
+from headroom import HOST, HeadroomSettings, headroom
 from rich.console import Console
 from rich.table import Table
 
@@ -39,7 +39,6 @@ GROWN = (
     "r0c0=conv_heavy,r0c1=conv_heavy,r0c2=conv_light",
     "r0c0=conv_heavy,r0c1=conv_heavy,r0c2=conv_heavy",
 )
-HOST = "host alone"
 
 #: Test accuracies in percent that the tasks are meant to have.
 HOST_ALONE, BEST_GROWN, IMPAIRED_ALONE = (40.0, 50.0), (65.0, 75.0), (18.0, 25.0)
@@ -71,7 +70,7 @@ def files(out: Path) -> dict[str, Path]:
 
 def measure(settings: CalibrationSettings, console: Console) -> None:
     """Write the measurements of both tasks."""
-    plans = {"Esper-CIFAR-v0": ("", *SINGLE, *GROWN), "Esper-CIFAR-Impaired-v0": ("", "r0c0=conv_light", GROWN[-1])}
+    plans = {"Esper-CIFAR-v0": ("", *GROWN, *SINGLE), "Esper-CIFAR-Impaired-v0": ("", "r0c0=conv_light", GROWN[-1])}
     for env, file in files(settings.out).items():
         chosen = HeadroomSettings(out=file, env=env, episodes=settings.episodes, plans=plans[env], dataset="procedural")
         command = ["--env", env, "--dataset", "procedural", "--episodes", str(settings.episodes)]

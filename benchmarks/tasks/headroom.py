@@ -37,6 +37,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 AT_ONCE = 16  # episodes that run at once, at most
+HOST = "host alone"  # name of the plan without seeds
 LATE = 12  # epochs at the end over which noise is measured
 
 
@@ -143,10 +144,12 @@ def measure_plans(envs: Any, settings: HeadroomSettings) -> dict[str, dict[str, 
     check_plans(envs, plans, settings.seed)
     end = settings.seed + settings.episodes
     results = {}
-    for name, plan in tqdm(list(zip(settings.plans, plans, strict=True)), desc=settings.env, unit="plan"):
+    bar = tqdm(list(zip(settings.plans, plans, strict=True)), desc=settings.env, unit="plan")
+    for name, plan in bar:
         starts = range(settings.seed, end, envs.num_envs)
         rounds = [measure(envs, plan, start, min(envs.num_envs, end - start)) for start in starts]
-        results[name or "host alone"] = summarise(rounds)
+        results[name or HOST] = summarise(rounds)
+        bar.set_postfix_str(f"{name or HOST}: {results[name or HOST]['test_accuracy_mean']:.1f}%")
     return results
 
 

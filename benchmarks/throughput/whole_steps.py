@@ -42,7 +42,7 @@ class RunnerLoop:
         self, loop: PlainLoop, batch_size: int, make_runner: Callable[[Sequence[Callable[[], None]]], Runner]
     ) -> None:
         self.n, self._loop, data = loop.n, loop, loop.images
-        pixels = (data.size, data.size, len(data.scale))
+        pixels = data.crops.shape[3:]  # (H, W, C)
         device = data.labels.device
         # What a captured graph reads stays in one place; the order in memory is that of the minibatches.
         images = torch.zeros(loop.n, batch_size, *pixels, device=device).permute(0, 1, 4, 2, 3)

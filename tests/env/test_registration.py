@@ -1,10 +1,13 @@
 """Tasks of one's own: other numbers, other data, another host."""
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from esper_env import CNNSpec, ImageData, TextData, TransformerSpec, register_task, tasks
+from esper_env.data.images import SPLITS
 from esper_env.networks.hosts import SegmentedHost, SlotSpec
 from torch import nn
 
@@ -191,3 +194,96 @@ def test_own_host_that_draws_from_numpy_is_a_clear_error():
     register_task("Drawn-v0", host=Drawn, data=blobs(), **SMALL)
     with pytest.raises(ValueError, match=r"a Drawn built twice from the same seed has other values in segments.0.0.we"):
         gymnasium.make("Drawn-v0")
+
+
+def rectangular(height, width):
+    square = blobs(size=max(height, width))
+    parts = {f"{split}_images": getattr(square, f"{split}_images")[:, :, :height, :width] for split in SPLITS}
+    return replace(square, crop_padding=1, flip=True, **parts)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (12, 8), (9, 8)])
+@pytest.mark.parametrize("auto_shard_size", [1, 2], ids=["alone", "together"])
+def test_images_need_not_be_square(height, width, auto_shard_size):
+    register_task("Oblong-v0", data=rectangular(height, width), auto_shard_size=auto_shard_size, **SMALL)
+    accuracies = []
+    for num_envs in (1, 2):
+        envs = gymnasium.make_vec("Oblong-v0", num_envs=num_envs, shard_size=min(num_envs, auto_shard_size))
+        envs.reset(seed=0, options={"topology": {"r0c0": "conv_light", "r0c1": "attention"}})
+        *_, infos = envs.step(np.zeros((num_envs, 8), dtype=np.int64))
+        accuracies.append(infos["val_loss"][0])
+        envs.close()
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=1e-5)
+
+
+def fails(_data):
+    raise RuntimeError("no such file")
+
+
+class Inplace(Wide):
+    """Its second segment rectifies the slot's features in place."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.segments = nn.ModuleList([self.segments[0][0], nn.Sequential(nn.ReLU(inplace=True), *self.segments[1])])
+
+
+class Rectified(Inplace):
+    """The same where rectifying twice changes no value."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.segments = nn.ModuleList([nn.Sequential(self.segments[0], nn.ReLU()), self.segments[1]])
+
+
+class WrongLinear(Wide):
+    def __init__(self, data):
+        super().__init__(data)
+        self.segments[1][1] = nn.Linear(99, 3)
+
+
+class Frozen(Wide):
+    def __init__(self, data):
+        super().__init__(data)
+        self.segments[0][0].weight.requires_grad_(False)
+
+
+class Recurrent(nn.Module):
+    """What torch.func.vmap does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.cell(x.flatten(1, 2))[0].view(x.shape)
+
+
+class Unmapped(Wide):
+    def __init__(self, data):
+        super().__init__(data)
+        self.segments[0] = nn.Sequential(self.segments[0], Recurrent())
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        (fails, r"the host of Odd-v0 cannot be built from the data blobs \(RuntimeError: no such file\)"),
+        (nn.Flatten(), "the host of Odd-v0 cannot be built from the data blobs"),
+        (Inplace, "segment 1 of the host Inplace writes into its input, which seeds still need"),
+        (Rectified, "segment 1 of the host Rectified writes into its input"),
+        (WrongLinear, r"segment 1 of the host WrongLinear cannot run on \(2, 5, 8, 8\) \(mat1 and mat2"),
+        (Frozen, "a Frozen has the frozen parameters segments.0.0.weight; every parameter is trained"),
+        (Unmapped, r"the host Unmapped cannot be trained for many networks at once.*register the task with auto_shard"),
+    ],
+)
+def test_own_host_that_cannot_work_is_a_clear_error_when_it_is_made(host, message):
+    register_task("Odd-v0", host=host, data=blobs(), **SMALL)
+    with pytest.raises(ValueError, match=message):
+        gymnasium.make("Odd-v0")
+
+
+def test_own_host_that_cannot_run_together_runs_alone():
+    register_task("Alone-v0", host=Unmapped, data=blobs(), auto_shard_size=1, **SMALL)
+    _, info = played("Alone-v0")
+    assert np.isfinite(info["test_accuracy"])

@@ -117,7 +117,7 @@ def test_what_is_measured_is_what_is_judged(calibration, tmp_path, monkeypatch):
     out = tmp_path / "verdicts.json"
     assert calibration.main(["--out", str(out), "--episodes", "1"]) == FAILED
     found = json.loads((tmp_path / "headroom-cifar-v0.json").read_text(encoding="utf-8"))
-    assert list(found["plans"]) == ["host alone", "r0c2=norm", "r0c0=norm,r0c2=norm"]
+    assert list(found["plans"]) == ["host alone", "r0c0=norm,r0c2=norm", "r0c2=norm"]
     assert found["dataset"] == "procedural-cifar"
     verdicts = json.loads(out.read_text(encoding="utf-8"))["verdicts"]
     assert verdicts[0]["value"] == found["plans"]["host alone"]["test_accuracy_mean"]

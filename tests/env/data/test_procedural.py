@@ -11,7 +11,7 @@ import pytest
 import torch
 from esper_env.data import ImageData
 from esper_env.data.images import channel_statistics
-from esper_env.data.procedural import CLASSES, Factors, draw_images, generate_procedural
+from esper_env.data.procedural import CLASSES, P_FACTOR_LOST, Factors, draw_images, generate_procedural
 
 DIGEST = """
 import hashlib
@@ -21,7 +21,7 @@ print(hashlib.sha256(data.train_images.tobytes() + data.val_images.tobytes()).he
 """
 
 #: SHA-256 of what DIGEST hashes. Another value means that results are no longer comparable with earlier ones.
-RECORDED = "bb5b56631dc3ba694278511b5ae66f17251f38ea41bc91fd92b3f5a642f01341"
+RECORDED = "a23b6f9f9fc4097d333bffb4c8cf5f30d8c0f1304acaa2042586c6dc1d4b75e6"
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_one_factor_leaves_the_class_open_and_two_settle_it() -> None:
     assert best_guess(labels, hue) < 40
     assert 42 < best_guess(labels, factors.texture, factors.spot) < 50
     assert 42 < best_guess(labels, factors.outline, factors.spot) < 50
-    assert 90 < best_guess(labels, factors.texture, factors.outline) < 95
+    assert 89 < best_guess(labels, factors.texture, factors.outline) < 94
 
 
 def test_the_factors_are_those_of_the_documented_table() -> None:
@@ -123,7 +123,9 @@ def test_the_factors_are_those_of_the_documented_table() -> None:
         }
     seen = zip(labels.tolist(), factors.texture.tolist(), factors.outline.tolist(), factors.spot.tolist(), strict=True)
     share = np.mean([(texture, outline, spot) in table[c] for c, texture, outline, spot in seen])
-    assert 0.87 < share < 0.91  # (1 - 0.05 * 0.8)^2 * (1 - 0.05 * 0.5), and a little
+    # A lost factor is the right one by chance; what is lost may also be in the table of the other kind.
+    kept = (1 - 0.8 * P_FACTOR_LOST) ** 2 * (1 - 0.5 * P_FACTOR_LOST)
+    assert kept - 0.01 < share < kept + 0.02
 
 
 def test_a_linear_classifier_on_pixels_does_not_solve_it(data: ImageData) -> None:

@@ -179,9 +179,23 @@ class Noisy(nn.Module):
         return nn.functional.dropout(x, 0.5, training=True)
 
 
+class MixesSamples(nn.Module):
+    """Its own batch normalisation, without statistics."""
+
+    def forward(self, x):
+        return x - x.mean(dim=0, keepdim=True)
+
+
+class ChangesNothingInPlace(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x.clamp_(-5.0, 5.0))
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
+        (MixesSamples(), "blueprint 'mine' mixes samples: what it makes of the first one depends on the others"),
+        (ChangesNothingInPlace(), "blueprint 'mine' writes into its input"),
         (Noisy(), "blueprint 'mine' draws from the global generator when it runs"),
         (Widens(), r"blueprint 'mine' turns \(2, 3, 4, 4\) torch.float32 into \(2, 6, 4, 4\)"),
         (Pair(), "into tuple; change the blueprint's factory to keep both"),
@@ -190,7 +204,7 @@ class Noisy(nn.Module):
         (nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout(0.1)), "blueprint 'mine' has dropout"),
         (nn.Sequential(nn.Conv2d(3, 3, 1).double()), r"blueprint 'mine' cannot run on \(2, 3, 4, 4\) torch.float32"),
     ],
-    ids=["noise", "shape", "type", "in place", "statistics", "dropout", "dtype"],
+    ids=["mixing", "in place without effect", "noise", "shape", "type", "in place", "statistics", "dropout", "dtype"],
 )
 def test_a_module_that_cannot_be_a_seed_is_a_clear_error(module, message):
     x = torch.linspace(-1, 1, 2 * 3 * 4 * 4).view(2, 3, 4, 4)
@@ -206,6 +220,56 @@ def test_a_blueprint_that_does_not_fit_is_refused_before_anything_is_played(own_
     own_blueprints("odd", lambda channels: nn.Conv2d(channels, channels + 1, 1))
     with pytest.raises(ValueError, match=r"blueprint 'odd' turns \(2, 4, 4, 4\).*change the blueprint's factory"):
         gymnasium.make_vec("Esper-Digits-v0", num_envs=num_envs)
+
+
+class ReadsItsOutput(nn.Conv2d):
+    """Control flow that depends on data, which torch.func.vmap does not have."""
+
+    def __init__(self, channels):
+        super().__init__(channels, channels, 1)
+
+    def forward(self, x):
+        out = super().forward(x)
+        return out if out.sum().item() > 0 else -out
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (ReadsItsOutput, "blueprint 'odd' (mixes samples|cannot be trained for many networks at once)"),
+        (lambda c: nn.Conv2d(c, c, 1, groups=c + 1), "the factory of blueprint 'odd' fails for 4 channels"),
+        (lambda: nn.Identity(), "the factory of blueprint 'odd' fails for 4 channels"),
+        (nn.Conv2d(4, 4, 1), "the factory of blueprint 'odd' fails for 4 channels"),
+        (lambda c: nn.Conv2d(c, c, 1).requires_grad_(False), "a Conv2d has the frozen parameters weight, bias"),
+    ],
+)
+def test_a_blueprint_that_cannot_work_is_a_clear_error_when_an_environment_is_made(own_blueprints, factory, message):
+    own_blueprints("odd", factory)
+    with pytest.raises(ValueError, match=message):
+        gymnasium.make("Esper-Digits-v0")
+
+
+class Looped(nn.Module):
+    """Python control flow over data, on samples one by one."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        return torch.stack([one if one.abs().max().item() > 100 else self.conv(one[None])[0] for one in x])
+
+
+def test_a_blueprint_that_vmap_does_not_know_runs_where_networks_run_alone(own_blueprints):
+    own_blueprints("looped", Looped)
+    with pytest.raises(ValueError, match="blueprint 'looped' cannot be trained for many networks at once"):
+        gymnasium.make("Esper-Digits-v0")
+    env = gymnasium.make(
+        "Esper-CIFAR-Impaired-v0", dataset="procedural", horizon=2, batches_per_step=1, batch_size=4, device="cpu"
+    )
+    env.reset(seed=0, options={"topology": {"r0c0": "looped"}})
+    env.step(np.zeros(8, dtype=np.int64))
+    env.close()
 
 
 def test_a_blueprint_whose_factory_draws_from_numpy_is_refused(own_blueprints):

@@ -203,7 +203,9 @@ TASKS: dict[str, TaskConfig] = {
     for task in (
         TaskConfig("Esper-CIFAR-v0", _cifar_host(3, 8, 3, 3), param_budget=25_000, **_CIFAR),
         TaskConfig("Esper-CIFAR-Deep-v0", _cifar_host(5, 8, 3, 3), param_budget=400_000, **_CIFAR),
-        TaskConfig("Esper-CIFAR-Impaired-v0", _cifar_host(3, 1, 3, 1), param_budget=2_000, **_CIFAR),
+        TaskConfig(
+            "Esper-CIFAR-Impaired-v0", _cifar_host(3, 1, 3, 1), param_budget=2_000, **_CIFAR | {"host_lr": 0.15}
+        ),
         TaskConfig("Esper-CIFAR-Surfaces-v0", _cifar_host(3, 8, 3, 3, "both"), param_budget=50_000, **_CIFAR),
         TaskConfig(
             "Esper-Digits-v0",

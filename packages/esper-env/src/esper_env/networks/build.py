@@ -47,13 +47,24 @@ def host_builder(task: TaskConfig, data: ImageData | TextData | None = None) -> 
         return partial(_cnn, spec, data, task.slots)
     if isinstance(spec, TransformerSpec):
         return partial(_transformer, spec, task.slots)
-    return partial(spec, data if data is not None else load_task_data(task))
+    return partial(_own_host, task, data if data is not None else load_task_data(task))
+
+
+def _own_host(task: TaskConfig, data: ImageData | TextData) -> nn.Module:
+    assert not isinstance(task.host, CNNSpec | TransformerSpec)
+    try:
+        return task.host(data)
+    except Exception as error:
+        raise ValueError(
+            f"the host of {task.env_id} cannot be built from the data {data.name} ({type(error).__name__}: {error}); "
+            "host is a function of the data, such as the class of a module"
+        ) from error
 
 
 def _cnn(spec: CNNSpec, data: ImageData | TextData | None, slots: Sequence[str] | None) -> CNNHost:
-    classes, channels, size = spec.classes, spec.in_channels, spec.image_size
+    classes, channels, height, width = spec.classes, spec.in_channels, spec.image_size, spec.image_size
     if isinstance(data, ImageData):
-        classes, (channels, size, _) = data.classes, data.image_shape
+        classes, (channels, height, width) = data.classes, data.image_shape
     return CNNHost(
         classes,
         spec.n_blocks,
@@ -61,7 +72,7 @@ def _cnn(spec: CNNSpec, data: ImageData | TextData | None, slots: Sequence[str] 
         spec.pool_layers,
         spec.kernel,
         in_channels=channels,
-        image_size=size,
+        image_size=(height, width),
         surfaces=spec.surfaces,
         norm_momentum=spec.norm_momentum,
         slots=slots,

@@ -29,7 +29,7 @@ def build_reproducibly(build: Callable[[], nn.Module]) -> nn.Module:
 
     Raises:
         TypeError: what is built is no module.
-        ValueError: two modules built from the same seed differ.
+        ValueError: two modules built from the same seed differ; a parameter is frozen.
     """
     made: list[nn.Module] = []
     for _ in range(2):
@@ -44,6 +44,12 @@ def build_reproducibly(build: Callable[[], nn.Module]) -> nn.Module:
         raise ValueError(
             f"a {type(made[0]).__name__} built twice from the same seed has other values in {min(differing)}; its "
             "constructor has to draw from PyTorch's default generator (torch.nn.init, torch.randn) and nowhere else"
+        )
+    frozen = [name for name, value in made[0].named_parameters() if not value.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"a {type(made[0]).__name__} has the frozen parameters {', '.join(frozen[:5])}; every parameter is "
+            "trained: make what is not to be trained a buffer (register_buffer)"
         )
     return made[0]
 

@@ -29,9 +29,10 @@ class CNNHost(SegmentedHost):
     """Blocks of conv (no bias) -> BatchNorm -> ReLU -> optional 2x2 max-pool, then global average pool and linear.
 
     Block i has ``base_channels * 2**i`` channels and is followed by a pool while ``i < pool_layers``. Input is
-    (B, in_channels, image_size, image_size), output (B, classes).
+    (B, in_channels, height, width), output (B, classes).
 
     Args:
+        image_size: height and width, or one number for both.
         surfaces: "post" puts one slot behind each block (r0c0, r0c1, ...); "both" puts row 0 before the pool and
             row 1 behind it.
         norm_momentum: weight of the newest minibatch in BatchNorm's running statistics. While weights move fast, old
@@ -54,18 +55,19 @@ class CNNHost(SegmentedHost):
         kernel: int,
         *,
         in_channels: int,
-        image_size: int,
+        image_size: int | tuple[int, int],
         surfaces: str = "post",
         norm_momentum: float = 0.1,
         slots: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        _check_geometry(classes, n_blocks, base_channels, pool_layers, kernel, image_size)
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        _check_geometry(classes, n_blocks, base_channels, pool_layers, kernel, size)
         if surfaces not in SURFACES:
             raise ValueError(f"surfaces is {surfaces!r}; expected one of {sorted(SURFACES)}")
         pieces: list[list[nn.Module]] = [[]]
         placed: list[SlotSpec] = []
-        channels, size = in_channels, image_size
+        channels = in_channels
         for block in range(n_blocks):
             width = base_channels * 2**block
             pieces[-1] += [
@@ -81,10 +83,10 @@ class CNNHost(SegmentedHost):
                 pieces[-1] += [nn.ReLU()]
             for surface, row in SURFACES[surfaces]:
                 if surface == "post-pool":
-                    size = size // 2 if pool else size
+                    size = (size[0] // 2, size[1] // 2) if pool else size
                     if surfaces == "both":
                         pieces[-1] += pool
-                spec = SlotSpec(f"r{row}c{block}", width, surface, row, block, -1, (width, size, size))
+                spec = SlotSpec(f"r{row}c{block}", width, surface, row, block, -1, (width, *size))
                 if slots is None or spec.slot_id in slots:
                     placed.append(spec)
                     pieces.append([])
@@ -96,7 +98,7 @@ class CNNHost(SegmentedHost):
 
 
 def _check_geometry(
-    classes: int, n_blocks: int, base_channels: int, pool_layers: int, kernel: int, image_size: int
+    classes: int, n_blocks: int, base_channels: int, pool_layers: int, kernel: int, size: tuple[int, int]
 ) -> None:
     if classes < 2 or base_channels < 1:
         raise ValueError(f"classes is {classes} and base_channels {base_channels}; expected at least 2 and 1")
@@ -106,9 +108,9 @@ def _check_geometry(
         raise ValueError(f"kernel is {kernel}; expected an odd number so that the size is kept")
     if not 0 <= pool_layers <= n_blocks:
         raise ValueError(f"pool_layers is {pool_layers}; expected 0 to n_blocks = {n_blocks}")
-    if image_size >> pool_layers < 2:
+    if min(size) >> pool_layers < 2:
         raise ValueError(
-            f"{pool_layers} pools shrink a {image_size}x{image_size} image below 2x2, where a seed has nothing to see; "
+            f"{pool_layers} pools shrink a {size[0]}x{size[1]} image below 2x2, where a seed has nothing to see; "
             f"use fewer pool_layers"
         )
 

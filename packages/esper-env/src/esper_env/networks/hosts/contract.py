@@ -73,22 +73,19 @@ def check_forward(host: nn.Module, samples: Tensor, classes: int) -> None:
     assert isinstance(host, HostProtocol)
     name = type(host).__name__
     with watched_generator(samples.device) as drawn:
-        x = samples
-        for segment in copy.deepcopy(host).train().segments:
-            x = segment(x)
+        _features(copy.deepcopy(host).train(), samples)
         if drawn():
             raise ValueError(f"the host {name} draws from the global generator when it trains; {REMEDY}")
     host.eval()
-    x = samples
-    for position, index in enumerate(host.execution_order):
+    features = _features(host, samples)
+    for index, x in zip(host.execution_order, features[:-1], strict=True):
         slot = host.slots[index]
-        x = host.segments[position](x)
         if x.shape[1:] != slot.shape:
             raise ValueError(
                 f"the host {name} has features of {tuple(x.shape[1:])} at slot {slot.slot_id}, which says "
                 f"{slot.shape}; {REMEDY}"
             )
-    logits = host.segments[-1](x)
+    logits = features[-1]
     sequences = len(host.slots[0].shape) == 2
     expected = (*samples.shape, classes) if sequences else (len(samples), classes)
     if logits.shape != expected:
@@ -98,6 +95,28 @@ def check_forward(host: nn.Module, samples: Tensor, classes: int) -> None:
         )
     if sequences and not torch.equal(_but_last(host, samples), logits[:, :-1]):
         raise ValueError(f"the host {name} looks ahead: its first predictions depend on the last token")
+
+
+def _features(host: nn.Module, x: Tensor) -> list[Tensor]:
+    """What each segment makes of what the one before it made."""
+    assert isinstance(host, HostProtocol)
+    made, name = [], type(host).__name__
+    for number, segment in enumerate(host.segments):
+        given = x.clone()
+        untouched = given._version
+        try:
+            x = segment(given)
+        except Exception as error:
+            raise ValueError(
+                f"segment {number} of the host {name} cannot run on {tuple(given.shape)} ({error})"
+            ) from error
+        if given._version != untouched:
+            raise ValueError(
+                f"segment {number} of the host {name} writes into its input, which seeds still need; begin it with a "
+                "layer that does not (inplace=False)"
+            )
+        made.append(x)
+    return made
 
 
 def _but_last(host: nn.Module, tokens: Tensor) -> Tensor:

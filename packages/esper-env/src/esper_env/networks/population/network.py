@@ -18,7 +18,6 @@ from esper_env.networks.population.layout import LAYOUTS, Layout
 from esper_env.networks.population.stack import Stack
 from esper_env.networks.population.structure import Part, SlotPlan, Structure, join_rows, on_device, split_rows
 from esper_env.networks.seeds.blend import GATES, blend
-from esper_env.networks.seeds.contract import check_blueprint
 from esper_env.networks.seeds.registry import blueprint_entry
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_seed
@@ -66,6 +65,7 @@ class Shard:
         self.slots, self.execution_order, self.topology = template.slots, template.execution_order, template.topology
         self.segments = template.segments
         self._dims = len(self.slots[0].shape)  # of a sample's features
+        self.together = together
         self.layout: Layout = LAYOUTS[self._dims, together]()
         self._names = _names_by_segment(self.host.template, self.segments)
         self._inference = [InferenceForm(segment) for segment in self.segments]
@@ -78,12 +78,11 @@ class Shard:
         """The stack of a blueprint at a slot (action index), allocated when it is first used.
 
         Raises:
-            ValueError: the topology has no such blueprint, or its module cannot be a seed.
+            ValueError: the topology has no such blueprint.
         """
         key = (slot, blueprint)
         if key not in self._seeds:
             entry, spec = blueprint_entry(blueprint, self.topology), self.slots[slot]
-            check_blueprint(entry, spec.shape, self.dtype, self.device)
             stack = Stack(lambda: entry.build(spec.channels), self.rows, self.device, self.dtype)
             self._seeds[key] = stack
         return self._seeds[key]

@@ -38,16 +38,15 @@ class TrainingImages:
         images = torch.from_numpy(data.train_images.copy()).to(device)
         self.padded = torch.nn.functional.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1).contiguous()
         self.labels = torch.from_numpy(data.train_labels.copy()).to(device)
-        self.size = int(data.train_images.shape[-1])
         self.device, self.count = device, len(self.labels)
         self.offsets = 2 * pad + 1
         self.flip = data.flip
         self.scale, self.shift = normaliser(data.mean, data.std, dtype, device)
-        channels = self.padded.shape[3]
+        channels, height, width = data.image_shape
         stride = self.padded.stride()
         #: (N, offsets, offsets, H, W, C): every crop of every image, as a view
         self.crops = self.padded.as_strided(
-            (self.count, self.offsets, self.offsets, self.size, self.size, channels),
+            (self.count, self.offsets, self.offsets, height, width, channels),
             (stride[0], stride[1], stride[2], stride[1], stride[2], stride[3]),
         )
 

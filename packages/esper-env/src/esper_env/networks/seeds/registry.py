@@ -24,8 +24,14 @@ class BlueprintEntry:
     factory: BlueprintFactory
 
     def build(self, channels: int) -> nn.Module:
-        """A module of the factory. Raises ``ValueError`` when it makes something else, or nothing that can learn."""
-        module: object = self.factory(channels)
+        """A module of the factory. ``ValueError`` when that fails, makes something else, or nothing that can learn."""
+        try:
+            module: object = self.factory(channels)
+        except Exception as error:
+            raise ValueError(
+                f"the factory of blueprint {self.name!r} fails for {channels} channels ({error}); expected a function "
+                "from the number of channels to a torch.nn.Module"
+            ) from error
         if not isinstance(module, nn.Module) or not any(True for _ in module.parameters()):
             raise ValueError(
                 f"blueprint {self.name!r} makes {module!r}; expected a torch.nn.Module with parameters to train: "
@@ -43,7 +49,7 @@ def register_blueprint(
     """Offer a kind of seed on every host of a topology ("cnn", "transformer").
 
     ``value`` is its value in the blueprint head: that of :class:`~esper_env.rules.heads.Blueprint` for a standard
-    name, otherwise the lowest one that the topology does not use yet.
+    name, otherwise the highest one that the topology does not use yet.
 
     Raises:
         ValueError: the name or the value is taken in this topology, or no value is left.
