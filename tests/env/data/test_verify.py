@@ -141,3 +141,8 @@ def test_what_is_not_there_is_absent(tmp_path: Path) -> None:
 def test_a_name_without_files_lists_the_others(tmp_path: Path, name: str, why: str) -> None:
     with pytest.raises(ValueError, match=f"data set '{name}' {why}; expected one of cifar10, cifar100"):
         verify(name, tmp_path)
+
+
+def test_a_name_that_is_nearly_right_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'CIFAR10' is not known; expected .*; did you mean 'cifar10'\?"):
+        verify("CIFAR10", tmp_path)

@@ -10,6 +10,8 @@ import esper_env  # noqa: F401  (registers the ids)
 import gymnasium
 import numpy as np
 from esper_env.checks import is_whole
+from esper_env.suggestions import did_you_mean
+from esper_env.tasks import TASKS
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 
@@ -31,7 +33,8 @@ def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env
         env_id = name
     if not isinstance(env_id, str) or env_id not in gymnasium.registry:
         known = ", ".join(sorted(known for known in gymnasium.registry if known.startswith("Esper-")))
-        raise ValueError(f"{env_id!r} is not a registered environment; expected one of {known}")
+        hint = did_you_mean(env_id, TASKS)
+        raise ValueError(f"{env_id!r} is not a registered environment; expected one of {known}{hint}")
     if gymnasium.spec(env_id).vector_entry_point is None:
         modes: dict[str, Any] = {"vector_kwargs": {"autoreset_mode": autoreset_mode}}
     else:

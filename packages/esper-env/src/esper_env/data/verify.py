@@ -11,6 +11,7 @@ from esper_env.data.manifest import ManifestError, differences, read_manifest
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.progress import Watcher, unwatched
 from esper_env.data.sources import Source
+from esper_env.suggestions import did_you_mean
 
 
 class State(StrEnum):
@@ -37,7 +38,8 @@ def find_source(name: str) -> Source:
     """The data set in files with this name. Raises ``ValueError`` for any other name."""
     if name not in ORIGINALS:
         what = "needs no files" if name in MADE else "is not known"
-        raise ValueError(f"data set {name!r} {what}; expected one of {', '.join(ORIGINALS)}")
+        hint = "" if name in MADE else did_you_mean(name, ORIGINALS)
+        raise ValueError(f"data set {name!r} {what}; expected one of {', '.join(ORIGINALS)}{hint}")
     return ORIGINALS[name]
 
 
