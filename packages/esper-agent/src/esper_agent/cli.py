@@ -35,7 +35,7 @@ from esper_agent.report.tables import print_summaries, summarise, summarise_all,
 from esper_agent.runs import CONFIG, EPISODES, EVENTS, PROGRESS, PolicyByName, new_folder
 from esper_agent.saving import checkpoint_paths
 from esper_agent.training import HELD_OUT_SEED, Trained, TrainSettings, resume, train
-from esper_agent.vectors import make_vector
+from esper_agent.vectors import check_growth, make_vector
 
 DESCRIPTION = """Grow small neural networks while they train, and train agents that decide how.
 
@@ -162,8 +162,11 @@ def run_evaluate(settings: EvaluateSettings, console: Console) -> int:
     given = parse_env_settings(settings.env_settings)
     env_kwargs = policy.env_kwargs | given
     if env_kwargs != given:
-        console.print(f"Played with the environment settings of the run: {_listed(env_kwargs)}", markup=False)
+        listed = _listed(env_kwargs)
+        console.print(f"Played with the environment settings of the run: {listed}", markup=False, soft_wrap=True)
     records = _play(policy, settings, env_kwargs, console)
+    if policy.note:
+        console.print(policy.note, markup=False, soft_wrap=True)
     summary = summarise(records)
     print_summaries(console, [summary], _title(settings.env, records))
     if settings.json is not None:
@@ -182,6 +185,7 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
     # Whatever cannot be used is found before the first episode is played.
     policies = {name: PolicyByName(name, settings.env, settings.seed, settings.device) for name in settings.policies}
     with closing(make_vector(settings.env, 1, AutoresetMode.DISABLED, **env_kwargs)) as env:
+        check_growth(env.single_observation_space, settings.env)
         for policy in policies.values():
             policy(env)
     out = new_folder(settings.out, (CONFIG, *BENCHMARK_FILES), "a benchmark")
@@ -189,6 +193,8 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
         if policy.env_kwargs and policy.env_kwargs != env_kwargs:
             there = _listed(policy.env_kwargs)
             console.print(f"Note: {name} was trained with other settings: {there}", markup=False, soft_wrap=True)
+        if policy.note:
+            console.print(policy.note, markup=False, soft_wrap=True)
     results = {name: _play(policy, settings, env_kwargs, console) for name, policy in policies.items()}
     reference = settings.policies[0] if len(settings.policies) > 1 else None
     summaries = summarise_all(results, reference)

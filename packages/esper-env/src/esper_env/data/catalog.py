@@ -140,7 +140,7 @@ def load_data(dataset: str = "auto", data_dir: str | None = None, *, family: Dat
     if name in MADE:
         return _made(name)
     if name not in ORIGINALS:
-        path = _own_path(name)
+        path = absolute_path(name)
         return _own_text(path, find_text(path))
     return _from_files(ORIGINALS[name], data_folder(data_dir), stand_in)
 
@@ -157,7 +157,7 @@ def check_dataset(dataset: object, family: DataFamily) -> None:
         return
     if not of_texts:
         raise ValueError(f"dataset is {shown(dataset)}; a {family} task knows {known}{hint}")
-    if not os.path.lexists(_own_path(dataset)):
+    if not os.path.lexists(absolute_path(dataset)):
         raise ValueError(
             f"dataset is {shown(dataset)}, and there is nothing at that path; a {family} task knows {known} and the "
             f"path of a UTF-8 file or of a folder of *.txt and *.md files{hint}"
@@ -167,12 +167,12 @@ def check_dataset(dataset: object, family: DataFamily) -> None:
 def check_length(dataset: str, family: DataFamily, context: int) -> None:
     """``ValueError`` where ``dataset`` is the path of a text that is too short for windows of ``context`` bytes."""
     if _is_path(dataset, family):
-        check_context(_own_path(dataset), context)
+        check_context(absolute_path(dataset), context)
 
 
 def absolute_dataset(dataset: str, family: DataFamily) -> str:
     """``dataset`` as every folder can read it: the path of a text made absolute, a name as it is."""
-    return str(_own_path(dataset)) if _is_path(dataset, family) else dataset
+    return str(absolute_path(dataset)) if _is_path(dataset, family) else dataset
 
 
 def _is_path(dataset: str, family: DataFamily) -> bool:
@@ -189,11 +189,12 @@ def _text_remedy(dataset: object) -> str:
     return path
 
 
-def _own_path(dataset: str) -> Path:
+def absolute_path(path: str) -> Path:
+    """The path as it is read from every folder."""
     try:
-        return Path(dataset).expanduser().absolute()
+        return Path(path).expanduser().absolute()
     except RuntimeError:  # "~somebody" who is not known here
-        return Path(dataset).absolute()
+        return Path(path).absolute()
 
 
 def data_folder(data_dir: str | None = None) -> Path:
