@@ -17,6 +17,7 @@ from typing import Annotated, Any, Union
 import gymnasium
 import tyro
 from esper_env import atomic
+from esper_env.suggestions import did_you_mean, shown
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.markup import escape
@@ -26,7 +27,7 @@ from esper_agent.baselines import POLICIES
 from esper_agent.callbacks import SingleThreadedPolicy
 from esper_agent.configuration import ConfigError, parse_env_settings, read_config, with_values
 from esper_agent.console_sink import ConsoleSink, ErrorConsole
-from esper_agent.data_commands import DataSettings, run_data
+from esper_agent.data_commands import DATA_COMMANDS, DataSettings, run_data
 from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
 from esper_agent.information import print_information
 from esper_agent.ppo import NonFiniteUpdateError
@@ -314,6 +315,9 @@ def exit_code(run: Callable[[Console], int]) -> int:
 
 def parse(arguments: list[str]) -> Any:
     """The settings of the subcommand: its defaults, under those of its ``--config`` file, under the flags."""
+    _refuse_unknown(arguments[:1], tuple(COMMANDS), "esper")
+    if arguments[:1] == ["data"]:
+        _refuse_unknown(arguments[1:2], DATA_COMMANDS, "esper data")
     _refuse_repeated(arguments)
     subcommands = []
     for name, (kind, _) in _commands(arguments).items():
@@ -337,6 +341,15 @@ def _commands(arguments: list[str]) -> dict[str, tuple[type, Callable[[Any, Cons
             "--device and --progress or --no-progress"
         )
     return COMMANDS | {"train": (ResumeSettings, run_resume)}
+
+
+def _refuse_unknown(given: list[str], known: Sequence[str], command: str) -> None:
+    """What is no subcommand is an error, also in front of --help, which would be that of ``command``."""
+    for name in given:
+        if not name.startswith("-") and name not in known:
+            raise ConfigError(
+                f"{command} has no command {shown(name)}; expected one of {', '.join(known)}{did_you_mean(name, known)}"
+            )
 
 
 def _refuse_repeated(arguments: list[str]) -> None:
