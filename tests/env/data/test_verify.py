@@ -106,6 +106,10 @@ def test_files_put_there_by_hand_can_be_damaged(root: Path) -> None:
     verdict = verify("cifar10", root)
     assert (verdict.state, verdict.fetched) == (State.DAMAGED, False)
     assert "record 0 has label 99" in verdict.detail
+    command = f"esper data fetch cifar10 --data-dir {root}"
+    assert verdict.detail.endswith(f"; move {root / FOLDER} away, then `{command}`")
+    (root / FOLDER).rename(root / "away")
+    assert not fetch("cifar10", root).already_there
 
 
 def test_what_is_as_it_was_fetched_has_to_be_readable_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from esper_env.data.catalog import LOADERS, MADE
+from esper_env.data.catalog import LOADERS, MADE, data_folder
 from esper_env.data.manifest import ManifestError, differences, read_manifest
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.progress import Watcher, unwatched
@@ -43,6 +43,11 @@ def find_source(name: str) -> Source:
     return ORIGINALS[name]
 
 
+def fetch_command(source: Source, root: Path) -> str:
+    """The command that fetches a data set into ``root``."""
+    return source.command("fetch", None if root == data_folder() else root)
+
+
 def verify(name: str, root: Path, watch: Watcher = unwatched) -> Verdict:
     """Compare the files below ``root`` with the manifest of what was fetched, and read them as an environment does.
 
@@ -62,7 +67,10 @@ def verify(name: str, root: Path, watch: Watcher = unwatched) -> Verdict:
     try:
         LOADERS[name](folder)
     except (ValueError, OSError) as error:
-        return Verdict(name, State.DAMAGED, folder, str(error), fetched=files is not None)
+        detail = str(error)
+        if files is None:  # which a fetch leaves alone
+            detail = f"{detail.partition(';')[0]}; move {folder} away, then `{fetch_command(source, root)}`"
+        return Verdict(name, State.DAMAGED, folder, detail, fetched=files is not None)
     if files is None:
         detail = f"put there by hand, without a manifest: the loader takes it{_shorter(source, folder)}"
         return Verdict(name, State.READABLE, folder, detail, fetched=False)
