@@ -67,8 +67,8 @@ def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env
     try:
         return gymnasium.make_vec(env_id, num_envs=num_envs, **modes, **env_kwargs)
     except TypeError as error:  # a setting that the environment does not have
-        foreign = "" if env_id in TASKS else f"is no Esper task, which are {_esper_ids()}, and "
-        raise ValueError(f"{env_id} {foreign}cannot be made with these settings: {error}") from error
+        foreign, known = ("", "") if env_id in TASKS else ("is no Esper task and ", f"; expected one of {_esper_ids()}")
+        raise ValueError(f"{env_id} {foreign}cannot be made with these settings: {error}{known}") from error
 
 
 def check_growth(observations: gymnasium.Space, env_id: str) -> None:
