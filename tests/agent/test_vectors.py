@@ -61,8 +61,8 @@ def test_the_command_says_so(capsys):
 
 
 def script(folder, path, *arguments):
-    """The installed command in ``folder``: a script, which does not have the current folder on its path."""
-    code = f"import sys\nsys.path[0] = {str(path)!r}\nfrom esper_agent.__main__ import main\nsys.exit(main())"
+    """The command run in ``folder`` by a script in ``path``: as installed, without the current folder on its path."""
+    code = "import sys\nfrom esper_agent.__main__ import main\nsys.exit(main())"
     (path / "esper").write_text(code, encoding="utf-8")
     command = [sys.executable, str(path / "esper"), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
