@@ -56,7 +56,7 @@ class GrowthToy(gymnasium.Env):
         self.action_space = MultiDiscrete(self.nvec)
         self.slot_ids = ("r0c0", "r0c1")
         self.offered_blueprints = CNN_BLUEPRINTS
-        self.dataset_name = "toy"
+        self.dataset_name, self.data_digest = "toy", "0123456789abcdef" * 2
         self.host_parameters = 100
         self.task = replace(TASKS["Esper-Digits-v0"], env_id=TOY_ID, horizon=horizon, max_seeds=SLOTS)
 
@@ -189,7 +189,8 @@ class GrowthToyVector(VectorEnv):
         self.single_action_space = self.envs[0].action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        for name in ("slot_ids", "offered_blueprints", "dataset_name", "host_parameters", "task", "reward_weights"):
+        shared = "slot_ids offered_blueprints dataset_name data_digest host_parameters task reward_weights"
+        for name in shared.split():
             setattr(self, name, getattr(self.envs[0], name))
         self.telemetry, self.reward_config = Telemetry(), reward_config()
         self.rows = [None] * num_envs

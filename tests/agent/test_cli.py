@@ -178,6 +178,19 @@ def test_wrong_flags_are_exit_code_two(arguments, message, capsys):
     assert message in bad(arguments, capsys)
 
 
+@pytest.mark.parametrize("more", [[], ["--help"], ["-h"], ["--policy", "wait", "--help"]])
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["replay"], "esper has no command 'replay'; expected one of train, evaluate, benchmark, data, info\n"),
+        (["evaluat"], "; did you mean 'evaluate'?\n"),
+        (["data", "Fetch"], "has no command 'Fetch'; expected one of list, fetch, verify; did you mean 'fetch'?\n"),
+    ],
+)
+def test_an_unknown_command_is_no_call_for_help(command, more, said, capsys):
+    assert bad([*command, *more], capsys).endswith(said)
+
+
 def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path, capsys):
     file = tmp_path / "c.json"
     file.write_text(json.dumps({"total_timestep": 5}))

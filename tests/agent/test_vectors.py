@@ -1,11 +1,12 @@
 """Vectors of any registered id, also of one that a module of the user's registers."""
 
+import subprocess
 import sys
 
 import gymnasium
 import pytest
 from esper_agent.cli import BAD_INPUT, OK, main
-from esper_agent.vectors import make_vector
+from esper_agent.vectors import find_id, make_vector
 from esper_env import tasks
 from gymnasium.vector import AutoresetMode
 
@@ -45,6 +46,7 @@ def test_the_command_plays_tasks_of_ones_own(named, capsys):
         ("Nothing-v0", "'Nothing-v0' is not a registered environment; expected one of Esper-CIFAR-Deep-v0"),
         ("no_such_module_here:Nothing-v0", "'no_such_module_here:Nothing-v0' names a module that cannot be imported"),
         ("math:Nothing-v0", "'Nothing-v0' is not a registered environment"),
+        ("esper-digits-v0", r"expected one of .*; did you mean 'Esper-Digits-v0'\?"),
         (3, "3 is not a registered environment"),
     ],
 )
@@ -56,3 +58,62 @@ def test_an_id_that_is_not_known_is_a_clear_error(env_id, message):
 def test_the_command_says_so(capsys):
     assert main(["evaluate", "--policy", "wait", "--env", "no_such_module_here:X-v0", "--episodes", "1"]) == BAD_INPUT
     assert "cannot be imported" in capsys.readouterr().err
+
+
+def script(folder, path, *arguments):
+    """The command run in ``folder`` by a script in ``path``: as installed, without the current folder on its path."""
+    code = "import sys\nfrom esper_agent.__main__ import main\nsys.exit(main())"
+    (path / "esper").write_text(code, encoding="utf-8")
+    command = [sys.executable, str(path / "esper"), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_a_module_of_the_current_folder_is_found(tmp_path):
+    for folder in ("bin", "work", "other"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "work" / "my_named_tasks.py").write_text(MODULE, encoding="utf-8")
+    arguments = ["evaluate", "--policy", "wait", "--env", "my_named_tasks:Named-v0", "--episodes", "1"]
+    done = script(tmp_path / "work", tmp_path / "bin", *arguments)
+    assert (done.returncode, done.stderr) == (OK, "")
+    assert "Named-v0" in done.stdout
+    done = script(tmp_path / "other", tmp_path / "bin", *arguments)
+    assert done.returncode == BAD_INPUT
+    assert "run the command in the folder that holds my_named_tasks" in done.stderr
+
+
+def test_the_current_folder_comes_last_and_once(tmp_path, monkeypatch):
+    (tmp_path / "colorsys.py").write_text("raise RuntimeError", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    for _ in range(2):
+        sys.modules.pop("colorsys", None)
+        with pytest.raises(ValueError, match="'X-v0' is not a registered"):
+            find_id("colorsys:X-v0")
+    assert sys.path[-1] == str(tmp_path)
+    assert sys.path.count(str(tmp_path)) == 1
+
+
+def test_a_module_that_lacks_another_one_says_which(tmp_path, monkeypatch):
+    (tmp_path / "lacking_tasks.py").write_text("import nowhere_to_be_found", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=r"No module named 'nowhere_to_be_found'$"):
+        find_id("lacking_tasks:X-v0")
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "Pendulum-v1"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--out", "run"],
+        ["evaluate", "--policy", "wait"],
+        ["evaluate", "--policy", "random"],
+        ["benchmark", "--policies", "wait", "--out", "b"],
+    ],
+)
+def test_what_is_no_task_is_said(tmp_path, monkeypatch, capsys, command, env_id):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--env", env_id]) == BAD_INPUT
+    error = capsys.readouterr().err
+    assert f"Error: {env_id} is no Esper task" in error
+    assert "Esper-CIFAR-Deep-v0, " in error
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """Tasks of one's own: other numbers, other data, another host."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -130,6 +131,10 @@ def test_own_host_with_slots_chosen_is_a_clear_error():
         ({"plateau_points": "x"}, ValueError, "plateau_points is 'x'"),
         ({"data": blobs(), "dataset": "digits"}, ValueError, "dataset is 'digits'; expected one of 'auto'"),
         ({"data": "digits"}, TypeError, "data is 'digits'; expected an ImageData or a TextData"),
+        ({"data": "book.txt"}, TypeError, "is named by dataset='book.txt'"),
+        ({"data": Path("book.txt")}, TypeError, "is named by dataset='book.txt'"),
+        ({"data": 3}, TypeError, "or a function for one$"),
+        ({"base": "esper-text-v0"}, ValueError, r"did you mean 'Esper-Text-v0'\?"),
         ({"host": TransformerSpec(7, 2, 2, 8, 2)}, ValueError, "width is 7, which 2 heads do not divide"),
         ({"host": CNNSpec(3, 4, 9, 1, 1, 8)}, ValueError, "pool_layers is 9; expected 0 to n_blocks = 3"),
         ({"host": "cnn"}, TypeError, "host is 'cnn'; expected a CNNSpec, a TransformerSpec or a function"),

@@ -91,6 +91,8 @@ def test_what_is_no_keyword_argument_of_a_task_is_refused(name):
 def test_an_unknown_id_names_the_known_ones():
     with pytest.raises(ValueError, match="environment 'Esper-MNIST-v0' is not known; expected one of Esper-CIFAR-v0"):
         make_task("Esper-MNIST-v0")
+    with pytest.raises(ValueError, match=r"did you mean 'Esper-Text-v0'\?"):
+        make_task("esper-text-v0")
 
 
 @pytest.mark.parametrize("name", ["batch_size", "batches_per_step", "horizon", "param_budget"])

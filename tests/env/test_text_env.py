@@ -94,7 +94,7 @@ def test_an_environment_of_a_vector_is_the_single_one(make):
         alone = [info] + [result[-1] for result in grown(env, plan[row : row + 1], 8)]
         for one, many in zip(alone, together, strict=True):
             there = single_info(many, row)
-            assert one["val_loss"] == there["val_loss"]
+            assert one["val_loss"] == pytest.approx(there["val_loss"], abs=1e-5)
             assert one["slot_stage"].tolist() == there["slot_stage"].tolist()
 
 
@@ -166,7 +166,10 @@ def test_a_state_belongs_to_the_text_and_not_to_the_name_of_its_file(make, tmp_p
         envs.append(make(dataset=str(tmp_path / folder / "book.txt")))
         envs[-1].reset(seed=0)
     first, other, same = (env.unwrapped for env in envs)
-    with pytest.raises(ValueError, match=r"data_digest is '[0-9a-f]{32}' in the state and '[0-9a-f]{32}' here"):
+    assert first.data_digest == same.data_digest != other.data_digest
+    with pytest.raises(
+        ValueError, match=r"taken on other data .* data_digest is '[0-9a-f]{32}' in the state and '[0-9a-f]{32}' here"
+    ):
         other.set_state(first.get_state())
     same.set_state(first.get_state())
 

@@ -212,6 +212,33 @@ def test_an_unknown_name_lists_the_known(dataset: str, family: DataFamily) -> No
         assert repr(known) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "family", "said"),
+    [
+        ("CIFAR10", CIFAR, r"did you mean 'cifar10'\?"),
+        ("Fashion_MNIST", DIGITS, r"did you mean 'fashion-mnist'\?"),
+        ("TinyStories", TEXT, r"did you mean 'tinystories'\?"),
+        (Path("book.txt"), TEXT, r"Path\('book.txt'\); .* the path of a UTF-8 file .* as a text: give str\(path\)$"),
+        (123, TEXT, r"dataset is 123; .* the path of a UTF-8 file .* reads as a number, so write './123'$"),
+        ("a" * 5000, TEXT, "dataset is 'a{99}\\.\\.\\., and there is nothing at that path"),
+        ("a" * 5000, CIFAR, "dataset is 'a{99}\\.\\.\\.; a cifar task knows"),
+    ],
+)
+def test_an_error_says_what_may_have_been_meant(dataset: object, family: DataFamily, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_data(dataset, family=family)
+
+
+def test_only_a_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    cases = {"book.txt": str(tmp_path / "book.txt"), "~/book.txt": "/home/me/book.txt", "/b.txt": "/b.txt"}
+    for family in (TEXT, TINYSTORIES):
+        for dataset, absolute in (cases | {name: name for name in DATASETS[family]}).items():
+            assert catalog.absolute_dataset(dataset, family) == absolute
+    assert catalog.absolute_dataset("cifar10", CIFAR) == "cifar10"
+
+
 def test_the_grammar_is_the_same_in_every_process() -> None:
     code = (
         "import hashlib; from esper_env.data import load_data; data = load_data(family='text'); "

@@ -12,7 +12,7 @@ from archives import (
     tinystories_files,
     write,
 )
-from esper_env.data import DataFamily, load_data
+from esper_env.data import DataFamily, download, load_data
 from esper_env.data import fetch as fetching
 from esper_env.data.fetch import fetch
 from esper_env.data.originals import ORIGINALS
@@ -28,7 +28,7 @@ def test_an_archive_is_fetched_unpacked_and_read(server: Server, cifar: dict[str
     assert load(root).name == "cifar10"
     assert len(server.requests) == 1
     left = {str(path.relative_to(root)) for path in root.rglob("*")} - {f"{FOLDER}/{name}" for name in cifar}
-    assert left == {FOLDER, f"{FOLDER}/{MANIFEST}", ".esper-downloads", ".esper-downloads/cifar10.lock"}
+    assert left == {FOLDER, f"{FOLDER}/{MANIFEST}"}
 
 
 def test_files_are_fetched_one_by_one(server: Server, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
@@ -83,9 +83,57 @@ def test_an_original_archive_in_the_folder_needs_no_server(server: Server, cifar
 def test_another_archive_in_the_folder_is_left_alone(server: Server, cifar: dict[str, bytes], root: Path) -> None:
     other = bytes(len(server.archive))
     write(root, {"cifar-10-binary.tar.gz": other})
-    fetch("cifar10", root)
+    with pytest.warns(UserWarning, match=r"binary\.tar\.gz is not used: it is not the original \(SHA-256\); remove it"):
+        fetch("cifar10", root)
     assert contents(root / FOLDER) == cifar
     assert (root / "cifar-10-binary.tar.gz").read_bytes() == other
+
+
+@pytest.mark.usefixtures("cifar")
+def test_an_archive_that_is_cut_is_told(server: Server, root: Path) -> None:
+    write(root, {"cifar-10-binary.tar.gz": server.archive[:-5]})
+    size = len(server.archive)
+    with pytest.warns(UserWarning, match=f"is not used: it has {size - 5:,} bytes, the original {size:,}; remove it"):
+        fetch("cifar10", root)
+
+
+def test_without_network_an_archive_from_elsewhere_does(
+    server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "PAUSES", ())
+    server.says(ARCHIVE, status(503))
+    with pytest.raises(FetchError) as caught:
+        fetch("cifar10", root)
+    said = f"download {server.url}{ARCHIVE} on another one, put it into {root}, and run "
+    assert f"{said}`esper data fetch cifar10 --data-dir {root}` here" in str(caught.value)
+    write(root, {ARCHIVE[1:]: server.archive})
+    fetch("cifar10", root)
+    assert contents(root / FOLDER) == cifar
+
+
+def test_without_network_files_from_elsewhere_do(server: Server, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "PAUSES", ())
+    files = fashion_files()
+    monkeypatch.setitem(ORIGINALS, "fashion-mnist", small_in_files("fashion-mnist", files, server.url + "/"))
+    for name in files:
+        server.says("/" + name, status(503))
+    with pytest.raises(FetchError) as caught:
+        fetch("fashion-mnist", root)
+    addresses = ", ".join(f"{server.url}/{name}" for name in files)
+    place = root / "fashion-mnist"
+    assert f"download {addresses} on another one, put it into {place}, and nothing else is needed" in str(caught.value)
+    write(place, files)
+    assert fetch("fashion-mnist", root).already_there
+    assert load(root, "fashion-mnist").name == "fashion-mnist"
+
+
+@pytest.mark.usefixtures("cifar")
+def test_a_refused_fetch_leaves_nothing_behind(server: Server, root: Path) -> None:
+    for answer in (status(404), sends(b"<html>", 6)):
+        server.says(ARCHIVE, answer)
+        with pytest.raises(FetchError):
+            fetch("cifar10", root)
+        assert list(root.iterdir()) == []
 
 
 def test_another_address_has_to_have_the_original(server: Server, cifar: dict[str, bytes], root: Path) -> None:

@@ -176,11 +176,34 @@ def test_the_lock_of_a_process_that_ended_is_no_lock(root: Path) -> None:
     lock.parent.mkdir(parents=True)
     lock.touch()
     fetch("cifar10", root)
-    descriptor = os.open(lock, os.O_RDWR)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it was given back
+    assert not lock.parent.exists()
+    lock.parent.mkdir()
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with pytest.raises(FetchError, match="another process"):
         fetch("cifar10", root)
     os.close(descriptor)
+
+
+@pytest.mark.usefixtures("cifar")
+def test_a_lock_that_was_removed_while_it_was_opened_is_no_lock(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = root / ".esper-downloads" / "cifar10.lock"
+    opening, held = os.open, []
+
+    def removed(path: Path, flags: int, mode: int = 0o777) -> int:
+        descriptor = opening(path, flags, mode)
+        if path == lock:
+            held.append(os.fstat(descriptor).st_ino)
+            if len(held) == 1:  # the fetch before ends between the two calls
+                path.rename(path.with_name("gone"))
+        return descriptor
+
+    def look(_progress: Progress) -> None:
+        assert lock.stat().st_ino == held[-1]
+
+    monkeypatch.setattr(os, "open", removed)
+    fetch("cifar10", root, watch=look)
+    assert len(held) == 2
 
 
 def hostile(server: Server, monkeypatch: pytest.MonkeyPatch, archive: bytes) -> None:

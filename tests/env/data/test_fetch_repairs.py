@@ -34,7 +34,7 @@ def test_damage_of_what_was_fetched_is_repaired(cifar: dict[str, bytes], root: P
     assert not outcome.already_there
     assert outcome.kept is None
     assert contents(root / FOLDER) == cifar
-    assert {path.name for path in root.iterdir()} == {FOLDER, ".esper-downloads"}
+    assert {path.name for path in root.iterdir()} == {FOLDER}
 
 
 @pytest.mark.parametrize("manifest", ["{", "[]", "null", '{"name": "cifar10", "files": []}'])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 from esper_env.data import DataFamily, TextData, load_data, own_text
-from esper_env.data.own_text import find_text, load_text
+from esper_env.data.own_text import check_context, find_text, load_text
+from esper_env.tasks import TASKS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -199,3 +204,57 @@ def test_a_text_that_changed_is_read_again(tmp_path: Path) -> None:
     os.utime(tmp_path / "b.txt", ns=(0, 0))
     (tmp_path / "b.txt").write_text(LINES.upper())
     assert whole(load_data(str(tmp_path), family=DataFamily.TEXT)) != whole(second)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [("latin-1", LINES.replace("—", "é")), ("utf-16", LINES), ("utf-16-be", "\ufeff" + LINES), ("utf-16", "字" * 400)],
+)
+def test_the_remedy_for_another_encoding_works(tmp_path: Path, encoding: str, text: str) -> None:
+    path = tmp_path / "my book.txt"
+    path.write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match=r"convert it with `iconv -f ") as caught:
+        load(path)
+    command = str(caught.value).split("`")[1]
+    assert command.endswith(f"> '{tmp_path / 'my book-utf8.txt'}'")
+    if shutil.which("iconv") is None:
+        pytest.skip("there is no iconv here")
+    subprocess.run(["sh", "-c", command], check=True)
+    assert whole(load(tmp_path / "my book-utf8.txt")).decode().rstrip("\n") == text.removeprefix("\ufeff").rstrip("\n")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(LINES, encoding="utf-8-sig")
+    assert whole(load(tmp_path)) == 2 * LINES.encode()
+
+
+def test_byte_order_marks_do_not_count(tmp_path: Path) -> None:
+    for name in range(120):
+        (tmp_path / f"{name}.txt").write_bytes(codecs.BOM_UTF8)
+    with pytest.raises(ValueError, match="has 0 bytes of text; expected at least 320"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("env_id", "context", "least"), [("Text", 64, 1_300), ("TinyStories", 128, 2_580)])
+def test_the_least_size_for_a_context_is_enough_for_any_text(
+    tmp_path: Path, env_id: str, context: int, least: int
+) -> None:
+    assert TASKS[f"Esper-{env_id}-v0"].host.context == context
+    path = tmp_path / "a.txt"
+    for length in (1, context // 2, context, 2 * context, least):
+        path.write_text(("x" * (length - 1) + "\n") * (least // length) + "y" * (least % length))
+        check_context(path, context)
+        data = load(path)
+        assert min(len(data.val), len(data.test)) > context
+        assert len(data.train) > 2 * context
+    path.write_text("x" * (least - 1))
+    with pytest.raises(ValueError, match=rf"has {least - 1:,} bytes .* reads {context} bytes .* at least {least:,}"):
+        check_context(path, context)
+
+
+def test_a_text_that_is_too_short_for_a_task_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("x" * 640)
+    with pytest.raises(ValueError, match=r"short\.txt has 640 bytes of text, too few .* reads 64 .* at least 1,300"):
+        gymnasium.make("Esper-Text-v0", dataset=str(path))

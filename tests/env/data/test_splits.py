@@ -56,6 +56,19 @@ def test_a_text_is_cut_where_lines_end_and_no_split_is_starved(text: bytes) -> N
         assert len(part) == place + (within_reach.index(b"\n") + 1 if b"\n" in within_reach else 0)
 
 
+@given(text=st.text("aé—𝄞", min_size=20, max_size=400), reach=st.integers(0, 60))
+def test_a_text_without_line_ends_is_cut_between_characters(text: str, reach: int) -> None:
+    text = text + "a" * reach
+    content = text.encode()
+    parts = [part.tobytes() for part in split_at_lines(np.frombuffer(content, np.uint8))]
+    assert b"".join(parts) == content
+    tenth = len(content) // 10
+    if tenth < 8:  # within reach of a cut is half of it
+        return
+    assert "".join(part.decode() for part in parts) == text
+    assert min(map(len, parts[1:])) >= tenth - 3
+
+
 def test_of_a_long_text_little_is_held_out() -> None:
     train, val, test = split_at_lines(np.frombuffer((b"x" * 99 + b"\n") * 20_000, np.uint8))
     assert 2**14 - 200 < len(val) < 2**14 + 200

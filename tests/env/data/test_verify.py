@@ -106,6 +106,10 @@ def test_files_put_there_by_hand_can_be_damaged(root: Path) -> None:
     verdict = verify("cifar10", root)
     assert (verdict.state, verdict.fetched) == (State.DAMAGED, False)
     assert "record 0 has label 99" in verdict.detail
+    command = f"esper data fetch cifar10 --data-dir {root}"
+    assert verdict.detail.endswith(f"; move {root / FOLDER} away, then `{command}`")
+    (root / FOLDER).rename(root / "away")
+    assert not fetch("cifar10", root).already_there
 
 
 def test_what_is_as_it_was_fetched_has_to_be_readable_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,3 +145,8 @@ def test_what_is_not_there_is_absent(tmp_path: Path) -> None:
 def test_a_name_without_files_lists_the_others(tmp_path: Path, name: str, why: str) -> None:
     with pytest.raises(ValueError, match=f"data set '{name}' {why}; expected one of cifar10, cifar100"):
         verify(name, tmp_path)
+
+
+def test_a_name_that_is_nearly_right_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'CIFAR10' is not known; expected .*; did you mean 'cifar10'\?"):
+        verify("CIFAR10", tmp_path)

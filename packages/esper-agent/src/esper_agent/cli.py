@@ -17,6 +17,7 @@ from typing import Annotated, Any, Union
 import gymnasium
 import tyro
 from esper_env import atomic
+from esper_env.suggestions import did_you_mean, shown
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.markup import escape
@@ -26,7 +27,7 @@ from esper_agent.baselines import POLICIES
 from esper_agent.callbacks import SingleThreadedPolicy
 from esper_agent.configuration import ConfigError, parse_env_settings, read_config, with_values
 from esper_agent.console_sink import ConsoleSink, ErrorConsole
-from esper_agent.data_commands import DataSettings, run_data
+from esper_agent.data_commands import DATA_COMMANDS, DataSettings, run_data
 from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
 from esper_agent.information import print_information
 from esper_agent.ppo import NonFiniteUpdateError
@@ -35,7 +36,7 @@ from esper_agent.report.tables import print_summaries, summarise, summarise_all,
 from esper_agent.runs import CONFIG, EPISODES, EVENTS, PROGRESS, PolicyByName, new_folder
 from esper_agent.saving import checkpoint_paths
 from esper_agent.training import HELD_OUT_SEED, Trained, TrainSettings, resume, train
-from esper_agent.vectors import make_vector
+from esper_agent.vectors import check_growth, make_vector
 
 DESCRIPTION = """Grow small neural networks while they train, and train agents that decide how.
 
@@ -162,8 +163,11 @@ def run_evaluate(settings: EvaluateSettings, console: Console) -> int:
     given = parse_env_settings(settings.env_settings)
     env_kwargs = policy.env_kwargs | given
     if env_kwargs != given:
-        console.print(f"Played with the environment settings of the run: {_listed(env_kwargs)}", markup=False)
+        listed = _listed(env_kwargs)
+        console.print(f"Played with the environment settings of the run: {listed}", markup=False, soft_wrap=True)
     records = _play(policy, settings, env_kwargs, console)
+    if policy.note:
+        console.print(policy.note, markup=False, soft_wrap=True)
     summary = summarise(records)
     print_summaries(console, [summary], _title(settings.env, records))
     if settings.json is not None:
@@ -182,6 +186,7 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
     # Whatever cannot be used is found before the first episode is played.
     policies = {name: PolicyByName(name, settings.env, settings.seed, settings.device) for name in settings.policies}
     with closing(make_vector(settings.env, 1, AutoresetMode.DISABLED, **env_kwargs)) as env:
+        check_growth(env.single_observation_space, settings.env)
         for policy in policies.values():
             policy(env)
     out = new_folder(settings.out, (CONFIG, *BENCHMARK_FILES), "a benchmark")
@@ -189,6 +194,8 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
         if policy.env_kwargs and policy.env_kwargs != env_kwargs:
             there = _listed(policy.env_kwargs)
             console.print(f"Note: {name} was trained with other settings: {there}", markup=False, soft_wrap=True)
+        if policy.note:
+            console.print(policy.note, markup=False, soft_wrap=True)
     results = {name: _play(policy, settings, env_kwargs, console) for name, policy in policies.items()}
     reference = settings.policies[0] if len(settings.policies) > 1 else None
     summaries = summarise_all(results, reference)
@@ -308,6 +315,9 @@ def exit_code(run: Callable[[Console], int]) -> int:
 
 def parse(arguments: list[str]) -> Any:
     """The settings of the subcommand: its defaults, under those of its ``--config`` file, under the flags."""
+    _refuse_unknown(arguments[:1], tuple(COMMANDS), "esper")
+    if arguments[:1] == ["data"]:
+        _refuse_unknown(arguments[1:2], DATA_COMMANDS, "esper data")
     _refuse_repeated(arguments)
     subcommands = []
     for name, (kind, _) in _commands(arguments).items():
@@ -331,6 +341,15 @@ def _commands(arguments: list[str]) -> dict[str, tuple[type, Callable[[Any, Cons
             "--device and --progress or --no-progress"
         )
     return COMMANDS | {"train": (ResumeSettings, run_resume)}
+
+
+def _refuse_unknown(given: list[str], known: Sequence[str], command: str) -> None:
+    """What is no subcommand is an error, also in front of --help, which would be that of ``command``."""
+    for name in given:
+        if not name.startswith("-") and name not in known:
+            raise ConfigError(
+                f"{command} has no command {shown(name)}; expected one of {', '.join(known)}{did_you_mean(name, known)}"
+            )
 
 
 def _refuse_repeated(arguments: list[str]) -> None:

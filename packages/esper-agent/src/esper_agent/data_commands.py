@@ -26,6 +26,9 @@ from rich.table import Table
 #: Columns that the table needs.
 LEAST_WIDTH = 100
 
+#: The subcommands.
+DATA_COMMANDS = LIST, FETCH, VERIFY = "list", "fetch", "verify"
+
 DataDir = Annotated[str | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="DIR")]
 
 
@@ -70,9 +73,9 @@ class DataSettings:
     """List the data sets, fetch one from the web, or verify what is on the disk."""
 
     command: Annotated[
-        Annotated[ListSettings, tyro.conf.subcommand("list", prefix_name=False)]
-        | Annotated[FetchSettings, tyro.conf.subcommand("fetch", prefix_name=False)]
-        | Annotated[VerifySettings, tyro.conf.subcommand("verify", prefix_name=False)],
+        Annotated[ListSettings, tyro.conf.subcommand(LIST, prefix_name=False)]
+        | Annotated[FetchSettings, tyro.conf.subcommand(FETCH, prefix_name=False)]
+        | Annotated[VerifySettings, tyro.conf.subcommand(VERIFY, prefix_name=False)],
         tyro.conf.arg(name=""),
     ]
 

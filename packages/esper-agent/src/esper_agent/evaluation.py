@@ -17,7 +17,7 @@ from esper_env.rules.heads import NUM_OPS, Op
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from esper_agent.vectors import make_vector, split_infos
+from esper_agent.vectors import check_growth, make_vector, split_infos
 
 #: What an episode comes to, and where the info of its last step has it, unless it was cut before the horizon.
 COMMITTED = {
@@ -114,6 +114,7 @@ def run_episodes(
     rounds = -(-episodes // num_envs)
     vector = make_vector(env_id, -(-episodes // rounds), AutoresetMode.DISABLED, **(env_kwargs or {}))
     try:
+        check_growth(vector.single_observation_space, env_id)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             playing = _policy_for(policy, vector)

@@ -3,7 +3,7 @@
 | file | content |
 |---|---|
 | config.yaml | the resolved configuration |
-| task.json | the resolved task, and the name of the data set that was used |
+| task.json | the resolved task, and name and digest of the data set that was used |
 | versions.json | versions of Python and of the packages that matter |
 | checkpoints/ | the last two states of the training, from which it can be resumed; named by their timesteps |
 | train.lock | held by the process that trains |
@@ -61,6 +61,7 @@ class Run:
     path: Path
     config: dict[str, Any]
     model: FactoredRecurrentPPO
+    task: dict[str, Any]  # empty where task.json cannot be read: nothing but notes depends on it
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
@@ -167,7 +168,15 @@ def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") 
             f"{folder / MODEL} cannot be loaded ({type(error).__name__}: {error}); it is damaged, or not of "
             "FactoredRecurrentPPO"
         ) from error
-    return Run(folder, config, model)
+    return Run(folder, config, model, _read_task(folder / TASK))
+
+
+def _read_task(path: Path) -> dict[str, Any]:
+    try:
+        task = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return task if isinstance(task, dict) else {}
 
 
 class PolicyByName:
@@ -180,7 +189,9 @@ class PolicyByName:
     def __init__(self, name: str, env_id: str, seed: int = 0, device: str = "auto") -> None:
         self.name, self.seed = name, seed
         self.env_kwargs: dict[str, Any] = {}  # that the run was trained with
+        self.note = ""  # about the data of the environment that it was last made for
         self._model: FactoredRecurrentPPO | None = None
+        self._task: dict[str, Any] = {}
         if name in POLICIES:
             return
         if not Path(name).exists():
@@ -188,7 +199,7 @@ class PolicyByName:
             hint = f"did you mean {near[0]!r}?" if near else "train one with `esper train`"
             raise RunError(f"policy {name!r} is neither a run folder nor one of {', '.join(POLICIES)}; {hint}")
         run = load_run(name, env_id, device)
-        self._model, self.env_kwargs = run.model, run.env_kwargs
+        self._model, self.env_kwargs, self._task = run.model, run.env_kwargs, run.task
 
     def __call__(self, env: Env | VectorEnv) -> Policy:
         if self._model is None:
@@ -201,4 +212,16 @@ class PolicyByName:
                     f"the {kind} space of {self.name} is {trained}, the environment's is {offered}; "
                     "use the environment settings the run was trained with"
                 )
+        self.note = self._data_note(env)
         return self._model
+
+    def _data_note(self, env: Env | VectorEnv) -> str:
+        """Where the run was trained on other data, a line about it; runs of earlier versions do not tell."""
+        trained, here = self._task.get("data_digest"), getattr(env.unwrapped, "data_digest", None)
+        if not isinstance(trained, str) or here is None or trained == here:
+            return ""
+        name = getattr(env.unwrapped, "dataset_name", "data")
+        return (
+            f"Note: {self.name} was trained on other data: {self._task.get('dataset_name')} with the digest "
+            f"{trained[:8]}, here it is {name} with {here[:8]}"
+        )

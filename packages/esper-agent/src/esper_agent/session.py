@@ -27,6 +27,7 @@ from esper_agent.runs import EPISODES, EVENTS, PROGRESS, save_model
 from esper_agent.saving import SaveCheckpoints, Saved
 from esper_agent.sb3 import make_sb3_env
 from esper_agent.train_settings import TrainSettings, parse_logit_bias
+from esper_agent.vectors import check_growth
 
 #: Seeds of held-out evaluation episodes start here, far from those of training environments.
 HELD_OUT_SEED = 1_000_000
@@ -130,10 +131,12 @@ def session(settings: TrainSettings) -> Iterator[Session]:
     monitored = make_sb3_env(settings.env, settings.num_envs, settings.seed, **env_kwargs)
     env = VecNormalize(monitored, norm_obs=False, norm_reward=settings.ppo.normalize_returns, gamma=settings.ppo.gamma)
     try:
+        check_growth(env.observation_space, settings.env)
         if settings.checkpoint_every:
             check_layers(env)
         model = make_model(settings, env)
-        task = task_dict(env.get_attr("task")[0]) | {"dataset_name": env.get_attr("dataset_name")[0]}
+        data = {name: env.get_attr(name)[0] for name in ("dataset_name", "data_digest")}
+        task = task_dict(env.get_attr("task")[0]) | data
         yield Session(settings, model, env, env_kwargs, task)
     finally:
         env.close()

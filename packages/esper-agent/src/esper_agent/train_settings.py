@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+import yaml
+from esper_env.data.catalog import DataFamily, absolute_dataset, absolute_path
 from esper_env.rules.reward_config import GAMMA
+from esper_env.tasks import TASKS
 
 from esper_agent.configuration import ConfigError, parse_assignments
 from esper_agent.diagnostics import AnomalySettings
 from esper_agent.policy import check_logit_bias
 from esper_agent.ranges import PPO_RANGES, RUN_RANGES, check_device, check_ranges
+from esper_agent.vectors import find_id
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,15 @@ class TrainSettings:
     anomalies: Annotated[AnomalySettings, tyro.conf.OmitArgPrefixes] = field(default_factory=AnomalySettings)
 
     def checked(self) -> TrainSettings:
-        """These settings, or a ``ConfigError`` for a number that cannot work."""
+        """These settings with the paths of data made absolute, so that the run can be played from any folder.
+
+        Raises ``ConfigError`` for a number that cannot work, ``ValueError`` for an environment that is not known.
+        """
+        self.check()
+        return replace(self, env_settings=absolute_paths(self.env, self.env_settings))
+
+    def check(self) -> None:
+        """``ConfigError`` for a number that cannot work."""
         check_ranges({name: getattr(self, name) for name in RUN_RANGES})
         check_ranges({name: value for name, value in vars(self.ppo).items() if name in PPO_RANGES})
         try:
@@ -100,7 +113,6 @@ class TrainSettings:
             raise ConfigError(str(error)) from None
         check_device(self.device)
         parse_logit_bias(self.ppo.logit_bias)
-        return self
 
     @property
     def rollout(self) -> int:
@@ -111,6 +123,30 @@ class TrainSettings:
     def whole_rollouts(self) -> int:
         """total_timesteps, rounded up."""
         return -(-self.total_timesteps // self.rollout) * self.rollout
+
+
+def absolute_paths(env_id: str, env_settings: tuple[str, ...]) -> tuple[str, ...]:
+    """Settings of an environment with the path of a text and the folder of the data made absolute; names stay."""
+    given = parse_assignments(env_settings)
+    task = TASKS.get(find_id(env_id)) if given.keys() & {"dataset", "data_dir"} else None
+    if task is None:
+        return env_settings
+    values = dict(given)
+    if isinstance(given.get("dataset"), str):
+        values["dataset"] = absolute_dataset(given["dataset"], DataFamily(task.family))
+    if isinstance(given.get("data_dir"), str) and given["data_dir"]:
+        values["data_dir"] = str(absolute_path(given["data_dir"]))
+    return tuple(
+        assignment if values[name] == given[name] else f"{name}={_as_yaml(values[name])}"
+        for assignment, name in zip(env_settings, given, strict=True)
+    )
+
+
+def _as_yaml(path: str) -> str:
+    """An absolute path as YAML reads it back, on one line, in quotes where it has more than letters and the like."""
+    if re.fullmatch(r"/[\w/.+@-]*", path):
+        return path
+    return yaml.safe_dump(path, default_style='"', allow_unicode=True, width=math.inf).removesuffix("\n")
 
 
 def parse_logit_bias(assignments: tuple[str, ...]) -> dict[str, dict[str, float]]:

@@ -53,7 +53,7 @@ def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = (), sinks
         NonFiniteUpdateError: training diverged; the last good model is in the folder.
         KeyboardInterrupt: a second Ctrl-C.
     """
-    settings.checked()
+    settings = settings.checked()
     with session(settings) as learner:
         folder = new_folder(settings.out, RUN_FILES, "a run")
         with locked(folder):
@@ -89,7 +89,8 @@ def resume(
     place, config = run_config(folder)
     own = TrainSettings(out=place)
     own = with_values(own, config, str(place / CONFIG))
-    settings = replace(own, out=place, progress=progress, device=device or own.device).checked()
+    settings = replace(own, out=place, progress=progress, device=device or own.device)
+    settings.check()  # and nothing else: a run goes on with the settings that it has
     with locked(place):
         start = latest_checkpoint(place, lasting(settings))
         _check_unfinished(place, settings, start, kept="checkpoint_every" in config and own.checkpoint_every > 0)

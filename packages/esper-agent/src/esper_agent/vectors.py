@@ -2,36 +2,64 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import esper_env  # noqa: F401  (registers the ids)
 import gymnasium
 import numpy as np
 from esper_env.checks import is_whole
+from esper_env.suggestions import did_you_mean, shown
+from esper_env.tasks import TASKS
 from gymnasium.vector import AutoresetMode, VectorEnv
+
+
+def find_id(env_id: str) -> str:
+    """The registered id that ``env_id`` names: itself, or of "package.module:Id-v0" the last part, once the module has
+    been imported, which may lie in the current folder.
+
+    Raises ``ValueError`` for a module that cannot be imported and for an id that is not registered.
+    """
+    module, colon, name = env_id.rpartition(":") if isinstance(env_id, str) else ("", "", "")
+    if colon:
+        _import(module, env_id)
+        env_id = name
+    if not isinstance(env_id, str) or env_id not in gymnasium.registry:
+        hint = did_you_mean(env_id, TASKS)
+        raise ValueError(f"{env_id!r} is not a registered environment; expected one of {_esper_ids()}{hint}")
+    return env_id
+
+
+def _import(module: str, env_id: str) -> None:
+    try:
+        folder = str(Path.cwd())
+        if folder not in sys.path and "" not in sys.path:
+            sys.path.append(folder)  # `python -m` has it, the `esper` command does not
+        import_module(module)
+    except Exception as error:  # whatever a user's module does while it is imported
+        top = module.partition(".")[0]
+        absent = isinstance(error, ModuleNotFoundError) and error.name in (module, top)
+        remedy = f"; install its package, or run the command in the folder that holds {top}" if absent else ""
+        raise ValueError(
+            f"{env_id!r} names a module that cannot be imported: {type(error).__name__}: {error}{remedy}"
+        ) from error
+
+
+def _esper_ids() -> str:
+    return ", ".join(sorted(known for known in gymnasium.registry if known.startswith("Esper-")))
 
 
 def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env_kwargs: Any) -> VectorEnv:
     """``gymnasium.make_vec`` with an autoreset mode, for ids with and without a vector environment of their own.
 
-    Raises ``ValueError`` for an id that is not registered, naming those of Esper, and for a ``num_envs`` below 1.
+    Raises ``ValueError`` as :func:`find_id`, for a ``num_envs`` below 1 and for settings that it does not take.
     """
     if not is_whole(num_envs, least=1):
         raise ValueError(f"num_envs is {num_envs!r}; expected a whole number of at least 1")
-    module, colon, name = env_id.rpartition(":") if isinstance(env_id, str) else ("", "", "")
-    if colon:  # "package.module:Id-v0", as gymnasium.make takes it
-        try:
-            import_module(module)
-        except Exception as error:  # whatever a user's module does while it is imported
-            raise ValueError(
-                f"{env_id!r} names a module that cannot be imported: {type(error).__name__}: {error}"
-            ) from error
-        env_id = name
-    if not isinstance(env_id, str) or env_id not in gymnasium.registry:
-        known = ", ".join(sorted(known for known in gymnasium.registry if known.startswith("Esper-")))
-        raise ValueError(f"{env_id!r} is not a registered environment; expected one of {known}")
+    env_id = find_id(env_id)
     if gymnasium.spec(env_id).vector_entry_point is None:
         modes: dict[str, Any] = {"vector_kwargs": {"autoreset_mode": autoreset_mode}}
     else:
@@ -39,7 +67,17 @@ def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env
     try:
         return gymnasium.make_vec(env_id, num_envs=num_envs, **modes, **env_kwargs)
     except TypeError as error:  # a setting that the environment does not have
-        raise ValueError(f"{env_id} cannot be made with these settings: {error}") from error
+        foreign, known = ("", "") if env_id in TASKS else ("is no Esper task and ", f"; expected one of {_esper_ids()}")
+        raise ValueError(f"{env_id} {foreign}cannot be made with these settings: {error}{known}") from error
+
+
+def check_growth(observations: gymnasium.Space, env_id: str) -> None:
+    """``ValueError`` unless these are the observations of a growing network."""
+    if not isinstance(observations, gymnasium.spaces.Dict) or "action_mask" not in observations.spaces:
+        raise ValueError(
+            f"{env_id} is no Esper task: its observations are {shown(observations)}, without an action_mask; expected "
+            f"one of {_esper_ids()}, or a task of your own by register_task"
+        )
 
 
 def split_infos(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:

@@ -60,6 +60,11 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         self.reward_config = self._vector.reward_config
         self.telemetry = self._vector.telemetry
 
+    @property
+    def data_digest(self) -> str:
+        """Tells the data apart from all others, whatever their name."""
+        return self._vector.data_digest
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Infos]:
         """Start an episode; ``options={"topology": {slot id: blueprint name}}`` plants seeds from the start.
 

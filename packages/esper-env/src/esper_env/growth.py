@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from esper_env.data.catalog import DataFamily, check_length
 from esper_env.networks.accelerator import memory_gauge
 from esper_env.networks.build import build_population
 from esper_env.networks.population import Measurement, Mismatch, Structure, updated
@@ -28,7 +29,7 @@ from esper_env.rules.signals import SignalConfig, SignalTracker
 from esper_env.rules.slot_table import DOWN, SlotTable
 from esper_env.rules.stages import Stage
 from esper_env.state import Part, attributes_part, object_part, table_part
-from esper_env.tasks import TaskConfig
+from esper_env.tasks import TaskConfig, TransformerSpec
 from esper_env.telemetry import IsolationViolation, Telemetry
 from esper_env.trees import Arrays
 
@@ -57,6 +58,8 @@ class Growth:
 
     def __init__(self, task: TaskConfig, count: int) -> None:
         self.task, self.count = task, count
+        if task.data is None and isinstance(task.host, TransformerSpec):
+            check_length(task.dataset, DataFamily(task.family), task.host.context)
         self._gates = gate_config(task.gates)
         self.reward_config = reward_config(task.reward_mode, task.reward_weights)
         built = build_population(task, count)

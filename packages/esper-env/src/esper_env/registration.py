@@ -7,6 +7,7 @@ from typing import Any
 
 from gymnasium.envs.registration import parse_env_id, register, registry
 
+from esper_env.suggestions import did_you_mean
 from esper_env.tasks import TASKS, CNNSpec, TaskConfig, TransformerSpec, refuse_unknown
 
 
@@ -27,7 +28,7 @@ def register_task(env_id: str, *, base: str = "Esper-Digits-v0", **changes: Any)
     known = [item.name for item in fields(TaskConfig) if item.name != "env_id"]
     refuse_unknown(changes, known, "a task has no field")
     if base not in TASKS:
-        raise ValueError(f"base is {base!r}; expected one of {', '.join(TASKS)}")
+        raise ValueError(f"base is {base!r}; expected one of {', '.join(TASKS)}{did_you_mean(base, TASKS)}")
     if env_id in TASKS or env_id in registry:
         raise ValueError(f"{env_id!r} is registered already; choose another id")
     parse_env_id(env_id)

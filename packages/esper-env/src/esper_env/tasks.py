@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
@@ -13,6 +12,7 @@ from esper_env.choices import CAPTURE_MODES, ISOLATIONS, PRECISIONS
 from esper_env.data.catalog import DataFamily, check_dataset
 from esper_env.rules.gates import GATE_CONFIGS
 from esper_env.rules.reward_config import RewardMode, reward_config
+from esper_env.suggestions import closest, did_you_mean, shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,7 +137,13 @@ class TaskConfig:
         if not isinstance(self.host, CNNSpec | TransformerSpec) and not callable(self.host):
             raise TypeError(f"host is {self.host!r}; expected a CNNSpec, a TransformerSpec or a function of the data")
         if self.data is not None and not callable(self.data) and not hasattr(self.data, "classes"):
-            raise TypeError(f"data is {self.data!r}; expected an ImageData or a TextData, or a function for one")
+            named = isinstance(self.data, str | PathLike)
+            remedy = (
+                f"; a data set, or in a task on text a file, is named by dataset={str(self.data)!r}" if named else ""
+            )
+            raise TypeError(
+                f"data is {shown(self.data)}; expected an ImageData or a TextData, or a function for one{remedy}"
+            )
         for name, known in _CHOICES.items():
             _check_choice(name, getattr(self, name), known)
         if self.data is not None:
@@ -256,7 +262,9 @@ def make_task(env_id: str, **overrides: Any) -> TaskConfig:
         TypeError: a keyword argument that no task has.
     """
     if not isinstance(env_id, str) or env_id not in TASKS:
-        raise ValueError(f"environment {env_id!r} is not known; expected one of {', '.join(TASKS)}")
+        raise ValueError(
+            f"environment {env_id!r} is not known; expected one of {', '.join(TASKS)}{did_you_mean(env_id, TASKS)}"
+        )
     refuse_unknown(overrides, TASK_KWARGS, f"{env_id} has no keyword argument")
     return replace(TASKS[env_id], **overrides)
 
@@ -265,8 +273,8 @@ def refuse_unknown(names: Iterable[str], known: Sequence[str], complaint: str) -
     """``TypeError`` for the first of the names that is not known, with the closest one that is."""
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            near = closest(name, known)
+            hint = f"did you mean {near!r}? " if near else ""
             raise TypeError(f"{complaint} {name!r}; {hint}known: {', '.join(known)}")
 
 

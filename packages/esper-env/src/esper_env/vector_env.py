@@ -244,6 +244,11 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         """Raise what :meth:`reset` would, with only the ``known`` options."""
         parse_reset(seed, options, self.num_envs, self._site, known)
 
+    @property
+    def data_digest(self) -> str:
+        """Tells the data apart from all others, whatever their name."""
+        return self._growth.data_digest
+
     @property  # type: ignore[override]
     def np_random(self) -> tuple[np.random.Generator, ...]:
         """Each environment's generator of episode seeds, until it is reset with a seed."""
@@ -281,7 +286,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     def _identity(self) -> Tree:
         return {
             **task_identity(self.task),
-            "data_digest": self._growth.data_digest,
+            "data_digest": self.data_digest,
             "dataset_name": self.dataset_name,
             "device_kind": self._growth.device.type,
             "max_episode_steps": self._clock.limit,

@@ -17,11 +17,12 @@ from esper_env.data.fashion import load_fashion_mnist
 from esper_env.data.grammar import generate_text
 from esper_env.data.images import ImageData
 from esper_env.data.originals import ORIGINALS
-from esper_env.data.own_text import TextFile, find_text, load_text
+from esper_env.data.own_text import TextFile, check_context, find_text, load_text
 from esper_env.data.procedural import generate_procedural
 from esper_env.data.sources import MissingDataError, Source
 from esper_env.data.text import TextData
 from esper_env.data.tinystories import load_tinystories
+from esper_env.suggestions import did_you_mean, shown
 
 DATA_DIR_VARIABLE = "ESPER_DATA_DIR"
 
@@ -139,32 +140,61 @@ def load_data(dataset: str = "auto", data_dir: str | None = None, *, family: Dat
     if name in MADE:
         return _made(name)
     if name not in ORIGINALS:
-        path = _own_path(name)
+        path = absolute_path(name)
         return _own_text(path, find_text(path))
     return _from_files(ORIGINALS[name], data_folder(data_dir), stand_in)
 
 
 def check_dataset(dataset: object, family: DataFamily) -> None:
     """``ValueError`` unless tasks of this family accept ``dataset``: a known name, or for text an existing path."""
-    known = ", ".join(map(repr, DATASETS[family]))
+    names = DATASETS[family]
+    known, hint = ", ".join(map(repr, names)), did_you_mean(dataset, names)
+    of_texts = family in TEXT_FAMILIES
     if not isinstance(dataset, str) or not dataset:
-        raise ValueError(f"dataset is {dataset!r}; expected one of {known}")
-    if dataset in DATASETS[family]:
+        remedy = _text_remedy(dataset) if of_texts else ""
+        raise ValueError(f"dataset is {shown(dataset)}; expected one of {known}{remedy}")
+    if dataset in names:
         return
-    if family not in TEXT_FAMILIES:
-        raise ValueError(f"dataset is {dataset!r}; a {family} task knows {known}")
-    if not os.path.lexists(_own_path(dataset)):
+    if not of_texts:
+        raise ValueError(f"dataset is {shown(dataset)}; a {family} task knows {known}{hint}")
+    if not os.path.lexists(absolute_path(dataset)):
         raise ValueError(
-            f"dataset is {dataset!r}, and there is nothing at that path; a {family} task knows {known} and the path of "
-            "a UTF-8 file or of a folder of *.txt and *.md files"
+            f"dataset is {shown(dataset)}, and there is nothing at that path; a {family} task knows {known} and the "
+            f"path of a UTF-8 file or of a folder of *.txt and *.md files{hint}"
         )
 
 
-def _own_path(dataset: str) -> Path:
+def check_length(dataset: str, family: DataFamily, context: int) -> None:
+    """``ValueError`` where ``dataset`` is the path of a text that is too short for windows of ``context`` bytes."""
+    if _is_path(dataset, family):
+        check_context(absolute_path(dataset), context)
+
+
+def absolute_dataset(dataset: str, family: DataFamily) -> str:
+    """``dataset`` as every folder can read it: the path of a text made absolute, a name as it is."""
+    return str(absolute_path(dataset)) if _is_path(dataset, family) else dataset
+
+
+def _is_path(dataset: str, family: DataFamily) -> bool:
+    return family in TEXT_FAMILIES and dataset not in DATASETS[family]
+
+
+def _text_remedy(dataset: object) -> str:
+    """How to give what may have been meant as a path."""
+    path = ", or the path of a UTF-8 file or of a folder of *.txt and *.md files, as a text"
+    if isinstance(dataset, os.PathLike):
+        return f"{path}: give str(path)"
+    if isinstance(dataset, int | float):
+        return f"{path}: a name such as 123 reads as a number, so write './123'"
+    return path
+
+
+def absolute_path(path: str) -> Path:
+    """The path as it is read from every folder."""
     try:
-        return Path(dataset).expanduser().absolute()
+        return Path(path).expanduser().absolute()
     except RuntimeError:  # "~somebody" who is not known here
-        return Path(dataset).absolute()
+        return Path(path).absolute()
 
 
 def data_folder(data_dir: str | None = None) -> Path:

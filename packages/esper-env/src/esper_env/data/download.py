@@ -13,7 +13,7 @@ from pathlib import Path
 from esper_env import atomic
 from esper_env.data.progress import Progress, Stage, Watcher
 from esper_env.data.sources import Download
-from esper_env.data.web import ConnectionProblemError, FetchError, open_url
+from esper_env.data.web import ConnectionProblemError, FetchError, UnreachableError, open_url
 
 PART = ".part"
 #: Seconds before the second, the third, ... try when nothing new has arrived.
@@ -73,7 +73,7 @@ def receive(url: str, part: Path, size: int, watch: Watcher) -> None:
         failures = 0 if length(part) > most else failures + 1
         most = max(most, length(part))
         if failures > len(PAUSES):
-            raise FetchError(
+            raise UnreachableError(
                 f"{url} could not be fetched ({problem}) in {failures} tries; {length(part):,} of {size:,} bytes are "
                 "here and stay for the next time. Try again, or another address (--url)"
             )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +15,9 @@ from esper_env.data.manifest import MANIFEST, write_manifest
 from esper_env.data.progress import Watcher, unwatched
 from esper_env.data.sources import Download, Source
 from esper_env.data.unpack import unpack
-from esper_env.data.verify import State, Verdict, find_source, verify
-from esper_env.data.web import FetchError, check_url
-
-#: Below the data folder: what has arrived of each data set, and the locks. Loaders never look there.
-WORK = ".esper-downloads"
-#: Below that: the files of a data set before they take their place.
-READY = "ready"
+from esper_env.data.verify import State, Verdict, fetch_command, find_source, verify
+from esper_env.data.web import FetchError, UnreachableError, check_url
+from esper_env.data.workplace import READY, workplace
 
 
 @dataclass(frozen=True)
@@ -54,22 +48,32 @@ def fetch(name: str, root: Path, url: str | None = None, watch: Watcher = unwatc
     if root.exists() and not root.is_dir():
         raise ValueError(f"data_dir is {str(root)!r}, a file; expected a folder")
     try:
-        (root / WORK).mkdir(parents=True, exist_ok=True)
-        with _locked(root / WORK / f"{name}.lock", source):
-            return _fetch(source, root, addresses, watch)
+        with workplace(source, root) as work:
+            return _fetch(source, root, work, addresses, watch)
+    except UnreachableError as error:
+        raise FetchError(f"{error}. {_without_network(source, root)}") from error
     except FetchError:
         raise
     except OSError as error:
         raise FetchError(f"{source.title} could not be put into {root}: {error}") from error
 
 
-def _fetch(source: Source, root: Path, addresses: list[str], watch: Watcher) -> Outcome:
+def _without_network(source: Source, root: Path) -> str:
+    """What to do where no server can be reached."""
+    addresses = ", ".join(download.url for download in source.downloads)
+    if source.archive is not None:
+        place, then = root, f"run `{fetch_command(source, root)}` here, which unpacks it"
+    else:
+        place, then = root / source.folder, "nothing else is needed"
+    return f"On a machine without network: download {addresses} on another one, put it into {place}, and {then}"
+
+
+def _fetch(source: Source, root: Path, work: Path, addresses: list[str], watch: Watcher) -> Outcome:
     before = verify(source.name, root, watch)
     if before.folder is not None and before.state is not State.DAMAGED:
         return Outcome(before.folder, before.detail, already_there=True)
     target = before.folder or root / source.folder
     _check_room(source, root, before, target)
-    work = root / WORK / source.name
     work.mkdir(exist_ok=True)
     prepare = _download if source.archive is None else _download_and_unpack
     digests, origins = prepare(source, root, work, addresses, watch)
@@ -104,10 +108,14 @@ def _download_and_unpack(source: Source, root: Path, work: Path, addresses: list
     (download,) = source.downloads
     by_hand, archive = root / download.name, work / download.name
     unpacked = sum(file.size for file in source.files)
-    if length(by_hand) == download.size and has_sha256(by_hand, download.sha256, watch):
+    given = by_hand.is_file()
+    difference = _difference(by_hand, download, watch) if given else ""
+    if given and not difference:
         archive, addresses = by_hand, ["the archive in the data folder"]
         _check_space(source, root, unpacked)
     else:
+        if difference:
+            warnings.warn(f"{by_hand} is not used: {difference}; remove it, or put the original there", stacklevel=5)
         _check_space(source, root, unpacked + _missing(download, archive))
         obtain(download, addresses[0], archive, watch)
     ready = work / READY
@@ -115,6 +123,13 @@ def _download_and_unpack(source: Source, root: Path, work: Path, addresses: list
         shutil.rmtree(ready)
     expected = {f"{source.folder}/{file.name}": file.size for file in source.files}
     return unpack(archive, expected, ready, watch), addresses
+
+
+def _difference(path: Path, download: Download, watch: Watcher) -> str:
+    """In which way the file is not the original, in words; empty if it is."""
+    if length(path) != download.size:
+        return f"it has {length(path):,} bytes, the original {download.size:,}"
+    return "" if has_sha256(path, download.sha256, watch) else "it is not the original (SHA-256)"
 
 
 def _missing(download: Download, place: Path) -> int:
@@ -187,17 +202,3 @@ def _address(source: Source, download: Download, url: str | None) -> str:
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
-
-
-@contextmanager
-def _locked(path: Path, source: Source) -> Iterator[None]:
-    """One fetch of a data set at a time. The kernel lets go of the lock when the process ends, however it ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FetchError(f"{source.title} is being fetched into {path.parent.parent} by another process") from None
-        yield
-    finally:
-        os.close(descriptor)

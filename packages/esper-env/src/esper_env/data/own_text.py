@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +16,13 @@ from esper_env.data.text import LEAST_BYTES, TextData
 
 SUFFIXES = (".txt", ".md")
 
-#: Fewest bytes in all: a tenth is for validation and a tenth for the tests, and a cut that moves to the end of its
-#: line may take half of such a tenth away.
-LEAST = 20 * LEAST_BYTES
 #: Most bytes in all: everything is held in memory, and on the device.
 MOST = 2**30
 
 _CHUNK = 2**24
+
+#: How UTF-16 begins.
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class TextFile(NamedTuple):
@@ -30,6 +31,12 @@ class TextFile(NamedTuple):
     path: Path
     size: int  # bytes
     changed: int  # nanoseconds
+
+
+def least_size(split: int = LEAST_BYTES) -> int:
+    """Fewest bytes of a whole text whose splits have ``split`` bytes each: a tenth is for validation and a tenth for
+    the tests, and a cut that moves to the end of its line may take half of such a tenth away."""
+    return 20 * split
 
 
 def find_text(path: Path) -> tuple[TextFile, ...]:
@@ -42,11 +49,26 @@ def find_text(path: Path) -> tuple[TextFile, ...]:
     if not files:
         raise ValueError(f"{path} holds no text; expected *.txt or *.md files in it or in its folders")
     total = sum(file.size for file in files)
-    if total < LEAST:
-        raise ValueError(f"{path} has {total} bytes of text; expected at least {LEAST}, to be cut in three")
+    _check_least(path, total)
     if total > MOST:
         raise ValueError(f"{path} has {total:,} bytes of text, all held in memory; expected at most {MOST:,}")
     return files
+
+
+def check_context(path: Path, context: int) -> None:
+    """``ValueError`` for a text whose splits may be too short for windows of ``context`` bytes and what follows them;
+    else as :func:`find_text`."""
+    total, least = sum(file.size for file in find_text(path)), least_size(context + 1)
+    if total < least:
+        raise ValueError(
+            f"{path} has {total:,} bytes of text, too few for a host that reads {context} bytes at a time; expected "
+            f"at least {least:,}, of which a tenth is for validation and a tenth for the tests: give more text"
+        )
+
+
+def _check_least(path: Path, total: int) -> None:
+    if total < least_size():
+        raise ValueError(f"{path} has {total} bytes of text; expected at least {least_size()}, to be cut in three")
 
 
 def _below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[TextFile]:
@@ -77,7 +99,7 @@ def _file(path: Path) -> TextFile:
 
 def load_text(path: Path, files: tuple[TextFile, ...]) -> TextData:
     """The files one after the other, each from the beginning of a line, cut in three by :func:`split_at_lines`. The
-    name is "text:" and that of ``path``.
+    name is "text:" and that of ``path``. A byte order mark in front of a file is no part of the text.
 
     Raises ``ValueError`` for what is no UTF-8 or has a NUL byte in it, with the offset, and ``OSError`` for a file that
     cannot be read.
@@ -86,7 +108,9 @@ def load_text(path: Path, files: tuple[TextFile, ...]) -> TextData:
     for file in files:
         content = _read(file.path)
         _check_utf8(file.path, content)
+        content = content.removeprefix(codecs.BOM_UTF8)
         texts.append(content if content.endswith(b"\n") or not content else content + b"\n")
+    _check_least(path, sum(map(len, texts)))  # byte order marks do not count
     name = path.name if path.name not in ("", "..") else path.resolve().name
     return TextData(f"text:{name}", *split_at_lines(np.frombuffer(b"".join(texts), dtype=np.uint8)))
 
@@ -101,7 +125,8 @@ def _read(path: Path) -> bytes:
 def _check_utf8(path: Path, content: bytes) -> None:
     nul = content.find(b"\0")
     if nul >= 0:
-        raise ValueError(f"{path} has a NUL byte at offset {nul}; expected a UTF-8 text, no binary file and no UTF-16")
+        remedy = f"if it is UTF-16, {_conversion(path, 'UTF-16')}"
+        raise ValueError(f"{path} has a NUL byte at offset {nul}; expected a UTF-8 text, no binary file; {remedy}")
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(content), _CHUNK):
         pending = len(decoder.getstate()[0])  # bytes of a character that began in the chunk before
@@ -110,10 +135,18 @@ def _check_utf8(path: Path, content: bytes) -> None:
             decoder.decode(chunk, final=start + _CHUNK >= len(content))
         except UnicodeDecodeError as error:
             offset = start - pending + error.start
+            encoding, name = ("UTF-16", "UTF-16") if content[:2] in _UTF16_MARKS else ("ISO-8859-1", "Latin-1")
             raise ValueError(
-                f"{path} is not UTF-8: the byte at offset {offset} is {content[offset]:#04x} ({error.reason}); convert "
-                "the file (iconv -t UTF-8)"
+                f"{path} is not UTF-8: the byte at offset {offset} is {content[offset]:#04x} ({error.reason}); if it "
+                f"is {name}, {_conversion(path, encoding)}"
             ) from error
+
+
+def _conversion(path: Path, encoding: str) -> str:
+    """The command that makes a UTF-8 file of one in another encoding."""
+    converted = path.with_name(f"{path.stem}-utf8{path.suffix}")
+    command = f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(str(converted))}"
+    return f"convert it with `{command}` and take the new file in its place"
 
 
 def _unreadable(path: Path, error: OSError) -> OSError:

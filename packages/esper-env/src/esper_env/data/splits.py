@@ -40,7 +40,8 @@ def split_at_lines(text: Text) -> list[Text]:
     """Training, validation and test text: the last ``TEST_BYTES``, but a tenth at most, are for the tests, and
     ``VAL_BYTES``, but a tenth at most, in front of them for validation.
 
-    A cut moves to the end of its line if that is no further than half the length of the split that it makes shorter.
+    A cut moves to the end of its line if that is no further than half the length of the split that it makes shorter,
+    else to the end of its character.
     """
     val, test = (min(most, len(text) // 10) for most in (VAL_BYTES, TEST_BYTES))
     cuts = [_line_end(text, len(text) - val - test, val // 2), _line_end(text, len(text) - test, test // 2)]
@@ -48,9 +49,13 @@ def split_at_lines(text: Text) -> list[Text]:
 
 
 def _line_end(text: Text, place: int, reach: int) -> int:
-    """Behind the first line end from ``place`` on, if it is within ``reach`` bytes; else the place."""
-    ahead = np.flatnonzero(text[place : place + reach] == ord("\n"))
-    return place + int(ahead[0]) + 1 if len(ahead) else place
+    """Behind the first line end from ``place`` on, if it is within ``reach`` bytes; else where a character starts."""
+    ahead = text[place : place + reach]
+    ends = np.flatnonzero(ahead == ord("\n"))
+    if len(ends):
+        return place + int(ends[0]) + 1
+    starts = np.flatnonzero(ahead[:4] & 0xC0 != 0x80)  # UTF-8: a character's other bytes are 0b10xxxxxx, three at most
+    return place + int(starts[0]) if len(starts) else place
 
 
 def carved(name: str, images: Images, labels: Labels, val: int) -> dict[str, Any]:

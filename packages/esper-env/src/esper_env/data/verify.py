@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from esper_env.data.catalog import LOADERS, MADE
+from esper_env.data.catalog import LOADERS, MADE, data_folder
 from esper_env.data.manifest import ManifestError, differences, read_manifest
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.progress import Watcher, unwatched
 from esper_env.data.sources import Source
+from esper_env.suggestions import did_you_mean
 
 
 class State(StrEnum):
@@ -37,8 +38,14 @@ def find_source(name: str) -> Source:
     """The data set in files with this name. Raises ``ValueError`` for any other name."""
     if name not in ORIGINALS:
         what = "needs no files" if name in MADE else "is not known"
-        raise ValueError(f"data set {name!r} {what}; expected one of {', '.join(ORIGINALS)}")
+        hint = "" if name in MADE else did_you_mean(name, ORIGINALS)
+        raise ValueError(f"data set {name!r} {what}; expected one of {', '.join(ORIGINALS)}{hint}")
     return ORIGINALS[name]
+
+
+def fetch_command(source: Source, root: Path) -> str:
+    """The command that fetches a data set into ``root``."""
+    return source.command("fetch", None if root == data_folder() else root)
 
 
 def verify(name: str, root: Path, watch: Watcher = unwatched) -> Verdict:
@@ -60,7 +67,10 @@ def verify(name: str, root: Path, watch: Watcher = unwatched) -> Verdict:
     try:
         LOADERS[name](folder)
     except (ValueError, OSError) as error:
-        return Verdict(name, State.DAMAGED, folder, str(error), fetched=files is not None)
+        detail = str(error)
+        if files is None:  # which a fetch leaves alone
+            detail = f"{detail.partition(';')[0]}; move {folder} away, then `{fetch_command(source, root)}`"
+        return Verdict(name, State.DAMAGED, folder, detail, fetched=files is not None)
     if files is None:
         detail = f"put there by hand, without a manifest: the loader takes it{_shorter(source, folder)}"
         return Verdict(name, State.READABLE, folder, detail, fetched=False)

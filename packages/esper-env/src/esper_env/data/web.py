@@ -14,6 +14,10 @@ class FetchError(OSError):
     """A data set that could not be fetched; the message says why and what to do."""
 
 
+class UnreachableError(FetchError):
+    """A server that has given no answer, or none of use, however often it was asked."""
+
+
 class ConnectionProblemError(Exception):
     """A server that may do better in a moment."""
 
