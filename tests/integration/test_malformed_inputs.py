@@ -330,8 +330,8 @@ REMEDY = "change the blueprint's factory"
 @table(
     ("no-module", lambda _channels: 3, ValueError, "'mine' makes 3", "a torch.nn.Module with parameters", REMEDY),
     ("nothing-to-train", lambda _channels: nn.Identity(), ValueError, "makes Identity()", "with parameters", REMEDY),
-    ("other-shape", lambda channels: nn.Conv2d(channels, 2, 1), ValueError, "turns (2, 4", "into (2, 2", REMEDY),
-    ("wrong-input", lambda _channels: nn.Linear(7, 7), ValueError, "'mine' cannot run on (2, 4, ", REMEDY),
+    ("other-shape", lambda channels: nn.Conv2d(channels, 2, 1), ValueError, "turns (3, 4", "into (3, 2", REMEDY),
+    ("wrong-input", lambda _channels: nn.Linear(7, 7), ValueError, "'mine' cannot run on (3, 4, ", REMEDY),
     ("statistics", nn.BatchNorm2d, ValueError, "writes into its buffer 'running_mean'", REMEDY, "GroupNorm"),
     ("dropout", lambda _channels: nn.Sequential(nn.Conv2d(4, 4, 1), nn.Dropout()), ValueError, "has dropout", REMEDY),
 )

@@ -66,8 +66,11 @@ def test_hosts_that_honour_it():
 @pytest.mark.parametrize(
     ("host", "message"),
     [
-        (nn.Linear(2, 2), "the host is a Linear, which is none: it lacks topology, slots, execution_order, segments"),
-        (object(), "the host is a object, which is none"),
+        (
+            nn.Linear(2, 2),
+            "the host is a Linear, which cannot be grown: it lacks topology, slots, execution_order, segments",
+        ),
+        (object(), "the host is a object, which cannot be grown"),
         (None, "the host is a NoneType"),
     ],
 )
@@ -194,7 +197,7 @@ def test_a_host_that_draws_random_numbers_in_training_is_refused():
     )
     check_host(host)
     state = torch.default_generator.get_state()
-    with pytest.raises(ValueError, match="the host Perceptron draws from the global generator when it trains"):
+    with pytest.raises(ValueError, match="the host Perceptron draws from the global generator when it runs"):
         check_forward(host, IMAGES, 4)
     assert torch.equal(torch.default_generator.get_state(), state)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def build_reproducibly(build: Callable[[], nn.Module]) -> nn.Module:
 
     Raises:
         TypeError: what is built is no module.
-        ValueError: two modules built from the same seed differ; a parameter is frozen.
+        ValueError: two modules built from the same seed differ; a parameter is frozen, complex, or has no shape yet.
     """
     made: list[nn.Module] = []
     for _ in range(2):
@@ -37,6 +38,7 @@ def build_reproducibly(build: Callable[[], nn.Module]) -> nn.Module:
             module: object = build()
         if not isinstance(module, nn.Module):
             raise TypeError(f"what builds a network returned {module!r}; expected a torch.nn.Module")
+        _check_parameters(module)
         made.append(module)
     first, second = ({**dict(one.named_parameters()), **dict(one.named_buffers())} for one in made)
     differing = [name for name in first.keys() | second.keys() if not _same(first.get(name), second.get(name))]
@@ -45,31 +47,60 @@ def build_reproducibly(build: Callable[[], nn.Module]) -> nn.Module:
             f"a {type(made[0]).__name__} built twice from the same seed has other values in {min(differing)}; its "
             "constructor has to draw from PyTorch's default generator (torch.nn.init, torch.randn) and nowhere else"
         )
-    frozen = [name for name, value in made[0].named_parameters() if not value.requires_grad]
-    if frozen:
-        raise ValueError(
-            f"a {type(made[0]).__name__} has the frozen parameters {', '.join(frozen[:5])}; every parameter is "
-            "trained: make what is not to be trained a buffer (register_buffer)"
-        )
     return made[0]
+
+
+def _check_parameters(module: nn.Module) -> None:
+    """``ValueError`` for parameters that cannot be trained as rows of real numbers."""
+    lazy = [name for name, value in module.named_parameters() if is_lazy(value)]
+    troubles = {
+        "that get their shape when they are first used": (lazy, "give every layer its sizes"),
+        "that are frozen": (
+            [name for name, value in module.named_parameters() if not value.requires_grad],
+            "every parameter is trained: make what is not to be trained a buffer (register_buffer)",
+        ),
+        "that are complex": (
+            [name for name, value in module.named_parameters() if name not in lazy and value.is_complex()],
+            "keep real and imaginary parts as two real ones (torch.view_as_complex)",
+        ),
+    }
+    for what, (names, remedy) in troubles.items():
+        if names:
+            raise ValueError(f"a {type(module).__name__} has parameters {what} ({', '.join(names[:5])}); {remedy}")
+
+
+def drops(layer: nn.Module) -> bool:
+    """Whether a layer is dropout that drops something."""
+    return isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0
 
 
 @contextmanager
 def watched_generator(device: torch.device) -> Iterator[Callable[[], bool]]:
-    """Yields what tells whether a device's default generator has been drawn from; it is put back on leaving."""
+    """Yields what tells whether the default generator, of the CPU or the device, has been drawn from.
+
+    Both are put back on leaving.
+    """
     on_cuda = device.type == "cuda"
 
-    def state() -> Tensor:
-        return torch.cuda.get_rng_state(device) if on_cuda else torch.default_generator.get_state()
+    def states() -> list[Tensor]:
+        own = [torch.cuda.get_rng_state(device)] if on_cuda else []
+        return [torch.default_generator.get_state(), *own]
 
-    before = state()
+    before = states()
     try:
-        yield lambda: not torch.equal(state(), before)
+        yield lambda: not all(map(torch.equal, states(), before))
     finally:
+        torch.default_generator.set_state(before[0])
         if on_cuda:
-            torch.cuda.set_rng_state(before, device)
-        else:
-            torch.default_generator.set_state(before)
+            torch.cuda.set_rng_state(before[1], device)
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Equal within what another order of summation, or an accelerator's shorter numbers, makes of it."""
+    tolerance = 1e-4 if one.device.type == "cpu" else 1e-2
+    finite = other[other.isfinite()].abs()
+    size = float(finite.max()) if finite.numel() else 0.0
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0.0, atol=tolerance * size, equal_nan=True)
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from esper_env.networks.construction import watched_generator
+from esper_env.checks import is_whole
+from esper_env.networks.construction import alike, drops, watched_generator
 from esper_env.networks.hosts.protocol import HostProtocol, SlotSpec
 from esper_env.networks.seeds.registry import offered_blueprints
 
@@ -24,17 +26,35 @@ def check_host(host: object) -> None:
     if not isinstance(host, nn.Module) or not isinstance(host, HostProtocol):
         missing = [name for name in (*HostProtocol.__annotations__, "forward_between") if not hasattr(host, name)]
         kind = "it lacks " + ", ".join(missing) if missing else "it is no torch.nn.Module"
-        raise TypeError(f"the host is a {type(host).__name__}, which is none: {kind}; {REMEDY}")
-    problem = _slot_problem(host) or _module_problem(host)
+        raise TypeError(f"the host is a {type(host).__name__}, which cannot be grown: {kind}; {REMEDY}")
+    problem = _kind_problem(host) or _slot_problem(host) or _module_problem(host)
     if problem:
         raise ValueError(f"the host {type(host).__name__} cannot be grown: {problem}; {REMEDY}")
     offered_blueprints(host.topology)
 
 
+def _kind_problem(host: HostProtocol) -> str | None:
+    """Whether the attributes are what they are called."""
+    if not isinstance(host.topology, str):
+        return f"topology is {host.topology!r}, expected a text such as 'cnn'"
+    if not isinstance(host.segments, nn.ModuleList):
+        return f"segments is a {type(host.segments).__name__}, expected a torch.nn.ModuleList"
+    slots = host.slots
+    if not isinstance(slots, Sequence) or not slots or not all(isinstance(slot, SlotSpec) for slot in slots):
+        return f"slots is {slots!r}, expected at least one SlotSpec"
+    for slot in slots:
+        whole = (slot.channels, slot.row, slot.col, slot.action_index)
+        shape = slot.shape if isinstance(slot.shape, tuple) else (None,)
+        if not isinstance(slot.slot_id, str) or not all(is_whole(value) for value in (*whole, *shape)):
+            return f"a slot is {slot!r}, expected a text as id, whole numbers, and a tuple of them as shape"
+    order = host.execution_order
+    if not isinstance(order, Sequence) or not all(is_whole(place) for place in order):
+        return f"execution_order is {order!r}, expected each of 0..{len(slots) - 1} once"
+    return None
+
+
 def _slot_problem(host: HostProtocol) -> str | None:
     slots, order = host.slots, host.execution_order
-    if not slots or not all(isinstance(slot, SlotSpec) for slot in slots):
-        return f"slots is {slots!r}, expected at least one SlotSpec"
     if len({slot.slot_id for slot in slots}) < len(slots):
         return f"its slots are {[slot.slot_id for slot in slots]}, expected different ids"
     if [slot.action_index for slot in slots] != list(range(len(slots))):
@@ -53,7 +73,7 @@ def _slot_problem(host: HostProtocol) -> str | None:
 
 
 def _module_problem(host: nn.Module) -> str | None:
-    if any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in host.modules()):
+    if any(drops(layer) for layer in host.modules()):
         return "it has dropout, which draws from the global generator"
     segments = host.segments
     assert isinstance(segments, nn.ModuleList)
@@ -64,52 +84,51 @@ def _module_problem(host: nn.Module) -> str | None:
 
 @torch.no_grad()
 def check_forward(host: nn.Module, samples: Tensor, classes: int) -> None:
-    """Run a host of :func:`check_host` on a few samples (B, ...).
+    """Run a host of :func:`check_host` on a few samples (B, ...) with B > 1; its buffers stay as they are.
 
     Raises:
-        ValueError: features or logits of another shape than announced; a prediction that depends on later tokens;
-            random numbers drawn in training.
+        ValueError: a segment that fails or writes into its input; features or logits of another shape than announced;
+            random numbers; predictions that depend on other samples or on later tokens.
     """
     assert isinstance(host, HostProtocol)
-    name = type(host).__name__
-    with watched_generator(samples.device) as drawn:
-        _features(copy.deepcopy(host).train(), samples)
-        if drawn():
-            raise ValueError(f"the host {name} draws from the global generator when it trains; {REMEDY}")
-    host.eval()
-    features = _features(host, samples)
-    for index, x in zip(host.execution_order, features[:-1], strict=True):
-        slot = host.slots[index]
-        if x.shape[1:] != slot.shape:
-            raise ValueError(
-                f"the host {name} has features of {tuple(x.shape[1:])} at slot {slot.slot_id}, which says "
-                f"{slot.shape}; {REMEDY}"
-            )
+    what = f"the host {type(host).__name__}"
+    for training in (True, False):
+        with watched_generator(samples.device) as drawn:
+            features = run_segments(host, samples, training=training)
+            if drawn():
+                raise ValueError(f"{what} draws from the global generator when it runs; {REMEDY}")
+    _check_shapes(host, features, samples, classes)
     logits = features[-1]
-    sequences = len(host.slots[0].shape) == 2
-    expected = (*samples.shape, classes) if sequences else (len(samples), classes)
-    if logits.shape != expected:
-        raise ValueError(
-            f"the host {name} turns {tuple(samples.shape)} into {tuple(logits.shape)}; expected {expected}: one logit "
-            f"for each of the {classes} classes"
-        )
-    if sequences and not torch.equal(_but_last(host, samples), logits[:, :-1]):
-        raise ValueError(f"the host {name} looks ahead: its first predictions depend on the last token")
+    if not alike(run_segments(host, samples, training=False)[-1], logits):
+        raise ValueError(f"{what} predicts something else every time it runs; {REMEDY}")
+    for place in range(len(samples)):
+        alone = run_segments(host, samples[place : place + 1], training=False)[-1]
+        if alone.shape != logits[:1].shape or not alike(alone[0], logits[place]):
+            raise ValueError(
+                f"{what} mixes samples: in eval mode, what it predicts for one depends on the others; {REMEDY}"
+            )
+    if len(host.slots[0].shape) == 2 and not alike(_but_last(host, samples), logits[:, :-1]):
+        raise ValueError(f"{what} looks ahead: its first predictions depend on the last token")
 
 
-def _features(host: nn.Module, x: Tensor) -> list[Tensor]:
-    """What each segment makes of what the one before it made."""
+def run_segments(host: nn.Module, x: Tensor, *, training: bool) -> list[Tensor]:
+    """What each segment makes of what the one before it made; ``ValueError`` for one that fails.
+
+    Segments run with copies of their tensors, so that running statistics stay.
+    """
     assert isinstance(host, HostProtocol)
     made, name = [], type(host).__name__
     for number, segment in enumerate(host.segments):
+        segment.train(training)
+        own = {key: value.clone() for key, value in [*segment.named_parameters(), *segment.named_buffers()]}
         given = x.clone()
-        untouched = given._version
+        untouched, shape = given._version, tuple(given.shape)
         try:
-            x = segment(given)
+            x = functional_call(segment, own, (given,))
         except Exception as error:
-            raise ValueError(
-                f"segment {number} of the host {name} cannot run on {tuple(given.shape)} ({error})"
-            ) from error
+            raise ValueError(f"segment {number} of the host {name} cannot run on {shape} ({error})") from error
+        if not isinstance(x, Tensor):
+            raise ValueError(f"segment {number} of the host {name} makes a {type(x).__name__} of {shape}; {REMEDY}")
         if given._version != untouched:
             raise ValueError(
                 f"segment {number} of the host {name} writes into its input, which seeds still need; begin it with a "
@@ -119,9 +138,26 @@ def _features(host: nn.Module, x: Tensor) -> list[Tensor]:
     return made
 
 
+def _check_shapes(host: HostProtocol, features: list[Tensor], samples: Tensor, classes: int) -> None:
+    name = type(host).__name__
+    for index, x in zip(host.execution_order, features[:-1], strict=True):
+        slot = host.slots[index]
+        if x.shape[1:] != slot.shape:
+            raise ValueError(
+                f"the host {name} has features of {tuple(x.shape[1:])} at slot {slot.slot_id}, which says "
+                f"{slot.shape}; {REMEDY}"
+            )
+    logits = features[-1]
+    expected = (*samples.shape, classes) if len(host.slots[0].shape) == 2 else (len(samples), classes)
+    if logits.shape != expected:
+        raise ValueError(
+            f"the host {name} turns {tuple(samples.shape)} into {tuple(logits.shape)}; expected {expected}: one logit "
+            f"for each of the {classes} classes"
+        )
+
+
 def _but_last(host: nn.Module, tokens: Tensor) -> Tensor:
     """The predictions for all but the last position, after another last token."""
     changed = tokens.clone()
     changed[:, -1] = (changed[:, -1] + 1) % 2
-    logits: Tensor = host(changed)
-    return logits[:, :-1]
+    return run_segments(host, changed, training=False)[-1][:, :-1]

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from esper_env.networks.hosts.cnn import GlobalAveragePool
 from esper_env.networks.population.inference import ChannelShift, Rectifier, shifted
-from esper_env.networks.population.mapped import entered, run_mapped
+from esper_env.networks.population.mapped import entered, rule_of, run_mapped
 from esper_env.networks.seeds.blend import BlendGate
 from esper_env.networks.seeds.cnn import LayerScaleResidual, NormSeed, SqueezeExcite
 
@@ -40,7 +40,7 @@ _rule = partial(entered, RULES)
 
 def run(module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool, prefix: str = "") -> Tensor:
     """Run n copies of ``module`` on (n, C, H, W, B) or (n, F, B); ``training`` selects the BatchNorm statistics."""
-    rule = RULES.get(type(module))
+    rule = rule_of(RULES, module)
     if rule is None:
         return _vmapped(module, tensors, prefix, x, training)
     return rule(module, tensors, prefix, x, training)

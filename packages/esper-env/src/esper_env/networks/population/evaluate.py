@@ -174,6 +174,8 @@ def _pass_fork(shard: Shard, slot: int, fork: _Fork, x: Tensor) -> Tensor:
         x = x.index_select(0, fork.parents)
     if fork.plan is None:
         return x
+    if not shard.all_known:  # features of a module of the user's own may be a view of anything
+        x = x.clone(memory_format=torch.contiguous_format)
     groups = torch.split(x, fork.plan.sizes)
     for part, own, h in zip(fork.plan.parts, fork.tensors, groups[1:], strict=True):
         h.copy_(shard.blend_part(slot, part, h, own))

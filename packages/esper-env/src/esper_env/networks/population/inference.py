@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from esper_env.networks.population.mapped import hooked
+
 Tensors = Mapping[str, Tensor]
 
 
@@ -105,4 +107,6 @@ def _can_fold(conv: nn.Module, norm: nn.Module) -> bool:
         and type(norm) is nn.BatchNorm2d
         and norm.affine
         and norm.track_running_stats
+        and not hooked(conv)
+        and not hooked(norm)
     )

@@ -20,6 +20,8 @@ from esper_env.networks.population import batched, sequences
 
 Tensors = Mapping[str, Tensor]
 
+_KNOWN = ("torch.nn.modules.", "esper_env.")
+
 
 class Layout(Protocol):
     """How features are stored and how modules run on them."""
@@ -92,7 +94,7 @@ class ImagesAlone(_SharedTensors):
         state = {name: value[0] for name, value in tensors.items()}
         module.train(training)
         folded = x.flatten(0, 1).permute(0, 3, 1, 2)
-        if torch.is_grad_enabled() and not folded.requires_grad and _has_group_norm(module):
+        if torch.is_grad_enabled() and not folded.requires_grad and _may_have_group_norm(module):
             # The backward pass of PyTorch 2.13's GroupNorm in channels_last writes through a null pointer on the CPU
             # when its input needs no gradient: let it have one.
             folded = folded.detach().requires_grad_()
@@ -155,8 +157,14 @@ LAYOUTS: dict[tuple[int, bool], type[Layout]] = {
 }
 
 
-def _has_group_norm(module: nn.Module) -> bool:
-    return any(isinstance(layer, nn.GroupNorm) for layer in module.modules())
+def all_known(module: nn.Module) -> bool:
+    """Whether a module is made of PyTorch's layers and this package's alone, so that what it does is known."""
+    return all(type(layer).__module__.startswith(_KNOWN) for layer in module.modules())
+
+
+def _may_have_group_norm(module: nn.Module) -> bool:
+    """A layer of its type; or a module of the user's own, which may call it as a function."""
+    return not all_known(module) or any(isinstance(layer, nn.GroupNorm) for layer in module.modules())
 
 
 def normaliser(

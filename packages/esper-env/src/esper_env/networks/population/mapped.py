@@ -22,6 +22,16 @@ def entered(rules: dict[type[nn.Module], R], *types: type[nn.Module]) -> Callabl
     return enter
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether something is called before or behind the module, which rules and folding would pass over."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def rule_of(rules: Mapping[type[nn.Module], R], module: nn.Module) -> R | None:
+    """The rule of a module's type, if the module has one and nothing is hooked to it."""
+    return None if hooked(module) else rules.get(type(module))
+
+
 def run_mapped(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, x: Tensor) -> Tensor:
     """Run n copies of a module, whose tensors are under ``prefix``, on (n, B, ...): the module sees (B, ...)."""
     own = {name: tensors[prefix + name] for name, _ in [*module.named_parameters(), *module.named_buffers()]}
@@ -30,6 +40,8 @@ def run_mapped(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, x:
     if torch.is_autocast_enabled(kind):
         dtype = next((value.dtype for value in own.values() if value.is_floating_point()), x.dtype)
         with torch.autocast(kind, enabled=False):
+            if not x.is_floating_point():  # tokens
+                return _mapped(module, own, x)
             return _mapped(module, own, x.to(dtype)).to(x.dtype)
     return _mapped(module, own, x)
 

@@ -14,7 +14,7 @@ from esper_env.choices import FULL_PRECISION, PRECISIONS
 from esper_env.networks.hosts.contract import check_host
 from esper_env.networks.hosts.protocol import HostProtocol
 from esper_env.networks.population.inference import InferenceForm
-from esper_env.networks.population.layout import LAYOUTS, Layout
+from esper_env.networks.population.layout import LAYOUTS, Layout, all_known
 from esper_env.networks.population.stack import Stack
 from esper_env.networks.population.structure import Part, SlotPlan, Structure, join_rows, on_device, split_rows
 from esper_env.networks.seeds.blend import GATES, blend
@@ -65,7 +65,7 @@ class Shard:
         self.slots, self.execution_order, self.topology = template.slots, template.execution_order, template.topology
         self.segments = template.segments
         self._dims = len(self.slots[0].shape)  # of a sample's features
-        self.together = together
+        self.together, self.all_known = together, all(all_known(segment) for segment in self.segments)
         self.layout: Layout = LAYOUTS[self._dims, together]()
         self._names = _names_by_segment(self.host.template, self.segments)
         self._inference = [InferenceForm(segment) for segment in self.segments]

@@ -26,7 +26,7 @@ from esper_env.networks.population.state import Networks, networks_state, prepar
 from esper_env.networks.population.stream import MinibatchStream, draw_epoch
 from esper_env.networks.population.structure import Structure
 from esper_env.networks.population.trainers import Trainers, TrainStats
-from esper_env.networks.population.trial import try_blueprints, try_host
+from esper_env.networks.population.trial import some_of, try_blueprints, try_host
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_rng, derive_seed
 from esper_env.state import Commit
@@ -111,8 +111,9 @@ class Population:
             ]
             self._splits = splits_for(self.shards[0].slots[0], data, device, dtype)
             samples, _ = next(self._splits.validation.chunks(self.shards[0]))
-            check_forward(self.shards[0].host.template, samples[:2], data.classes)
-            try_host(self.shards[0], samples[:2])
+            some = some_of(samples)
+            check_forward(self.shards[0].host.template, some, data.classes)
+            try_host(self.shards[0], some)
             try_blueprints(self.shards[0])
             self._trainers = [
                 Trainers(shard, config.optimisation, self._splits.train, config.capture) for shard in self.shards

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from esper_env.networks.attention import CausalSelfAttention, FlexCausalSelfAttention
 from esper_env.networks.hosts.transformer import Residual, TiedHead, TokenEmbedding
-from esper_env.networks.population.mapped import entered, run_mapped
+from esper_env.networks.population.mapped import entered, rule_of, run_mapped
 from esper_env.networks.seeds.blend import CausalBlendGate, causal_mean
 from esper_env.networks.seeds.transformer import LowRank, ScaledResidual, TokenNormSeed
 
@@ -30,7 +30,7 @@ _rule = partial(entered, RULES)
 
 def run(module: nn.Module, tensors: Tensors, x: Tensor, prefix: str = "") -> Tensor:
     """Run n copies of ``module`` on (n, B, T, width) features, or (n, B, T) tokens."""
-    rule = RULES.get(type(module))
+    rule = rule_of(RULES, module)
     return run_mapped(module, tensors, prefix, x) if rule is None else rule(module, tensors, prefix, x)
 
 

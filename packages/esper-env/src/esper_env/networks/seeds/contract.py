@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from esper_env.networks.construction import watched_generator
+from esper_env.networks.construction import alike, drops, watched_generator
 
 REMEDY = "change the blueprint's factory"
+#: What is added, at most, to every parameter to see what a small one at birth hides.
+SCRAMBLE = 0.5
 
 
 @torch.no_grad()
 def check_seed(module: nn.Module, name: str, x: Tensor) -> None:
-    """Try a freshly built seed on features ``x``, (B, C, H, W) or (B, T, C), which stay as they are.
+    """Try a freshly built seed on features ``x``, (B, C, H, W) or (B, T, C) with B > 1, which stay as they are.
 
     Raises:
         ValueError: the module fails on the features, changes their shape or dtype, writes into its input or its buffers
             (batch statistics, say), draws random numbers (dropout), mixes samples, which would couple networks or
             minibatches, or looks ahead in a sequence.
     """
-    if any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in module.modules()):
+    if any(drops(layer) for layer in module.modules()):
         raise ValueError(f"blueprint {name!r} has dropout, which draws from the global generator; {REMEDY}")
     if len(list(module.named_parameters())) < len(list(module.named_parameters(remove_duplicate=False))):
         raise ValueError(f"blueprint {name!r} uses a parameter in two places; {REMEDY} to give each its own")
+    _check_run(module, name, x)
+    born: dict[str, Tensor] = dict(module.named_parameters())
+    for parameters in (born, _scrambled(born)):
+        _check_samples(module, name, parameters, x)
+        if x.dim() == 3:
+            _check_order(module, name, parameters, x)
+
+
+def _check_run(module: nn.Module, name: str, x: Tensor) -> None:
+    """One pass: that it goes through, keeps the shape, and leaves everything else as it was."""
     buffers = {key: value.clone() for key, value in module.named_buffers()}
     given = x.clone()
     untouched = given._version
@@ -47,16 +60,40 @@ def check_seed(module: nn.Module, name: str, x: Tensor) -> None:
                 f"blueprint {name!r} writes into its buffer {key!r}; seeds keep no statistics: {REMEDY} to normalise "
                 "with GroupNorm or LayerNorm"
             )
-    if not torch.allclose(module(x[:1]), out[:1], rtol=1e-3, atol=1e-4):
-        raise ValueError(
-            f"blueprint {name!r} mixes samples: what it makes of the first one depends on the others; {REMEDY} so that "
-            "each sample is seen alone"
-        )
-    if x.dim() == 3:
+
+
+def _check_samples(module: nn.Module, name: str, parameters: dict[str, Tensor], x: Tensor) -> None:
+    """Each sample comes out as it does when the others are not there."""
+    together = functional_call(module, parameters, (x,))
+    for place in range(len(x)):
+        try:
+            alone = functional_call(module, parameters, (x[place : place + 1],))
+        except Exception as error:
+            raise ValueError(f"blueprint {name!r} cannot run on a single sample ({error}); {REMEDY}") from error
+        if alone.shape != x[:1].shape or not alike(alone[0], together[place]):
+            raise ValueError(
+                f"blueprint {name!r} mixes samples: what it makes of one depends on the others; {REMEDY} so that each "
+                "sample is seen alone"
+            )
+
+
+def _check_order(module: nn.Module, name: str, parameters: dict[str, Tensor], x: Tensor) -> None:
+    """No position of a sequence depends on a later one, whether that falls or rises."""
+    before = functional_call(module, parameters, (x,))[:, :-1]
+    for change in (1.0, -1.0, 50.0, -50.0):
         changed = x.clone()
-        changed[:, -1] += 1.0
-        if not torch.allclose(module(changed)[:, :-1], out[:, :-1], rtol=0.0, atol=1e-6):
+        changed[:, -1] += change
+        if not alike(functional_call(module, parameters, (changed,))[:, :-1], before):
             raise ValueError(
                 f"blueprint {name!r} looks ahead: what it makes of the first positions depends on the last one; "
                 f"{REMEDY} so that a position sees itself and what came before"
             )
+
+
+def _scrambled(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters far from where they begin: a scale that is zero or small at birth would hide what is behind it."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: value + SCRAMBLE * (2 * torch.rand(value.shape, generator=generator) - 1).to(value)
+        for name, value in parameters.items()
+    }
