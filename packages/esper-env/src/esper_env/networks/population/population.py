@@ -110,10 +110,8 @@ class Population:
                 for rows in self._slices
             ]
             self._splits = splits_for(self.shards[0].slots[0], data, device, dtype)
-            samples, _ = next(self._splits.validation.chunks(self.shards[0]))
-            some = some_of(samples)
-            check_forward(self.shards[0].host.template, some, data.classes)
-            try_host(self.shards[0], some)
+            if not type(self.shards[0].host.template).__module__.startswith("esper_env."):
+                self._try_host(data.classes)
             try_blueprints(self.shards[0])
             self._trainers = [
                 Trainers(shard, config.optimisation, self._splits.train, config.capture) for shard in self.shards
@@ -124,6 +122,13 @@ class Population:
         # Trainable scalars of what has been attached so far, by slot and blueprint: the same in every shard.
         self._seed_sizes = np.zeros((self.slots, NO_BLUEPRINT), dtype=np.int64)
         self._gate_sizes = np.zeros(self.slots, dtype=np.int64)
+
+    def _try_host(self, classes: int) -> None:
+        """A host of the user's own; what the package's do is known."""
+        samples, _ = next(self._splits.validation.chunks(self.shards[0]))
+        some = some_of(samples)
+        check_forward(self.shards[0].host.template, some, classes)
+        try_host(self.shards[0], some)
 
     @property
     def slots(self) -> int:
