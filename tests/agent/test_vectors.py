@@ -117,3 +117,10 @@ def test_what_is_no_task_is_said(tmp_path, monkeypatch, capsys, command, env_id)
     assert f"Error: {env_id} is no Esper task" in error
     assert "Esper-CIFAR-Deep-v0, " in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_that_ends_the_process_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "leaving_tasks.py").write_text("import sys\nsys.exit(3)", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["evaluate", "--policy", "wait", "--env", "leaving_tasks:X-v0"]) == BAD_INPUT
+    assert "leaving_tasks" in capsys.readouterr().err

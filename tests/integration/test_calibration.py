@@ -121,3 +121,23 @@ def test_what_is_measured_is_what_is_judged(calibration, tmp_path, monkeypatch):
     assert found["dataset"] == "procedural-cifar"
     verdicts = json.loads(out.read_text(encoding="utf-8"))["verdicts"]
     assert verdicts[0]["value"] == found["plans"]["host alone"]["test_accuracy_mean"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["plans"].pop("r0c1=norm"),
+        lambda content: content.pop("plans"),
+        lambda content: content.pop("machine"),
+        lambda content: content["plans"].update({plan: {"test_accuracy_mean": 45.0} for plan in content["plans"]}),
+    ],
+    ids=["a plan lacks", "no plans", "no machine", "nothing gained"],
+)
+def test_measurements_of_something_else_are_no_crash(calibration, tmp_path, change):
+    """As `headroom.py` writes them where other plans are named."""
+    out = written(calibration, tmp_path, single=52.0)
+    file = calibration.files(out)["Esper-CIFAR-v0"]
+    content = json.loads(file.read_text(encoding="utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert calibration.main(["--out", str(out), "--judge-only"]) in (BAD_INPUT, FAILED)

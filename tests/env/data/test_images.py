@@ -107,3 +107,12 @@ def test_the_digest_tells_data_apart_by_all_but_their_name() -> None:
     changes += [{"classes": 4}, {"mean": (0.5, 0.4)}, {"std": (0.2, 0.3)}, {"crop_padding": 0}, {"flip": False}]
     digests = {ImageData(**fields(**change)).digest for change in changes}
     assert len(digests | {digest}) == len(changes) + 1
+
+
+@pytest.mark.parametrize("mean", [[0.5, 0.5], (np.float64(0.5), np.float64(0.5))], ids=["list", "NumPy"])
+def test_the_digest_is_that_of_the_numbers_however_they_are_held(mean: Any) -> None:
+    assert ImageData(**fields(mean=mean)).digest == ImageData(**fields()).digest
+
+
+def test_the_digest_of_whole_numbers_is_that_of_equal_ones() -> None:
+    assert ImageData(**fields(std=(1, 1))).digest == ImageData(**fields(std=(1.0, 1.0))).digest
