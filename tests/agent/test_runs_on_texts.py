@@ -119,3 +119,4 @@ def test_a_name_that_is_nearly_right_is_told_by_training_too(tmp_path, capsys):
     for command in (["train", "--out", str(tmp_path / "r")], ["evaluate", "--policy", "wait"]):
         assert main([*command, "--env", TEXT, "--env-settings", "dataset=gramar"]) == BAD_INPUT
         assert "did you mean 'grammar'?" in text_of(capsys)[1]
+    assert not (tmp_path / "r").exists()
