@@ -219,6 +219,8 @@ def test_a_text_that_changed_is_read_again(tmp_path: Path) -> None:
         ("utf-16", "字" * 400, "UTF-16"),
         ("utf-32-le", "\ufeff" + LINES, "UTF-32"),
         ("utf-32-be", "\ufeff" + LINES, "UTF-32"),
+        ("utf-32-le", 4 * LINES, "UTF-32LE"),
+        ("utf-32-be", 4 * LINES, "UTF-32BE"),
     ],
 )
 def test_the_remedy_for_another_encoding_works(tmp_path: Path, encoding: str, text: str, name: str) -> None:

@@ -6,6 +6,7 @@ import codecs
 import shlex
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,9 @@ SUFFIXES = (".txt", ".md")
 MOST = 2**30
 
 _CHUNK = 2**24
+
+#: Bytes that tell UTF-32 from UTF-16; whole characters, of four bytes each.
+_SAMPLE = 2**12
 
 #: How texts in other encodings may begin; UTF-32 first, whose mark begins with that of UTF-16.
 _MARKS = {
@@ -140,7 +144,7 @@ def _read(path: Path) -> bytes:
 def _check_utf8(path: Path, content: bytes) -> None:
     nul = content.find(b"\0")
     if nul >= 0:
-        encoding = _marked(content) or "UTF-16"
+        encoding = _marked(content) or _unmarked(content)
         remedy = f"if it is {encoding}, {_conversion(path, encoding)}"
         raise ValueError(f"{path} has a NUL byte at offset {nul}; expected a UTF-8 text, no binary file; {remedy}")
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -162,6 +166,15 @@ def _check_utf8(path: Path, content: bytes) -> None:
 def _marked(content: bytes) -> str | None:
     """The encoding that the content's byte order mark tells; None without one."""
     return next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), None)
+
+
+def _unmarked(content: bytes) -> str:
+    """The encoding of content with NUL bytes, if it is a text: next to nothing else decodes as UTF-32."""
+    for encoding in ("UTF-32LE", "UTF-32BE"):
+        with suppress(UnicodeDecodeError):
+            content[:_SAMPLE].decode(encoding)
+            return encoding
+    return "UTF-16"
 
 
 def _conversion(path: Path, encoding: str) -> str:
