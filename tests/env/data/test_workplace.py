@@ -150,6 +150,32 @@ def test_a_folder_that_goes_before_the_lock_is_in_it_is_made_again(
         assert is_held(lock)
 
 
+def test_a_folder_that_goes_while_it_is_made_is_made_again(
+    root: Path, lock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock.parent.mkdir(parents=True)
+    looking, gone = Path.is_dir, []
+
+    def is_dir(path: Path) -> bool:
+        if path == lock.parent and not gone:  # it could not be made, since it was there
+            gone.append(path)
+            path.rmdir()
+        return looking(path)
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    with workplace(SOURCE, root):
+        assert gone
+        assert is_held(lock)
+
+
+def test_what_is_no_folder_is_told(root: Path, lock: Path) -> None:
+    root.mkdir()
+    lock.parent.touch()
+    with pytest.raises(FileExistsError), workplace(SOURCE, root):
+        pass
+    assert lock.parent.is_file()
+
+
 def test_a_fetch_in_its_last_moment_is_no_fetch(root: Path, lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its lock is still held, and the file is gone already."""
     opening: Callable[..., int] = os.open

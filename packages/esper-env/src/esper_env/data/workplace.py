@@ -49,6 +49,10 @@ def _locked(path: Path) -> int | None:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             except FileNotFoundError:  # a fetch that is through has removed the folder
                 continue
+            except FileExistsError as error:
+                if os.path.lexists(error.filename):  # no folder
+                    raise
+                continue  # a folder when it was to be made, and removed since
             unless_kept.callback(os.close, descriptor)
             locked = _lock(descriptor)
             if not _in_place(descriptor, path):  # a fetch that is through, or about to be, has removed the file
