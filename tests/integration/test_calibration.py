@@ -221,9 +221,9 @@ def test_what_are_no_measurements_is_told(calibration, tmp_path, capsys, text, s
     assert f"{file} {said}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("grown", [60.0, 45.0])
-def test_where_growth_gains_nothing_nobody_has_a_share_of_it(calibration, tmp_path, capsys, grown):
-    out = written(calibration, tmp_path, single=52.0, host=60.0, grown=grown)
+@pytest.mark.parametrize("host", [60.0, 62.0])
+def test_where_growth_gains_nothing_nobody_has_a_share_of_it(calibration, tmp_path, capsys, host):
+    out = written(calibration, tmp_path, single=52.0, host=host, grown=45.0)
     assert calibration.main(["--out", str(out), "--judge-only"]) == FAILED
     share, *several = json.loads(out.read_text(encoding="utf-8"))["verdicts"][3:]
     assert (share["value"], share["plan"], share["met"]) == (None, "", False)
