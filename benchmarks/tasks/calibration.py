@@ -23,6 +23,7 @@ import tyro
 from esper_agent.cli import FAILED, OK, exit_code
 from esper_agent.configuration import ConfigError
 from esper_env import atomic
+from esper_env.checks import is_finite
 from esper_env.rules.heads import CNN_BLUEPRINTS
 from headroom import HOST, HeadroomSettings, headroom
 from rich.console import Console
@@ -80,20 +81,24 @@ def measure(settings: CalibrationSettings, console: Console) -> None:
 def judge(
     augmented: Mapping[str, Mapping[str, Any]], impaired: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Every target with what was found, from the plans of the two tasks: {plan: {"test_accuracy_mean": %, ...}}."""
+    """Every target with what was found, from the plans of the two tasks: {plan: {"test_accuracy_mean": %, ...}}.
+
+    Where no topology gains anything over the host, nobody has a share of it: the one that is largest is None.
+    """
     accuracy = {plan: float(row["test_accuracy_mean"]) for plan, row in augmented.items()}
     host = accuracy[HOST]
     best = max(GROWN, key=accuracy.__getitem__)
-    gains = {plan: (accuracy[plan] - host) / (accuracy[best] - host) for plan in SINGLE}
-    one = max(SINGLE, key=gains.__getitem__)
-    helpful = [plan.split("=") for plan in SINGLE if gains[plan] >= LEAST_OF_SEVERAL]
+    gain = accuracy[best] - host
+    shares = {plan: (accuracy[plan] - host) / gain for plan in SINGLE} if gain > 0 else {}
+    one = max(shares, key=shares.__getitem__, default="")
+    helpful = [plan.split("=") for plan, share in shares.items() if share >= LEAST_OF_SEVERAL]
     slots, blueprints = (len({pair[side] for pair in helpful}) for side in (0, 1))
     alone = float(impaired[HOST]["test_accuracy_mean"])
     return [
         _verdict("host alone, test %", HOST, host, *HOST_ALONE),
         _verdict("best topology, test %", best, accuracy[best], *BEST_GROWN),
         _verdict("impaired host alone, test %", HOST, alone, *IMPAIRED_ALONE),
-        _verdict("best single seed, share of the best topology's gain", one, gains[one], 0.0, MOST_OF_ONE),
+        _verdict("best single seed, share of the best topology's gain", one, shares.get(one), 0.0, MOST_OF_ONE),
         _verdict(_several("blueprints"), "", blueprints, SEVERAL_BLUEPRINTS, len(CNN_BLUEPRINTS)),
         _verdict(_several("slots"), "", slots, SEVERAL_SLOTS, len(SLOTS)),
     ]
@@ -103,8 +108,32 @@ def _several(what: str) -> str:
     return f"{what} of which a single seed brings at least {LEAST_OF_SEVERAL:.0%} of that gain"
 
 
-def _verdict(target: str, plan: str, value: float, low: float, high: float) -> dict[str, Any]:
-    return {"target": target, "plan": plan, "value": value, "low": low, "high": high, "met": low <= value <= high}
+def _verdict(target: str, plan: str, value: float | None, low: float, high: float) -> dict[str, Any]:
+    met = value is not None and low <= value <= high
+    return {"target": target, "plan": plan, "value": value, "low": low, "high": high, "met": met}
+
+
+def measured(file: Path, plans: Sequence[str]) -> dict[str, Any]:
+    """The measurements in the file; ``ConfigError`` unless it has those of all these plans, and the machine."""
+    again = "measure again, without --judge-only"
+    if not file.is_file():
+        raise ConfigError(f"{file} is not there; measure first, without --judge-only")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{file} is not JSON: {error}; {again}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds no JSON object; {again}")
+    lacking = [repr(name) for name, kind in (("machine", str), ("plans", dict)) if type(content.get(name)) is not kind]
+    if "'plans'" not in lacking:
+        lacking += [f"a test_accuracy_mean of {plan!r}" for plan in plans if not _has_mean(content["plans"].get(plan))]
+    if lacking:
+        raise ConfigError(f"{file} lacks {', '.join(lacking)}; {again}")
+    return content
+
+
+def _has_mean(row: object) -> bool:
+    return isinstance(row, dict) and is_finite(row.get("test_accuracy_mean"))
 
 
 def calibrate(settings: CalibrationSettings, command: Sequence[str], console: Console) -> bool:
@@ -113,11 +142,8 @@ def calibrate(settings: CalibrationSettings, command: Sequence[str], console: Co
         raise ConfigError(f"out is {settings.out}; expected a JSON file beside those of the measurements")
     if not settings.judge_only:
         measure(settings, console)
-    found = {}
-    for env, file in files(settings.out).items():
-        if not file.is_file():
-            raise ConfigError(f"{file} is not there; measure first, without --judge-only")
-        found[env] = json.loads(file.read_text(encoding="utf-8"))
+    judged = {"Esper-CIFAR-v0": (HOST, *GROWN, *SINGLE), "Esper-CIFAR-Impaired-v0": (HOST,)}
+    found = {env: measured(file, judged[env]) for env, file in files(settings.out).items()}
     verdicts = judge(*(content["plans"] for content in found.values()))
     content = {
         "command": shlex.join(["python", "benchmarks/tasks/calibration.py", *command]),
@@ -138,7 +164,8 @@ def table(verdicts: Sequence[Mapping[str, Any]]) -> Table:
         rows.add_column(column, justify="right" if column in ("found", "range") else "left", overflow="fold")
     for one in verdicts:
         met = "yes" if one["met"] else "no"
-        rows.add_row(one["target"], f"{one['value']:.3g}", f"{one['low']:g} to {one['high']:g}", met, one["plan"])
+        value = "none" if one["value"] is None else f"{one['value']:.3g}"
+        rows.add_row(one["target"], value, f"{one['low']:g} to {one['high']:g}", met, one["plan"])
     return rows
 
 

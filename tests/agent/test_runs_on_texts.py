@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import text_of
-from esper_agent.cli import OK, main
+from esper_agent.cli import BAD_INPUT, OK, main
 from esper_agent.configuration import parse_env_settings
 from esper_agent.train_settings import absolute_paths
 from esper_agent.training import train
@@ -113,3 +113,10 @@ def test_a_path_of_any_letters_is_read_back(name):
     (setting,) = absolute_paths(TEXT, (f"dataset={written}",))
     assert "\n" not in setting
     assert parse_env_settings((setting,)) == {"dataset": str(Path.cwd() / name)}
+
+
+def test_a_name_that_is_nearly_right_is_told_by_training_too(tmp_path, capsys):
+    for command in (["train", "--out", str(tmp_path / "r")], ["evaluate", "--policy", "wait"]):
+        assert main([*command, "--env", TEXT, "--env-settings", "dataset=gramar"]) == BAD_INPUT
+        assert "did you mean 'grammar'?" in text_of(capsys)[1]
+    assert not (tmp_path / "r").exists()

@@ -117,3 +117,34 @@ def test_what_is_no_task_is_said(tmp_path, monkeypatch, capsys, command, env_id)
     assert f"Error: {env_id} is no Esper task" in error
     assert "Esper-CIFAR-Deep-v0, " in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("leaving", "said"),
+    [("sys.exit(3)", "SystemExit(3);"), ("sys.exit()", "SystemExit();"), ("sys.exit('bye')", "SystemExit('bye');")],
+)
+def test_a_module_that_ends_the_process_is_told(tmp_path, monkeypatch, capsys, leaving, said):
+    (tmp_path / "leaving_tasks.py").write_text(f"import sys\n{leaving}", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["evaluate", "--policy", "wait", "--env", "leaving_tasks:X-v0"]) == BAD_INPUT
+    error = " ".join(capsys.readouterr().err.split())
+    assert "'leaving_tasks:X-v0' names a module that ends the process while it is imported: " + said in error
+
+
+def test_where_the_current_folder_is_searched_already_it_is_not_added(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = ["", *(entry for entry in sys.path if entry)]
+    monkeypatch.setattr(sys, "path", list(before))
+    with pytest.raises(ValueError, match="'X-v0' is not a registered"):
+        find_id("colorsys:X-v0")
+    assert sys.path == before
+
+
+def test_a_module_in_a_package_that_is_not_there_is_told_with_the_folder_to_run_in():
+    with pytest.raises(ValueError, match=r"; install its package, or run the command in .* holds no_such$"):
+        find_id("no_such.package.tasks:X-v0")
+
+
+def test_a_module_that_its_package_lacks_is_told():
+    with pytest.raises(ValueError, match=r"No module named 'json\.tasks'; .* in the folder that holds json$"):
+        find_id("json.tasks:X-v0")

@@ -27,8 +27,9 @@ def test_a_state_of_another_environment_is_refused_with_what_differs(make, asser
     state = make().get_state()
     other = begun(make(**kwargs), plan_for(make(**kwargs)), 2)
     before = other.get_state()
-    with pytest.raises(ValueError, match=f"{message}.*Make the environment with the state's values"):
+    with pytest.raises(ValueError, match=f"{message}.*Make the environment with the state's values") as caught:
         other.set_state(state)
+    assert "the state was taken from another environment: " in str(caught.value)  # and not "on other data"
     assert_same(other.get_state(), before)
 
 
@@ -38,6 +39,17 @@ def test_the_task_the_data_and_the_device_kind_are_part_of_the_identity(make):
     for name, value in (("env_id", "Esper-CIFAR-v0"), ("dataset_name", "procedural"), ("device_kind", "cuda")):
         with pytest.raises(ValueError, match=f"{name} is '{value}' in the state and '.*' here"):
             env.set_state(changed(state, ("identity", name), lambda _, value=value: value))
+
+
+def test_other_data_are_said_where_the_digests_differ_and_only_then(make):
+    env = make()
+    state = env.get_state()
+    other = changed(state, ("identity", "data_digest"), lambda _: "0" * 32)
+    with pytest.raises(ValueError, match=r"taken on other data \(.*\), so from another environment: data_digest is '0"):
+        env.set_state(other)
+    lacking = changed(state, ("identity",), lambda found: {k: v for k, v in found.items() if k != "data_digest"})
+    with pytest.raises(ValueError, match="was taken from another environment: data_digest is 'missing' in the state"):
+        env.set_state(lacking)
 
 
 def test_where_a_task_runs_is_no_part_of_its_identity(make, tmp_path):

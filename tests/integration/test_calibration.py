@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,51 @@ def test_one_seed_that_explains_the_gain_is_missed(calibration):
     assert verdicts[3]["plan"] == "r0c0=conv_heavy"
 
 
+@pytest.mark.parametrize("index", range(3))
+def test_the_best_topology_is_the_one_that_is_judged(calibration, index):
+    best = calibration.GROWN[index]
+    changes = {calibration.GROWN[-1]: {"test_accuracy_mean": 60.0}, best: {"test_accuracy_mean": 73.0}}
+    met, verdicts = judged(calibration, single=52.0, changes=changes)
+    assert met == [True] * 6
+    assert (verdicts[1]["plan"], verdicts[1]["value"]) == (best, 73.0)
+    assert verdicts[3]["value"] == pytest.approx(7 / 28)
+
+
+@pytest.mark.parametrize("host", [40.0, 50.0])
+@pytest.mark.parametrize("impaired", [18.0, 25.0])
+@pytest.mark.parametrize("grown", [65.0, 75.0])
+def test_the_ends_of_the_ranges_are_in_them(calibration, host, impaired, grown):
+    met, _ = judged(calibration, host=host, impaired=impaired, grown=grown, single=host + (grown - host) / 2)
+    assert met == [True] * 6
+
+
+@pytest.mark.parametrize(("single", "met"), [(59.0, True), (59.1, False)])
+def test_one_seed_may_bring_seven_tenths_of_the_gain(calibration, single, met):
+    _, verdicts = judged(calibration, grown=65.0, changes={"r0c1=norm": {"test_accuracy_mean": single}})
+    assert verdicts[3]["value"] == pytest.approx((single - 45) / 20)
+    assert verdicts[3]["met"] is met
+
+
+@pytest.mark.parametrize(("single", "helps"), [(52.0, True), (51.9, False)])
+def test_a_seed_helps_from_a_quarter_of_the_gain(calibration, single, helps):
+    _, verdicts = judged(calibration, host=46.0, grown=70.0, single=single)
+    assert [verdict["value"] for verdict in verdicts[4:]] == ([7, 3] if helps else [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("helpful", "met"),
+    [
+        (("r0c0=norm", "r0c1=attention", "r0c1=conv_light"), [True, True]),
+        (("r0c0=norm", "r0c1=attention", "r0c2=norm"), [False, True]),
+        (("r0c0=norm", "r0c0=attention", "r0c0=conv_light"), [True, False]),
+    ],
+)
+def test_three_blueprints_and_two_slots_have_to_help(calibration, helpful, met):
+    assert set(helpful) < set(calibration.SINGLE)
+    _, verdicts = judged(calibration, single=46.0, changes={plan: {"test_accuracy_mean": 56.0} for plan in helpful})
+    assert [verdict["met"] for verdict in verdicts[4:]] == met
+
+
 def test_every_blueprint_is_tried_in_every_slot(calibration):
     assert len(set(calibration.SINGLE)) == 7 * 3
     assert {"r0c0=norm", "r0c1=bottleneck", "r0c2=conv_heavy"} <= set(calibration.SINGLE)
@@ -121,3 +167,65 @@ def test_what_is_measured_is_what_is_judged(calibration, tmp_path, monkeypatch):
     assert found["dataset"] == "procedural-cifar"
     verdicts = json.loads(out.read_text(encoding="utf-8"))["verdicts"]
     assert verdicts[0]["value"] == found["plans"]["host alone"]["test_accuracy_mean"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content["plans"].update({"host alone": {}}), "lacks a test_accuracy_mean of 'host alone';"),
+        (
+            lambda content: content["plans"].pop("host alone"),
+            "lacks a test_accuracy_mean of 'host alone'; measure again",
+        ),
+        (lambda content: content["plans"].update({"host alone": {"test_accuracy_mean": math.nan}}), "of 'host alone';"),
+        (lambda content: content["plans"].update({"host alone": 45.0}), "of 'host alone';"),
+        (lambda content: content.pop("plans"), "lacks 'plans'; measure again, without --judge-only"),
+        (lambda content: content.update(plans=[]), "lacks 'plans';"),
+        (lambda content: content.pop("machine"), "lacks 'machine';"),
+        (lambda content: content.clear(), "lacks 'machine', 'plans';"),
+    ],
+)
+@pytest.mark.parametrize("env", ["Esper-CIFAR-v0", "Esper-CIFAR-Impaired-v0"])
+def test_what_measurements_lack_is_told(calibration, tmp_path, capsys, env, change, said):
+    out = written(calibration, tmp_path, single=52.0)
+    file = calibration.files(out)[env]
+    content = json.loads(file.read_text(encoding="utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT
+    error = capsys.readouterr().err
+    assert f"{file} lacks" in error
+    assert said in error
+    assert not out.exists()
+
+
+def test_plans_that_were_not_measured_are_named(calibration, tmp_path, capsys):
+    """As `headroom.py` leaves them where other plans are named."""
+    out = written(calibration, tmp_path, single=52.0)
+    file = calibration.files(out)["Esper-CIFAR-v0"]
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for plan in (calibration.GROWN[0], "r0c1=norm"):
+        del content["plans"][plan]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT
+    lacking = f"a test_accuracy_mean of '{calibration.GROWN[0]}', a test_accuracy_mean of 'r0c1=norm'"
+    assert f"{file} lacks {lacking}; measure again, without --judge-only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "is not JSON: "), ("[]", "holds no JSON object; measure again")])
+def test_what_are_no_measurements_is_told(calibration, tmp_path, capsys, text, said):
+    out = written(calibration, tmp_path, single=52.0)
+    file = calibration.files(out)["Esper-CIFAR-Impaired-v0"]
+    file.write_text(text, encoding="utf-8")
+    assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT
+    assert f"{file} {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", [60.0, 62.0])
+def test_where_growth_gains_nothing_nobody_has_a_share_of_it(calibration, tmp_path, capsys, host):
+    out = written(calibration, tmp_path, single=52.0, host=host, grown=45.0)
+    assert calibration.main(["--out", str(out), "--judge-only"]) == FAILED
+    share, *several = json.loads(out.read_text(encoding="utf-8"))["verdicts"][3:]
+    assert (share["value"], share["plan"], share["met"]) == (None, "", False)
+    assert [(one["value"], one["met"]) for one in several] == [(0, False), (0, False)]
+    assert " none " in capsys.readouterr().out

@@ -220,6 +220,7 @@ def test_an_unknown_name_lists_the_known(dataset: str, family: DataFamily) -> No
         ("TinyStories", TEXT, r"did you mean 'tinystories'\?"),
         (Path("book.txt"), TEXT, r"Path\('book.txt'\); .* the path of a UTF-8 file .* as a text: give str\(path\)$"),
         (123, TEXT, r"dataset is 123; .* the path of a UTF-8 file .* reads as a number, so write './123'$"),
+        ("/nowhere/gramar", TEXT, r"dataset is '/nowhere/gramar', and .*; did you mean 'grammar'\?"),
         ("a" * 5000, TEXT, "dataset is 'a{99}\\.\\.\\., and there is nothing at that path"),
         ("a" * 5000, CIFAR, "dataset is 'a{99}\\.\\.\\.; a cifar task knows"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from esper_env.data import ImageData
-from esper_env.data.images import channel_statistics
+from esper_env.data.images import channel_statistics, digest
 
 
 def fields(**changes: Any) -> dict[str, Any]:
@@ -100,10 +100,67 @@ def test_the_digest_tells_data_apart_by_all_but_their_name() -> None:
         return images
 
     own = fields()
-    digest = ImageData(**own).digest
-    assert ImageData(**fields(name="other")).digest == digest
+    known = ImageData(**own).digest
+    assert ImageData(**fields(name="other")).digest == known
     changes = [{f"{split}_images": other_pixel(own[f"{split}_images"])} for split in ("train", "val", "test")]
     changes += [{f"{split}_labels": own[f"{split}_labels"][::-1].copy()} for split in ("train", "val", "test")]
     changes += [{"classes": 4}, {"mean": (0.5, 0.4)}, {"std": (0.2, 0.3)}, {"crop_padding": 0}, {"flip": False}]
     digests = {ImageData(**fields(**change)).digest for change in changes}
-    assert len(digests | {digest}) == len(changes) + 1
+    assert len(digests | {known}) == len(changes) + 1
+
+
+@pytest.mark.parametrize(
+    ("held", "plain"),
+    [
+        ([0.5, 0.5], (0.5, 0.5)),
+        ((np.float64(0.5), np.float64(0.5)), (0.5, 0.5)),
+        ((1, 1), (1.0, 1.0)),
+        ((0.25, 1), (0.25, 1.0)),
+    ],
+    ids=["list", "NumPy", "whole", "mixed"],
+)
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_statistics_are_the_same_however_they_are_held(name: str, held: Any, plain: tuple[float, ...]) -> None:
+    data, expected = ImageData(**fields(**{name: held})), ImageData(**fields(**{name: plain}))
+    assert data.digest == expected.digest
+    assert getattr(data, name) == plain
+    assert type(getattr(data, name)) is tuple
+    assert {type(value) for value in getattr(data, name)} == {float}
+
+
+def test_a_list_of_statistics_is_not_shared() -> None:
+    mean = [0.5, 0.5]
+    data = ImageData(**fields(mean=mean))
+    mean[0] = 0.0
+    assert data.mean == (0.5, 0.5)
+
+
+def test_zero_has_no_sign_in_the_digest() -> None:
+    assert ImageData(**fields(mean=(-0.0, 0.5))).digest == ImageData(**fields(mean=(0.0, 0.5))).digest
+
+
+ZEROS = np.zeros(8, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("parts", "others"),
+    [
+        ((ZEROS.reshape(2, 4),), (ZEROS.reshape(4, 2),)),
+        ((ZEROS,), (ZEROS.view(np.int8),)),
+        ((ZEROS,), (np.zeros(1, dtype=np.int64),)),
+        ((ZEROS[:3], ZEROS[:5]), (ZEROS[:5], ZEROS[:3])),
+        ((ZEROS[:8],), (ZEROS[:4], ZEROS[:4])),
+        ((1, 12), (11, 2)),
+        (((0.5, 0.5), (0.5,)), ((0.5,), (0.5, 0.5))),
+        ((0.1,), (0.1 + 1e-16,)),
+    ],
+)
+def test_the_digest_tells_apart_how_the_same_bytes_are_cut(parts: Any, others: Any) -> None:
+    assert digest(*parts) != digest(*others)
+
+
+def test_the_digest_has_128_bits() -> None:
+    assert {len(digest(*parts)) for parts in ((), (1,), (ZEROS, 2.5))} == {32}
+    assert len({digest(number) for number in range(2000)}) == 2000
+    digests = [int(digest(number), 16) for number in range(64)]
+    assert all(len({value >> bit & 1 for value in digests}) == 2 for bit in range(128))  # each of them counts

@@ -110,6 +110,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         patch.setattr(Path, "read_bytes", refuse)
         with pytest.raises(PermissionError, match=r"a\.txt cannot be read: Permission denied"):
             load_text(path, files)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        with pytest.raises(PermissionError, match=r"a\.txt cannot be read: Permission denied"):
+            check_context(path, 8)
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(PermissionError, match="cannot be read: Permission denied"):
         find_text(tmp_path)
@@ -207,13 +211,22 @@ def test_a_text_that_changed_is_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "text"),
-    [("latin-1", LINES.replace("—", "é")), ("utf-16", LINES), ("utf-16-be", "\ufeff" + LINES), ("utf-16", "字" * 400)],
+    ("encoding", "text", "name"),
+    [
+        ("latin-1", LINES.replace("—", "é"), "Latin-1"),
+        ("utf-16", LINES, "UTF-16"),
+        ("utf-16-be", "\ufeff" + LINES, "UTF-16"),
+        ("utf-16", "字" * 400, "UTF-16"),
+        ("utf-32-le", "\ufeff" + LINES, "UTF-32"),
+        ("utf-32-be", "\ufeff" + LINES, "UTF-32"),
+        ("utf-32-le", 4 * LINES, "UTF-32LE"),
+        ("utf-32-be", 4 * LINES, "UTF-32BE"),
+    ],
 )
-def test_the_remedy_for_another_encoding_works(tmp_path: Path, encoding: str, text: str) -> None:
+def test_the_remedy_for_another_encoding_works(tmp_path: Path, encoding: str, text: str, name: str) -> None:
     path = tmp_path / "my book.txt"
     path.write_bytes(text.encode(encoding))
-    with pytest.raises(ValueError, match=r"convert it with `iconv -f ") as caught:
+    with pytest.raises(ValueError, match=rf"if it is {name}, convert it with `iconv -f ") as caught:
         load(path)
     command = str(caught.value).split("`")[1]
     assert command.endswith(f"> '{tmp_path / 'my book-utf8.txt'}'")
@@ -234,6 +247,18 @@ def test_byte_order_marks_do_not_count(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_bytes(codecs.BOM_UTF8)
     with pytest.raises(ValueError, match="has 0 bytes of text; expected at least 320"):
         load(tmp_path)
+
+
+def test_byte_order_marks_are_not_enough_for_a_context(tmp_path: Path) -> None:
+    """A host that reads 64 bytes needs 1,300 of text."""
+    for name in range(10):
+        (tmp_path / f"{name}.txt").write_bytes(codecs.BOM_UTF8 + b"x" * 128 + b"\n")
+    with pytest.raises(ValueError, match=rf"{tmp_path.name} has 1,290 bytes of text, too few .* at least 1,300"):
+        check_context(tmp_path, 64)
+    (tmp_path / "9.txt").write_bytes(codecs.BOM_UTF8 + b"x" * 138 + b"\n")
+    check_context(tmp_path, 64)
+    data = load(tmp_path)
+    assert min(len(data.val), len(data.test)) > 64
 
 
 @pytest.mark.parametrize(("env_id", "context", "least"), [("Text", 64, 1_300), ("TinyStories", 128, 2_580)])

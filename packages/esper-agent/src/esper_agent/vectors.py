@@ -39,6 +39,11 @@ def _import(module: str, env_id: str) -> None:
         if folder not in sys.path and "" not in sys.path:
             sys.path.append(folder)  # `python -m` has it, the `esper` command does not
         import_module(module)
+    except SystemExit as error:
+        raise ValueError(
+            f"{env_id!r} names a module that ends the process while it is imported: {error!r}; expected one that only "
+            "registers tasks"
+        ) from error
     except Exception as error:  # whatever a user's module does while it is imported
         top = module.partition(".")[0]
         absent = isinstance(error, ModuleNotFoundError) and error.name in (module, top)

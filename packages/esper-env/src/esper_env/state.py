@@ -158,7 +158,7 @@ def _check_identity(found: Tree, own: Tree) -> None:
         if name not in found or name not in own or found[name] != own[name]
     ]
     if differing:
-        other_data = found.get("data_digest") != own.get("data_digest")
+        other_data = "data_digest" in found and found["data_digest"] != own.get("data_digest")
         what = "on other data (a file that has changed since, or another one), so " if other_data else ""
         raise ValueError(
             f"the state was taken {what}from another environment: {'; '.join(differing)}. "

@@ -148,7 +148,7 @@ def load_data(dataset: str = "auto", data_dir: str | None = None, *, family: Dat
 def check_dataset(dataset: object, family: DataFamily) -> None:
     """``ValueError`` unless tasks of this family accept ``dataset``: a known name, or for text an existing path."""
     names = DATASETS[family]
-    known, hint = ", ".join(map(repr, names)), did_you_mean(dataset, names)
+    known = ", ".join(map(repr, names))
     of_texts = family in TEXT_FAMILIES
     if not isinstance(dataset, str) or not dataset:
         remedy = _text_remedy(dataset) if of_texts else ""
@@ -156,8 +156,9 @@ def check_dataset(dataset: object, family: DataFamily) -> None:
     if dataset in names:
         return
     if not of_texts:
-        raise ValueError(f"dataset is {shown(dataset)}; a {family} task knows {known}{hint}")
+        raise ValueError(f"dataset is {shown(dataset)}; a {family} task knows {known}{did_you_mean(dataset, names)}")
     if not os.path.lexists(absolute_path(dataset)):
+        hint = did_you_mean(Path(dataset).name, names)  # a name that is nearly right may have become a path already
         raise ValueError(
             f"dataset is {shown(dataset)}, and there is nothing at that path; a {family} task knows {known} and the "
             f"path of a UTF-8 file or of a folder of *.txt and *.md files{hint}"

@@ -59,6 +59,8 @@ class ImageData:
             object.__setattr__(self, f"{split}_images", read_only(images))
             object.__setattr__(self, f"{split}_labels", read_only(labels))
         _check_statistics(self.name, self.mean, self.std, channels=shape[0])
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         if not is_whole(self.crop_padding) or self.crop_padding >= min(shape[1:]):
             raise ValueError(
                 f"{self.name}: crop_padding is {self.crop_padding!r}; expected 0..{min(shape[1:]) - 1} "
@@ -77,15 +79,13 @@ class ImageData:
         return digest(*(getattr(self, item.name) for item in fields(self) if item.name != "name"))
 
 
-def digest(*parts: object) -> str:
-    """128 bits that tell data apart: of arrays' bytes, dtypes and shapes, and of other values' ``repr``."""
+def digest(*parts: NDArray[Any] | Sequence[float] | float) -> str:
+    """128 bits, as 32 hex digits, that tell data apart: of arrays by dtype, shape and content, of numbers by value."""
     state = hashlib.sha256()
     for part in parts:
-        if isinstance(part, np.ndarray):
-            state.update(f"{part.dtype.str} {part.shape}".encode())
-            state.update(np.ascontiguousarray(part).data)
-        else:
-            state.update(repr(part).encode())
+        array = part if isinstance(part, np.ndarray) else np.array(part, dtype=np.float64) + 0.0  # -0.0 is 0.0
+        state.update(f"{array.dtype.str} {array.shape}\n".encode())  # says how many bytes follow
+        state.update(np.ascontiguousarray(array).data)
     return state.hexdigest()[:32]
 
 

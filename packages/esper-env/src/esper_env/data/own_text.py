@@ -6,6 +6,7 @@ import codecs
 import shlex
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +22,16 @@ MOST = 2**30
 
 _CHUNK = 2**24
 
-#: How UTF-16 begins.
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+#: Bytes that tell UTF-32 from UTF-16; whole characters, of four bytes each.
+_SAMPLE = 2**12
+
+#: How texts in other encodings may begin; UTF-32 first, whose mark begins with that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 class TextFile(NamedTuple):
@@ -58,7 +67,7 @@ def find_text(path: Path) -> tuple[TextFile, ...]:
 def check_context(path: Path, context: int) -> None:
     """``ValueError`` for a text whose splits may be too short for windows of ``context`` bytes and what follows them;
     else as :func:`find_text`."""
-    total, least = sum(file.size for file in find_text(path)), least_size(context + 1)
+    total, least = sum(map(_length, find_text(path))), least_size(context + 1)
     if total < least:
         raise ValueError(
             f"{path} has {total:,} bytes of text, too few for a host that reads {context} bytes at a time; expected "
@@ -69,6 +78,16 @@ def check_context(path: Path, context: int) -> None:
 def _check_least(path: Path, total: int) -> None:
     if total < least_size():
         raise ValueError(f"{path} has {total} bytes of text; expected at least {least_size()}, to be cut in three")
+
+
+def _length(file: TextFile) -> int:
+    """Bytes without the byte order mark."""
+    try:
+        with file.path.open("rb") as opened:
+            marked = opened.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+    except OSError as error:
+        raise _unreadable(file.path, error) from error
+    return file.size - len(codecs.BOM_UTF8) * marked
 
 
 def _below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[TextFile]:
@@ -125,7 +144,8 @@ def _read(path: Path) -> bytes:
 def _check_utf8(path: Path, content: bytes) -> None:
     nul = content.find(b"\0")
     if nul >= 0:
-        remedy = f"if it is UTF-16, {_conversion(path, 'UTF-16')}"
+        encoding = _marked(content) or _unmarked(content)
+        remedy = f"if it is {encoding}, {_conversion(path, encoding)}"
         raise ValueError(f"{path} has a NUL byte at offset {nul}; expected a UTF-8 text, no binary file; {remedy}")
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(content), _CHUNK):
@@ -135,11 +155,26 @@ def _check_utf8(path: Path, content: bytes) -> None:
             decoder.decode(chunk, final=start + _CHUNK >= len(content))
         except UnicodeDecodeError as error:
             offset = start - pending + error.start
-            encoding, name = ("UTF-16", "UTF-16") if content[:2] in _UTF16_MARKS else ("ISO-8859-1", "Latin-1")
+            encoding = _marked(content) or "ISO-8859-1"
+            name = "Latin-1" if encoding == "ISO-8859-1" else encoding
             raise ValueError(
                 f"{path} is not UTF-8: the byte at offset {offset} is {content[offset]:#04x} ({error.reason}); if it "
                 f"is {name}, {_conversion(path, encoding)}"
             ) from error
+
+
+def _marked(content: bytes) -> str | None:
+    """The encoding that the content's byte order mark tells; None without one."""
+    return next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), None)
+
+
+def _unmarked(content: bytes) -> str:
+    """The encoding of content with NUL bytes, if it is a text: next to nothing else decodes as UTF-32."""
+    for encoding in ("UTF-32LE", "UTF-32BE"):
+        with suppress(UnicodeDecodeError):
+            content[:_SAMPLE].decode(encoding)
+            return encoding
+    return "UTF-16"
 
 
 def _conversion(path: Path, encoding: str) -> str:

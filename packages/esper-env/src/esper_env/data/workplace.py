@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from esper_env.data.sources import Source
@@ -21,40 +21,53 @@ MOST_TRIES = 100
 
 @contextmanager
 def workplace(source: Source, root: Path) -> Iterator[Path]:
-    """The folder for what arrives of a data set, locked; nothing empty stays behind, and no lock.
+    """The folder for what arrives of a data set, locked; nothing empty that it has made stays behind, and no lock.
 
     The kernel lets go of the lock when the process ends, however it ends. Raises ``FetchError`` where another process
     has it, and ``OSError`` for a folder that cannot be made.
     """
     place = root / WORK
     lock, work = place / f"{source.name}.lock", place / source.name
-    descriptor = _locked(lock)
-    if descriptor is None:
-        raise FetchError(f"{source.title} is being fetched into {root} by another process")
-    try:
+    absent = [folder for folder in (root, *root.parents) if not folder.exists()]
+    with ExitStack() as leaving:  # last in, first out
+        leaving.callback(_remove_empty, place, *absent)
+        descriptor = _locked(lock)
+        if descriptor is None:
+            raise FetchError(f"{source.title} is being fetched into {root} by another process")
+        leaving.callback(os.close, descriptor)
+        leaving.callback(_remove, lock)  # while it is held: who has opened it meanwhile sees that it is gone
+        leaving.callback(_remove_empty, work / READY, work)
         yield work
-    finally:
-        _remove_empty(work / READY, work)
-        lock.unlink(missing_ok=True)  # while it is held: who has opened it meanwhile sees that it is gone
-        _remove_empty(place)
-        os.close(descriptor)
 
 
 def _locked(path: Path) -> int | None:
     """A descriptor of the file ``path``, locked and in its place; None if another process has it."""
     for _ in range(MOST_TRIES):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # a fetch that is through has removed the folder
-            continue
-        if not _lock(descriptor):
-            os.close(descriptor)
-            return None
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-            return descriptor
-        os.close(descriptor)  # a fetch that was through has removed the file
+        with ExitStack() as unless_kept:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:  # a fetch that is through has removed the folder
+                continue
+            except FileExistsError as error:
+                if os.path.lexists(error.filename):  # no folder
+                    raise
+                continue  # a folder when it was to be made, and removed since
+            unless_kept.callback(os.close, descriptor)
+            locked = _lock(descriptor)
+            if not _in_place(descriptor, path):  # a fetch that is through, or about to be, has removed the file
+                continue
+            if locked:
+                unless_kept.pop_all()
+            return descriptor if locked else None
     return None
+
+
+def _in_place(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(descriptor: int) -> bool:
@@ -63,6 +76,11 @@ def _lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _remove(lock: Path) -> None:
+    with suppress(OSError):  # one that stays is nobody's lock: the next fetch takes it
+        lock.unlink()
 
 
 def _remove_empty(*folders: Path) -> None:
