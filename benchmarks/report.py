@@ -176,7 +176,7 @@ def calibration(file: Path) -> str:
     """The section of the calibration."""
     content = json.loads(file.read_text(encoding="utf-8"))
     rows = [
-        f"| {one['target']} | {one['value']:.3g} | {one['low']:g} to {one['high']:g} | {'yes' if one['met'] else 'no'} "
+        f"| {one['target']} | {mean(one['value'], '.3g') or 'none'} | {one['low']:g} to {one['high']:g} | {'yes' if one['met'] else 'no'} "
         f"| {one['plan']} |"
         for one in content["verdicts"]
     ]
