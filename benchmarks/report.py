@@ -175,11 +175,10 @@ def headroom_of_all(files: Sequence[Path]) -> str:
 def calibration(file: Path) -> str:
     """The section of the calibration."""
     content = json.loads(file.read_text(encoding="utf-8"))
-    rows = [
-        f"| {one['target']} | {mean(one['value'], '.3g') or 'none'} | {one['low']:g} to {one['high']:g} | {'yes' if one['met'] else 'no'} "
-        f"| {one['plan']} |"
-        for one in content["verdicts"]
-    ]
+    rows = []
+    for one in content["verdicts"]:
+        found, met = mean(one["value"], ".3g") or "none", "yes" if one["met"] else "no"
+        rows.append(f"| {one['target']} | {found} | {one['low']:g} to {one['high']:g} | {met} | {one['plan']} |")
     return CALIBRATION.format(
         machine=content["machine"], file=file.name, command=content["command"], rows="\n".join(rows)
     )
