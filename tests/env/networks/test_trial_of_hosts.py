@@ -1,0 +1,196 @@
+"""Hosts of one's own tried when an environment is made: what cannot be played is told, what can be is."""
+
+import threading
+
+import gymnasium
+import numpy as np
+import pytest
+from esper_env import register_task
+from esper_env.networks.hosts import SlotSpec
+from own_hosts import ALONE, LAYOUT, SMALL, TOGETHER, Images, Sequences, blobs, played, told_or_played, trees
+from torch import nn
+from torch.nn import functional as F
+
+pytestmark = pytest.mark.usefixtures("own_tables")
+
+
+class Squeezed(nn.Module):
+    """``squeeze()`` without a dimension takes the sample away where there is only one."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.out = nn.AdaptiveAvgPool2d(1), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.out(self.pool(x).squeeze())
+
+
+@LAYOUT
+def test_a_host_that_fails_on_a_single_sample_is_told_when_it_is_made(layout):
+    """A last chunk has one, and so has the shadow pass of a batch of two."""
+    told_or_played(lambda data: Images(data, second=Squeezed), blobs(328, 20), "norm", steps=6, **layout)
+
+
+class Guarded(nn.Module):
+    """Looks at its values in eval mode alone."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 5, 1)
+
+    def forward(self, x):
+        out = self.conv(x)
+        return out.clamp(-1, 1) if not self.training and out.abs().max().item() > 1e6 else out
+
+
+class Spread(nn.Module):
+    """Features that are one value spread over the map, as a view."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 5, 1)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3), keepdim=True).expand(-1, -1, *x.shape[2:])
+
+
+class Masking(nn.Module):
+    """Dropout where it should not be."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 5, 1)
+
+    def forward(self, x):
+        return F.dropout(self.conv(x), 0.5, not self.training)
+
+
+@LAYOUT
+@pytest.mark.parametrize("kind", [Guarded, Spread, Masking])
+def test_a_host_that_fails_where_it_is_measured_is_told_when_it_is_made(kind, layout):
+    told_or_played(lambda data: Images(data, first=kind), blobs(), "norm", steps=6, **layout)
+
+
+def test_a_host_of_ones_own_reads_tokens_in_mixed_precision():
+    assert played(Sequences, trees(), "norm", precision="bfloat16", **TOGETHER)["val_loss"] > 0
+
+
+class NumpyNoise(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 5, 1)
+
+    def forward(self, x):
+        return self.conv(x) * float(np.random.rand())  # noqa: NPY002
+
+
+def batch_statistics(channels):
+    return nn.Sequential(nn.Conv2d(channels, 5, 1), nn.BatchNorm2d(5, track_running_stats=False))
+
+
+@pytest.mark.parametrize("first", [batch_statistics, NumpyNoise])
+def test_a_host_whose_predictions_are_not_of_the_sample_alone_is_refused(first):
+    with pytest.raises(ValueError, match="the host Images"):
+        played(lambda data: Images(data, first=first), blobs(), "norm", **ALONE)
+
+
+class ByProtocol(nn.Module):
+    """All that ``HostProtocol`` asks for, which is no forward."""
+
+    topology = "transformer"
+    slots = (SlotSpec("r0c0", 8, "hidden", 0, 0, 0, (8, 8)),)
+    execution_order = (0,)
+
+    def __init__(self, _data):
+        super().__init__()
+        self.segments = nn.ModuleList([nn.Embedding(256, 8), nn.Linear(8, 256)])
+
+    def forward_between(self, features, start, stop):
+        if start is None:
+            features = self.segments[0](features)
+        return self.segments[1](features) if stop is None else features
+
+
+class Normalised(ByProtocol):
+    """Its forward is for whoever uses it elsewhere."""
+
+    def forward(self, tokens):
+        return self.forward_between(tokens, None, None).log_softmax(-1)
+
+
+@pytest.mark.parametrize("host", [ByProtocol, Normalised])
+def test_a_host_that_follows_the_protocol_is_played(host):
+    assert played(host, trees(), "norm", **ALONE)["val_loss"] > 0
+
+
+# What is refused and should not be, or with an error that is not ours
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(256, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, tokens):
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        return self.layer(self.table(tokens), src_mask=mask, is_causal=True)
+
+
+def test_dropout_that_drops_nothing_is_no_dropout(own_blueprints):
+    assert played(lambda data: Sequences(data, first=Encoder), trees(), "norm", **ALONE)["val_loss"] > 0
+    own_blueprints("mine", lambda channels: nn.Sequential(nn.Conv2d(channels, channels, 1), nn.Dropout(0.0)))
+    gymnasium.make("Esper-Digits-v0").close()
+
+
+def test_one_image_to_validate_on_is_enough_for_a_host_with_batch_norm():
+    def head():
+        return nn.Sequential(nn.Flatten(), nn.Linear(5 * 64, 7), nn.BatchNorm1d(7), nn.Linear(7, 3))
+
+    assert played(lambda data: Images(data, second=head), blobs(val=1), "norm", **ALONE)["val_loss"] > 0
+
+
+class Locked(nn.Conv2d):
+    def __init__(self, channels):
+        super().__init__(channels, 5, 1)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize(
+    "first", [Locked, lambda channels: nn.utils.weight_norm(nn.Conv2d(channels, 5, 1)), lambda _c: nn.LazyConv2d(5, 1)]
+)
+def test_a_host_that_cannot_be_copied_or_has_no_shape_yet_is_our_error(first):
+    told_or_played(lambda data: Images(data, first=first), blobs(), "norm", **ALONE)
+
+
+def with_changes(data, **changes):
+    host = Images(data)
+    for name, value in changes.items():
+        host._modules.pop(name, None)
+        object.__setattr__(host, name, value)
+    return host
+
+
+SLOT = SlotSpec("r0c0", 5, "hidden", 0, 0, 0, (5, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"slots": 5},
+        {"slots": (SLOT._replace(shape=5),)},
+        {"slots": (SLOT._replace(slot_id=["x"]),)},
+        {"slots": (SLOT._replace(channels=5.0),)},
+        {"execution_order": None},
+        {"execution_order": (False,)},
+        {"topology": ["cnn"]},
+        {"segments": [nn.Conv2d(2, 5, 1), nn.Linear(5, 3)]},
+        {"segments": None},
+    ],
+    ids=lambda changes: str(next(iter(changes))),
+)
+def test_a_host_put_together_wrongly_is_our_error_when_it_is_made(changes):
+    register_task("Own-v0", host=lambda data: with_changes(data, **changes), data=blobs(), **SMALL)
+    with pytest.raises((ValueError, TypeError), match="the host Images"):
+        gymnasium.make("Own-v0")

@@ -1,0 +1,80 @@
+"""Small hosts and data of one's own, and an episode's beginning with them."""
+
+import gymnasium
+import numpy as np
+import pytest
+from esper_env import ImageData, TextData, register_task
+from esper_env.networks.hosts import SegmentedHost, SlotSpec
+from torch import nn
+
+SMALL = {"batch_size": 4, "batches_per_step": 2, "horizon": 6, "device": "cpu"}
+ALONE, TOGETHER = {"auto_shard_size": 1}, {"auto_shard_size": 2}
+LAYOUT = pytest.mark.parametrize("layout", [ALONE, TOGETHER], ids=["alone", "together"])
+
+
+def blobs(val=30, size=8):
+    rng = np.random.default_rng(0)
+    parts = []
+    for count in (60, val, 30):
+        labels = rng.integers(3, size=count)
+        images = rng.integers(0, 60, (count, 2, size, size)) + 60 * labels[:, None, None, None]
+        parts += [images.astype(np.uint8), labels.astype(np.int64)]
+    return ImageData("blobs", 3, *parts, mean=(0.5,) * 2, std=(0.25,) * 2, crop_padding=0, flip=False)
+
+
+def trees():
+    text = np.frombuffer(b"a tree is a tree is a tree, not the big apple. " * 60, dtype=np.uint8)
+    return TextData("trees", text, text[:300], text[:300])
+
+
+class Images(SegmentedHost):
+    """Two segments with a slot of 5 channels between them."""
+
+    topology = "cnn"
+
+    def __init__(self, data, first=None, second=None):
+        super().__init__()
+        channels, height, width = data.image_shape
+        self.segments = nn.ModuleList(
+            [
+                nn.Conv2d(channels, 5, 1) if first is None else first(channels),
+                nn.Sequential(nn.Flatten(), nn.Linear(5 * height * width, 3)) if second is None else second(),
+            ]
+        )
+        self.slots = (SlotSpec("r0c0", 5, "hidden", 0, 0, 0, (5, height, width)),)
+        self.execution_order = (0,)
+
+
+class Sequences(SegmentedHost):
+    topology = "transformer"
+
+    def __init__(self, _data, first=None):
+        super().__init__()
+        self.segments = nn.ModuleList([nn.Embedding(256, 8) if first is None else first(), nn.Linear(8, 256)])
+        self.slots = (SlotSpec("r0c0", 8, "hidden", 0, 0, 0, (8, 8)),)
+        self.execution_order = (0,)
+
+
+def played(host, data, seed, steps=2, envs=1, precision="float32", **numbers):
+    """An episode's beginning with a seed planted; the last infos."""
+    base = "Esper-Digits-v0" if isinstance(data, ImageData) else "Esper-Text-v0"
+    register_task("Own-v0", base=base, host=host, data=data, **(SMALL | numbers))
+    made = gymnasium.make_vec("Own-v0", num_envs=envs, precision=precision)
+    try:
+        made.reset(seed=0, options={"topology": {"r0c0": seed}})
+        rng = np.random.default_rng(0)
+        for _ in range(steps):
+            *_, infos = made.step(made.unwrapped.sample_valid_actions(rng))
+    finally:
+        made.close()
+    return infos
+
+
+def told_or_played(host, data, seed, steps=2, envs=1, **numbers):
+    """Either it is a ``ValueError`` when it is made, or it is played."""
+    register_task("Tried-v0", host=host, data=data, **(SMALL | numbers))
+    try:
+        gymnasium.make("Tried-v0").close()
+    except ValueError:
+        return
+    played(host, data, seed, steps, envs, **numbers)
