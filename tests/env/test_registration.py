@@ -15,15 +15,7 @@ from torch import nn
 SMALL = {"batch_size": 4, "batches_per_step": 2, "horizon": 3, "device": "cpu"}
 
 
-@pytest.fixture(autouse=True)
-def own_tables(monkeypatch):
-    """What is registered here is forgotten afterwards."""
-    monkeypatch.setattr(tasks, "TASKS", tasks.TASKS)
-    before, known = dict(tasks.TASKS), dict(gymnasium.registry)
-    yield
-    for table, old in ((tasks.TASKS, before), (gymnasium.registry, known)):
-        table.clear()
-        table.update(old)
+pytestmark = pytest.mark.usefixtures("own_tables")
 
 
 def blobs(classes=3, size=8, channels=2):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
-import shutil
-import subprocess
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -228,12 +227,11 @@ def test_the_remedy_for_another_encoding_works(tmp_path: Path, encoding: str, te
     path.write_bytes(text.encode(encoding))
     with pytest.raises(ValueError, match=rf"if it is {name}, convert it with `iconv -f ") as caught:
         load(path)
-    command = str(caught.value).split("`")[1]
-    assert command.endswith(f"> '{tmp_path / 'my book-utf8.txt'}'")
-    if shutil.which("iconv") is None:
-        pytest.skip("there is no iconv here")
-    subprocess.run(["sh", "-c", command], check=True)
-    assert whole(load(tmp_path / "my book-utf8.txt")).decode().rstrip("\n") == text.removeprefix("\ufeff").rstrip("\n")
+    command = shlex.split(str(caught.value).split("`")[1])
+    converted = tmp_path / "my book-utf8.txt"
+    assert command == ["iconv", "-f", command[2], "-t", "UTF-8", str(path), ">", str(converted)]
+    converted.write_bytes(path.read_bytes().decode(command[2]).encode("UTF-8"))  # what iconv does, which may be absent
+    assert whole(load(converted)).decode().rstrip("\n") == text.removeprefix("\ufeff").rstrip("\n")
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:

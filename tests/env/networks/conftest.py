@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
-from esper_env import tasks
 from esper_env.data import ImageData, TextData
 from esper_env.networks.hosts import CNNHost
 from esper_env.networks.population import Optimisation, Population, PopulationConfig, Structure
@@ -327,13 +325,3 @@ def batches_of(stripes: ImageData) -> Callable[..., Callable[[], list[tuple[Tens
         return lambda: [(x[0], y[0]) for x, y in minibatches(source, [stream])]
 
     return build
-
-
-@pytest.fixture
-def own_tables():
-    """What is registered here is forgotten afterwards."""
-    before, known = dict(tasks.TASKS), dict(gymnasium.registry)
-    yield
-    for table, old in ((tasks.TASKS, before), (gymnasium.registry, known)):
-        table.clear()
-        table.update(old)

@@ -35,14 +35,6 @@ class Least(nn.Module):
         return x + 0.1 * self.mix(x - x.amin(dim=1, keepdim=True))
 
 
-@pytest.mark.parametrize("kind", [Peeking, Least])
-def test_a_seed_that_looks_ahead_is_refused_whatever_its_scale_at_birth(kind):
-    torch.manual_seed(0)
-    x = torch.linspace(-1, 1, 2 * 8 * 8).view(2, 8, 8)
-    with pytest.raises(ValueError, match="looks ahead"):
-        check_seed(kind(8), "mine", x)
-
-
 class OverSamples(nn.Module):
     """A GRU whose ``batch_first=True`` was forgotten: it runs along the samples."""
 
@@ -66,11 +58,14 @@ class Centred(nn.Module):
         return x + self.scale * (hidden - hidden.mean(0))
 
 
-@pytest.mark.parametrize("kind", [OverSamples, Centred])
-def test_a_seed_that_mixes_samples_is_refused_whichever_it_mixes(kind):
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [(Peeking, "looks ahead"), (Least, "looks ahead"), (OverSamples, "mixes samples"), (Centred, "mixes samples")],
+)
+def test_a_seed_that_looks_where_it_must_not_is_refused_whatever_its_scale_at_birth(kind, says):
     torch.manual_seed(0)
     x = torch.linspace(-1, 1, 2 * 8 * 8).view(2, 8, 8)
-    with pytest.raises(ValueError, match="mixes samples"):
+    with pytest.raises(ValueError, match=says):
         check_seed(kind(8), "mine", x)
 
 

@@ -157,14 +157,19 @@ LAYOUTS: dict[tuple[int, bool], type[Layout]] = {
 }
 
 
+def is_known(layer: nn.Module) -> bool:
+    """Whether a module itself, whatever is in it, is of PyTorch's layers or of this package."""
+    return type(layer).__module__.startswith(_KNOWN)
+
+
 def all_known(module: nn.Module) -> bool:
-    """Whether a module is made of PyTorch's layers and this package's alone, so that what it does is known."""
-    return all(type(layer).__module__.startswith(_KNOWN) for layer in module.modules())
+    """Whether a module is made of such alone, so that what it does is known."""
+    return all(map(is_known, module.modules()))
 
 
 def _may_have_group_norm(module: nn.Module) -> bool:
     """A layer of its type; or a module of the user's own, which may call it as a function."""
-    return not all_known(module) or any(isinstance(layer, nn.GroupNorm) for layer in module.modules())
+    return any(isinstance(layer, nn.GroupNorm) or not is_known(layer) for layer in module.modules())
 
 
 def normaliser(

@@ -16,6 +16,7 @@ from torch import nn
 from esper_env.choices import FULL_PRECISION
 from esper_env.data import ImageData, TextData
 from esper_env.networks.hosts.contract import check_forward
+from esper_env.networks.population.layout import is_known
 from esper_env.networks.population.measure import Commitment, Measurement, appraise, measure, nothing_measured
 from esper_env.networks.population.network import Shard
 from esper_env.networks.population.optimisation import Optimisation
@@ -110,7 +111,7 @@ class Population:
                 for rows in self._slices
             ]
             self._splits = splits_for(self.shards[0].slots[0], data, device, dtype)
-            if not type(self.shards[0].host.template).__module__.startswith("esper_env."):
+            if not is_known(self.shards[0].host.template):
                 self._try_host(data.classes)
             try_blueprints(self.shards[0])
             self._trainers = [
