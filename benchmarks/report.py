@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import report_reliability
 import report_speed
@@ -159,16 +160,17 @@ def headroom(file: Path) -> str:
 
 
 def headroom_of_all(files: Sequence[Path]) -> str:
-    """The head of the headroom sections, with a line for each task as it comes."""
-    rows = []
+    """The head of the headroom sections, with a line for each task as it comes: what all its files have of it."""
+    tasks: dict[tuple[str, str], dict[str, Any]] = {}
     for content in (json.loads(file.read_text(encoding="utf-8")) for file in files):
-        if content.get("env_settings"):
-            continue
-        plans = content["plans"]
+        if not content.get("env_settings"):
+            tasks.setdefault((content["env"], content["dataset"]), {}).update(content["plans"])
+    rows = []
+    for (env, dataset), plans in tasks.items():
         best = max(plans, key=lambda plan: plans[plan]["test_accuracy_mean"])
         alone, grown = (plans[plan]["test_accuracy_mean"] for plan in ("host alone", best))
         added = plans[best]["parameters_added"]
-        rows.append(f"| {content['env']} | {content['dataset']} | {alone:.1f} | {grown:.1f} | {added:,} | {best} |")
+        rows.append(f"| {env} | {dataset} | {alone:.1f} | {grown:.1f} | {added:,} | {best} |")
     return HEADROOM_HEAD.format(rows="\n".join(rows))
 
 

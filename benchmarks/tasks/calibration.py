@@ -2,9 +2,9 @@
 
     python benchmarks/tasks/calibration.py --out benchmarks/results/calibration-cifar.json
 
-Measured, as `benchmarks/tasks/headroom.py` does it, into files beside the result: the host alone, every blueprint alone
-in every slot, and a few topologies with a seed in every slot, on Esper-CIFAR-v0; the host alone on
-Esper-CIFAR-Impaired-v0. Judged: three ranges of test accuracy, and that no single seed explains what growth gains.
+Measured, as `benchmarks/tasks/headroom.py` does it, into files beside the result: every blueprint alone in every slot,
+and topologies with a seed in every slot, on Esper-CIFAR-v0; the host alone on both tasks, Esper-CIFAR-Impaired-v0 being
+the other. Judged: three ranges of test accuracy, and that no single seed explains what growth gains.
 
 Exit codes: 0 every target is met, 1 one is missed, or the file could not be written, 2 bad input, 130 interrupted.
 """
@@ -39,7 +39,39 @@ GROWN = (
     "r0c0=conv_light,r0c1=conv_light,r0c2=conv_light",
     "r0c0=conv_heavy,r0c1=conv_heavy,r0c2=conv_light",
     "r0c0=conv_heavy,r0c1=conv_heavy,r0c2=conv_heavy",
+    "r0c0=conv_light,r0c1=conv_heavy,r0c2=conv_heavy",
+    "r0c0=bottleneck,r0c1=conv_heavy,r0c2=conv_heavy",
+    "r0c0=norm,r0c1=conv_heavy,r0c2=conv_heavy",
+    "r0c0=conv_heavy,r0c1=conv_heavy,r0c2=bottleneck",
+    "r0c0=conv_heavy,r0c1=conv_heavy,r0c2=attention",
+    "r0c0=conv_heavy,r0c1=conv_heavy,r0c2=norm",
 )
+
+TASK, IMPAIRED = "Esper-CIFAR-v0", "Esper-CIFAR-Impaired-v0"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One file of measurements: networks of a task, of which those of ``judged`` are needed for the verdicts."""
+
+    file: str
+    env: str
+    judged: tuple[str, ...]
+    unjudged: tuple[str, ...] = ()
+
+    def plans(self) -> tuple[str, ...]:
+        """What `headroom.py` is to measure."""
+        return ("", *self.judged, *self.unjudged)
+
+
+def measurements() -> tuple[Measurement, ...]:
+    """All that is measured."""
+    return (
+        Measurement("headroom-cifar-v0.json", TASK, SINGLE),
+        Measurement("headroom-cifar-v0-grown.json", TASK, GROWN),
+        Measurement("headroom-cifar-impaired-v0.json", IMPAIRED, (), ("r0c0=conv_light", GROWN[2])),
+    )
+
 
 #: Test accuracies in percent that the tasks are meant to have.
 HOST_ALONE, BEST_GROWN, IMPAIRED_ALONE = (40.0, 50.0), (65.0, 75.0), (18.0, 25.0)
@@ -53,29 +85,21 @@ class CalibrationSettings:
     """Measure the CIFAR tasks on the procedural stand-in and judge whether they are as hard as they are meant to be."""
 
     out: Path
-    """JSON file of the verdicts; what is measured goes beside it, as headroom-cifar-v0.json and
-    headroom-cifar-impaired-v0.json."""
+    """JSON file of the verdicts; what is measured goes beside it, as headroom-cifar-v0.json,
+    headroom-cifar-v0-grown.json and headroom-cifar-impaired-v0.json."""
     episodes: int = 4
     """Episodes of each network."""
     judge_only: bool = False
     """Judge the files that are there, and measure nothing."""
 
 
-def files(out: Path) -> dict[str, Path]:
-    """Where the measurements of each task are."""
-    return {
-        "Esper-CIFAR-v0": out.parent / "headroom-cifar-v0.json",
-        "Esper-CIFAR-Impaired-v0": out.parent / "headroom-cifar-impaired-v0.json",
-    }
-
-
 def measure(settings: CalibrationSettings, console: Console) -> None:
-    """Write the measurements of both tasks."""
-    plans = {"Esper-CIFAR-v0": ("", *GROWN, *SINGLE), "Esper-CIFAR-Impaired-v0": ("", "r0c0=conv_light", GROWN[-1])}
-    for env, file in files(settings.out).items():
-        chosen = HeadroomSettings(out=file, env=env, episodes=settings.episodes, plans=plans[env], dataset="procedural")
-        command = ["--env", env, "--dataset", "procedural", "--episodes", str(settings.episodes)]
-        headroom(chosen, [*command, "--out", str(file), "--plans", *plans[env]], console)
+    """Write all measurements."""
+    for one in measurements():
+        file, episodes = settings.out.parent / one.file, settings.episodes
+        chosen = HeadroomSettings(out=file, env=one.env, episodes=episodes, plans=one.plans(), dataset="procedural")
+        command = ["--env", one.env, "--dataset", "procedural", "--episodes", str(episodes)]
+        headroom(chosen, [*command, "--out", str(file), "--plans", *one.plans()], console)
 
 
 def judge(
@@ -136,19 +160,39 @@ def _has_mean(row: object) -> bool:
     return isinstance(row, dict) and is_finite(row.get("test_accuracy_mean"))
 
 
+def gathered(folder: Path) -> dict[str, Any]:
+    """{task: what the files in the folder say about it, with the plans of all its files}.
+
+    Raises:
+        ConfigError: a file is not there, is none of measurements, lacks some, or those of a task do not agree about its
+            host, which has the same bits wherever it is measured under the same conditions.
+    """
+    found: dict[str, Any] = {}
+    for one in measurements():
+        content = measured(folder / one.file, (HOST, *one.judged))
+        known = found.setdefault(one.env, content)
+        alone, other = (source["plans"][HOST]["test_accuracy_mean"] for source in (known, content))
+        if alone != other:
+            raise ConfigError(
+                f"{folder / one.file} has {other}% for the host alone, another file of {one.env} {alone}%: they were "
+                "measured under different conditions; measure again, without --judge-only"
+            )
+        known["plans"] |= content["plans"]
+    return found
+
+
 def calibrate(settings: CalibrationSettings, command: Sequence[str], console: Console) -> bool:
     """Measure, judge, write the verdicts down and print them; whether every target is met."""
-    if settings.out.is_dir() or settings.out in files(settings.out).values():
+    if settings.out.is_dir() or settings.out.name in [one.file for one in measurements()]:
         raise ConfigError(f"out is {settings.out}; expected a JSON file beside those of the measurements")
     if not settings.judge_only:
         measure(settings, console)
-    judged = {"Esper-CIFAR-v0": (HOST, *GROWN, *SINGLE), "Esper-CIFAR-Impaired-v0": (HOST,)}
-    found = {env: measured(file, judged[env]) for env, file in files(settings.out).items()}
-    verdicts = judge(*(content["plans"] for content in found.values()))
+    found = gathered(settings.out.parent)
+    verdicts = judge(*(found[env]["plans"] for env in (TASK, IMPAIRED)))
     content = {
         "command": shlex.join(["python", "benchmarks/tasks/calibration.py", *command]),
-        "measured": {env: file.name for env, file in files(settings.out).items()},
-        "machine": found["Esper-CIFAR-v0"]["machine"],
+        "measured": [one.file for one in measurements()],
+        "machine": found[TASK]["machine"],
         "verdicts": verdicts,
     }
     atomic.write_text(settings.out, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -117,13 +117,13 @@ def test_every_blueprint_is_tried_in_every_slot(calibration):
 
 def written(calibration, folder, **accuracies):
     """The measurements of both tasks as files in a folder; the path of the verdicts."""
-    out = folder / "verdicts.json"
-    impaired = {"host alone": {"test_accuracy_mean": accuracies.pop("impaired", 20.0)}}
-    for content, file in zip(
-        (plans(calibration, **accuracies), impaired), calibration.files(out).values(), strict=True
-    ):
-        file.write_text(json.dumps({"machine": "a machine", "plans": content}), encoding="utf-8")
-    return out
+    hosts = {calibration.IMPAIRED: accuracies.pop("impaired", 20.0), calibration.TASK: accuracies.get("host", 45.0)}
+    found = plans(calibration, **accuracies)
+    for one in calibration.measurements():
+        content = {plan: found[plan] for plan in one.judged}
+        content["host alone"] = {"test_accuracy_mean": hosts[one.env]}
+        (folder / one.file).write_text(json.dumps({"machine": "a machine", "plans": content}), encoding="utf-8")
+    return folder / "verdicts.json"
 
 
 def test_files_that_are_there_are_judged(calibration, tmp_path, capsys):
@@ -159,12 +159,15 @@ def test_what_is_measured_is_what_is_judged(calibration, tmp_path, monkeypatch):
     small = {"horizon": 2, "batches_per_step": 1, "batch_size": 8}
     monkeypatch.setattr(headroom, "make_vector", lambda *a, **k: made(*a, **k, **small))
     monkeypatch.setattr(calibration, "SINGLE", ("r0c2=norm",))
-    monkeypatch.setattr(calibration, "GROWN", ("r0c0=norm,r0c2=norm",))
+    monkeypatch.setattr(calibration, "GROWN", ("r0c0=norm,r0c2=norm", "r0c1=norm,r0c2=norm", "r0c0=norm,r0c1=norm"))
     out = tmp_path / "verdicts.json"
     assert calibration.main(["--out", str(out), "--episodes", "1"]) == FAILED
     found = json.loads((tmp_path / "headroom-cifar-v0.json").read_text(encoding="utf-8"))
-    assert list(found["plans"]) == ["host alone", "r0c0=norm,r0c2=norm", "r0c2=norm"]
+    assert list(found["plans"]) == ["host alone", "r0c2=norm"]
     assert found["dataset"] == "procedural-cifar"
+    grown = json.loads((tmp_path / "headroom-cifar-v0-grown.json").read_text(encoding="utf-8"))
+    assert list(grown["plans"]) == ["host alone", *calibration.GROWN]
+    assert grown["plans"]["host alone"] == found["plans"]["host alone"]
     verdicts = json.loads(out.read_text(encoding="utf-8"))["verdicts"]
     assert verdicts[0]["value"] == found["plans"]["host alone"]["test_accuracy_mean"]
 
@@ -185,10 +188,10 @@ def test_what_is_measured_is_what_is_judged(calibration, tmp_path, monkeypatch):
         (lambda content: content.clear(), "lacks 'machine', 'plans';"),
     ],
 )
-@pytest.mark.parametrize("env", ["Esper-CIFAR-v0", "Esper-CIFAR-Impaired-v0"])
-def test_what_measurements_lack_is_told(calibration, tmp_path, capsys, env, change, said):
+@pytest.mark.parametrize("name", ["cifar-v0", "cifar-v0-grown", "cifar-impaired-v0"])
+def test_what_measurements_lack_is_told(calibration, tmp_path, capsys, name, change, said):
     out = written(calibration, tmp_path, single=52.0)
-    file = calibration.files(out)[env]
+    file = tmp_path / f"headroom-{name}.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     change(content)
     file.write_text(json.dumps(content), encoding="utf-8")
@@ -202,20 +205,32 @@ def test_what_measurements_lack_is_told(calibration, tmp_path, capsys, env, chan
 def test_plans_that_were_not_measured_are_named(calibration, tmp_path, capsys):
     """As `headroom.py` leaves them where other plans are named."""
     out = written(calibration, tmp_path, single=52.0)
-    file = calibration.files(out)["Esper-CIFAR-v0"]
+    file = tmp_path / "headroom-cifar-v0.json"
     content = json.loads(file.read_text(encoding="utf-8"))
-    for plan in (calibration.GROWN[0], "r0c1=norm"):
+    for plan in ("r0c0=norm", "r0c1=norm"):
         del content["plans"][plan]
     file.write_text(json.dumps(content), encoding="utf-8")
     assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT
-    lacking = f"a test_accuracy_mean of '{calibration.GROWN[0]}', a test_accuracy_mean of 'r0c1=norm'"
+    lacking = "a test_accuracy_mean of 'r0c0=norm', a test_accuracy_mean of 'r0c1=norm'"
     assert f"{file} lacks {lacking}; measure again, without --judge-only" in capsys.readouterr().err
+
+
+def test_measurements_made_under_other_conditions_are_not_judged_together(calibration, tmp_path, capsys):
+    out = written(calibration, tmp_path, single=52.0)
+    file = tmp_path / "headroom-cifar-v0-grown.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["plans"]["host alone"]["test_accuracy_mean"] = 45.5
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT
+    said = f"{file} has 45.5% for the host alone, another file of Esper-CIFAR-v0 45.0%"
+    assert said in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(("text", "said"), [("{", "is not JSON: "), ("[]", "holds no JSON object; measure again")])
 def test_what_are_no_measurements_is_told(calibration, tmp_path, capsys, text, said):
     out = written(calibration, tmp_path, single=52.0)
-    file = calibration.files(out)["Esper-CIFAR-Impaired-v0"]
+    file = tmp_path / "headroom-cifar-impaired-v0.json"
     file.write_text(text, encoding="utf-8")
     assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT
     assert f"{file} {said}" in capsys.readouterr().err

@@ -26,6 +26,27 @@ def test_the_results_page_is_made_from_the_result_files(monkeypatch):
     assert report.PAGE.read_text(encoding="utf-8") == report.page(), "run: python benchmarks/report.py"
 
 
+def test_a_task_has_one_line_over_all_its_files(monkeypatch, tmp_path):
+    report = load_report(monkeypatch)
+
+    def write(name, env, settings=(), **accuracies):
+        plans = {plan: {"test_accuracy_mean": value, "parameters_added": 7} for plan, value in accuracies.items()}
+        plans["host alone"] = {"test_accuracy_mean": 40.0, "parameters_added": 0}
+        content = {"env": env, "dataset": "data", "env_settings": settings, "plans": plans}
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+        return tmp_path / name
+
+    files = [
+        write("a.json", "A-v0", norm=50.0),
+        write("b.json", "B-v0", lora=30.0),
+        write("a-grown.json", "A-v0", both=61.25),
+        write("a-half.json", "A-v0", ["precision=bfloat16"], other=99.0),
+    ]
+    *_, first, second = report.headroom_of_all(files).rstrip().splitlines()
+    assert first == "| A-v0 | data | 40.0 | 61.2 | 7 | both |"
+    assert second == "| B-v0 | data | 40.0 | 40.0 | 0 | host alone |"
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
 def test_a_studys_summary_follows_from_its_raw_episodes(path):
     summary = json.loads(path.read_text(encoding="utf-8"))
