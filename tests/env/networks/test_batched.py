@@ -108,6 +108,21 @@ def test_blueprints(entry, channels, size):
     check(copies(lambda: entry.factory(channels)), features(channels, size, size))
 
 
+@pytest.mark.parametrize("front", [nn.Identity, lambda: nn.Conv2d(1, 3, 1, bias=False)], ids=["alone", "behind"])
+@pytest.mark.parametrize("settings", [{"momentum": None}, {"affine": False}, {"track_running_stats": False}], ids=str)
+def test_unusual_batch_norms(monkeypatch, front, settings):
+    """Networks that have seen different numbers of minibatches, in training and then with what they remember."""
+    monkeypatch.setattr(batched, "GREY_MIN_VALUES", 0)
+    modules = copies(lambda: nn.Sequential(front(), nn.BatchNorm2d(1 if front is nn.Identity else 3, **settings)))
+    for seen, module in enumerate(modules):
+        if module[1].track_running_stats:
+            module[1].num_batches_tracked.fill_(seen)
+    for training in (True, True, False):
+        check(modules, features(1, 4, 3) + 0.3, training=training, input_gradient=front is nn.Identity)
+        for module in modules:
+            module.zero_grad()
+
+
 def test_gates():
     check(copies(lambda: BlendGate(8)), features(8, 3, 3))
 

@@ -67,6 +67,14 @@ def test_a_name_is_registered_once():
     register_blueprint("norm", "elsewhere", Mixer)  # another topology has its own names
 
 
+@pytest.mark.parametrize("topology", ["CNN", "Cnn", "TRANSFORMER"])
+def test_a_topology_in_other_letters_is_no_new_one(topology):
+    said = f"topology {topology!r} of blueprint 'mine' is spelled {topology.lower()!r}; write it so"
+    with pytest.raises(ValueError, match=said):
+        register_blueprint("mine", topology, Mixer)
+    assert topology not in registry._REGISTRY
+
+
 def test_a_value_is_used_once():
     with pytest.raises(ValueError, match="blueprint value 3 is taken by 'norm' in topology 'cnn'"):
         register_blueprint("mine", "cnn", Mixer, value=Blueprint.NORM)

@@ -94,6 +94,14 @@ def test_a_host_whose_predictions_are_not_of_the_sample_alone_is_refused(first):
         played(lambda data: Images(data, first=first), blobs(), "norm", **ALONE)
 
 
+@pytest.mark.parametrize("settings", [{"momentum": None}, {"affine": False}], ids=str)
+def test_a_host_with_an_unusual_batch_norm_is_played_among_others(settings):
+    def first(channels):
+        return nn.Sequential(nn.Conv2d(channels, 5, 1, bias=False), nn.BatchNorm2d(5, **settings), nn.ReLU())
+
+    assert played(lambda data: Images(data, first=first), blobs(), "norm", **TOGETHER)["val_loss"] > 0
+
+
 class ByProtocol(nn.Module):
     """All that ``HostProtocol`` asks for, which is no forward."""
 

@@ -166,15 +166,21 @@ def _conv_grouped(weight: Tensor, x: Tensor, groups: int) -> Tensor:
 @_rule(nn.BatchNorm2d)
 def _batch_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
     assert isinstance(module, nn.BatchNorm2d)
-    assert module.momentum is not None
     n, channels = x.shape[:2]
-    mean, variance, weight, bias = (
-        tensors[prefix + name].reshape(-1) for name in ("running_mean", "running_var", "weight", "bias")
-    )
-    if training:
-        tensors[prefix + "num_batches_tracked"].add_(1)
     rows = x.reshape(1, n * channels, -1)
-    out = F.batch_norm(rows, mean, variance, weight, bias, training, module.momentum, module.eps)
+    mean, variance, weight, bias = (
+        None if (value := tensors.get(prefix + name)) is None else value.reshape(-1)
+        for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    of_batch = training or mean is None
+    if training and mean is not None:
+        if module.momentum is None:  # networks that have seen different numbers of minibatches
+            of_each = torch.var_mean(rows.detach().view(n, channels, -1), 2, correction=0, keepdim=True)
+            _remember(module, prefix, tensors, of_each[1], of_each[0], rows.shape[2])
+            mean = variance = None
+        else:
+            tensors[prefix + "num_batches_tracked"].add_(1)
+    out = F.batch_norm(rows, mean, variance, weight, bias, of_batch, module.momentum or 0.0, module.eps)
     return out.view(x.shape)
 
 
@@ -183,6 +189,8 @@ def _is_grey_start(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
     return (
         type(conv) is nn.Conv2d
         and type(norm) is nn.BatchNorm2d
+        and norm.affine
+        and norm.track_running_stats
         and (conv.kernel_size, conv.in_channels, conv.groups) == ((1, 1), 1, 1)
         and conv.bias is None
         and _keeps_size(conv)
@@ -213,10 +221,10 @@ def _grey_start(
 
 def _remember(norm: nn.BatchNorm2d, prefix: str, tensors: Tensors, mean: Tensor, variance: Tensor, count: int) -> None:
     """Move a BatchNorm's running statistics towards those of a minibatch, (n, C, 1) over ``count`` values each."""
-    assert norm.momentum is not None
-    tensors[prefix + "num_batches_tracked"].add_(1)
-    tensors[prefix + "running_mean"].lerp_(mean.squeeze(2), norm.momentum)
-    tensors[prefix + "running_var"].lerp_(variance.squeeze(2) * (count / (count - 1)), norm.momentum)
+    seen = tensors[prefix + "num_batches_tracked"].add_(1)  # (n,)
+    share: float | Tensor = (1 / seen)[:, None].to(mean.dtype) if norm.momentum is None else norm.momentum
+    tensors[prefix + "running_mean"].lerp_(mean.squeeze(2), share)
+    tensors[prefix + "running_var"].lerp_(variance.squeeze(2) * (count / (count - 1)), share)
 
 
 @_rule(ChannelShift)

@@ -52,7 +52,8 @@ def register_blueprint(
     name, otherwise the highest one that the topology does not use yet.
 
     Raises:
-        ValueError: the name or the value is taken in this topology, or no value is left.
+        ValueError: the name or the value is taken in this topology, or no value is left; or the topology differs from
+            one that has blueprints in the case of its letters alone.
         TypeError: a name or topology that is no text, a factory that cannot be called.
     """
     for what, text in {"name": name, "topology": topology}.items():
@@ -63,6 +64,9 @@ def register_blueprint(
             f"the factory of blueprint {name!r} is {factory!r}; expected a function from the number of channels to a "
             "torch.nn.Module"
         )
+    for known in _REGISTRY:
+        if topology != known and topology.lower() == known.lower():
+            raise ValueError(f"topology {topology!r} of blueprint {name!r} is spelled {known!r}; write it so")
     entries = _REGISTRY.get(topology, {})
     if any(entry.name == name for entry in entries.values()):
         raise ValueError(f"blueprint {name!r} is already registered for topology {topology!r}; choose another name")
