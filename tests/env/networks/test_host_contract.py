@@ -33,9 +33,29 @@ class PeekingHost(TransformerHost):
         self.segments[0].append(MeanOfAll())
 
 
+class HiddenPeekingHost(TransformerHost):
+    """The same behind a scale that is zero at birth."""
+
+    def __init__(self):
+        super().__init__(10, 4, 2, 1, 6, 1)
+        self.segments[0].append(MeanOfAll(0.0))
+
+
+class HiddenMixingHost(Perceptron):
+    """Adds what the samples have in common, behind a scale that is zero at birth."""
+
+    def __init__(self):
+        super().__init__()
+        self.segments[0].append(MeanOfAll(0.0, dim=0))
+
+
 class MeanOfAll(nn.Module):
+    def __init__(self, scale=1.0, dim=1):
+        super().__init__()
+        self.scale, self.dim = nn.Parameter(torch.tensor(scale)), dim
+
     def forward(self, x):
-        return x + x.mean(dim=1, keepdim=True)
+        return x + self.scale * x.mean(dim=self.dim, keepdim=True)
 
 
 def changed(**attributes):
@@ -107,6 +127,8 @@ def test_a_host_that_does_not_fit_together_is_a_clear_error(host, message):
         (Perceptron(), IMAGES, 5, r"turns \(2, 1, 2, 2\) into \(2, 4\); expected \(2, 5\)"),
         (TransformerHost(10, 4, 2, 2, 6, 2), TOKENS, 11, r"expected \(2, 6, 11\)"),
         (PeekingHost(), TOKENS, 10, "looks ahead: its first predictions depend on the last token"),
+        (HiddenPeekingHost(), TOKENS, 10, "looks ahead: its first predictions depend on the last token"),
+        (HiddenMixingHost(), IMAGES, 4, "mixes samples: in eval mode, what it predicts for one depends on the others"),
     ],
 )
 def test_a_host_that_does_something_else_than_it_says_is_a_clear_error(host, samples, classes, message):

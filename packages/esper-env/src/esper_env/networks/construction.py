@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+#: What is added, at most, to every parameter to see what a small one at birth hides.
+SCRAMBLE = 0.5
 
 
 @contextmanager
@@ -93,6 +96,15 @@ def watched_generator(device: torch.device) -> Iterator[Callable[[], bool]]:
         torch.default_generator.set_state(before[0])
         if on_cuda:
             torch.cuda.set_rng_state(before[1], device)
+
+
+def scrambled(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters far from where they begin: a scale that is zero or small at birth would hide what is behind it."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: value + SCRAMBLE * (2 * torch.rand(value.shape, generator=generator) - 1).to(value)
+        for name, value in parameters.items()
+    }
 
 
 def alike(one: Tensor, other: Tensor) -> bool:

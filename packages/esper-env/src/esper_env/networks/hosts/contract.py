@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from esper_env.checks import is_whole
-from esper_env.networks.construction import alike, drops, watched_generator
+from esper_env.networks.construction import alike, drops, scrambled, watched_generator
 from esper_env.networks.hosts.protocol import HostProtocol, SlotSpec
 from esper_env.networks.seeds.registry import offered_blueprints
+
+#: What is to run instead of a module's parameters.
+Change = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 REMEDY = "see HostProtocol in esper_env.networks.hosts"
 
@@ -98,29 +101,42 @@ def check_forward(host: nn.Module, samples: Tensor, classes: int) -> None:
             if drawn():
                 raise ValueError(f"{what} draws from the global generator when it runs; {REMEDY}")
     _check_shapes(host, features, samples, classes)
-    logits = features[-1]
-    if not alike(run_segments(host, samples, training=False)[-1], logits):
+    for change in (dict, scrambled):
+        _check_predictions(host, samples, change)
+
+
+def _check_predictions(host: nn.Module, samples: Tensor, change: Change) -> None:
+    """With parameters so changed: the same every time, of each sample alone, and of no later token."""
+    assert isinstance(host, HostProtocol)
+    what = f"the host {type(host).__name__}"
+
+    def predict(x: Tensor) -> Tensor:
+        return run_segments(host, x, training=False, change=change)[-1]
+
+    logits = predict(samples)
+    if not alike(predict(samples), logits):
         raise ValueError(f"{what} predicts something else every time it runs; {REMEDY}")
     for place in range(len(samples)):
-        alone = run_segments(host, samples[place : place + 1], training=False)[-1]
+        alone = predict(samples[place : place + 1])
         if alone.shape != logits[:1].shape or not alike(alone[0], logits[place]):
             raise ValueError(
                 f"{what} mixes samples: in eval mode, what it predicts for one depends on the others; {REMEDY}"
             )
-    if len(host.slots[0].shape) == 2 and not alike(_but_last(host, samples), logits[:, :-1]):
+    if len(host.slots[0].shape) == 2 and not alike(predict(_with_another_end(samples))[:, :-1], logits[:, :-1]):
         raise ValueError(f"{what} looks ahead: its first predictions depend on the last token")
 
 
-def run_segments(host: nn.Module, x: Tensor, *, training: bool) -> list[Tensor]:
+def run_segments(host: nn.Module, x: Tensor, *, training: bool, change: Change = dict) -> list[Tensor]:
     """What each segment makes of what the one before it made; ``ValueError`` for one that fails.
 
-    Segments run with copies of their tensors, so that running statistics stay.
+    Segments run with copies of their tensors, so that running statistics stay; parameters are changed before.
     """
     assert isinstance(host, HostProtocol)
     made, name = [], type(host).__name__
     for number, segment in enumerate(host.segments):
         segment.train(training)
-        own = {key: value.clone() for key, value in [*segment.named_parameters(), *segment.named_buffers()]}
+        tensors = {**dict(segment.named_buffers()), **change(dict(segment.named_parameters()))}
+        own = {key: value.clone() for key, value in tensors.items()}
         given = x.clone()
         untouched, shape = given._version, tuple(given.shape)
         try:
@@ -156,8 +172,8 @@ def _check_shapes(host: HostProtocol, features: list[Tensor], samples: Tensor, c
         )
 
 
-def _but_last(host: nn.Module, tokens: Tensor) -> Tensor:
-    """The predictions for all but the last position, after another last token."""
+def _with_another_end(tokens: Tensor) -> Tensor:
+    """The tokens with another last one."""
     changed = tokens.clone()
     changed[:, -1] = (changed[:, -1] + 1) % 2
-    return run_segments(host, changed, training=False)[-1][:, :-1]
+    return changed

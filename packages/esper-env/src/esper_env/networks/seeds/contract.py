@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from esper_env.networks.construction import alike, drops, watched_generator
+from esper_env.networks.construction import alike, drops, scrambled, watched_generator
 
 REMEDY = "change the blueprint's factory"
-#: What is added, at most, to every parameter to see what a small one at birth hides.
-SCRAMBLE = 0.5
 
 
 @torch.no_grad()
@@ -28,7 +26,7 @@ def check_seed(module: nn.Module, name: str, x: Tensor) -> None:
         raise ValueError(f"blueprint {name!r} uses a parameter in two places; {REMEDY} to give each its own")
     _check_run(module, name, x)
     born: dict[str, Tensor] = dict(module.named_parameters())
-    for parameters in (born, _scrambled(born)):
+    for parameters in (born, scrambled(born)):
         _check_samples(module, name, parameters, x)
         if x.dim() == 3:
             _check_order(module, name, parameters, x)
@@ -88,12 +86,3 @@ def _check_order(module: nn.Module, name: str, parameters: dict[str, Tensor], x:
                 f"blueprint {name!r} looks ahead: what it makes of the first positions depends on the last one; "
                 f"{REMEDY} so that a position sees itself and what came before"
             )
-
-
-def _scrambled(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters far from where they begin: a scale that is zero or small at birth would hide what is behind it."""
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: value + SCRAMBLE * (2 * torch.rand(value.shape, generator=generator) - 1).to(value)
-        for name, value in parameters.items()
-    }
