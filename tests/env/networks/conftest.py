@@ -88,7 +88,16 @@ def make_population(stripes: ImageData) -> Iterator[Callable[..., Population]]:
         settings = Optimisation(**{"host_lr": 0.05, "seed_lr": 0.05, **optimisation})
         size = shard_size or (count if together else 1)
         config = PopulationConfig(
-            batch_size, batches, settings, size, together, torch.device(device), dtype, precision, capture
+            batch_size,
+            batches,
+            settings,
+            size,
+            together,
+            torch.device(device),
+            dtype,
+            precision,
+            capture,
+            try_host=host is not None,
         )
         population = Population(host or small_host(kernel), count, data, config)
         for row in range(count):

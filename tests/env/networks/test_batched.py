@@ -123,6 +123,19 @@ def test_unusual_batch_norms(monkeypatch, front, settings):
             module.zero_grad()
 
 
+@pytest.mark.parametrize("hooked_layer", range(3))
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_layers_that_are_run_together_are_not_where_something_is_hooked_to_them(monkeypatch, hooked_layer, training):
+    monkeypatch.setattr(batched, "GREY_MIN_VALUES", 0)
+
+    def build():
+        layers = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.BatchNorm2d(3), nn.MaxPool2d(2))
+        layers[hooked_layer].register_forward_hook(lambda _module, _given, out: out * out)
+        return layers
+
+    check(copies(build), features(1, 4, 4) + 0.3, training=training, input_gradient=False)
+
+
 def test_gates():
     check(copies(lambda: BlendGate(8)), features(8, 3, 3))
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from esper_env.networks.construction import build_reproducibly, seeded_construction
+from esper_env.networks.construction import MOST_CUTS, TRIAL_SEED, build_reproducibly, cuts, seeded_construction
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 
@@ -18,9 +20,9 @@ def test_the_global_generator_is_put_back_even_after_an_error():
     assert torch.equal(torch.default_generator.get_state(), state)
 
 
-def test_the_module_is_that_of_seed_0():
+def test_the_module_is_that_of_its_seed():
     built = build_reproducibly(lambda: nn.Linear(3, 4))
-    torch.manual_seed(0)
+    torch.manual_seed(TRIAL_SEED)
     assert torch.equal(built.weight, nn.Linear(3, 4).weight)
 
 
@@ -51,6 +53,42 @@ def test_shapes_and_names_that_change_are_refused():
     kinds = iter([nn.Linear(1, 1), nn.Linear(1, 1, bias=False)])
     with pytest.raises(ValueError, match="a Linear built twice"):
         build_reproducibly(lambda: next(kinds))
+
+
+def test_a_module_that_is_given_out_twice_is_refused():
+    once = nn.Linear(2, 2)
+    part = nn.Linear(2, 2)
+    for build in (lambda: once, lambda: nn.Sequential(nn.Linear(2, 2), part)):
+        with pytest.raises(ValueError, match="has the same parameters twice; what builds it has to make a new module"):
+            build_reproducibly(build)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_constructor_with_a_seed_of_its_own_is_refused(seed):
+    def build():
+        torch.manual_seed(seed)
+        return nn.Linear(2, 2)
+
+    state = torch.default_generator.get_state()
+    with pytest.raises(ValueError, match=r"building a Linear seeds PyTorch's default generator.*leave torch.manual_se"):
+        build_reproducibly(build)
+    assert torch.equal(torch.default_generator.get_state(), state)
+
+
+def test_layers_without_parameters_may_be_shared():
+    shared = nn.ReLU()
+    assert build_reproducibly(lambda: nn.Sequential(nn.Linear(1, 1), shared))[1] is shared
+
+
+@given(st.integers(2, 300))
+def test_a_sequence_is_cut_behind_its_first_position_and_evenly(length):
+    places = cuts(length)
+    assert places[0] == 1
+    assert places[-1] < length
+    assert len(places) == min(length - 1, MOST_CUTS)
+    gaps = np.diff([*places, length])
+    assert gaps.min() >= 1
+    assert gaps.max() - gaps.min() <= 1
 
 
 def test_values_that_are_not_a_number_are_the_same_values():

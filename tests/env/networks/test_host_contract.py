@@ -42,11 +42,18 @@ class HiddenPeekingHost(TransformerHost):
 
 
 class HiddenMixingHost(Perceptron):
-    """Adds what the samples have in common, behind a scale that is zero at birth."""
+    """Adds what the samples have in common, behind a scale that is zero at birth; or the first one, to the others."""
 
-    def __init__(self):
+    def __init__(self, place=None):
         super().__init__()
-        self.segments[0].append(MeanOfAll(0.0, dim=0))
+        self.segments[0].append(MeanOfAll(0.0, dim=0) if place is None else FirstToOthers())
+
+
+class FirstToOthers(nn.Module):
+    """What is made of the first sample is of that sample alone."""
+
+    def forward(self, x):
+        return torch.cat([x[:1], x[1:] + x[:1]])
 
 
 class MeanOfAll(nn.Module):
@@ -126,8 +133,9 @@ def test_a_host_that_does_not_fit_together_is_a_clear_error(host, message):
         (changed(slots=(slot(shape=(3, 4, 4)),)), IMAGES, 4, r"features of \(3, 2, 2\) at slot r0c0, which says"),
         (Perceptron(), IMAGES, 5, r"turns \(2, 1, 2, 2\) into \(2, 4\); expected \(2, 5\)"),
         (TransformerHost(10, 4, 2, 2, 6, 2), TOKENS, 11, r"expected \(2, 6, 11\)"),
-        (PeekingHost(), TOKENS, 10, "looks ahead: its first predictions depend on the last token"),
-        (HiddenPeekingHost(), TOKENS, 10, "looks ahead: its first predictions depend on the last token"),
+        (PeekingHost(), TOKENS, 10, "looks ahead: what it predicts before position 1 depends on the tokens from there"),
+        (HiddenPeekingHost(), TOKENS, 10, "looks ahead: what it predicts before position 1 depends on the tokens from"),
+        (HiddenMixingHost(place=1), IMAGES, 4, "mixes samples"),
         (HiddenMixingHost(), IMAGES, 4, "mixes samples: in eval mode, what it predicts for one depends on the others"),
     ],
 )

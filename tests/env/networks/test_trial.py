@@ -69,6 +69,25 @@ def test_a_seed_that_looks_where_it_must_not_is_refused_whatever_its_scale_at_bi
         check_seed(kind(8), "mine", x)
 
 
+class Windows(nn.Module):
+    """Each position sees its window of five, the last positions none."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.mix = nn.Linear(width, width)
+
+    def forward(self, x):
+        means = nn.functional.avg_pool1d(x.transpose(1, 2), 5).repeat_interleave(5, 2)
+        padded = nn.functional.pad(means, (0, x.shape[1] - means.shape[2]))
+        return x + 0.1 * self.mix(padded.transpose(1, 2))
+
+
+@pytest.mark.parametrize("length", [8, 64, 299])
+def test_a_seed_that_looks_ahead_in_places_is_refused(length):
+    with pytest.raises(ValueError, match="blueprint 'mine' looks ahead: what it makes of the positions before"):
+        check_seed(Windows(4), "mine", torch.linspace(-1, 1, 2 * length * 4).view(2, length, 4))
+
+
 class Remembering(nn.Module):
     """Keeps something of the last pass, which is a tensor with a graph."""
 

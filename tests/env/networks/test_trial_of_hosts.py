@@ -1,12 +1,14 @@
 """Hosts of one's own tried when an environment is made: what cannot be played is told, what can be is."""
 
 import threading
+from functools import partial
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from esper_env import register_task
-from esper_env.networks.hosts import SlotSpec
+from esper_env.networks.hosts import CNNHost, SlotSpec, TransformerHost
 from own_hosts import ALONE, LAYOUT, SMALL, TOGETHER, Images, Sequences, blobs, played, told_or_played, trees
 from torch import nn
 from torch.nn import functional as F
@@ -100,6 +102,62 @@ def test_a_host_with_an_unusual_batch_norm_is_played_among_others(settings):
         return nn.Sequential(nn.Conv2d(channels, 5, 1, bias=False), nn.BatchNorm2d(5, **settings), nn.ReLU())
 
     assert played(lambda data: Images(data, first=first), blobs(), "norm", **TOGETHER)["val_loss"] > 0
+
+
+class Shifted(nn.Module):
+    def forward(self, x):
+        return x + torch.roll(x, -1, 1)
+
+
+def mended(host, layer):
+    """A host of the package with a layer behind its first segment."""
+    host.segments[0] = nn.Sequential(host.segments[0], layer)
+    return host
+
+
+@pytest.mark.parametrize(
+    "build",
+    [Shifted, lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)],
+    ids=["shifted", "attending to all"],
+)
+def test_a_host_of_the_package_with_a_layer_of_ones_own_is_tried_like_any_other(build):
+    with pytest.raises(ValueError, match="the host TransformerHost looks ahead"):
+        played(lambda _: mended(TransformerHost(256, 8, 2, 1, 8, 1), build()), trees(), "norm", **ALONE)
+
+
+def test_a_host_of_the_package_for_other_classes_is_told():
+    with pytest.raises(ValueError, match=r"the host CNNHost turns .*; expected .*: one logit for each of the 3 classe"):
+        played(lambda _: CNNHost(7, 3, 4, 1, 1, in_channels=2, image_size=8), blobs(), "norm", **TOGETHER)
+
+
+class Assigning(nn.Module):
+    """Keeps a running mean as a new tensor each time."""
+
+    def __init__(self, channels, *, lost):
+        super().__init__()
+        self.conv, self.lost = nn.Conv2d(channels, 5, 1), lost
+        self.register_buffer("mean", torch.zeros(5, 1, 1))
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.training:
+            mean = 0.5 * self.mean + 0.5 * x.detach().mean((0, 2, 3))[:, None, None]
+            if self.lost:
+                self.mean = mean
+            else:
+                self.mean.copy_(mean)
+        return x - self.mean
+
+
+@LAYOUT
+def test_a_buffer_that_is_assigned_is_told(layout):
+    with pytest.raises(ValueError, match="the host Images assigns a new tensor to its buffer 'mean', which is lost"):
+        played(lambda data: Images(data, first=partial(Assigning, lost=True)), blobs(), "norm", **layout)
+
+
+@LAYOUT
+def test_a_buffer_that_is_written_into_is_kept(layout):
+    assert played(lambda data: Images(data, first=partial(Assigning, lost=False)), blobs(), "norm", **layout)
 
 
 class ByProtocol(nn.Module):

@@ -127,6 +127,7 @@ def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.fl
         dtype=dtype,
         precision=task.precision,
         capture=task.capture,
+        try_host=not isinstance(task.host, CNNSpec | TransformerSpec),
     )
     population = Population(host_builder(task, data), count, data, config)
     return Built(population, data.name, data.digest, data.classes, isinstance(data, TextData))

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+#: What modules are built from to be tried: not a seed that anybody chooses.
+TRIAL_SEED = 0x6573706572
 #: What is added, at most, to every parameter to see what a small one at birth hides.
 SCRAMBLE = 0.5
+#: At how many places a sequence is cut to see whether a module looks ahead, at most.
+MOST_CUTS = 32
 
 
 @contextmanager
@@ -29,20 +33,32 @@ def seeded_construction(seed: int) -> Iterator[None]:
 
 
 def build_reproducibly(build: Callable[[], nn.Module]) -> nn.Module:
-    """A module, built from seed 0, and built once more to see that the seed decides what it holds.
+    """A module, built from a seed, and built once more to see that the seed decides what it holds.
 
     Raises:
         TypeError: what is built is no module.
-        ValueError: two modules built from the same seed differ; a parameter is frozen, complex, or has no shape yet.
+        ValueError: two modules built from the same seed differ, or are the same one; they are built from a seed of
+            their own; a parameter is frozen, complex, or has no shape yet.
     """
     made: list[nn.Module] = []
     for _ in range(2):
-        with seeded_construction(0):
+        with seeded_construction(TRIAL_SEED):
             module: object = build()
+            reseeded = torch.default_generator.initial_seed() != TRIAL_SEED
         if not isinstance(module, nn.Module):
             raise TypeError(f"what builds a network returned {module!r}; expected a torch.nn.Module")
+        if reseeded:
+            raise ValueError(
+                f"building a {type(module).__name__} seeds PyTorch's default generator, so that every network begins "
+                "with the same weights; leave torch.manual_seed out of it"
+            )
         _check_parameters(module)
         made.append(module)
+    if {id(value) for value in made[0].parameters()} & {id(value) for value in made[1].parameters()}:
+        raise ValueError(
+            f"a {type(made[0]).__name__} built twice has the same parameters twice; what builds it has to make a new "
+            "module every time"
+        )
     first, second = ({**dict(one.named_parameters()), **dict(one.named_buffers())} for one in made)
     differing = [name for name in first.keys() | second.keys() if not _same(first.get(name), second.get(name))]
     if differing:
@@ -105,6 +121,12 @@ def scrambled(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: value + SCRAMBLE * (2 * torch.rand(value.shape, generator=generator) - 1).to(value)
         for name, value in parameters.items()
     }
+
+
+def cuts(length: int) -> list[int]:
+    """Positions 1..length-1 of a sequence, all or an even choice of them."""
+    count = min(length - 1, MOST_CUTS)
+    return [1 + (length - 1) * index // count for index in range(count)]
 
 
 def alike(one: Tensor, other: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from esper_env.checks import is_whole
-from esper_env.networks.construction import alike, drops, scrambled, watched_generator
+from esper_env.networks.construction import alike, cuts, drops, scrambled, watched_generator
 from esper_env.networks.hosts.protocol import HostProtocol, SlotSpec
 from esper_env.networks.seeds.registry import offered_blueprints
 
@@ -122,8 +122,13 @@ def _check_predictions(host: nn.Module, samples: Tensor, change: Change) -> None
             raise ValueError(
                 f"{what} mixes samples: in eval mode, what it predicts for one depends on the others; {REMEDY}"
             )
-    if len(host.slots[0].shape) == 2 and not alike(predict(_with_another_end(samples))[:, :-1], logits[:, :-1]):
-        raise ValueError(f"{what} looks ahead: its first predictions depend on the last token")
+    if len(host.slots[0].shape) == 2:
+        places = cuts(samples.shape[1])
+        for changed, cut in zip(predict(_with_other_ends(samples[0], places)), places, strict=True):
+            if not alike(changed[:cut], logits[0, :cut]):
+                raise ValueError(
+                    f"{what} looks ahead: what it predicts before position {cut} depends on the tokens from there on"
+                )
 
 
 def run_segments(host: nn.Module, x: Tensor, *, training: bool, change: Change = dict) -> list[Tensor]:
@@ -172,8 +177,9 @@ def _check_shapes(host: HostProtocol, features: list[Tensor], samples: Tensor, c
         )
 
 
-def _with_another_end(tokens: Tensor) -> Tensor:
-    """The tokens with another last one."""
-    changed = tokens.clone()
-    changed[:, -1] = (changed[:, -1] + 1) % 2
+def _with_other_ends(tokens: Tensor, places: list[int]) -> Tensor:
+    """For each place the tokens (T,), others from there on."""
+    changed = tokens.repeat(len(places), 1)
+    for sequence, cut in zip(changed, places, strict=True):
+        sequence[cut:] = (sequence[cut:] + 1) % 2
     return changed

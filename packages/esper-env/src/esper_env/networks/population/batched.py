@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from esper_env.networks.hosts.cnn import GlobalAveragePool
 from esper_env.networks.population.inference import ChannelShift, Rectifier, shifted
-from esper_env.networks.population.mapped import entered, rule_of, run_mapped
+from esper_env.networks.population.mapped import entered, is_plain, rule_of, run_mapped
 from esper_env.networks.seeds.blend import BlendGate
 from esper_env.networks.seeds.cnn import LayerScaleResidual, NormSeed, SqueezeExcite
 
@@ -70,7 +70,7 @@ def _sequential(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, tra
             norm_name, norm = children.pop(0)
             assert isinstance(norm, nn.BatchNorm2d)
             x, shift = _grey_start(f"{prefix}{name}.", norm, f"{prefix}{norm_name}.", tensors, x)
-            if children and type(children[0][1]) is nn.MaxPool2d:  # adding a constant commutes with it: add to fewer
+            if children and is_plain(children[0][1], nn.MaxPool2d):  # adding a constant commutes with it: add to fewer
                 x = _max_pool(children.pop(0)[1], tensors, "", x, training)
             x.add_(shift)
         else:
@@ -187,8 +187,8 @@ def _batch_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, tra
 def _is_grey_start(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
     """Whether a 1x1 convolution of grey images and the BatchNorm behind it are worth running as one matmul."""
     return (
-        type(conv) is nn.Conv2d
-        and type(norm) is nn.BatchNorm2d
+        is_plain(conv, nn.Conv2d)
+        and is_plain(norm, nn.BatchNorm2d)
         and norm.affine
         and norm.track_running_stats
         and (conv.kernel_size, conv.in_channels, conv.groups) == ((1, 1), 1, 1)

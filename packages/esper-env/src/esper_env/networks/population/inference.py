@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from esper_env.networks.population.mapped import hooked
+from esper_env.networks.population.mapped import is_plain
 
 Tensors = Mapping[str, Tensor]
 
@@ -86,27 +86,29 @@ class InferenceForm:
         form = nn.Sequential()
         while children:
             name, child = children.pop(0)
-            in_place = type(child) is nn.ReLU and len(form) > 0 and type(form[-1]) in OWN_RESULT
+            in_place = is_plain(child, nn.ReLU) and len(form) > 0 and _makes_its_own(form[-1])
             form.add_module(name, Rectifier() if in_place else child)
             if not children or not _can_fold(child, children[0][1]):
                 continue
             norm_name, norm = children.pop(0)
             assert isinstance(norm, nn.BatchNorm2d)
             self._folds.append(_Fold(name, norm_name, norm.eps))
-            if children and type(children[0][1]) is nn.MaxPool2d:
+            if children and is_plain(children[0][1], nn.MaxPool2d):
                 form.add_module(*children.pop(0))
             shift = ChannelShift(norm.num_features).requires_grad_(False)
             form.add_module(norm_name, shift.to(norm.weight))
         return form
 
 
+def _makes_its_own(layer: nn.Module) -> bool:
+    return any(is_plain(layer, kind) for kind in OWN_RESULT)
+
+
 def _can_fold(conv: nn.Module, norm: nn.Module) -> bool:
     return (
-        type(conv) is nn.Conv2d
+        is_plain(conv, nn.Conv2d)
         and conv.bias is None
-        and type(norm) is nn.BatchNorm2d
+        and is_plain(norm, nn.BatchNorm2d)
         and norm.affine
         and norm.track_running_stats
-        and not hooked(conv)
-        and not hooked(norm)
     )

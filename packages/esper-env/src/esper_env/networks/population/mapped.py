@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 R = TypeVar("R")
+L = TypeVar("L", bound=nn.Module)
 
 
 def entered(rules: dict[type[nn.Module], R], *types: type[nn.Module]) -> Callable[[R], R]:
@@ -25,6 +26,11 @@ def entered(rules: dict[type[nn.Module], R], *types: type[nn.Module]) -> Callabl
 def hooked(module: nn.Module) -> bool:
     """Whether something is called before or behind the module, which rules and folding would pass over."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def is_plain(layer: nn.Module, kind: type[L]) -> TypeGuard[L]:
+    """Whether a layer is exactly of a type, and nothing is hooked to it."""
+    return type(layer) is kind and not hooked(layer)
 
 
 def rule_of(rules: Mapping[type[nn.Module], R], module: nn.Module) -> R | None:

@@ -16,7 +16,6 @@ from torch import nn
 from esper_env.choices import FULL_PRECISION
 from esper_env.data import ImageData, TextData
 from esper_env.networks.hosts.contract import check_forward
-from esper_env.networks.population.layout import is_known
 from esper_env.networks.population.measure import Commitment, Measurement, appraise, measure, nothing_measured
 from esper_env.networks.population.network import Shard
 from esper_env.networks.population.optimisation import Optimisation
@@ -43,7 +42,7 @@ class PopulationConfig:
 
     ``shard_size`` networks run together on one thread; with ``together`` False each shard holds one network in the
     layout of a single one. ``precision`` is that of the passes, ``capture`` whether an accelerator captures the step of
-    a minibatch.
+    a minibatch. ``try_host`` is off for hosts that are known to do what they say, as those of the package's specs are.
     """
 
     batch_size: int
@@ -55,6 +54,7 @@ class PopulationConfig:
     dtype: torch.dtype = torch.float32
     precision: str = FULL_PRECISION
     capture: str = "auto"
+    try_host: bool = True
 
 
 @contextmanager
@@ -111,7 +111,7 @@ class Population:
                 for rows in self._slices
             ]
             self._splits = splits_for(self.shards[0].slots[0], data, device, dtype)
-            if not is_known(self.shards[0].host.template):
+            if config.try_host:
                 self._try_host(data.classes)
             try_blueprints(self.shards[0])
             self._trainers = [
@@ -125,7 +125,7 @@ class Population:
         self._gate_sizes = np.zeros(self.slots, dtype=np.int64)
 
     def _try_host(self, classes: int) -> None:
-        """A host of the user's own; what the package's do is known."""
+        """On the first samples of the validation data."""
         samples, _ = next(self._splits.validation.chunks(self.shards[0]))
         some = some_of(samples)
         check_forward(self.shards[0].host.template, some, classes)

@@ -69,11 +69,13 @@ def try_host(shard: Shard, samples: Tensor) -> None:
     template = shard.host.template
     assert isinstance(template, HostProtocol)
     what = f"the host {type(template).__name__}"
+    trained = [_one_row(segment) for segment in template.segments]
     with _told_of(what, "the host", shard.together), shard.autocast():
         x = shard.layout.from_samples(samples[None])
-        for segment in template.segments:
-            x = shard.layout.call(segment, _one_row(segment), x, training=True)
+        for segment, own in zip(template.segments, trained, strict=True):
+            x = shard.layout.call(segment, own, x, training=True)
         torch.autograd.backward(x.float().square().mean())
+    _check_buffers(template, trained, samples, what)
     rows = {name: value.detach()[None] for name, value in [*template.named_parameters(), *template.named_buffers()]}
     for x in (samples, samples[:1]):
         with torch.no_grad():
@@ -92,6 +94,26 @@ def _try_inference(shard: Shard, rows: dict[str, Tensor], samples: Tensor, expec
     labels = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
     losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(len(samples), -1)
     _check_same(what, layout.losses(out, labels[None]), losses.mean(1)[None])
+
+
+def _check_buffers(template: HostProtocol, trained: list[dict[str, Tensor]], samples: Tensor, what: str) -> None:
+    """Whatever buffer a pass in training has changed where the host is run by itself, it has changed here."""
+    x = samples
+    for segment, own in zip(template.segments, trained, strict=True):
+        held = [(module, dict(module._buffers)) for module in segment.modules()]
+        values = {name: value.clone() for name, value in segment.named_buffers()}
+        with torch.no_grad():
+            x = segment.train()(x)
+        found = {name: value.detach().clone() for name, value in segment.named_buffers()}
+        for module, buffers in held:  # as they were: the same tensors with the same values
+            module._buffers.update(buffers)
+        for name, value in segment.named_buffers():
+            value.copy_(values[name])
+            if torch.equal(own[name][0], values[name]) and not torch.equal(found[name], values[name]):
+                raise ValueError(
+                    f"{what} assigns a new tensor to its buffer {name!r}, which is lost: a network's buffers are kept "
+                    "outside its module; write into the buffer instead (copy_, lerp_, add_)"
+                )
 
 
 def _check_same(what: str, out: Tensor, expected: Tensor) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from esper_env.networks.construction import alike, drops, scrambled, watched_generator
+from esper_env.networks.construction import alike, cuts, drops, scrambled, watched_generator
 
 REMEDY = "change the blueprint's factory"
 
@@ -26,10 +26,10 @@ def check_seed(module: nn.Module, name: str, x: Tensor) -> None:
         raise ValueError(f"blueprint {name!r} uses a parameter in two places; {REMEDY} to give each its own")
     _check_run(module, name, x)
     born: dict[str, Tensor] = dict(module.named_parameters())
-    for parameters in (born, scrambled(born)):
-        _check_samples(module, name, parameters, x)
-        if x.dim() == 3:
-            _check_order(module, name, parameters, x)
+    checks = [_check_samples, _check_order] if x.dim() == 3 else [_check_samples]
+    for check in checks:  # the second one takes for granted that samples are not mixed
+        for parameters in (born, scrambled(born)):
+            check(module, name, parameters, x)
 
 
 def _check_run(module: nn.Module, name: str, x: Tensor) -> None:
@@ -76,13 +76,16 @@ def _check_samples(module: nn.Module, name: str, parameters: dict[str, Tensor], 
 
 
 def _check_order(module: nn.Module, name: str, parameters: dict[str, Tensor], x: Tensor) -> None:
-    """No position of a sequence depends on a later one, whether that falls or rises."""
-    before = functional_call(module, parameters, (x,))[:, :-1]
+    """No position of a sequence depends on a later one, whether those fall or rise."""
+    before = functional_call(module, parameters, (x[:1],))[0]
+    places = cuts(x.shape[1])
     for change in (1.0, -1.0, 50.0, -50.0):
-        changed = x.clone()
-        changed[:, -1] += change
-        if not alike(functional_call(module, parameters, (changed,))[:, :-1], before):
-            raise ValueError(
-                f"blueprint {name!r} looks ahead: what it makes of the first positions depends on the last one; "
-                f"{REMEDY} so that a position sees itself and what came before"
-            )
+        changed = x[:1].repeat(len(places), 1, 1)
+        for sequence, cut in zip(changed, places, strict=True):
+            sequence[cut:] += change
+        for sequence, cut in zip(functional_call(module, parameters, (changed,)), places, strict=True):
+            if not alike(sequence[:cut], before[:cut]):
+                raise ValueError(
+                    f"blueprint {name!r} looks ahead: what it makes of the positions before {cut} depends on later "
+                    f"ones; {REMEDY} so that a position sees itself and what came before"
+                )
