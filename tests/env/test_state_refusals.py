@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 from esper_env.rules.stages import Stage
+from esper_env.state import FORMAT
 from stepping import begun, changed, drive, leaves, new_env, plan_for
 
 
@@ -65,8 +66,9 @@ def test_what_is_no_state_is_refused(make, state):
 
 def test_another_format_is_refused(make):
     env = make()
-    with pytest.raises(ValueError, match="format 3; this version of esper-env knows format 2"):
-        env.set_state(changed(env.get_state(), ("format",), lambda _: 3))
+    for other in (FORMAT - 1, FORMAT + 1):
+        with pytest.raises(ValueError, match=f"format {other}; this version of esper-env knows format {FORMAT}"):
+            env.set_state(changed(env.get_state(), ("format",), lambda _, other=other: other))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from esper_env.data.catalog import DataFamily, check_length
 from esper_env.networks.accelerator import memory_gauge
 from esper_env.networks.build import build_population
 from esper_env.networks.population import Measurement, Mismatch, Structure, updated
-from esper_env.networks.seeds import blueprint_entry, offered_blueprints
+from esper_env.networks.seeds import offered_blueprints
 from esper_env.recording import COUNTERS, Inspections, Recorder, StepRecord, TrainedEpoch
 from esper_env.rules import lifecycle
 from esper_env.rules.gates import gate_config
@@ -68,7 +68,8 @@ class Growth:
         shard = self._population.shards[0]
         self.slot_ids: tuple[str, ...] = tuple(spec.slot_id for spec in shard.slots)
         self.topology = shard.topology
-        self.offered_blueprints = tuple(entry.value for entry in offered_blueprints(shard.topology))
+        self.blueprint_names = {entry.value: entry.name for entry in offered_blueprints(shard.topology)}
+        self.offered_blueprints = tuple(self.blueprint_names)
         self.host_parameters, self.device = shard.host.size, shard.device
         slots = len(self.slot_ids)
         self.max_seeds = slots if task.max_seeds is None else task.max_seeds
@@ -81,7 +82,7 @@ class Growth:
         self._governor = Governor(count, slots, built.classes)
         self.telemetry = Telemetry()
         gauge = memory_gauge(shard.device)
-        self.recorder = Recorder(self.telemetry, count, self.slot_ids, self._blueprint_name, gauge)
+        self.recorder = Recorder(self.telemetry, count, self.slot_ids, self.blueprint_names, gauge)
         self._inspections = Inspections()
         self.table = SlotTable.empty(count, slots)
         self.epoch = np.zeros(count, dtype=np.int64)
@@ -274,9 +275,6 @@ class Growth:
             "action_mask": self.rules.marginal(legal),
             "op_slot_mask": self.rules.op_slot(legal),
         }
-
-    def _blueprint_name(self, value: int) -> str:
-        return blueprint_entry(value, self.topology).name
 
     def _attach(self, mask: Mask) -> None:
         for row, slot in np.argwhere(mask):

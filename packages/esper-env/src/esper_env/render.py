@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.rules.heads import NO_BLUEPRINT, Blueprint, Operator
+from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.rules.observation import scale_contribution
 from esper_env.rules.signals import Signals
 from esper_env.rules.slot_table import SlotTable
@@ -34,9 +34,11 @@ STAGE_COLOURS: dict[Stage, tuple[int, int, int]] = {
 }
 
 
-def describe_networks(table: SlotTable, signals: Signals, slot_ids: Sequence[str], horizon: int) -> tuple[str, ...]:
+def describe_networks(
+    table: SlotTable, signals: Signals, slot_ids: Sequence[str], blueprint_names: Mapping[int, str], horizon: int
+) -> tuple[str, ...]:
     """One text per environment: the epoch, the validation accuracy, and a line for every slot."""
-    return tuple(_describe(row, table, signals, slot_ids, horizon) for row in range(table.shape[0]))
+    return tuple(_describe(row, table, signals, slot_ids, blueprint_names, horizon) for row in range(table.shape[0]))
 
 
 def draw_networks(table: SlotTable, signals: Signals, horizon: int) -> tuple[Picture, ...]:
@@ -48,16 +50,24 @@ def draw_networks(table: SlotTable, signals: Signals, horizon: int) -> tuple[Pic
     return tuple(_draw(row, table, signals, horizon) for row in range(table.shape[0]))
 
 
-def _describe(row: int, table: SlotTable, signals: Signals, slot_ids: Sequence[str], horizon: int) -> str:
+def _describe(
+    row: int,
+    table: SlotTable,
+    signals: Signals,
+    slot_ids: Sequence[str],
+    blueprint_names: Mapping[int, str],
+    horizon: int,
+) -> str:
     head = f"epoch {signals.epoch[row]}/{horizon}  accuracy {signals.val_accuracy[row]:.1f}%"
-    return "\n".join([head, *(_slot_line(row, slot, table, name) for slot, name in enumerate(slot_ids))])
+    lines = [_slot_line(row, slot, table, name, blueprint_names) for slot, name in enumerate(slot_ids)]
+    return "\n".join([head, *lines])
 
 
-def _slot_line(row: int, slot: int, table: SlotTable, name: str) -> str:
+def _slot_line(row: int, slot: int, table: SlotTable, name: str, blueprint_names: Mapping[int, str]) -> str:
     stage = Stage(table.stage[row, slot]).name.lower()
     if table.blueprint[row, slot] == NO_BLUEPRINT:
         return f"  {name:6s} {stage}"
-    blueprint = Blueprint(table.blueprint[row, slot]).name.lower()
+    blueprint = blueprint_names[int(table.blueprint[row, slot])]
     operator = Operator(table.operator[row, slot]).name.lower()
     alpha, points = table.alpha[row, slot], table.contribution[row, slot]
     # A TRAINING seed is measured as if it were on; its alpha is 0.

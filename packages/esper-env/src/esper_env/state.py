@@ -20,7 +20,7 @@ from esper_env.tasks import TaskConfig, task_dict
 from esper_env.trees import Arrays, Tree, arrays_of, split_tree
 
 #: Version of the layout of a state.
-FORMAT = 2
+FORMAT = 3
 #: Kind of the checkpoints that hold one.
 KIND = "esper environment"
 #: Where and how fast a task runs, not what it does; of the data, a digest is compared.

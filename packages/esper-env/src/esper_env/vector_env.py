@@ -232,7 +232,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self._clock.require_started()
         table, signals, horizon = self._growth.table, self._growth.signals, self.task.horizon
         if self.render_mode == "ansi":
-            return describe_networks(table, signals, self.slot_ids, horizon)
+            return describe_networks(table, signals, self.slot_ids, self._growth.blueprint_names, horizon)
         return draw_networks(table, signals, horizon)
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
@@ -291,7 +291,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             "device_kind": self._growth.device.type,
             "max_episode_steps": self._clock.limit,
             "num_envs": self.num_envs,
-            "offered_blueprints": list(self.offered_blueprints),
+            "offered_blueprints": {str(value): name for value, name in self._growth.blueprint_names.items()},
             "slot_ids": list(self.slot_ids),
         }
 

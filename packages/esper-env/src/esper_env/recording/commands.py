@@ -66,4 +66,4 @@ def _reason(step: StepRecord, env: int) -> str:
 def _value_name(head: Head, value: int, names: Names) -> str:
     if head == Head.SLOT:
         return names.slots[value]
-    return names.blueprint(value) if head == Head.BLUEPRINT else _VALUE_NAMES[head][value]
+    return names.blueprints[value] if head == Head.BLUEPRINT else _VALUE_NAMES[head][value]

@@ -6,7 +6,7 @@ while no sink is attached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -35,7 +35,7 @@ class Recorder:
     Args:
         hub: where the events go.
         slot_ids: names of the slots, in action order.
-        blueprint_name: name of a blueprint value.
+        blueprint_names: by value of the blueprint head.
         accelerators: what memory to watch besides that of the process; see ``MemoryWatch``.
     """
 
@@ -44,11 +44,11 @@ class Recorder:
         hub: events.Telemetry,
         num_envs: int,
         slot_ids: Sequence[str],
-        blueprint_name: Callable[[int], str],
+        blueprint_names: Mapping[int, str],
         accelerators: Accelerators | None = None,
     ) -> None:
         self.hub = hub
-        self._names = Names(tuple(slot_ids), blueprint_name)
+        self._names = Names(tuple(slot_ids), blueprint_names)
         self._accelerators = accelerators
         self._memory: events.MemoryWatch | None = None  # made by the first step that is told
         self._told = 0  # steps

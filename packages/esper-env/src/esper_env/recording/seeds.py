@@ -70,7 +70,7 @@ def counterfactuals(step: StepRecord, names: Names) -> Told:
 def _germinated(step: StepRecord, env: int, slot: int, names: Names) -> events.Payload:
     table = step.table
     return events.SeedGerminated(
-        blueprint=names.blueprint(int(table.blueprint[env, slot])),
+        blueprint=names.blueprints[int(table.blueprint[env, slot])],
         operator=_OPERATORS[int(table.operator[env, slot])],
         alpha_target=float(table.first_target[env, slot]),
     )
@@ -91,7 +91,7 @@ def _pruned(step: StepRecord, env: int, slot: int, names: Names) -> events.Paylo
 def _seed(table: SlotTable, env: int, slot: int, names: Names) -> dict[str, Any]:
     measured = table.contribution_age[env, slot] >= 0
     return {
-        "blueprint": names.blueprint(int(table.blueprint[env, slot])),
+        "blueprint": names.blueprints[int(table.blueprint[env, slot])],
         "age": int(table.age[env, slot]),
         "contribution": float(table.contribution[env, slot]) if measured else None,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +61,7 @@ class Names(NamedTuple):
     """What events call things."""
 
     slots: tuple[str, ...]  # in action order
-    blueprint: Callable[[int], str]  # of a value of the blueprint head
+    blueprints: Mapping[int, str]  # by value of the blueprint head
 
     def of(self, mask: Mask) -> tuple[str, ...]:
         """The slots in which ``mask`` (S,) holds."""
