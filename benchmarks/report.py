@@ -59,7 +59,8 @@ HEADROOM_HEAD = """
 
 Networks that wait through an episode, with seeds planted at its start and trained from scratch with the host. The noise
 is the standard deviation of the change of validation accuracy over the last 12 epochs; "stabilised" and "plateau" are
-the shares of episodes in which these signals are given.
+the shares of episodes in which these signals are given. Accuracies are means ± standard deviations over the episodes;
+of plans that are closer than that, the best is the best of these episodes.
 
 | task | data | host alone, test % | best of what was planted, test % | parameters added | planted |
 |---|---|---|---|---|---|
@@ -137,14 +138,19 @@ def study(folder: Path) -> str:
     )
 
 
+def accuracy(numbers: Mapping[str, float | None]) -> str:
+    """Mean and standard deviation over the episodes in one cell; the mean alone of a single episode."""
+    spread = numbers["test_accuracy_std"]
+    return f"{numbers['test_accuracy_mean']:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+
+
 def headroom(file: Path) -> str:
     """The section of one task's headroom."""
     content = json.loads(file.read_text(encoding="utf-8"))
     rows = []
     for plan, numbers in content["plans"].items():
-        spread = "" if numbers["test_accuracy_std"] is None else f" ± {numbers['test_accuracy_std']:.1f}"
         rows.append(
-            f"| {plan} | {numbers['parameters_added']:,} | {numbers['test_accuracy_mean']:.1f}{spread} "
+            f"| {plan} | {numbers['parameters_added']:,} | {accuracy(numbers)} "
             f"| {numbers['late_noise_points']:.1f} | {numbers['stabilised_share']:.0%} "
             f"| {numbers['plateau_share']:.0%} | {numbers['episodes']} |"
         )
@@ -167,10 +173,12 @@ def headroom_of_all(files: Sequence[Path]) -> str:
             tasks.setdefault((content["env"], content["dataset"]), {}).update(content["plans"])
     rows = []
     for (env, dataset), plans in tasks.items():
-        best = max(plans, key=lambda plan: plans[plan]["test_accuracy_mean"])
-        alone, grown = (plans[plan]["test_accuracy_mean"] for plan in ("host alone", best))
-        added = plans[best]["parameters_added"]
-        rows.append(f"| {env} | {dataset} | {alone:.1f} | {grown:.1f} | {added:,} | {best} |")
+        planted = {plan: numbers for plan, numbers in plans.items() if plan != "host alone"}
+        if len(planted) == len(plans) or not planted:
+            continue  # nothing to compare
+        best = max(planted, key=lambda plan: planted[plan]["test_accuracy_mean"])
+        alone, grown, added = accuracy(plans["host alone"]), accuracy(planted[best]), planted[best]["parameters_added"]
+        rows.append(f"| {env} | {dataset} | {alone} | {grown} | {added:,} | {best} |")
     return HEADROOM_HEAD.format(rows="\n".join(rows))
 
 

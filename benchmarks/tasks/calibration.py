@@ -47,6 +47,7 @@ GROWN = (
     "r0c0=conv_heavy,r0c1=conv_heavy,r0c2=norm",
 )
 
+DATASET = "procedural-cifar"  # as it is on record
 TASK, IMPAIRED = "Esper-CIFAR-v0", "Esper-CIFAR-Impaired-v0"
 
 
@@ -137,8 +138,9 @@ def _verdict(target: str, plan: str, value: float | None, low: float, high: floa
     return {"target": target, "plan": plan, "value": value, "low": low, "high": high, "met": met}
 
 
-def measured(file: Path, plans: Sequence[str]) -> dict[str, Any]:
-    """The measurements in the file; ``ConfigError`` unless it has those of all these plans, and the machine."""
+def measured(file: Path, env: str, plans: Sequence[str]) -> dict[str, Any]:
+    """The measurements in the file; ``ConfigError`` unless they are of the task on the stand-in as it is, of all these
+    plans, and say the machine."""
     again = "measure again, without --judge-only"
     if not file.is_file():
         raise ConfigError(f"{file} is not there; measure first, without --judge-only")
@@ -153,6 +155,9 @@ def measured(file: Path, plans: Sequence[str]) -> dict[str, Any]:
         lacking += [f"a test_accuracy_mean of {plan!r}" for plan in plans if not _has_mean(content["plans"].get(plan))]
     if lacking:
         raise ConfigError(f"{file} lacks {', '.join(lacking)}; {again}")
+    for name, expected in {"env": env, "dataset": DATASET, "env_settings": []}.items():
+        if content.get(name) != expected:
+            raise ConfigError(f"{file} has {name} {content.get(name)!r}; expected {expected!r}; {again}")
     return content
 
 
@@ -169,7 +174,7 @@ def gathered(folder: Path) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for one in measurements():
-        content = measured(folder / one.file, (HOST, *one.judged))
+        content = measured(folder / one.file, one.env, (HOST, *one.judged))
         known = found.setdefault(one.env, content)
         alone, other = (source["plans"][HOST]["test_accuracy_mean"] for source in (known, content))
         if alone != other:

@@ -30,6 +30,7 @@ from esper_agent.configuration import ConfigError, parse_env_settings
 from esper_agent.runs import package_versions
 from esper_agent.vectors import make_vector
 from esper_env import atomic
+from esper_env.networks.build import resolve_device
 from esper_env.rules.observation_view import ObservationView
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
@@ -162,12 +163,13 @@ def headroom(settings: HeadroomSettings, command: Sequence[str], console: Consol
     envs: Any = make_vector(settings.env, -(-settings.episodes // rounds), AutoresetMode.DISABLED, **kwargs)
     try:
         results = measure_plans(envs, settings)
+        device = resolve_device(envs.unwrapped.task.device).type
         content = {
             "command": shlex.join(["python", "benchmarks/tasks/headroom.py", *command]),
             "env": settings.env,
             "env_settings": list(settings.env_settings),
             "dataset": envs.unwrapped.dataset_name,
-            "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {envs.unwrapped.task.device} device",
+            "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {device} device",
             "versions": package_versions(),
             "cuda": torch.cuda.is_available(),
             "plans": results,

@@ -122,7 +122,8 @@ def written(calibration, folder, **accuracies):
     for one in calibration.measurements():
         content = {plan: found[plan] for plan in one.judged}
         content["host alone"] = {"test_accuracy_mean": hosts[one.env]}
-        (folder / one.file).write_text(json.dumps({"machine": "a machine", "plans": content}), encoding="utf-8")
+        content = {"machine": "a machine", "env": one.env, "dataset": "procedural-cifar", "plans": content}
+        (folder / one.file).write_text(json.dumps(content | {"env_settings": []}), encoding="utf-8")
     return folder / "verdicts.json"
 
 
@@ -213,6 +214,22 @@ def test_plans_that_were_not_measured_are_named(calibration, tmp_path, capsys):
     assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT
     lacking = "a test_accuracy_mean of 'r0c0=norm', a test_accuracy_mean of 'r0c1=norm'"
     assert f"{file} lacks {lacking}; measure again, without --judge-only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("env", "Esper-CIFAR-Deep-v0", "has env 'Esper-CIFAR-Deep-v0'; expected 'Esper-CIFAR-v0'"),
+        ("dataset", "cifar10", "has dataset 'cifar10'; expected 'procedural-cifar'"),
+        ("env_settings", ["horizon=1"], r"has env_settings ['horizon=1']; expected []"),
+    ],
+)
+def test_measurements_of_something_else_are_not_judged(calibration, tmp_path, capsys, name, value, said):
+    out = written(calibration, tmp_path, single=52.0)
+    file = tmp_path / "headroom-cifar-v0-grown.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {name: value}), encoding="utf-8")
+    assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT
+    assert f"{file} {said}" in capsys.readouterr().err
 
 
 def test_measurements_made_under_other_conditions_are_not_judged_together(calibration, tmp_path, capsys):

@@ -29,9 +29,13 @@ def test_the_results_page_is_made_from_the_result_files(monkeypatch):
 def test_a_task_has_one_line_over_all_its_files(monkeypatch, tmp_path):
     report = load_report(monkeypatch)
 
-    def write(name, env, settings=(), **accuracies):
-        plans = {plan: {"test_accuracy_mean": value, "parameters_added": 7} for plan, value in accuracies.items()}
-        plans["host alone"] = {"test_accuracy_mean": 40.0, "parameters_added": 0}
+    def write(name, env, settings=(), host=True, **accuracies):
+        plans = {
+            plan: {"test_accuracy_mean": value, "test_accuracy_std": 1.25, "parameters_added": 7}
+            for plan, value in accuracies.items()
+        }
+        if host:
+            plans["host alone"] = {"test_accuracy_mean": 40.0, "test_accuracy_std": None, "parameters_added": 0}
         content = {"env": env, "dataset": "data", "env_settings": settings, "plans": plans}
         (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
         return tmp_path / name
@@ -40,11 +44,13 @@ def test_a_task_has_one_line_over_all_its_files(monkeypatch, tmp_path):
         write("a.json", "A-v0", norm=50.0),
         write("b.json", "B-v0", lora=30.0),
         write("a-grown.json", "A-v0", both=61.25),
+        write("c.json", "C-v0", host=False, norm=50.0),
+        write("d.json", "D-v0"),
         write("a-half.json", "A-v0", ["precision=bfloat16"], other=99.0),
     ]
     *_, first, second = report.headroom_of_all(files).rstrip().splitlines()
-    assert first == "| A-v0 | data | 40.0 | 61.2 | 7 | both |"
-    assert second == "| B-v0 | data | 40.0 | 40.0 | 0 | host alone |"
+    assert first == "| A-v0 | data | 40.0 | 61.2 ± 1.2 | 7 | both |"
+    assert second == "| B-v0 | data | 40.0 | 30.0 ± 1.2 | 7 | lora |"
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)

@@ -42,7 +42,11 @@ REFRAIN_LETTERS, REFRAINS = 4, 5
 
 
 def generate_text(seed: int = 0) -> TextData:
-    """The text of a seed: a million bytes to train on, 16 KB each for validation and test, each of its own lines."""
+    """The text of a seed: a million bytes to train on, 16 KB each for validation and test, drawn independently.
+
+    Of some kinds there are few different lines (facts, sums, agreement), and those that are held out are in the
+    training part too: what is held out measures how well the language is known, not lines that were never seen.
+    """
     sizes = {"train": TRAIN_BYTES, "val": HELD_OUT_BYTES, "test": HELD_OUT_BYTES}
     facts = _facts(derive_rng(seed, "data/grammar/facts"))
     return TextData(
