@@ -87,6 +87,20 @@ def test_other_layers_stay_as_they_are(build):
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("layout", [ImagesTogether(), ImagesAlone()], ids=["together", "alone"])
+@pytest.mark.parametrize("place", range(4))
+def test_what_is_hooked_to_a_layer_is_called_where_the_layer_is(layout, place):
+    def build():
+        layers = nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.ReLU())
+        layers[place].register_forward_hook(lambda _module, _given, out: out * out - 1)
+        return layers
+
+    x = torch.randn(5, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected, out = outputs(trained(build), x, layout)
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)
+
+
 def test_the_segment_itself_keeps_its_layers():
     segment = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.MaxPool2d(2), nn.ReLU())
     form = InferenceForm(segment)
