@@ -84,4 +84,4 @@ SECTIONS = {"telemetry": telemetry, "soak": soak}
 def sections(results: Path) -> list[str]:
     """Every section on reliability."""
     made = [make(file) for kind, make in SECTIONS.items() for file in sorted(results.glob(f"{kind}-*.json"))]
-    return ["\n## Left to run\n", *made] if made else []
+    return ["\n## Over long runs\n", *made] if made else []
