@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from esper_env.data.catalog import DATASETS, MADE, DataFamily, data_folder
+from esper_env.data.catalog import DATASETS, MADE, TEXT_FAMILIES, DataFamily, data_folder
 from esper_env.data.fetch import fetch
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.progress import Progress, Stage, Watcher
@@ -117,9 +117,11 @@ def _below(root: Path, folder: Path) -> str:
 
 
 def _tasks(name: str) -> str:
-    """The tasks that take a data set, by the beginnings of their ids: Esper-CIFAR for all that begin so."""
-    ids = [env_id for env_id, task in TASKS.items() if name in DATASETS[DataFamily(task.family)]]
-    return ", ".join(dict.fromkeys("-".join(env_id.split("-")[:2]) for env_id in ids))
+    """The tasks that take a data set: all of a kind, or their ids."""
+    families = {family for family, names in DATASETS.items() if name in names}
+    kinds = {"all on images": set(DataFamily).difference(TEXT_FAMILIES), "all on text": set(TEXT_FAMILIES)}
+    ids = [env_id for env_id, task in TASKS.items() if task.family in families]
+    return next((kind for kind, of_kind in kinds.items() if families == of_kind), ", ".join(ids))
 
 
 def run_fetch(settings: FetchSettings, console: Console) -> int:
@@ -129,7 +131,7 @@ def run_fetch(settings: FetchSettings, console: Console) -> int:
         with _bars(console) as watch:
             outcome = fetch(settings.name, root, settings.url, watch)
     except KeyboardInterrupt:
-        again = f"run `esper data fetch {settings.name}` again to go on"
+        again = "run the same command again to go on"
         raise KeyboardInterrupt(f"Interrupted; what has arrived stays in {root}: {again}") from None
     lines = [
         f"{source.title} is {'already ' if outcome.already_there else ''}in {outcome.folder}",
