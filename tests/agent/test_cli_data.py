@@ -67,6 +67,13 @@ def test_the_list_says_what_there_is_for_which_tasks_and_where(root, capsys):
 
 
 @pytest.mark.usefixtures("root")
+def test_the_list_of_another_folder_says_how_to_fetch_into_that(tmp_path, capsys):
+    other = tmp_path / "my data"
+    assert main(["data", "list", "--data-dir", str(other)]) == OK
+    assert f"is {other}; `esper data fetch NAME --data-dir '{other}'` fetches into it." in words(capsys)
+
+
+@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("command", [["data", "list"], ["info"]])
 def test_made_data_go_by_the_name_that_a_task_takes(command, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")

@@ -11,6 +11,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from archives import write
 from esper_env.data import DataFamily, TextData, load_data, own_text
 from esper_env.data.own_text import check_context, find_text, load_text
 from esper_env.tasks import TASKS
@@ -84,6 +85,19 @@ def test_what_has_several_names_is_read_once_where_the_first_stands(tmp_path: Pa
     assert found == ["a.txt", "l/c.txt", "l/d.txt"]
     check_context(folder, 8)
     assert whole(load(folder)).decode() == "b.txt\n" * 40 + "m/c.txt\n" * 40 + "m/d.txt\n" * 40
+
+
+def test_a_folder_that_has_several_names_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders that link twice to the next one would double the work at each."""
+    for level in range(6):
+        (tmp_path / f"{level}").mkdir()
+        for name in ("x", "y"):
+            (tmp_path / f"{level}" / name).symlink_to(tmp_path / f"{level + 1}")
+    write(tmp_path / "6", {"a.txt": LINES.encode()})
+    listed, listing = [], own_text._entries
+    monkeypatch.setattr(own_text, "_entries", lambda folder: listed.append(folder.resolve()) or listing(folder))
+    assert len(find_text(tmp_path / "0")) == 1
+    assert sorted(listed) == [tmp_path / f"{level}" for level in range(7)]
 
 
 def test_what_is_hidden_is_passed_over_unless_it_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +98,8 @@ def run_list(settings: ListSettings, console: Console) -> int:
         table.add_row(name, made.what, _tasks(name), "nothing", escape(places[name]))
     table.add_row("a path", "your own text: a UTF-8 file, or a folder of *.txt and *.md", _tasks("grammar"), "nothing")
     console.print(table)
-    line = f"The data folder is {root}; `esper data fetch NAME` fetches into it."
+    place = f" --data-dir {shlex.quote(str(root))}" if settings.data_dir else ""
+    line = f"The data folder is {root}; `esper data fetch NAME{place}` fetches into it."
     console.print(line, soft_wrap=True, markup=False, highlight=False)
     return 0
 
