@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from esper_env.data import (
     data_folder,
     load_data,
 )
+from esper_env.data.originals import ORIGINALS
+from esper_env.data.sources import DamagedDataError
+from esper_env.data.verify import verify
 
 CIFAR, DIGITS, TINYSTORIES, TEXT = DataFamily
 NAMES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
@@ -180,6 +184,61 @@ def test_loaded_once_and_shared_read_only(tmp_path: Path, monkeypatch: pytest.Mo
         first.val_images[:] = 0
 
 
+@pytest.mark.parametrize("form", [".gz", ""])
+def test_files_that_changed_at_equal_size_are_read_again(tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "fashion-mnist"
+    for fill in (3, 4):
+        files = {name: gzip.decompress(content) for name, content in fashion_files(seed=5).items()}
+        name = "train-images-idx3-ubyte.gz"
+        files[name] = files[name][:16] + bytes([fill]) * (len(files[name]) - 16)
+        if form:  # not compressed, so that contents of one size make files of one size
+            files = {name: gzip.compress(content, 0, mtime=0) for name, content in files.items()}
+        write(folder, {name.removesuffix(".gz") + form: content for name, content in files.items()})
+        for path in folder.iterdir():
+            os.utime(path, ns=(fill, fill))
+        assert fill_of(load_data("fashion-mnist", str(tmp_path), family=CIFAR)) == fill
+
+
+#: A data set of each loader: its files, one that goes missing, one that is damaged.
+SETS = {
+    "cifar10": (lambda: cifar_files((10,), NAMES, 20), "data_batch_2.bin"),
+    "cifar100": (lambda: cifar_files((20, 100), ["train.bin", "test.bin"], 500), "test.bin"),
+    "fashion-mnist": (fashion_files, "t10k-labels-idx1-ubyte.gz"),
+    "tinystories": (tinystories_files, "TinyStoriesV2-GPT4-valid.txt"),
+}
+
+
+@pytest.mark.parametrize("by_variable", [True, False], ids=["variable", "argument"])
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+@pytest.mark.parametrize("name", SETS)
+def test_damage_is_told_with_the_remedy_that_works(
+    name: str, damage: str, by_variable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, one = SETS[name]
+    source, root = ORIGINALS[name], tmp_path / "my data"
+    folder = write(root / source.folder, make())
+    (folder / one).unlink() if damage == "missing" else (folder / one).write_bytes(b"short")
+    if by_variable:
+        monkeypatch.setenv("ESPER_DATA_DIR", str(root))
+    family = TEXT if name == "tinystories" else CIFAR
+    with pytest.raises(MissingDataError if damage == "missing" else DamagedDataError) as caught:
+        load_data(name, None if by_variable else str(root), family=family)
+    command = f"esper data fetch {name} --data-dir '{root}'"
+    remedy = f"; move '{folder}' away, then `{command}`"
+    said = str(caught.value)
+    assert remedy in said
+    assert said.count("esper data fetch") == 1
+    assert f"or download {source.wanted}" in said
+    assert verify(name, root).detail.endswith(remedy)  # in the same words
+
+
+def test_damage_in_the_usual_folder_is_fetched_anew_without_naming_it(tmp_path: Path) -> None:
+    folder = write_cifar(tmp_path / "cache" / "esper", 1)
+    (folder / "test_batch.bin").unlink()
+    with pytest.raises(MissingDataError, match=f"; move {folder} away, then `esper data fetch cifar10` "):
+        load_data(family=CIFAR)
+
+
 def test_the_cache_is_bounded(tmp_path: Path) -> None:
     folders = [write_cifar(tmp_path / str(i), i).parent for i in range(5)]
     for folder in folders:
@@ -220,6 +279,9 @@ def test_an_unknown_name_lists_the_known(dataset: str, family: DataFamily) -> No
         ("TinyStories", TEXT, r"did you mean 'tinystories'\?"),
         (Path("book.txt"), TEXT, r"Path\('book.txt'\); .* the path of a UTF-8 file .* as a text: give str\(path\)$"),
         (123, TEXT, r"dataset is 123; .* the path of a UTF-8 file .* reads as a number, so write './123'$"),
+        ("cifar10", TEXT, r"dataset is 'cifar10', a data set of images; a text task knows 'auto', .* and the path of"),
+        ("digits", TINYSTORIES, r"dataset is 'digits', a data set of images; a tinystories task knows 'auto', "),
+        ("grammar", CIFAR, r"dataset is 'grammar', a text; a cifar task knows 'auto', 'cifar10'"),
         ("/nowhere/gramar", TEXT, r"dataset is '/nowhere/gramar', and .*; did you mean 'grammar'\?"),
         ("a" * 5000, TEXT, "dataset is 'a{99}\\.\\.\\., and there is nothing at that path"),
         ("a" * 5000, CIFAR, "dataset is 'a{99}\\.\\.\\.; a cifar task knows"),

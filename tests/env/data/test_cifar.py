@@ -107,11 +107,10 @@ def mislabel(path: Path) -> None:
         (Path.unlink, FileNotFoundError, "incomplete, without"),
     ],
 )
-def test_damage_is_refused_with_the_file_and_the_remedy(
+def test_damage_is_refused_with_the_file(
     folder: Path, name: str, damage: Callable[[Path], None], error: type[Exception], message: str
 ) -> None:
     damage(folder / name)
     with pytest.raises(error, match=message) as caught:
         load_cifar10(folder)
     assert name in str(caught.value)
-    assert "cifar-10-binary.tar.gz" in str(caught.value)

@@ -78,12 +78,11 @@ def changed(content: bytes, place: int, value: int) -> bytes:
         (lambda content: changed(content, 7 * RECORD + 1, 100), r"record 7 has fine label 100, expected 0\.\.99"),
     ],
 )
-def test_damage_is_refused_with_the_file_and_the_remedy(folder: Path, name: str, damage, message: str) -> None:
+def test_damage_is_refused_with_the_file(folder: Path, name: str, damage, message: str) -> None:
     (folder / name).write_bytes(damage((folder / name).read_bytes()))
     with pytest.raises(ValueError, match=message) as caught:
         load_cifar100(folder)
     assert name in str(caught.value)
-    assert "esper data fetch cifar100" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["train.bin", "test.bin"])

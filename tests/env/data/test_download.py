@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from esper_env.data.download import CHUNK, obtain
+from esper_env.data import download
+from esper_env.data.download import CHUNK, length, obtain
 from esper_env.data.progress import Progress, Stage, unwatched
 from esper_env.data.sources import Download
-from esper_env.data.web import FetchError
+from esper_env.data.web import FetchError, UnreachableError
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import Answer, Server, file, redirect, sends, serving, status, without_ranges
@@ -288,6 +289,17 @@ def test_a_full_disk_is_told_and_what_has_arrived_stays(
     obtain(original(), server.url + "/f", target, unwatched)
     assert target.read_bytes() == CONTENT
     assert server.ranges == [None, f"bytes={there}-"]
+
+
+@pytest.mark.parametrize(("cut", "said"), [(0, "nothing has arrived"), (70_000, "of 200,000 bytes are here and stay")])
+def test_a_failure_says_what_stays_if_anything_does(
+    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch, cut: int, said: str
+) -> None:
+    monkeypatch.setattr(download, "PAUSES", (0.0,))
+    url = server.says("/f", file(CONTENT, cut=cut) if cut else status(503), status(503))
+    with pytest.raises(UnreachableError, match=rf"in \d tries; .*{said}.*\. Try again") as caught:
+        obtain(original(), url, target, unwatched)
+    assert ("stay" in str(caught.value)) == (length(part(target)) > 0)
 
 
 class FullDisk:

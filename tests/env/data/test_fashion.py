@@ -100,7 +100,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("form", [packed, dict], ids=["gzipped", "unpacked"])
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_refused_with_the_file_and_the_remedy(
+def test_damage_is_refused_with_the_file(
     tmp_path: Path, files: dict[str, bytes], name: str, form: Callable[[dict[str, bytes]], dict[str, bytes]]
 ) -> None:
     damaged, damage, message = DAMAGES[name]
@@ -108,7 +108,6 @@ def test_damage_is_refused_with_the_file_and_the_remedy(
     with pytest.raises(ValueError, match=message) as caught:
         load_fashion_mnist(tmp_path)
     assert damaged in str(caught.value)
-    assert "esper data fetch fashion-mnist" in str(caught.value)
 
 
 @pytest.mark.parametrize(

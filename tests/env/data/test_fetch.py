@@ -167,6 +167,8 @@ def test_an_address_that_ends_in_a_slash_is_a_folder(
     [
         ("cifar1", None, "'cifar1' is not known; expected one of cifar10, cifar100, fashion-mnist, tinystories"),
         ("digits", None, "'digits' needs no files"),
+        ("procedural", None, "'procedural' needs no files"),
+        ("cifar10", "http://me:secret@example.org/a", "url has a user or password in front of example.org"),
         ("cifar10", "file:///etc/passwd", "expected an address that begins with https"),
         ("tinystories", "https://example.org/a.txt", "consists of 2 files; expected the address of a folder"),
     ],

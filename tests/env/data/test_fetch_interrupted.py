@@ -23,6 +23,7 @@ from archives import (
     packed,
     small_in_files,
     tinystories_files,
+    write,
 )
 from esper_env.data.fetch import fetch
 from esper_env.data.originals import ORIGINALS
@@ -43,6 +44,20 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(
     assert server.requests == []
     free.free = needed
     fetch("cifar10", root)
+
+
+def test_an_archive_that_was_put_there_needs_room_for_its_files_alone(
+    server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(root, {ARCHIVE[1:]: server.archive})
+    needed = sum(map(len, cifar.values()))
+    free = SimpleNamespace(free=needed - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: free)
+    with pytest.raises(FetchError, match=f"has {needed - 1:,} bytes free and CIFAR-10 needs {needed:,}"):
+        fetch("cifar10", root)
+    free.free = needed
+    fetch("cifar10", root)
+    assert server.requests == []
 
 
 def test_what_has_arrived_needs_no_room_again(
@@ -99,7 +114,7 @@ fetching.fetch("cifar10", Path(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize("at", ["unpack", "write_manifest", "_install"])
+@pytest.mark.parametrize("at", ["unpack", "write_manifest", "install"])
 def test_a_killed_fetch_is_finished_by_the_next_one(
     server: Server, cifar: dict[str, bytes], root: Path, at: str
 ) -> None:

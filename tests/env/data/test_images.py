@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import FrozenInstanceError
 from typing import Any
 
@@ -74,6 +76,21 @@ def test_a_frozen_view_of_a_writable_array_is_not_shared() -> None:
         ({"train_labels": np.array([0, 1, 2, 3, 0, 1])}, ValueError, r"0\.\.3; expected 0\.\.2"),
         ({"train_labels": np.array([0, 1, 2, -1, 0, 1])}, ValueError, r"-1\.\.2"),
         ({"mean": (0.5,)}, ValueError, "1 means and 2 stds"),
+        (
+            {"train_images": np.zeros((6, 5, 4, 2), np.uint8), "val_images": np.zeros((4, 5, 4, 2), np.uint8)}
+            | {"test_images": np.zeros((3, 5, 4, 2), np.uint8)},
+            ValueError,
+            r"images of shape \(6, 5, 4, 2\); .* per channel, 5, as channels come first: \(N, channels, h",
+        ),
+        ({"mean": 0.5}, ValueError, r"mean 0.5 and .*; expected a finite number per channel, such as \(0.5,\) for one"),
+        ({"name": ""}, TypeError, "name is ''; expected a text that is not empty"),
+        ({"train_labels": [0, 1, 2, 0, 1, 2]}, TypeError, r"are list; .* \(np.asarray\(labels, dtype=np.int64\)\)"),
+        (
+            {"train_images": np.ma.masked_array(np.zeros((6, 2, 5, 4), np.uint8))},
+            TypeError,
+            r"images are a masked array \(array.filled\(0\) has a value everywhere\); expected",
+        ),
+        ({"val_labels": np.ma.masked_array(np.arange(4) % 3)}, TypeError, "labels are a masked array"),
         ({"mean": (125.0, 125.0)}, ValueError, r"0\.\.1 scale"),
         ({"std": (0.2, 0.0)}, ValueError, "std above 0"),
         ({"std": (0.2, float("nan"))}, ValueError, "expected a finite number per channel"),
@@ -84,6 +101,33 @@ def test_a_frozen_view_of_a_writable_array_is_not_shared() -> None:
 def test_refuses_inconsistent_data(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ImageData(**fields(**changes))
+
+
+class Tagged(np.ndarray):
+    """An array of a class of its own."""
+
+
+def test_arrays_of_other_classes_become_plain_ones() -> None:
+    own = fields()
+    images, labels = own["train_images"].view(Tagged), own["train_labels"].view(Tagged)
+    images.flags.writeable = labels.flags.writeable = False
+    data = ImageData(**own | {"train_images": images, "train_labels": labels})
+    assert type(data.train_images) is type(data.train_labels) is np.ndarray
+    np.testing.assert_array_equal(data.train_images, own["train_images"])
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))], ids=["copy", "deep", "pickle"]
+)
+def test_nobody_can_write_to_a_copy_either(copied: Any) -> None:
+    data = ImageData(**fields())
+    known = data.digest
+    other = copied(data)
+    for split in ("train", "val", "test"):
+        for array in (getattr(other, f"{split}_images"), getattr(other, f"{split}_labels")):
+            assert not array.flags.writeable
+    assert other.digest == known
+    assert (other.name, other.classes, other.mean, other.flip) == (data.name, data.classes, data.mean, data.flip)
 
 
 def test_channel_statistics_are_those_of_the_pixels() -> None:

@@ -15,7 +15,7 @@ from esper_env.data.web import check_url
 def test_every_data_set_in_files_has_a_loader_and_a_name_that_tasks_accept() -> None:
     assert set(ORIGINALS) == set(LOADERS)
     accepted = {name for names in DATASETS.values() for name in names}
-    assert accepted == {*ORIGINALS, *MADE, "auto", "procedural"}
+    assert accepted == {*ORIGINALS, *MADE, "auto", "procedural-cifar"}
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
@@ -38,6 +38,11 @@ def test_the_sizes_of_the_binary_files_are_those_of_their_records() -> None:
     sizes = {name: [file.size for file in ORIGINALS[name].files] for name in ("cifar10", "cifar100")}
     assert sizes["cifar10"] == [10_000 * 3_073] * 6
     assert sizes["cifar100"] == [50_000 * 3_074, 10_000 * 3_074]
+
+
+def test_the_sizes_of_the_unpacked_files_are_those_of_their_headers_and_records() -> None:
+    sizes = {file.unpacked: file.unpacked_size for file in ORIGINALS["fashion-mnist"].files}
+    assert list(sizes.values()) == [16 + 60_000 * 784, 8 + 60_000, 16 + 10_000 * 784, 8 + 10_000]
 
 
 def test_found_in_the_folder_or_its_parent(tmp_path: Path) -> None:

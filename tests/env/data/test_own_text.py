@@ -11,6 +11,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from archives import write
 from esper_env.data import DataFamily, TextData, load_data, own_text
 from esper_env.data.own_text import check_context, find_text, load_text
 from esper_env.tasks import TASKS
@@ -67,7 +68,49 @@ def test_links_are_followed(tmp_path: Path) -> None:
     link.mkdir()
     (link / "folder").symlink_to(real)
     (link / "file.md").symlink_to(real / "inside" / "a.txt")
-    assert whole(load(link)) == 2 * LINES.encode()
+    assert whole(load(link)) == LINES.encode()
+
+
+def test_what_has_several_names_is_read_once_where_the_first_stands(tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    for name in ("b.txt", "m/c.txt", "m/d.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{name}\n" * 40)
+    (folder / "a.txt").symlink_to("b.txt")
+    (folder / "e.md").hardlink_to(folder / "b.txt")
+    (folder / "l").symlink_to("m")
+    (folder / "z").symlink_to("m")
+    (folder / "m" / "again.txt").symlink_to("../b.txt")
+    found = [file.path.relative_to(folder).as_posix() for file in find_text(folder)]
+    assert found == ["a.txt", "l/c.txt", "l/d.txt"]
+    check_context(folder, 8)
+    assert whole(load(folder)).decode() == "b.txt\n" * 40 + "m/c.txt\n" * 40 + "m/d.txt\n" * 40
+
+
+def test_a_folder_that_has_several_names_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders that link twice to the next one would double the work at each."""
+    for level in range(6):
+        (tmp_path / f"{level}").mkdir()
+        for name in ("x", "y"):
+            (tmp_path / f"{level}" / name).symlink_to(tmp_path / f"{level + 1}")
+    write(tmp_path / "6", {"a.txt": LINES.encode()})
+    listed, listing = [], own_text._entries
+    monkeypatch.setattr(own_text, "_entries", lambda folder: listed.append(folder.resolve()) or listing(folder))
+    assert len(find_text(tmp_path / "0")) == 1
+    assert sorted(listed) == [tmp_path / f"{level}" for level in range(7)]
+
+
+def test_what_is_hidden_is_passed_over_unless_it_is_named(tmp_path: Path) -> None:
+    for name in ("a.txt", ".notes.txt", ".git/b.txt", ".venv/lib/c.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(LINES)
+    (tmp_path / ".broken.txt").symlink_to("nowhere")
+    assert [file.path.name for file in find_text(tmp_path)] == ["a.txt"]
+    assert whole(load(tmp_path / ".notes.txt")) == LINES.encode()
+    assert whole(load(tmp_path / ".git")) == LINES.encode()
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(ValueError, match="files, not hidden, in it"):
+        find_text(tmp_path)
 
 
 def test_a_folder_that_contains_itself_is_refused(tmp_path: Path) -> None:
@@ -276,8 +319,10 @@ def test_the_least_size_for_a_context_is_enough_for_any_text(
         check_context(path, context)
 
 
-def test_a_text_that_is_too_short_for_a_task_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0, 6, 640])
+@pytest.mark.parametrize(("env_id", "least"), [("Esper-Text-v0", "1,300"), ("Esper-TinyStories-v0", "2,580")])
+def test_a_text_that_is_too_short_for_a_task_is_named(tmp_path: Path, env_id: str, least: str, size: int) -> None:
     path = tmp_path / "short.txt"
-    path.write_text("x" * 640)
-    with pytest.raises(ValueError, match=r"short\.txt has 640 bytes of text, too few .* reads 64 .* at least 1,300"):
-        gymnasium.make("Esper-Text-v0", dataset=str(path))
+    path.write_text("x" * size)
+    with pytest.raises(ValueError, match=rf"short\.txt has {size} bytes of text, too few .* at least {least}"):
+        gymnasium.make(env_id, dataset=str(path))

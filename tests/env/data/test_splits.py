@@ -69,6 +69,16 @@ def test_a_text_without_line_ends_is_cut_between_characters(text: str, reach: in
     assert min(map(len, parts[1:])) >= tenth - 3
 
 
+def test_a_cut_reaches_as_far_as_half_of_its_own_split() -> None:
+    for ahead, reached in ((20_000, True), (2**15 - 1, True), (2**15, False)):
+        content = bytearray(b"x" * 1_000_000)
+        place = len(content) - 2**16 + ahead
+        content[place] = ord("\n")
+        train, _, test = split_at_lines(np.frombuffer(bytes(content), np.uint8))
+        assert len(test) == (2**16 - ahead - 1 if reached else 2**16)
+        assert len(train) == 1_000_000 - 2**16 - 2**14
+
+
 def test_of_a_long_text_little_is_held_out() -> None:
     train, val, test = split_at_lines(np.frombuffer((b"x" * 99 + b"\n") * 20_000, np.uint8))
     assert 2**14 - 200 < len(val) < 2**14 + 200

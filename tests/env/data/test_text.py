@@ -1,5 +1,8 @@
 """TextData holds consistent, read-only splits and refuses anything else."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from esper_env.data import TextData
@@ -26,7 +29,8 @@ def test_splits_are_read_only_copies_of_what_was_given():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"name": ""}, TypeError, "the data set's name is ''"),
+        ({"name": ""}, TypeError, "the data set's name is ''; expected a text that is not empty"),
+        ({"val": np.ma.masked_array(TEXT)}, TypeError, "val split: the text is a masked array"),
         ({"name": None}, TypeError, "the data set's name is None"),
         ({"train": "to be"}, TypeError, "play, train split: the text is str; expected a NumPy array of uint8"),
         ({"val": TEXT.astype(np.int64)}, TypeError, "play, val split: the text is int64"),
@@ -37,6 +41,19 @@ def test_splits_are_read_only_copies_of_what_was_given():
 def test_what_is_no_text_is_a_clear_error(changes, error, message):
     with pytest.raises(error, match=message):
         TextData(**fields(**changes))
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))], ids=["copy", "deep", "pickle"]
+)
+def test_copies_are_as_read_only_and_of_the_same_digest(copied):
+    data = TextData(**fields())
+    known = data.digest
+    other = copied(data)
+    assert (other.name, other.digest) == (data.name, known)
+    for split in ("train", "val", "test"):
+        assert not getattr(other, split).flags.writeable
+        assert bytes(getattr(other, split)) == bytes(getattr(data, split))
 
 
 def test_the_digest_tells_texts_apart_by_all_but_their_name() -> None:

@@ -85,6 +85,14 @@ def test_a_hostile_archive_is_refused_as_a_whole(tmp_path: Path, name: str, befo
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
 
 
+def test_a_sparse_file_is_refused(tmp_path: Path) -> None:
+    """One of the type of plain files, whose content is a map of where its bytes go."""
+    header, content = member("set/one.bin", ONE)
+    header.pax_headers = {"GNU.sparse.size": str(len(ONE)), "GNU.sparse.map": f"0,{len(ONE)}"}
+    with pytest.raises(UnsafeArchiveError, match=r"set/one\.bin', which is neither a plain file nor a folder"):
+        unpacked(tmp_path, packed([(header, content), *GOOD[2:]], tarfile.PAX_FORMAT))
+
+
 def test_a_file_that_comes_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsafeArchiveError, match=r"has set/one.bin twice"):
         unpacked(tmp_path, packed([*GOOD, member("set/one.bin", b"other file")]))

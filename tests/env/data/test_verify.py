@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import small_cifar10, small_in_files, tinystories_files, write
+from archives import fashion_files, small_cifar10, small_in_files, tinystories_files, write
 from esper_env.data.catalog import LOADERS
 from esper_env.data.fetch import fetch
 from esper_env.data.originals import ORIGINALS
@@ -73,6 +74,10 @@ def rename_one(manifest: dict) -> dict:
         (lambda manifest: manifest | {"files": manifest["files"][1:]}, "is not the one of CIFAR-10"),
         (lambda manifest: manifest | {"name": "cifar100"}, "is not the one of CIFAR-10"),
         (lambda manifest: manifest | {"files": [{"name": "x"}]}, "cannot be read"),
+        (
+            lambda manifest: manifest | {"files": [*manifest["files"], manifest["files"][0]]},
+            "is not the one of CIFAR-10",
+        ),
         (rename_one, "is not the one of CIFAR-10"),
         (lambda manifest: {**manifest, "files": [{**f, "size": "1"} for f in manifest["files"]]}, "is not the one of"),
     ],
@@ -96,6 +101,29 @@ def test_files_put_there_by_hand_are_read(root: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(ORIGINALS, "cifar10", replace(source, files=longer + source.files[2:]))
     detail = verify("cifar10", root).detail
     assert detail.endswith("; not of the original's size: data_batch_1.bin, data_batch_2.bin")
+
+
+@pytest.mark.parametrize("form", [".gz", ""], ids=["gzipped", "unpacked"])
+def test_short_files_of_every_form_are_told(tmp_path: Path, form: str) -> None:
+    files = fashion_files(100, 20)
+    if not form:
+        files = {name.removesuffix(".gz"): gzip.decompress(content) for name, content in files.items()}
+    write(tmp_path / "fashion-mnist", files)
+    assert verify("fashion-mnist", tmp_path).detail.endswith(f"; not of the original's size: {', '.join(files)}")
+    assert fetch("fashion-mnist", tmp_path).detail == verify("fashion-mnist", tmp_path).detail
+
+
+def test_the_file_that_is_read_is_the_one_whose_size_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = fashion_files()
+    first = next(iter(files))
+    unpacked = gzip.decompress(files[first])
+    source = small_in_files("fashion-mnist", files, "https://nowhere.invalid/")
+    monkeypatch.setitem(ORIGINALS, "fashion-mnist", source)
+    write(tmp_path / "fashion-mnist", files | {first.removesuffix(".gz"): unpacked})
+    assert verify("fashion-mnist", tmp_path).detail.endswith(f"; not of the original's size: {first[:-3]}")
+    whole = replace(source.files[0], unpacked_size=len(unpacked))
+    monkeypatch.setitem(ORIGINALS, "fashion-mnist", replace(source, files=(whole, *source.files[1:])))
+    assert verify("fashion-mnist", tmp_path).detail.endswith("; sizes are the original's")
 
 
 def test_files_put_there_by_hand_can_be_damaged(root: Path) -> None:
@@ -141,7 +169,15 @@ def test_what_is_not_there_is_absent(tmp_path: Path) -> None:
     assert verdict.detail == f"not in {tmp_path} (there is cifar-10-python.tar.gz: the Python version)"
 
 
-@pytest.mark.parametrize(("name", "why"), [("digits", "needs no files"), ("mnist", "is not known")])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("digits", "needs no files"),
+        ("procedural", "needs no files"),
+        ("procedural-cifar", "needs no files"),
+        ("mnist", "is not known"),
+    ],
+)
 def test_a_name_without_files_lists_the_others(tmp_path: Path, name: str, why: str) -> None:
     with pytest.raises(ValueError, match=f"data set '{name}' {why}; expected one of cifar10, cifar100"):
         verify(name, tmp_path)

@@ -86,6 +86,20 @@ def test_what_is_no_address_on_a_web_server_is_bad_input(url: str) -> None:
         check_url(url)
 
 
+@pytest.mark.parametrize("user", ["me:secret@", "me@", ":secret@", "@"])
+def test_a_user_in_an_address_is_bad_input_and_a_password_is_not_repeated(user: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"in front of example\.org, .*; expected an address that needs none"
+    ) as caught:
+        check_url(f"https://{user}example.org/a")
+    assert "secret" not in str(caught.value)
+
+
 def test_addresses_on_web_servers_are_accepted() -> None:
-    for url in ("https://example.org/a.tar.gz?b=c", "http://127.0.0.1:8000/a", "HTTPS://example.org/"):
+    for url in (
+        "https://example.org/a@b",
+        "https://example.org/a.tar.gz?b=c",
+        "http://127.0.0.1:8000/a",
+        "HTTPS://example.org/",
+    ):
         check_url(url)

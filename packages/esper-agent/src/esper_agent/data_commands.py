@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from esper_env.data.catalog import DATASETS, MADE, DataFamily, data_folder
+from esper_env.data.catalog import DATASETS, MADE, TEXT_FAMILIES, DataFamily, data_folder
 from esper_env.data.fetch import fetch
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.progress import Progress, Stage, Watcher
@@ -97,7 +98,8 @@ def run_list(settings: ListSettings, console: Console) -> int:
         table.add_row(name, made.what, _tasks(name), "nothing", escape(places[name]))
     table.add_row("a path", "your own text: a UTF-8 file, or a folder of *.txt and *.md", _tasks("grammar"), "nothing")
     console.print(table)
-    line = f"The data folder is {root}; `esper data fetch NAME` fetches into it."
+    place = f" --data-dir {shlex.quote(str(root))}" if settings.data_dir else ""
+    line = f"The data folder is {root}; `esper data fetch NAME{place}` fetches into it."
     console.print(line, soft_wrap=True, markup=False, highlight=False)
     return 0
 
@@ -117,9 +119,11 @@ def _below(root: Path, folder: Path) -> str:
 
 
 def _tasks(name: str) -> str:
-    """The tasks that take a data set, by the beginnings of their ids: Esper-CIFAR for all that begin so."""
-    ids = [env_id for env_id, task in TASKS.items() if name in DATASETS[DataFamily(task.family)]]
-    return ", ".join(dict.fromkeys("-".join(env_id.split("-")[:2]) for env_id in ids))
+    """The tasks that take a data set: all of a kind, or their ids."""
+    families = {family for family, names in DATASETS.items() if name in names}
+    kinds = {"all on images": set(DataFamily).difference(TEXT_FAMILIES), "all on text": set(TEXT_FAMILIES)}
+    ids = [env_id for env_id, task in TASKS.items() if task.family in families]
+    return next((kind for kind, of_kind in kinds.items() if families == of_kind), ", ".join(ids))
 
 
 def run_fetch(settings: FetchSettings, console: Console) -> int:
@@ -129,7 +133,7 @@ def run_fetch(settings: FetchSettings, console: Console) -> int:
         with _bars(console) as watch:
             outcome = fetch(settings.name, root, settings.url, watch)
     except KeyboardInterrupt:
-        again = f"run `esper data fetch {settings.name}` again to go on"
+        again = "run the same command again to go on"
         raise KeyboardInterrupt(f"Interrupted; what has arrived stays in {root}: {again}") from None
     lines = [
         f"{source.title} is {'already ' if outcome.already_there else ''}in {outcome.folder}",

@@ -19,7 +19,7 @@ from esper_env.data.images import ImageData
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.own_text import TextFile, check_context, find_text, load_text
 from esper_env.data.procedural import generate_procedural
-from esper_env.data.sources import MissingDataError, Source
+from esper_env.data.sources import DamagedDataError, MissingDataError, Source
 from esper_env.data.text import TextData
 from esper_env.data.tinystories import load_tinystories
 from esper_env.suggestions import did_you_mean, shown
@@ -73,36 +73,40 @@ class Made:
     make: Callable[[], Data]
 
 
-#: Data sets that need no files, by the name they go on record with.
+#: Data sets that need no files.
 MADE: dict[str, Made] = {
     "digits": Made("scikit-learn's 1,797 handwritten digits, 8x8", load_digits),
-    "procedural-cifar": Made("drawn colour images, 32x32, 10 classes, in place of CIFAR-10", generate_procedural),
+    "procedural": Made(
+        "drawn colour images, 32x32, 10 classes, in place of CIFAR-10; on record as procedural-cifar",
+        generate_procedural,
+    ),
     "grammar": Made("sentences of a small grammar", generate_text),
 }
 
-_OTHER_NAMES = {"procedural": "procedural-cifar"}
+#: Names on record that are accepted as well.
+OTHER_NAMES = {"procedural-cifar": "procedural"}
 
 
 @dataclass(frozen=True)
 class StandIn:
     """What ``"auto"`` takes where a data set is not on the disk, and the words it is announced in."""
 
-    name: str
+    name: str  # that accepts it
+    on_record: str
     kind: str
     caution: str
-    accepted_by: str  # the name that accepts it
 
 
 #: What ``"auto"`` is in each family, and what stands in for it.
 AUTO: dict[DataFamily, tuple[str, StandIn | None]] = {
     DataFamily.CIFAR: (
         "cifar10",
-        StandIn("procedural-cifar", "procedural images", "Accuracies are not CIFAR-10 accuracies", "procedural"),
+        StandIn("procedural", "procedural-cifar", "procedural images", "Accuracies are not CIFAR-10 accuracies"),
     ),
     DataFamily.DIGITS: ("digits", None),
     DataFamily.TINYSTORIES: (
         "tinystories",
-        StandIn("grammar", "the sentences of a grammar", "Losses are not TinyStories losses", "grammar"),
+        StandIn("grammar", "grammar", "the sentences of a grammar", "Losses are not TinyStories losses"),
     ),
     DataFamily.TEXT: ("grammar", None),
 }
@@ -136,7 +140,7 @@ def load_data(dataset: str = "auto", data_dir: str | None = None, *, family: Dat
     stand_in = None
     if dataset == "auto":
         dataset, stand_in = AUTO[family]
-    name = _OTHER_NAMES.get(dataset, dataset)
+    name = OTHER_NAMES.get(dataset, dataset)
     if name in MADE:
         return _made(name)
     if name not in ORIGINALS:
@@ -156,12 +160,15 @@ def check_dataset(dataset: object, family: DataFamily) -> None:
     if dataset in names:
         return
     if not of_texts:
-        raise ValueError(f"dataset is {shown(dataset)}; a {family} task knows {known}{did_you_mean(dataset, names)}")
+        kind = ", a text" if dataset in _TEXTS else ""
+        hint = did_you_mean(dataset, names)
+        raise ValueError(f"dataset is {shown(dataset)}{kind}; a {family} task knows {known}{hint}")
     if not os.path.lexists(absolute_path(dataset)):
+        kind = "a data set of images" if dataset in _IMAGES else "and there is nothing at that path"
         hint = did_you_mean(Path(dataset).name, names)  # a name that is nearly right may have become a path already
         raise ValueError(
-            f"dataset is {shown(dataset)}, and there is nothing at that path; a {family} task knows {known} and the "
-            f"path of a UTF-8 file or of a folder of *.txt and *.md files{hint}"
+            f"dataset is {shown(dataset)}, {kind}; a {family} task knows {known} and the path of a UTF-8 file or of a "
+            f"folder of *.txt and *.md files{hint}"
         )
 
 
@@ -202,34 +209,45 @@ def data_folder(data_dir: str | None = None) -> Path:
     """Where data files are looked for: ``data_dir``, else ``$ESPER_DATA_DIR``, else ``esper`` in the user's cache
     folder (``$XDG_CACHE_HOME`` or ``~/.cache``). The first that is set counts; the others are not searched."""
     chosen = data_dir or os.environ.get(DATA_DIR_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser()
+    return Path(chosen).expanduser() if chosen else _usual_folder()
+
+
+def _usual_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "esper"
+
+
+def to_name(root: Path) -> Path | None:
+    """``root`` where a command has to name it; None where it is used without being named, whatever the environment."""
+    return None if root == _usual_folder() else root
 
 
 def _from_files(source: Source, root: Path, stand_in: StandIn | None) -> Data:
     folder = source.find(root)
     if folder is not None:
-        return _read(source.name, folder.resolve(), _signature(source, folder))
+        try:
+            return _read(source.name, folder.resolve(), _signature(source, folder))
+        except (MissingDataError, DamagedDataError) as error:
+            repair = source.repair(folder, to_name(root))
+            raise type(error)(
+                f"{error}; {repair} (a command of esper-agent), or download {source.wanted} anew"
+            ) from error
     if stand_in is None:
         raise MissingDataError(
-            f"{source.title} was asked for by name and is not in {root}{source.instead(root)}; {_remedy(source, root)}"
+            f"{source.title} was asked for by name and is not in {root}{source.instead(root)}; "
+            f"{source.remedy(to_name(root))}"
         )
     _announce(source, root, stand_in)
     return _made(stand_in.name)
 
 
-def _remedy(source: Source, root: Path) -> str:
-    return source.remedy(None if root == data_folder() else root)
-
-
 def _announce(source: Source, root: Path, stand_in: StandIn) -> None:
     if stand_in.name in _announced:
         return
+    remedy = source.remedy(to_name(root))
     warnings.warn(
         f"{source.title} is not in {root}{source.instead(root)}: training on {stand_in.kind} instead. "
-        f"{stand_in.caution} (dataset_name is {stand_in.name!r}). For the real data, {_remedy(source, root)}; to "
-        f"accept the stand-in, pass dataset={stand_in.accepted_by!r}.",
+        f"{stand_in.caution} (dataset_name is {stand_in.on_record!r}). For the real data, {remedy}; to accept the "
+        f"stand-in, pass dataset={stand_in.name!r}.",
         SyntheticDataWarning,
         stacklevel=4,
     )
@@ -238,7 +256,7 @@ def _announce(source: Source, root: Path, stand_in: StandIn) -> None:
 
 def _signature(source: Source, folder: Path) -> tuple[tuple[int, int] | None, ...]:
     """Size and time of each file, so that files that changed on disk are read again."""
-    paths = [folder / name for file in source.files for name in file.names]
+    paths = [folder / name for file in source.files for name in file.sizes]
     return tuple((p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else None for p in paths)
 
 

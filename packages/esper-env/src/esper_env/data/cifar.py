@@ -9,7 +9,7 @@ import numpy as np
 
 from esper_env.data.images import ImageData, Images, Labels
 from esper_env.data.originals import ORIGINALS
-from esper_env.data.sources import Source
+from esper_env.data.sources import DamagedDataError, Source
 from esper_env.data.splits import carved
 
 SHAPE = (3, 32, 32)
@@ -60,8 +60,8 @@ def load_cifar10(folder: Path, val: int = VAL) -> ImageData:
     """CIFAR-10 from the folder that holds its six files, with ``val`` images carved out of the training data.
 
     Files may be shorter than the original; validation then takes at most a fifth of the training records.
-    Raises :class:`MissingDataError` for a missing file and ``ValueError`` for one whose size or labels are wrong. The
-    six original files are of one size; a file that was cut between two records is found by that.
+    Raises ``MissingDataError`` for a missing file and ``DamagedDataError`` (a ``ValueError``) for one whose size or
+    labels are wrong. The six original files are of one size; a file that was cut between two records is found by that.
     """
     return _load(CIFAR10, folder, val)
 
@@ -95,13 +95,13 @@ def _load(layout: Layout, folder: Path, val: int) -> ImageData:
 
 def _check_sizes(layout: Layout, folder: Path) -> None:
     """Whole records, and as many of the original's in each file."""
-    record, remedy = layout.record, layout.source.remedy()
+    record = layout.record
     sizes = {file.name: (folder / file.name).stat().st_size for file in layout.source.files}
     for name, size in sizes.items():
         if size == 0 or size % record:
-            raise ValueError(
+            raise DamagedDataError(
                 f"{folder / name} is damaged: {size} bytes, expected a multiple of {record} ({record - PIXELS} for "
-                f"labels and {PIXELS:,} for pixels in each record) above 0; {remedy}"
+                f"labels and {PIXELS:,} for pixels in each record) above 0"
             )
     originals = {file.name: file.size for file in layout.source.files}
     fullest = max(sizes, key=lambda name: sizes[name] / originals[name])
@@ -110,9 +110,8 @@ def _check_sizes(layout: Layout, folder: Path) -> None:
     for name, size in sizes.items():
         expected = sizes[fullest] * originals[name] // originals[fullest] // record
         if size // record < expected:
-            raise ValueError(
-                f"{folder / name} is damaged: {size // record} records, expected {expected} as in "
-                f"{_comparison(layout)}; {remedy}"
+            raise DamagedDataError(
+                f"{folder / name} is damaged: {size // record} records, expected {expected} as in {_comparison(layout)}"
             )
 
 
@@ -128,9 +127,8 @@ def _read_records(layout: Layout, path: Path) -> tuple[Images, Labels]:
         if labels.max() >= classes:
             first = int(np.argmax(labels >= classes))
             which = "label" if len(layout.labels) == 1 else ("coarse label", "fine label")[byte]
-            raise ValueError(
-                f"{path} is damaged: record {first} has {which} {labels[first]}, expected 0..{classes - 1}; "
-                f"{layout.source.remedy()}"
+            raise DamagedDataError(
+                f"{path} is damaged: record {first} has {which} {labels[first]}, expected 0..{classes - 1}"
             )
     pixels = records[:, len(layout.labels) :].reshape(-1, *SHAPE)
     return pixels, records[:, len(layout.labels) - 1].astype(np.int64)

@@ -74,8 +74,8 @@ def receive(url: str, part: Path, size: int, watch: Watcher) -> None:
         most = max(most, length(part))
         if failures > len(PAUSES):
             raise UnreachableError(
-                f"{url} could not be fetched ({problem}) in {failures} tries; {length(part):,} of {size:,} bytes are "
-                "here and stay for the next time. Try again, or another address (--url)"
+                f"{url} could not be fetched ({problem}) in {failures} tries; {_staying(part, size)}. Try again, or "
+                "another address (--url)"
             )
         pause = PAUSES[max(failures, 1) - 1]
         watch(Progress(Stage.WAIT, _name(part), length(part), size, f"{problem}; again in {pause:g} s"))
@@ -167,11 +167,14 @@ def _validator_path(part: Path) -> Path:
 
 def _unwritable(part: Path, size: int, error: OSError) -> FetchError:
     if error.errno == errno.ENOSPC:
-        return FetchError(
-            f"no space is left in {part.parent}; {length(part):,} of {size:,} bytes are here and stay for the next "
-            "time: free some space and try again"
-        )
+        return FetchError(f"no space is left in {part.parent}; {_staying(part, size)}: free some space and try again")
     return FetchError(f"{part} cannot be written ({error.strerror or error})")
+
+
+def _staying(part: Path, size: int) -> str:
+    """What the next try goes on from, in words."""
+    here = length(part)
+    return f"{here:,} of {size:,} bytes are here and stay for the next time" if here else "nothing has arrived"
 
 
 def discard(part: Path) -> None:

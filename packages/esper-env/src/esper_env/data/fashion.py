@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from esper_env.data.images import ImageData, Images, Labels
 from esper_env.data.originals import ORIGINALS
-from esper_env.data.sources import DataFile
+from esper_env.data.sources import DamagedDataError, DataFile
 from esper_env.data.splits import carved
 
 SOURCE = ORIGINALS["fashion-mnist"]
@@ -36,8 +36,8 @@ def load_fashion_mnist(folder: Path, val: int = VAL) -> ImageData:
     """Fashion-MNIST as (N, 1, 28, 28) from the folder that holds its four files, ``val`` images carved out of training.
 
     A file is read unpacked where it is there, else gzipped. Files may be shorter than the original; validation then
-    takes at most a fifth of the training records. Raises :class:`MissingDataError` for a missing file and
-    ``ValueError`` for one whose header, size or labels are wrong or that does not decompress.
+    takes at most a fifth of the training records. Raises ``MissingDataError`` for a missing file and
+    ``DamagedDataError`` (a ``ValueError``) for one whose header, size or labels are wrong or that does not decompress.
     """
     SOURCE.refuse_missing(folder)
     images, labels = _read_pair(folder, TRAIN_IMAGES, TRAIN_LABELS)
@@ -56,13 +56,12 @@ def load_fashion_mnist(folder: Path, val: int = VAL) -> ImageData:
 
 
 def _read_pair(folder: Path, images_file: DataFile, labels_file: DataFile) -> tuple[Images, Labels]:
-    images_path, labels_path = _path(folder, images_file), _path(folder, labels_file)
+    images_path, labels_path = (file.find(folder) or folder / file.name for file in (images_file, labels_file))
     images = read_idx(images_path, IMAGES_MAGIC, (SIDE, SIDE))
     labels = read_idx(labels_path, LABELS_MAGIC, ())
     if len(images) != len(labels):
-        raise ValueError(
-            f"{images_path} has {len(images)} images and {labels_path} {len(labels)} labels, expected as many of both; "
-            f"{SOURCE.remedy()}"
+        raise DamagedDataError(
+            f"{images_path} has {len(images)} images and {labels_path} {len(labels)} labels, expected as many of both"
         )
     if labels.max() >= CLASSES:
         first = int(np.argmax(labels >= CLASSES))
@@ -70,16 +69,11 @@ def _read_pair(folder: Path, images_file: DataFile, labels_file: DataFile) -> tu
     return images[:, None], labels.astype(np.int64)
 
 
-def _path(folder: Path, file: DataFile) -> Path:
-    unpacked = folder / file.unpacked
-    return unpacked if unpacked.exists() else folder / file.name
-
-
 def read_idx(path: Path, magic: int, record_shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """The records of an IDX file of unsigned bytes, (N, *record_shape), N at least 1.
 
-    Raises ``ValueError`` for another magic number or shape, for more records than the original has, and for a file
-    that is longer or shorter than its header says.
+    Raises ``DamagedDataError`` for another magic number or shape, for more records than the original has, and for a
+    file that is longer or shorter than its header says.
     """
     record = math.prod(record_shape)
     header = 8 + 4 * len(record_shape)
@@ -112,5 +106,5 @@ def _content(path: Path, most: int) -> bytes:
         raise _damaged(path, f"it does not decompress ({error})") from error
 
 
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(f"{path} is damaged: {what}; {SOURCE.remedy()}")
+def _damaged(path: Path, what: str) -> DamagedDataError:
+    return DamagedDataError(f"{path} is damaged: {what}")

@@ -8,14 +8,14 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper_env import atomic
-from esper_env.data.catalog import LOADERS
+from esper_env.data.catalog import LOADERS, to_name
 from esper_env.data.download import PART, has_sha256, length, obtain
-from esper_env.data.manifest import MANIFEST, write_manifest
+from esper_env.data.manifest import write_manifest
 from esper_env.data.progress import Watcher, unwatched
+from esper_env.data.replacement import install, is_empty_folder, settle
 from esper_env.data.sources import Download, Source
 from esper_env.data.unpack import unpack
-from esper_env.data.verify import State, Verdict, fetch_command, find_source, verify
+from esper_env.data.verify import State, Verdict, find_source, verify
 from esper_env.data.web import FetchError, UnreachableError, check_url
 from esper_env.data.workplace import READY, workplace
 
@@ -62,16 +62,19 @@ def _without_network(source: Source, root: Path) -> str:
     """What to do where no server can be reached."""
     addresses = ", ".join(download.url for download in source.downloads)
     if source.archive is not None:
-        place, then = root, f"run `{fetch_command(source, root)}` here, which unpacks it"
+        place, then = root, f"run `{source.command('fetch', to_name(root))}` here, which unpacks it"
     else:
         place, then = root / source.folder, "nothing else is needed"
     return f"On a machine without network: download {addresses} on another one, put it into {place}, and {then}"
 
 
 def _fetch(source: Source, root: Path, work: Path, addresses: list[str], watch: Watcher) -> Outcome:
+    kept = settle(source, root / source.folder, work)
     before = verify(source.name, root, watch)
     if before.folder is not None and before.state is not State.DAMAGED:
-        return Outcome(before.folder, before.detail, already_there=True)
+        if before.state is State.INTACT:  # what a fetch that was interrupted at its very end has left
+            shutil.rmtree(work, ignore_errors=True)
+        return Outcome(before.folder, before.detail, already_there=True, kept=kept)
     target = before.folder or root / source.folder
     _check_room(source, root, before, target)
     work.mkdir(exist_ok=True)
@@ -83,7 +86,7 @@ def _fetch(source: Source, root: Path, work: Path, addresses: list[str], watch: 
     except ValueError as error:
         raise FetchError(f"what was fetched cannot be read: {error}") from error
     write_manifest(ready, source, digests, origins)
-    kept = _install(source, ready, target)
+    kept = install(source, ready, target, work) or kept
     shutil.rmtree(work, ignore_errors=True)  # only space is at stake
     return Outcome(target, "sizes and SHA-256 are the original's; the loader takes it", already_there=False, kept=kept)
 
@@ -151,39 +154,11 @@ def _check_space(source: Source, root: Path, needed: int) -> None:
 def _check_room(source: Source, root: Path, before: Verdict, target: Path) -> None:
     """``FetchError`` where something is in the way that a fetch has not put there, or that holds the fetch itself."""
     if before.state is State.DAMAGED and not before.fetched:
-        raise FetchError(
-            f"{target} was not put there by a fetch, and is left as it is: {before.detail.partition(';')[0]}. Move it "
-            "away and fetch again"
-        )
+        raise FetchError(f"{target} was not put there by a fetch, and is left as it is: {before.detail}")
     if before.state is State.DAMAGED and target == root:
         raise FetchError(f"{target} is damaged; to have it replaced, name the folder that it is in (--data-dir)")
-    if before.state is State.ABSENT and os.path.lexists(target) and not _is_empty_folder(target):
+    if before.state is State.ABSENT and os.path.lexists(target) and not is_empty_folder(target):
         raise FetchError(f"{target} is in the way and has nothing of {source.title}; move it away and fetch again")
-
-
-def _install(source: Source, ready: Path, target: Path) -> Path | None:
-    """Give the folder its place. What was there makes room; its other files, if it has any, stay in a folder beside."""
-    aside = None
-    if target.is_dir() and not _is_empty_folder(target):
-        aside = _unused(target)
-        target.rename(aside)
-    ready.rename(target)
-    atomic.sync(target.parent)
-    if aside is None:
-        return None
-    for name in (MANIFEST, *(file.name for file in source.files)):
-        (aside / name).unlink(missing_ok=True)
-    if not _is_empty_folder(aside):
-        return aside
-    aside.rmdir()
-    return None
-
-
-def _unused(target: Path) -> Path:
-    number = 1
-    while os.path.lexists(path := target.with_name(f"{target.name}.replaced-{number}")):
-        number += 1
-    return path
 
 
 def _address(source: Source, download: Download, url: str | None) -> str:
@@ -198,7 +173,3 @@ def _address(source: Source, download: Download, url: str | None) -> str:
             "folder that has all of them, ending in '/'"
         )
     return url
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,7 @@ class ImageData:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise TypeError(f"the data set's name is {self.name!r}; expected a text")
+            raise TypeError(f"the data set's name is {self.name!r}; expected a text that is not empty")
         if not is_whole(self.classes, least=2):
             raise ValueError(f"{self.name}: classes is {self.classes!r}; a classification task needs 2 or more")
         if not isinstance(self.flip, bool):
@@ -58,7 +58,7 @@ class ImageData:
             _check_labels(where, labels, len(images), self.classes)
             object.__setattr__(self, f"{split}_images", read_only(images))
             object.__setattr__(self, f"{split}_labels", read_only(labels))
-        _check_statistics(self.name, self.mean, self.std, channels=shape[0])
+        _check_statistics(self.name, self.mean, self.std, self.train_images.shape)
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         if not is_whole(self.crop_padding) or self.crop_padding >= min(shape[1:]):
@@ -66,6 +66,9 @@ class ImageData:
                 f"{self.name}: crop_padding is {self.crop_padding!r}; expected 0..{min(shape[1:]) - 1} "
                 f"for images of {shape[1]}x{shape[2]}"
             )
+
+    def __reduce__(self) -> Rebuilt:
+        return rebuilt(self)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -89,8 +92,31 @@ def digest(*parts: NDArray[Any] | Sequence[float] | float) -> str:
     return state.hexdigest()[:32]
 
 
+#: What a copy or an unpickled copy is made by: the class, and what to call it with.
+Rebuilt = tuple[type, tuple[Any, ...]]
+
+
+def rebuilt(data: Any) -> Rebuilt:
+    """How ``copy`` and ``pickle`` make data of a dataclass: anew, so that arrays are checked and read-only in a copy
+    as well, and nothing that was computed from them comes along."""
+    return type(data), tuple(getattr(data, item.name) for item in fields(data))
+
+
+def is_plain(array: object, dtype: type[np.generic]) -> TypeGuard[NDArray[Any]]:
+    """Whether it is an array of this dtype in which every value counts: one with a mask hides some."""
+    return isinstance(array, np.ndarray) and array.dtype == dtype and not isinstance(array, np.ma.MaskedArray)
+
+
+def kind_of(array: object) -> str:
+    """What was given in place of an array that :func:`is_plain`, in words."""
+    if isinstance(array, np.ma.MaskedArray):
+        return "a masked array (array.filled(0) has a value everywhere)"
+    return str(array.dtype) if isinstance(array, np.ndarray) else type(array).__name__
+
+
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """The array if nobody can write to it, else a read-only copy; C-contiguous either way."""
+    """The array if nobody can write to it, else a read-only copy; C-contiguous and of no subclass either way."""
+    array = np.asarray(array)
     if array.flags.writeable or not array.flags.c_contiguous or not array.flags.owndata:
         array = array.copy(order="C")
         array.flags.writeable = False
@@ -110,10 +136,9 @@ def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def _check_images(where: str, images: object, shape: tuple[int, ...]) -> None:
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        kind = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
+    if not is_plain(images, np.uint8):
         raise TypeError(
-            f"{where}: images are {kind}; expected a NumPy array of uint8 in 0..255 "
+            f"{where}: images are {kind_of(images)}; expected a NumPy array of uint8 in 0..255 "
             "(for floats in 0..1: np.round(images * 255).astype(np.uint8))"
         )
     if images.ndim != 4 or 0 in images.shape[1:]:
@@ -125,19 +150,27 @@ def _check_images(where: str, images: object, shape: tuple[int, ...]) -> None:
 
 
 def _check_labels(where: str, labels: object, images: int, classes: int) -> None:
-    if not isinstance(labels, np.ndarray) or labels.dtype != np.int64:
-        kind = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
-        raise TypeError(f"{where}: labels are {kind}; expected a NumPy array of int64 (labels.astype(np.int64))")
+    if not is_plain(labels, np.int64):
+        raise TypeError(
+            f"{where}: labels are {kind_of(labels)}; expected a NumPy array of int64 "
+            "(np.asarray(labels, dtype=np.int64))"
+        )
     if labels.shape != (images,):
         raise ValueError(f"{where}: labels have shape {labels.shape} for {images} images; expected ({images},)")
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"{where}: labels span {labels.min()}..{labels.max()}; expected 0..{classes - 1}")
 
 
-def _check_statistics(name: str, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+def _check_statistics(name: str, mean: Sequence[float], std: Sequence[float], shape: tuple[int, ...]) -> None:
     if not all(isinstance(values, Sequence) and all(map(is_finite, values)) for values in (mean, std)):
-        raise ValueError(f"{name}: mean {mean!r} and std {std!r}; expected a finite number per channel")
+        raise ValueError(
+            f"{name}: mean {mean!r} and std {std!r}; expected a finite number per channel, such as (0.5,) for one"
+        )
+    channels = shape[1]
     if len(mean) != channels or len(std) != channels:
-        raise ValueError(f"{name}: {len(mean)} means and {len(std)} stds; expected one per channel, {channels}")
+        raise ValueError(
+            f"{name}: {len(mean)} means and {len(std)} stds for images of shape {shape}; expected one per channel, "
+            f"{channels}, as channels come first: (N, channels, height, width)"
+        )
     if not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
         raise ValueError(f"{name}: mean {mean} and std {std}; expected the 0..1 scale and std above 0")

@@ -79,10 +79,10 @@ ORIGINALS: dict[str, Source] = {
             licence="MIT",
             folder="fashion-mnist",
             files=(
-                DataFile("train-images-idx3-ubyte.gz", 26_421_880, "train-images-idx3-ubyte"),
-                DataFile("train-labels-idx1-ubyte.gz", 29_515, "train-labels-idx1-ubyte"),
-                DataFile("t10k-images-idx3-ubyte.gz", 4_422_102, "t10k-images-idx3-ubyte"),
-                DataFile("t10k-labels-idx1-ubyte.gz", 5_148, "t10k-labels-idx1-ubyte"),
+                DataFile("train-images-idx3-ubyte.gz", 26_421_880, "train-images-idx3-ubyte", 47_040_016),
+                DataFile("train-labels-idx1-ubyte.gz", 29_515, "train-labels-idx1-ubyte", 60_008),
+                DataFile("t10k-images-idx3-ubyte.gz", 4_422_102, "t10k-images-idx3-ubyte", 7_840_016),
+                DataFile("t10k-labels-idx1-ubyte.gz", 5_148, "t10k-labels-idx1-ubyte", 10_008),
             ),
             downloads=(
                 Download(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import shlex
 import stat
 from collections.abc import Iterator
@@ -34,6 +35,10 @@ _MARKS = {
 }
 
 
+#: What a file or folder is, whatever its name: device and inode.
+Identity = tuple[int, int]
+
+
 class TextFile(NamedTuple):
     """A file of the text as it was when it was found."""
 
@@ -51,14 +56,22 @@ def least_size(split: int = LEAST_BYTES) -> int:
 def find_text(path: Path) -> tuple[TextFile, ...]:
     """The files of the text: ``path`` itself, or those below it in the order of their names, folder by folder.
 
-    Links are followed. Raises ``ValueError`` for a folder without texts, a folder that contains itself by a link,
-    something that is neither file nor folder, and too few or too many bytes; ``OSError`` for what cannot be read.
+    Links are followed, and what is reached in several ways is read once, where its first name stands. In a folder,
+    hidden files and folders are passed over. Raises ``ValueError`` for a folder without texts, a folder that contains
+    itself by a link, something that is neither file nor folder, and too few or too many bytes; ``OSError`` for what
+    cannot be read.
     """
-    files = tuple(_below(path, ())) if path.is_dir() else (_file(path),)
+    files = _found(path)
+    _check_least(path, sum(file.size for file in files))
+    return files
+
+
+def _found(path: Path) -> tuple[TextFile, ...]:
+    """The files of a text that may be too short."""
+    files = tuple(_below(path, (), set())) if path.is_dir() else (_file(path, _status(path)),)
     if not files:
-        raise ValueError(f"{path} holds no text; expected *.txt or *.md files in it or in its folders")
+        raise ValueError(f"{path} holds no text; expected *.txt or *.md files, not hidden, in it or in its folders")
     total = sum(file.size for file in files)
-    _check_least(path, total)
     if total > MOST:
         raise ValueError(f"{path} has {total:,} bytes of text, all held in memory; expected at most {MOST:,}")
     return files
@@ -66,8 +79,8 @@ def find_text(path: Path) -> tuple[TextFile, ...]:
 
 def check_context(path: Path, context: int) -> None:
     """``ValueError`` for a text whose splits may be too short for windows of ``context`` bytes and what follows them;
-    else as :func:`find_text`."""
-    total, least = sum(map(_length, find_text(path))), least_size(context + 1)
+    for all else as :func:`find_text`."""
+    total, least = sum(map(_length, _found(path))), least_size(context + 1)
     if total < least:
         raise ValueError(
             f"{path} has {total:,} bytes of text, too few for a host that reads {context} bytes at a time; expected "
@@ -90,27 +103,44 @@ def _length(file: TextFile) -> int:
     return file.size - len(codecs.BOM_UTF8) * marked
 
 
-def _below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[TextFile]:
-    """The texts in ``folder``, which is in the folders with the identities ``above``."""
-    try:
-        entries = sorted((entry.name, entry.is_dir(), entry) for entry in folder.iterdir())
-        identity = (folder.stat().st_dev, folder.stat().st_ino)
-    except OSError as error:
-        raise _unreadable(folder, error) from error
+def _below(folder: Path, above: tuple[Identity, ...], seen: set[Identity]) -> Iterator[TextFile]:
+    """The texts in ``folder``, which is in the folders ``above``, but for those that were ``seen``."""
+    identity = _identity(_status(folder))
     if identity in above:
         raise ValueError(f"{folder} is a link to a folder that it is in; remove the link, or name a folder without it")
-    for _, is_folder, entry in entries:
+    if identity in seen:
+        return
+    seen.add(identity)
+    for entry, is_folder in _entries(folder):
         if is_folder:
-            yield from _below(entry, (*above, identity))
+            yield from _below(entry, (*above, identity), seen)
         elif entry.suffix.lower() in SUFFIXES:
-            yield _file(entry)
+            status = _status(entry)
+            if _identity(status) not in seen:
+                seen.add(_identity(status))
+                yield _file(entry, status)
 
 
-def _file(path: Path) -> TextFile:
+def _entries(folder: Path) -> list[tuple[Path, bool]]:
+    """What is in a folder and not hidden, by name, and whether it is a folder."""
     try:
-        status = path.stat()
+        return sorted((entry, entry.is_dir()) for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
+
+
+def _file(path: Path, status: os.stat_result) -> TextFile:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is neither a file nor a folder; expected a UTF-8 text")
     return TextFile(path, status.st_size, status.st_mtime_ns)

@@ -14,18 +14,28 @@ class MissingDataError(FileNotFoundError, ValueError):
     """A data set that was asked for by name is not there, or not all of it; the message says how to get it."""
 
 
+class DamagedDataError(ValueError):
+    """A file of a data set that does not hold what it should."""
+
+
 @dataclass(frozen=True)
 class DataFile:
     """A file that a loader reads."""
 
     name: str
     size: int  # bytes of the original
-    unpacked: str = ""  # the name under which it is read as well once it is decompressed
+    unpacked: str = ""  # the name under which it is read in its place once it is decompressed
+    unpacked_size: int = 0  # bytes of the original then
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """All names it is looked for by."""
-        return (self.name, self.unpacked) if self.unpacked else (self.name,)
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the original by each name it is looked for by, in this order."""
+        decompressed = {self.unpacked: self.unpacked_size} if self.unpacked else {}
+        return decompressed | {self.name: self.size}
+
+    def find(self, folder: Path) -> Path | None:
+        """What is read of it in ``folder``; None if it is not there."""
+        return next((folder / name for name in self.sizes if (folder / name).exists()), None)
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ class Source:
 
     def missing(self, folder: Path) -> list[str]:
         """Names of the files that are not in ``folder``."""
-        return [file.name for file in self.files if not any((folder / name).exists() for name in file.names)]
+        return [file.name for file in self.files if file.find(folder) is None]
 
     def instead(self, root: Path) -> str:
         """What is at ``root`` that looks like the data set, in words; empty if nothing does."""
@@ -97,13 +107,20 @@ class Source:
 
     def remedy(self, root: Path | None = None) -> str:
         """How to get the data set, into ``root`` if that is not the usual folder."""
-        names = ", ".join(download.name for download in self.downloads)
         unpack = "unpack it" if self.archive else f"put them into a folder {self.folder}"
         return (
-            f"with esper-agent installed, `{self.command('fetch', root)}`; or download {names}{self.version} from "
-            f"{self.homepage}, {unpack} and name the folder that holds {self.folder} in data_dir or in the environment "
-            "variable ESPER_DATA_DIR"
+            f"with esper-agent installed, `{self.command('fetch', root)}`; or download {self.wanted}, {unpack} and "
+            f"name the folder that holds {self.folder} in data_dir or in the environment variable ESPER_DATA_DIR"
         )
+
+    def repair(self, folder: Path, root: Path | None = None) -> str:
+        """How to get the data set anew where ``folder`` holds damaged files that a fetch leaves as they are."""
+        return f"move {shlex.quote(str(folder))} away, then `{self.command('fetch', root)}`"
+
+    @property
+    def wanted(self) -> str:
+        """What to download, and where from."""
+        return f"{', '.join(download.name for download in self.downloads)}{self.version} from {self.homepage}"
 
     def command(self, verb: str, root: Path | None = None) -> str:
         """The command that fetches or verifies it."""
@@ -114,6 +131,4 @@ class Source:
         """``MissingDataError`` unless every file is in ``folder``."""
         missing = self.missing(folder)
         if missing:
-            raise MissingDataError(
-                f"{self.title} in {folder} is incomplete, without {', '.join(missing)}; {self.remedy()}"
-            )
+            raise MissingDataError(f"{self.title} in {folder} is incomplete, without {', '.join(missing)}")

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.data.images import SPLITS, digest, read_only
+from esper_env.data.images import SPLITS, Rebuilt, digest, is_plain, kind_of, read_only, rebuilt
 
 Text = NDArray[np.uint8]
 
@@ -35,13 +35,12 @@ class TextData:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise TypeError(f"the data set's name is {self.name!r}; expected a text")
+            raise TypeError(f"the data set's name is {self.name!r}; expected a text that is not empty")
         for split in SPLITS:
             text = getattr(self, split)
-            if not isinstance(text, np.ndarray) or text.dtype != np.uint8:
-                kind = text.dtype if isinstance(text, np.ndarray) else type(text).__name__
+            if not is_plain(text, np.uint8):
                 raise TypeError(
-                    f"{self.name}, {split} split: the text is {kind}; expected a NumPy array of uint8 "
+                    f"{self.name}, {split} split: the text is {kind_of(text)}; expected a NumPy array of uint8 "
                     "(np.frombuffer(text.encode(), dtype=np.uint8))"
                 )
             if text.ndim != 1 or len(text) < LEAST_BYTES:
@@ -50,6 +49,9 @@ class TextData:
                     f"{LEAST_BYTES} bytes"
                 )
             object.__setattr__(self, split, read_only(text))
+
+    def __reduce__(self) -> Rebuilt:
+        return rebuilt(self)
 
     @property
     def classes(self) -> int:

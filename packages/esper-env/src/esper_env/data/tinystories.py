@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from esper_env.data.originals import ORIGINALS
+from esper_env.data.sources import DamagedDataError
 from esper_env.data.splits import TEST_BYTES, VAL_BYTES
 from esper_env.data.text import LEAST_BYTES, Text, TextData
 
@@ -25,8 +26,8 @@ def load_tinystories(folder: Path, most: int = MOST, val: int = VAL_BYTES, test:
     """The whole stories in the first ``most`` bytes of the training file, of which the last ones, about ``val`` bytes
     or a tenth, are for validation; the test split is those in the first ``test`` bytes of the validation file.
 
-    Files may be shorter than the original. Raises :class:`MissingDataError` for a missing file and ``ValueError`` for
-    one that holds no stories: no separator, a NUL byte, or bytes that are not UTF-8.
+    Files may be shorter than the original. Raises ``MissingDataError`` for a missing file and ``DamagedDataError`` (a
+    ``ValueError``) for one that holds no stories: no separator, a NUL byte, or bytes that are not UTF-8.
     """
     SOURCE.refuse_missing(folder)
     stories = _stories(folder / TRAIN_FILE, most)
@@ -57,5 +58,5 @@ def _end_of_last_story(text: Text) -> int:
     return place + len(SEPARATOR) if place >= 0 else 0
 
 
-def _damaged(path: Path, what: str) -> ValueError:
-    return ValueError(f"{path} is damaged: {what}; {SOURCE.remedy()}")
+def _damaged(path: Path, what: str) -> DamagedDataError:
+    return DamagedDataError(f"{path} is damaged: {what}")

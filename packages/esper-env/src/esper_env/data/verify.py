@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from esper_env.data.catalog import LOADERS, MADE, data_folder
+from esper_env.data.catalog import LOADERS, MADE, OTHER_NAMES, to_name
 from esper_env.data.manifest import ManifestError, differences, read_manifest
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.progress import Watcher, unwatched
@@ -37,15 +37,11 @@ class Verdict:
 def find_source(name: str) -> Source:
     """The data set in files with this name. Raises ``ValueError`` for any other name."""
     if name not in ORIGINALS:
-        what = "needs no files" if name in MADE else "is not known"
-        hint = "" if name in MADE else did_you_mean(name, ORIGINALS)
+        made = name in MADE or name in OTHER_NAMES
+        what = "needs no files" if made else "is not known"
+        hint = "" if made else did_you_mean(name, ORIGINALS)
         raise ValueError(f"data set {name!r} {what}; expected one of {', '.join(ORIGINALS)}{hint}")
     return ORIGINALS[name]
-
-
-def fetch_command(source: Source, root: Path) -> str:
-    """The command that fetches a data set into ``root``."""
-    return source.command("fetch", None if root == data_folder() else root)
 
 
 def verify(name: str, root: Path, watch: Watcher = unwatched) -> Verdict:
@@ -69,7 +65,7 @@ def verify(name: str, root: Path, watch: Watcher = unwatched) -> Verdict:
     except (ValueError, OSError) as error:
         detail = str(error)
         if files is None:  # which a fetch leaves alone
-            detail = f"{detail.partition(';')[0]}; move {folder} away, then `{fetch_command(source, root)}`"
+            detail = f"{detail}; {source.repair(folder, to_name(root))}"
         return Verdict(name, State.DAMAGED, folder, detail, fetched=files is not None)
     if files is None:
         detail = f"put there by hand, without a manifest: the loader takes it{_shorter(source, folder)}"
@@ -79,6 +75,6 @@ def verify(name: str, root: Path, watch: Watcher = unwatched) -> Verdict:
 
 def _shorter(source: Source, folder: Path) -> str:
     """Which files are not of the original's size."""
-    sizes = {file.name: (folder / file.name).stat().st_size for file in source.files if (folder / file.name).exists()}
-    other = [file.name for file in source.files if sizes.get(file.name, file.size) != file.size]
+    read = [(file, path) for file in source.files if (path := file.find(folder)) is not None]
+    other = [path.name for file, path in read if path.stat().st_size != file.sizes[path.name]]
     return f"; not of the original's size: {', '.join(other)}" if other else "; sizes are the original's"

@@ -31,7 +31,7 @@ TIMEOUT = 30.0
 
 
 def check_url(url: str) -> None:
-    """``ValueError`` unless it is the address of something on a web server."""
+    """``ValueError`` unless it is the address of something on a web server that everybody may ask."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0
@@ -39,6 +39,11 @@ def check_url(url: str) -> None:
         usable = False
     if not (usable and url.isascii() and url.isprintable() and " " not in url):
         raise ValueError(f"url is {url!r}; expected an address that begins with https:// or http://")
+    if "@" in parts.netloc:  # which is not repeated: what stands in front of it is secret
+        raise ValueError(
+            f"url has a user or password in front of {parts.hostname}, which are not sent; expected an address that "
+            "needs none"
+        )
 
 
 def open_url(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
@@ -64,7 +69,7 @@ def _redirected(place: str, location: str | None) -> str:
     try:
         check_url(target)
     except ValueError:
-        _refuse(place, target, "which is not on a web server")
+        _refuse(place, target, "which is not on a web server that everybody may ask")
     if place.startswith("https:") and not target.startswith("https:"):
         _refuse(place, target, "which is not encrypted")
     return target

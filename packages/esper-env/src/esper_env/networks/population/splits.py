@@ -30,7 +30,7 @@ def splits_for(slot: SlotSpec, data: ImageData | TextData, device: torch.device,
         if not isinstance(data, TextData):
             raise ValueError(f"the host reads sequences and {data.name} is made of images; give it a TextData")
         context = slot.shape[0]
-        held_out = (HeldOutText(text, context, device) for text in (data.val, data.test))
+        held_out = (_held_out(data, split, context, device) for split in ("val", "test"))
         return Splits(TrainingText(data, context, device), *held_out)
     if not isinstance(data, ImageData):
         raise ValueError(f"the host sees images and {data.name} is a text; give it an ImageData")
@@ -38,3 +38,10 @@ def splits_for(slot: SlotSpec, data: ImageData | TextData, device: torch.device,
     return Splits(
         TrainingImages(data, device, dtype), *(HeldOutImages(*split, data, device, dtype) for split in images)
     )
+
+
+def _held_out(data: TextData, split: str, context: int, device: torch.device) -> HeldOutText:
+    try:
+        return HeldOutText(getattr(data, split), context, device)
+    except ValueError as error:
+        raise ValueError(f"{data.name}, {split} split: {error}") from error
