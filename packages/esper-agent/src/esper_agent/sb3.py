@@ -216,6 +216,15 @@ def _copied(observation: Any) -> Any:
     return np.array(observation)
 
 
+#: Arguments of Stable-Baselines3's ``make_vec_env``, and what does the same here.
+_CALLED_OTHERWISE = {
+    "n_envs": "did you mean num_envs, the number of environments?",
+    "env_kwargs": "give settings of the environment as arguments of their own, such as horizon=20",
+    "vec_env_kwargs": "give settings of the environment as arguments of their own, such as horizon=20",
+    "monitor_dir": "did you mean monitor_file, the name of the CSV file?",
+}
+
+
 def make_sb3_env(
     env_id: str, num_envs: int = 1, seed: int | None = None, *, monitor_file: str | None = None, **env_kwargs: Any
 ) -> VecMonitor:
@@ -227,7 +236,14 @@ def make_sb3_env(
         seed: environment i is first reset with ``seed + i``; None draws fresh entropy.
         monitor_file: where ``VecMonitor`` writes its CSV; None writes none.
         **env_kwargs: passed to ``make_vec``, for example ``horizon=20`` or ``max_episode_steps=10``.
+
+    Raises:
+        TypeError: an argument of Stable-Baselines3's ``make_vec_env`` that is called otherwise here.
+        ValueError: an unknown id, numbers or settings that cannot be used.
     """
+    for name, instead in _CALLED_OTHERWISE.items():
+        if name in env_kwargs:
+            raise TypeError(f"make_sb3_env has no argument {name!r}; {instead}")
     if seed is not None and not is_whole(seed):
         raise ValueError(f"seed is {seed!r}; expected a whole number of at least 0, or None")
     adapted = GymVecEnv(make_vector(env_id, num_envs, AutoresetMode.SAME_STEP, **env_kwargs))
