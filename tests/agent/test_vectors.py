@@ -45,7 +45,7 @@ def test_the_command_plays_tasks_of_ones_own(named, capsys):
     ("env_id", "message"),
     [
         ("Nothing-v0", "'Nothing-v0' is not a registered environment; expected one of Esper-CIFAR-v0"),
-        ("Nothing-v0", "for a task of your own, the module that registers it in front: my_tasks:Nothing-v0$"),
+        ("Nothing-v0", "; a task of your own needs the module that registers it in front: my_tasks:Nothing-v0$"),
         ("no_such_module_here:Nothing-v0", "'no_such_module_here:Nothing-v0' names a module that cannot be imported"),
         ("math:Nothing-v0", "'Nothing-v0' is not a registered environment"),
         ("esper-digits-v0", r"expected one of .*; did you mean 'Esper-Digits-v0'\?"),

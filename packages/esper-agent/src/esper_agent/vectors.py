@@ -36,7 +36,7 @@ def _unknown(name: object, module: str) -> str:
     """What is wrong with an id that no import of ``module`` ("" without one) has registered."""
     own = {known: f"{module}:{known}" if module else known for known in TASKS if known not in esper_env.ENV_IDS}
     known = ", ".join([*own.values(), *esper_env.ENV_IDS])
-    elsewhere = "" if module else f", or, for a task of your own, the module that registers it in front: my_tasks:{name}"
+    elsewhere = "" if module else f"; a task of your own needs the module that registers it in front: my_tasks:{name}"
     near = closest(name, TASKS)
     hint = f"; did you mean {own.get(near, near)!r}?" if near else ""
     return f"{name!r} is not a registered environment; expected one of {known}{elsewhere}{hint}"

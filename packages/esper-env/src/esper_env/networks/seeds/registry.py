@@ -116,7 +116,8 @@ def blueprint_entry(blueprint: int | str, topology: str) -> BlueprintEntry:
             return entry
     names = [entry.name for entry in offered_blueprints(topology)]
     hint = _where_registered(blueprint) or did_you_mean(blueprint, names)
-    raise ValueError(f"blueprint {blueprint!r} does not fit a {topology} host; expected one of {', '.join(names)}{hint}")
+    complaint = f"blueprint {blueprint!r} does not fit a {topology} host"
+    raise ValueError(f"{complaint}; expected one of {', '.join(names)}{hint}")
 
 
 def _where_registered(name: object) -> str:
