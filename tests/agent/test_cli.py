@@ -172,7 +172,7 @@ def test_bad_input_is_one_line_and_exit_code_two(arguments, message, capsys):
         (["train", "--out", "x", "--learnig-rate", "1"], "--learning-rate"),
         (["evaluat"], "evaluat"),
         ([], "subcommand"),
-        (["train", "--out", "x", "--dataset", "f.txt"], "is a setting of the environment: --env-settings dataset=f.txt"),
+        (["train", "--out", "x", "--dataset", "f.txt"], "is a setting of the environment: --env-settings dataset=f.t"),
         (["train", "--out", "x", "--horizon=9"], "--env-settings horizon=9\n"),
         (["evaluate", "--policy", "wait", "--batch_size", "--zzz"], "--env-settings batch_size=VALUE\n"),
         (["benchmark", "--policies", "wait", "--out", "x", "--gates", "strict"], "--env-settings gates=strict\n"),

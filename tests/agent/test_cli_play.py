@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 
 import pytest
 from command_line import SMALL, bad, text_of
@@ -128,6 +129,13 @@ def test_without_a_task_a_run_is_played_on_its_own(run_folder, toy_id, tmp_path,
     assert text_of(capsys)[0].startswith(f"Task of the run: {toy_id}\n")
     with (out / "episodes.csv").open(newline="") as rows:
         assert {row["env_id"] for row in csv.DictReader(rows)} == {toy_id}
+
+
+def test_a_run_whose_task_is_not_known_here_is_told(run_folder, tmp_path, capsys):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    (run / "config.yaml").write_text("env: elsewhere_tasks:Mine-v0\n")
+    err = bad(["evaluate", "--policy", str(run)], capsys)
+    assert "'elsewhere_tasks:Mine-v0' names a module that cannot be imported" in err
 
 
 def test_without_a_task_and_a_run_the_digits_are_played(tmp_path, capsys):

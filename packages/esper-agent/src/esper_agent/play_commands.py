@@ -24,7 +24,7 @@ from esper_agent.ranges import check_device
 from esper_agent.report.tables import print_summaries, summarise, summarise_all, write_summaries
 from esper_agent.runs import CONFIG, PolicyByName, common_task, new_folder
 from esper_agent.session import HELD_OUT_SEED
-from esper_agent.vectors import check_growth, make_vector
+from esper_agent.vectors import check_growth, find_id, make_vector
 
 #: What is played where neither a flag nor a run names a task.
 DEFAULT_TASK = "Esper-Digits-v0"
@@ -156,9 +156,10 @@ def check_play(settings: EvaluateSettings | BenchmarkSettings) -> None:
 
 
 def _tell_task(given: str | None, policies: Sequence[PolicyByName], env_id: str, console: Console) -> None:
-    """Print a task that nobody has named: that of the runs among the policies."""
+    """Print a task that nobody has named: that of the runs among the policies. ``ValueError`` if it is not known."""
     runs = sum(policy.is_run for policy in policies)
     if given is None and runs:
+        find_id(env_id)
         console.print(f"Task of the run{'s' if runs > 1 else ''}: {env_id}", markup=False, soft_wrap=True)
 
 
