@@ -122,6 +122,7 @@ def blueprint_entry(blueprint: int | str, topology: str) -> BlueprintEntry:
 
 def _where_registered(name: object) -> str:
     """The end of an error: the topologies that have a blueprint of this name, or nothing."""
-    places = [topology for topology, entries in _REGISTRY.items() if name in [entry.name for entry in entries.values()]]
+    names = {topology: [entry.name for entry in entries.values()] for topology, entries in _REGISTRY.items()}
+    places = [topology for topology in names if isinstance(name, str) and name in names[topology]]
     listed = " and ".join(map(repr, sorted(places)))
     return f"; this name is registered for topology {listed}, of other hosts" if places else ""
