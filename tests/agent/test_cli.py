@@ -172,6 +172,15 @@ def test_bad_input_is_one_line_and_exit_code_two(arguments, message, capsys):
         (["train", "--out", "x", "--learnig-rate", "1"], "--learning-rate"),
         (["evaluat"], "evaluat"),
         ([], "subcommand"),
+        (["train", "--out", "x", "--dataset", "f.txt"], "is a setting of the environment: --env-settings dataset=f.t"),
+        (["train", "--out", "x", "--horizon=9"], "--env-settings horizon=9\n"),
+        (["evaluate", "--policy", "wait", "--batch_size", "--zzz"], "--env-settings batch_size=VALUE\n"),
+        (["benchmark", "--policies", "wait", "--out", "x", "--gates", "strict"], "--env-settings gates=strict\n"),
+        (["train", "--out", "x", "--zzz"], "esper train has no option '--zzz'; `esper train --help` lists what"),
+        (["evaluate", "--policy", "wait", "--polcy=3"], "; did you mean --policy?\n"),
+        (["evaluate", "--policy", "wait", "it"], "esper evaluate has no place for 'it'; `esper evaluate --help`"),
+        (["info", "--dataset", "f"], "esper info has no option '--dataset'; `esper info --help` lists what it takes\n"),
+        (["data", "list", "--zzz"], "esper data list has no option '--zzz'; `esper data list --help`"),
     ],
 )
 def test_wrong_flags_are_exit_code_two(arguments, message, capsys):

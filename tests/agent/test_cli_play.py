@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 
 import pytest
 from command_line import SMALL, bad, text_of
@@ -21,6 +22,9 @@ def test_evaluating_prints_and_writes_the_same_numbers(run_folder, toy_id, tmp_p
     assert content["summary"]["return_mean"] == pytest.approx(mean)
     assert f"{mean:.2f}" in out
     assert "on toy, episodes with seeds 7 to 9" in out
+    assert main([*arguments[:-4], "--episodes", "1", "--seed", "7"]) == OK
+    out, _ = text_of(capsys)
+    assert "on toy, episode with seed 7" in out
 
 
 def test_a_benchmark_compares_on_the_same_episodes(run_folder, toy_id, tmp_path, capsys):
@@ -60,7 +64,7 @@ def test_a_folder_for_a_json_file_is_refused_before_anything_is_played(tmp_path,
 
 
 def test_several_policies_are_all_checked_before_one_plays(run_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("esper_agent.cli.run_episodes", lambda *_args, **_more: pytest.fail("an episode was played"))
+    monkeypatch.setattr("esper_agent.play_commands.run_episodes", lambda *_all, **_more: pytest.fail("it was played"))
     policies = ["wait", str(run_folder)]
     out = tmp_path / "b"
     bad(["benchmark", "--env", "Esper-Digits-v0", "--policies", *policies, "--out", str(out)], capsys)
@@ -98,13 +102,58 @@ def test_a_run_is_evaluated_in_its_own_environment_unless_told_otherwise(toy_id,
     out, file = tmp_path / "r", tmp_path / "e.json"
     assert main(["train", "--env", toy_id, "--out", str(out), *SMALL, "--env-settings", "horizon=5"]) == OK
     evaluate = ["evaluate", "--policy", str(out), "--env", toy_id, "--episodes", "1", "--json", str(file)]
-    for extra, length in ([], 5), (["--env-settings", "horizon=7"], 7):
+    weights = "reward_weights={rent: 1}"
+    kept = "Played with the environment settings of the run: horizon=5"
+    for extra, length, said in (
+        ([], 5, f"{kept}\n"),
+        (["--env-settings", "horizon=7"], 7, None),
+        (["--env-settings", weights], 5, f"{kept}; given here: reward_weights={{'rent': 1}}\n"),
+        (["--env-settings", weights, "horizon=7"], 7, None),
+    ):
         assert main([*evaluate, *extra]) == OK
         assert json.loads(file.read_text())["episodes"][0]["length"] == length
-        assert ("environment settings of the run: horizon=5" in text_of(capsys)[0]) == (not extra)
+        out_text = text_of(capsys)[0]
+        assert "settings of the run" not in out_text if said is None else said in out_text
     benchmark = ["benchmark", "--env", toy_id, "--policies", str(out), "--episodes", "1", "--out", str(tmp_path / "b")]
     assert main(benchmark) == OK
     assert f"Note: {out} was trained with other settings: horizon=5" in text_of(capsys)[0]
+
+
+def test_without_a_task_a_run_is_played_on_its_own(run_folder, toy_id, tmp_path, capsys):
+    file = tmp_path / "e.json"
+    assert main(["evaluate", "--policy", str(run_folder), "--episodes", "1", "--json", str(file)]) == OK
+    assert text_of(capsys)[0].startswith(f"Task of the run: {toy_id}\n")
+    assert json.loads(file.read_text())["episodes"][0]["env_id"] == toy_id
+    out = tmp_path / "b"
+    assert main(["benchmark", "--policies", "wait", str(run_folder), "--episodes", "1", "--out", str(out)]) == OK
+    assert text_of(capsys)[0].startswith(f"Task of the run: {toy_id}\n")
+    with (out / "episodes.csv").open(newline="") as rows:
+        assert {row["env_id"] for row in csv.DictReader(rows)} == {toy_id}
+
+
+def test_a_run_whose_task_is_not_known_here_is_told(run_folder, tmp_path, capsys):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    (run / "config.yaml").write_text("env: elsewhere_tasks:Mine-v0\n")
+    err = bad(["evaluate", "--policy", str(run)], capsys)
+    assert "'elsewhere_tasks:Mine-v0' names a module that cannot be imported" in err
+
+
+def test_without_a_task_and_a_run_the_digits_are_played(tmp_path, capsys):
+    out, settings = tmp_path / "b", ["--env-settings", "horizon=1", "batches_per_step=1"]
+    assert main(["evaluate", "--policy", "wait", "--episodes", "1", *settings]) == OK
+    assert main(["benchmark", "--policies", "wait", "--episodes", "1", "--out", str(out), *settings]) == OK
+    said = text_of(capsys)[0]
+    assert said.count("Esper-Digits-v0 on digits") == 2
+    assert "Task of the run" not in said
+
+
+def test_runs_of_different_tasks_are_not_compared(run_folder, toy_id, tmp_path, capsys):
+    other, out = tmp_path / "other", tmp_path / "b"
+    other.mkdir()
+    (other / "config.yaml").write_text("env: Esper-Text-v0\n")
+    err = bad(["benchmark", "--policies", "wait", str(run_folder), str(other), "--out", str(out)], capsys)
+    assert f"different tasks: {run_folder} on {toy_id}, {other} on Esper-Text-v0; play those of one task" in err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("width", ["60", "200"])

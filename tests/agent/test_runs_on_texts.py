@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import text_of
+from command_line import bad, text_of
 from esper_agent.cli import BAD_INPUT, OK, main
 from esper_agent.configuration import parse_env_settings
 from esper_agent.train_settings import absolute_paths
@@ -65,6 +65,26 @@ def test_another_text_is_noted(trained, tmp_path, capsys):
     benchmark = ["benchmark", "--env", TEXT, "--policies", str(run), "wait", "--episodes", "1"]
     assert main([*benchmark, "--out", str(tmp_path / "b"), *settings, *TINY]) == OK
     assert text_of(capsys)[0].count(said.format(*digests)) == 1
+
+
+def test_only_what_was_played_is_told(trained, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text("all of it is other\n" * 100, encoding="utf-8")
+    out = evaluated(trained / "run", capsys, "--env-settings", f"dataset={other}")
+    told = f"settings of the run: {' '.join(TINY)}; given here: dataset={other}\n"
+    assert told in out
+    assert str(trained / "book.txt") not in out
+
+
+def test_a_text_that_has_moved_is_told_with_how_to_name_its_new_place(trained, tmp_path, capsys):
+    run, moved = shutil.copytree(trained / "run", tmp_path / "run"), tmp_path / "moved.txt"
+    shutil.copy(trained / "book.txt", moved)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["env_settings"][0] = f"dataset={tmp_path / 'gone.txt'}"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    err = bad(["evaluate", "--policy", str(run), "--episodes", "1"], capsys)
+    assert f"not at {tmp_path / 'gone.txt'} any more; say where it is now with --env-settings dataset=NEWPATH\n" in err
+    assert "other data" not in evaluated(run, capsys, "--env-settings", f"dataset={moved}")
 
 
 @pytest.mark.parametrize("task", ["old", "damaged", "[]", None])

@@ -228,6 +228,20 @@ def test_made_env_is_monitored_and_takes_env_kwargs(toy_id):
     assert env.venv.vec_env.closed
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_envs": 2}, r"make_sb3_env has no argument 'n_envs'; did you mean 'num_envs'\?"),
+        ({"num_env": 2}, r"no argument 'num_env'; did you mean 'num_envs'\?"),
+        ({"env_kwargs": {"horizon": 3}}, "no argument 'env_kwargs'; give settings .* as arguments of their own"),
+        ({"monitor_dir": "x"}, "no argument 'monitor_dir'; did you mean 'monitor_file'"),
+    ],
+)
+def test_names_of_stable_baselines3_are_told_what_they_are_called_here(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        make_sb3_env("Esper-Text-v0", **arguments)
+
+
 def test_split_keeps_to_the_masks_at_every_depth():
     infos = {
         "a": np.array([1.5, 2.5]),

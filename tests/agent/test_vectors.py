@@ -1,5 +1,6 @@
 """Vectors of any registered id, also of one that a module of the user's registers."""
 
+import re
 import subprocess
 import sys
 
@@ -43,7 +44,8 @@ def test_the_command_plays_tasks_of_ones_own(named, capsys):
 @pytest.mark.parametrize(
     ("env_id", "message"),
     [
-        ("Nothing-v0", "'Nothing-v0' is not a registered environment; expected one of Esper-CIFAR-Deep-v0"),
+        ("Nothing-v0", "'Nothing-v0' is not a registered environment; expected one of Esper-CIFAR-v0"),
+        ("Nothing-v0", "; a task of your own needs the module that registers it in front: my_tasks:Nothing-v0$"),
         ("no_such_module_here:Nothing-v0", "'no_such_module_here:Nothing-v0' names a module that cannot be imported"),
         ("math:Nothing-v0", "'Nothing-v0' is not a registered environment"),
         ("esper-digits-v0", r"expected one of .*; did you mean 'Esper-Digits-v0'\?"),
@@ -53,6 +55,51 @@ def test_the_command_plays_tasks_of_ones_own(named, capsys):
 def test_an_id_that_is_not_known_is_a_clear_error(env_id, message):
     with pytest.raises(ValueError, match=message):
         make_vector(env_id, 1, AutoresetMode.DISABLED)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("Namd-v0", "{module}:Named-v0"), ("esper-digits-v0", "Esper-Digits-v0"), ("X-v0", None)]
+)
+def test_what_an_error_suggests_can_be_followed(named, name, meant):
+    """The tasks that the module has registered are among the known ones, as they have to be written."""
+    module = named.partition(":")[0]
+    with pytest.raises(ValueError, match=f"expected one of {named}, Esper-CIFAR-v0, ") as caught:
+        find_id(f"{module}:{name}")
+    said = str(caught.value)
+    assert "my_tasks" not in said
+    suggested = re.search(r"did you mean '(.*)'\?$", said)
+    if meant is None:
+        assert suggested is None
+    else:
+        assert suggested.group(1) == meant.format(module=module)
+        assert find_id(suggested.group(1)) in gymnasium.registry
+
+
+def test_a_task_that_is_registered_already_is_suggested_without_its_module(named):
+    find_id(named)
+    with pytest.raises(ValueError, match=r"expected one of Named-v0, .*; did you mean 'Named-v0'\?$"):
+        find_id("Namd-v0")
+
+
+@pytest.mark.parametrize(
+    ("module", "instead"),
+    [
+        ("my_named_tasks.py", "my_named_tasks"),
+        ("./my_named_tasks", "my_named_tasks"),
+        ("./my_named_tasks.py", "my_named_tasks"),
+        (".\\my_named_tasks.py", "my_named_tasks"),
+        (".my_named_tasks", "my_named_tasks"),
+        ("tasks/more/own.py", "tasks.more.own"),
+        ("../own.py", "own' in the folder that holds own"),
+        ("/somewhere/own", "own' in the folder that holds own"),
+    ],
+)
+def test_the_path_of_a_module_is_told_how_to_be_written(named, module, instead):
+    name, _, place = instead.partition("'")
+    said = f"write '{name}:Named-v0'{place}"
+    with pytest.raises(ValueError, match=f"has the path of a file in front; .*{said}$"):
+        find_id(f"{module}:Named-v0")
+    assert named.partition(":")[0] not in sys.modules
 
 
 def test_the_command_says_so(capsys):

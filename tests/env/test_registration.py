@@ -1,5 +1,6 @@
 """Tasks of one's own: other numbers, other data, another host."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +66,36 @@ def test_own_images(lazily):
     assert env.unwrapped.host_parameters == 8 + 32 + 128 + 56 + 51
 
 
+def test_the_error_of_a_data_function_is_kept():
+    def broken():
+        raise KeyError("x")
+
+    register_task("Broken-v0", data=broken)
+    with pytest.raises(ValueError, match="the data function of Broken-v0 fails") as caught:
+        gymnasium.make("Broken-v0")
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_data_set_for_a_task_with_data_of_its_own_is_refused_with_the_reason():
+    register_task("Blobs-v0", data=blobs(), **SMALL)
+    with pytest.raises(ValueError, match=r"'cifar10'; Blobs-v0 has data of its own .*: leave dataset out, or take a t"):
+        gymnasium.make("Blobs-v0", dataset="cifar10")
+
+
+def test_a_number_of_the_host_is_told_with_the_spec_that_has_it():
+    said = (
+        r"Esper-Text-v0 has no keyword argument 'context': it belongs to the host; .* with register_task\('Mine-v0', "
+        r"base='Esper-Text-v0', host=(TransformerSpec\(width=32, heads=2, .*\))\), see docs/tasks.md"
+    )
+    with pytest.raises(TypeError, match=said) as caught:
+        gymnasium.make("Esper-Text-v0", context=96)
+    spec = re.search(said, str(caught.value)).group(1)
+    expected = replace(tasks.TASKS["Esper-Text-v0"].host, context=96)
+    assert eval(spec, {"TransformerSpec": TransformerSpec}) == expected
+    with pytest.raises(TypeError, match="has no keyword argument 'context'; "):  # a host of images has none either
+        gymnasium.make("Esper-Digits-v0", context=96)
+
+
 def test_own_text_on_a_transformer():
     text = np.frombuffer(b"a tree is a tree is a tree. " * 40, dtype=np.uint8)
     register_task(
@@ -117,11 +148,17 @@ def test_own_host_with_slots_chosen_is_a_clear_error():
         ({"env_id": "CartPole-v1"}, ValueError, "'CartPole-v1' is registered already"),
         ({"env_id": "not an id"}, gymnasium.error.Error, "Malformed"),
         ({"base": "Esper-Nothing-v0"}, ValueError, "base is 'Esper-Nothing-v0'; expected one of Esper-CIFAR-v0"),
+        ({"env_id": None}, TypeError, "the id of a task is None; expected a text such as 'Mine-v0'"),
+        ({"env_id": ["a"]}, TypeError, r"the id of a task is \['a'\]; expected a text"),
+        ({"base": ["x"]}, ValueError, r"base is \['x'\]; expected one of Esper-CIFAR-v0"),
+        ({"family": "nope"}, ValueError, "family is 'nope'; expected one of 'cifar', 'digits', 'tinystories', 'text'$"),
+        ({"family": "nope", "data": blobs()}, ValueError, "family is 'nope'"),
+        ({"kernel": 3}, TypeError, r"no field 'kernel': it belongs to the host; .*host=CNNSpec\(.* kernel=3, "),
         ({"horizons": 3}, TypeError, "a task has no field 'horizons'; did you mean 'horizon'"),
         ({"horizon": 0}, ValueError, "horizon is 0"),
         ({"auto_shard_size": 0}, ValueError, "auto_shard_size is 0"),
         ({"plateau_points": "x"}, ValueError, "plateau_points is 'x'"),
-        ({"data": blobs(), "dataset": "digits"}, ValueError, "dataset is 'digits'; expected one of 'auto'"),
+        ({"data": blobs(), "dataset": "digits"}, ValueError, "dataset is 'digits'; Mine-v0 has data of its own and"),
         ({"data": "digits"}, TypeError, "data is 'digits'; expected an ImageData or a TextData"),
         ({"data": "book.txt"}, TypeError, "is named by dataset='book.txt'"),
         ({"data": Path("book.txt")}, TypeError, "is named by dataset='book.txt'"),
@@ -145,7 +182,12 @@ def test_a_task_that_cannot_be_is_a_clear_error_and_leaves_nothing(changes, erro
         ({"host": CNNSpec(3, 4, 2, 1, 1, 8), "base": "Esper-Text-v0"}, "the host sees images and grammar is a text"),
         ({"host": TransformerSpec(8, 2, 2, 8, 2)}, "the host reads sequences and digits is made of images"),
         ({"data": lambda: torch.zeros(3)}, "the data of Mine-v0 is tensor"),
-        ({"host": lambda _data: 3}, "what builds a network returned 3; expected a torch.nn.Module"),
+        (
+            {"data": lambda: {}["x"]},
+            r"the data function of Mine-v0 fails \(KeyError: 'x'\); expected a fun",
+        ),
+        ({"data": lambda: Path("/no/such").read_bytes()}, r"data function of Mine-v0 fails \(FileNotFoundError: \[E"),
+        ({"host": lambda _data: 3}, "the host of Mine-v0 for the data digits is 3; expected a torch.nn.Module"),
         ({"data": blobs(size=4), "host": CNNSpec(3, 4, 2, 1, 1, 8)}, "pools shrink a 4x4 image below 2x2"),
     ],
 )

@@ -246,7 +246,7 @@ DAMAGED = "it is damaged, or not of FactoredRecurrentPPO"
 def test_run_folders(run, capsys, what, error, says):
     what(run)
     refused(lambda: load_run(run, ID), error, says)
-    assert_says(line_of(["evaluate", "--policy", str(run), "--episodes", "1"], capsys), says)
+    assert_says(line_of(["evaluate", "--policy", str(run), "--env", ID, "--episodes", "1"], capsys), says)
 
 
 @table(

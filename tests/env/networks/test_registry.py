@@ -138,6 +138,27 @@ def test_a_blueprint_that_does_not_fit_is_a_clear_error(blueprint):
         blueprint_entry(blueprint, "cnn")
 
 
+@pytest.mark.parametrize(
+    ("blueprint", "end"),
+    [
+        ("res", "; this name is registered for topology 'convnet' and 'resnet', of other hosts$"),
+        ("lora", "; this name is registered for topology 'transformer', of other hosts$"),
+        ("nrm", r"; did you mean 'norm'\?$"),
+        (0, "conv_light, [a-z_, ]+$"),
+    ],
+)
+def test_a_blueprint_of_another_topology_or_nearly_of_this_one_is_told(blueprint, end):
+    for topology in ("resnet", "convnet"):
+        register_blueprint("res", topology, Mixer)
+    with pytest.raises(ValueError, match=end):
+        blueprint_entry(blueprint, "cnn")
+
+
+def test_a_topology_that_is_nearly_known_is_told():
+    with pytest.raises(ValueError, match=r"topology 'transformr' has no .*; did you mean 'transformer'\?$"):
+        offered_blueprints("transformr")
+
+
 def test_an_unknown_topology_is_a_clear_error_also_after_a_failed_registration():
     with pytest.raises(ValueError, match="out of range"):
         register_blueprint("mine", "rnn", Mixer, value=99)

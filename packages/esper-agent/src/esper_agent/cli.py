@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,27 +15,21 @@ from typing import Annotated, Any, Union
 
 import gymnasium
 import tyro
-from esper_env import atomic
-from esper_env.suggestions import did_you_mean, shown
-from gymnasium.vector import AutoresetMode
+from esper_env.suggestions import closest, did_you_mean, shown
+from esper_env.tasks import TASK_KWARGS
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from esper_agent.baselines import POLICIES
 from esper_agent.callbacks import SingleThreadedPolicy
-from esper_agent.configuration import ConfigError, parse_env_settings, read_config, with_values
+from esper_agent.configuration import ConfigError, read_config, setting_names, with_values
 from esper_agent.console_sink import ConsoleSink, ErrorConsole
 from esper_agent.data_commands import DATA_COMMANDS, DataSettings, run_data
-from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
 from esper_agent.information import print_information
+from esper_agent.play_commands import BenchmarkSettings, EvaluateSettings, run_benchmark, run_evaluate
 from esper_agent.ppo import NonFiniteUpdateError
-from esper_agent.ranges import check_device
-from esper_agent.report.tables import print_summaries, summarise, summarise_all, training_table, write_summaries
-from esper_agent.runs import CONFIG, EPISODES, EVENTS, PROGRESS, PolicyByName, new_folder
+from esper_agent.report.tables import training_table
+from esper_agent.runs import EPISODES, EVENTS, PROGRESS
 from esper_agent.saving import checkpoint_paths
-from esper_agent.training import HELD_OUT_SEED, Trained, TrainSettings, resume, train
-from esper_agent.vectors import check_growth, make_vector
+from esper_agent.training import Trained, TrainSettings, resume, train
 
 DESCRIPTION = """Grow small neural networks while they train, and train agents that decide how.
 
@@ -47,7 +40,6 @@ file could not be written), 2 bad input, 130 interrupted, 143 terminated."""
 OK, FAILED, BAD_INPUT = 0, 1, 2
 #: A process that a signal ended has this exit code plus the signal's number.
 SIGNALLED = 128
-BENCHMARK_FILES = ("episodes.csv", "summary.csv")
 
 
 @dataclass(frozen=True)
@@ -60,59 +52,6 @@ class ResumeSettings:
     """Where the policy is trained: auto, cpu, cuda or cuda:N; the run's own setting when not given."""
     progress: bool = True
     """Show a progress bar with the rate and the time left."""
-
-
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """Play one policy on a number of episodes and print what came of them."""
-
-    policy: str
-    """A run folder, or one of heuristic, random, wait, conv_light, conv_heavy, attention, mlp."""
-    env: str = "Esper-Digits-v0"
-    """Task; `esper info` lists them."""
-    episodes: int = 20
-    """Episodes to play."""
-    seed: int = HELD_OUT_SEED
-    """Seed of the first episode; episode i has seed + i, so policies evaluated with one seed can be compared."""
-    num_envs: int = 10
-    """Episodes that run at once."""
-    deterministic: bool = False
-    """Take the likeliest actions of a learned policy; without it they are sampled, as in training."""
-    env_settings: tuple[str, ...] = ()
-    """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict; a run keeps its own otherwise."""
-    device: str = "auto"
-    """Where a learned policy runs: auto, cpu, cuda or cuda:N."""
-    json: Annotated[Path | None, tyro.conf.DisallowNone] = None
-    """Also write the summary and every episode to this file."""
-    config: Annotated[Path | None, tyro.conf.DisallowNone] = None
-    """YAML or JSON file with these settings; flags given as well win."""
-
-
-@dataclass(frozen=True)
-class BenchmarkSettings:
-    """Play several policies on the same episodes, compare them, and write the raw numbers down."""
-
-    policies: tuple[str, ...]
-    """Run folders and names: heuristic, random, wait, conv_light, conv_heavy, attention, mlp.
-    The first is the one compared with."""
-    out: Path
-    """Folder for episodes.csv (one line an episode) and summary.csv (one line a policy); it must not hold them yet."""
-    env: str = "Esper-Digits-v0"
-    """Task; `esper info` lists them."""
-    episodes: int = 50
-    """Episodes of each policy, the same for all."""
-    seed: int = HELD_OUT_SEED
-    """Seed of the first episode; episode i has seed + i."""
-    num_envs: int = 10
-    """Episodes that run at once."""
-    deterministic: bool = False
-    """Take the likeliest actions of a learned policy; without it they are sampled, as in training."""
-    env_settings: tuple[str, ...] = ()
-    """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict."""
-    device: str = "auto"
-    """Where learned policies run: auto, cpu, cuda or cuda:N."""
-    config: Annotated[Path | None, tyro.conf.DisallowNone] = None
-    """YAML or JSON file with these settings; flags given as well win."""
 
 
 @dataclass(frozen=True)
@@ -155,108 +94,9 @@ def _report(trained: Trained, console: Console) -> int:
     return OK if trained.signal is None else SIGNALLED + trained.signal
 
 
-def run_evaluate(settings: EvaluateSettings, console: Console) -> int:
-    check_play(settings)
-    if settings.json is not None and (settings.json.is_dir() or settings.json.name == ""):
-        raise ConfigError(f"json is {str(settings.json)!r}, a folder; expected the name of a file")
-    policy = PolicyByName(settings.policy, settings.env, settings.seed, settings.device)
-    given = parse_env_settings(settings.env_settings)
-    env_kwargs = policy.env_kwargs | given
-    if env_kwargs != given:
-        listed = _listed(env_kwargs)
-        console.print(f"Played with the environment settings of the run: {listed}", markup=False, soft_wrap=True)
-    records = _play(policy, settings, env_kwargs, console)
-    if policy.note:
-        console.print(policy.note, markup=False, soft_wrap=True)
-    summary = summarise(records)
-    print_summaries(console, [summary], _title(settings.env, records))
-    if settings.json is not None:
-        content = {"summary": summary.row(), "episodes": [record.row() for record in records]}
-        atomic.write_text(settings.json, json.dumps(content, indent=2) + "\n")
-        console.print(f"Written to {settings.json}", soft_wrap=True, markup=False)
-    return OK
-
-
-def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
-    check_play(settings)
-    named = [name if name in POLICIES else str(Path(name).resolve()) for name in settings.policies]
-    if not named or len(set(named)) < len(named):
-        raise ConfigError(f"policies are {list(settings.policies)}; expected at least one, none twice")
-    env_kwargs = parse_env_settings(settings.env_settings)
-    # Whatever cannot be used is found before the first episode is played.
-    policies = {name: PolicyByName(name, settings.env, settings.seed, settings.device) for name in settings.policies}
-    with closing(make_vector(settings.env, 1, AutoresetMode.DISABLED, **env_kwargs)) as env:
-        check_growth(env.single_observation_space, settings.env)
-        for policy in policies.values():
-            policy(env)
-    out = new_folder(settings.out, (CONFIG, *BENCHMARK_FILES), "a benchmark")
-    for name, policy in policies.items():
-        if policy.env_kwargs and policy.env_kwargs != env_kwargs:
-            there = _listed(policy.env_kwargs)
-            console.print(f"Note: {name} was trained with other settings: {there}", markup=False, soft_wrap=True)
-        if policy.note:
-            console.print(policy.note, markup=False, soft_wrap=True)
-    results = {name: _play(policy, settings, env_kwargs, console) for name, policy in policies.items()}
-    reference = settings.policies[0] if len(settings.policies) > 1 else None
-    summaries = summarise_all(results, reference)
-    everything = [record for records in results.values() for record in records]
-    raw, summary = (out / name for name in BENCHMARK_FILES)
-    write_csv(everything, raw)
-    write_summaries(summaries, summary)
-    print_summaries(console, summaries, _title(settings.env, everything))
-    console.print(f"Written to {raw} and {summary}", soft_wrap=True, markup=False)
-    return OK
-
-
-def check_play(settings: EvaluateSettings | BenchmarkSettings) -> None:
-    """``ConfigError`` for numbers and devices that cannot be used."""
-    for name, least in {"episodes": 1, "num_envs": 1, "seed": 0}.items():
-        if getattr(settings, name) < least:
-            raise ConfigError(f"{name} is {getattr(settings, name)}; expected a whole number of at least {least}")
-    check_device(settings.device)
-
-
-def _listed(env_kwargs: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in env_kwargs.items())
-
-
 def run_info(_settings: InfoSettings, console: Console) -> int:
     print_information(console)
     return OK
-
-
-def _play(
-    policy: PolicyByName,
-    settings: EvaluateSettings | BenchmarkSettings,
-    env_kwargs: Mapping[str, Any],
-    console: Console,
-) -> list[EpisodeRecord]:
-    with episode_bar(policy.name, settings.episodes, console) as advance:
-        return run_episodes(
-            policy,
-            settings.env,
-            settings.episodes,
-            settings.seed,
-            name=policy.name,
-            num_envs=settings.num_envs,
-            env_kwargs=env_kwargs,
-            deterministic=settings.deterministic,
-            progress=advance,
-        )
-
-
-@contextmanager
-def episode_bar(name: str, episodes: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; yields what to call with the number of finished episodes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(escape(name), total=episodes)
-        yield lambda finished: bar.advance(task, finished)
-
-
-def _title(env_id: str, records: Sequence[EpisodeRecord]) -> str:
-    seeds = [record.seed for record in records]
-    return f"{env_id} on {records[0].dataset}, episodes with seeds {min(seeds)} to {max(seeds)}"
 
 
 #: Subcommand -> its settings and what runs it.
@@ -326,7 +166,28 @@ def parse(arguments: list[str]) -> Any:
         default = _defaults(kind) if path is None else with_values(_defaults(kind), read_config(path), str(path))
         subcommands.append(Annotated[kind, tyro.conf.subcommand(name, default=default)])
     command: Any = Union[tuple(subcommands)]  # noqa: UP007
-    return tyro.cli(command, prog="esper", description=DESCRIPTION, args=arguments)
+    settings, foreign = tyro.cli(
+        command, prog="esper", description=DESCRIPTION, args=arguments, return_unknown_args=True
+    )
+    if foreign:
+        raise ConfigError(_not_taken(foreign, arguments, settings))
+    return settings
+
+
+def _not_taken(foreign: Sequence[str], arguments: Sequence[str], settings: Any) -> str:
+    """What is wrong with arguments that the subcommand does not have, and what does the same if anything does."""
+    words = arguments[: 2 if arguments[0] == "data" else 1]
+    command = " ".join(["esper", *(word for word in words if not word.startswith("-"))])
+    flag, equals, value = foreign[0].partition("=")
+    name = flag.removeprefix("--").replace("-", "_")
+    taken = {known.rpartition(".")[2] for known in setting_names(settings)}
+    near = closest(name, taken) if flag.startswith("--") else None
+    hint = f"; did you mean --{near.replace('_', '-')}?" if near else ""
+    if flag.startswith("--") and name in TASK_KWARGS and "env_settings" in taken:
+        given = value if equals else next((word for word in foreign[1:2] if not word.startswith("-")), "VALUE")
+        hint = f"; it is a setting of the environment: --env-settings {name}={given}"
+    what = "option" if flag.startswith("-") else "place for"
+    return f"{command} has no {what} {shown(flag)}; `{command} --help` lists what it takes{hint}"
 
 
 def _commands(arguments: list[str]) -> dict[str, tuple[type, Callable[[Any, Console], int]]]:

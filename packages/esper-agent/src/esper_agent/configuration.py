@@ -61,7 +61,7 @@ def with_values(settings: Settings, values: Mapping[str, Any], source: str) -> S
     naming ``source``, for a name the settings do not have (with the nearest one they do), for a name given twice and
     for a value of the wrong type.
     """
-    known = tuple(_names(settings))
+    known = tuple(setting_names(settings))
     flat: dict[str, Any] = {}
     for name, value in _dotted(values, known):
         if name in flat:
@@ -99,11 +99,12 @@ def _replaced(settings: Any, values: Mapping[str, Any], source: str, prefix: str
     return replace(settings, **changes)
 
 
-def _names(settings: Any, prefix: str = "") -> Iterator[str]:
+def setting_names(settings: Any, prefix: str = "") -> Iterator[str]:
+    """Names of the settings, those of nested ones dotted."""
     for field in fields(settings):
         value = getattr(settings, field.name)
         if is_dataclass(value):
-            yield from _names(value, f"{prefix}{field.name}.")
+            yield from setting_names(value, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name
 

@@ -21,9 +21,10 @@ from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
 from esper_agent.callbacks import SingleThreadedPolicy
-from esper_agent.cli import OK, SIGNALLED, episode_bar, exit_code
+from esper_agent.cli import OK, SIGNALLED, exit_code
 from esper_agent.configuration import ConfigError, parse_env_settings, plain
 from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
+from esper_agent.play_commands import episode_bar
 from esper_agent.report.curves import plot_training
 from esper_agent.report.tables import print_summaries, summarise_all, write_summaries
 from esper_agent.runs import PolicyByName, RunError

@@ -179,6 +179,18 @@ def _read_task(path: Path) -> dict[str, Any]:
     return task if isinstance(task, dict) else {}
 
 
+def common_task(names: Sequence[str]) -> str | None:
+    """The task that the runs among the names of policies were trained on; None without a run.
+
+    ``RunError`` for runs of different tasks, and as of :func:`run_config`.
+    """
+    trained = {name: run_config(name)[1]["env"] for name in names if name not in POLICIES and Path(name).exists()}
+    if len(set(trained.values())) > 1:
+        listed = ", ".join(f"{name} on {env_id}" for name, env_id in trained.items())
+        raise RunError(f"the runs were trained on different tasks: {listed}; play those of one task at a time")
+    return next(iter(trained.values()), None)
+
+
 class PolicyByName:
     """What makes a policy for an environment: one of ``POLICIES``, or the model of a run folder.
 
@@ -200,6 +212,11 @@ class PolicyByName:
             raise RunError(f"policy {name!r} is neither a run folder nor one of {', '.join(POLICIES)}; {hint}")
         run = load_run(name, env_id, device)
         self._model, self.env_kwargs, self._task = run.model, run.env_kwargs, run.task
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the policy is the model of a run folder."""
+        return self._model is not None
 
     def __call__(self, env: Env | VectorEnv) -> Policy:
         if self._model is None:

@@ -9,19 +9,21 @@ PPO("MultiInputPolicy", env, n_steps=40, device="cpu").learn(20_000)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 from esper_env.checks import is_whole
+from esper_env.suggestions import closest
+from esper_env.tasks import TASK_KWARGS, TASKS
 from esper_env.trees import Tree
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from esper_agent.vectors import make_vector, split_infos
+from esper_agent.vectors import find_id, make_vector, split_infos
 
 _FINAL_KEYS = frozenset({"final_obs", "_final_obs", "final_info", "_final_info"})
 _SINGLE_SPACES = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
@@ -216,6 +218,25 @@ def _copied(observation: Any) -> Any:
     return np.array(observation)
 
 
+#: Arguments of Stable-Baselines3's ``make_vec_env``, and what does the same here.
+_CALLED_OTHERWISE = {
+    "env_kwargs": "give settings of the environment as arguments of their own, such as horizon=20",
+    "vec_env_kwargs": "give settings of the environment as arguments of their own, such as horizon=20",
+}
+
+_OWN_ARGUMENTS = ("num_envs", "seed", "monitor_file")
+
+
+def _refuse_misnamed(env_id: str, given: Iterable[str]) -> None:
+    """``TypeError`` for an argument that is called otherwise here; not all those of foreign environments are known."""
+    known = (*_OWN_ARGUMENTS, *TASK_KWARGS)
+    for name in given:
+        near = closest(name, known) if name not in known and find_id(env_id) in TASKS else None
+        hint = f"did you mean {near!r}?" if near in _OWN_ARGUMENTS else ""
+        if name in _CALLED_OTHERWISE or hint:
+            raise TypeError(f"make_sb3_env has no argument {name!r}; {_CALLED_OTHERWISE.get(name, hint)}")
+
+
 def make_sb3_env(
     env_id: str, num_envs: int = 1, seed: int | None = None, *, monitor_file: str | None = None, **env_kwargs: Any
 ) -> VecMonitor:
@@ -227,7 +248,12 @@ def make_sb3_env(
         seed: environment i is first reset with ``seed + i``; None draws fresh entropy.
         monitor_file: where ``VecMonitor`` writes its CSV; None writes none.
         **env_kwargs: passed to ``make_vec``, for example ``horizon=20`` or ``max_episode_steps=10``.
+
+    Raises:
+        TypeError: an argument that is called otherwise here, as those of Stable-Baselines3's ``make_vec_env`` are.
+        ValueError: an unknown id, numbers or settings that cannot be used.
     """
+    _refuse_misnamed(env_id, env_kwargs)
     if seed is not None and not is_whole(seed):
         raise ValueError(f"seed is {seed!r}; expected a whole number of at least 0, or None")
     adapted = GymVecEnv(make_vector(env_id, num_envs, AutoresetMode.SAME_STEP, **env_kwargs))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-import esper_env  # noqa: F401  (registers the ids)
+import esper_env  # registers the ids
 import gymnasium
 import numpy as np
 from esper_env.checks import is_whole
-from esper_env.suggestions import did_you_mean, shown
+from esper_env.suggestions import closest, shown
 from esper_env.tasks import TASKS
 from gymnasium.vector import AutoresetMode, VectorEnv
 
@@ -23,14 +23,38 @@ def find_id(env_id: str) -> str:
 
     Raises ``ValueError`` for a module that cannot be imported and for an id that is not registered.
     """
-    module, colon, name = env_id.rpartition(":") if isinstance(env_id, str) else ("", "", "")
+    module, colon, name = env_id.rpartition(":") if isinstance(env_id, str) else ("", "", env_id)
     if colon:
+        _refuse_file(module, name)
         _import(module, env_id)
-        env_id = name
-    if not isinstance(env_id, str) or env_id not in gymnasium.registry:
-        hint = did_you_mean(env_id, TASKS)
-        raise ValueError(f"{env_id!r} is not a registered environment; expected one of {_esper_ids()}{hint}")
-    return env_id
+    if not isinstance(name, str) or name not in gymnasium.registry:
+        raise ValueError(_unknown(name, module))
+    return name
+
+
+def _unknown(name: object, module: str) -> str:
+    """What is wrong with an id that no import of ``module`` ("" without one) has registered."""
+    own = {known: f"{module}:{known}" if module else known for known in TASKS if known not in esper_env.ENV_IDS}
+    known = ", ".join([*own.values(), *esper_env.ENV_IDS])
+    elsewhere = "" if module else f"; a task of your own needs the module that registers it in front: my_tasks:{name}"
+    near = closest(name, TASKS)
+    hint = f"; did you mean {own.get(near, near)!r}?" if near else ""
+    return f"{name!r} is not a registered environment; expected one of {known}{elsewhere}{hint}"
+
+
+def _refuse_file(module: str, name: str) -> None:
+    """``ValueError`` for the path of a module, with what to write."""
+    path = PurePath(module.replace("\\", "/"))
+    if path.suffix != ".py" and len(path.parts) == 1 and not module.startswith("."):
+        return
+    parts = path.with_suffix("").parts if path.suffix == ".py" else path.parts
+    outside = path.is_absolute() or ".." in parts
+    dotted = ".".join(parts[-1:] if outside else parts).lstrip(".")
+    where = f" in the folder that holds {dotted}" if outside else ""
+    raise ValueError(
+        f"{f'{module}:{name}'!r} has the path of a file in front; expected the name of a module, without .py and with "
+        f"dots for folders: write {f'{dotted}:{name}'!r}{where}"
+    )
 
 
 def _import(module: str, env_id: str) -> None:

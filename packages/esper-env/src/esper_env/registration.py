@@ -7,8 +7,8 @@ from typing import Any
 
 from gymnasium.envs.registration import parse_env_id, register, registry
 
-from esper_env.suggestions import did_you_mean
-from esper_env.tasks import TASKS, CNNSpec, TaskConfig, TransformerSpec, refuse_unknown
+from esper_env.suggestions import did_you_mean, shown
+from esper_env.tasks import TASKS, CNNSpec, TaskConfig, TransformerSpec, refuse_of_host, refuse_unknown
 
 
 def register_task(env_id: str, *, base: str = "Esper-Digits-v0", **changes: Any) -> TaskConfig:
@@ -23,12 +23,15 @@ def register_task(env_id: str, *, base: str = "Esper-Digits-v0", **changes: Any)
     Raises:
         ValueError: an id that is taken or malformed, an unknown ``base``, a value that makes no sense, a spec of which
             no host can be made. A host of your own is tried when an environment is made, with its data.
-        TypeError: a field that no task has.
+        TypeError: an id that is no text, a field that no task has.
     """
+    if not isinstance(env_id, str):
+        raise TypeError(f"the id of a task is {shown(env_id)}; expected a text such as 'Mine-v0'")
+    if not isinstance(base, str) or base not in TASKS:
+        raise ValueError(f"base is {shown(base)}; expected one of {', '.join(TASKS)}{did_you_mean(base, TASKS)}")
     known = [item.name for item in fields(TaskConfig) if item.name != "env_id"]
+    refuse_of_host(changes, TASKS[base], "a task has no field")
     refuse_unknown(changes, known, "a task has no field")
-    if base not in TASKS:
-        raise ValueError(f"base is {base!r}; expected one of {', '.join(TASKS)}{did_you_mean(base, TASKS)}")
     if env_id in TASKS or env_id in registry:
         raise ValueError(f"{env_id!r} is registered already; choose another id")
     parse_env_id(env_id)

@@ -47,6 +47,7 @@ TASK_KWARGS = (
 
 #: Settings that are one of a few names.
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "family": tuple(family.value for family in DataFamily),
     "gates": GATE_CONFIGS,
     "isolation": ISOLATIONS,
     "reward_mode": tuple(mode.value for mode in RewardMode),
@@ -146,9 +147,12 @@ class TaskConfig:
             )
         for name, known in _CHOICES.items():
             _check_choice(name, getattr(self, name), known)
-        if self.data is not None:
-            _check_choice("dataset", self.dataset, ("auto",))
-        else:
+        if self.data is not None and self.dataset != "auto":
+            raise ValueError(
+                f"dataset is {shown(self.dataset)}; {self.env_id} has data of its own and takes no data set: leave "
+                "dataset out, or take a task without data of its own, such as the one that this was registered from"
+            )
+        if self.data is None:
             check_dataset(self.dataset, DataFamily(self.family))
         if not isinstance(self.device, str):
             raise ValueError(f"device is {self.device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
@@ -265,7 +269,9 @@ def make_task(env_id: str, **overrides: Any) -> TaskConfig:
         raise ValueError(
             f"environment {env_id!r} is not known; expected one of {', '.join(TASKS)}{did_you_mean(env_id, TASKS)}"
         )
-    refuse_unknown(overrides, TASK_KWARGS, f"{env_id} has no keyword argument")
+    complaint = f"{env_id} has no keyword argument"
+    refuse_of_host(overrides, TASKS[env_id], complaint)
+    refuse_unknown(overrides, TASK_KWARGS, complaint)
     return replace(TASKS[env_id], **overrides)
 
 
@@ -276,6 +282,22 @@ def refuse_unknown(names: Iterable[str], known: Sequence[str], complaint: str) -
             near = closest(name, known)
             hint = f"did you mean {near!r}? " if near else ""
             raise TypeError(f"{complaint} {name!r}; {hint}known: {', '.join(known)}")
+
+
+def refuse_of_host(given: Mapping[str, Any], task: TaskConfig, complaint: str) -> None:
+    """``TypeError`` for a field of the host's spec among settings of the task, with the spec that would have it."""
+    spec = task.host
+    if not isinstance(spec, CNNSpec | TransformerSpec):
+        return
+    numbers = {item.name: getattr(spec, item.name) for item in fields(spec)}
+    for name in given:
+        if name in numbers:
+            wanted = ", ".join(f"{field}={shown(number)}" for field, number in (numbers | {name: given[name]}).items())
+            raise TypeError(
+                f"{complaint} {name!r}: it belongs to the host; give it to a task of your own with "
+                f"register_task('Mine-v0', base={task.env_id!r}, host={type(spec).__name__}({wanted})), see "
+                "docs/tasks.md"
+            )
 
 
 def task_dict(task: TaskConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from esper_env.data import DataFamily, ImageData, TextData, load_data
 from esper_env.data.text import VOCABULARY
 from esper_env.networks.hosts import CNNHost, TransformerHost
 from esper_env.networks.population import Optimisation, Population, PopulationConfig
+from esper_env.suggestions import shown
 from esper_env.tasks import CNNSpec, TaskConfig, TransformerSpec
 
 
@@ -53,12 +54,18 @@ def host_builder(task: TaskConfig, data: ImageData | TextData | None = None) -> 
 def _own_host(task: TaskConfig, data: ImageData | TextData) -> nn.Module:
     assert not isinstance(task.host, CNNSpec | TransformerSpec)
     try:
-        return task.host(data)
+        host: object = task.host(data)
     except Exception as error:
         raise ValueError(
             f"the host of {task.env_id} cannot be built from the data {data.name} ({type(error).__name__}: {error}); "
             "host is a function of the data, such as the class of a module"
         ) from error
+    if not isinstance(host, nn.Module):
+        raise TypeError(
+            f"the host of {task.env_id} for the data {data.name} is {shown(host)}; expected a torch.nn.Module, which "
+            "the function of the data returns"
+        )
+    return host
 
 
 def _cnn(spec: CNNSpec, data: ImageData | TextData | None, slots: Sequence[str] | None) -> CNNHost:
@@ -93,13 +100,28 @@ def _transformer(spec: TransformerSpec, slots: Sequence[str] | None) -> Transfor
 
 
 def load_task_data(task: TaskConfig) -> ImageData | TextData:
-    """The data of a task: its own, or the data set of its name."""
+    """The data of a task: its own, or the data set of its name.
+
+    Raises:
+        ValueError: a function for the data that fails; what :func:`~esper_env.data.load_data` raises.
+        TypeError: own data that is none.
+    """
     if task.data is None:
         return load_data(task.dataset, task.data_dir, family=DataFamily(task.family))
-    data = task.data() if callable(task.data) else task.data
+    data: object = _made_data(task.env_id, task.data) if callable(task.data) else task.data
     if not isinstance(data, ImageData | TextData):
-        raise TypeError(f"the data of {task.env_id} is {data!r}; expected an ImageData or a TextData")
+        raise TypeError(f"the data of {task.env_id} is {shown(data)}; expected an ImageData or a TextData")
     return data
+
+
+def _made_data(env_id: str, make: Callable[[], object]) -> object:
+    try:
+        return make()
+    except Exception as error:
+        raise ValueError(
+            f"the data function of {env_id} fails ({type(error).__name__}: {error}); expected a function without "
+            "arguments that returns an ImageData or a TextData"
+        ) from error
 
 
 class Built(NamedTuple):

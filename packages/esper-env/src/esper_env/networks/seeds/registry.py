@@ -10,6 +10,7 @@ from torch import nn
 
 from esper_env.checks import is_whole
 from esper_env.rules.heads import NUM_BLUEPRINTS, Blueprint
+from esper_env.suggestions import did_you_mean
 
 #: Builds a shape-preserving module for features of the given number of channels (or width).
 BlueprintFactory = Callable[[int], nn.Module]
@@ -97,7 +98,8 @@ def offered_blueprints(topology: str) -> tuple[BlueprintEntry, ...]:
         ValueError: no blueprint is registered for it.
     """
     if topology not in _REGISTRY:
-        raise ValueError(f"topology {topology!r} has no blueprints; known: {sorted(_REGISTRY)}")
+        hint = did_you_mean(topology, _REGISTRY)
+        raise ValueError(f"topology {topology!r} has no blueprints; known: {sorted(_REGISTRY)}{hint}")
     entries = _REGISTRY[topology]
     return tuple(entries[value] for value in sorted(entries))
 
@@ -112,5 +114,15 @@ def blueprint_entry(blueprint: int | str, topology: str) -> BlueprintEntry:
     for entry in offered_blueprints(topology):
         if known and blueprint in (entry.name, entry.value):
             return entry
-    names = ", ".join(entry.name for entry in offered_blueprints(topology))
-    raise ValueError(f"blueprint {blueprint!r} does not fit a {topology} host; expected one of {names}")
+    names = [entry.name for entry in offered_blueprints(topology)]
+    hint = _where_registered(blueprint) or did_you_mean(blueprint, names)
+    complaint = f"blueprint {blueprint!r} does not fit a {topology} host"
+    raise ValueError(f"{complaint}; expected one of {', '.join(names)}{hint}")
+
+
+def _where_registered(name: object) -> str:
+    """The end of an error: the topologies that have a blueprint of this name, or nothing."""
+    names = {topology: [entry.name for entry in entries.values()] for topology, entries in _REGISTRY.items()}
+    places = [topology for topology in names if isinstance(name, str) and name in names[topology]]
+    listed = " and ".join(map(repr, sorted(places)))
+    return f"; this name is registered for topology {listed}, of other hosts" if places else ""
