@@ -1,4 +1,5 @@
-"""What holds for every test: one thread for each process, and property tests that draw the same examples every time."""
+"""What holds for every test: one thread for each process, property tests that draw the same examples every time, and
+tables of what is registered that can be put back."""
 
 import os
 
@@ -9,6 +10,10 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # Figures are drawn to files; no test needs a display.
 os.environ["MPLBACKEND"] = "Agg"
 
+import gymnasium  # noqa: E402
+import pytest  # noqa: E402
+from esper_env.networks.seeds import registry  # noqa: E402
+from esper_env.tasks import TASKS  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 # ESPER_HYPOTHESIS_EXAMPLES raises or lowers how many examples each property is tried on. Speed is not a property under
@@ -21,3 +26,16 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("esper")
+
+
+@pytest.fixture
+def own_tables():
+    """Tasks and blueprints that are registered here are forgotten afterwards."""
+    tables = [TASKS, gymnasium.registry, *registry._REGISTRY.values()]
+    topologies, before = dict(registry._REGISTRY), [dict(table) for table in tables]
+    yield
+    registry._REGISTRY.clear()
+    registry._REGISTRY.update(topologies)
+    for table, old in zip(tables, before, strict=True):
+        table.clear()
+        table.update(old)

@@ -6,7 +6,6 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from esper_env import tasks
 from esper_env.rules.heads import HEAD_DEFAULTS, AlphaSpeed, AlphaTarget, Blueprint, Head, Op, Style, Tempo
 from stepping import new_env
 
@@ -139,13 +138,3 @@ def make():
     yield build
     for env in opened:
         env.close()
-
-
-@pytest.fixture
-def own_tables():
-    """What is registered here is forgotten afterwards."""
-    before, known = dict(tasks.TASKS), dict(gymnasium.registry)
-    yield
-    for table, old in ((tasks.TASKS, before), (gymnasium.registry, known)):
-        table.clear()
-        table.update(old)

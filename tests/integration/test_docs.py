@@ -22,6 +22,7 @@ EXAMPLES = [
 ]
 
 
+@pytest.mark.usefixtures("own_tables")
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_the_examples_run(code, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

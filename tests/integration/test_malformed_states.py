@@ -24,7 +24,7 @@ from esper_agent.training import resume, train
 from esper_env import checkpoint
 from esper_env.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op
-from esper_env.state import KIND
+from esper_env.state import FORMAT, KIND
 from malformed import assert_says, refused, table
 from resuming import REAL, ROLLOUT, Crash, small_settings
 from stepping import changed
@@ -114,7 +114,7 @@ STREAMS = ("population", "streams")
     ("more-networks", of(num_envs=3), ValueError, "num_envs is 3 in the state and 2 here", REMEDY),
     ("another-horizon", of(horizon=9), ValueError, "horizon is 9 in the state and 4 here", REMEDY),
     ("none", lambda _: None, ValueError, "not the state of an environment", "expected what get_state returns"),
-    ("older-format", at("format", value=0), ValueError, "has format 0", "knows format 2", BEFORE),
+    ("older-format", at("format", value=0), ValueError, "has format 0", f"knows format {FORMAT}", BEFORE),
     ("no-population", without("population"), ValueError, "the state has the parts", "expected", "'population'"),
     ("short-array", shortened("steps", "epoch"), ValueError, "'epoch' is int64 (1,)", "expected int64 (2,)"),
     ("short-stack", shortened("population", "births"), ValueError, "int64 (1, 3)", "expected int64 (2, 3)"),
