@@ -300,12 +300,6 @@ def test_a_step_after_the_end(what, error, says):
 # Blueprints of one's own
 
 
-@pytest.fixture
-def registry_of_its_own(monkeypatch):
-    copies = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
-    monkeypatch.setattr(registry, "_REGISTRY", copies)
-
-
 @table(
     ("name-taken", ("norm", "cnn", nn.Identity), ValueError, "'norm' is already registered", "choose another name"),
     ("name-number", (3, "cnn", nn.Identity), TypeError, "name is 3", "expected a text such as 'conv_light'"),
@@ -316,7 +310,7 @@ def registry_of_its_own(monkeypatch):
     ("value-float", ("mine", "cnn", nn.Identity, 2.0), ValueError, "value 2.0 is out of range", "expected 1 to 12"),
     ("value-taken", ("mine", "cnn", nn.Identity, 1), ValueError, "value 1 is taken by 'conv_light'"),
 )
-@pytest.mark.usefixtures("registry_of_its_own")
+@pytest.mark.usefixtures("own_tables")
 def test_registering_a_blueprint(what, error, says):
     before = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
     name, topology, factory, *value = what
@@ -335,7 +329,7 @@ REMEDY = "change the blueprint's factory"
     ("statistics", nn.BatchNorm2d, ValueError, "writes into its buffer 'running_mean'", REMEDY, "GroupNorm"),
     ("dropout", lambda _channels: nn.Sequential(nn.Conv2d(4, 4, 1), nn.Dropout()), ValueError, "has dropout", REMEDY),
 )
-@pytest.mark.usefixtures("registry_of_its_own")
+@pytest.mark.usefixtures("own_tables")
 def test_a_module_that_cannot_be_a_seed(what, error, says):
     register_blueprint("mine", "cnn", what)
     refused(lambda: gymnasium.make_vec(ID, num_envs=2, **TINY), error, says)

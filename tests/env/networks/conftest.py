@@ -12,7 +12,7 @@ from esper_env.data import ImageData, TextData
 from esper_env.networks.hosts import CNNHost
 from esper_env.networks.population import Optimisation, Population, PopulationConfig, Structure
 from esper_env.networks.population.stream import MinibatchStream, TrainingImages, minibatches
-from esper_env.networks.seeds import blueprint_entry, register_blueprint, registry
+from esper_env.networks.seeds import blueprint_entry, register_blueprint
 from esper_env.networks.seeds.blend import BlendGate
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.rules.stages import IS_BLENDED, Stage
@@ -141,10 +141,8 @@ def grow() -> Callable[..., Structure]:
 
 
 @pytest.fixture
-def own_blueprints(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def own_blueprints(own_tables: None) -> Callable[..., Any]:  # noqa: ARG001
     """``own_blueprints(name, factory)`` offers a seed of one's own, on CNN hosts unless told, until the test ends."""
-    copies = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
-    monkeypatch.setattr(registry, "_REGISTRY", copies)
     return lambda name, factory, topology="cnn": register_blueprint(name, topology, factory)
 
 

@@ -11,11 +11,7 @@ from esper_env.rules.stages import Stage
 from torch import nn
 from torch.nn import functional as F
 
-
-@pytest.fixture(autouse=True)
-def registry_of_its_own(monkeypatch):
-    copies = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
-    monkeypatch.setattr(registry, "_REGISTRY", copies)
+pytestmark = pytest.mark.usefixtures("own_tables")
 
 
 class Mixer(nn.Module):
@@ -62,21 +58,19 @@ def test_a_module_that_cannot_be_a_seed_is_refused_when_it_is_planted(make_popul
         make_population().attach(0, 0, entry.value)
 
 
-def with_a_blueprint_of_ones_own(monkeypatch, name):
-    """The only one beside the standard ones, so its value is the highest."""
-    copies = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
-    monkeypatch.setattr(registry, "_REGISTRY", copies)
-    register_blueprint(name, "cnn", Mixer)
+def with_a_blueprint_of_ones_own(name):
+    """Nothing else has the highest value while it is made."""
+    registry._REGISTRY["cnn"].pop(12, None)
+    register_blueprint(name, "cnn", Mixer, value=12)
     return gymnasium.make_vec("Esper-Digits-v0", num_envs=1, render_mode="ansi").unwrapped
 
 
-def test_pictures_and_states_call_blueprints_by_the_names_they_are_registered_under(monkeypatch):
-    with monkeypatch.context() as change:
-        first = with_a_blueprint_of_ones_own(change, "mixer")
-        first.reset(seed=0, options={"topology": {"r0c1": "mixer"}})
+def test_pictures_and_states_call_blueprints_by_the_names_they_are_registered_under():
+    first = with_a_blueprint_of_ones_own("mixer")
+    first.reset(seed=0, options={"topology": {"r0c1": "mixer"}})
     (text,) = first.render()
     assert [line.split()[2:3] for line in text.splitlines()[1:]] == [[], ["mixer"], []]
-    second = with_a_blueprint_of_ones_own(monkeypatch, "other")  # of the same value and the same shapes
+    second = with_a_blueprint_of_ones_own("other")  # of the same value and the same shapes
     second.reset(seed=0)
     with pytest.raises(ValueError, match=r"offered_blueprints is .*'12': 'mixer'.* in the state and .*'12': 'other'"):
         second.set_state(first.get_state())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from esper_env.networks.accelerator import memory_gauge
-from esper_env.networks.seeds import register_blueprint, registry
+from esper_env.networks.seeds import register_blueprint
 from esper_env.recording.recorder import MEMORY_STEPS
 from esper_env.rules.gates import GateConfig
 from esper_env.rules.heads import CNN_BLUEPRINTS, Head, Op
@@ -126,13 +126,7 @@ class Clipper(nn.Module):
         return x * self.scale.view(-1, 1, 1)
 
 
-@pytest.fixture
-def registry_of_its_own(monkeypatch):
-    copies = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
-    monkeypatch.setattr(registry, "_REGISTRY", copies)
-
-
-@pytest.mark.usefixtures("registry_of_its_own")
+@pytest.mark.usefixtures("own_tables")
 def test_a_module_that_writes_into_its_input_is_told_of(action, tiny):
     """It is in a network of its own; the other one trains a seed that leaves its host alone."""
     value = register_blueprint("clipper", "cnn", Clipper).value

@@ -92,13 +92,13 @@ def digest(*parts: NDArray[Any] | Sequence[float] | float) -> str:
     return state.hexdigest()[:32]
 
 
-#: What a copy or an unpickled copy is made by: the class, and what to call it with.
+#: What a copy is made by: the class, and what to call it with.
 Rebuilt = tuple[type, tuple[Any, ...]]
 
 
 def rebuilt(data: Any) -> Rebuilt:
-    """How ``copy`` and ``pickle`` make data of a dataclass: anew, so that arrays are checked and read-only in a copy
-    as well, and nothing that was computed from them comes along."""
+    """How a copy of a dataclass is made (``__reduce__``): anew, so that arrays are checked and read-only in it as well,
+    and nothing that was computed from them comes along."""
     return type(data), tuple(getattr(data, item.name) for item in fields(data))
 
 
