@@ -188,7 +188,7 @@ def calibration(file: Path) -> str:
     rows = []
     for one in content["verdicts"]:
         found, met = mean(one["value"], ".3g") or "none", "yes" if one["met"] else "no"
-        rows.append(f"| {one['target']} | {found} | {one['low']:g} to {one['high']:g} | {met} | {one['plan']} |")
+        rows.append(f"| {one['target']} | {found} | {one['low']:.3g} to {one['high']:.3g} | {met} | {one['plan']} |")
     return CALIBRATION.format(
         machine=content["machine"], file=file.name, command=content["command"], rows="\n".join(rows)
     )

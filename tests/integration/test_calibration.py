@@ -17,21 +17,24 @@ def calibration(monkeypatch):
     return importlib.import_module("calibration")
 
 
-def plans(calibration, host=45.0, single=50.0, grown=70.0, **others):
-    """Accuracies by plan: one for every single seed, one for every topology; ``others`` by plan."""
+def row(mean, std=3.0, episodes=4):
+    """What is measured of a plan."""
+    return {"test_accuracy_mean": mean, "test_accuracy_std": std, "episodes": episodes}
+
+
+def plans(calibration, host=45.0, single=50.0, grown=70.0):
+    """Measurements by plan: one for every single seed, one for every topology."""
     found = {
         calibration.HOST: host,
         **dict.fromkeys(calibration.SINGLE, single),
-        **dict.fromkeys(calibration.GROWN, 60),
+        **dict.fromkeys((*calibration.GROWN, *calibration.MIXED), 60.0),
     }
     found[calibration.GROWN[-1]] = grown
-    return {plan: {"test_accuracy_mean": value} for plan, value in (found | others).items()}
+    return {plan: row(value) for plan, value in found.items()}
 
 
 def judged(calibration, impaired=20.0, changes=None, **accuracies):
-    verdicts = calibration.judge(
-        plans(calibration, **accuracies) | (changes or {}), {"host alone": {"test_accuracy_mean": impaired}}
-    )
+    verdicts = calibration.judge(plans(calibration, **accuracies) | (changes or {}), {"host alone": row(impaired)})
     return [verdict["met"] for verdict in verdicts], verdicts
 
 
@@ -59,16 +62,16 @@ def test_a_range_that_is_left_is_missed(calibration, accuracies, missed):
 
 
 def test_one_seed_that_explains_the_gain_is_missed(calibration):
-    met, verdicts = judged(calibration, single=46.0, changes={"r0c0=conv_heavy": {"test_accuracy_mean": 63.0}})
+    met, verdicts = judged(calibration, single=46.0, changes={"r0c0=conv_heavy": row(67.0)})
     assert met == [True, True, True, False, False, False]
-    assert [verdict["value"] for verdict in verdicts[3:]] == [pytest.approx(18 / 25), 1, 1]
+    assert [verdict["value"] for verdict in verdicts[3:]] == [pytest.approx(22 / 25), 1, 1]
     assert verdicts[3]["plan"] == "r0c0=conv_heavy"
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", range(7))
 def test_the_best_topology_is_the_one_that_is_judged(calibration, index):
-    best = calibration.GROWN[index]
-    changes = {calibration.GROWN[-1]: {"test_accuracy_mean": 60.0}, best: {"test_accuracy_mean": 73.0}}
+    best = (*calibration.GROWN, *calibration.MIXED)[index]
+    changes = {calibration.GROWN[-1]: row(60.0), best: row(73.0)}
     met, verdicts = judged(calibration, single=52.0, changes=changes)
     assert met == [True] * 6
     assert (verdicts[1]["plan"], verdicts[1]["value"]) == (best, 73.0)
@@ -83,10 +86,20 @@ def test_the_ends_of_the_ranges_are_in_them(calibration, host, impaired, grown):
     assert met == [True] * 6
 
 
-@pytest.mark.parametrize(("single", "met"), [(59.0, True), (59.1, False)])
-def test_one_seed_may_bring_seven_tenths_of_the_gain(calibration, single, met):
-    _, verdicts = judged(calibration, grown=65.0, changes={"r0c1=norm": {"test_accuracy_mean": single}})
-    assert verdicts[3]["value"] == pytest.approx((single - 45) / 20)
+@pytest.mark.parametrize(
+    ("single", "best", "short"),
+    [
+        (row(0.0, 3.0, 4), row(70.0, 4.0, 4), 2 * 2.5),  # 9 / 4 + 16 / 4 = 2.5 ** 2
+        (row(0.0, 6.0, 25), row(70.0, 16.0, 100), 2 * 2.0),  # 36 / 25 + 256 / 100 = 2 ** 2
+        (row(0.0, 0.0, 4), row(70.0, 0.0, 4), 0.0),
+    ],
+)
+@pytest.mark.parametrize(("beyond", "met"), [(-0.1, True), (0.1, False)])
+def test_the_best_seed_stays_two_standard_errors_below_the_best_topology(calibration, single, best, short, beyond, met):
+    single = single | {"test_accuracy_mean": 70.0 - short + beyond}
+    _, verdicts = judged(calibration, single=46.0, changes={"r0c1=norm": single, calibration.GROWN[-1]: best})
+    assert verdicts[3]["value"] == pytest.approx((25 - short + beyond) / 25)
+    assert verdicts[3]["high"] == pytest.approx((25 - short) / 25)
     assert verdicts[3]["met"] is met
 
 
@@ -106,7 +119,7 @@ def test_a_seed_helps_from_a_quarter_of_the_gain(calibration, single, helps):
 )
 def test_three_blueprints_and_two_slots_have_to_help(calibration, helpful, met):
     assert set(helpful) < set(calibration.SINGLE)
-    _, verdicts = judged(calibration, single=46.0, changes={plan: {"test_accuracy_mean": 56.0} for plan in helpful})
+    _, verdicts = judged(calibration, single=46.0, changes={plan: row(56.0) for plan in helpful})
     assert [verdict["met"] for verdict in verdicts[4:]] == met
 
 
@@ -121,7 +134,7 @@ def written(calibration, folder, **accuracies):
     found = plans(calibration, **accuracies)
     for one in calibration.measurements():
         content = {plan: found[plan] for plan in one.judged}
-        content["host alone"] = {"test_accuracy_mean": hosts[one.env]}
+        content["host alone"] = row(hosts[one.env])
         content = {"machine": "a machine", "env": one.env, "dataset": "procedural-cifar", "plans": content}
         (folder / one.file).write_text(json.dumps(content | {"env_settings": []}), encoding="utf-8")
     return folder / "verdicts.json"
@@ -147,6 +160,12 @@ def test_nothing_to_judge_is_bad_input(calibration, tmp_path, capsys):
     assert "headroom-cifar-v0.json is not there; measure first" in capsys.readouterr().err
 
 
+def test_one_episode_has_no_spread(calibration, tmp_path, capsys):
+    assert calibration.main(["--out", str(tmp_path / "verdicts.json"), "--episodes", "1"]) == BAD_INPUT
+    assert "episodes is 1; expected at least 2" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_result_in_place_of_a_measurement_is_bad_input(calibration, tmp_path, capsys):
     assert calibration.main(["--out", str(tmp_path / "headroom-cifar-v0.json")]) == BAD_INPUT
     assert "expected a JSON file beside those of the measurements" in capsys.readouterr().err
@@ -154,21 +173,22 @@ def test_a_result_in_place_of_a_measurement_is_bad_input(calibration, tmp_path, 
 
 
 def test_what_is_measured_is_what_is_judged(calibration, tmp_path, monkeypatch):
-    """Two plans of a shrunken task, really trained."""
+    """A few plans of a shrunken task, really trained."""
     headroom = importlib.import_module("headroom")
     made = headroom.make_vector
     small = {"horizon": 2, "batches_per_step": 1, "batch_size": 8}
     monkeypatch.setattr(headroom, "make_vector", lambda *a, **k: made(*a, **k, **small))
     monkeypatch.setattr(calibration, "SINGLE", ("r0c2=norm",))
     monkeypatch.setattr(calibration, "GROWN", ("r0c0=norm,r0c2=norm", "r0c1=norm,r0c2=norm", "r0c0=norm,r0c1=norm"))
+    monkeypatch.setattr(calibration, "MIXED", ("r0c0=norm,r0c1=attention",))
     out = tmp_path / "verdicts.json"
-    assert calibration.main(["--out", str(out), "--episodes", "1"]) == FAILED
+    assert calibration.main(["--out", str(out), "--episodes", "2"]) == FAILED
     found = json.loads((tmp_path / "headroom-cifar-v0.json").read_text(encoding="utf-8"))
-    assert list(found["plans"]) == ["host alone", "r0c2=norm"]
+    assert list(found["plans"]) == ["host alone", *calibration.GROWN, "r0c2=norm"]
     assert found["dataset"] == "procedural-cifar"
-    grown = json.loads((tmp_path / "headroom-cifar-v0-grown.json").read_text(encoding="utf-8"))
-    assert list(grown["plans"]) == ["host alone", *calibration.GROWN]
-    assert grown["plans"]["host alone"] == found["plans"]["host alone"]
+    mixed = json.loads((tmp_path / "headroom-cifar-v0-mixed.json").read_text(encoding="utf-8"))
+    assert list(mixed["plans"]) == ["host alone", *calibration.MIXED]
+    assert mixed["plans"]["host alone"] == found["plans"]["host alone"]
     verdicts = json.loads(out.read_text(encoding="utf-8"))["verdicts"]
     assert verdicts[0]["value"] == found["plans"]["host alone"]["test_accuracy_mean"]
 
@@ -176,12 +196,14 @@ def test_what_is_measured_is_what_is_judged(calibration, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda content: content["plans"].update({"host alone": {}}), "lacks a test_accuracy_mean of 'host alone';"),
+        (lambda content: content["plans"].update({"host alone": {}}), "lacks test_accuracy_mean of 'host alone';"),
         (
             lambda content: content["plans"].pop("host alone"),
-            "lacks a test_accuracy_mean of 'host alone'; measure again",
+            "lacks test_accuracy_mean of 'host alone'; measure again",
         ),
-        (lambda content: content["plans"].update({"host alone": {"test_accuracy_mean": math.nan}}), "of 'host alone';"),
+        (lambda content: content["plans"].update({"host alone": row(math.nan)}), "test_accuracy_mean of 'host alone';"),
+        (lambda content: content["plans"].update({"host alone": row(45.0, std=None)}), "test_accuracy_std of 'host"),
+        (lambda content: content["plans"].update({"host alone": row(45.0, episodes=1)}), "lacks episodes of 'host"),
         (lambda content: content["plans"].update({"host alone": 45.0}), "of 'host alone';"),
         (lambda content: content.pop("plans"), "lacks 'plans'; measure again, without --judge-only"),
         (lambda content: content.update(plans=[]), "lacks 'plans';"),
@@ -189,7 +211,7 @@ def test_what_is_measured_is_what_is_judged(calibration, tmp_path, monkeypatch):
         (lambda content: content.clear(), "lacks 'machine', 'plans';"),
     ],
 )
-@pytest.mark.parametrize("name", ["cifar-v0", "cifar-v0-grown", "cifar-impaired-v0"])
+@pytest.mark.parametrize("name", ["cifar-v0", "cifar-v0-mixed", "cifar-impaired-v0"])
 def test_what_measurements_lack_is_told(calibration, tmp_path, capsys, name, change, said):
     out = written(calibration, tmp_path, single=52.0)
     file = tmp_path / f"headroom-{name}.json"
@@ -212,7 +234,7 @@ def test_plans_that_were_not_measured_are_named(calibration, tmp_path, capsys):
         del content["plans"][plan]
     file.write_text(json.dumps(content), encoding="utf-8")
     assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT
-    lacking = "a test_accuracy_mean of 'r0c0=norm', a test_accuracy_mean of 'r0c1=norm'"
+    lacking = "test_accuracy_mean of 'r0c0=norm', test_accuracy_mean of 'r0c1=norm'"
     assert f"{file} lacks {lacking}; measure again, without --judge-only" in capsys.readouterr().err
 
 
@@ -226,7 +248,7 @@ def test_plans_that_were_not_measured_are_named(calibration, tmp_path, capsys):
 )
 def test_measurements_of_something_else_are_not_judged(calibration, tmp_path, capsys, name, value, said):
     out = written(calibration, tmp_path, single=52.0)
-    file = tmp_path / "headroom-cifar-v0-grown.json"
+    file = tmp_path / "headroom-cifar-v0-mixed.json"
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {name: value}), encoding="utf-8")
     assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT
     assert f"{file} {said}" in capsys.readouterr().err
@@ -234,7 +256,7 @@ def test_measurements_of_something_else_are_not_judged(calibration, tmp_path, ca
 
 def test_measurements_made_under_other_conditions_are_not_judged_together(calibration, tmp_path, capsys):
     out = written(calibration, tmp_path, single=52.0)
-    file = tmp_path / "headroom-cifar-v0-grown.json"
+    file = tmp_path / "headroom-cifar-v0-mixed.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     content["plans"]["host alone"]["test_accuracy_mean"] = 45.5
     file.write_text(json.dumps(content), encoding="utf-8")
