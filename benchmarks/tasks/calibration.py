@@ -38,17 +38,11 @@ NUMBERS = {"test_accuracy_mean": 0.0, "test_accuracy_std": 0.0, "episodes": 2}
 
 SLOTS = ("r0c0", "r0c1", "r0c2")
 SINGLE = tuple(f"{slot}={blueprint.name.lower()}" for blueprint in CNN_BLUEPRINTS for slot in SLOTS)
-#: Seeds in every slot, front to back: of one size, then of mixed ones.
+#: Seeds in every slot, front to back.
 GROWN = (
     "r0c0=conv_light,r0c1=conv_light,r0c2=conv_light",
     "r0c0=conv_heavy,r0c1=conv_heavy,r0c2=conv_light",
     "r0c0=conv_heavy,r0c1=conv_heavy,r0c2=conv_heavy",
-)
-MIXED = (
-    "r0c0=conv_light,r0c1=conv_heavy,r0c2=conv_heavy",
-    "r0c0=norm,r0c1=conv_heavy,r0c2=conv_heavy",
-    "r0c0=bottleneck,r0c1=conv_heavy,r0c2=conv_heavy",
-    "r0c0=conv_heavy,r0c1=conv_heavy,r0c2=bottleneck",
 )
 
 DATASET = "procedural-cifar"  # as it is on record
@@ -73,7 +67,6 @@ def measurements() -> tuple[Measurement, ...]:
     """All that is measured."""
     return (
         Measurement("headroom-cifar-v0.json", TASK, (*GROWN, *SINGLE)),
-        Measurement("headroom-cifar-v0-mixed.json", TASK, MIXED),
         Measurement("headroom-cifar-impaired-v0.json", IMPAIRED, (), ("r0c0=conv_light", GROWN[2])),
     )
 
@@ -92,8 +85,8 @@ class CalibrationSettings:
     """Measure the CIFAR tasks on the procedural stand-in and judge whether they are as hard as they are meant to be."""
 
     out: Path
-    """JSON file of the verdicts; what is measured goes beside it, as headroom-cifar-v0.json,
-    headroom-cifar-v0-mixed.json and headroom-cifar-impaired-v0.json."""
+    """JSON file of the verdicts; what is measured goes beside it, as headroom-cifar-v0.json and
+    headroom-cifar-impaired-v0.json."""
     episodes: int = 4
     """Episodes of each network, two at the least: accuracies are compared with their spread."""
     judge_only: bool = False
@@ -116,7 +109,7 @@ def judge(augmented: Plans, impaired: Plans) -> list[dict[str, Any]]:
     """
     accuracy = {plan: float(row["test_accuracy_mean"]) for plan, row in augmented.items()}
     host = accuracy[HOST]
-    best = max((*GROWN, *MIXED), key=accuracy.__getitem__)
+    best = max(GROWN, key=accuracy.__getitem__)
     gain = accuracy[best] - host
     shares = {plan: (accuracy[plan] - host) / gain for plan in SINGLE} if gain > 0 else {}
     one = max(shares, key=shares.__getitem__, default="")
@@ -182,27 +175,6 @@ def _is_number(value: object, least: float) -> bool:
     return is_finite(value) and value >= least
 
 
-def gathered(folder: Path) -> dict[str, Any]:
-    """{task: what the files in the folder say about it, with the plans of all its files}.
-
-    Raises:
-        ConfigError: a file is not there, is none of measurements, lacks some, or those of a task do not agree about its
-            host, which has the same bits wherever it is measured under the same conditions.
-    """
-    found: dict[str, Any] = {}
-    for one in measurements():
-        content = measured(folder / one.file, one.env, (HOST, *one.judged))
-        known = found.setdefault(one.env, content)
-        alone, other = (source["plans"][HOST]["test_accuracy_mean"] for source in (known, content))
-        if alone != other:
-            raise ConfigError(
-                f"{folder / one.file} has {other}% for the host alone, another file of {one.env} {alone}%: they were "
-                "measured under different conditions; measure again, without --judge-only"
-            )
-        known["plans"] |= content["plans"]
-    return found
-
-
 def calibrate(settings: CalibrationSettings, command: Sequence[str], console: Console) -> bool:
     """Measure, judge, write the verdicts down and print them; whether every target is met."""
     if settings.out.is_dir() or settings.out.name in [one.file for one in measurements()]:
@@ -211,7 +183,7 @@ def calibrate(settings: CalibrationSettings, command: Sequence[str], console: Co
         raise ConfigError(f"episodes is {settings.episodes}; expected at least 2, for their spread")
     if not settings.judge_only:
         measure(settings, console)
-    found = gathered(settings.out.parent)
+    found = {one.env: measured(settings.out.parent / one.file, one.env, (HOST, *one.judged)) for one in measurements()}
     verdicts = judge(*(found[env]["plans"] for env in (TASK, IMPAIRED)))
     content = {
         "command": shlex.join(["python", "benchmarks/tasks/calibration.py", *command]),
