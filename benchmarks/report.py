@@ -1,4 +1,4 @@
-"""docs/results.md, made from the files in benchmarks/results/.
+"""docs/results.md and docs/headroom.md, made from the files in benchmarks/results/.
 
 python benchmarks/report.py
 """
@@ -15,9 +15,9 @@ import report_speed
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "results.md"
+PAGE, PLANTED_PAGE = ROOT / "docs" / "results.md", ROOT / "docs" / "headroom.md"
 
-HEAD = """# Results
+HEAD = """# {title}
 
 This page is made by `python benchmarks/report.py` from the files in `benchmarks/results/`. The commands are those that
 were given, from the root of the checkout; `python` is that of the environment, `.venv/bin/python`.
@@ -45,7 +45,7 @@ return of each training run: {by_seed}; taking the likeliest actions: {likeliest
 """
 
 HEADROOM = """
-### {env}{settings}
+## {env}{settings}
 
 Data: {dataset}. Machine: {machine}. File: `benchmarks/results/{file}`. Command: `{command}`
 
@@ -57,14 +57,20 @@ Data: {dataset}. Machine: {machine}. File: `benchmarks/results/{file}`. Command:
 HEADROOM_HEAD = """
 ## What a task leaves to growth
 
-Networks that wait through an episode, with seeds planted at its start and trained from scratch with the host. The noise
-is the standard deviation of the change of validation accuracy over the last 12 epochs; "stabilised" and "plateau" are
-the shares of episodes in which these signals are given. Accuracies are means ± standard deviations over the episodes;
-of plans that are closer than that, the best is the best of these episodes.
+Networks that wait through an episode, with seeds planted at its start and trained from scratch with the host.
+Accuracies are means ± standard deviations over the episodes; of plans that are closer than that, the best is the best
+of these episodes. [All plans](headroom.md), with commands.
 
 | task | data | host alone, test % | best of what was planted, test % | parameters added | planted |
 |---|---|---|---|---|---|
 {rows}
+"""
+
+PLANTED_HEAD = """
+Networks that wait through an episode, with seeds planted at its start and trained from scratch with the host;
+[results](results.md#what-a-task-leaves-to-growth) has the best of each task. Accuracies are means ± standard deviations
+over the episodes. The noise is the standard deviation of the change of validation accuracy over the last 12 epochs;
+"stabilised" and "plateau" are the shares of episodes in which these signals are given.
 """
 
 CALIBRATION = """
@@ -166,7 +172,7 @@ def headroom(file: Path) -> str:
 
 
 def headroom_of_all(files: Sequence[Path]) -> str:
-    """The head of the headroom sections, with a line for each task as it comes: what all its files have of it."""
+    """The headroom of all tasks, a line for each as it comes: what all its files have of it."""
     tasks: dict[tuple[str, str], dict[str, Any]] = {}
     for content in (json.loads(file.read_text(encoding="utf-8")) for file in files):
         if not content.get("env_settings"):
@@ -194,18 +200,20 @@ def calibration(file: Path) -> str:
     )
 
 
-def page() -> str:
-    """The whole page."""
-    sections = [HEAD, *(study(folder.parent) for folder in sorted(RESULTS.glob("*/summary.json")))]
+def pages() -> dict[Path, str]:
+    """The whole pages, by file."""
+    sections = [HEAD.format(title="Results")]
+    sections += [study(folder.parent) for folder in sorted(RESULTS.glob("*/summary.json"))]
     tasks = sorted(RESULTS.glob("headroom-*.json"), key=lambda file: file.stem)
     sections.append(headroom_of_all(tasks))
     sections += [calibration(file) for file in sorted(RESULTS.glob("calibration-*.json"))]
-    sections += [headroom(file) for file in tasks]
     sections += report_speed.sections(RESULTS)
     sections += report_reliability.sections(RESULTS)
-    return "".join(sections)
+    planted = [HEAD.format(title="What was planted"), PLANTED_HEAD, *map(headroom, tasks)]
+    return {PAGE: "".join(sections), PLANTED_PAGE: "".join(planted)}
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(f"Written to {PAGE.relative_to(ROOT)}")
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")
+        print(f"Written to {page.relative_to(ROOT)}")

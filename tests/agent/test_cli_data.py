@@ -298,7 +298,14 @@ def test_ctrl_c_exits_with_130_and_the_next_fetch_goes_on(root, server, capsys):
     server.says(ARCHIVE, half)
     arguments = [sys.executable, "-c", INTERRUPTED, server.url + ARCHIVE]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     part = root / ".esper-downloads" / "cifar10" / "cifar-10-binary.tar.gz.part"
     deadline = time.monotonic() + 60
     while not (part.exists() and part.stat().st_size > 0) and time.monotonic() < deadline:
