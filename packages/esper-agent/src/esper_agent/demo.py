@@ -1,4 +1,4 @@
-"""A few minutes from nothing to a comparison: train on Esper-Digits-v0, then play the model against three policies.
+"""Some minutes from nothing to a comparison: train on Esper-Digits-v0, then play the model against three policies.
 
     python -m esper_agent.demo
 
