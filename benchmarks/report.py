@@ -67,10 +67,9 @@ of these episodes. [All plans](headroom.md), with commands.
 """
 
 PLANTED_HEAD = """
-Networks that wait through an episode, with seeds planted at its start and trained from scratch with the host;
-[results](results.md#what-a-task-leaves-to-growth) has the best of each task. Accuracies are means ± standard deviations
-over the episodes. The noise is the standard deviation of the change of validation accuracy over the last 12 epochs;
-"stabilised" and "plateau" are the shares of episodes in which these signals are given.
+All that was planted to see [what a task leaves to growth](results.md#what-a-task-leaves-to-growth). The noise is the
+standard deviation of the change of validation accuracy over the last 12 epochs; "stabilised" and "plateau" are the
+shares of episodes in which these signals are given.
 """
 
 CALIBRATION = """

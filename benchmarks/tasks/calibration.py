@@ -132,8 +132,8 @@ def _several(what: str) -> str:
 
 
 def _error_of_difference(*rows: Mapping[str, Any]) -> float:
-    """Standard error of the difference of two means, as in Welch's test. Episodes of the same seed count as independent
-    here, which makes it rather too large."""
+    """Standard error of the difference of two means, as in Welch's test: episodes of the same seed, in which networks
+    start alike, count as independent ones."""
     return math.sqrt(sum(row["test_accuracy_std"] ** 2 / row["episodes"] for row in rows))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from archives import fashion_files, small_cifar10, small_in_files, write
-from command_line import bad, text_of
+from command_line import bad, interruptible, text_of
 from esper_agent import data_commands
 from esper_agent.cli import FAILED, OK, main
 from esper_agent.data_commands import FetchSettings, run_fetch
@@ -303,8 +303,7 @@ def test_ctrl_c_exits_with_130_and_the_next_fetch_goes_on(root, server, capsys):
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        # What a shell starts in the background ignores SIGINT, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=interruptible,
     )
     part = root / ".esper-downloads" / "cifar10" / "cifar-10-binary.tar.gz.part"
     deadline = time.monotonic() + 60

@@ -288,10 +288,10 @@ def test_another_algorithm_and_settings_that_cannot_work_are_refused(toy_id):
 @pytest.mark.slow
 def test_healthy_training_raises_no_alarm(tmp_path):
     hub = RecordingHub()
-    settings = TrainSettings(out=tmp_path / "run", total_timesteps=1280, progress=False, device="cpu")
+    settings = TrainSettings(out=tmp_path / "run", total_timesteps=1920, progress=False, device="cpu")
     train(settings, callbacks=[DiagnosticsCallback(hub=hub)])
     kinds = Counter(type(payload).__name__ for payload, _ in hub.events)
-    assert kinds["PPOUpdateCompleted"] == 2
+    assert kinds["PPOUpdateCompleted"] == 3
     assert hub.of(Anomaly) == hub.of(RewardHackingSuspected) == []
     assert hub.escalations == []
 

@@ -13,7 +13,7 @@ import time
 import gymnasium
 import numpy as np
 import pytest
-from command_line import SMALL, bad
+from command_line import SMALL, bad, interruptible
 from esper_agent import (
     FactoredRecurrentPPO,
     FixedPlanPolicy,
@@ -340,8 +340,7 @@ def test_an_interrupt_while_the_libraries_load_is_one_line(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": paths},
-        # A test runner that ignores interrupts, in the background of a shell for instance, must not hand that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=interruptible,
     )
     try:
         while not (tmp_path / "loading").exists():

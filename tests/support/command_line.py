@@ -1,4 +1,6 @@
-"""The `esper` command in the process of the tests."""
+"""The `esper` command in the process of the tests, and in one of its own."""
+
+import signal
 
 from esper_agent.cli import BAD_INPUT, main
 
@@ -19,3 +21,8 @@ def bad(arguments, capsys):
     assert out == ""
     assert "Traceback" not in err
     return err
+
+
+def interruptible():
+    """For a child to run first: a test runner that ignores SIGINT, as in a shell's background, hands that on."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
