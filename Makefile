@@ -8,18 +8,21 @@ PACKAGES := packages/esper-env packages/esper-agent
 TEST_WORKERS ?= auto
 # Further options of pytest, for example: make test PYTEST_OPTIONS="-k lifecycle -x"
 PYTEST_OPTIONS ?=
+# --short or --every for test-portable, see tools/portable.py.
+PORTABLE_OPTIONS ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --maxprocesses 8 --dist worksteal $(PYTEST_OPTIONS)
+PYTEST_WORKERS := --numprocesses $(TEST_WORKERS) --maxprocesses 8 --dist worksteal
+PYTEST := $(BIN)/python -m pytest $(PYTEST_WORKERS) $(PYTEST_OPTIONS)
 # The development tools are listed once, in pyproject.toml; pip reads such a group only from 25.1 on.
 DEV_TOOLS = $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['dev'])")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast lint format pins install clean
+.PHONY: help demo test fast test-portable lint format pins install clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 21
 
 demo: $(INSTALLED) ## run the demonstration
 	@$(BIN)/python -m esper_agent.demo
@@ -29,6 +32,9 @@ test: $(INSTALLED) ## run every test, the slow ones included
 
 fast: $(INSTALLED) ## run the tests that take seconds
 	@$(PYTEST) -m "not slow"
+
+test-portable: $(INSTALLED) ## run the numeric tests with other instruction sets
+	@$(BIN)/python tools/portable.py $(PORTABLE_OPTIONS) $(PYTEST_WORKERS) $(PYTEST_OPTIONS)
 
 lint: $(INSTALLED) ## check style, format and types
 	$(BIN)/ruff check .

@@ -1,12 +1,12 @@
-"""What holds for every test: one thread for each process, property tests that draw the same examples every time, and
-tables of what is registered that can be put back."""
+"""Defaults of every test: one thread for each process, property tests that draw the same examples every time, and
+registries that are restored."""
 
 import os
 
 # Set before torch and NumPy load their thread pools, and inherited by the processes that tests start: the workers of
-# pytest-xdist share the cores, and sums over one thread do not depend on the machine.
+# pytest-xdist share the cores. tools/portable.py asks for more threads.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = "1"
+    os.environ.setdefault(variable, "1")
 # Figures are drawn to files; no test needs a display.
 os.environ["MPLBACKEND"] = "Agg"
 

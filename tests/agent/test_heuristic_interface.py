@@ -14,6 +14,8 @@ from esper_env.rules.heads import (
 from esper_env.rules.stages import Stage
 from heuristic_moments import HORIZON, READY, Moment, Seed, policy_with
 
+pytestmark = pytest.mark.numeric
+
 # The interface
 
 

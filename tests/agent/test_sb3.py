@@ -12,6 +12,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
+pytestmark = pytest.mark.numeric
+
 HORIZON = 5
 
 

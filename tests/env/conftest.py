@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from esper_env.rules.heads import HEAD_DEFAULTS, AlphaSpeed, AlphaTarget, Blueprint, Head, Op, Style, Tempo
+from growing import built_with
 from stepping import new_env
 
 #: Small enough that a step takes milliseconds.
@@ -124,6 +125,16 @@ def use_threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def float64_networks():
+    """Environments made in the test train float64 networks, whose trajectories agree within 1e-6 on any CPU.
+
+    Training amplifies float32 rounding without a bound that a test could state. Features stay float32.
+    """
+    with built_with(torch.float64):
+        yield
 
 
 @pytest.fixture

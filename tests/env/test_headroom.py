@@ -9,7 +9,7 @@ import pytest
 
 EPISODES, HORIZON = 16, 40
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.numeric]
 
 
 def always_wait(topology):

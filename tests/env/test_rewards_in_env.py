@@ -5,6 +5,9 @@ import numpy as np
 import pytest
 from esper_env.rules.heads import Blueprint, Op
 
+#: So that the same seed makes the same episode on every CPU, up to 1e-6.
+pytestmark = [pytest.mark.usefixtures("float64_networks"), pytest.mark.numeric]
+
 HOST = 390
 RENT, OP_COST, GAMMA = 0.05, 0.002, 0.98
 #: Enough training for a seed in the first slot to be worth something.

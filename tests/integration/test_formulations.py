@@ -15,7 +15,7 @@ from torch.nn import functional as F
 CPU = torch.device("cpu")
 TINY = {"batches_per_step": 2, "horizon": 4}
 
-pytestmark = pytest.mark.usefixtures("throughput_modules")
+pytestmark = [pytest.mark.usefixtures("throughput_modules"), pytest.mark.numeric]
 
 
 def case_of(kernel, input_gradient=True):

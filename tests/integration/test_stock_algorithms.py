@@ -15,6 +15,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
+pytestmark = pytest.mark.numeric
+
 ENV_ID = "Esper-Digits-v0"
 COUNT, HORIZON, STEPS = 2, 6, 48
 TINY = {"horizon": HORIZON, "batches_per_step": 1, "batch_size": 8}
@@ -36,8 +38,8 @@ def stock_vector_with_masker():
     )
 
 
-def native_vector():
-    return make_sb3_env(ENV_ID, num_envs=COUNT, seed=0, **TINY)
+def native_vector(**kwargs):
+    return make_sb3_env(ENV_ID, num_envs=COUNT, seed=0, **TINY, **kwargs)
 
 
 @pytest.fixture(params=[stock_vector, stock_vector_with_masker, native_vector])
@@ -77,7 +79,8 @@ def test_masks_reach_the_masked_policy(env):
 
 
 def test_both_vectors_give_the_same_episodes():
-    stock, native = stock_vector(), native_vector()
+    """Networks run one by one in both, because other shapes would round differently."""
+    stock, native = stock_vector(), native_vector(shard_size=1)
     stock.seed(5)
     native.seed(5)
     left, right = stock.reset(), native.reset()

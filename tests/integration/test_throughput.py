@@ -11,6 +11,8 @@ from esper_env.networks.population import Structure
 from esper_env.rules.slot_table import SlotTable
 from esper_env.tasks import make_task
 
+pytestmark = pytest.mark.numeric
+
 TINY = {"batches_per_step": 2, "horizon": 4}
 
 

@@ -1,4 +1,8 @@
-"""Vectors of networks that all do the same, with everything they show and hold, and what a rollback must leave."""
+"""Vectors of networks that all do the same, with everything they show and hold, and what a rollback must leave.
+
+The networks are float64 (``float64_networks``): what they come to, and how one agrees with a run that has other
+neighbours, is then the same on every CPU within 1e-6.
+"""
 
 from copy import deepcopy
 
@@ -47,7 +51,7 @@ def of_rows(value, rows):
     return value[rows] if isinstance(value, np.ndarray) else value
 
 
-def assert_same_bits(left, right, path=""):
+def assert_agree(left, right, path=""):
     """A tensor of a seed that only broken networks ever had is zero on one side, and missing on the other."""
     if isinstance(left, dict):
         for key in left.keys() | right.keys():
@@ -55,11 +59,11 @@ def assert_same_bits(left, right, path=""):
             if here is None or there is None:
                 assert not np.any(here if there is None else there), f"{path}/{key}"
             else:
-                assert_same_bits(here, there, f"{path}/{key}")
-    elif left.dtype == object:
-        assert left.tolist() == right.tolist(), path
+                assert_agree(here, there, f"{path}/{key}")
+    elif left.dtype.kind == "f":
+        np.testing.assert_allclose(left, right, rtol=0, atol=1e-6, err_msg=path)
     else:
-        assert left.tobytes() == right.tobytes(), path
+        assert left.tolist() == right.tolist(), path
 
 
 def assert_restored(trip, row, epoch):
@@ -81,9 +85,9 @@ def accuracy_and_loss(growth, row):
     """Of host and fossils on the validation images, module by module as PyTorch runs them."""
     data = load_data(family="digits")
     shard, local = growth._population._locate(row)
-    x = torch.tensor(data.val_images).float() / 255
-    x = (x - torch.tensor(data.mean).view(1, -1, 1, 1)) / torch.tensor(data.std).view(1, -1, 1, 1)
     host, _ = stack_of(growth, row, 0, "host")
+    mean, std = (torch.tensor(values, dtype=host.dtype).view(1, -1, 1, 1) for values in (data.mean, data.std))
+    x = (torch.tensor(data.val_images).to(host.dtype) / 255 - mean) / std
     for k, segment in enumerate(shard.segments):
         prefix = f"segments.{k}."
         own = {name.removeprefix(prefix): v[local] for name, v in host.values().items() if name.startswith(prefix)}
@@ -117,10 +121,10 @@ def check_rolled_back(trip, rows, before, epoch):
             np.testing.assert_array_equal(getattr(growth.table, name)[row][~gone], known)
         accuracy, loss = accuracy_and_loss(growth, row)
         assert infos["val_accuracy"][row] == pytest.approx(accuracy, abs=1e-4)
-        assert infos["val_loss"][row] == pytest.approx(loss, rel=1e-4)
+        assert infos["val_loss"][row] == pytest.approx(loss, rel=1e-9)
         governor = growth._governor.get_state()  # from now on it compares with what was put back
         assert governor["count"][row] == 1
-        assert governor["history"][row, -1] == pytest.approx(min(loss, growth._governor.guessing), rel=1e-4)
+        assert governor["history"][row, -1] == pytest.approx(min(loss, growth._governor.guessing), rel=1e-9)
     components = {name: value for name, value in infos["reward_components"].items() if name[0] != "_"}
     np.testing.assert_array_equal(components["governor"][rows], -1.0)
     np.testing.assert_allclose(sum(components.values()), reward, atol=1e-12)

@@ -13,6 +13,8 @@ import pytest
 import torch as th
 from esper_agent.advantages import ESTIMATORS, Rollout, expected_value, sampled_op, sampled_value, two_step
 
+pytestmark = pytest.mark.numeric
+
 HORIZON, STATES, GAMMA = 3, 2, 0.9
 ARGUMENTS = (1, 3, 2)
 DECISIONS = [(op, argument) for op, count in enumerate(ARGUMENTS) for argument in range(count)]

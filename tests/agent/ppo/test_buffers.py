@@ -9,6 +9,8 @@ from esper_agent.advantages import Rollout, two_step
 from esper_env.rules.heads import Blueprint, Head, Op
 from stable_baselines3.common.callbacks import BaseCallback
 
+pytestmark = pytest.mark.numeric
+
 
 class Tape(BaseCallback):
     """Keeps what each step handed to the callbacks."""
@@ -26,7 +28,7 @@ class Tape(BaseCallback):
 def test_stored_valued_and_executed_op_are_one(mask_world, make_model, collect, roughen):
     env = mask_world(num_envs=4)
     tape = Tape()
-    model = roughen(make_model(env, n_steps=32))
+    model = roughen(make_model(env, n_steps=64))
     buffer = collect(model, tape)
     executed = np.stack([single.unwrapped.executed for single in env.envs], axis=1)
     np.testing.assert_array_equal(buffer.actions, executed)
@@ -45,8 +47,8 @@ def test_stored_valued_and_executed_op_are_one(mask_world, make_model, collect, 
 
 def test_ratios_of_the_first_epoch_are_one_for_every_head(mask_world, make_model, collect, roughen):
     """Over a rollout with every op, in shuffled padded minibatches that cut across episodes and environments."""
-    model = roughen(make_model(mask_world(num_envs=5, horizon=7), n_steps=24, batch_size=23))
-    model.learn(240)
+    model = roughen(make_model(mask_world(num_envs=5, horizon=7), n_steps=64, batch_size=23))
+    model.learn(320)
     buffer = collect(model)
     assert set(buffer.actions[..., Head.OP].ravel()) == set(Op)
     relevant, real = np.zeros(len(Head)), 0
@@ -56,11 +58,11 @@ def test_ratios_of_the_first_epoch_are_one_for_every_head(mask_world, make_model
         )
         rows = samples.mask > 0.5
         ratio = (evaluation.head_log_probs - samples.head_log_probs)[rows].exp()
-        assert (ratio - 1).abs().max().item() < 1e-5
-        assert (evaluation.op_values - samples.old_values)[rows].abs().max().item() < 1e-5
+        assert (ratio - 1).abs().max().item() < 1e-4
+        assert (evaluation.op_values - samples.old_values)[rows].abs().max().item() < 1e-4
         relevant += evaluation.relevance[rows].sum(dim=0).numpy()
         real += int(rows.sum())
-    assert real == 5 * 24, "every transition once"
+    assert real == 5 * 64, "every transition once"
     assert (relevant > 0).all()
 
 

@@ -13,6 +13,8 @@ from esper_env.rules.heads import HEAD_DEFAULTS, HEAD_RELEVANCE, NUM_HEADS, Head
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.numeric
+
 SLOTS = 3
 NVEC = head_sizes(SLOTS)
 STARTS = np.concatenate([[0], np.cumsum(NVEC)])

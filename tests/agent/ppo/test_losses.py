@@ -12,6 +12,8 @@ from esper_agent.losses import LossSettings, UpdateStatistics, entropy_weights, 
 from esper_agent.policy import Evaluation
 from esper_env.rules.heads import HEAD_NAMES, HEAD_RELEVANCE, NUM_HEADS, NUM_OPS, Head, Op
 
+pytestmark = pytest.mark.numeric
+
 PADDING = 4
 
 

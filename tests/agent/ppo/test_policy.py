@@ -13,6 +13,8 @@ from esper_agent.policy import FactoredLstmPolicy
 from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op, head_sizes
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 
+pytestmark = pytest.mark.numeric
+
 NVEC = head_sizes(3)
 
 
@@ -165,7 +167,7 @@ def test_padded_sequences_equal_step_by_step_evaluation(spaces, observations):
             alone = policy.evaluate_heads(single, actions[row : row + 1], state_in, starts[sequence, step : step + 1])
             _, state = policy.get_distribution(single, state, starts[sequence, step : step + 1])
             for whole, part in zip(padded, alone, strict=True):
-                assert th.allclose(whole[row].float(), part[0].float(), atol=1e-5)
+                assert th.allclose(whole[row].float(), part[0].float(), atol=1e-4)
 
 
 def test_an_episode_start_clears_the_carried_state(policy, observations):
@@ -193,14 +195,15 @@ def test_one_lstm_call_evaluates_a_padded_batch(spaces, observations):
 
 
 def test_a_decision_values_the_op_it_takes(spaces, observations):
-    policy, obs = lively(make_policy(spaces)), observations(256, density=0.8)
+    count = 2048  # the rarest op is expected 27 times
+    policy, obs = lively(make_policy(spaces)), observations(count, density=0.8)
     with th.no_grad():
-        decision, _ = policy.decide(obs, states(256), th.ones(256))
-        op_values, op_probs = policy.op_values(obs, states(256).pi, th.ones(256))
-        evaluation = policy.evaluate_heads(obs, decision.actions, states(256), th.ones(256))
+        decision, _ = policy.decide(obs, states(count), th.ones(count))
+        op_values, op_probs = policy.op_values(obs, states(count).pi, th.ones(count))
+        evaluation = policy.evaluate_heads(obs, decision.actions, states(count), th.ones(count))
     ops = decision.actions[:, Head.OP]
     assert set(ops.tolist()) == set(Op)
-    assert th.equal(decision.op_values, op_values[th.arange(256), ops])
+    assert th.equal(decision.op_values, op_values[th.arange(count), ops])
     assert th.allclose(decision.state_values, (op_values * op_probs).sum(dim=1), atol=1e-6)
     assert th.equal(decision.op_values, evaluation.op_values)
     assert th.equal(decision.head_log_probs, evaluation.head_log_probs)
@@ -227,11 +230,11 @@ def test_predict_carries_state_for_single_and_batched_observations(spaces, obser
     alone, alone_state = policy.predict(single, deterministic=True)
     assert alone.shape == (8,)
     np.testing.assert_array_equal(alone, action[1])
-    np.testing.assert_allclose(alone_state[0][:, 0], state[0][:, 1], atol=1e-6)
+    np.testing.assert_allclose(alone_state[0][:, 0], state[0][:, 1], atol=1e-5)
     _, carried = policy.predict(obs, state, np.zeros(3, dtype=bool), deterministic=True)
     _, restarted = policy.predict(obs, state, np.ones(3, dtype=bool), deterministic=True)
     assert not np.allclose(carried[0], restarted[0])
-    np.testing.assert_allclose(restarted[0], state[0], atol=1e-6)
+    np.testing.assert_allclose(restarted[0], state[0], atol=1e-5)
 
 
 def test_actor_and_critic_both_train_every_shared_layer(spaces, observations):

@@ -8,6 +8,8 @@ import torch as th
 from esper_agent.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
 from esper_env.rules.heads import HEAD_RELEVANCE, Head
 
+pytestmark = pytest.mark.numeric
+
 
 def parameters_of(model):
     return [parameter.detach().clone() for parameter in model.policy.parameters()]

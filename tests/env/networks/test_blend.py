@@ -7,6 +7,8 @@ from esper_env.networks.seeds.blend import BlendGate, blend, register_operator
 from esper_env.rules.heads import Operator
 from torch import nn
 
+pytestmark = pytest.mark.numeric
+
 EVERY_OPERATOR = pytest.mark.parametrize("operator", Operator)
 
 

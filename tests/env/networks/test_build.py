@@ -9,6 +9,8 @@ from esper_env.networks.population.layout import ImagesAlone, ImagesTogether
 from esper_env.rules.slot_table import SlotTable
 from esper_env.tasks import make_task
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def build():

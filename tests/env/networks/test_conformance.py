@@ -31,6 +31,8 @@ from growing import (
 from hypothesis import example, given
 from plain_transformer import made_text
 
+pytestmark = pytest.mark.numeric
+
 COUNT, STEPS = 5, 12
 EVENTFUL = 21  # lives in which everything occurs
 TASKS = {

@@ -12,6 +12,8 @@ from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from torch.nn import functional as F
 
+pytestmark = pytest.mark.numeric
+
 BOTH_LAYOUTS = pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
 SEEDS = [
     (0, 0, "conv_light", Operator.ADD, Stage.BLENDING, 0.4),
@@ -71,7 +73,9 @@ def possible_masks(structure, row):
 @BOTH_LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_every_configuration_equals_a_pass_of_its_own(grown, naive, together, dtype):
+    """In float32 an image may fall to another class where its two largest logits are next to each other."""
     population, structure = grown(together, dtype)
+    exact, one_image = dtype is torch.float64, 100 / population.predictions
     for index, shard in enumerate(population.shards):
         rows = range(NETWORKS) if together else [index]
         pairs = [(row, mask) for row in rows for mask in possible_masks(structure, row)]
@@ -81,8 +85,8 @@ def test_every_configuration_equals_a_pass_of_its_own(grown, naive, together, dt
         result = score(shard, own, configurations, population._splits.validation)
         for at, (row, mask) in enumerate(pairs):
             loss, accuracy = naive(population, structure, row, alphas(structure, row, mask))
-            assert result.loss[at] == pytest.approx(loss, abs=1e-9 if dtype is torch.float64 else 1e-5)
-            assert result.accuracy[at] == pytest.approx(accuracy, abs=1e-9)
+            assert result.loss[at] == pytest.approx(loss, abs=1e-9 if exact else 1e-5)
+            assert result.accuracy[at] == pytest.approx(accuracy, abs=1e-9 if exact else 1.5 * one_image)
 
 
 @pytest.mark.parametrize("choice", range(12))

@@ -1,4 +1,4 @@
-"""A network that breaks, wherever and however, changes no bit of any other."""
+"""A network that breaks, wherever and however, changes no other."""
 
 from dataclasses import replace
 
@@ -9,6 +9,8 @@ from esper_env.rules.heads import NO_BLUEPRINT
 from growing import SEEDS, STRIPES, SURFACES, alone, examples, in_shards, lives, lower_limits, make_growth, play
 from hypothesis import given
 from hypothesis import strategies as st
+
+pytestmark = pytest.mark.numeric
 
 COUNT, STEPS = 4, 9
 #: The default layouts of Digits and of CIFAR; the last step ends the episode.
@@ -39,20 +41,26 @@ def tensors_of(growth, row):
     ]
 
 
-def assert_same_bits(record, other, rows):
+def assert_agree(record, other, rows, tolerance):
     """A seed that only the broken network ever had is on one record only; the other networks have zeros there."""
     for name in record.keys() | other.keys():
         here, there = (side[name][rows] if name in side else None for side in (record, other))
         if here is None or there is None:
             assert not (here if there is None else there).any(), name
         else:
-            assert here.tobytes() == there.tobytes(), name
+            np.testing.assert_allclose(here, there, rtol=0, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_fault_in_one_network_changes_no_bit_of_the_others(make_data, monkeypatch, layout):
-    """NaN or infinity in a weight, a running statistic or a momentum of host, seed or gate, before any step."""
+@pytest.mark.parametrize(
+    ("layout", "dtype", "tolerance"), [("together", torch.float64, 1e-6), ("alone", torch.float32, 0.0)]
+)
+def test_a_fault_in_one_network_changes_no_other(make_data, monkeypatch, layout, dtype, tolerance):
+    """NaN or infinity in a weight, a running statistic or a momentum of host, seed or gate, before any step.
+
+    Networks that run one by one keep every bit. Together, a seed that leaves a part may move those behind it to another
+    place of a vector instruction, where a sigmoid rounds differently on some CPUs.
+    """
     lower_limits(monkeypatch)
     data, task = make_data(val=80, pad=1), LAYOUTS[layout]
     slots, hit, fatal = 3 if task is LAYOUTS["together"] else 6, set(), 0
@@ -78,9 +86,9 @@ def test_a_fault_in_one_network_changes_no_bit_of_the_others(make_data, monkeypa
                 tensor.view(-1)[where % tensor.numel()] = value
                 hit.add(name)
 
-        healthy = play(make_growth(task, COUNT, data, torch.float32), plan)
-        sick = play(make_growth(task, COUNT, data, torch.float32), plan, healthy.actions, before=break_one)
-        assert_same_bits(healthy.record, sick.record, np.arange(COUNT) != broken)
+        healthy = play(make_growth(task, COUNT, data, dtype), plan)
+        sick = play(make_growth(task, COUNT, data, dtype), plan, healthy.actions, before=break_one)
+        assert_agree(healthy.record, sick.record, np.arange(COUNT) != broken, tolerance)
         losses = np.stack([sick.record[f"step {step}: measure loss"] for step in range(STEPS)])
         assert np.isfinite(np.delete(losses, broken, axis=1)).all()
         rolled_back = np.stack([sick.record[f"step {step}: rollback"] for step in range(STEPS)])

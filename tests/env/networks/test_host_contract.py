@@ -10,6 +10,8 @@ from esper_env.rules.stages import Stage
 from plain_transformer import CONTEXT, made_text
 from torch import nn
 
+pytestmark = pytest.mark.numeric
+
 
 class Perceptron(SegmentedHost):
     """Two layers on 1x2x2 images, with a slot between them."""

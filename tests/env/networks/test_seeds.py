@@ -11,6 +11,8 @@ from plain_seeds import scrambled
 from torch import nn
 from torch.nn import functional as F
 
+pytestmark = pytest.mark.numeric
+
 ENTRIES = offered_blueprints("cnn")
 EVERY_BLUEPRINT = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 

@@ -9,6 +9,8 @@ from esper_env.networks.seeds.blend import CausalBlendGate
 from torch import nn
 from torch.func import functional_call
 
+pytestmark = pytest.mark.numeric
+
 NETWORKS, SAMPLES, LENGTH, WIDTH = 3, 2, 5, 4
 REPEATED = nn.Linear(WIDTH, WIDTH)
 

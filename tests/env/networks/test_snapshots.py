@@ -9,6 +9,8 @@ from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from torch import nn
 
+pytestmark = pytest.mark.numeric
+
 COUNT = 4
 ADD, MULTIPLY, GATE = Operator.ADD, Operator.MULTIPLY, Operator.GATE
 #: Fossils of equal and of different blueprints in the same slot, and live seeds in every stage beside them.

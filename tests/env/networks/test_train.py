@@ -12,6 +12,8 @@ from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.rules.stages import Stage
 from esper_env.tasks import make_task
 
+pytestmark = pytest.mark.numeric
+
 BLUEPRINTS = [entry.name for entry in offered_blueprints("cnn")]
 #: One network for each: they train side by side.
 KINDS = [(name, operator) for name in BLUEPRINTS for operator in Operator]
@@ -75,7 +77,8 @@ def test_every_parameter_has_a_gradient_within_three_steps_and_moves(make_popula
         population.train(structure)
     for row, kind in enumerate(KINDS):
         for name, value in own_tensors(shard, structure, row, slot, "parameters").items():
-            assert (value != before[row][name]).double().mean() > 0.5, (kind, name)
+            if not undone_by_batch_norm(name, *kind, stage, slot, kernel):
+                assert (value != before[row][name]).double().mean() > 0.5, (kind, name)
 
 
 @EVERY_STAGE
@@ -119,12 +122,12 @@ def test_a_thawed_seed_starts_from_rest(make_population, grow):
 @EVERY_STAGE
 def test_the_loss_falls_when_only_the_seed_learns(make_population, build_host, grow, stripes, stage):
     """All kinds on the same host and the same minibatches."""
-    settings = {"host_lr": 1e-12, "seed_lr": 0.1, "batches": 8}
+    settings = {"host_lr": 1e-12, "seed_lr": 0.1, "batches": 8, "dtype": torch.float64}
     population = make_population(len(KINDS), host=build_host(norm_momentum=0.5), **settings)
     for row in range(len(KINDS)):
         population.reset_row(row, 5)
     structure = grow(population, len(KINDS), *planted(stage))
-    train = HeldOutImages(stripes.train_images, stripes.train_labels, stripes, torch.device("cpu"), torch.float32)
+    train = HeldOutImages(stripes.train_images, stripes.train_labels, stripes, torch.device("cpu"), torch.float64)
     on = ConfigurationSet.of(np.arange(len(KINDS)), np.full(len(KINDS), 1 << SLOT), population.slots)
     losses = []  # (epochs, networks); of a TRAINING seed, with the seed on
     for _ in range(20):

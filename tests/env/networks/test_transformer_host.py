@@ -5,6 +5,8 @@ import torch
 from esper_env.networks.hosts import HostProtocol, TransformerHost
 from torch.nn import functional as F
 
+pytestmark = pytest.mark.numeric
+
 
 def host(vocab=20, width=8, heads=2, layers=4, context=10, segments=2, **options):
     return TransformerHost(vocab, width, heads, layers, context, segments, **options)

@@ -10,6 +10,8 @@ from esper_env.rules.stages import Stage
 from plain_transformer import BATCH, BATCHES, CONTEXT, PlainTransformer, made_text, small_transformer, text_batches
 from torch.nn import functional as F
 
+pytestmark = pytest.mark.numeric
+
 FIRST_SEED = 100
 SETTINGS = Optimisation(host_lr=0.05, seed_lr=0.05)
 BOTH_LAYOUTS = pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
@@ -38,7 +40,7 @@ def agree(networks, grow):
         plain = [PlainTransformer(population, row, structure) for row in range(count)]
         batches = [text_batches(TEXT, FIRST_SEED + row) for row in range(count)]
         before = [{name: own.detach().clone() for name, (own, _) in network.pairs().items()} for network in plain]
-        tolerance = 1e-9 if dtype is torch.float64 else 1e-5
+        tolerance = 1e-9 if dtype is torch.float64 else 1e-4  # after one epoch
         stats = population.train(structure)
         for row, (network, draw) in enumerate(zip(plain, batches, strict=True)):
             assert stats.loss[row] == pytest.approx(network.train_epoch(draw(), SETTINGS), abs=tolerance)

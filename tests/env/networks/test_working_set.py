@@ -7,6 +7,8 @@ from esper_env.networks.population.stack import Stack
 from esper_env.networks.population.working_set import Member, WorkingSet
 from torch import nn
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 RATES = (0.1, 0.03)
 

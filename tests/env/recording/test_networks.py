@@ -16,6 +16,8 @@ from esper_env.telemetry import Detail, memory
 from listening import break_host, heard, listen, payloads
 from torch import nn
 
+pytestmark = pytest.mark.numeric
+
 GOVERNOR = ("GOVERNOR_PANIC", "GOVERNOR_ROLLBACK", "GOVERNOR_SNAPSHOT")
 
 

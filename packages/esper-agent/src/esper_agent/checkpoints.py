@@ -6,7 +6,7 @@ write_checkpoint("checkpoint", tree, kind=KIND)
 restore_training(model, callbacks, read_checkpoint("checkpoint", kind=KIND))  # made anew from the same settings
 model.learn(remaining, callbacks, reset_num_timesteps=False)
 
-On a CPU, training then goes on as if it had never stopped, bit for bit.
+A resumed run equals an uninterrupted one: docs/environment.md, "Reproducibility", says how exactly.
 """
 
 from __future__ import annotations
