@@ -28,6 +28,17 @@ settings.register_profile(
 settings.load_profile("esper")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--one-in", type=int, default=1, metavar="N", help="run every N-th of the chosen tests only")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config, items):
+    step = config.getoption("--one-in")
+    config.hook.pytest_deselected(items=[item for index, item in enumerate(items) if index % step])
+    items[:] = items[::step]
+
+
 @pytest.fixture
 def own_tables():
     """Tasks and blueprints that are registered here are forgotten afterwards."""

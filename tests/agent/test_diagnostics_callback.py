@@ -305,7 +305,7 @@ def test_healthy_training_raises_no_alarm(tmp_path):
     How soon the critic explains anything differs from CPU to CPU, and so does whether one of 32 episodes looks hacked.
     """
     hub = RecordingHub()
-    settings = TrainSettings(out=tmp_path / "run", total_timesteps=1280, progress=False, device="cpu")
+    settings = TrainSettings(out=tmp_path / "run", total_timesteps=640, num_envs=8, progress=False, device="cpu")
     train(settings, callbacks=[DiagnosticsCallback(AnomalySettings(value_collapse=-1e9), hub)])
     assert len(hub.of(PPOUpdateCompleted)) == 2
     assert hub.of(Anomaly) == []

@@ -118,8 +118,8 @@ def test_a_network_held_to_ransom():
         assert suspicion.payload.ratio is None
 
 
-@pytest.mark.parametrize("mode", ["accuracy", "contribution"])
-def test_the_heuristic_is_hardly_ever_suspected(mode):
+def test_the_heuristic_is_hardly_ever_suspected():
+    """In the mode that can overpay; its episodes are those of the other modes."""
     policy = HeuristicPolicy.for_env(env := make_sb3_env("Esper-Digits-v0", 1).venv.vec_env)
     env.close()
     memory = {"state": None}
@@ -128,7 +128,7 @@ def test_the_heuristic_is_hardly_ever_suspected(mode):
         actions, memory["state"] = policy.predict(observation, memory["state"], np.full(20, t == 0))
         return actions
 
-    assert len(play(20, decide, seed=500, reward_mode=mode)) <= 1
+    assert len(play(20, decide, seed=500, reward_mode="contribution")) <= 1
 
 
 def test_waiting_is_never_suspected():

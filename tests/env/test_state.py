@@ -226,7 +226,7 @@ def test_a_folder_that_holds_something_else_is_an_error_and_changes_nothing(make
         }
     ),
 )
-@examples(30)
+@examples(18)
 def test_any_growth_goes_on_from_any_step(assert_same, tmp_path_factory, seed, steps, mode, num_envs, kwargs):
     if num_envs is not None:
         kwargs = {**kwargs, "autoreset_mode": mode}

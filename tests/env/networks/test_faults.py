@@ -65,7 +65,7 @@ def test_a_fault_in_one_network_changes_no_other(make_data, monkeypatch, layout,
     data, task = make_data(val=80, pad=1), LAYOUTS[layout]
     slots, hit, fatal = 3 if task is LAYOUTS["together"] else 6, set(), 0
 
-    @examples(10)
+    @examples(8)
     @given(
         seed=SEEDS,
         broken=st.integers(0, COUNT - 1),

@@ -140,8 +140,7 @@ def test_a_network_trains_the_same_whatever_the_others_do(make_population, grow,
         population = make_population(count, dtype=torch.float64)
         structure = grow(population, count, *own, *neighbours)
         losses = [population.train(structure).loss[place] for _ in range(3)]
-        measured = population.measure(structure, np.ones(count, dtype=np.bool_))
-        numbers = [*losses, *(np.asarray(field[place]).sum() for field in measured)]
+        numbers = [*losses, *(field[place].sum() for field in population.measure(structure, np.ones(count, bool)))]
         seen.append((network(population, structure, place), numbers))
     assert_close(seen[0][0], seen[1][0])
     assert seen[0][1] == pytest.approx(seen[1][1], abs=1e-9)
