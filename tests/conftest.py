@@ -30,13 +30,15 @@ settings.load_profile("esper")
 
 def pytest_addoption(parser):
     parser.addoption("--one-in", type=int, default=1, metavar="N", help="run every N-th of the chosen tests only")
+    parser.addoption("--first", type=int, default=0, metavar="K", help="with --one-in: begin with the K-th test")
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config, items):
-    step = config.getoption("--one-in")
-    config.hook.pytest_deselected(items=[item for index, item in enumerate(items) if index % step])
-    items[:] = items[::step]
+    step, first = config.getoption("--one-in"), config.getoption("--first")
+    chosen = items[first::step]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
 
 
 @pytest.fixture
