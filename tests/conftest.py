@@ -2,11 +2,12 @@
 registries that are restored."""
 
 import os
+import zlib
 
 # Set before torch and NumPy load their thread pools, and inherited by the processes that tests start: the workers of
 # pytest-xdist share the cores. tools/portable.py asks for more threads.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
+    os.environ[variable] = os.environ.get("ESPER_TEST_THREADS", "1")
 # Figures are drawn to files; no test needs a display.
 os.environ["MPLBACKEND"] = "Agg"
 
@@ -29,16 +30,21 @@ settings.load_profile("esper")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--one-in", type=int, default=1, metavar="N", help="run every N-th of the chosen tests only")
-    parser.addoption("--first", type=int, default=0, metavar="K", help="with --one-in: begin with the K-th test")
+    parser.addoption("--one-in", type=int, default=1, metavar="N", help="run one N-th of the selected tests")
+    parser.addoption("--first", type=int, default=0, metavar="K", help="with --one-in: which N-th, from 0")
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config, items):
-    step, first = config.getoption("--one-in"), config.getoption("--first")
-    chosen = items[first::step]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
-    items[:] = chosen
+    parts, part = config.getoption("--one-in"), config.getoption("--first")
+    if parts == 1:
+        return
+    if parts < 1 or not 0 <= part < parts:
+        raise pytest.UsageError(f"--one-in is {parts} and --first {part}; expected 1 or more, and less than --one-in")
+    # By name, so that a new test moves no other test to another part.
+    chosen = [zlib.crc32(item.nodeid.encode()) % parts == part for item in items]
+    config.hook.pytest_deselected(items=[item for item, kept in zip(items, chosen, strict=True) if not kept])
+    items[:] = [item for item, kept in zip(items, chosen, strict=True) if kept]
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
 """Run the numeric tests with the instruction sets of other x86 CPUs and with more than one thread.
 
     python tools/portable.py            # AVX2 and SSE4, each with one and two threads
-    python tools/portable.py --short    # SSE4 with one thread, every sixth quick test; what CI runs
-    python tools/portable.py --every    # every kernel level of ATen with every one of oneDNN, one and two threads,
-                                        # a third of the tests each: every test meets every level
+    python tools/portable.py --quick    # the same without the slow tests
+    python tools/portable.py --short    # SSE4 with one thread, a sixth of the quick tests; what CI runs
+    python tools/portable.py --every    # every ATen level with every oneDNN level, one and two threads,
+                                        # a third of the tests in each
 
-Float32 sums depend on the instruction set, and training amplifies the difference. A test that holds only on the CPU it
-was written on fails here. Other options are passed on to pytest; without a file it runs every test marked ``numeric``.
+Float32 sums depend on the instruction set, and training amplifies the difference. A test that passes only on its
+author's CPU is likely to fail here. Only tests marked ``numeric`` run. Other options are passed on to pytest.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-#: What makes the libraries use the kernels of an older CPU.
+#: Variables that limit each library to the kernels of an older CPU.
 ATEN: dict[str, dict[str, str]] = {
     "own": {},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2"},
@@ -38,9 +39,12 @@ BLAS: dict[str, dict[str, str]] = {
     "AVX2": {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "OPENBLAS_CORETYPE": "Haswell"},
     "SSE4": {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "OPENBLAS_CORETYPE": "Nehalem"},
 }
+#: Variables that would override the ones above.
+OVERRIDES = {"DNNL_MAX_CPU_ISA"}
 THREADS = (1, 2)
-#: pytest's exit status after Ctrl-C.
-INTERRUPTED = 2
+#: Exit statuses of pytest.
+PASSED, USAGE_ERROR, NO_TESTS = 0, 4, 5
+INTERRUPTED = 130
 
 
 class Variant(NamedTuple):
@@ -51,11 +55,15 @@ class Variant(NamedTuple):
     threads: int
 
     def environment(self) -> dict[str, str]:
-        """The variables that select it; those of this process are inherited, except for other levels."""
-        chosen = ATEN[self.aten] | ONEDNN[self.onednn] | BLAS[self.aten]
-        levels = {name for table in (ATEN, ONEDNN, BLAS) for level in table.values() for name in level}
+        """This process's environment with the variant's kernel levels and threads."""
+        levels = {name for table in (ATEN, ONEDNN, BLAS) for level in table.values() for name in level} | OVERRIDES
         inherited = {name: value for name, value in os.environ.items() if name not in levels}
-        return inherited | chosen | {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+        chosen = ATEN[self.aten] | ONEDNN[self.onednn] | BLAS[self.aten]
+        return inherited | chosen | {"ESPER_TEST_THREADS": str(self.threads)}
+
+    def third(self) -> int:
+        """Which third of the tests ``--every`` runs: each test meets every level of ATen and of oneDNN."""
+        return (list(ATEN).index(self.aten) + list(ONEDNN).index(self.onednn)) % 3
 
     def __str__(self) -> str:
         return f"ATen {self.aten}, oneDNN {self.onednn}, {self.threads} thread{'s' * (self.threads > 1)}"
@@ -70,40 +78,65 @@ def variants(*, short: bool, every: bool) -> list[Variant]:
     return [Variant(level, level, threads) for level in ("AVX2", "SSE4") for threads in THREADS]
 
 
+def run(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Exit status of a command; on Ctrl-C it waits until the command, which is interrupted too, has ended."""
+    process = subprocess.Popen(command, env=environment)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+
+
+def capability(environment: dict[str, str]) -> str:
+    """The instruction set that PyTorch reports under these variables."""
+    code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Run the variants one after the other; 0 if the tests passed in all of them, else 1."""
+    """Run the variants one after the other.
+
+    Returns 0 if the tests passed in all of them, 1 if some failed or none ran, 130 after Ctrl-C.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--short", action="store_true", help="one variant, every sixth quick test")
+    which.add_argument("--short", action="store_true", help="one variant, a sixth of the quick tests")
     which.add_argument("--every", action="store_true", help="all 18 variants, a third of the tests in each")
+    parser.add_argument("--quick", action="store_true", help="leave out the slow tests")
     options, passed_on = parser.parse_known_args(arguments)
+    if "-m" in passed_on:
+        parser.error("-m cannot be passed on, because the marker `numeric` selects the tests; use -k or --quick")
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        parser.error(f"this machine is {platform.machine()}; instruction sets can be chosen on x86_64 only")
+        print(f"skipped: this machine is {platform.machine()}; only x86-64 CPUs can imitate older ones")
+        return PASSED
+    marker = "numeric and not slow" if options.quick or options.short else "numeric"
     results = []
     for variant in variants(short=options.short, every=options.every):
-        print(f"== {variant}", flush=True)
+        environment = variant.environment()
+        print(f"== {variant} (PyTorch uses {capability(environment)})", flush=True)
+        sample = ["--one-in", "6", "-q"] if options.short else []
+        if options.every:
+            sample = ["--one-in", "3", "--first", str(variant.third()), "-q"]
         started = time.monotonic()
-        chosen = ["-m", "numeric"]
-        if options.short:
-            chosen = ["-m", "numeric and not slow", "--one-in", "6", "-q"]
-        elif options.every:
-            first = (list(ATEN).index(variant.aten) + list(ONEDNN).index(variant.onednn)) % 3
-            chosen += ["--one-in", "3", "--first", str(first), "-q"]
-        command = [sys.executable, "-m", "pytest", *chosen, *passed_on]
-        status = subprocess.run(command, env=variant.environment(), check=False).returncode
-        if status == INTERRUPTED:
-            return INTERRUPTED
+        status = run([sys.executable, "-m", "pytest", "-m", marker, *sample, *passed_on], environment)
+        if status == USAGE_ERROR:
+            return 1  # the same in every variant
         results.append((variant, status, time.monotonic() - started))
     print("== Summary")
     for variant, status, seconds in results:
-        print(f"{'passed' if status == 0 else 'FAILED'}  {seconds:6.0f} s  {variant}")
-    return int(any(status != 0 for _, status, _ in results))
+        verdict = {PASSED: "passed", NO_TESTS: "no tests"}.get(status, "FAILED")
+        print(f"{verdict:8}  {seconds:6.0f} s  {variant}")
+    statuses = {status for _, status, _ in results}
+    return int(PASSED not in statuses or not statuses <= {PASSED, NO_TESTS})
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

@@ -87,12 +87,13 @@ def full_disk(*_arguments):
 @pytest.mark.numeric
 def test_actions_are_sampled_unless_the_likeliest_are_asked_for(run_folder, toy_id, tmp_path, capsys):
     def ops(*flags):
-        """How often each op was taken in each of eight episodes of twelve steps."""
+        """Seed, rounded return and number of each op, of each of eight episodes of twelve steps."""
         file = tmp_path / "e.json"
         arguments = ["evaluate", "--policy", str(run_folder), "--env", toy_id, "--episodes", "8", "--json", str(file)]
         assert main([*arguments, *flags]) == OK
         episodes = json.loads(file.read_text())["episodes"]
-        return [{key: count for key, count in each.items() if key.startswith("op_")} for each in episodes]
+        counts = [{key: count for key, count in each.items() if key.startswith("op_")} for each in episodes]
+        return [(each["seed"], round(each["return"], 6), ops) for each, ops in zip(episodes, counts, strict=True)]
 
     assert ops("--deterministic") == ops("--deterministic", "--num-envs", "2")
     assert ops() == ops()

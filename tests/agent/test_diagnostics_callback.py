@@ -300,16 +300,16 @@ def test_another_algorithm_and_settings_that_cannot_work_are_refused(toy_id):
 
 @pytest.mark.slow
 def test_healthy_training_raises_no_alarm(tmp_path):
-    """Default thresholds are far from what the first updates on Digits come to, except where chance decides.
+    """The first updates on Digits stay far from the default thresholds, except where chance decides.
 
-    How soon the critic explains anything differs from CPU to CPU, and so does whether one of 32 episodes looks hacked.
+    How soon the critic explains anything differs from CPU to CPU, and so does whether one of 16 episodes looks hacked.
     """
     hub = RecordingHub()
     settings = TrainSettings(out=tmp_path / "run", total_timesteps=640, num_envs=8, progress=False, device="cpu")
     train(settings, callbacks=[DiagnosticsCallback(AnomalySettings(value_collapse=-1e9), hub)])
     assert len(hub.of(PPOUpdateCompleted)) == 2
     assert hub.of(Anomaly) == []
-    assert len(hub.of(RewardHackingSuspected)) <= 3
+    assert len(hub.of(RewardHackingSuspected)) <= 1
     assert hub.escalations == []
 
 

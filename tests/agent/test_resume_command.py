@@ -130,7 +130,7 @@ def first_arguments(folder):
     return ["--out", str(folder), "--env", env, "--env-settings", *env_settings, *numbers, *length]
 
 
-def kill(process, begun, seconds):
+def kill(process, begun, seconds=0.0):
     """SIGKILL that long after something has happened; whether it came before the end."""
     deadline = time.monotonic() + 120
     while not begun() and process.poll() is None:
@@ -155,12 +155,13 @@ def go_to_the_end(folder):
 def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_weights(uninterrupted, tmp_path):
     rng = random.Random(0)
     folder = tmp_path / "run"
-    process = command(*first_arguments(folder))
-    kills = int(kill(process, (folder / "config.yaml").exists, rng.uniform(0, 1.5)))
-    before = checkpoint_paths(folder)[:1]
-    process = command("--resume", str(folder))
-    kills += kill(process, lambda: checkpoint_paths(folder)[:1] != before, rng.uniform(0, 0.8))
-    assert kills >= 1
+    moments = sorted(rng.sample(range(1, ROLLOUTS - 6), 2))  # rollouts after which it is killed
+
+    def saved(rollouts):
+        return any(path.name >= f"{rollouts * ROLLOUT:012d}" for path in checkpoint_paths(folder)[:1])
+
+    for start, moment in zip((first_arguments(folder), ("--resume", str(folder))), moments, strict=True):
+        assert kill(command(*start), lambda moment=moment: saved(moment)), "it ended before it was killed"
     go_to_the_end(folder)
     assert differences(folder, uninterrupted) == []
 

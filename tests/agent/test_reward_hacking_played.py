@@ -1,6 +1,6 @@
 """Scripted exploits, honest policies and real networks: who is suspected of reward hacking.
 
-Real networks differ from CPU to CPU. Where their accuracies decide, a test counts suspicions instead of excluding them.
+Real networks differ from CPU to CPU. Where their accuracies decide, a test bounds the number of suspicions.
 """
 
 import numpy as np
@@ -44,7 +44,7 @@ def filled(actions):
     return [*actions, *[action()] * HORIZON][:HORIZON]
 
 
-def play(num_envs, decide, seed=0, measured=None, **kwargs):
+def play(num_envs, decide, seed=0, measured=None, settings=None, **kwargs):
     """Suspicions of one episode per environment; ``decide(t, observation)`` gives the actions.
 
     ``measured(structure, measurement)`` replaces what is measured of the networks.
@@ -55,7 +55,7 @@ def play(num_envs, decide, seed=0, measured=None, **kwargs):
         measure = population.measure
         population.measure = lambda structure, rows: measured(structure, measure(structure, rows))
     observation = env.reset()
-    detector, found = RewardHackingDetector(AnomalySettings(), num_envs), []
+    detector, found = RewardHackingDetector(settings or AnomalySettings(), num_envs), []
     for t in range(HORIZON):
         observation, _, dones, infos = env.step(decide(t, observation))
         found += detector.observe(infos, dones)
@@ -84,7 +84,12 @@ EXPLOITS = {
 
 @pytest.mark.parametrize("name", EXPLOITS)
 def test_exploits_are_overpaid(name):
-    found = [s for s in scripted(filled(EXPLOITS[name])) if s.payload.signature == "overpaid"]
+    """For seeds that are measured to contribute 20 points while the network has them, and are worth nothing."""
+
+    def dependent(_structure, measurement):
+        return measurement._replace(contribution=np.where(measurement.measured, 20.0, 0.0))
+
+    found = [s for s in scripted(filled(EXPLOITS[name]), measured=dependent) if s.payload.signature == "overpaid"]
     assert [s.env for s in found] == [0, 1, 2]
     assert {s.epoch for s in found} == {HORIZON}
 
@@ -95,9 +100,12 @@ def test_three_germinations_and_prunes_are_too_little_to_speak_of():
 
 
 def test_early_and_honest_growth_is_not_suspected():
-    """A seed planted in the first epoch grows with the host, and the network really comes to depend on it."""
-    found = scripted(filled(script())) + scripted(filled(script(blueprint=Blueprint.NORM)))
-    assert len(found) <= 1
+    """A seed planted in the first epoch grows with the host, and the network really comes to depend on it.
+
+    The pay is at most half of what would be suspicious.
+    """
+    for life_of in (script(), script(blueprint=Blueprint.NORM)):
+        assert scripted(filled(life_of), settings=AnomalySettings(hacking_ratio=10.0)) == []
 
 
 def test_a_network_held_to_ransom():
@@ -118,8 +126,8 @@ def test_a_network_held_to_ransom():
         assert suspicion.payload.ratio is None
 
 
-def test_the_heuristic_is_hardly_ever_suspected():
-    """In the mode that can overpay; its episodes are those of the other modes."""
+def test_the_heuristic_is_rarely_suspected():
+    """Only this mode can overpay; the episodes are the same in every mode."""
     policy = HeuristicPolicy.for_env(env := make_sb3_env("Esper-Digits-v0", 1).venv.vec_env)
     env.close()
     memory = {"state": None}

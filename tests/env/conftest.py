@@ -131,7 +131,7 @@ def use_threads():
 def float64_networks():
     """Environments made in the test train float64 networks, whose trajectories agree within 1e-6 on any CPU.
 
-    Training amplifies float32 rounding without a bound that a test could state. Features stay float32.
+    Training amplifies float32 rounding beyond any bound that a test could state. Features stay float32.
     """
     with built_with(torch.float64):
         yield

@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode
 pytestmark = pytest.mark.numeric
 
 COUNT, HORIZON = 3, 4
-ROUNDING = 1e-6  # of float32 features of float64 networks
+ROUNDING = 1e-6  # tolerance for float32 features of float64 networks
 SMALL = {"horizon": HORIZON, "batches_per_step": 2, "batch_size": 16}
 BOTH = list(AutoresetMode)
 

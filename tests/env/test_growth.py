@@ -208,14 +208,15 @@ def test_a_subset_of_the_slots_is_an_environment_of_its_own(make_digits, script)
     assert infos[-1]["parameters_added"] == CONV_LIGHT[2]
 
 
+@pytest.mark.usefixtures("float64_networks")
 def test_a_slot_that_is_left_out_does_not_change_the_host(make_digits, action):
-    accuracies = []
+    losses = []
     for slots in (None, ["r0c1"]):
         env = make_digits(slots=slots)
         env.reset(seed=5)
         _, infos = run(env, [action()] * 3)
-        accuracies.append([info["val_loss"] for info in infos])
-    assert accuracies[0] == pytest.approx(accuracies[1], abs=1e-5)
+        losses.append([info["val_loss"] for info in infos])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 class TestTopology:

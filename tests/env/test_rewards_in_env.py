@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from esper_env.rules.heads import Blueprint, Op
 
-#: So that the same seed makes the same episode on every CPU, up to 1e-6.
+#: float64 networks play the same episode on every CPU, within 1e-6.
 pytestmark = [pytest.mark.usefixtures("float64_networks"), pytest.mark.numeric]
 
 HOST = 390

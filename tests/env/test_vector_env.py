@@ -16,7 +16,7 @@ from hypothesis import given
 
 pytestmark = pytest.mark.numeric
 
-#: Of float32 features of float64 networks. Stacked networks go through other kernels than a single one.
+#: Tolerance for float32 features of float64 networks. Stacked networks use other kernels than a single one.
 ROUNDING = 1e-6
 COUNT = 4
 

@@ -56,7 +56,7 @@ def random_growth(env, _observation, state):
 def test_healthy_episodes_are_not_rolled_back(behave, ops_seen, tolerated):
     """Sixteen episodes of Digits at its own settings.
 
-    Pruning a seed that the host leans on may bring a loss close to guessing, so growth may cause one false alarm.
+    Pruning a seed that the host depends on can push the loss close to guessing, so one false alarm is tolerated.
     """
     env = gymnasium.make_vec("Esper-Digits-v0", num_envs=COUNT, autoreset_mode="Disabled")
     observation, _ = env.reset(seed=0)

@@ -25,10 +25,10 @@ def growth_of(env):
 
 @contextmanager
 def measured_by_script(env):
-    """Inside, accuracies, contributions and interactions follow a script; losses stay the networks' own.
+    """Replace measured accuracies, contributions and interactions with a script; losses and gradients stay real.
 
-    The script depends on the epoch and the place alone. Every gate passes that a good seed passes, seeds boost each
-    other, and committed networks gain, whatever float32 training comes to on this CPU.
+    The script depends on epoch and place only. Contributions suffice for strict gates, seeds boost each other, and
+    committed networks gain, whatever the CPU.
     """
     growth = growth_of(env)
     population = growth._population

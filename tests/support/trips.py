@@ -1,7 +1,6 @@
 """Vectors of networks that all do the same, with everything they show and hold, and what a rollback must leave.
 
-The networks are float64 (``float64_networks``): what they come to, and how one agrees with a run that has other
-neighbours, is then the same on every CPU within 1e-6.
+The networks are float64 (``float64_networks``), so values agree within 1e-6 on every CPU and beside any neighbours.
 """
 
 from copy import deepcopy
@@ -60,7 +59,9 @@ def assert_agree(left, right, path=""):
                 assert not np.any(here if there is None else there), f"{path}/{key}"
             else:
                 assert_agree(here, there, f"{path}/{key}")
-    elif left.dtype.kind == "f":
+        return
+    assert (left.dtype, left.shape) == (right.dtype, right.shape), path
+    if left.dtype.kind == "f":
         np.testing.assert_allclose(left, right, rtol=0, atol=1e-6, err_msg=path)
     else:
         assert left.tolist() == right.tolist(), path

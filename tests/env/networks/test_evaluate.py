@@ -73,7 +73,7 @@ def possible_masks(structure, row):
 @BOTH_LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_every_configuration_equals_a_pass_of_its_own(grown, naive, together, dtype):
-    """In float32 an image may fall to another class where its two largest logits are next to each other."""
+    """In float32, an image whose two largest logits almost tie may change class."""
     population, structure = grown(together, dtype)
     exact, one_image = dtype is torch.float64, 100 / population.predictions
     for index, shard in enumerate(population.shards):

@@ -1,4 +1,4 @@
-"""A network that breaks, wherever and however, changes no other."""
+"""A broken network changes no other network, whatever breaks and wherever."""
 
 from dataclasses import replace
 
@@ -53,19 +53,20 @@ def assert_agree(record, other, rows, tolerance):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("layout", "dtype", "tolerance"), [("together", torch.float64, 1e-6), ("alone", torch.float32, 0.0)]
+    ("layout", "dtype", "tolerance"),
+    [("together", torch.float64, 1e-6), ("together", torch.float32, 1.0), ("alone", torch.float32, 0.0)],
 )
 def test_a_fault_in_one_network_changes_no_other(make_data, monkeypatch, layout, dtype, tolerance):
     """NaN or infinity in a weight, a running statistic or a momentum of host, seed or gate, before any step.
 
-    Networks that run one by one keep every bit. Together, a seed that leaves a part may move those behind it to another
-    place of a vector instruction, where a sigmoid rounds differently on some CPUs.
+    Networks that run one by one keep every bit. Together, removing one seed may move others to another vector lane,
+    where a sigmoid rounds differently; in float32, only finite losses and the absence of rollbacks are compared then.
     """
     lower_limits(monkeypatch)
     data, task = make_data(val=80, pad=1), LAYOUTS[layout]
     slots, hit, fatal = 3 if task is LAYOUTS["together"] else 6, set(), 0
 
-    @examples(8)
+    @examples(8 if tolerance < 1.0 else 4)
     @given(
         seed=SEEDS,
         broken=st.integers(0, COUNT - 1),
@@ -88,7 +89,8 @@ def test_a_fault_in_one_network_changes_no_other(make_data, monkeypatch, layout,
 
         healthy = play(make_growth(task, COUNT, data, dtype), plan)
         sick = play(make_growth(task, COUNT, data, dtype), plan, healthy.actions, before=break_one)
-        assert_agree(healthy.record, sick.record, np.arange(COUNT) != broken, tolerance)
+        if tolerance < 1.0:
+            assert_agree(healthy.record, sick.record, np.arange(COUNT) != broken, tolerance)
         losses = np.stack([sick.record[f"step {step}: measure loss"] for step in range(STEPS)])
         assert np.isfinite(np.delete(losses, broken, axis=1)).all()
         rolled_back = np.stack([sick.record[f"step {step}: rollback"] for step in range(STEPS)])
@@ -96,5 +98,6 @@ def test_a_fault_in_one_network_changes_no_other(make_data, monkeypatch, layout,
         fatal += rolled_back[when, broken]
 
     agree()
-    assert len(hit) > 3
-    assert fatal > 3  # a momentum of what does not train harms no one
+    if tolerance < 1.0:
+        assert len(hit) > 3
+        assert fatal > 3  # a momentum of what does not train harms no one

@@ -131,7 +131,7 @@ def test_rounding_favours_no_layout(make_population, grow, make_data):
 @pytest.mark.parametrize("place", [0, 2, 3])
 @pytest.mark.parametrize("choice", range(3))
 def test_a_network_trains_the_same_whatever_the_others_do(make_population, grow, place, choice):
-    """Within rounding: the last values of a vector instruction may round differently from the others."""
+    """Within rounding: the tail of a vectorised loop may round differently."""
     count = 4
     own = random_seeds(np.random.default_rng(50 + choice), [place])
     others = [row for row in range(count) if row != place]

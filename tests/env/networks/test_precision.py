@@ -104,8 +104,7 @@ def test_networks_do_not_notice_each_other_in_it(make_population, grow, isolatio
             return out
 
         shard.pass_slot = recorded
-        for _ in range(2):
-            population.train(structure)
+        population.train(structure)
         seed = shard.seed_stack(2, int(structure.blueprint[0, 2]))
         types.append({passed for passed in seen if passed[0] == 2})
         networks.append([v[0].clone() for stack in (shard.host, seed) for v in stack.parameters.values()])

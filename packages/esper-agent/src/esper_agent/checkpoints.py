@@ -6,7 +6,7 @@ write_checkpoint("checkpoint", tree, kind=KIND)
 restore_training(model, callbacks, read_checkpoint("checkpoint", kind=KIND))  # made anew from the same settings
 model.learn(remaining, callbacks, reset_num_timesteps=False)
 
-A resumed run equals an uninterrupted one: docs/environment.md, "Reproducibility", says how exactly.
+A resumed run equals an uninterrupted one, within the limits of docs/environment.md, "Reproducibility".
 """
 
 from __future__ import annotations

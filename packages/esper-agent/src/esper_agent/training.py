@@ -70,7 +70,7 @@ def resume(
 ) -> Trained:
     """Go on with a run that ended before its time, from its latest checkpoint, under its own settings.
 
-    It becomes what it would have become without the interruption (docs/environment.md, "Reproducibility"). A run
+    The result equals that of an uninterrupted run (docs/environment.md, "Reproducibility"). A run
     that has no checkpoint yet starts from the beginning. Both are so whatever ended it, and a ``RuntimeWarning`` says
     what is out of the ordinary: no checkpoint, one that cannot be read, other versions.
 

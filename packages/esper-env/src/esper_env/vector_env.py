@@ -167,8 +167,8 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     def get_state(self) -> Tree:
         """All that the future depends on: networks, optimizers, generators, slots, signals, rewards, the clock.
 
-        A nested dict of NumPy arrays and JSON values, all copies; see ``docs/environment.md``. With the same actions,
-        the same future follows; the section "Reproducibility" there says how exactly.
+        A nested dict of NumPy arrays and JSON values, all copies; see ``docs/environment.md``. The same actions
+        then give the same future; see its section "Reproducibility".
         """
         return take_state(self._state_parts(), self._identity())
 

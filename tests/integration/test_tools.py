@@ -1,0 +1,163 @@
+"""The tools for contributors: which variants a portable run has, and what counts as a difference of two checkouts."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def portable(monkeypatch):
+    """The tool without its child processes: ``calls`` keeps their commands, ``statuses`` what they return."""
+    module = load("portable")
+    module.calls, module.statuses = [], iter(())
+
+    def run(command, environment):
+        module.calls.append((list(command), environment))
+        return next(module.statuses, 0)
+
+    monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr(module, "capability", lambda _environment: "AVX2")
+    monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
+    return module
+
+
+def test_portable_every_variant_meets_every_level_of_each_library(portable):
+    made = portable.variants(short=False, every=True)
+    assert len(set(made)) == 18
+    for third in range(3):
+        for threads in (1, 2):
+            here = [variant for variant in made if variant.third() == third and variant.threads == threads]
+            assert {variant.aten for variant in here} == {variant.onednn for variant in here} == {"own", "AVX2", "SSE4"}
+
+
+def test_portable_environment_replaces_other_levels(portable, monkeypatch):
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX512_CORE")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    environment = portable.Variant("SSE4", "own", 2).environment()
+    assert environment["ATEN_CPU_CAPABILITY"] == "default"
+    assert environment["ESPER_TEST_THREADS"] == "2"
+    assert not {"DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA"} & environment.keys()
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code"), [((0, 0, 0, 0), 0), ((0, 1, 0, 0), 1), ((0, 5, 0, 0), 0), ((5, 5, 5, 5), 1), ((4,), 1)]
+)
+def test_portable_exit_code_follows_the_variants(portable, capsys, statuses, code):
+    portable.statuses = iter(statuses)
+    assert portable.main(["-k", "x"]) == code
+    assert len(portable.calls) == len(statuses)
+    assert all(command[-2:] == ["-k", "x"] for command, _ in portable.calls)
+    capsys.readouterr()
+
+
+def test_portable_rejects_another_marker(portable, capsys):
+    with pytest.raises(SystemExit) as error:
+        portable.main(["-m", "slow"])
+    assert error.value.code == 2
+    assert "use -k or --quick" in capsys.readouterr().err
+    assert portable.calls == []
+
+
+def test_portable_skips_other_architectures(portable, monkeypatch, capsys):
+    monkeypatch.setattr(portable.platform, "machine", lambda: "aarch64")
+    assert portable.main(["--short"]) == 0
+    assert "skipped: this machine is aarch64" in capsys.readouterr().out
+    assert portable.calls == []
+
+
+def test_one_in_runs_each_test_in_exactly_one_part():
+    conftest = load("../tests/conftest")
+    names, deselected = [f"test_{number}" for number in range(50)], []
+    hook = SimpleNamespace(pytest_deselected=lambda items: deselected.extend(items))
+    parts = []
+    for part in range(3):
+        items = [SimpleNamespace(nodeid=name) for name in names]
+        options = {"--one-in": 3, "--first": part}
+        conftest.pytest_collection_modifyitems(SimpleNamespace(getoption=options.get, hook=hook), items)
+        parts.append([item.nodeid for item in items])
+    assert sorted(name for part in parts for name in part) == sorted(names)
+    assert len(deselected) == 2 * len(names)
+    assert min(map(len, parts)) > 5
+
+
+@pytest.mark.parametrize(("parts", "part"), [(0, 0), (3, 3), (3, -1)])
+def test_one_in_rejects_parts_that_do_not_exist(parts, part):
+    options = {"--one-in": parts, "--first": part}
+    with pytest.raises(pytest.UsageError, match="--one-in is"):
+        load("../tests/conftest").pytest_collection_modifyitems(SimpleNamespace(getoption=options.get), [])
+
+
+@pytest.fixture
+def compare():
+    return load("compare_checkouts")
+
+
+@pytest.fixture
+def scenarios():
+    return load("checkout_scenarios")
+
+
+def test_compare_plays_every_scenario(compare, scenarios):
+    assert set(compare.SCENARIOS) == set(scenarios.SCENARIOS)
+
+
+def recorded(scenarios, value):
+    record = {}
+    scenarios.note(record, "x", value)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (1, 2),
+        (1, 1.0),
+        (0.0, -0.0),
+        (np.float32(1), np.float64(1)),
+        (np.zeros(2), np.zeros((2, 1))),
+        (None, "None"),
+        ({}, []),
+        ([1], (1,)),
+        ({"a": 1}, {"a": 1, "b": {}}),
+        ("ab", "ac"),
+    ],
+    ids=repr,
+)
+def test_compare_reports_values_that_differ(compare, scenarios, left, right):
+    assert compare.differences(recorded(scenarios, left), recorded(scenarios, right))
+    assert compare.differences(recorded(scenarios, left), recorded(scenarios, left)) == []
+
+
+def test_compare_treats_equal_nan_and_strings_of_other_widths_as_equal(compare):
+    assert compare.differences({"x": np.array([np.nan])}, {"x": np.array([np.nan])}) == []
+    assert compare.differences({"x": np.array("a", dtype="U1")}, {"x": np.array("a", dtype="U9")}) == []
+
+
+def test_compare_names_what_is_no_checkout(compare, tmp_path):
+    for name, message in ((str(tmp_path), "has no folder"), ("no-such-revision", "neither a folder nor a revision")):
+        with pytest.raises(compare.ComparisonError, match=message), compare.checkout(name):
+            pass
+
+
+def test_scenarios_break_the_host_and_nothing_else(scenarios):
+    weight, other = np.ones((2, 3)), np.ones((2, 3))
+    state = {"population": {"seeds": {"host": other}, "host": {"momentum": {"weight": other}, "p": {"weight": weight}}}}
+    scenarios.break_first_network(state)
+    assert np.isnan(weight[0]).all()
+    assert np.isfinite(weight[1]).all()
+    assert np.isfinite(other).all()
+    with pytest.raises(scenarios.ScenarioError, match="no weight of a host"):
+        scenarios.break_first_network(json.loads("{}"))
