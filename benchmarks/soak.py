@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 import tyro
-from esper_agent.cli import FAILED, OK, exit_code
-from esper_agent.configuration import ConfigError, parse_env_settings
-from esper_agent.information import machine
-from esper_agent.runs import package_versions
+from esper_agent.cli.info import machine
+from esper_agent.cli.main import FAILED, OK, exit_code
+from esper_agent.settings.config_file import ConfigError, parse_env_settings
+from esper_agent.training.run_folder import package_versions
 from esper_agent.vectors import make_vector
-from esper_env import atomic
+from esper_env.persistence import atomic
 from esper_env.rules.heads import Op
 from esper_env.rules.stages import Stage
 from esper_env.telemetry import JsonlSink

@@ -13,7 +13,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import gymnasium  # noqa: E402
 import pytest  # noqa: E402
-from esper_env.networks.seeds import registry  # noqa: E402
+from esper_env.seeds import registry  # noqa: E402
 from esper_env.tasks import TASKS  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
@@ -27,6 +27,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("esper")
+
+pytest_plugins = ["small_networks"]  # in tests/support
 
 
 def pytest_addoption(parser):

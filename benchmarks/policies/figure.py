@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from esper_agent.evaluation import EpisodeRecord
-from esper_agent.report.curves import running_mean
-from esper_env.atomic import replaced
+from esper_agent.evaluation.curves import running_mean
+from esper_agent.evaluation.play import EpisodeRecord
+from esper_env.persistence.atomic import replaced
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure

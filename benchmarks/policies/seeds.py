@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esper_agent.callbacks import StopOnInterrupt
-from esper_agent.cli import OK, SIGNALLED, parse
-from esper_agent.configuration import ConfigError, plain, read_config
-from esper_agent.runs import CONFIG, EPISODES, MODEL, VERSIONS, RunError
-from esper_agent.training import HELD_OUT_SEED, TrainSettings
-from esper_env import atomic
+from esper_agent.cli.main import OK, SIGNALLED, parse
+from esper_agent.settings.config_file import ConfigError, plain, read_config
+from esper_agent.training.callbacks import StopOnInterrupt
+from esper_agent.training.run import HELD_OUT_SEED, TrainSettings
+from esper_agent.training.run_folder import CONFIG, EPISODES, MODEL, VERSIONS, RunError
+from esper_env.persistence import atomic
 from tqdm import tqdm
 
 #: The learned policies as they were trained, sampling their actions, and taking the likeliest ones instead.
@@ -196,7 +196,7 @@ def start_training(settings: StudySettings, seed: int, lock: int) -> subprocess.
     """Train one seed in a process of its own; what an interrupted run left in its place is removed."""
     remove_run(run_folder(settings, seed))
     return subprocess.Popen(
-        [sys.executable, "-m", "esper_agent.cli", *train_arguments(settings, seed)],
+        [sys.executable, "-m", "esper_agent.cli.main", *train_arguments(settings, seed)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         pass_fds=[lock],

@@ -31,14 +31,14 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from esper_agent.cli import FAILED, OK, exit_code
-from esper_agent.configuration import parse_env_settings, plain
-from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
-from esper_agent.runs import EPISODES, PolicyByName, package_versions
-from esper_agent.statistics import Estimate, bootstrap_interval, crossed_bootstrap, interquartile_mean
-from esper_agent.training import HELD_OUT_SEED, TrainSettings
+from esper_agent.cli.main import FAILED, OK, exit_code
+from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
+from esper_agent.evaluation.statistics import Estimate, bootstrap_interval, crossed_bootstrap, interquartile_mean
+from esper_agent.settings.config_file import parse_env_settings, plain
+from esper_agent.training.run import HELD_OUT_SEED, TrainSettings
+from esper_agent.training.run_folder import EPISODES, PolicyByName, package_versions
 from esper_agent.vectors import make_vector
-from esper_env import atomic
+from esper_env.persistence import atomic
 from figure import draw_comparison
 from gymnasium.vector import AutoresetMode
 from rich.console import Console

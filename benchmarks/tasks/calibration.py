@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from esper_agent.cli import FAILED, OK, exit_code
-from esper_agent.configuration import ConfigError
-from esper_env import atomic
+from esper_agent.cli.main import FAILED, OK, exit_code
+from esper_agent.settings.config_file import ConfigError
 from esper_env.checks import is_finite
+from esper_env.persistence import atomic
 from esper_env.rules.heads import CNN_BLUEPRINTS
 from headroom import HOST, HeadroomSettings, headroom
 from rich.console import Console

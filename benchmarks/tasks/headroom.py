@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from esper_agent.baselines import WaitPolicy
-from esper_agent.cli import OK, exit_code
-from esper_agent.configuration import ConfigError, parse_env_settings
-from esper_agent.runs import package_versions
+from esper_agent.cli.main import OK, exit_code
+from esper_agent.policies.baselines import WaitPolicy
+from esper_agent.settings.config_file import ConfigError, parse_env_settings
+from esper_agent.training.run_folder import package_versions
 from esper_agent.vectors import make_vector
-from esper_env import atomic
-from esper_env.networks.build import resolve_device
+from esper_env.persistence import atomic
+from esper_env.population.build import resolve_device
 from esper_env.rules.observation_view import ObservationView
 from gymnasium.vector import AutoresetMode
 from rich.console import Console

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from esper_env.networks.hosts.cnn import GlobalAveragePool
+from esper_env.hosts.cnn import GlobalAveragePool
 from torch import Tensor, nn
 
 COPY_BYTES = 1 << 30  # of each of the two buffers: far more than caches hold

@@ -12,11 +12,11 @@ import esper_env  # noqa: F401  registers the ids
 import gymnasium
 import numpy as np
 import torch
-from esper_agent.baselines import RandomPolicy, WaitPolicy
+from esper_agent.policies.baselines import RandomPolicy, WaitPolicy
 from esper_env.data import DataFamily, load_data
-from esper_env.networks.build import build_population, host_builder, resolve_device
-from esper_env.networks.construction import seeded_construction
-from esper_env.networks.population.stream import MinibatchStream, TrainingImages, minibatches
+from esper_env.extension_checks.construction import seeded_construction
+from esper_env.population.build import build_population, host_builder, resolve_device
+from esper_env.population.training.minibatches import MinibatchStream, TrainingImages, minibatches
 from esper_env.seeding import derive_seed
 from esper_env.tasks import make_task
 from gymnasium.vector import AutoresetMode

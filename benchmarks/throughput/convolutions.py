@@ -13,7 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from esper_env.networks.population import batched
+from esper_env.population.engine import images as batched
 from layers import Case
 from torch import Tensor, nn
 from torch.func import vmap

@@ -26,10 +26,10 @@ import esper_env  # noqa: F401  registers the ids
 import gymnasium
 import numpy as np
 import tyro
-from esper_agent.cli import OK, exit_code
-from esper_agent.configuration import ConfigError
-from esper_agent.runs import package_versions
-from esper_env import atomic
+from esper_agent.cli.main import OK, exit_code
+from esper_agent.settings.config_file import ConfigError
+from esper_agent.training.run_folder import package_versions
+from esper_env.persistence import atomic
 from esper_env.rules import lifecycle
 from rich.console import Console
 from rich.table import Table

@@ -29,12 +29,12 @@ import torch
 import tyro
 from contenders import Contender, PlainLoop
 from convolutions import FORMULATIONS, NEEDS_CUDA, Problem
-from esper_agent.cli import OK, exit_code
-from esper_agent.configuration import ConfigError, parse_env_settings
-from esper_agent.runs import package_versions
-from esper_env import atomic
+from esper_agent.cli.main import OK, exit_code
+from esper_agent.settings.config_file import ConfigError, parse_env_settings
+from esper_agent.training.run_folder import package_versions
 from esper_env.data import DataFamily, load_data
-from esper_env.networks.build import resolve_device
+from esper_env.persistence import atomic
+from esper_env.population.build import resolve_device
 from esper_env.tasks import TaskConfig, make_task
 from layers import Case, cases
 from rich.console import Console

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from esper_env.networks.build import host_builder
-from esper_env.networks.construction import seeded_construction
-from esper_env.networks.hosts.protocol import HostProtocol
-from esper_env.networks.seeds.registry import blueprint_entry
+from esper_env.extension_checks.construction import seeded_construction
+from esper_env.hosts.protocol import HostProtocol
+from esper_env.population.build import host_builder
+from esper_env.seeds.registry import blueprint_entry
 from esper_env.tasks import TaskConfig
 from torch import Tensor, nn
 

@@ -29,13 +29,13 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from esper_agent.baselines import POLICIES
-from esper_agent.cli import OK, exit_code
-from esper_agent.configuration import ConfigError
-from esper_agent.runs import package_versions
-from esper_agent.statistics import bootstrap_interval
+from esper_agent.cli.main import OK, exit_code
+from esper_agent.evaluation.statistics import bootstrap_interval
+from esper_agent.policies.baselines import POLICIES
+from esper_agent.settings.config_file import ConfigError
+from esper_agent.training.run_folder import package_versions
 from esper_agent.vectors import make_vector
-from esper_env import atomic
+from esper_env.persistence import atomic
 from esper_env.telemetry import Detail, JsonlSink, MemoryWarning
 from gymnasium.vector import AutoresetMode, VectorEnv
 from rich.console import Console

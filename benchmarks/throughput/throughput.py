@@ -28,11 +28,11 @@ import tyro
 from bandwidth import copy_bandwidth
 from comparison import BARE, LOOP, NATIVE, compare, remarks, shares_table, table
 from contenders import BareLoop, Contender, Environments, PlainLoop
-from esper_agent.cli import OK, exit_code
-from esper_agent.configuration import ConfigError, parse_env_settings
-from esper_agent.runs import package_versions
-from esper_env import atomic
-from esper_env.networks.build import resolve_device
+from esper_agent.cli.main import OK, exit_code
+from esper_agent.settings.config_file import ConfigError, parse_env_settings
+from esper_agent.training.run_folder import package_versions
+from esper_env.persistence import atomic
+from esper_env.population.build import resolve_device
 from esper_env.tasks import make_task
 from rich.console import Console
 from timing import machine

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from esper_agent.information import machine as machine  # for the benchmarks beside this file
+from esper_agent.cli.info import machine as machine  # for the benchmarks beside this file
 
 
 def waiter(device: torch.device) -> Callable[[], object]:

@@ -7,9 +7,9 @@ from functools import partial
 
 import torch
 from contenders import PlainLoop, train_minibatch
-from esper_env.networks.build import build_population
-from esper_env.networks.population import Structure
-from esper_env.networks.population.stream import minibatches
+from esper_env.population import Structure
+from esper_env.population.build import build_population
+from esper_env.population.training.minibatches import minibatches
 from esper_env.rules.slot_table import SlotTable
 from esper_env.tasks import TaskConfig
 from runners import Runner

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 from command_line import SMALL
-from esper_agent.cli import OK, main
+from esper_agent.cli.main import OK, main
 from esper_env.rules.heads import CNN_BLUEPRINTS, HEAD_DEFAULTS, HEAD_RELEVANCE, NO_BLUEPRINT, Head, Op, head_sizes
 from esper_env.rules.reward_config import reward_config
 from esper_env.rules.stages import HAS_SEED, IS_BLENDED, NUM_STAGES, STAGE_INDEX, Stage

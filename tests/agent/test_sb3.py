@@ -3,7 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
-from esper_agent.evaluation import run_episodes
+from esper_agent.evaluation.play import run_episodes
 from esper_agent.sb3 import GymVecEnv, make_sb3_env
 from esper_agent.vectors import split_infos
 from gymnasium.vector import AutoresetMode, SyncVectorEnv

@@ -6,9 +6,9 @@ import sys
 
 import gymnasium
 import pytest
-from esper_agent.cli import BAD_INPUT, OK, main
+from esper_agent.cli.main import BAD_INPUT, OK, main
 from esper_agent.vectors import find_id, make_vector
-from esper_env import tasks
+from esper_env.tasks import config as tasks
 from gymnasium.vector import AutoresetMode
 
 MODULE = """

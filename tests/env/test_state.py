@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from esper_env.checkpoint import CheckpointError, write_checkpoint
+from esper_env.persistence.checkpoint import CheckpointError, write_checkpoint
 from growing import SEEDS, built_with, examples
 from gymnasium.error import ResetNeeded
 from hypothesis import given

@@ -4,8 +4,8 @@ import copy
 
 import numpy as np
 import pytest
+from esper_env.persistence.state import FORMAT
 from esper_env.rules.stages import Stage
-from esper_env.state import FORMAT
 from stepping import begun, changed, drive, leaves, new_env, plan_for
 
 

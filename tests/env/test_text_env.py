@@ -8,7 +8,7 @@ import pytest
 import torch
 from esper_env import TransformerSpec
 from esper_env.infos import single_info
-from esper_env.networks.build import host_builder
+from esper_env.population.build import host_builder
 from esper_env.rules.heads import TRANSFORMER_BLUEPRINTS, Blueprint, Op
 from esper_env.rules.stages import Stage
 from esper_env.tasks import TASKS

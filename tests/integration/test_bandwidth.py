@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from esper_env.networks.build import host_builder
+from esper_env.population.build import host_builder
 from esper_env.tasks import make_task
 from torch import nn
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from esper_agent.cli import BAD_INPUT, FAILED, OK
+from esper_agent.cli.main import BAD_INPUT, FAILED, OK
 
 TASKS = Path(__file__).resolve().parents[2] / "benchmarks" / "tasks"
 

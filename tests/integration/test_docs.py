@@ -7,7 +7,7 @@ from pathlib import Path
 
 import esper_agent
 import pytest
-from esper_agent.baselines import POLICIES
+from esper_agent.policies.baselines import POLICIES
 from esper_env import ENV_IDS
 from esper_env.rules.gates import Gate
 from esper_env.rules.heads import HEAD_NAMES, Op

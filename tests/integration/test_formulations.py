@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from esper_agent.cli import BAD_INPUT, OK
+from esper_agent.cli.main import BAD_INPUT, OK
 from esper_env.tasks import make_task
 from torch.nn import functional as F
 
@@ -77,7 +77,7 @@ def test_bfloat16_runs_in_every_formulation(kernel):
 
 def test_the_engines_own_formulations_are_the_ones_timed(monkeypatch):
     from convolutions import FORMULATIONS, Problem
-    from esper_env.networks.population import batched
+    from esper_env.population.engine import images as batched
     from runners import OneAfterTheOther
 
     called = []

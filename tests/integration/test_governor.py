@@ -3,7 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
-from esper_agent.heuristic import HeuristicPolicy
+from esper_agent.policies.heuristic import HeuristicPolicy
 from esper_agent.sb3 import GymVecEnv
 from faults import IN_HOST, growth_of
 from stable_baselines3.common.vec_env import VecNormalize

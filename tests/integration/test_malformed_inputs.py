@@ -10,9 +10,9 @@ import gymnasium
 import numpy as np
 import pytest
 from esper_env import EsperVectorEnv, register_blueprint
-from esper_env.networks import build
-from esper_env.networks.seeds import registry
+from esper_env.population import build
 from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op
+from esper_env.seeds import registry
 from gymnasium.error import NameNotFound, ResetNeeded, VersionNotFound
 from gymnasium.utils.env_checker import data_equivalence
 from malformed import refused, table

@@ -27,8 +27,8 @@ from esper_agent import (
     make_sb3_env,
     run_episodes,
 )
-from esper_agent.cli import OK, main
-from esper_agent.runs import RunError
+from esper_agent.cli.main import OK, main
+from esper_agent.training.run_folder import RunError
 from esper_env.rules.gates import GateConfig
 from esper_env.rules.heads import CNN_BLUEPRINTS, Blueprint
 from malformed import assert_says, lines, refused, table

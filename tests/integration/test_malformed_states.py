@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 import yaml
 from command_line import bad
-from esper_agent.checkpoints import KIND as TRAINING
-from esper_agent.cli import main
-from esper_agent.configuration import ConfigError
-from esper_agent.run_lock import locked
-from esper_agent.runs import RunError
-from esper_agent.saving import checkpoint_paths
-from esper_agent.training import resume, train
-from esper_env import checkpoint
-from esper_env.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from esper_agent.cli.main import main
+from esper_agent.settings.config_file import ConfigError
+from esper_agent.training.checkpoints import checkpoint_paths
+from esper_agent.training.run import resume, train
+from esper_agent.training.run_folder import RunError
+from esper_agent.training.run_lock import locked
+from esper_agent.training.state import KIND as TRAINING
+from esper_env.persistence import checkpoint
+from esper_env.persistence.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from esper_env.persistence.state import FORMAT, KIND
 from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op
-from esper_env.state import FORMAT, KIND
 from malformed import assert_says, refused, table
 from resuming import REAL, ROLLOUT, Crash, small_settings
 from stepping import changed

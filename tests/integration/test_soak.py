@@ -8,7 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from esper_env.networks.population.snapshots import Mismatch, Snapshots
+from esper_env.population.snapshots import Mismatch, Snapshots
 from esper_env.rules import lifecycle
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from esper_agent.cli import BAD_INPUT, FAILED, OK
-from esper_agent.configuration import ConfigError, plain
-from esper_agent.runs import RunError
+from esper_agent.cli.main import BAD_INPUT, FAILED, OK
+from esper_agent.settings.config_file import ConfigError, plain
+from esper_agent.training.run_folder import RunError
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = ["--env-settings", "horizon=4", "batches_per_step=1", "--episodes", "2", "--baselines", "wait", "--seeds", "0"]

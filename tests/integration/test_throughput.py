@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from esper_agent.cli import BAD_INPUT, OK
-from esper_env.networks.build import build_population
-from esper_env.networks.population import Structure
+from esper_agent.cli.main import BAD_INPUT, OK
+from esper_env.population import Structure
+from esper_env.population.build import build_population
 from esper_env.rules.slot_table import SlotTable
 from esper_env.tasks import make_task
 

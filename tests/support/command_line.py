@@ -2,7 +2,7 @@
 
 import signal
 
-from esper_agent.cli import BAD_INPUT, main
+from esper_agent.cli.main import BAD_INPUT, main
 
 #: A training run of two rollouts on the toy.
 SMALL = ["--total-timesteps", "48", "--num-envs", "2", "--n-steps", "12", "--batch-size", "24", "--no-progress"]

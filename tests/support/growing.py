@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from esper_env import growth as growth_module
 from esper_env.growth import Growth
-from esper_env.networks import build
-from esper_env.networks.population import Measurement, batched, evaluate
+from esper_env.population import Measurement, build
+from esper_env.population.engine import images as batched
+from esper_env.population.evaluation import scoring as evaluate
 from esper_env.rules.heads import (
     CNN_BLUEPRINTS,
     AlphaSpeed,

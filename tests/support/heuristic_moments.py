@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from esper_agent.heuristic import HeuristicConfig, HeuristicPolicy
+from esper_agent.policies.heuristic import HeuristicConfig, HeuristicPolicy
 from esper_env.rules.heads import (
     CNN_BLUEPRINTS,
     NO_BLUEPRINT,

@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 from esper_env import ImageData, TextData, register_task
-from esper_env.networks.hosts import SegmentedHost, SlotSpec
+from esper_env.hosts import SegmentedHost, SlotSpec
 from torch import nn
 
 SMALL = {"batch_size": 4, "batches_per_step": 2, "horizon": 6, "device": "cpu"}

@@ -1,8 +1,8 @@
 """Seeds and the way they are blended in, as they are written down."""
 
 import torch
-from esper_env.networks.seeds import blueprint_entry
 from esper_env.rules.heads import Operator
+from esper_env.seeds import blueprint_entry
 
 
 def scrambled(name, topology, width):

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from esper_env.data import TextData
-from esper_env.networks.hosts import TransformerHost
-from esper_env.networks.population import Optimisation, Population, Structure
-from esper_env.networks.population.stream import MinibatchStream, TrainingText, minibatches
-from esper_env.networks.seeds import blueprint_entry
-from esper_env.networks.seeds.blend import CausalBlendGate
+from esper_env.hosts import TransformerHost
+from esper_env.population import Optimisation, Population, Structure
+from esper_env.population.training.minibatches import MinibatchStream, TrainingText, minibatches
 from esper_env.rules.heads import Operator
 from esper_env.seeding import derive_seed
+from esper_env.seeds import blueprint_entry
+from esper_env.seeds.blend import CausalBlendGate
 from plain_seeds import blended
 from torch import Tensor, nn
 from torch.nn import functional as F

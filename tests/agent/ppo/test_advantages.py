@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 import pytest
 import torch as th
-from esper_agent.advantages import ESTIMATORS, Rollout, expected_value, sampled_op, sampled_value, two_step
+from esper_agent.ppo.advantages import ESTIMATORS, Rollout, expected_value, sampled_op, sampled_value, two_step
 
 pytestmark = pytest.mark.numeric
 

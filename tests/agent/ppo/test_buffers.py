@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch as th
-from esper_agent.advantages import Rollout, two_step
+from esper_agent.ppo.advantages import Rollout, two_step
 from esper_env.rules.heads import Blueprint, Head, Op
 from stable_baselines3.common.callbacks import BaseCallback
 

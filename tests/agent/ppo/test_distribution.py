@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch as th
-from esper_agent.distribution import FactoredDistribution, HeadTables
+from esper_agent.ppo.distribution import FactoredDistribution, HeadTables
 from esper_env.rules.heads import HEAD_DEFAULTS, HEAD_RELEVANCE, NUM_HEADS, Head, Op, head_sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch as th
-from esper_agent.buffers import FactoredSamples
-from esper_agent.losses import LossSettings, UpdateStatistics, entropy_weights, loss_terms, normalise
-from esper_agent.policy import Evaluation
+from esper_agent.ppo.buffers import FactoredSamples
+from esper_agent.ppo.losses import LossSettings, UpdateStatistics, entropy_weights, loss_terms, normalise
+from esper_agent.ppo.policy import Evaluation
 from esper_env.rules.heads import HEAD_NAMES, HEAD_RELEVANCE, NUM_HEADS, NUM_OPS, Head, Op
 
 pytestmark = pytest.mark.numeric

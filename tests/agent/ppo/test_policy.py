@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch as th
-from esper_agent.policy import FactoredLstmPolicy
+from esper_agent.ppo.policy import FactoredLstmPolicy
 from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op, head_sizes
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 

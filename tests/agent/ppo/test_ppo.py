@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch as th
-from esper_agent.policy import FactoredLstmPolicy
-from esper_agent.ppo import FactoredRecurrentPPO
+from esper_agent.ppo.policy import FactoredLstmPolicy
+from esper_agent.ppo.ppo import FactoredRecurrentPPO
 from esper_env.rules.heads import HEAD_NAMES
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy

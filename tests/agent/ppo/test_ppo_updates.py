@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch as th
-from esper_agent.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
+from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
 from esper_env.rules.heads import HEAD_RELEVANCE, Head
 
 pytestmark = pytest.mark.numeric

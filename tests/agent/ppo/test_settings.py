@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch as th
-from esper_agent.losses import loss_terms
+from esper_agent.ppo.losses import loss_terms
 from esper_env.rules.heads import HEAD_NAMES, NUM_OPS
 from stable_baselines3.common.save_util import load_from_zip_file
 
@@ -29,7 +29,7 @@ def seen(monkeypatch):
         settings.append(given)
         return loss_terms(samples, evaluation, given)
 
-    monkeypatch.setattr("esper_agent.ppo.loss_terms", recorded)
+    monkeypatch.setattr("esper_agent.ppo.ppo.loss_terms", recorded)
     return settings
 
 
@@ -86,7 +86,7 @@ def test_a_kl_beyond_half_again_the_target_ends_the_round(
     """Four minibatches an epoch, three epochs; the second minibatch of the second epoch is further than the others."""
     kls = iter([0.0] * 5 + [far] + [0.0] * 6)
     monkeypatch.setattr(
-        "esper_agent.ppo.loss_terms", lambda *args: loss_terms(*args)._replace(approx_kl=th.tensor(next(kls)))
+        "esper_agent.ppo.ppo.loss_terms", lambda *args: loss_terms(*args)._replace(approx_kl=th.tensor(next(kls)))
     )
     model = make_model(mask_world(), target_kl=0.1, batch_size=16, n_epochs=3)
     collect(model)

@@ -6,12 +6,12 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from esper_env.networks.accelerator import memory_gauge
-from esper_env.networks.seeds import register_blueprint
+from esper_env.devices import memory_gauge
 from esper_env.recording.recorder import MEMORY_STEPS
 from esper_env.rules.gates import GateConfig
 from esper_env.rules.heads import CNN_BLUEPRINTS, Head, Op
 from esper_env.rules.stages import Stage
+from esper_env.seeds import register_blueprint
 from esper_env.telemetry import Detail, memory
 from listening import break_host, heard, listen, payloads
 from torch import nn

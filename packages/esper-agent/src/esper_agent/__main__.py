@@ -15,7 +15,7 @@ def main() -> int:
         before = signal.getsignal(signal.SIGINT)
         if before is signal.default_int_handler:  # not where the shell has interrupts ignored
             signal.signal(signal.SIGINT, _leave)
-        from esper_agent.cli import main as run
+        from esper_agent.cli.main import main as run
 
         signal.signal(signal.SIGINT, before)
         return run()

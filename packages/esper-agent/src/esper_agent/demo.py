@@ -16,19 +16,19 @@ from pathlib import Path
 
 import tyro
 import yaml
-from esper_env import atomic
+from esper_env.persistence import atomic
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
-from esper_agent.callbacks import SingleThreadedPolicy
-from esper_agent.cli import OK, SIGNALLED, exit_code
-from esper_agent.configuration import ConfigError, parse_env_settings, plain
-from esper_agent.evaluation import EpisodeRecord, run_episodes, write_csv
-from esper_agent.play_commands import episode_bar
-from esper_agent.report.curves import plot_training
-from esper_agent.report.tables import print_summaries, summarise_all, write_summaries
-from esper_agent.runs import PolicyByName, RunError
-from esper_agent.training import HELD_OUT_SEED, Trained, TrainSettings, train
+from esper_agent.cli.main import OK, SIGNALLED, exit_code
+from esper_agent.cli.play import episode_bar
+from esper_agent.evaluation.curves import plot_training
+from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
+from esper_agent.evaluation.tables import print_summaries, summarise_all, write_summaries
+from esper_agent.settings.config_file import ConfigError, parse_env_settings, plain
+from esper_agent.training.callbacks import SingleThreadedPolicy
+from esper_agent.training.run import HELD_OUT_SEED, Trained, TrainSettings, train
+from esper_agent.training.run_folder import PolicyByName, RunError
 from esper_agent.vectors import make_vector
 
 #: What the demo leaves in its folder besides the run.

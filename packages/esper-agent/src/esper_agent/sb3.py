@@ -15,9 +15,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 from esper_env.checks import is_whole
+from esper_env.persistence.tree import Tree
 from esper_env.suggestions import closest
 from esper_env.tasks import TASK_KWARGS, TASKS
-from esper_env.trees import Tree
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor

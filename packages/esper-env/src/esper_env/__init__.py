@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from esper_env.registration import announce, register_task
 from esper_env.tasks import TASKS, CNNSpec, TransformerSpec
+from esper_env.tasks.registration import announce, register_task
 
 if TYPE_CHECKING:
     from esper_env.data import ImageData, TextData
     from esper_env.env import EsperEnv
-    from esper_env.networks.seeds import register_blueprint
+    from esper_env.seeds import register_blueprint
     from esper_env.vector_env import EsperVectorEnv
 
 __version__ = "0.1.0"
@@ -40,7 +40,7 @@ _HOMES = {
     "EsperVectorEnv": "esper_env.vector_env",
     "ImageData": "esper_env.data",
     "TextData": "esper_env.data",
-    "register_blueprint": "esper_env.networks.seeds",
+    "register_blueprint": "esper_env.seeds",
 }
 
 

@@ -11,14 +11,14 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from esper_env.checkpoint import read_checkpoint, write_checkpoint
 from esper_env.growth import Observation
 from esper_env.infos import Infos, single_info
+from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
+from esper_env.persistence.state import KIND
+from esper_env.persistence.tree import Tree
 from esper_env.render import RENDER_MODES, Picture
 from esper_env.rules.masks import MaskArray
-from esper_env.state import KIND
 from esper_env.tasks import TaskConfig, make_task
-from esper_env.trees import Tree
 from esper_env.vector_env import EsperVectorEnv
 
 
@@ -39,7 +39,7 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
     Args:
         env_id: a registered task; ``gymnasium.make`` fills it in.
         render_mode: None, "ansi" (text) or "rgb_array" (a picture).
-        task_kwargs: numbers of the task to replace (``esper_env.tasks.TASK_KWARGS``).
+        task_kwargs: numbers of the task to replace (``esper_env.tasks.config.TASK_KWARGS``).
     """
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 4}  # noqa: RUF012

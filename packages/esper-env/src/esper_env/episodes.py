@@ -10,8 +10,8 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from esper_env.checks import is_whole
-from esper_env.networks.seeds import blueprint_entry
-from esper_env.state import Part, attributes_part
+from esper_env.persistence.state import Part, attributes_part
+from esper_env.seeds import blueprint_entry
 
 Mask = NDArray[np.bool_]
 OPTIONS = ("reset_mask", "topology")  # of a vector's reset

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from esper_env.data.catalog import DataFamily, check_length
-from esper_env.networks.accelerator import memory_gauge
-from esper_env.networks.build import build_population
-from esper_env.networks.population import Measurement, Mismatch, Structure, updated
-from esper_env.networks.seeds import offered_blueprints
+from esper_env.devices import memory_gauge
+from esper_env.persistence.state import Part, attributes_part, object_part, table_part
+from esper_env.persistence.tree import Arrays
+from esper_env.population import Measurement, Mismatch, Structure, updated
+from esper_env.population.build import build_population
 from esper_env.recording import COUNTERS, Inspections, Recorder, StepRecord, TrainedEpoch
 from esper_env.rules import lifecycle
 from esper_env.rules.gates import gate_config
@@ -28,10 +29,9 @@ from esper_env.rules.reward_config import reward_config
 from esper_env.rules.signals import SignalConfig, SignalTracker
 from esper_env.rules.slot_table import DOWN, SlotTable
 from esper_env.rules.stages import Stage
-from esper_env.state import Part, attributes_part, object_part, table_part
+from esper_env.seeds import offered_blueprints
 from esper_env.tasks import TaskConfig, TransformerSpec
 from esper_env.telemetry import IsolationViolation, Telemetry
-from esper_env.trees import Arrays
 
 Mask = NDArray[np.bool_]
 Observation = dict[str, NDArray[Any]]

@@ -13,20 +13,20 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from esper_env.checkpoint import read_checkpoint, write_checkpoint
 from esper_env.checks import is_whole
 from esper_env.episodes import EpisodeClock, Site, parse_reset
-from esper_env.generators import generators_from, generators_state
 from esper_env.growth import Growth, Observation
 from esper_env.infos import Infos, merge_infos, restrict_infos, vector_infos
+from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
+from esper_env.persistence.generators import generators_from, generators_state
+from esper_env.persistence.state import KIND, Commit, Part, put_state, take_state, task_identity
+from esper_env.persistence.tree import Tree
 from esper_env.render import RENDER_MODES, Picture, describe_networks, draw_networks
 from esper_env.rules.heads import NO_BLUEPRINT, Op, head_sizes
 from esper_env.rules.masks import MaskArray, conditional_masks, sample_valid_actions, split_mask
 from esper_env.rules.observation import BOUND, feature_count
-from esper_env.state import KIND, Commit, Part, put_state, take_state, task_identity
 from esper_env.tasks import TaskConfig, make_task
 from esper_env.telemetry import Telemetry
-from esper_env.trees import Tree
 
 EPISODE_SEED_BOUND = 2**62
 
@@ -65,7 +65,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     trained from scratch with the host.
 
     Args:
-        env_id: a registered task; its numbers are replaced by ``task_kwargs`` (``esper_env.tasks.TASK_KWARGS``).
+        env_id: a registered task; its numbers are replaced by ``task_kwargs`` (``esper_env.tasks.config.TASK_KWARGS``).
         autoreset_mode: SAME_STEP (default), NEXT_STEP or DISABLED, as ``gymnasium.vector.AutoresetMode`` or its value.
         render_mode: None, "ansi" (text) or "rgb_array" (a picture).
 

@@ -10,10 +10,10 @@ import re
 import time
 from pathlib import Path
 
-from esper_env import atomic
 from esper_env.data.progress import Progress, Stage, Watcher
 from esper_env.data.sources import Download
 from esper_env.data.web import ConnectionProblemError, FetchError, UnreachableError, open_url
+from esper_env.persistence import atomic
 
 PART = ".part"
 #: Seconds before the second, the third, ... try when nothing new has arrived.

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from esper_env import atomic
 from esper_env.checks import is_whole
 from esper_env.data.download import sha256
 from esper_env.data.progress import Watcher
 from esper_env.data.sources import Source
+from esper_env.persistence import atomic
 
 MANIFEST = "esper-manifest.json"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from esper_env import atomic
 from esper_env.data.manifest import MANIFEST
 from esper_env.data.sources import Source
+from esper_env.persistence import atomic
 
 #: In the folder of what has arrived: the name of the folder that makes room, until that is done.
 NOTE = "replaced"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.networks.population import Measurement, Mismatch, Structure, TrainStats
+from esper_env.population import Measurement, Mismatch, Structure, TrainStats
 from esper_env.rules.governor import Judgement
 from esper_env.rules.lifecycle import Changes, Command
 from esper_env.rules.signals import Signals

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from esper_env import atomic
+from esper_env.persistence import atomic
 from esper_env.telemetry.sinks import event_files
 
 

@@ -1,0 +1,1 @@
+"""The ``esper`` command: one module per subcommand."""

@@ -1,0 +1,146 @@
+"""What ``esper info`` prints: tasks, action heads, blueprints with their parameter counts, data sets on this disk."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import torch
+from esper_env.data import data_folder
+from esper_env.hosts.attention import flex_obstacle
+from esper_env.population.build import host_builder, resolve_device
+from esper_env.rules.heads import (
+    ALPHA_TARGETS,
+    HEAD_RELEVANCE,
+    HEAD_VALUES,
+    SPEED_TICKS,
+    TEMPO_TICKS,
+    Head,
+    Op,
+)
+from esper_env.seeds import offered_blueprints
+from esper_env.tasks import TASKS, TaskConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from esper_agent.cli.data import whereabouts
+
+#: What a value stands for, where its name does not say it.
+_MEANINGS = {
+    Head.TEMPO: [f"{ticks} epochs" for ticks in TEMPO_TICKS],
+    Head.ALPHA_TARGET: [f"{target:g}" for target in ALPHA_TARGETS],
+    Head.ALPHA_SPEED: [f"{ticks} epochs" for ticks in SPEED_TICKS],
+}
+
+
+#: Columns that the tables need.
+LEAST_WIDTH = 100
+
+#: Columns of running text, which may take several lines.
+_TEXTS = ("values", "read by", "slots (channels)", "found")
+
+
+def print_information(console: Console) -> None:
+    """Print the tables, and how attention runs here."""
+    # Names and numbers are never cut: on a narrower terminal lines run over instead.
+    console.width = max(console.width, LEAST_WIDTH)
+    tables = [task_table(), head_table(), *blueprint_tables(), data_table()]
+    for table in tables:
+        console.print(table)
+        console.print()
+    console.print(f"flex_attention seeds: {flex_attention_form()}", highlight=False)
+
+
+def task_table() -> Table:
+    """The registered tasks."""
+    table = _table("Tasks", "id", "data", "horizon", "host parameters", "slots (channels)")
+    for env_id, task in TASKS.items():
+        host = _host(task)
+        slots = ", ".join(f"{slot.slot_id} ({slot.channels})" for slot in host.slots)
+        table.add_row(env_id, task.family, str(task.horizon), f"{parameters(host):,}", slots)
+    return table
+
+
+def head_table() -> Table:
+    """The heads of the action, in order."""
+    table = _table("Action heads, in order", "head", "values", "read by")
+    for head in Head:
+        readers = [op.name for op in Op if HEAD_RELEVANCE[op, head]]
+        table.add_row(head.name.lower(), _values(head), "every op" if head == Head.OP else ", ".join(readers))
+    return table
+
+
+def _values(head: Head) -> str:
+    if head == Head.SLOT:
+        return "the task's slots, row by row"
+    meanings = _MEANINGS.get(head, [""] * len(HEAD_VALUES[head]))
+    return ", ".join(
+        f"{value.name} {int(value)}" + (f" ({meaning})" if meaning else "")
+        for value, meaning in zip(HEAD_VALUES[head], meanings, strict=True)
+    )
+
+
+def blueprint_tables() -> list[Table]:
+    """For every kind of host: each blueprint's trainable parameters, by the channels of the slot."""
+    widths: dict[str, set[int]] = {}
+    for task in TASKS.values():
+        host = _host(task)
+        widths.setdefault(host.topology, set()).update(slot.channels for slot in host.slots)
+    tables = []
+    for topology, channels in widths.items():
+        columns = sorted(channels)
+        table = _table(f"Blueprints for {topology} hosts: parameters by channels of the slot", "blueprint")
+        for width in columns:
+            table.add_column(str(width), justify="right", no_wrap=True)
+        for entry in offered_blueprints(topology):
+            with torch.device("meta"):
+                counts = [parameters(entry.factory(width)) for width in columns]
+            table.add_row(f"{entry.name} {entry.value}", *(f"{count:,}" for count in counts))
+        tables.append(table)
+    return tables
+
+
+def data_table() -> Table:
+    """The data sets the tasks use, and whether they are on this disk."""
+    folder = data_folder()
+    table = _table(escape(f"Data sets in {folder}"), "name", "found")
+    for name, place in whereabouts(folder).items():
+        table.add_row(name, escape(place))
+    return table
+
+
+def flex_attention_form() -> str:
+    """What flex_attention seeds run through on the device that "auto" stands for."""
+    device = resolve_device("auto")
+    obstacle = flex_obstacle(device)
+    if obstacle is None:
+        return f"PyTorch's flex attention, on {device}"
+    return f"scaled_dot_product_attention, the same mathematics, as {obstacle}"
+
+
+def parameters(module: nn.Module) -> int:
+    """Trainable scalars."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _host(task: TaskConfig) -> Any:
+    """A host without memory for its parameters: enough to count them, and nothing is drawn at random."""
+    with torch.device("meta"):
+        return host_builder(task)()
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        text = heading in _TEXTS
+        table.add_column(heading, no_wrap=not text, overflow="fold")
+    return table
+
+
+def machine() -> str:
+    """The kind of machine that figures are taken on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{platform.machine()}, {os.cpu_count()} CPU cores, {gpu}"

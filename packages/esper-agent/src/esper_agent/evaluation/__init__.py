@@ -1,0 +1,1 @@
+"""Episodes played by a policy, their statistics, and tables and figures of them."""

@@ -1,0 +1,227 @@
+"""Playing a policy for a number of episodes, each with its own seed, and what is written down about them."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from esper_env.checks import is_whole
+from esper_env.persistence.atomic import replaced
+from esper_env.rules.heads import NUM_OPS, Op
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+
+from esper_agent.vectors import check_growth, make_vector, split_infos
+
+#: What an episode comes to, and where the info of its last step has it, unless it was cut before the horizon.
+COMMITTED = {
+    "committed_val_accuracy": "committed_val_accuracy",
+    "test_accuracy": "test_accuracy",
+    "parameters_added": "committed_parameters_added",
+}
+
+
+class Policy(Protocol):
+    """Whatever has the ``predict`` of a Stable-Baselines3 model."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]: ...
+
+
+#: A policy, or what makes one for a vector environment.
+PolicySource = Policy | Callable[[VectorEnv], Policy]
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """One episode, played to its end. Accuracies are percentages, returns are undiscounted.
+
+    What an episode comes to is measured at the horizon: it is None where ``max_episode_steps`` cut the episode before.
+    """
+
+    policy: str
+    env_id: str
+    dataset: str
+    episode: int  # 0, 1, ... of this evaluation
+    seed: int  # the environment was reset with it
+    episode_return: float
+    length: int  # steps
+    truncated: bool  # cut before the horizon
+    committed_val_accuracy: float | None
+    test_accuracy: float | None  # of the committed network
+    parameters_added: int | None  # trainable scalars of the committed seeds
+    germinated: int  # actions of the kind that succeeded
+    fossilized: int
+    pruned: int
+    invalid_actions: int
+    op_counts: tuple[int, ...]  # effective ops, indexed by ``Op``
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the steps in which the effective op was WAIT."""
+        return self.op_counts[Op.WAIT] / self.length
+
+    def row(self) -> dict[str, Any]:
+        """Columns of a CSV file; one per op instead of ``op_counts``, and ``return`` for ``episode_return``."""
+        columns = {"return" if name == "episode_return" else name: value for name, value in vars(self).items()}
+        counts = columns.pop("op_counts")
+        return columns | {"wait_share": self.wait_share} | {f"op_{op.name.lower()}": counts[op] for op in Op}
+
+
+def run_episodes(
+    policy: PolicySource,
+    env_id: str,
+    episodes: int,
+    seed: int = 0,
+    *,
+    name: str | None = None,
+    num_envs: int = 8,
+    env_kwargs: Mapping[str, Any] | None = None,
+    deterministic: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> list[EpisodeRecord]:
+    """Play ``episodes`` episodes; episode i starts from environment seed ``seed + i``, however many run at once.
+
+    The policy's recurrent state is carried through an episode and started afresh with the next. Policies that draw
+    from torch's generator (``deterministic=False``) do so from one seeded with ``seed``, and the global generator is
+    left as it was; how their draws fall to the episodes depends on ``num_envs``.
+
+    Args:
+        policy: anything with ``predict``, or a callable that makes it from the vector environment.
+        env_id: a registered id.
+        episodes: how many.
+        seed: of the first episode.
+        name: of the policy in the records, default its class.
+        num_envs: episodes run at once, at most.
+        env_kwargs: for ``gymnasium.make_vec``.
+        deterministic: passed to ``predict``. Of a learned policy it takes the likeliest action. Where acting now and a
+            step later are worth the same, the likeliest may be to WAIT for ever though the policy acts soon.
+        progress: called after every step with the number of episodes that it finished; may raise to end the play.
+
+    Returns:
+        The records in the order of the episodes.
+    """
+    for what, value, least in (("episodes", episodes, 1), ("num_envs", num_envs, 1), ("seed", seed, 0)):
+        if not is_whole(value, least):
+            raise ValueError(f"{what} is {value!r}; expected a whole number of at least {least}")
+    rounds = -(-episodes // num_envs)
+    vector = make_vector(env_id, -(-episodes // rounds), AutoresetMode.DISABLED, **(env_kwargs or {}))
+    try:
+        check_growth(vector.single_observation_space, env_id)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            playing = _policy_for(policy, vector)
+            play = _Play(vector, playing, name or type(playing).__name__, env_id, episodes, seed, deterministic)
+            return play.run(progress or (lambda _finished: None))
+    finally:
+        vector.close()
+
+
+def _policy_for(policy: PolicySource, vector: VectorEnv) -> Policy:
+    if hasattr(policy, "predict"):
+        return policy
+    if callable(policy):
+        return policy(vector)
+    raise TypeError(
+        f"the policy is a {type(policy).__name__}; expected an object with predict, or a callable making one"
+    )
+
+
+class _Play:
+    """Episodes in the rows of a vector environment that does not reset itself; a free row takes the next episode."""
+
+    def __init__(
+        self, vector: VectorEnv, policy: Policy, name: str, env_id: str, episodes: int, seed: int, deterministic: bool
+    ) -> None:
+        self.vector: Any = vector  # its reset takes one seed per environment, which VectorEnv does not declare
+        self.policy, self.name, self.env_id = policy, name, env_id
+        self.episodes, self.seed, self.deterministic = episodes, seed, deterministic
+        # MaskablePPO and its kind take the mask as an argument; the others find it in the observation.
+        self.wants_masks = "action_masks" in inspect.signature(policy.predict).parameters
+        rows = vector.num_envs
+        self.episode = np.arange(rows)  # played in each row; from ``episodes`` on the row has nothing to do
+        self.returns = np.zeros(rows)
+        self.lengths = np.zeros(rows, dtype=np.int64)
+        self.invalid = np.zeros(rows, dtype=np.int64)
+        self.op_counts = np.zeros((rows, NUM_OPS), dtype=np.int64)
+        self.successes = np.zeros((rows, NUM_OPS), dtype=np.int64)
+
+    def run(self, progress: Callable[[int], None]) -> list[EpisodeRecord]:
+        records: list[EpisodeRecord] = []
+        observation, _ = self.vector.reset(seed=[self.seed + int(episode) for episode in self.episode])
+        state, starts = None, np.ones(self.vector.num_envs, dtype=bool)
+        while len(records) < self.episodes:
+            actions, state = self._predict(observation, state, starts)
+            observation, rewards, terminated, truncated, infos = self.vector.step(actions)
+            self._count(rewards, infos)
+            starts = terminated | truncated
+            finished = self._records(np.flatnonzero(starts), truncated & ~terminated, infos)
+            records += finished
+            progress(len(finished))
+            if starts.any() and len(records) < self.episodes:
+                observation = self._restart(starts)
+        return sorted(records, key=lambda record: record.episode)
+
+    def _predict(self, observation: Any, state: Any, starts: NDArray[np.bool_]) -> tuple[Any, Any]:
+        masks = {"action_masks": observation["action_mask"].astype(bool)} if self.wants_masks else {}
+        return self.policy.predict(
+            observation, state=state, episode_start=starts, deterministic=self.deterministic, **masks
+        )
+
+    def _count(self, rewards: NDArray, infos: Mapping[str, Any]) -> None:
+        rows, ops = np.arange(len(rewards)), np.asarray(infos["op"])
+        self.returns += rewards
+        self.lengths += 1
+        self.invalid += ~np.asarray(infos["action_valid"])
+        self.op_counts[rows, ops] += 1
+        self.successes[rows, ops] += np.asarray(infos["action_succeeded"])
+
+    def _records(self, rows: NDArray, truncated: NDArray[np.bool_], infos: Mapping[str, Any]) -> list[EpisodeRecord]:
+        finals = split_infos(infos, self.vector.num_envs) if len(rows) else []
+        return [
+            EpisodeRecord(
+                policy=self.name,
+                env_id=self.env_id,
+                dataset=finals[row]["dataset_name"],
+                episode=int(self.episode[row]),
+                seed=self.seed + int(self.episode[row]),
+                episode_return=float(self.returns[row]),
+                length=int(self.lengths[row]),
+                truncated=bool(truncated[row]),
+                **{name: finals[row].get(key) for name, key in COMMITTED.items()},
+                germinated=int(self.successes[row, Op.GERMINATE]),
+                fossilized=int(self.successes[row, Op.FOSSILIZE]),
+                pruned=int(self.successes[row, Op.PRUNE]),
+                invalid_actions=int(self.invalid[row]),
+                op_counts=tuple(self.op_counts[row].tolist()),
+            )
+            for row in rows
+            if self.episode[row] < self.episodes
+        ]
+
+    def _restart(self, rows: NDArray[np.bool_]) -> Any:
+        """Give finished rows the next episodes; a row that gets none plays on unrecorded, as a vector has no gaps."""
+        following = self.episode.max() + 1
+        self.episode[rows] = np.arange(following, following + rows.sum())
+        for column in (self.returns, self.lengths, self.invalid, self.op_counts, self.successes):
+            column[rows] = 0
+        seeds = [self.seed + int(episode) for episode in self.episode]
+        observation, _ = self.vector.reset(seed=seeds, options={"reset_mask": rows.copy()})
+        return observation
+
+
+def write_csv(records: Sequence[EpisodeRecord], path: str | Path) -> None:
+    """One line an episode; the file appears complete or not at all."""
+    if not records:
+        raise ValueError("there are no episodes to write; run at least one")
+    with replaced(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(records[0].row()))
+        writer.writeheader()
+        writer.writerows(record.row() for record in records)

@@ -1,0 +1,195 @@
+"""Summaries of evaluated policies: numbers for files, a table for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from esper_env.persistence.atomic import replaced
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from esper_agent.evaluation.play import EpisodeRecord
+from esper_agent.evaluation.statistics import Estimate, bootstrap_interval, paired_difference
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation over episodes; NaN where there are too few of them."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        return cls(float(np.mean(values)) if len(values) else math.nan, deviation)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One policy over its episodes."""
+
+    policy: str
+    dataset: str
+    episodes: int
+    episode_return: Spread
+    interquartile_return: Estimate  # interquartile mean with its 95% bootstrap interval
+    test_accuracy: Spread
+    committed_val_accuracy: Spread
+    parameters_added: Spread
+    wait_share: float
+    fossilized: float  # mean seeds an episode
+    difference: Estimate | None = None  # mean return minus that of the reference, paired by episode seed
+
+    def row(self) -> dict[str, Any]:
+        """Flat columns for a CSV file or JSON; a missing number is None."""
+        row: dict[str, Any] = {"policy": self.policy, "dataset": self.dataset, "episodes": self.episodes}
+        spreads = {
+            "return": self.episode_return,
+            "test_accuracy": self.test_accuracy,
+            "committed_val_accuracy": self.committed_val_accuracy,
+            "parameters_added": self.parameters_added,
+        }
+        for name, spread in spreads.items():
+            row |= {f"{name}_mean": spread.mean, f"{name}_std": spread.deviation}
+        estimates = {"return_iqm": self.interquartile_return, "return_difference": self.difference}
+        for name, estimate in estimates.items():
+            for part in ("value", "low", "high"):
+                row[f"{name}_{part}"] = None if estimate is None else getattr(estimate, part)
+        row |= {"wait_share": self.wait_share, "fossilized": self.fossilized}
+        return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()}
+
+
+def summarise(records: Sequence[EpisodeRecord], reference: Sequence[EpisodeRecord] | None = None) -> Summary:
+    """The numbers of one policy; with ``reference`` also how its return differs on the same episode seeds."""
+    returns = [record.episode_return for record in records]
+    difference = None
+    if reference is not None:
+        if [record.seed for record in records] != [record.seed for record in reference]:
+            raise ValueError("the episodes of the two policies have other seeds; evaluate both with the same --seed")
+        difference = paired_difference(returns, [record.episode_return for record in reference])
+    return Summary(
+        policy=records[0].policy,
+        dataset=records[0].dataset,
+        episodes=len(records),
+        episode_return=Spread.of(returns),
+        interquartile_return=bootstrap_interval(returns),
+        test_accuracy=Spread.of(_known(record.test_accuracy for record in records)),
+        committed_val_accuracy=Spread.of(_known(record.committed_val_accuracy for record in records)),
+        parameters_added=Spread.of(_known(record.parameters_added for record in records)),
+        wait_share=float(np.mean([record.wait_share for record in records])),
+        fossilized=float(np.mean([record.fossilized for record in records])),
+        difference=difference,
+    )
+
+
+def summarise_all(results: Mapping[str, Sequence[EpisodeRecord]], reference: str | None = None) -> list[Summary]:
+    """One summary per policy, each compared with the policy named ``reference``."""
+    base = results[reference] if reference is not None else None
+    return [summarise(records, None if name == reference else base) for name, records in results.items()]
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    """The values of the episodes that reached the horizon."""
+    return [value for value in values if value is not None]
+
+
+NOTE = "± is the standard deviation over episodes; brackets are 95% bootstrap intervals"
+
+
+def print_summaries(console: Console, summaries: Sequence[Summary], title: str) -> None:
+    """The table, or, where the terminal is too narrow for it, a block of lines for each policy."""
+    table = summary_table(summaries, title)
+    needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    if needed <= console.width:
+        console.print(table)
+        return
+    console.print(title, markup=False, soft_wrap=True)
+    for summary in summaries:
+        console.print(f"\n{summary.policy}", style="bold", markup=False, soft_wrap=True)
+        for heading, cell in _cells(summary).items():
+            console.print(f"  {' '.join(heading.split()):26} {cell}", markup=False, soft_wrap=True)
+    console.print(f"\n{NOTE}", style="dim italic")
+
+
+def _cells(summary: Summary) -> dict[str, str]:
+    """What is shown of a policy, by heading."""
+    cells = {
+        "return": _spread(summary.episode_return, 2),
+        "return\nIQM": _estimate(summary.interquartile_return),
+        "test\naccuracy, %": _spread(summary.test_accuracy, 1),
+        "parameters\nadded": _spread(summary.parameters_added, 0),
+        "WAIT\n%": f"{100 * summary.wait_share:.0f}",
+    }
+    if summary.difference is not None:
+        cells["return minus\nfirst policy"] = _estimate(summary.difference, signed=True)
+    return cells
+
+
+def summary_table(summaries: Sequence[Summary], title: str) -> Table:
+    """A rich table, one line per policy; with a column of differences where a summary has one."""
+    table = Table(title=escape(title), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table.caption = NOTE
+    rows = [_cells(summary) for summary in summaries]
+    headings = max(rows, key=len)  # the first policy is not compared with itself
+    table.add_column("policy", overflow="fold", min_width=10, max_width=28)  # a run's path may be long
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for summary, cells in zip(summaries, rows, strict=True):
+        table.add_row(escape(summary.policy), *(cells.get(heading, "") for heading in headings))
+    return table
+
+
+RECENT = 50  # episodes
+
+
+def training_table(episodes: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """How the first and the last training episodes went; rows of ``CurvesRecorder``."""
+    count = min(RECENT, max(1, len(episodes) // 2))
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("training episodes")
+    rows = {f"first {count}": episodes[:count], f"last {count} of {len(episodes)}": episodes[-count:]}
+    columns = {
+        "return": ("return", 2, 1),
+        "test\naccuracy, %": ("test_accuracy", 1, 1),
+        "parameters\nadded": ("parameters_added", 0, 1),
+        "WAIT\n%": ("wait_share", 0, 100),
+    }
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, some in rows.items():
+        cells = []
+        for name, digits, scale in columns.values():
+            spread = Spread.of([scale * value for value in _known(episode[name] for episode in some)])
+            cells.append(_spread(spread, digits))
+        table.add_row(label, *cells)
+    return table
+
+
+def write_summaries(summaries: Sequence[Summary], path: str | Path) -> None:
+    """One CSV line per policy; the file appears complete or not at all."""
+    with replaced(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(summaries[0].row()))
+        writer.writeheader()
+        writer.writerows(summary.row() for summary in summaries)
+
+
+def _spread(spread: Spread, digits: int) -> str:
+    if math.isnan(spread.mean):
+        return "not known"
+    mean = f"{spread.mean:,.{digits}f}"
+    return mean if math.isnan(spread.deviation) else f"{mean} ± {spread.deviation:,.{digits}f}"
+
+
+def _estimate(estimate: Estimate, signed: bool = False) -> str:
+    form = "+.2f" if signed else ".2f"
+    value = format(estimate.value, form)
+    return value if math.isnan(estimate.low) else f"{value} [{estimate.low:{form}}, {estimate.high:{form}}]"

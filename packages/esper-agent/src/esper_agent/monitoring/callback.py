@@ -1,0 +1,213 @@
+"""Watches a policy train: anomalies of its updates, trends of its episodes, rewards that look hacked."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from esper_env.telemetry import (
+    Anomaly,
+    DegradationDetected,
+    EntropyCollapse,
+    GradientAnomaly,
+    ImprovementDetected,
+    NumericalInstability,
+    Payload,
+    PlateauDetected,
+    PPOUpdateCompleted,
+    RatioCollapse,
+    RatioExplosion,
+    RewardHackingSuspected,
+    Telemetry,
+    TrainingStarted,
+    ValueCollapse,
+)
+from stable_baselines3.common.callbacks import BaseCallback
+
+from esper_agent.monitoring.detectors import AnomalySettings, detect
+from esper_agent.monitoring.reward_hacking import RewardHackingDetector, Suspicion
+from esper_agent.monitoring.trends import TrendDetector
+from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
+
+#: Name under ``diagnostics/`` -> the event that is counted there.
+COUNTED: dict[str, type[Payload]] = {
+    "ratio_explosion": RatioExplosion,
+    "ratio_collapse": RatioCollapse,
+    "value_collapse": ValueCollapse,
+    "numerical_instability": NumericalInstability,
+    "gradient_anomaly": GradientAnomaly,
+    "entropy_collapse": EntropyCollapse,
+    "reward_hacking": RewardHackingSuspected,
+    "plateau": PlateauDetected,
+    "degradation": DegradationDetected,
+    "improvement": ImprovementDetected,
+}
+
+
+class DiagnosticsCallback(BaseCallback):
+    """Finds what is abnormal in the training of a ``FactoredRecurrentPPO`` in growth environments.
+
+    After each round of updates it counts under ``diagnostics/`` what has been found since the last: ``anomalies`` of
+    the update, and every type of event by itself. The same goes to the hub as events, with TRAINING_STARTED at the
+    start and PPO_UPDATE_COMPLETED after every round; an anomaly makes the hub report in full detail for
+    ``escalation_epochs``.
+
+    Training that diverges ends in an exception, which no callback hears of; inside :meth:`reporting_divergence` its
+    last round is reported all the same::
+
+        diagnostics = DiagnosticsCallback(hub=hub)
+        with diagnostics.reporting_divergence():
+            model.learn(20_000, callback=diagnostics)
+
+    Args:
+        settings: the thresholds; a ``ValueError`` for one that cannot work.
+        hub: a ``Telemetry``, or None for the logger alone.
+
+    Raises ``TypeError`` at the start of training for another kind of model.
+    """
+
+    model: FactoredRecurrentPPO
+
+    def __init__(self, settings: AnomalySettings | None = None, hub: Telemetry | None = None) -> None:
+        super().__init__()
+        self.settings = (AnomalySettings() if settings is None else settings).checked()
+        self.hub = hub
+        self._trends = TrendDetector(self.settings)
+        self._hacking: RewardHackingDetector | None = None
+        self._hacking_state: list[dict[str, Any]] | None = None  # to go on from, once the environments are known
+        self._accuracies: list[float] = []  # committed, of the episodes that ended in this rollout
+        self._counts: Counter[str] = Counter()  # event types since the last record
+        self._updates_seen = 0
+        self._slot_ids: tuple[str, ...] = ()
+
+    @contextmanager
+    def reporting_divergence(self) -> Iterator[None]:
+        """Report the round of updates in which training stops with a ``NonFiniteUpdateError``, and let that pass."""
+        try:
+            yield
+        except NonFiniteUpdateError:
+            self._report_update()
+            if not self._counts[NumericalInstability.TYPE]:  # the updates were finite, what they led to is not
+                self._report(
+                    NumericalInstability(
+                        timesteps=self.num_timesteps, quantity="decisions", value=math.nan, threshold=None
+                    )
+                )
+            self._record()
+            self.logger.dump(self.num_timesteps)
+            raise
+
+    def get_state(self) -> dict[str, Any]:
+        """What :meth:`set_state` goes on from; JSON types."""
+        hacking = self._hacking_state if self._hacking is None else self._hacking.get_state()
+        return {
+            "trends": self._trends.get_state(),
+            "hacking": hacking,
+            "accuracies": list(self._accuracies),
+            "counts": dict(self._counts),
+            "updates_seen": self._updates_seen,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`get_state`, before training starts. A part that is missing is a ``KeyError``."""
+        hacking, accuracies, counts = state["hacking"], list(state["accuracies"]), Counter(state["counts"])
+        updates_seen = int(state["updates_seen"])
+        self._trends.set_state(state["trends"])
+        self._hacking, self._hacking_state = None, hacking
+        self._accuracies, self._counts, self._updates_seen = accuracies, counts, updates_seen
+
+    # Stable-Baselines3's hooks
+
+    def _on_training_start(self) -> None:
+        if not isinstance(self.model, FactoredRecurrentPPO):
+            raise TypeError(f"the model is a {type(self.model).__name__}; diagnostics read a FactoredRecurrentPPO")
+        env = self.training_env
+        self._slot_ids = env.get_attr("slot_ids")[0]
+        if self.num_timesteps == 0:
+            self._forget()
+        if self._hacking is None or self._hacking.num_envs != env.num_envs:
+            self._hacking = RewardHackingDetector(self.settings, env.num_envs, env.get_attr("reward_config")[0].scale)
+        if self._hacking_state is not None:
+            self._hacking.set_state(self._hacking_state)
+            self._hacking_state = None
+        if self.hub is not None:
+            self.hub.emit(
+                TrainingStarted(
+                    env_id=env.get_attr("task")[0].env_id,
+                    dataset=env.get_attr("dataset_name")[0],
+                    num_envs=env.num_envs,
+                    seed=self.model.seed,
+                    timesteps=self.num_timesteps,
+                    total_timesteps=self.model._total_timesteps,
+                )
+            )
+
+    def _on_rollout_start(self) -> None:
+        self._after_updates()
+
+    def _on_step(self) -> bool:
+        assert self._hacking is not None
+        infos, dones = self.locals["infos"], self.locals["dones"]
+        for suspicion in self._hacking.observe(infos, dones):
+            self._report_suspicion(suspicion)
+        self._accuracies += [
+            float(info["committed_val_accuracy"])
+            for info, done in zip(infos, dones, strict=True)
+            if done and "committed_val_accuracy" in info
+        ]
+        return True
+
+    def _on_rollout_end(self) -> None:
+        trend = self._trends.add(self._accuracies, self.num_timesteps)
+        self._accuracies = []
+        if trend is not None:
+            self._report(trend)
+
+    def _on_training_end(self) -> None:
+        self._after_updates()
+
+    # Reports
+
+    def _forget(self) -> None:
+        """A new training begins, not one that goes on."""
+        self._trends = TrendDetector(self.settings)
+        self._hacking = self._hacking_state = None
+        self._accuracies, self._counts, self._updates_seen = [], Counter(), self.model._n_updates
+
+    def _after_updates(self) -> None:
+        if self.model._n_updates > self._updates_seen:
+            self._report_update()
+            self._record()
+
+    def _report_update(self) -> None:
+        model = self.model
+        # The values of a first rollout are those of a critic that has not learned anything, however short the run.
+        untrained, self._updates_seen = self._updates_seen == 0, model._n_updates
+        if self.hub is not None:
+            self.hub.emit(PPOUpdateCompleted(timesteps=self.num_timesteps, metrics=dict(model.last_update)))
+        progress = 0.0 if untrained else 1.0 - model._current_progress_remaining
+        for anomaly in detect(model.last_update, self.num_timesteps, progress, self.settings):
+            self._report(anomaly)
+
+    def _report_suspicion(self, suspicion: Suspicion) -> None:
+        slot = None if suspicion.slot is None else self._slot_ids[suspicion.slot]
+        where = {"env": suspicion.env, "episode": suspicion.episode, "epoch": suspicion.epoch, "slot": slot}
+        self._report(suspicion.payload, **where)
+
+    def _report(self, payload: Payload, **where: Any) -> None:
+        self._counts[payload.TYPE] += 1
+        self._counts["anomalies"] += isinstance(payload, Anomaly)
+        if self.hub is None:
+            return
+        self.hub.emit(payload, **where)
+        if isinstance(payload, Anomaly):
+            self.hub.escalate(self.settings.escalation_epochs)
+
+    def _record(self) -> None:
+        self.logger.record("diagnostics/anomalies", self._counts["anomalies"])
+        for name, kind in COUNTED.items():
+            self.logger.record(f"diagnostics/{name}", self._counts[kind.TYPE], exclude="stdout")
+        self._counts.clear()

@@ -1,0 +1,1 @@
+"""Policies that are not trained: the heuristic and the baselines."""

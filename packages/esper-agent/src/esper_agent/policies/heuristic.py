@@ -1,0 +1,302 @@
+"""A hand-written policy that grows a network by rules and says why.
+
+    policy = HeuristicPolicy.for_env(env)
+    actions, state = policy.predict(observation, state, episode_start)
+    policy.decisions[0][-1]     # Decision(env=0, epoch=12, op=<Op.GERMINATE: 1>, slot=0, ...)
+
+Each step the live seeds are asked in turn: HOLDING, BLENDING, TRAINING, GERMINATED, and within a stage the oldest
+first. The first whose rule wants something that is legal acts; a seed that would rather wait passes its turn on, and
+so does one whose last attempt failed. When nobody acts, a new seed may be planted.
+
+| stage | rule |
+|---|---|
+| none | plant when the host has stabilised, the plateau is long enough, the last prune is long enough ago, there is an empty slot and time left to commit a seed |
+| GERMINATED | advance |
+| TRAINING, BLENDING | prune after `patience` epochs there if accuracy has fallen by more than `max_loss` points since it entered; otherwise advance as soon as the gate can pass |
+| HOLDING | once its contribution has been averaged over `holding_epochs`: prune a seed the network depends on without being any better for it; fossilize one that contributes; prune the rest |
+
+Near the horizon a HOLDING seed is judged on what has been measured so far, and is either committed or left alone.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from esper_env.rules.gates import GateConfig, gate_config
+from esper_env.rules.heads import (
+    TEMPO_TICKS,
+    AlphaSpeed,
+    AlphaTarget,
+    Blueprint,
+    Head,
+    Op,
+)
+from esper_env.rules.observation_view import ObservationView
+from esper_env.rules.stages import IS_LIVE, Stage
+from numpy.typing import NDArray
+
+from esper_agent.policies.batches import Actions, ObservationBatch, starting_rows
+from esper_agent.policies.heuristic_config import HeuristicConfig, checked_rotation
+from esper_agent.policies.heuristic_memory import HeuristicState, remember
+from esper_agent.policies.readiness import check_horizon_and_gates, on_hold_at, ready_to_advance, ready_to_fossilize
+
+#: Order in which live seeds get their turn.
+PRIORITY = (Stage.HOLDING, Stage.BLENDING, Stage.TRAINING, Stage.GERMINATED)
+_RANK = {int(stage): rank for rank, stage in enumerate(PRIORITY)}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the heuristic did in one environment at one epoch, and why."""
+
+    env: int
+    epoch: int
+    op: Op
+    slot: int | None  # None for WAIT
+    blueprint: Blueprint | None  # of the seed that is planted or acted on
+    confidence: float  # 0..1: how far beyond its threshold the deciding quantity lies; 1 for a rule without one
+    reason: str
+
+
+class _Wish(NamedTuple):
+    """What the rule of one seed, or of planting, would like to do."""
+
+    op: Op
+    reason: str
+    confidence: float = 1.0
+
+
+class _Scene(NamedTuple):
+    """All that the rules look at: the observation, what is remembered, and what the gates would say."""
+
+    view: ObservationView
+    batch: ObservationBatch
+    memory: HeuristicState
+    advance: NDArray[np.bool_]  # (N, S)
+    fossilize: NDArray[np.bool_]  # (N, S)
+    remaining: NDArray[np.int64]  # (N,) actions left, this one included
+
+
+class HeuristicPolicy:
+    """The rules of this module behind the ``predict`` of a Stable-Baselines3 model.
+
+    ``decisions[i]`` holds the decisions of the episode under way in environment i, waits included, the newest last.
+
+    Args:
+        horizon: epochs of an episode, which the features are scaled by.
+        offered_blueprints: what the environment can plant; a rotation with anything else is a ``ValueError``.
+        gates: the environment's gate configuration, default permissive.
+        config: the numbers.
+    """
+
+    def __init__(
+        self,
+        horizon: int,
+        offered_blueprints: Sequence[Blueprint],
+        gates: GateConfig | None = None,
+        config: HeuristicConfig | None = None,
+    ) -> None:
+        check_horizon_and_gates(horizon, gates)
+        if config is not None and not isinstance(config, HeuristicConfig):
+            raise TypeError(f"config is {config!r}; expected a HeuristicConfig")
+        self.horizon = horizon
+        self.gates = gates if gates is not None else GateConfig.permissive()
+        self.config = config if config is not None else HeuristicConfig()
+        self.rotation = checked_rotation(self.config.rotation, offered_blueprints)
+        self.decisions: list[deque[Decision]] = []
+        self._rules: dict[int, Callable[[_Scene, int, int], _Wish]] = {
+            Stage.HOLDING: self._judge_holding,
+            Stage.BLENDING: self._judge_growing,
+            Stage.TRAINING: self._judge_growing,
+            Stage.GERMINATED: self._judge_germinated,
+        }
+
+    @classmethod
+    def for_env(cls, env: Any, config: HeuristicConfig | None = None) -> HeuristicPolicy:
+        """For a (single or vector) Esper environment: its horizon, gates and blueprints."""
+        base = env.unwrapped
+        if not hasattr(base, "task"):
+            raise TypeError(f"{base} is no Esper environment; make one with gymnasium.make or make_vec")
+        return cls(base.task.horizon, base.offered_blueprints, gate_config(base.task.gates), config)
+
+    @property
+    def epochs_to_commit(self) -> int:
+        """Actions a seed needs from being planted to being fossilized, both included."""
+        blending = max(int(TEMPO_TICKS[self.config.tempo]), self.gates.min_blending_epochs or 0)
+        return 2 + self.gates.min_training_epochs + blending + self.config.holding_epochs
+
+    def predict(
+        self,
+        observation: Mapping[str, NDArray],
+        state: HeuristicState | None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = True,  # noqa: ARG002
+    ) -> tuple[Actions, HeuristicState]:
+        """Actions (N, 8), or (8,) for one unbatched observation, and the state to pass in next time.
+
+        ``deterministic`` changes nothing: the rules leave nothing to chance. A state of other environments than those
+        observed, or than those this policy keeps the decisions of, is a ``ValueError``.
+        """
+        batch = ObservationBatch.of(observation)
+        self._check_state(state, batch)
+        view = ObservationView(batch.features, batch.num_slots, self.horizon)
+        starts = starting_rows(episode_start, state is not None, batch.num_envs)
+        self._start_records(starts, state is None)
+        memory = remember(view, batch.blueprints, state, starts, self.config)
+        scene = _Scene(
+            view,
+            batch,
+            memory,
+            ready_to_advance(view, self.gates),
+            ready_to_fossilize(view, self.gates),
+            self.horizon - view.epoch,
+        )
+        actions, turn, attempted = batch.waiting(), memory.turn.copy(), np.full(batch.num_envs, -1)
+        for row in range(batch.num_envs):
+            decision = self._decide(scene, row)
+            self.decisions[row].append(decision)
+            if decision.op != Op.WAIT:
+                self._fill(actions[row], decision)
+                attempted[row] = decision.slot
+            if decision.op == Op.GERMINATE:
+                turn[row] = (self.rotation.index(decision.blueprint) + 1) % len(self.rotation)
+        return batch.returned(actions), replace(memory, turn=turn, attempted=attempted)
+
+    def _check_state(self, state: HeuristicState | None, batch: ObservationBatch) -> None:
+        if state is None:
+            return
+        seen, given = state.stage.shape, batch.blueprints.shape
+        if seen != given or len(self.decisions) != batch.num_envs:
+            raise ValueError(
+                f"the state is of {seen} (environments, slots), the observation of {given}, and this policy keeps the "
+                f"decisions of {len(self.decisions)} environments; pass the state that its own last predict returned, "
+                "or None to begin"
+            )
+
+    def _start_records(self, starts: NDArray[np.bool_], all_new: bool) -> None:
+        if all_new:
+            self.decisions = [deque(maxlen=self.horizon) for _ in starts]
+        for row in np.flatnonzero(starts):
+            self.decisions[row].clear()
+
+    # Decisions
+
+    def _decide(self, scene: _Scene, row: int) -> Decision:
+        """The first wish, in order of priority, that is legal; else a planting; else WAIT."""
+        epoch, waits = int(scene.view.epoch[row]), []
+        for slot in self._turn_order(scene, row):
+            wish = self._rules[int(scene.view.stage[row, slot])](scene, row, slot)
+            blueprint = Blueprint(int(scene.batch.blueprints[row, slot]))
+            if wish.op != Op.WAIT and scene.batch.legal[row, wish.op, slot]:
+                return Decision(row, epoch, wish.op, slot, blueprint, wish.confidence, wish.reason)
+            waits.append(f"slot {slot}: {wish.reason}" + ("" if wish.op == Op.WAIT else ", not legal yet"))
+        return self._plant(scene, row, waits)
+
+    def _turn_order(self, scene: _Scene, row: int) -> list[int]:
+        stage, memory = scene.view.stage[row], scene.memory
+        failed = -1 if scene.view.last_action_succeeded[row] else int(memory.attempted[row])
+        live = np.flatnonzero(IS_LIVE[stage]).tolist()
+        return sorted(live, key=lambda s: (s == failed, _RANK[int(stage[s])], memory.birth_epoch[row, s], s))
+
+    def _judge_germinated(self, _scene: _Scene, _row: int, _slot: int) -> _Wish:
+        return _Wish(Op.ADVANCE, "germinated, so it can start to train")
+
+    def _judge_growing(self, scene: _Scene, row: int, slot: int) -> _Wish:
+        """TRAINING and BLENDING."""
+        epochs = int(scene.view.epochs_in_stage[row, slot])
+        fallen = float(scene.memory.entry_accuracy[row, slot] - scene.memory.accuracy[row])
+        if epochs >= self.config.patience and fallen > self.config.max_loss:
+            reason = f"accuracy fell by {fallen:.1f} points in {epochs} epochs"
+            return _Wish(Op.PRUNE, reason, _beyond(fallen, self.config.max_loss))
+        if scene.advance[row, slot]:
+            return _Wish(Op.ADVANCE, f"the gate can pass after {epochs} epochs")
+        blending = scene.view.stage[row, slot] == Stage.BLENDING
+        if blending and on_hold_at(scene.view, 0.0)[row, slot] and scene.view.alpha[row, slot] < self.gates.full_alpha:
+            return _Wish(Op.SET_ALPHA_TARGET, f"alpha rests at {scene.view.alpha[row, slot]:.2f}, short of 1")
+        return _Wish(Op.WAIT, f"the gate cannot pass yet, {epochs} epochs in")
+
+    def _judge_holding(self, scene: _Scene, row: int, slot: int) -> _Wish:
+        memory, config = scene.memory, self.config
+        count = int(memory.holding_count[row, slot])
+        others = int(IS_LIVE[scene.view.stage[row]].sum()) - 1
+        rush = scene.remaining[row] <= config.commit_epochs + others
+        if count == 0 or (count < config.holding_epochs and not rush):
+            return _Wish(Op.WAIT, f"contribution measured {count} of {config.holding_epochs} times")
+        mean = float(memory.holding_sum[row, slot]) / count
+        gain = float(memory.accuracy[row] - memory.birth_accuracy[row, slot])
+        # This close to the end a seed that is not committed is discarded anyway, and pruning it costs an action.
+        reject = Op.WAIT if rush else Op.PRUNE
+        if mean > config.dependence and gain < 0:
+            reason = f"depended on ({mean:.1f} points) but accuracy is {-gain:.1f} points lower since it was planted"
+            return _Wish(reject, reason, _beyond(mean - gain, config.dependence))
+        if mean > config.min_contribution:
+            reason = f"contributes {mean:.1f} points over {count} epochs"
+            wanted = Op.FOSSILIZE if scene.fossilize[row, slot] else Op.WAIT
+            return _Wish(wanted, reason, _beyond(mean, config.min_contribution))
+        return _Wish(reject, f"contributes only {mean:.1f} points", _beyond(config.min_contribution, mean))
+
+    def _plant(self, scene: _Scene, row: int, waits: list[str]) -> Decision:
+        epoch = int(scene.view.epoch[row])
+        obstacle = self._obstacle(scene, row, epoch)
+        blueprint = None if obstacle else self._next_blueprint(scene, row)
+        if blueprint is None:
+            reason = "; ".join([*waits, f"no planting: {obstacle or 'every blueprint was pruned lately'}"])
+            return Decision(row, epoch, Op.WAIT, None, None, 1.0, reason)
+        slot = int(np.flatnonzero(scene.batch.legal[row, Op.GERMINATE])[0])
+        plateau = int(scene.view.plateau_epochs[row])
+        reason = f"plateau of {plateau} epochs and slot {slot} is empty"
+        confidence = _beyond(plateau + 1, self.config.min_plateau)
+        return Decision(row, epoch, Op.GERMINATE, slot, blueprint, confidence, reason)
+
+    def _obstacle(self, scene: _Scene, row: int, epoch: int) -> str | None:
+        """The first reason not to plant, or None."""
+        config, view = self.config, scene.view
+        pause = epoch - int(scene.memory.last_prune[row])
+        conditions = (
+            (epoch < config.min_epoch, f"epoch {epoch} of at least {config.min_epoch}"),
+            (config.wait_for_stability and not view.host_stabilised[row], "the host has not stabilised"),
+            (view.plateau_epochs[row] < config.min_plateau, f"plateau of {view.plateau_epochs[row]} epochs"),
+            (pause < config.epochs_after_prune, f"pruned {pause} epochs ago"),
+            (not scene.batch.legal[row, Op.GERMINATE].any(), "no slot is free"),
+            (scene.remaining[row] < self.epochs_to_commit, f"{scene.remaining[row]} epochs left are too few"),
+        )
+        return next((reason for holds, reason in conditions if holds), None)
+
+    def _next_blueprint(self, scene: _Scene, row: int) -> Blueprint | None:
+        """The next of the rotation that was not pruned too lately and is offered."""
+        start = int(scene.memory.turn[row])
+        for blueprint in (*self.rotation[start:], *self.rotation[:start]):
+            lately = scene.memory.penalty[row, blueprint] >= self.config.penalty_threshold
+            if not lately and scene.batch.offered[row, blueprint]:
+                return blueprint
+        return None
+
+    def _fill(self, action: Actions, decision: Decision) -> None:
+        """Write a decision into one row of actions; heads its op does not read keep their defaults."""
+        config = self.config
+        heads: dict[Op, dict[Head, int]] = {
+            Op.GERMINATE: {
+                Head.BLUEPRINT: int(decision.blueprint or 0),
+                Head.STYLE: config.style,
+                Head.TEMPO: config.tempo,
+                Head.ALPHA_TARGET: AlphaTarget.FULL,
+            },
+            Op.SET_ALPHA_TARGET: {
+                Head.STYLE: config.style,
+                Head.ALPHA_TARGET: AlphaTarget.FULL,
+                Head.ALPHA_SPEED: AlphaSpeed.FAST,
+            },
+            Op.PRUNE: {Head.ALPHA_SPEED: config.prune_speed},
+        }
+        values = {Head.OP: int(decision.op), Head.SLOT: int(decision.slot or 0), **heads.get(decision.op, {})}
+        action[list(values)] = list(values.values())
+
+
+def _beyond(value: float, threshold: float) -> float:
+    """0 at the threshold, towards 1 far beyond it."""
+    distance = max(value - threshold, 0.0)
+    return distance / (1.0 + distance)

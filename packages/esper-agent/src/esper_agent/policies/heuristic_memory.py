@@ -1,0 +1,105 @@
+"""What the heuristic remembers of the episodes under way, and how an observation changes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from esper_env.rules.heads import NUM_BLUEPRINTS
+from esper_env.rules.observation import HISTORY
+from esper_env.rules.observation_view import ObservationView
+from esper_env.rules.stages import HAS_SEED, Stage
+from numpy.typing import NDArray
+
+from esper_agent.policies.heuristic_config import HeuristicConfig
+
+_LONG_AGO = -(10**6)
+
+
+@dataclass(frozen=True)
+class HeuristicState:
+    """What the heuristic remembers of N episodes; predict returns a new one and never changes the one it was given."""
+
+    accuracy: NDArray[np.float64]  # (N,) smoothed accuracy at the last observation
+    stage: NDArray[np.int64]  # (N, S) at the last observation
+    blueprint: NDArray[np.int64]  # (N, S)
+    birth_epoch: NDArray[np.int64]  # (N, S) epoch in which the present seed was first seen
+    birth_accuracy: NDArray[np.float64]  # (N, S) accuracy just before it was planted
+    entry_accuracy: NDArray[np.float64]  # (N, S) accuracy just before it entered its present stage
+    holding_sum: NDArray[np.float64]  # (N, S) contributions measured in HOLDING
+    holding_count: NDArray[np.int64]  # (N, S)
+    last_prune: NDArray[np.int64]  # (N,) epoch in which a seed was first seen gone
+    penalty: NDArray[np.float64]  # (N, blueprints)
+    turn: NDArray[np.int64]  # (N,) position in the rotation
+    attempted: NDArray[np.int64]  # (N,) slot of the last action, -1 after WAIT
+
+    @classmethod
+    def fresh(cls, accuracy: NDArray[np.float64], num_slots: int) -> HeuristicState:
+        """The state at the start of N episodes whose accuracies are (N,)."""
+        rows, shape = len(accuracy), (len(accuracy), num_slots)
+        return cls(
+            accuracy=accuracy.copy(),
+            stage=np.full(shape, int(Stage.DORMANT)),
+            blueprint=np.zeros(shape, dtype=np.int64),
+            birth_epoch=np.zeros(shape, dtype=np.int64),
+            birth_accuracy=np.zeros(shape),
+            entry_accuracy=np.zeros(shape),
+            holding_sum=np.zeros(shape),
+            holding_count=np.zeros(shape, dtype=np.int64),
+            last_prune=np.full(rows, _LONG_AGO),
+            penalty=np.zeros((rows, NUM_BLUEPRINTS)),
+            turn=np.zeros(rows, dtype=np.int64),
+            attempted=np.full(rows, -1),
+        )
+
+    def with_restarted(self, rows: NDArray[np.bool_], accuracy: NDArray[np.float64]) -> HeuristicState:
+        """This state with the given rows as at the start of an episode; the others are copied."""
+        fresh = HeuristicState.fresh(accuracy, self.stage.shape[1])
+        columns = {}
+        for name, column in vars(self).items():
+            mask = rows.reshape(-1, *[1] * (column.ndim - 1))
+            columns[name] = np.where(mask, getattr(fresh, name), column)
+        return HeuristicState(**columns)
+
+
+def remember(
+    view: ObservationView,
+    blueprints: NDArray[np.int64],
+    state: HeuristicState | None,
+    starts: NDArray[np.bool_],
+    config: HeuristicConfig,
+) -> HeuristicState:
+    """The state brought up to an observation: births, stage entries, prunes, measurements in HOLDING.
+
+    ``starts`` (N,) flags the rows that begin an episode; ``state`` is None at the very beginning.
+    """
+    accuracy = smoothed_accuracy(view, config.smoothing)
+    last = (state or HeuristicState.fresh(accuracy, view.num_slots)).with_restarted(starts, accuracy)
+    stage, before = view.stage, last.accuracy[:, None]
+    had, has = HAS_SEED[last.stage], HAS_SEED[stage]
+    gone, born, moved = had & ~has, has & ~had, stage != last.stage
+    penalty = last.penalty * config.penalty_decay
+    rows, slots = np.nonzero(gone)
+    np.add.at(penalty, (rows, last.blueprint[rows, slots]), config.prune_penalty)
+    measured = (stage == Stage.HOLDING) & (view.epochs_in_stage >= 1) & np.isin(view.contribution_age, (0, 1))
+    return HeuristicState(
+        accuracy=accuracy,
+        stage=stage,
+        blueprint=np.asarray(blueprints, dtype=np.int64),
+        birth_epoch=np.where(born, view.epoch[:, None], last.birth_epoch),
+        birth_accuracy=np.where(born, before, last.birth_accuracy),
+        entry_accuracy=np.where(moved, before, last.entry_accuracy),
+        holding_sum=np.where(moved, 0.0, last.holding_sum) + np.where(measured, view.contribution, 0.0),
+        holding_count=np.where(moved, 0, last.holding_count) + measured,
+        last_prune=np.where(gone.any(axis=1), view.epoch, last.last_prune),
+        penalty=penalty,
+        turn=last.turn,
+        attempted=last.attempted,
+    )
+
+
+def smoothed_accuracy(view: ObservationView, epochs: int) -> NDArray[np.float64]:
+    """(N,) mean of the newest ``epochs`` accuracies of the history, of fewer while the episode is younger."""
+    newest = np.stack([view.base(f"accuracy_history_{HISTORY - 1 - age}") for age in range(epochs)]) * 100.0
+    known = np.arange(epochs)[:, None] <= view.epoch
+    return (newest * known).sum(axis=0) / known.sum(axis=0)

@@ -1,0 +1,1 @@
+"""The factored recurrent PPO."""

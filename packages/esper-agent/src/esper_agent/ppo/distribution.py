@@ -1,0 +1,161 @@
+"""The joint distribution of the eight heads: the op first, then the arguments that this op reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+import torch as th
+from esper_env.rules.heads import HEAD_DEFAULTS, HEAD_RELEVANCE, NUM_HEADS, NUM_OPS, Head
+from stable_baselines3.common.distributions import Distribution
+from torch import nn
+from torch.nn import functional as F
+
+from esper_agent.ppo.networks import ActionHeads
+
+#: Logit of a masked value: its probability is exactly 0 in float32, and nothing derived from it is infinite.
+MASKED_LOGIT = -1e8
+
+
+class HeadTables(nn.Module):
+    """Constant tables of the heads. They are buffers, so they follow the policy to its device; none is saved."""
+
+    columns: th.Tensor
+    relevance: th.Tensor
+    defaults: th.Tensor
+
+    def __init__(self, nvec: Sequence[int]) -> None:
+        super().__init__()
+        self.nvec = tuple(int(size) for size in nvec)
+        self.num_slots = self.nvec[Head.SLOT]
+        # columns[h, v]: where value v of head h lies in the flat vector of all heads. A value the head
+        # lacks points at one extra column behind the last, which spread() fills.
+        columns = th.full((NUM_HEADS, max(self.nvec)), sum(self.nvec))
+        start = 0
+        for head, size in enumerate(self.nvec):
+            columns[head, :size] = th.arange(start, start + size)
+            start += size
+        self.register_buffer("columns", columns, persistent=False)
+        self.register_buffer("relevance", th.tensor(HEAD_RELEVANCE.tolist()), persistent=False)
+        self.register_buffer("defaults", th.tensor(HEAD_DEFAULTS), persistent=False)
+
+    def spread(self, flat: th.Tensor) -> th.Tensor:
+        """(B, sum(nvec)) -> (B, heads, widest head); values a head lacks are 0."""
+        return F.pad(flat, (0, 1))[:, self.columns]
+
+
+class HeadEvaluation(NamedTuple):
+    """What a distribution says about given actions, per head; 0 wherever the op does not read the head."""
+
+    log_probs: th.Tensor  # (B, heads)
+    entropies: th.Tensor  # (B, heads), divided by ln(number of valid values)
+    relevance: th.Tensor  # (B, heads) bool
+    choices: th.Tensor  # (B, heads) bool: the op reads the head, and more than one value is valid
+
+
+def masked_log_softmax(logits: th.Tensor, valid: th.Tensor) -> th.Tensor:
+    """Log-probabilities over the last axis with every invalid value at probability exactly 0, all finite."""
+    return th.log_softmax(th.where(valid, logits, MASKED_LOGIT), dim=-1)
+
+
+def normalised_entropy(log_probs: th.Tensor, valid: th.Tensor) -> th.Tensor:
+    """Entropy over the last axis in units of ln(number of valid values): 1 is uniform; 0 if at most one is valid."""
+    entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+    count = valid.sum(dim=-1)
+    return th.where(count > 1, entropy / count.clamp(min=2).float().log(), 0.0)
+
+
+class FactoredDistribution(Distribution):
+    """pi(op) pi(slot | op) times pi(value) for each other head that the op reads.
+
+    The slot is masked by the op's own row of ``op_slot_mask``; the other heads by their sections of
+    ``action_mask``. A head the op does not read holds its default: its log-probability and entropy are
+    exactly 0. The op is drawn once per sample. Draws use PyTorch's global generator, as all of SB3 does.
+    """
+
+    def __init__(self, tables: HeadTables) -> None:
+        super().__init__()
+        self.tables = tables
+
+    def proba_distribution_net(self, latent_dim: int, hidden_dim: int) -> ActionHeads:
+        """The networks that map a latent (B, latent_dim) to the flat logits (B, sum(nvec))."""
+        return ActionHeads(latent_dim, hidden_dim, self.tables.nvec)
+
+    def proba_distribution(self, action_logits: th.Tensor, action_mask: th.Tensor, op_slot_mask: th.Tensor) -> Self:
+        """Set logits (B, sum(nvec)), marginal mask (B, sum(nvec)) and slot masks per op (B, ops * slots)."""
+        self.logits = self.tables.spread(action_logits.float())  # (B, heads, width)
+        self.valid = self.tables.spread(action_mask.bool())  # (B, heads, width)
+        self.op_slots = op_slot_mask.bool().reshape(-1, NUM_OPS, self.tables.num_slots)  # (B, ops, S)
+        self.op_log_probs = masked_log_softmax(self.logits[:, Head.OP], self.valid[:, Head.OP])[:, :NUM_OPS]
+        return self
+
+    @property
+    def op_probs(self) -> th.Tensor:
+        """(B, ops): probability of each op."""
+        return self.op_log_probs.exp()
+
+    def given_op(self, ops: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Log-probabilities and validity of every head's values, (B, heads, width) each, given ops (B,)."""
+        num_slots = self.tables.num_slots
+        chosen = ops.reshape(-1, 1, 1).expand(-1, 1, num_slots)
+        valid = self.valid.clone()
+        valid[:, Head.SLOT, :num_slots] = self.op_slots.gather(1, chosen).squeeze(1)
+        return masked_log_softmax(self.logits, valid), valid
+
+    def evaluate(self, actions: th.Tensor) -> HeadEvaluation:
+        """Log-probabilities of actions (B, heads), and entropies given their ops."""
+        actions = actions.long()
+        ops = actions[:, Head.OP]
+        relevance = self.tables.relevance[ops]
+        log_probs, valid = self.given_op(ops)
+        taken = log_probs.gather(2, actions.unsqueeze(-1)).squeeze(-1)
+        return HeadEvaluation(
+            log_probs=th.where(relevance, taken, 0.0),
+            entropies=th.where(relevance, normalised_entropy(log_probs, valid), 0.0),
+            relevance=relevance,
+            choices=relevance & (valid.sum(dim=-1) > 1),
+        )
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        """(B,): joint log-probability of actions (B, heads)."""
+        return self.evaluate(actions).log_probs.sum(dim=1)
+
+    def entropy(self) -> th.Tensor:
+        """(B,): sum over heads of the normalised entropies, the arguments' weighted by their op's probability."""
+        batch = self.op_log_probs.shape[0]
+        total = normalised_entropy(self.op_log_probs, self.valid[:, Head.OP, :NUM_OPS])
+        for op in range(NUM_OPS):
+            log_probs, valid = self.given_op(th.full((batch,), op, device=total.device))
+            arguments = normalised_entropy(log_probs, valid)[:, : Head.OP]
+            read = self.tables.relevance[op, : Head.OP]
+            total = total + self.op_probs[:, op] * th.where(read, arguments, 0.0).sum(dim=1)
+        return total
+
+    def sample(self) -> th.Tensor:
+        """(B, heads) int64: draw the op, then what it reads."""
+        ops = th.multinomial(self.op_probs, 1).squeeze(1)
+        probs = self.given_op(ops)[0][:, : Head.OP].exp()
+        arguments = th.multinomial(probs.flatten(0, 1), 1).reshape(-1, Head.OP)
+        return self._assemble(ops, arguments)
+
+    def mode(self) -> th.Tensor:
+        """(B, heads) int64: the most likely op, then the most likely value of each head it reads."""
+        ops = self.op_log_probs.argmax(dim=1)
+        return self._assemble(ops, self.given_op(ops)[0][:, : Head.OP].argmax(dim=2))
+
+    def _assemble(self, ops: th.Tensor, arguments: th.Tensor) -> th.Tensor:
+        actions = th.cat([arguments, ops.unsqueeze(1)], dim=1)
+        return th.where(self.tables.relevance[ops], actions, self.tables.defaults)
+
+    def actions_from_params(
+        self, action_logits: th.Tensor, action_mask: th.Tensor, op_slot_mask: th.Tensor, deterministic: bool = False
+    ) -> th.Tensor:
+        """Set the parameters and return actions (B, heads)."""
+        return self.proba_distribution(action_logits, action_mask, op_slot_mask).get_actions(deterministic)
+
+    def log_prob_from_params(
+        self, action_logits: th.Tensor, action_mask: th.Tensor, op_slot_mask: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """Set the parameters, sample, and return actions (B, heads) with their joint log-probability (B,)."""
+        actions = self.actions_from_params(action_logits, action_mask, op_slot_mask)
+        return actions, self.log_prob(actions)

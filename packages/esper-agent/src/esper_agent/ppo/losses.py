@@ -1,0 +1,195 @@
+"""Losses of FactoredRecurrentPPO, and the statistics of one update that come with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+from esper_env.rules.heads import HEAD_NAMES, NUM_HEADS, Head, Op
+
+from esper_agent.ppo.buffers import FactoredSamples
+from esper_agent.ppo.policy import Evaluation
+
+
+class LossSettings(NamedTuple):
+    """What the loss of one round of updates depends on beside the data."""
+
+    clip_range: float
+    clip_range_vf: float | None
+    ent_coef: float
+    entropy_weights: th.Tensor  # (heads,)
+    vf_coef: float
+    normalize_advantage: bool
+
+
+class LossTerms(NamedTuple):
+    """Scalars of one minibatch, and its per-head details."""
+
+    total: th.Tensor
+    policy: th.Tensor
+    value: th.Tensor
+    entropy: th.Tensor
+    approx_kl: th.Tensor  # of the joint action
+    log_ratio: th.Tensor  # (B, heads), 0 where not in rows
+    rows: th.Tensor  # (B, heads) bool: a real row whose op reads the head
+
+
+def row_mean(values: th.Tensor, rows: th.Tensor) -> th.Tensor:
+    """Mean of values (B,) over the rows (B,) that are on; padding never enters."""
+    return th.where(rows, values, 0.0).sum() / rows.sum()
+
+
+def normalise(advantages: th.Tensor, rows: th.Tensor) -> th.Tensor:
+    """Zero mean and unit variance over the rows that are on; a single row becomes 0."""
+    centred = advantages - row_mean(advantages, rows)
+    return centred / (row_mean(centred**2, rows).sqrt() + 1e-8)
+
+
+def approximate_kl(log_ratio: th.Tensor) -> th.Tensor:
+    """Schulman's k3 estimate of KL(old || new) per element: (ratio - 1) - log ratio, never negative."""
+    return th.expm1(log_ratio) - log_ratio
+
+
+def loss_terms(samples: FactoredSamples, evaluation: Evaluation, settings: LossSettings) -> LossTerms:
+    """The losses of one minibatch.
+
+    Policy: each head has its own ratio and its own clipped surrogate, with the op's advantage for the op head and the
+    arguments' advantage for the others. A row contributes the heads its op reads; the sum is divided by the number
+    of rows, so at ratio 1 the gradient is the plain policy gradient of the joint action. Entropy: likewise, weighted
+    per head. Value: squared error of Q(s, op) of the stored op.
+    """
+    real = samples.mask > 0.5
+    rows = evaluation.relevance & real.unsqueeze(1)
+    log_ratio = th.where(rows, evaluation.head_log_probs - samples.head_log_probs, 0.0)
+    ratio = log_ratio.exp()
+
+    op_advantages, argument_advantages = samples.op_advantages, samples.argument_advantages
+    if settings.normalize_advantage:
+        op_advantages, argument_advantages = normalise(op_advantages, real), normalise(argument_advantages, real)
+    is_op = th.arange(NUM_HEADS, device=ratio.device) == Head.OP
+    advantages = th.where(is_op, op_advantages.unsqueeze(1), argument_advantages.unsqueeze(1))  # (B, heads)
+    clipped = ratio.clamp(1.0 - settings.clip_range, 1.0 + settings.clip_range)
+    surrogate = th.min(advantages * ratio, advantages * clipped)
+    policy = -row_mean(th.where(rows, surrogate, 0.0).sum(dim=1), real)
+
+    values = evaluation.op_values
+    if settings.clip_range_vf is not None:
+        change = values - samples.old_values
+        values = samples.old_values + change.clamp(-settings.clip_range_vf, settings.clip_range_vf)
+    value = row_mean((samples.returns - values) ** 2, real)
+
+    entropy = -row_mean((evaluation.head_entropies * settings.entropy_weights).sum(dim=1), real)
+    return LossTerms(
+        total=policy + settings.ent_coef * entropy + settings.vf_coef * value,
+        policy=policy.detach(),
+        value=value.detach(),
+        entropy=entropy.detach(),
+        approx_kl=row_mean(approximate_kl(log_ratio.sum(dim=1)), real).detach(),
+        log_ratio=log_ratio.detach(),
+        rows=rows,
+    )
+
+
+#: Statistics that are averaged over the rows in which a head is relevant.
+PER_HEAD_MEANS = ("ratio_mean", "approx_kl", "clip_fraction", "entropy")
+#: The share of a head's ratios that lie below ``ratio_low``, and above ``ratio_high``.
+TAIL = 0.05
+
+
+class UpdateStatistics:
+    """What one round of updates did. Per-minibatch values stay on the device until they are summarised."""
+
+    def __init__(self, clip_range: float, device: th.device) -> None:
+        self.clip_range = clip_range
+        self.skipped = 0
+        self.gradient_norms: list[float] = []  # before clipping, of the steps made
+        self._scalars: dict[str, list[th.Tensor]] = {}
+        self._count = th.zeros(NUM_HEADS, device=device)
+        self._sums = {name: th.zeros(NUM_HEADS, device=device) for name in PER_HEAD_MEANS}
+        self._ratio_max = th.full((NUM_HEADS,), -th.inf, device=device)
+        self._ratio_min = th.full((NUM_HEADS,), th.inf, device=device)
+        self._ratios: list[tuple[th.Tensor, th.Tensor]] = []  # (B, heads) each: ratios, and rows that are relevant
+        self._choices = th.zeros(NUM_HEADS, device=device)
+        self._choice_entropy = th.zeros(NUM_HEADS, device=device)
+
+    def add(self, terms: LossTerms, evaluation: Evaluation, mask: th.Tensor) -> None:
+        """Take in one minibatch."""
+        ratio, rows = terms.log_ratio.exp(), terms.rows
+        values = {
+            "ratio_mean": ratio,
+            "approx_kl": approximate_kl(terms.log_ratio),
+            "clip_fraction": ((ratio - 1.0).abs() > self.clip_range).float(),
+            "entropy": evaluation.head_entropies.detach(),
+        }
+        self._count += rows.sum(dim=0)
+        for name, value in values.items():
+            self._sums[name] += th.where(rows, value, 0.0).sum(dim=0)
+        self._ratio_max = th.maximum(self._ratio_max, th.where(rows, ratio, -th.inf).amax(dim=0))
+        self._ratio_min = th.minimum(self._ratio_min, th.where(rows, ratio, th.inf).amin(dim=0))
+        self._ratios.append((ratio, rows))
+        choices = evaluation.choices & rows
+        self._choices += choices.sum(dim=0)
+        self._choice_entropy += th.where(choices, values["entropy"], 0.0).sum(dim=0)
+        scalars = {
+            "policy_gradient_loss": terms.policy,
+            "value_loss": terms.value,
+            "entropy_loss": terms.entropy,
+            "loss": terms.total.detach(),
+            "approx_kl": terms.approx_kl,
+            "op_wait_probability": row_mean(evaluation.op_probs[:, Op.WAIT].detach(), mask > 0.5),
+        }
+        for name, scalar in scalars.items():
+            self._scalars.setdefault(name, []).append(scalar)
+
+    def summary(self, max_grad_norm: float) -> dict[str, float]:
+        """Means over the minibatches by name; a number that was never measured has no entry."""
+        result = {name: float(th.stack(values).mean()) for name, values in self._scalars.items()}
+        result["skipped_updates"] = float(self.skipped)
+        if self._scalars:
+            result["clip_fraction"] = float(self._sums["clip_fraction"].sum() / self._count.sum())
+        if self.gradient_norms:
+            norms = np.asarray(self.gradient_norms)
+            result["grad_norm"] = float(norms.mean())
+            result["grad_norm_max"] = float(norms.max())
+            result["clipped_update_fraction"] = float((norms > max_grad_norm).mean())
+        return result
+
+    def per_head(self) -> dict[str, float]:
+        """``<head>_<statistic>`` over the rows in which the head is relevant; none for a head no row read.
+
+        ``entropy`` is over all of them, ``choice_entropy`` over those in which the head had more than one valid value.
+        """
+        columns = {name: (sums / self._count).tolist() for name, sums in self._sums.items()}
+        columns |= {"ratio_max": self._ratio_max.tolist(), "ratio_min": self._ratio_min.tolist()}
+        numbers = {
+            f"{HEAD_NAMES[head]}_{name}": column[head]
+            for head in self._count.nonzero().flatten().tolist()
+            for name, column in columns.items()
+        }
+        entropy = (self._choice_entropy / self._choices).tolist()
+        chosen = {
+            f"{HEAD_NAMES[head]}_choice_entropy": entropy[head] for head in self._choices.nonzero().flatten().tolist()
+        }
+        return numbers | chosen | self._tails()
+
+    def _tails(self) -> dict[str, float]:
+        """The quantiles of each head's ratios between which all but its ``TAIL`` at either end lie."""
+        if not self._ratios:
+            return {}
+        ratios, rows = (th.cat(parts).cpu().numpy() for parts in zip(*self._ratios, strict=True))
+        numbers = {}
+        for head in np.flatnonzero(rows.any(axis=0)):
+            # Actual ratios, not something in between: one of them may be infinite.
+            own, name = ratios[rows[:, head], head], HEAD_NAMES[head]
+            numbers[f"{name}_ratio_low"] = float(np.quantile(own, TAIL, method="higher"))
+            numbers[f"{name}_ratio_high"] = float(np.quantile(own, 1.0 - TAIL, method="lower"))
+        return numbers
+
+
+def entropy_weights(multipliers: Mapping[str, float], device: th.device) -> th.Tensor:
+    """(heads,) multipliers in head order. Raises ``ValueError`` unless every head is named, and nothing else."""
+    if set(multipliers) != set(HEAD_NAMES):
+        raise ValueError(f"entropy multipliers are given for {sorted(multipliers)}; expected exactly {HEAD_NAMES}")
+    return th.tensor([float(multipliers[name]) for name in HEAD_NAMES], device=device)

@@ -1,0 +1,312 @@
+"""FactoredLstmPolicy: one LSTM under eight masked action heads and a critic Q(s, op)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from esper_env.checks import is_finite
+from esper_env.rules.heads import HEAD_VALUES, NUM_OPS, Head, head_sizes
+from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from esper_agent.ppo.advantages import expected_value
+from esper_agent.ppo.distribution import FactoredDistribution, HeadTables
+from esper_agent.ppo.networks import (
+    EMBEDDING_STD,
+    POLICY_GAIN,
+    VALUE_GAIN,
+    ActionHeads,
+    ObservationEncoder,
+    OpCritic,
+    initialise_linear,
+    initialise_lstm,
+)
+
+#: Initial bias of the logits by head and value. Uniformly random growth is worse than waiting, mostly because a seed
+#: whose alpha target is not FULL cannot be committed and is discarded in the end; an unbiased start collapses into
+#: WAIT before it has learned to grow.
+LOGIT_BIAS: Mapping[str, Mapping[str, float]] = {
+    "op": {"WAIT": -1.0, "SET_ALPHA_TARGET": -2.0, "PRUNE": -2.0},
+    "alpha_target": {"FULL": 2.0},
+}
+
+LstmState = tuple[th.Tensor, th.Tensor]
+
+
+class Decision(NamedTuple):
+    """One acted step of B environments; the op in ``actions`` is the one ``op_values`` is the value of."""
+
+    actions: th.Tensor  # (B, heads) int64
+    op_values: th.Tensor  # (B,) Q(s, op) of the op taken
+    state_values: th.Tensor  # (B,) V(s) = sum over ops of pi(op|s) Q(s, op)
+    head_log_probs: th.Tensor  # (B, heads)
+
+
+class Evaluation(NamedTuple):
+    """Stored actions under the current policy; heads an op does not read are 0 in the per-head fields."""
+
+    op_values: th.Tensor  # (B,) Q(s, op) of the stored op
+    state_values: th.Tensor  # (B,)
+    head_log_probs: th.Tensor  # (B, heads)
+    head_entropies: th.Tensor  # (B, heads), normalised
+    relevance: th.Tensor  # (B, heads) bool
+    choices: th.Tensor  # (B, heads) bool: relevant, with more than one valid value
+    op_probs: th.Tensor  # (B, ops)
+
+
+class FactoredLstmPolicy(RecurrentActorCriticPolicy):
+    """Recurrent policy for the growth environments, for use with :class:`esper_agent.ppo.ppo.FactoredRecurrentPPO`.
+
+    Encoder -> LSTM -> LayerNorm -> one head per part of the action, and Q(s, op). Actor and critic share the LSTM
+    and both train it. Legality comes from ``action_mask`` and ``op_slot_mask`` in the observation.
+
+    :param observation_space: ``Dict`` with features, blueprints, action_mask and op_slot_mask
+    :param action_space: ``MultiDiscrete(head_sizes(S))``
+    :param lr_schedule: learning rate as a function of the remaining progress
+    :param embedding_dim: width of a blueprint's embedding
+    :param features_dim: width of the encoder
+    :param lstm_hidden_size: width of the LSTM
+    :param head_dim: hidden width of the action heads and of the critic
+    :param logit_bias: initial bias of the action heads as {head: {value: bias}}, such as {"op": {"WAIT": -1.0}};
+        values not named start at 0
+    :param optimizer_class: ``torch.optim.Adam`` by default
+    :param optimizer_kwargs: keyword arguments of the optimizer, without the learning rate; Adam's eps is 1e-5 unless
+        given here
+    :param use_sde: must be False; SB3 passes it to every policy
+    :raises ValueError: for spaces of another shape, an unknown head or value name, or ``use_sde=True``
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        embedding_dim: int = 4,
+        features_dim: int = 256,
+        lstm_hidden_size: int = 256,
+        head_dim: int = 128,
+        logit_bias: Mapping[str, Mapping[str, float]] | None = None,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        use_sde: bool = False,
+    ) -> None:
+        if use_sde:
+            raise ValueError("use_sde is True; state-dependent exploration needs continuous actions, leave it False")
+        check_spaces(observation_space, action_space)
+        # _build, which the base class calls, reads these.
+        self.head_dim = head_dim
+        wanted = LOGIT_BIAS if logit_bias is None else logit_bias
+        check_logit_bias(wanted)
+        self.logit_bias = {head: dict(biases) for head, biases in wanted.items()}
+        if optimizer_class is th.optim.Adam:
+            optimizer_kwargs = {"eps": 1e-5} | (optimizer_kwargs or {})
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            features_extractor_class=ObservationEncoder,
+            features_extractor_kwargs={"features_dim": features_dim, "embedding_dim": embedding_dim},
+            normalize_images=False,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            lstm_hidden_size=lstm_hidden_size,
+            shared_lstm=True,
+            enable_critic_lstm=False,
+        )
+        initialise_lstm(self.lstm_actor)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Create and initialise everything but the LSTM and the optimizer, which the base class adds."""
+        del lr_schedule
+        assert isinstance(self.action_space, spaces.MultiDiscrete)
+        self.tables = HeadTables(self.action_space.nvec.tolist())
+        self.action_dist: FactoredDistribution = FactoredDistribution(self.tables)
+        self.latent_norm = nn.LayerNorm(self.lstm_output_dim)
+        self.action_net: ActionHeads = self.action_dist.proba_distribution_net(self.lstm_output_dim, self.head_dim)
+        self.value_net: OpCritic = OpCritic(self.lstm_output_dim, self.head_dim)
+        for module in (self.features_extractor, self.action_net, self.value_net):
+            initialise_linear(module)
+        nn.init.normal_(self.features_extractor.embedding.weight, std=EMBEDDING_STD)
+        for head in Head:
+            initialise_linear(self.action_net.output_layer(head), POLICY_GAIN)
+        initialise_linear(self.value_net.output, VALUE_GAIN)
+        with th.no_grad():
+            for head, biases in self.logit_bias.items():
+                part = Head[head.upper()]
+                for name, bias in biases.items():
+                    self.action_net.output_layer(part).bias[HEAD_VALUES[part][name]] = bias
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            **self.features_extractor_kwargs,
+            "lstm_hidden_size": self.lstm_output_dim,
+            "head_dim": self.head_dim,
+            "logit_bias": self.logit_bias,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None) -> th.Tensor:
+        """(B, features_dim). SB3's preprocessing is skipped: it would turn the blueprint indices into floats."""
+        extractor = self.features_extractor if features_extractor is None else features_extractor
+        return extractor(obs)
+
+    @staticmethod
+    def _process_sequence(
+        features: th.Tensor, lstm_states: LstmState, episode_starts: th.Tensor, lstm: nn.LSTM
+    ) -> tuple[th.Tensor, LstmState]:
+        """Run padded sequences through the LSTM in one call.
+
+        An episode may start only at the first position of a sequence (SB3's recurrent buffers cut there), where
+        the carried state is replaced by zeros.
+
+        :param features: (sequences * length, input), sequence after sequence
+        :param lstm_states: hidden and cell state (layers, sequences, hidden) before the first position
+        :param episode_starts: (sequences * length,), 1 where an episode starts
+        :return: outputs (sequences * length, hidden) in the order of the input, and the states after the last position
+        :raises ValueError: if an episode starts later in a sequence
+        """
+        sequences = lstm_states[0].shape[1]
+        inputs = features.reshape(sequences, -1, lstm.input_size).swapaxes(0, 1)  # (length, sequences, input)
+        starts = episode_starts.reshape(sequences, -1)
+        if starts.shape[1] > 1 and bool(starts[:, 1:].any()):
+            raise ValueError("an episode starts inside a sequence; split sequences where episode_starts is 1")
+        keep = (1.0 - starts[:, 0].float()).reshape(1, sequences, 1)
+        outputs, (hidden, cell) = lstm(inputs, (lstm_states[0] * keep, lstm_states[1] * keep))
+        return outputs.swapaxes(0, 1).flatten(0, 1), (hidden, cell)
+
+    def _latent(
+        self, obs: PyTorchObs, lstm_states: LstmState, episode_starts: th.Tensor
+    ) -> tuple[th.Tensor, LstmState]:
+        features = self.extract_features(obs)
+        outputs, lstm_states = self._process_sequence(features, lstm_states, episode_starts, self.lstm_actor)
+        return self.latent_norm(outputs), lstm_states
+
+    def _distribution(self, latent: th.Tensor, obs: PyTorchObs) -> FactoredDistribution:
+        return self.action_dist.proba_distribution(self.action_net(latent), obs["action_mask"], obs["op_slot_mask"])
+
+    def decide(
+        self, obs: PyTorchObs, lstm_states: RNNStates, episode_starts: th.Tensor, deterministic: bool = False
+    ) -> tuple[Decision, RNNStates]:
+        """Choose actions for B environments, with everything the rollout keeps about them."""
+        latent, states = self._latent(obs, lstm_states.pi, episode_starts)
+        distribution = self._distribution(latent, obs)
+        actions = distribution.get_actions(deterministic)
+        op_values = self.value_net(latent)
+        decision = Decision(
+            actions=actions,
+            op_values=op_values.gather(1, actions[:, Head.OP :]).squeeze(1),
+            state_values=expected_value(op_values, distribution.op_probs),
+            head_log_probs=distribution.evaluate(actions).log_probs,
+        )
+        return decision, RNNStates(states, states)
+
+    def evaluate_heads(
+        self, obs: PyTorchObs, actions: th.Tensor, lstm_states: RNNStates, episode_starts: th.Tensor
+    ) -> Evaluation:
+        """Evaluate stored actions (B, heads), B = sequences * length, under the current parameters."""
+        actions = actions.long()
+        latent, _ = self._latent(obs, lstm_states.pi, episode_starts)
+        distribution = self._distribution(latent, obs)
+        heads = distribution.evaluate(actions)
+        op_values = self.value_net(latent)
+        return Evaluation(
+            op_values=op_values.gather(1, actions[:, Head.OP :]).squeeze(1),
+            state_values=expected_value(op_values, distribution.op_probs),
+            head_log_probs=heads.log_probs,
+            head_entropies=heads.entropies,
+            relevance=heads.relevance,
+            choices=heads.choices,
+            op_probs=distribution.op_probs,
+        )
+
+    def op_values(
+        self, obs: PyTorchObs, lstm_states: LstmState, episode_starts: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """Q(s, op) and pi(op|s) of every op, (B, ops) each."""
+        latent, _ = self._latent(obs, lstm_states, episode_starts)
+        return self.value_net(latent), self._distribution(latent, obs).op_probs
+
+    def forward(
+        self, obs: PyTorchObs, lstm_states: RNNStates, episode_starts: th.Tensor, deterministic: bool = False
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor, RNNStates]:
+        """Actions (B, heads), V(s) (B, 1), joint log-probabilities (B,), and the next LSTM states."""
+        decision, states = self.decide(obs, lstm_states, episode_starts, deterministic)
+        return decision.actions, decision.state_values.unsqueeze(1), decision.head_log_probs.sum(dim=1), states
+
+    def get_distribution(
+        self, obs: PyTorchObs, lstm_states: LstmState, episode_starts: th.Tensor
+    ) -> tuple[FactoredDistribution, LstmState]:
+        """The action distribution and the next LSTM states."""
+        latent, states = self._latent(obs, lstm_states, episode_starts)
+        return self._distribution(latent, obs), states
+
+    def predict_values(self, obs: PyTorchObs, lstm_states: LstmState, episode_starts: th.Tensor) -> th.Tensor:
+        """V(s) = sum over ops of pi(op|s) Q(s, op), (B, 1)."""
+        return expected_value(*self.op_values(obs, lstm_states, episode_starts)).unsqueeze(1)
+
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: th.Tensor, lstm_states: RNNStates, episode_starts: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """V(s) (B, 1), joint log-probability (B,) and summed normalised entropy given the op (B,)."""
+        evaluation = self.evaluate_heads(obs, actions, lstm_states, episode_starts)
+        return (
+            evaluation.state_values.unsqueeze(1),
+            evaluation.head_log_probs.sum(dim=1),
+            evaluation.head_entropies.sum(dim=1),
+        )
+
+
+def check_logit_bias(logit_bias: Mapping[str, Mapping[str, float]]) -> None:
+    """``ValueError`` for a head or a value that has no such name, or a bias that is no finite number."""
+    if not isinstance(logit_bias, Mapping):
+        raise ValueError(f"logit_bias is {logit_bias!r}; expected a mapping such as {{'op': {{'WAIT': -1.0}}}}")
+    named = {head.name.lower(): list(values.__members__) for head, values in HEAD_VALUES.items()}
+    for head, biases in logit_bias.items():
+        if head not in named:
+            raise ValueError(f"logit_bias names head {head!r}; expected {', '.join(named)}")
+        if not isinstance(biases, Mapping):
+            raise ValueError(
+                f"logit_bias of head {head!r} is {biases!r}; expected biases by name, such as {{'WAIT': 1.0}}"
+            )
+        for name, bias in biases.items():
+            if not is_finite(bias):
+                raise ValueError(f"logit_bias of {head}.{name} is {bias!r}; expected a finite number")
+        unknown = [name for name in biases if name not in named[head]]
+        if unknown:
+            raise ValueError(f"logit_bias names {unknown} of head {head!r}; it has {named[head]}")
+
+
+def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    """Raise ``ValueError`` unless the spaces are those of a growth environment."""
+    if not isinstance(action_space, spaces.MultiDiscrete) or action_space.nvec.ndim != 1:
+        raise ValueError(
+            f"action space is {action_space}; expected the heads of an Esper environment, "
+            "MultiDiscrete(head_sizes(slots))"
+        )
+    num_slots = int(action_space.nvec[Head.SLOT])
+    expected = head_sizes(num_slots)
+    if tuple(action_space.nvec.tolist()) != expected:
+        raise ValueError(f"action sizes are {action_space.nvec.tolist()}; with {num_slots} slots expected {expected}")
+    if not isinstance(observation_space, spaces.Dict):
+        raise ValueError(f"observation space is {observation_space}; expected a Dict: do not flatten the observation")
+    shapes = {"blueprints": (num_slots,), "action_mask": (sum(expected),), "op_slot_mask": (NUM_OPS * num_slots,)}
+    missing = sorted({*shapes, "features"} - set(observation_space.spaces))
+    if missing:
+        raise ValueError(f"the observation lacks {missing}; it has {sorted(observation_space.spaces)}")
+    wrong = {key: observation_space[key].shape for key in shapes if observation_space[key].shape != shapes[key]}
+    if wrong or len(observation_space["features"].shape or ()) != 1:
+        wrong = wrong or {"features": observation_space["features"].shape}
+        raise ValueError(f"observation shapes are {wrong}; expected {shapes} and a flat 'features'")
+    if not np.issubdtype(observation_space["blueprints"].dtype, np.integer):
+        raise ValueError(f"'blueprints' is {observation_space['blueprints'].dtype}; expected integer indices")

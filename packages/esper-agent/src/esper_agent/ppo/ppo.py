@@ -1,0 +1,392 @@
+"""FactoredRecurrentPPO: recurrent PPO for factored growth actions, with SB3's interface."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
+
+import numpy as np
+import torch as th
+from esper_env.checks import is_finite
+from esper_env.rules.heads import HEAD_NAMES
+from esper_env.rules.reward_config import GAMMA
+from gymnasium.vector import VectorEnv
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from esper_agent.ppo.advantages import ESTIMATORS
+from esper_agent.ppo.buffers import FactoredRolloutBuffer, FactoredSamples
+from esper_agent.ppo.losses import LossSettings, UpdateStatistics, entropy_weights, loss_terms
+from esper_agent.ppo.policy import FactoredLstmPolicy
+from esper_agent.settings.ranges import check_device, check_ranges
+
+SelfFactoredRecurrentPPO = TypeVar("SelfFactoredRecurrentPPO", bound="FactoredRecurrentPPO")
+
+ENTROPY_MULTIPLIERS: Mapping[str, float] = {
+    "op": 1.0,
+    "slot": 1.0,
+    "blueprint": 1.5,
+    "style": 1.2,
+    "tempo": 1.5,
+    "alpha_target": 1.2,
+    "alpha_speed": 1.3,
+    "alpha_curve": 1.3,
+}
+
+#: This many non-finite updates in a row stop the run.
+NON_FINITE_LIMIT = 3
+
+
+class NonFiniteUpdateError(RuntimeError):
+    """Training stopped after several non-finite updates in a row; the model holds its last good parameters."""
+
+
+class FactoredRecurrentPPO(RecurrentPPO):
+    """Recurrent PPO with a critic Q(s, op), one clipped ratio per action head, and masks inside the observation.
+
+    Used like any SB3 algorithm: ``learn``, ``predict``, ``save``, ``load``, callbacks, ``EvalCallback``, TensorBoard.
+    Wrap the environment in ``VecNormalize(norm_obs=False, norm_reward=True, gamma=0.98)``. Parameters not listed here
+    are SB3's.
+
+    :param n_steps: steps per environment and rollout; one rollout of 16 environments is 640 transitions
+    :param ent_coef: entropy coefficient, a number or a schedule of the remaining progress; 0.03 falling to 0 by
+        default
+    :param entropy_multipliers: per-head factors of the entropy coefficient; heads not named keep their default
+    :param target_kl: an update whose KL from the behaviour policy exceeds 1.5 times this is not made, and the rest of
+        this round of updates is dropped; None for no limit
+    :param advantage_estimator: ``"two_step"`` or ``"sampled_op"``, see :mod:`esper_agent.ppo.advantages`
+    :raises TypeError: for a Gymnasium vector environment; ``make_sb3_env`` makes one of Stable-Baselines3's kind
+    :raises ValueError: for an unknown estimator, head name or device, or a number that makes no sense
+
+    An update whose loss or gradient is not finite is skipped and counted in ``train/skipped_updates``. Three in a row,
+    or decisions that are not finite after a round of updates, put the last good parameters back, save them as
+    ``last_good_model.zip`` in the log folder if there is one, and raise :class:`NonFiniteUpdateError`. The numbers of
+    the latest update are also in ``last_update``.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"FactoredLstmPolicy": FactoredLstmPolicy}
+    policy: FactoredLstmPolicy
+    rollout_buffer: FactoredRolloutBuffer
+    _last_lstm_states: RNNStates
+
+    def __init__(
+        self,
+        policy: str | type[FactoredLstmPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 7e-4,
+        n_steps: int = 40,
+        batch_size: int = 160,
+        n_epochs: int = 8,
+        gamma: float = GAMMA,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float | Schedule | None = None,
+        entropy_multipliers: Mapping[str, float] | None = None,
+        vf_coef: float = 1.0,
+        max_grad_norm: float = 10.0,
+        target_kl: float | None = 0.04,
+        advantage_estimator: str = "two_step",
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if not isinstance(advantage_estimator, str) or advantage_estimator not in ESTIMATORS:
+            raise ValueError(f"advantage_estimator is {advantage_estimator!r}; choose one of {sorted(ESTIMATORS)}")
+        for head, factor in dict(entropy_multipliers or {}).items():
+            if head not in HEAD_NAMES:
+                raise ValueError(f"entropy_multipliers names {[head]}; the heads are {HEAD_NAMES}")
+            if not is_finite(factor) or factor < 0:
+                raise ValueError(f"the entropy multiplier of {head!r} is {factor!r}; expected a number of at least 0")
+        if isinstance(env, VectorEnv):
+            raise TypeError(
+                "env is a gymnasium.vector.VectorEnv; Stable-Baselines3 needs its own kind: use "
+                "esper_agent.make_sb3_env(id, num_envs), or GymVecEnv(env) around this one"
+            )
+        numbers: dict[str, Any] = {
+            "learning_rate": learning_rate,
+            "n_steps": n_steps,
+            "batch_size": batch_size,
+            "n_epochs": n_epochs,
+        }
+        numbers |= {"gamma": gamma, "gae_lambda": gae_lambda, "clip_range": clip_range, "clip_range_vf": clip_range_vf}
+        numbers |= {"ent_coef": ent_coef, "vf_coef": vf_coef, "max_grad_norm": max_grad_norm, "target_kl": target_kl}
+        check_ranges(numbers | {"seed": seed})
+        check_device(str(device))
+        self.advantage_estimator = advantage_estimator
+        self.entropy_multipliers = {**ENTROPY_MULTIPLIERS, **(entropy_multipliers or {})}
+        self.last_update: dict[str, float] = {}
+        self._skipped_in_a_row = 0
+        self._last_good: dict[str, Any] | None = None
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=normalize_advantage,
+            ent_coef=LinearSchedule(0.03, 0.0, 1.0) if ent_coef is None else ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.ent_coef = FloatSchedule(self.ent_coef)
+        lstm = self.policy.lstm_actor
+        self.rollout_buffer = FactoredRolloutBuffer(
+            self.n_steps,
+            self.observation_space,
+            self.action_space,
+            (self.n_steps, lstm.num_layers, self.n_envs, lstm.hidden_size),
+            self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            estimator=self.advantage_estimator,
+        )
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Fill the buffer with ``n_rollout_steps`` steps of every environment; False if a callback stopped it.
+
+        A truncated episode is bootstrapped with the value of its final observation under the LSTM state that its
+        earlier steps left; a terminated one is not bootstrapped.
+        """
+        assert isinstance(rollout_buffer, FactoredRolloutBuffer)
+        assert self._last_obs is not None, "No previous observation was provided"
+        self.policy.set_training_mode(False)
+        n_steps = 0
+        rollout_buffer.reset()
+        callback.on_rollout_start()
+        lstm_states = copy.deepcopy(self._last_lstm_states)
+
+        while n_steps < n_rollout_steps:
+            with th.no_grad():
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)
+                episode_starts = th.tensor(self._last_episode_starts, dtype=th.float32, device=self.device)
+                decision, lstm_states = self.policy.decide(obs_tensor, lstm_states, episode_starts)
+            actions = decision.actions.cpu().numpy()
+            new_obs, rewards, dones, infos = env.step(actions)
+            self.num_timesteps += env.num_envs
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+            n_steps += 1
+
+            rollout_buffer.add_decision(
+                self._last_obs,
+                decision,
+                rewards,
+                self._last_episode_starts,
+                self._last_lstm_states,
+                end=dones,
+                final_value=self._truncation_values(dones, infos, lstm_states),
+            )
+            self._last_obs = new_obs
+            self._last_episode_starts = dones
+            self._last_lstm_states = lstm_states
+
+        last_values = self._bootstrap(new_obs, lstm_states.pi, np.asarray(dones))
+        rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _truncation_values(self, dones: np.ndarray, infos: list[dict[str, Any]], lstm_states: RNNStates) -> np.ndarray:
+        """(N,): value of the final observation where an episode was cut off, 0 elsewhere."""
+        final_values = np.zeros(len(infos), dtype=np.float32)
+        cut = [index for index, info in enumerate(infos) if dones[index] and info.get("TimeLimit.truncated", False)]
+        if not cut:
+            return final_values
+        observations = [infos[index]["terminal_observation"] for index in cut]
+        stacked = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+        carried = (lstm_states.pi[0][:, cut], lstm_states.pi[1][:, cut])
+        final_values[cut] = self._bootstrap(stacked, carried, np.zeros(len(cut))).cpu().numpy()
+        return final_values
+
+    def _bootstrap(
+        self, obs: dict[str, np.ndarray], lstm_states: tuple[th.Tensor, ...], episode_starts: np.ndarray
+    ) -> th.Tensor:
+        """(B,): the value that stands for the future after these observations."""
+        with th.no_grad():
+            starts = th.tensor(episode_starts, dtype=th.float32, device=self.device)
+            op_values, op_probs = self.policy.op_values(obs_as_tensor(obs, self.device), lstm_states, starts)
+            return ESTIMATORS[self.advantage_estimator].bootstrap(op_values, op_probs)
+
+    def train(self) -> None:
+        """Several epochs of minibatch updates on the rollout; see the class for what skips one or stops the run."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        progress = self._current_progress_remaining
+        settings = LossSettings(
+            clip_range=FloatSchedule(self.clip_range)(progress),
+            clip_range_vf=None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress),
+            ent_coef=FloatSchedule(self.ent_coef)(progress),
+            entropy_weights=entropy_weights(self.entropy_multipliers, self.device),
+            vf_coef=self.vf_coef,
+            normalize_advantage=self.normalize_advantage,
+        )
+        statistics = UpdateStatistics(settings.clip_range, self.device)
+        for _ in range(self.n_epochs):
+            within_kl = all(
+                self._update(samples, settings, statistics) for samples in self.rollout_buffer.get(self.batch_size)
+            )
+            self._n_updates += 1
+            if not within_kl:
+                break
+        self._log_update(settings, statistics)
+        if not self._decides_next():
+            self._stop_training("after an update the policy's decisions were not finite")
+
+    def _decides_next(self) -> bool:
+        """Whether values and probabilities of the next decision are finite."""
+        assert isinstance(self._last_obs, dict)
+        starts = th.tensor(self._last_episode_starts, dtype=th.float32, device=self.device)
+        with th.no_grad():
+            outputs = self.policy.op_values(
+                obs_as_tensor(self._last_obs, self.device), self._last_lstm_states.pi, starts
+            )
+        return all(bool(output.isfinite().all()) for output in outputs)
+
+    def _update(self, samples: FactoredSamples, settings: LossSettings, statistics: UpdateStatistics) -> bool:
+        """One minibatch; False, and no step made, once the policy is too far from the behaviour policy."""
+        evaluation = self.policy.evaluate_heads(
+            samples.observations, samples.actions, samples.lstm_states, samples.episode_starts
+        )
+        terms = loss_terms(samples, evaluation, settings)
+        if not bool(terms.total.isfinite()):
+            self._skip_update(statistics)
+            return True
+        statistics.add(terms, evaluation, samples.mask)
+        if self.target_kl is not None and float(terms.approx_kl) > 1.5 * self.target_kl:
+            return False
+        self.policy.optimizer.zero_grad()
+        terms.total.backward()
+        norm = float(th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm))
+        if not math.isfinite(norm):
+            self._skip_update(statistics)
+            return True
+        if not statistics.gradient_norms:
+            # The parameters have just given a finite loss and gradient: worth going back to.
+            self._last_good = copy.deepcopy(self.get_parameters())
+        self._skipped_in_a_row = 0
+        statistics.gradient_norms.append(norm)
+        self.policy.optimizer.step()
+        return True
+
+    def _skip_update(self, statistics: UpdateStatistics) -> None:
+        self.policy.optimizer.zero_grad()
+        statistics.skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row < NON_FINITE_LIMIT:
+            return
+        self.last_update = {"skipped_updates": float(statistics.skipped)}
+        self.logger.record("train/skipped_updates", statistics.skipped)
+        self.logger.dump(self.num_timesteps)
+        self._skipped_in_a_row = 0
+        self._stop_training(f"{NON_FINITE_LIMIT} updates in a row had a loss or gradient that is not finite")
+
+    def _stop_training(self, why: str) -> NoReturn:
+        """Put the last good parameters back if there are any, save them, and raise."""
+        held = "parameters of before the first update"
+        if self._last_good is not None:
+            held = "last good parameters"
+            self.set_parameters(self._last_good, device=self.device)
+        saved = "it was not saved: no log folder is configured"
+        if self.logger.get_dir() is not None:
+            path = Path(self.logger.get_dir()) / "last_good_model.zip"
+            self.save(path)
+            saved = f"it is saved as {path}"
+        raise NonFiniteUpdateError(
+            f"{why}, at timestep {self.num_timesteps}; expected finite rewards and observations and a learning rate "
+            f"that does not diverge. The model holds the {held}; {saved}. Check the rewards, or lower "
+            "learning_rate."
+        )
+
+    def _log_update(self, settings: LossSettings, statistics: UpdateStatistics) -> None:
+        """Record under ``train/``; the per-head numbers are left out of the console table, which they would swamp."""
+        buffer = self.rollout_buffer
+        totals = statistics.summary(self.max_grad_norm) | {
+            "explained_variance": float(explained_variance(buffer.values.flatten(), buffer.returns.flatten())),
+            "lstm_hidden_rms": root_mean_square(buffer.hidden_states_pi),
+            "lstm_cell_rms": root_mean_square(buffer.cell_states_pi),
+            "clip_range": settings.clip_range,
+            "ent_coef": settings.ent_coef,
+            "max_grad_norm": float(self.max_grad_norm),
+        }
+        if settings.clip_range_vf is not None:
+            totals["clip_range_vf"] = settings.clip_range_vf
+        per_head = statistics.per_head()
+        for name, value in totals.items():
+            self.logger.record(f"train/{name}", value)
+        for name, value in per_head.items():
+            self.logger.record(f"train/{name}", value, exclude="stdout")
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.last_update = totals | per_head
+
+    def learn(
+        self: SelfFactoredRecurrentPPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "FactoredRecurrentPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfFactoredRecurrentPPO:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    @classmethod
+    def load(cls, path: Any, *args: Any, **kwargs: Any) -> Self:
+        """SB3's ``load`` of a file. ``ValueError`` for a folder, for which there is ``esper_agent.load_run``."""
+        if isinstance(path, str | PathLike) and Path(path).is_dir():
+            inside = Path(path) / "model.zip"
+            hint = f"load {inside}, or use esper_agent.load_run" if inside.exists() else "there is no model.zip in it"
+            raise ValueError(f"{path} is a folder; expected a saved model: {hint}")
+        try:
+            return super().load(path, *args, **kwargs)
+        except AttributeError as error:  # of an algorithm whose policy has other parts
+            raise ValueError(f"{path} is not a model of FactoredRecurrentPPO ({error})") from error
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_last_good"]
+
+
+def root_mean_square(values: np.ndarray) -> float:
+    """Square root of the mean square of all elements."""
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

@@ -1,0 +1,1 @@
+"""Settings of training: their declarations, what is checked, and the configuration files that hold them."""

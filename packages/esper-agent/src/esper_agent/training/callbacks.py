@@ -1,0 +1,343 @@
+"""Stable-Baselines3 callbacks for growth: what the episodes were like, curves on disk, a clean stop on Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import numpy as np
+import torch
+from esper_env.persistence.tree import Tree
+from esper_env.rules.heads import NUM_OPS, Op
+from stable_baselines3.common.callbacks import BaseCallback
+
+from esper_agent.evaluation.play import COMMITTED, EpisodeRecord, run_episodes
+from esper_agent.training.outputs import keep_rows
+
+
+class TrainingMetricsCallback(BaseCallback):
+    """Logs under ``rollout/`` what the steps of each rollout and the last ``window`` episodes were like.
+
+    ``wait_share`` and the shares ``op_*`` of the other ops are of the rollout's effective ops, ``invalid_share`` of
+    actions that were not legal; ``rollbacks`` counts how often the governor put a network back.
+    ``committed_val_accuracy``, ``test_accuracy`` and ``parameters_added`` are means over the episodes that terminated.
+    """
+
+    def __init__(self, window: int = 100) -> None:
+        super().__init__()
+        self._episodes: dict[str, deque[float]] = {name: deque(maxlen=window) for name in COMMITTED}
+        self._op_counts = np.zeros(NUM_OPS, dtype=np.int64)
+        self._invalid = self._rollbacks = 0
+
+    def get_state(self) -> Tree:
+        """The latest episodes; between two rollouts there is nothing else."""
+        return {name: np.array(values, dtype=np.float64) for name, values in self._episodes.items()}
+
+    def set_state(self, state: Tree) -> None:
+        """Go on from there."""
+        for name, values in self._episodes.items():
+            values.clear()
+            values.extend(state[name].tolist())
+
+    def _on_step(self) -> bool:
+        for info, done in zip(self.locals["infos"], self.locals["dones"], strict=True):
+            self._op_counts[info["op"]] += 1
+            self._invalid += not info["action_valid"]
+            self._rollbacks += info["rollback"]
+            if done:
+                for name, key in COMMITTED.items():
+                    if key in info:
+                        self._episodes[name].append(info[key])
+        return True
+
+    def _on_rollout_end(self) -> None:
+        shares = self._op_counts / max(self._op_counts.sum(), 1)
+        self.logger.record("rollout/wait_share", float(shares[Op.WAIT]))
+        self.logger.record("rollout/invalid_share", self._invalid / max(int(self._op_counts.sum()), 1))
+        self.logger.record("rollout/rollbacks", self._rollbacks)
+        for op in [op for op in Op if op != Op.WAIT]:
+            self.logger.record(f"rollout/op_{op.name.lower()}", float(shares[op]), exclude="stdout")
+        for name, values in self._episodes.items():
+            if values:
+                self.logger.record(f"rollout/{name}", float(np.mean(values)))
+        self._op_counts[:] = 0
+        self._invalid = self._rollbacks = 0
+
+
+CURVE_COLUMNS = (
+    "timesteps",
+    "env",
+    "return",
+    "length",
+    "truncated",
+    "committed_val_accuracy",
+    "test_accuracy",
+    "parameters_added",
+    "wait_share",
+)
+
+
+def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: read(text) if text else None
+
+
+#: How each column is read back.
+_READ: dict[str, Callable[[str], Any]] = {
+    "timesteps": int,
+    "env": int,
+    "return": float,
+    "length": int,
+    "truncated": "True".__eq__,
+    "committed_val_accuracy": _or_none(float),
+    "test_accuracy": _or_none(float),
+    "parameters_added": _or_none(int),
+    "wait_share": float,
+}
+
+
+def _curve(line: Mapping[str, str]) -> dict[str, Any]:
+    return {name: _READ[name](text) for name, text in line.items()}
+
+
+def _is_curve(line: Mapping[str, str]) -> bool:
+    try:
+        _curve(line)
+    except ValueError:
+        return False
+    return True
+
+
+class CurvesRecorder(BaseCallback):
+    """Writes one line per finished training episode to a CSV file, as it happens, and keeps them in ``rows``.
+
+    The return is the one ``VecMonitor`` counted, so it is in the environment's own units also under ``VecNormalize``;
+    without a monitor the first finished episode is a ``RuntimeError``. What a cut episode came to is not known and
+    left empty. Training that goes on (``reset_num_timesteps=False``) goes on in the same file. A file that cannot be
+    written costs a ``RuntimeWarning`` and the rest of the file, not the training.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.rows: list[dict[str, Any]] = []
+        self._file: IO[str] | None = None
+        self._waits = np.zeros(0, dtype=np.int64)
+
+    def get_state(self) -> Tree:
+        """How many lines there are, and how often each environment has waited in its episode."""
+        return {"rows": len(self.rows), "waits": self._waits.copy()}
+
+    def set_state(self, state: Tree) -> None:
+        """Go on from there: lines that were written later leave the file, and ``rows`` are those that stay."""
+        lines = keep_rows(self.path, CURVE_COLUMNS, state["rows"], _is_curve)
+        self.rows = [_curve(line) for line in lines]
+        self._waits = state["waits"].copy()
+
+    def _on_training_start(self) -> None:
+        going_on = self.num_timesteps > 0
+        if not going_on or len(self._waits) != self.training_env.num_envs:
+            self._waits = np.zeros(self.training_env.num_envs, dtype=np.int64)
+        if not going_on:
+            self.rows.clear()
+        header = not (going_on and self.path.exists())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("w" if header else "a", newline="", encoding="utf-8")
+        except OSError as error:
+            self._give_up(error)
+        if header:
+            self._put(dict(zip(CURVE_COLUMNS, CURVE_COLUMNS, strict=True)))
+
+    def _on_step(self) -> bool:
+        for env, (info, done) in enumerate(zip(self.locals["infos"], self.locals["dones"], strict=True)):
+            self._waits[env] += info["op"] == Op.WAIT
+            if done:
+                self._write(env, info)
+        return True
+
+    def _write(self, env: int, info: Mapping[str, Any]) -> None:
+        if "episode" not in info:
+            raise RuntimeError("an episode ended without its return; wrap the environment in VecMonitor")
+        length = int(info["episode"]["l"])
+        row = {
+            "timesteps": self.num_timesteps,
+            "env": env,
+            "return": float(info["episode"]["r"]),
+            "length": length,
+            "truncated": bool(info["TimeLimit.truncated"]),
+            "wait_share": int(self._waits[env]) / length,
+            **{name: info.get(key) for name, key in COMMITTED.items()},
+        }
+        self._waits[env] = 0
+        self.rows.append(row)
+        self._put(row)
+
+    def _put(self, row: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
+        try:
+            csv.DictWriter(self._file, CURVE_COLUMNS).writerow(row)
+            self._file.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        with suppress(OSError):  # closing flushes what could not be written
+            self.close()
+        self._file = None
+        warnings.warn(
+            f"{self.path} cannot be written ({error.strerror}); training goes on without it",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def _on_training_end(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; training that ends well does so itself."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class PeriodicEvaluation(BaseCallback):
+    """Plays the deterministic policy on held-out episodes every ``every`` timesteps and logs it under ``eval/``.
+
+    The WAIT share of the deterministic policy is among the numbers: a policy that explores can look alive while its
+    mode has collapsed into waiting. The episodes are the same each time, so curves are comparable; the latest are in
+    ``records``. With ``stop`` an evaluation is given up as soon as that is to stop training.
+    """
+
+    def __init__(
+        self,
+        env_id: str,
+        every: int,
+        episodes: int,
+        seed: int,
+        env_kwargs: Mapping[str, Any] | None = None,
+        stop: StopOnInterrupt | None = None,
+    ) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"every is {every}; expected a number of timesteps, at least 1")
+        self.env_id, self.every, self.episodes, self.seed = env_id, every, episodes, seed
+        self.env_kwargs = dict(env_kwargs or {})
+        self.records: list[EpisodeRecord] = []
+        self._stop = stop
+
+    def _on_training_start(self) -> None:
+        self._schedule()
+
+    def _schedule(self) -> None:
+        self._next = (self.num_timesteps // self.every + 1) * self.every
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps < self._next:
+            return
+        self._schedule()
+        with suppress(_GivenUpError):
+            self.records = run_episodes(
+                self.model,
+                self.env_id,
+                self.episodes,
+                self.seed,
+                name="model",
+                env_kwargs=self.env_kwargs,
+                progress=self._check,
+            )
+            for name, value in evaluation_means(self.records).items():
+                self.logger.record(f"eval/{name}", value)
+
+    def _check(self, _finished: int) -> None:
+        if self._stop is not None and self._stop.interrupted:
+            raise _GivenUpError
+
+
+class _GivenUpError(Exception):
+    """An evaluation is not played to its end."""
+
+
+def evaluation_means(records: Sequence[EpisodeRecord]) -> dict[str, float]:
+    """Means over the episodes that have the number, under the names Stable-Baselines3 uses where it has one."""
+    columns: dict[str, list[float | None]] = {
+        "mean_reward": [record.episode_return for record in records],
+        "mean_ep_length": [record.length for record in records],
+        "wait_share": [record.wait_share for record in records],
+        "committed_val_accuracy": [record.committed_val_accuracy for record in records],
+        "test_accuracy": [record.test_accuracy for record in records],
+        "parameters_added": [record.parameters_added for record in records],
+    }
+    known = {name: [value for value in values if value is not None] for name, values in columns.items()}
+    return {name: float(np.mean(values)) for name, values in known.items() if values}
+
+
+class SingleThreadedPolicy(BaseCallback):
+    """Gives the thread that trains the policy a single torch thread; the environment's workers keep theirs.
+
+    The policy is small: more threads gain it nothing, and get in the way of the workers on a busy machine.
+    """
+
+    def _on_training_start(self) -> None:
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def _on_training_end(self) -> None:
+        torch.set_num_threads(self._threads)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class StopOnInterrupt(BaseCallback):
+    """Ends training at the next step after a Ctrl-C or SIGTERM, with the model in one piece; a second ends it at once.
+
+        with StopOnInterrupt() as stop:
+            model.learn(20_000, callback=stop)
+        if stop.interrupted:
+            ...
+
+    ``signal`` is the number of the signal, or None. Outside the main thread, where Python delivers no signals, it
+    does nothing.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether training is to stop."""
+        return self.signal is not None
+
+    def __enter__(self) -> StopOnInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) or signal.SIG_DFL for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def _on_step(self) -> bool:
+        return not self.interrupted

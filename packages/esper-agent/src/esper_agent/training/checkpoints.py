@@ -1,0 +1,204 @@
+"""The checkpoints of a run on disk: saved while it trains, found again when it goes on."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from esper_env.persistence import atomic
+from esper_env.persistence.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from esper_env.persistence.tree import Tree
+from stable_baselines3.common.callbacks import BaseCallback
+
+from esper_agent.ppo.ppo import FactoredRecurrentPPO
+from esper_agent.training.learner_state import expect_keys
+from esper_agent.training.run_folder import CHECKPOINTS
+from esper_agent.training.state import KIND, check_layout, training_state
+
+#: A checkpoint's name: its timesteps.
+_NAME = re.compile(r"\d{12}")
+
+
+class Saved(NamedTuple):
+    """A checkpoint that was read."""
+
+    path: Path
+    timesteps: int
+    settings: dict[str, Any]  # that the run was made with
+    state: Tree  # for ``restore_training``
+
+
+class SaveCheckpoints(BaseCallback):
+    """Saves a checkpoint every so many timesteps, between two rollouts, and keeps the last two.
+
+    Give it to ``learn`` before all other callbacks: what they do when a rollout starts is then done after the save, and
+    again by training that goes on from it. A checkpoint that cannot be written costs a ``RuntimeWarning``; those before
+    it stay, training goes on, and the next one is tried when it is due.
+
+    Args:
+        folder: of the run; the checkpoints are in its folder ``checkpoints``, where nothing else is kept.
+        every: timesteps between two checkpoints, rounded up to whole rollouts; 0 never saves.
+        callbacks: whose state is saved too, if they have one.
+        settings: JSON values saved beside it, by which :func:`latest_checkpoint` tells that they are still the same.
+        previous: the checkpoint that training goes on from.
+        on_saved: called with the path and the timesteps of every new checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every: int,
+        callbacks: Sequence[BaseCallback] = (),
+        settings: Mapping[str, Any] | None = None,
+        previous: Saved | None = None,
+        on_saved: Callable[[Path, int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        if every < 0:
+            raise ValueError(f"every is {every}; expected a number of timesteps, or 0 to save nothing")
+        self.folder, self.every = Path(folder) / CHECKPOINTS, every
+        self.callbacks, self.settings, self.on_saved = callbacks, dict(settings or {}), on_saved
+        self.in_rollout = False  # True from a rollout's first step to its updates: nothing can be saved there
+        self._previous = None if previous is None else previous.path
+        self._tried = 0 if previous is None else previous.timesteps
+
+    def _on_rollout_start(self) -> None:
+        self.in_rollout = False
+        if self.model.num_timesteps - self._tried >= self.every:
+            self.save()
+
+    def _on_step(self) -> bool:
+        self.in_rollout = True
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.in_rollout = False
+
+    def save(self) -> None:
+        """Save one now, unless ``every`` is 0. Not inside a rollout."""
+        timesteps = self.model.num_timesteps
+        path = self.folder / f"{timesteps:012}"
+        if not self.every or path == self._previous:
+            return
+        self._tried = timesteps
+        try:
+            self._write(path)
+        except (OSError, CheckpointError) as error:
+            kept = f"{self._previous} stays" if self._previous else "there is none before it"
+            warnings.warn(
+                f"the checkpoint of timestep {timesteps} cannot be saved ({error}); {kept}, and training goes on",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
+        self._remove_others(path)
+        self._previous = path
+        if self.on_saved is not None:
+            self.on_saved(path, timesteps)
+
+    def _write(self, path: Path) -> None:
+        """A folder that has its name is complete, whenever the process is killed."""
+        unfinished = path.with_name(f".{path.name}")
+        for left in (unfinished, path):  # by a killed process; unreadable, or of a future that is no more
+            _remove(left)
+        assert isinstance(self.model, FactoredRecurrentPPO)
+        try:
+            tree = {"settings": self.settings, "state": training_state(self.model, self.callbacks)}
+            write_checkpoint(unfinished, tree, kind=KIND)
+            unfinished.rename(path)
+            atomic.sync(self.folder)
+        finally:
+            with suppress(OSError):
+                _remove(unfinished)  # not there any more, if all went well
+
+    def _remove_others(self, newest: Path) -> None:
+        """Remove all but the newest and the one before it; what cannot be removed is tried again next time."""
+        for path in self.folder.iterdir():
+            if _NAME.fullmatch(path.name.removeprefix(".")) and path not in (newest, self._previous):
+                with suppress(OSError):
+                    _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, the newest first; what has another name is not looked at."""
+    place = folder / CHECKPOINTS
+    if not place.is_dir():
+        return []
+    return sorted((entry for entry in place.iterdir() if _NAME.fullmatch(entry.name)), reverse=True)
+
+
+def latest_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Saved | None:
+    """The newest checkpoint of a run that can be read, None when it has none yet.
+
+    A ``RuntimeWarning`` says why a newer one cannot. Raises ``CheckpointError`` when none of them can, and when the
+    settings they were saved with are not ``settings``.
+    """
+    failures = []
+    for path in checkpoint_paths(folder):
+        try:
+            tree = read_checkpoint(path, kind=KIND)
+            _check_tree(path, tree)
+        except (CheckpointError, OSError) as error:
+            failures.append(str(error))
+            continue
+        if failures:
+            _tell(failures, path)
+        _check_settings(path, tree, settings)
+        return Saved(path, int(path.name), tree["settings"], tree["state"])
+    if failures:
+        raise CheckpointError(
+            f"{folder} has checkpoints, but none that can be read: {'; '.join(failures)}. To train anew, give another "
+            "folder"
+        )
+    return None
+
+
+def _check_tree(path: Path, tree: Tree) -> None:
+    expect_keys(tree, {"settings": None, "state": None}, str(path))
+    for name, part in tree.items():
+        if not isinstance(part, dict):
+            raise CheckpointError(f"{name} of {path} is {part!r}; expected a dict")
+    check_layout(tree["state"], str(path))
+    counters = tree["state"].get("counters")
+    timesteps = counters.get("num_timesteps") if isinstance(counters, dict) else None
+    if timesteps != int(path.name):
+        raise CheckpointError(f"{path} is of timestep {timesteps}; it has been renamed")
+
+
+def _tell(failures: Sequence[str], path: Path) -> None:
+    warnings.warn(
+        f"a newer checkpoint cannot be read: {'; '.join(failures)}. Training goes on from {path}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _check_settings(path: Path, tree: Tree, settings: Mapping[str, Any]) -> None:
+    saved, own = dict(_dotted(tree["settings"])), dict(_dotted(settings))
+    for name in sorted(saved.keys() | own.keys()):
+        if saved.get(name) != own.get(name):
+            raise CheckpointError(
+                f"{path} was saved with {name} = {saved.get(name)}, the run's configuration has {own.get(name)}; "
+                "a run goes on with the settings that it began with: put the old one back, or train another run"
+            )
+
+
+def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting under its full dotted name."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,1 @@
+"""Checks of custom hosts and blueprints before they are used."""

@@ -1,0 +1,136 @@
+"""A small convolutional classifier with a slot behind (or before) every pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from esper_env.hosts.protocol import SlotSpec
+from esper_env.hosts.segmented import SegmentedHost, in_action_order
+
+
+class GlobalAveragePool(nn.Module):
+    """(B, C, H, W) -> (B, C): the mean over space."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
+#: Slots of each block under the ``surfaces`` option: (surface, row), in the order of execution.
+SURFACES: dict[str, tuple[tuple[str, int], ...]] = {
+    "post": (("post-pool", 0),),
+    "both": (("pre-pool", 0), ("post-pool", 1)),
+}
+
+
+class CNNHost(SegmentedHost):
+    """Blocks of conv (no bias) -> BatchNorm -> ReLU -> optional 2x2 max-pool, then global average pool and linear.
+
+    Block i has ``base_channels * 2**i`` channels and is followed by a pool while ``i < pool_layers``. Input is
+    (B, in_channels, height, width), output (B, classes).
+
+    Args:
+        image_size: height and width, or one number for both.
+        surfaces: "post" puts one slot behind each block (r0c0, r0c1, ...); "both" puts row 0 before the pool and
+            row 1 behind it.
+        norm_momentum: weight of the newest minibatch in BatchNorm's running statistics. While weights move fast, old
+            statistics are wrong ones: a higher value makes evaluation less noisy.
+        slots: ids of the slots to keep; None keeps all.
+
+    Raises:
+        ValueError: fewer than two blocks, an even kernel, more pools than the image allows, an unknown surface or
+            slot id.
+    """
+
+    topology = "cnn"
+
+    def __init__(
+        self,
+        classes: int,
+        n_blocks: int,
+        base_channels: int,
+        pool_layers: int,
+        kernel: int,
+        *,
+        in_channels: int,
+        image_size: int | tuple[int, int],
+        surfaces: str = "post",
+        norm_momentum: float = 0.1,
+        slots: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        _check_geometry(classes, n_blocks, base_channels, pool_layers, kernel, size)
+        if surfaces not in SURFACES:
+            raise ValueError(f"surfaces is {surfaces!r}; expected one of {sorted(SURFACES)}")
+        pieces: list[list[nn.Module]] = [[]]
+        placed: list[SlotSpec] = []
+        channels = in_channels
+        for block in range(n_blocks):
+            width = base_channels * 2**block
+            pieces[-1] += [
+                nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False),
+                nn.BatchNorm2d(width, momentum=norm_momentum),
+            ]
+            channels = width
+            pool = [nn.MaxPool2d(2)] if block < pool_layers else []
+            if surfaces == "post":
+                # Max-pooling and ReLU commute exactly; pooling first leaves a quarter of the elements to rectify.
+                pieces[-1] += [*pool, nn.ReLU()]
+            else:
+                pieces[-1] += [nn.ReLU()]
+            for surface, row in SURFACES[surfaces]:
+                if surface == "post-pool":
+                    size = (size[0] // 2, size[1] // 2) if pool else size
+                    if surfaces == "both":
+                        pieces[-1] += pool
+                spec = SlotSpec(f"r{row}c{block}", width, surface, row, block, -1, (width, *size))
+                if slots is None or spec.slot_id in slots:
+                    placed.append(spec)
+                    pieces.append([])
+        pieces[-1] += [GlobalAveragePool(), nn.Linear(channels, classes)]
+        self.segments = nn.ModuleList(nn.Sequential(*piece) for piece in pieces)
+        self.slots, self.execution_order = in_action_order(placed, slots)
+        _mix_signs(self.segments)
+        _use_channels_last(self)
+
+
+def _check_geometry(
+    classes: int, n_blocks: int, base_channels: int, pool_layers: int, kernel: int, size: tuple[int, int]
+) -> None:
+    if classes < 2 or base_channels < 1:
+        raise ValueError(f"classes is {classes} and base_channels {base_channels}; expected at least 2 and 1")
+    if n_blocks < 2:
+        raise ValueError(f"n_blocks is {n_blocks}; a CNN host needs at least 2 blocks")
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"kernel is {kernel}; expected an odd number so that the size is kept")
+    if not 0 <= pool_layers <= n_blocks:
+        raise ValueError(f"pool_layers is {pool_layers}; expected 0 to n_blocks = {n_blocks}")
+    if min(size) >> pool_layers < 2:
+        raise ValueError(
+            f"{pool_layers} pools shrink a {size[0]}x{size[1]} image below 2x2, where a seed has nothing to see; "
+            f"use fewer pool_layers"
+        )
+
+
+def _mix_signs(segments: nn.ModuleList) -> None:
+    """Alternate the signs of first-layer filters that are a single weight.
+
+    Such a filter only scales the image, and where it is negative, max-pooling keeps the background. With all of them
+    negative, which chance deals to one small host in sixteen, nothing is left to learn from.
+    """
+    first = next(layer for layer in segments.modules() if isinstance(layer, nn.Conv2d))
+    if first.weight[0].numel() == 1:
+        with torch.no_grad():
+            signs = torch.ones_like(first.weight)
+            signs[1::2] = -1.0
+            first.weight.copy_(first.weight.abs() * signs)
+
+
+def _use_channels_last(module: nn.Module) -> None:
+    """Convolution weights in channels_last, the faster layout for CPU and accelerator convolutions."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,123 @@
+"""A small causal Transformer that predicts the next token, with a slot behind each group of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esper_env.hosts.attention import CausalSelfAttention
+from esper_env.hosts.protocol import SlotSpec
+from esper_env.hosts.segmented import SegmentedHost, in_action_order
+
+INIT_STD = 0.02
+SURFACE = "post-layers"
+
+
+class TokenEmbedding(nn.Module):
+    """(B, T) tokens -> (B, T, width): a vector for each token plus one for each position."""
+
+    def __init__(self, vocab: int, width: int, context: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocab, width)
+        self.positions = nn.Embedding(context, width)
+        for table in (self.tokens, self.positions):
+            nn.init.normal_(table.weight, std=INIT_STD)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        embedded: Tensor = self.tokens(tokens)
+        return embedded + self.positions.weight[: tokens.shape[-1]]
+
+
+class TiedHead(nn.Module):
+    """(B, T, width) -> (B, T, vocab) logits, with the vectors of the embedding as weights (Press and Wolf 2017)."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.weight = embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class Residual(nn.Module):
+    """x + branch(x)"""
+
+    def __init__(self, *branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(*branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch: Tensor = self.branch(x)
+        return x + branch
+
+
+def transformer_layer(width: int, heads: int, expansion: int) -> nn.Sequential:
+    """A pre-norm layer (Xiong et al. 2020): attention, then, if any, ``expansion * width`` GELU units."""
+    inner = expansion * width
+    attention = Residual(nn.LayerNorm(width), CausalSelfAttention(width, heads))
+    if not inner:
+        return nn.Sequential(attention)
+    return nn.Sequential(
+        attention, Residual(nn.LayerNorm(width), nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
+    )
+
+
+class TransformerHost(SegmentedHost):
+    """Token and position embedding, ``layers`` pre-norm layers, a last LayerNorm, and an output tied to the embedding.
+
+    The layers are cut into ``segments`` groups of equal length, with one slot behind each: r0c0, r0c1, ... Input is
+    (B, T) tokens, T at most ``context``; output (B, T, vocab) logits of the token that follows each position. Nothing
+    looks ahead.
+
+    Args:
+        expansion: hidden units of a layer's perceptron, as a multiple of the width; 0: layers of attention alone.
+        slots: ids of the slots to keep; None keeps all.
+
+    Raises:
+        ValueError: numbers that make no network, layers that ``segments`` does not divide, a width that ``heads`` does
+            not divide, an unknown slot id.
+    """
+
+    topology = "transformer"
+
+    def __init__(
+        self,
+        vocab: int,
+        width: int,
+        heads: int,
+        layers: int,
+        context: int,
+        segments: int,
+        *,
+        expansion: int = 4,
+        slots: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_numbers(vocab, width, heads, layers, context, segments, expansion)
+        embedding = TokenEmbedding(vocab, width, context)
+        pieces: list[list[nn.Module]] = [[embedding]]
+        placed: list[SlotSpec] = []
+        for group in range(segments):
+            pieces[-1] += [transformer_layer(width, heads, expansion) for _ in range(layers // segments)]
+            spec = SlotSpec(f"r0c{group}", width, SURFACE, 0, group, -1, (context, width))
+            if slots is None or spec.slot_id in slots:
+                placed.append(spec)
+                pieces.append([])
+        pieces[-1] += [nn.LayerNorm(width), TiedHead(embedding.tokens)]
+        self.segments = nn.ModuleList(nn.Sequential(*piece) for piece in pieces)
+        self.slots, self.execution_order = in_action_order(placed, slots)
+
+
+def _check_numbers(
+    vocab: int, width: int, heads: int, layers: int, context: int, segments: int, expansion: int
+) -> None:
+    least = {"vocab": (vocab, 2), "width": (width, 1), "layers": (layers, 1), "context": (context, 2)}
+    for name, (value, minimum) in (least | {"segments": (segments, 1), "expansion": (expansion, 0)}).items():
+        if value < minimum:
+            raise ValueError(f"{name} is {value}; a Transformer host needs at least {minimum}")
+    if heads < 1 or width % heads:
+        raise ValueError(f"width is {width}, which {heads} heads do not divide; choose a multiple of heads")
+    if layers % segments:
+        raise ValueError(f"layers is {layers}, which {segments} segments do not divide; choose a multiple of segments")

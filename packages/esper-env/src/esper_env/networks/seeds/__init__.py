@@ -1,9 +1,0 @@
-"""Seeds: blueprints by topology, and the operators that blend them into a host."""
-
-from esper_env.networks.seeds import cnn as _cnn  # registers the CNN blueprints
-from esper_env.networks.seeds import transformer as _transformer  # and those for Transformers
-from esper_env.networks.seeds.registry import BlueprintEntry, blueprint_entry, offered_blueprints, register_blueprint
-
-__all__ = ["BlueprintEntry", "blueprint_entry", "offered_blueprints", "register_blueprint"]
-
-del _cnn, _transformer

@@ -1,0 +1,20 @@
+"""N networks trained at once."""
+
+from esper_env.population.evaluation.measurement import Commitment, Measurement, updated
+from esper_env.population.population import Population, PopulationConfig
+from esper_env.population.snapshots import Mismatch
+from esper_env.population.structure import Structure
+from esper_env.population.training.optimisation import Optimisation
+from esper_env.population.training.trainers import TrainStats
+
+__all__ = [
+    "Commitment",
+    "Measurement",
+    "Mismatch",
+    "Optimisation",
+    "Population",
+    "PopulationConfig",
+    "Structure",
+    "TrainStats",
+    "updated",
+]

@@ -1,0 +1,162 @@
+"""From a task to the population that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from esper_env.data import DataFamily, ImageData, TextData, load_data
+from esper_env.data.text import VOCABULARY
+from esper_env.hosts import CNNHost, TransformerHost
+from esper_env.population import Optimisation, Population, PopulationConfig
+from esper_env.suggestions import shown
+from esper_env.tasks import CNNSpec, TaskConfig, TransformerSpec
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a name; "auto" is the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        ValueError: a device that PyTorch does not know or this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise ValueError(
+            f"device is {name!r}, which is not usable here; expected 'auto', 'cpu', 'cuda' or 'cuda:N' on a machine "
+            f"that has it ({reason})"
+        ) from error
+    return device
+
+
+def host_builder(task: TaskConfig, data: ImageData | TextData | None = None) -> Callable[[], nn.Module]:
+    """A function that builds one freshly initialised host of the task.
+
+    It fits ``data``: classes, channels and size of the images. Without data it fits what the task is meant for; a host
+    of the user's own is given the task's data then.
+    """
+    spec = task.host
+    if isinstance(spec, CNNSpec):
+        return partial(_cnn, spec, data, task.slots)
+    if isinstance(spec, TransformerSpec):
+        return partial(_transformer, spec, task.slots)
+    return partial(_own_host, task, data if data is not None else load_task_data(task))
+
+
+def _own_host(task: TaskConfig, data: ImageData | TextData) -> nn.Module:
+    assert not isinstance(task.host, CNNSpec | TransformerSpec)
+    try:
+        host: object = task.host(data)
+    except Exception as error:
+        raise ValueError(
+            f"the host of {task.env_id} cannot be built from the data {data.name} ({type(error).__name__}: {error}); "
+            "host is a function of the data, such as the class of a module"
+        ) from error
+    if not isinstance(host, nn.Module):
+        raise TypeError(
+            f"the host of {task.env_id} for the data {data.name} is {shown(host)}; expected a torch.nn.Module, which "
+            "the function of the data returns"
+        )
+    return host
+
+
+def _cnn(spec: CNNSpec, data: ImageData | TextData | None, slots: Sequence[str] | None) -> CNNHost:
+    classes, channels, height, width = spec.classes, spec.in_channels, spec.image_size, spec.image_size
+    if isinstance(data, ImageData):
+        classes, (channels, height, width) = data.classes, data.image_shape
+    return CNNHost(
+        classes,
+        spec.n_blocks,
+        spec.base_channels,
+        spec.pool_layers,
+        spec.kernel,
+        in_channels=channels,
+        image_size=(height, width),
+        surfaces=spec.surfaces,
+        norm_momentum=spec.norm_momentum,
+        slots=slots,
+    )
+
+
+def _transformer(spec: TransformerSpec, slots: Sequence[str] | None) -> TransformerHost:
+    return TransformerHost(
+        VOCABULARY,
+        spec.width,
+        spec.heads,
+        spec.layers,
+        spec.context,
+        spec.segments,
+        expansion=spec.expansion,
+        slots=slots,
+    )
+
+
+def load_task_data(task: TaskConfig) -> ImageData | TextData:
+    """The data of a task: its own, or the data set of its name.
+
+    Raises:
+        ValueError: a function for the data that fails; what :func:`~esper_env.data.load_data` raises.
+        TypeError: own data that is none.
+    """
+    if task.data is None:
+        return load_data(task.dataset, task.data_dir, family=DataFamily(task.family))
+    data: object = _made_data(task.env_id, task.data) if callable(task.data) else task.data
+    if not isinstance(data, ImageData | TextData):
+        raise TypeError(f"the data of {task.env_id} is {shown(data)}; expected an ImageData or a TextData")
+    return data
+
+
+def _made_data(env_id: str, make: Callable[[], object]) -> object:
+    try:
+        return make()
+    except Exception as error:
+        raise ValueError(
+            f"the data function of {env_id} fails ({type(error).__name__}: {error}); expected a function without "
+            "arguments that returns an ImageData or a TextData"
+        ) from error
+
+
+class Built(NamedTuple):
+    """A task's networks and what is known of their data."""
+
+    population: Population
+    dataset_name: str
+    data_digest: str
+    classes: int
+    is_text: bool
+
+
+def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.float32) -> Built:
+    """The population of a task's networks."""
+    device = resolve_device(task.device)
+    shard_size = _shard_size(task, count, device)
+    data = load_task_data(task)
+    config = PopulationConfig(
+        batch_size=task.batch_size,
+        batches_per_step=task.batches_per_step,
+        optimisation=Optimisation(task.host_lr, task.seed_lr, isolation=task.isolation),
+        shard_size=shard_size,
+        together=shard_size > 1 or task.auto_shard_size > 1,
+        device=device,
+        dtype=dtype,
+        precision=task.precision,
+        capture=task.capture,
+        try_host=not isinstance(task.host, CNNSpec | TransformerSpec),
+    )
+    population = Population(host_builder(task, data), count, data, config)
+    return Built(population, data.name, data.digest, data.classes, isinstance(data, TextData))
+
+
+def _shard_size(task: TaskConfig, count: int, device: torch.device) -> int:
+    """Networks run together: all on an accelerator, a task's own number on CPU, whatever the number of cores."""
+    if task.shard_size != "auto":
+        return min(int(task.shard_size), count)
+    return count if device.type != "cpu" else min(task.auto_shard_size, count)

@@ -1,0 +1,1 @@
+"""Scores of networks with any of their seeds switched on."""

@@ -1,0 +1,128 @@
+"""The step of a minibatch for a shard: the main pass and the shadow pass of seeds that train in isolation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from esper_env.population.shard import Shard
+from esper_env.population.structure import Structure
+from esper_env.population.training.capture import NewRunner
+from esper_env.population.training.isolation import Rehearsal
+from esper_env.population.training.minibatches import Draw, TrainingSamples
+from esper_env.population.training.optimisation import Optimisation
+from esper_env.population.training.plan import TrainingPlan, take
+from esper_env.population.training.readback import Readback
+from esper_env.population.training.working_set import WorkingSet
+from esper_env.tasks.choices import STRAIGHT_THROUGH
+
+
+class EpochTrainer:
+    """Trains a shard, epoch after epoch, as long as its structure has the same signature.
+
+    Everything that a step reads or writes stays where it is: steps can be captured and replayed.
+    """
+
+    def __init__(
+        self, shard: Shard, structure: Structure, config: Optimisation, data: TrainingSamples, new_runner: NewRunner
+    ) -> None:
+        self._shard, self._config, self._data = shard, config, data
+        self._straight = config.isolation == STRAIGHT_THROUGH
+        self._plan = TrainingPlan(shard, structure, config)
+        units = shard.rows * (1 + len(shard.slots))
+        self._set = WorkingSet(self._plan.members, units, config.clip_norm, config.momentum)
+        self._loss_sum = torch.zeros(shard.rows, dtype=shard.dtype, device=shard.device)
+        self._runner = new_runner(self._step)
+
+    @property
+    def captures(self) -> int:
+        """How often a step was captured."""
+        return self._runner.captures
+
+    def rehearse(self, structure: Structure, draw: Draw) -> Rehearsal:
+        """What a minibatch would lead to, in the same operations. Nothing is trained; the buffers are put back."""
+        self._plan.refresh(structure)
+        self._set.load()
+        buffers = self._shard.host.buffers
+        before = {name: value.clone() for name, value in buffers.items()}
+        with self._shard.autocast():
+            losses, _ = self._losses(*self._data.assemble(draw))
+        after = {name: value.clone() for name, value in buffers.items()}
+        for name, value in before.items():
+            buffers[name].copy_(value)
+        return Rehearsal(losses.detach(), after)
+
+    def run(self, structure: Structure, draws: Sequence[Draw], breached: Tensor | None = None) -> Readback:
+        """Train on an epoch of draws and write the result back to the stacks: the rows of :class:`TrainStats`.
+
+        ``breached`` (n, 2) goes into them, if isolation was checked.
+        """
+        self._plan.refresh(structure)
+        self._set.load()
+        self._loss_sum.zero_()
+        for draw in draws:
+            self._runner(draw)
+        self._set.write_back()
+        if breached is None:
+            breached = torch.zeros((self._shard.rows, 2), device=self._shard.device)
+        return self._collect(len(draws), self._shard.finite(structure), breached)
+
+    def _step(self, draw: Draw) -> None:
+        """One minibatch: losses, gradients, update."""
+        with self._shard.autocast():
+            main, shadow = self._losses(*self._data.assemble(draw))
+        total = main.sum() if shadow is None else main.sum() + shadow.sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        self._set.step()
+        self._loss_sum += main.detach()
+
+    def _losses(self, samples: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean loss of each network (n,), and of each shadow pass (Z,) or None."""
+        shard, layout = self._shard, self._shard.layout
+        views = [{**own, **fixed} for own, fixed in zip(self._set.views(), self._plan.fixed, strict=True)]
+        host = {**views[0], **shard.host.buffers}
+        x = shard.train_segment(0, host, layout.from_samples(samples))
+        z: Tensor | None = None
+        for position, slot in enumerate(shard.execution_order):
+            z = self._enter_shadow(position, x, z, labels.shape[1])
+            x = self._pass_main(slot, x, views)
+            x = shard.train_segment(position + 1, host, x)
+            if z is not None:
+                z = self._pass_shadow(position, slot, z, views)
+        main = layout.losses(x.to(shard.dtype), labels).mean(1)
+        if z is None:
+            return main, None
+        seen = labels[:, : self._shadow_samples(labels.shape[1])]
+        return main, layout.losses(z.to(shard.dtype), take(seen, self._plan.shadow_rows[-1])).mean(1)
+
+    def _pass_main(self, slot: int, x: Tensor, views: list[dict[str, Tensor]]) -> Tensor:
+        plan = self._plan.main[slot]
+        return self._shard.pass_slot(slot, plan, x, self._plan.tensors(plan, views), straight_through=self._straight)
+
+    def _enter_shadow(self, position: int, x: Tensor, z: Tensor | None, batch: int) -> Tensor | None:
+        """Add the networks whose first TRAINING seed is at this slot to the shadow pass, from detached features."""
+        rows = self._plan.entering[position]
+        if rows is None:
+            return z
+        entering = self._shard.layout.head(take(x.detach(), rows), self._shadow_samples(batch))
+        return entering if z is None else torch.cat([z, entering])
+
+    def _pass_shadow(self, position: int, slot: int, z: Tensor, views: list[dict[str, Tensor]]) -> Tensor:
+        """Through the slot with every seed on, then through the frozen host, whose running statistics stay put."""
+        shard, plan = self._shard, self._plan.shadow[slot]
+        z = shard.pass_slot(slot, plan, z, self._plan.tensors(plan, views))
+        frozen = {name: value.detach() for name, value in views[0].items()} | shard.host.buffers
+        rows = self._plan.shadow_rows[position]
+        own = {name: take(frozen[name], rows) for name in shard.segment_tensors(position + 1)}
+        return shard.infer_segment(position + 1, shard.inference_tensors(position + 1, own), z)
+
+    def _shadow_samples(self, batch: int) -> int:
+        return max(1, round(batch * self._config.shadow_fraction))
+
+    def _collect(self, steps: int, finite: Tensor, breached: Tensor) -> Readback:
+        loss, norms, shape = self._loss_sum / steps, self._set.gradient_norms(steps), (self._shard.rows, -1)
+        columns = (norms.unit, norms.vanishing, norms.exploding, self._set.unit_sizes())
+        first = torch.stack([loss, finite.to(loss.dtype)], dim=1)
+        return Readback(torch.cat([first, breached.to(loss.dtype), *(column.view(shape) for column in columns)], dim=1))

@@ -1,0 +1,179 @@
+"""Each network's own minibatches, drawn and augmented on the device the data lives on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esper_env.data import ImageData, TextData
+from esper_env.population.engine.layouts import normaliser
+
+
+class TrainingSamples(Protocol):
+    """The training split on a device, shared by every network."""
+
+    device: torch.device
+    count: int  # samples
+    offsets: int  # from which a sample is cut, in each dimension that is cut; 1: samples are not cut
+    cuts: int  # dimensions that are cut
+    flip: bool
+
+    def assemble(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """What a network takes, (n, B, ...), and the labels (n, B, ...), of a draw."""
+        ...
+
+
+class TrainingImages:
+    """Labelled images: uint8, padded once for random crops."""
+
+    cuts = 2
+
+    def __init__(self, data: ImageData, device: torch.device, dtype: torch.dtype) -> None:
+        pad = data.crop_padding
+        images = torch.from_numpy(data.train_images.copy()).to(device)
+        self.padded = torch.nn.functional.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1).contiguous()
+        self.labels = torch.from_numpy(data.train_labels.copy()).to(device)
+        self.device, self.count = device, len(self.labels)
+        self.offsets = 2 * pad + 1
+        self.flip = data.flip
+        self.scale, self.shift = normaliser(data.mean, data.std, dtype, device)
+        channels, height, width = data.image_shape
+        stride = self.padded.stride()
+        #: (N, offsets, offsets, H, W, C): every crop of every image, as a view
+        self.crops = self.padded.as_strided(
+            (self.count, self.offsets, self.offsets, height, width, channels),
+            (stride[0], stride[1], stride[2], stride[1], stride[2], stride[3]),
+        )
+
+    def assemble(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """The normalised images (n, B, C, H, W) and labels (n, B) of a draw."""
+        index, offset, flip = draw
+        cropped = self.padded[index] if offset is None else self.crops[index, offset[0], offset[1]]
+        if flip is not None:
+            cropped = torch.where(flip[..., None, None, None], cropped.flip(-2), cropped)
+        images = cropped.permute(0, 1, 4, 2, 3).to(self.scale.dtype)  # from (n, B, H, W, C)
+        return torch.addcmul(self.shift, images, self.scale), self.labels[index]
+
+
+class TrainingText:
+    """Windows of ``context`` bytes of a text, each followed by the next byte at every position.
+
+    The text is cut into pieces of that length, and each pass takes every piece once, from an offset drawn for it: so
+    windows begin at any byte.
+    """
+
+    cuts = 1
+    flip = False
+
+    def __init__(self, data: TextData, context: int, device: torch.device) -> None:
+        self.device, self.offsets = device, context
+        text = data.train
+        self.count = (len(text) - 1) // context - 1  # one window is what the cut takes
+        if self.count < 1:
+            raise ValueError(
+                f"{data.name}: {len(text)} bytes to train on; a context of {context} needs at least {2 * context + 1}"
+            )
+        self._text = torch.from_numpy(text.copy()).to(device)
+        self._places = torch.arange(context + 1, device=device)
+
+    def assemble(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """The tokens and the tokens that follow them, (n, B, T) each."""
+        assert draw.offsets is not None
+        start = draw.samples * self.offsets + draw.offsets[0]
+        window = self._text[start.unsqueeze(-1) + self._places].to(torch.int64)
+        return window[..., :-1], window[..., 1:]
+
+
+class MinibatchStream:
+    """One network's endless stream of shuffled, augmented minibatches, from a generator of its own."""
+
+    def __init__(self, data: TrainingSamples, batch_size: int, batches: int) -> None:
+        self._data = data
+        self._batch, self._batches = batch_size, batches
+        self._generator = torch.Generator(data.device)
+        self._left = torch.empty(0, dtype=torch.int64, device=data.device)  # of the permutation under way
+
+    def seed(self, seed: int) -> None:
+        """Start the stream anew."""
+        self._generator.manual_seed(seed)
+        self._left = self._left[:0]
+
+    def get_state(self) -> tuple[Tensor, Tensor]:
+        """The generator's state (L,) uint8 on the CPU, and what is left (k,) of the permutation under way; copies."""
+        return self._generator.get_state(), self._left.clone()
+
+    def prepared(self, generator: NDArray[np.uint8], left: NDArray[np.int64]) -> tuple[torch.Generator, Tensor]:
+        """What :meth:`go_on` takes, from :meth:`get_state`; ``ValueError`` for what no stream of this data can have."""
+        count, device = self._data.count, self._data.device
+        if ((left < 0) | (left >= count)).any() or len(np.unique(left)) < len(left):
+            raise ValueError(
+                f"a minibatch stream of the state has samples left from {left.min()} to {left.max()}; "
+                f"expected each number from 0 to {count - 1} once at most"
+            )
+        made = torch.Generator(device)
+        try:
+            made.set_state(torch.from_numpy(generator.copy()))
+        except RuntimeError as error:
+            raise ValueError(f"a minibatch stream of the state is no generator of this device ({error})") from error
+        return made, torch.from_numpy(left.copy()).to(device)
+
+    def go_on(self, generator: torch.Generator, left: Tensor) -> None:
+        """Continue from what :meth:`prepared` returned."""
+        self._generator, self._left = generator, left
+
+    def draw(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The next epoch's sample indices (T, B), offsets of the cuts (cuts, T, B) and flips (T, B).
+
+        Indices run through permutations of the training set, one after the other and on from epoch to epoch: no sample
+        comes for the n-th time before every other has come n - 1 times.
+        """
+        data, total = self._data, self._batch * self._batches
+        device, generator, count = data.device, self._generator, data.count
+        passes = max(0, -(-(total - len(self._left)) // count))
+        orders = [torch.randperm(count, generator=generator, device=device) for _ in range(passes)]
+        ahead = torch.cat([self._left, *orders])
+        indices, self._left = ahead[:total].view(self._batches, self._batch), ahead[total:]
+        shape = (self._batches, self._batch)
+        offsets = flips = None
+        if data.offsets > 1:
+            offsets = torch.randint(data.offsets, (data.cuts, *shape), generator=generator, device=device)
+        if data.flip:
+            flips = torch.rand(shape, generator=generator, device=device) < 0.5
+        return indices, offsets, flips
+
+
+class Draw(NamedTuple):
+    """What one minibatch of n networks is made of: (n, B) sample indices, (cuts, n, B) offsets, (n, B) flips."""
+
+    samples: Tensor
+    offsets: Tensor | None
+    flips: Tensor | None
+
+    def copy_(self, other: Draw) -> None:
+        """Take another draw's values, in place."""
+        for own, value in zip(self, other, strict=True):
+            if own is not None and value is not None:
+                own.copy_(value)
+
+    def clone(self) -> Draw:
+        """The same values in memory of their own."""
+        return Draw._make(None if value is None else value.clone() for value in self)
+
+
+def draw_epoch(streams: Sequence[MinibatchStream]) -> list[Draw]:
+    """An epoch of draws, one row a stream."""
+    indices, offsets, flips = zip(*(stream.draw() for stream in streams), strict=True)
+    index = torch.stack(indices, dim=1)  # (T, n, B)
+    offset = [None] * len(index) if offsets[0] is None else torch.stack(offsets, dim=2).unbind(1)
+    flip = [None] * len(index) if flips[0] is None else torch.stack(flips, dim=1)
+    return [Draw(*parts) for parts in zip(index, offset, flip, strict=True)]
+
+
+def minibatches(data: TrainingSamples, streams: Sequence[MinibatchStream]) -> Iterator[tuple[Tensor, Tensor]]:
+    """An epoch of samples (n, B, ...) and labels (n, B, ...), one row a stream."""
+    return (data.assemble(draw) for draw in draw_epoch(streams))

@@ -1,0 +1,148 @@
+"""What trains during one epoch, as a single flat vector.
+
+Which parameters train is fixed for an epoch, so they are gathered from the stacks once, trained as leaves that lie in
+one vector, and written back. Clipping, momentum and the update are then a handful of operations however many seeds
+there are. Every tensor stays where it is from epoch to epoch, as captured steps need it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esper_env.population.stack import Stack
+from esper_env.population.structure import on_device
+
+
+class Member(NamedTuple):
+    """Rows of a stack that train: ``units[i]`` is the clipping unit of row i, which belongs to ``networks[i]``."""
+
+    stack: Stack
+    networks: NDArray[np.int64]  # (k,)
+    rows: Tensor  # (k,) the same, on the device
+    units: Tensor  # (k,)
+    learning_rate: float
+    trainable: Tensor  # (k,) bool
+
+
+class GradientNorms(NamedTuple):
+    """Gradient norms before clipping, averaged over the epoch's minibatches."""
+
+    unit: Tensor  # (U,) norm of each unit
+    vanishing: Tensor  # (U,) share of its tensors below the vanishing threshold
+    exploding: Tensor  # (U,) share of its tensors above the exploding threshold, or not finite
+
+
+VANISHING_NORM = 1e-7
+EXPLODING_CLIP_MULTIPLE = 10.0
+
+
+class WorkingSet:
+    """Flat parameters, momentum and per-element learning rates of one epoch.
+
+    A unit is what is clipped together: a network's host, or one of its seeds with its gate. It holds zeros until
+    :meth:`load`.
+    """
+
+    def __init__(self, members: list[Member], units: int, clip_norm: float, momentum: float) -> None:
+        self._members = members
+        self._clip_norm = clip_norm
+        self._momentum_factor = momentum
+        self._shapes = [
+            [
+                (name, torch.Size((len(member.rows), *value.shape[1:])))
+                for name, value in member.stack.parameters.items()
+            ]
+            for member in members
+        ]
+        self._sizes = [shape.numel() for shapes in self._shapes for _, shape in shapes]
+        units_of = [m.units for m, shapes in zip(members, self._shapes, strict=True) for _ in shapes]
+        self._unit_of_piece = torch.cat(units_of)  # a piece is one row of a tensor
+        shapes_of_all = [shape for shapes in self._shapes for _, shape in shapes]
+        lengths = np.concatenate([np.full(shape[0], shape[1:].numel()) for shape in shapes_of_all])
+        device, dtype = self._unit_of_piece.device, members[0].stack.dtype
+        self._lengths = on_device(lengths, device)
+        self._piece_of_element = on_device(np.repeat(np.arange(len(lengths)), lengths), device)
+        self._unit_of_element = self._unit_of_piece.index_select(0, self._piece_of_element)
+        flat = (torch.zeros(sum(self._sizes), dtype=dtype, device=device) for _ in range(4))
+        self.theta, self.gradient, self._velocity, self._rate = flat
+        self._views = self._split(self.theta, self.gradient)
+        self._no_norm = torch.zeros(units, dtype=dtype, device=device)
+        self._norm_sum = torch.zeros(units + len(lengths), dtype=dtype, device=device)  # of units, then of pieces
+
+    @torch.no_grad()
+    def load(self) -> None:
+        """Take parameters, momentum and what is trainable from the members, and begin the statistics anew."""
+        values, moments, rates = [], [], []
+        for member in self._members:
+            rate = member.trainable.to(self._rate.dtype) * member.learning_rate
+            for name, value in member.stack.parameters.items():
+                values.append(value.index_select(0, member.rows).flatten())
+                moments.append(member.stack.momentum[name].index_select(0, member.rows).flatten())
+                rates.append(rate)
+        self.gradient.zero_()  # of a step that was interrupted
+        torch.cat(values, out=self.theta)
+        torch.cat(moments, out=self._velocity)
+        torch.index_select(torch.cat(rates), 0, self._piece_of_element, out=self._rate)
+        self._norm_sum.zero_()
+
+    def _split(self, theta: Tensor, gradient: Tensor) -> list[dict[str, Tensor]]:
+        """Leaves that lie in ``theta`` and whose gradients are added up in ``gradient``."""
+        values, gradients = iter(torch.split(theta, self._sizes)), iter(torch.split(gradient, self._sizes))
+        views = []
+        for shapes in self._shapes:
+            views.append({name: next(values).view(shape).detach().requires_grad_() for name, shape in shapes})
+            for leaf in views[-1].values():
+                leaf.grad = next(gradients).view(leaf.shape)
+        return views
+
+    def views(self) -> list[dict[str, Tensor]]:
+        """Each member's parameters, (k, ...) leaves that lie in the flat vector."""
+        return self._views
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step of clipped SGD with momentum from the gradient, which is cleared."""
+        gradient = self.gradient
+        # "unsafe" leaves out a check of the lengths, which would wait for the device in every minibatch.
+        squared = torch.segment_reduce(gradient * gradient, "sum", lengths=self._lengths, unsafe=True)
+        unit_squared = torch.index_add(self._no_norm, 0, self._unit_of_piece, squared)
+        norms = torch.cat([unit_squared, squared]).sqrt_()
+        self._norm_sum += norms
+        scale = (self._clip_norm / (norms[: len(unit_squared)] + 1e-6)).clamp_(max=1.0)
+        clipped = gradient * scale.index_select(0, self._unit_of_element)
+        torch.add(clipped, self._velocity, alpha=self._momentum_factor, out=self._velocity)
+        self.theta.addcmul_(self._velocity, self._rate, value=-1.0)
+        gradient.zero_()
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Store parameters and momentum in the stacks."""
+        values = iter(torch.split(self.theta, self._sizes))
+        moments = iter(torch.split(self._velocity, self._sizes))
+        for member, shapes in zip(self._members, self._shapes, strict=True):
+            for name, shape in shapes:
+                member.stack.parameters[name].index_copy_(0, member.rows, next(values).view(shape))
+                member.stack.momentum[name].index_copy_(0, member.rows, next(moments).view(shape))
+
+    def gradient_norms(self, steps: int) -> GradientNorms:
+        """Mean norms over so many steps since loading; units without a tensor have zeros."""
+        unit_norm, piece_norm = torch.split(self._norm_sum / steps, [len(self._no_norm), len(self._lengths)])
+        vanishing = piece_norm < VANISHING_NORM
+        exploding = ~(piece_norm <= EXPLODING_CLIP_MULTIPLE * self._clip_norm)
+        return GradientNorms(unit_norm, self._share(vanishing), self._share(exploding))
+
+    def unit_sizes(self) -> Tensor:
+        """(U,) trainable scalars of each unit."""
+        return self._by_unit(self._lengths)
+
+    def _share(self, flag: Tensor) -> Tensor:
+        return self._by_unit(flag) / self._by_unit(torch.ones_like(flag)).clamp(min=1.0)
+
+    def _by_unit(self, values: Tensor) -> Tensor:
+        """(U,) sums over the pieces of each unit."""
+        return torch.index_add(self._no_norm, 0, self._unit_of_piece, values.to(self._no_norm.dtype))

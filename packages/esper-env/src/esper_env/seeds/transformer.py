@@ -1,0 +1,105 @@
+"""Blueprints for Transformer hosts, all (B, T, width) -> (B, T, width), close to the identity at birth, and causal."""
+
+from __future__ import annotations
+
+from math import gcd
+
+import torch
+from torch import Tensor, nn
+
+from esper_env.hosts.attention import CausalSelfAttention, FlexCausalSelfAttention
+from esper_env.seeds.cnn import LAYER_SCALE_INIT
+from esper_env.seeds.registry import register_blueprint
+
+HEADS = 4  # at most: as many of them as divide the width
+LORA_RANK, LORA_LARGE_RANK = 8, 32
+MLP_SMALL_EXPANSION, MLP_EXPANSION = 2, 4
+
+
+class ScaledResidual(nn.Module):
+    """x + scale * branch(x), with one scale per feature: LayerScale (Touvron et al. 2021, arXiv:2103.17239)."""
+
+    def __init__(self, width: int, *branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(*branch)
+        self.scale = nn.Parameter(torch.full((width,), LAYER_SCALE_INIT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(x, self.scale, self.branch(x))
+
+
+class TokenNormSeed(nn.Module):
+    """x + tanh(gate) (LayerNorm(x) - x): moves each feature from raw to normalised."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.gate = nn.Parameter(torch.full((width,), LAYER_SCALE_INIT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(x)
+        return torch.addcmul(x, torch.tanh(self.gate), normed - x)
+
+
+class LowRank(nn.Module):
+    """x + up(down(x)) at a low rank: LoRA (Hu et al. 2021, arXiv:2106.09685).
+
+    The second matrix is small at birth instead of zero, so that the first one learns from the first step on.
+    """
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, width, bias=False)
+        nn.init.normal_(self.up.weight, std=LAYER_SCALE_INIT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch: Tensor = self.up(self.down(x))
+        return x + branch
+
+
+def lora(width: int) -> nn.Module:
+    """A linear map of rank 8."""
+    return LowRank(width, LORA_RANK)
+
+
+def lora_large(width: int) -> nn.Module:
+    """A linear map of rank 32."""
+    return LowRank(width, LORA_LARGE_RANK)
+
+
+def attention(width: int) -> nn.Module:
+    """Causal self-attention with four heads; on a width that four do not divide, two or one."""
+    return ScaledResidual(width, nn.LayerNorm(width), CausalSelfAttention(width, gcd(width, HEADS)))
+
+
+def flex_attention(width: int) -> nn.Module:
+    """The same mathematics through PyTorch's flex attention, where that can train."""
+    return ScaledResidual(width, nn.LayerNorm(width), FlexCausalSelfAttention(width, gcd(width, HEADS)))
+
+
+def _perceptron(width: int, expansion: int) -> nn.Module:
+    inner = expansion * width
+    return ScaledResidual(width, nn.LayerNorm(width), nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
+
+
+def mlp_small(width: int) -> nn.Module:
+    """A perceptron of twice the width."""
+    return _perceptron(width, MLP_SMALL_EXPANSION)
+
+
+def mlp(width: int) -> nn.Module:
+    """A perceptron of four times the width."""
+    return _perceptron(width, MLP_EXPANSION)
+
+
+for _name, _factory in {
+    "norm": TokenNormSeed,
+    "attention": attention,
+    "lora": lora,
+    "lora_large": lora_large,
+    "mlp_small": mlp_small,
+    "mlp": mlp,
+    "flex_attention": flex_attention,
+}.items():
+    register_blueprint(_name, "transformer", _factory)

@@ -1,0 +1,25 @@
+"""Tasks: their settings, the registered ones, and registering more."""
+
+from esper_env.tasks.config import (
+    TASK_KWARGS,
+    TASKS,
+    CNNSpec,
+    TaskConfig,
+    TransformerSpec,
+    make_task,
+    refuse_of_host,
+    refuse_unknown,
+    task_dict,
+)
+
+__all__ = [
+    "TASKS",
+    "TASK_KWARGS",
+    "CNNSpec",
+    "TaskConfig",
+    "TransformerSpec",
+    "make_task",
+    "refuse_of_host",
+    "refuse_unknown",
+    "task_dict",
+]

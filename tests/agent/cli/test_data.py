@@ -1,0 +1,332 @@
+"""`esper data` as people type it: what it prints, what is on the disk then, how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from archives import fashion_files, small_cifar10, small_in_files, write
+from command_line import bad, interruptible, text_of
+from esper_agent.cli import data as data_commands
+from esper_agent.cli.data import FetchSettings, run_fetch
+from esper_agent.cli.main import FAILED, OK, main
+from esper_env.data import DATASETS, download
+from esper_env.data.originals import ORIGINALS
+from esper_env.tasks import TASKS
+from rich.console import Console
+from serving import file, sends, serving, status
+
+ARCHIVE, FOLDER = "/cifar-10-binary.tar.gz", "cifar-10-batches-bin"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """The data folder of this user, not made yet."""
+    monkeypatch.setenv("ESPER_DATA_DIR", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def server(root, monkeypatch):
+    """A server with a small CIFAR-10."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
+    with serving() as running:
+        source, _, archive = small_cifar10(running.url + ARCHIVE)
+        monkeypatch.setitem(ORIGINALS, "cifar10", source)
+        running.says(ARCHIVE, file(archive))
+        running.archive, running.root = archive, root
+        yield running
+
+
+def words(capsys):
+    """What was printed, in one line without the rules of tables."""
+    out, err = text_of(capsys)
+    assert err == ""
+    return " ".join(word for word in out.split() if word.isascii())
+
+
+@pytest.mark.usefixtures("server")
+def test_the_list_says_what_there_is_for_which_tasks_and_where(root, capsys):
+    assert main(["data", "list"]) == OK
+    out = words(capsys)
+    for name in ("cifar10", "cifar100", "fashion-mnist", "tinystories", "digits", "procedural", "grammar"):
+        assert name in out
+    assert "2.3 GB" in out
+    assert "30.9 MB" in out
+    assert "your own text" in out
+    assert f"The data folder is {root}; `esper data fetch NAME` fetches into it." in out
+    assert "needs no files" in out
+    assert not root.exists()
+
+
+@pytest.mark.usefixtures("root")
+def test_the_list_of_another_folder_says_how_to_fetch_into_that(tmp_path, capsys):
+    other = tmp_path / "my data"
+    assert main(["data", "list", "--data-dir", str(other)]) == OK
+    assert f"is {other}; `esper data fetch NAME --data-dir '{other}'` fetches into it." in words(capsys)
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("command", [["data", "list"], ["info"]])
+def test_made_data_go_by_the_name_that_a_task_takes(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(command) == OK
+    names = {line.split()[1] for line in text_of(capsys)[0].splitlines() if line.startswith("│") and line.split()[1:]}
+    assert {"digits", "procedural", "grammar"} <= names
+    assert "procedural-cifar" not in names
+
+
+@pytest.mark.parametrize("name", sorted({name for names in DATASETS.values() for name in names} - {"auto"}))
+def test_the_list_names_the_tasks_as_make_takes_them(name):
+    takers = {env_id for env_id, task in TASKS.items() if name in DATASETS[task.family]}
+    kinds = {"all on images": ("cifar", "digits"), "all on text": ("text", "tinystories")}
+    listed = data_commands._tasks(name)
+    if listed in kinds:
+        assert takers == {env_id for env_id, task in TASKS.items() if task.family in kinds[listed]}
+    else:
+        assert takers == set(listed.split(", "))
+
+
+def test_the_list_says_where_a_data_set_lies(root, capsys):
+    def place():
+        (line,) = [line for line in text_of(capsys)[0].splitlines() if line.startswith("│ fashion-mnist ")]
+        return line.strip("│ ").split()[-1]
+
+    for expected in ("no", "fashion-mnist"):
+        for command in (["data", "list"], ["info"]):
+            assert main(command) == OK
+            assert place() == expected
+        write(root / "fashion-mnist", fashion_files())
+
+
+@pytest.mark.usefixtures("server")
+def test_fetch_says_where_the_files_are(root, capsys):
+    assert main(["data", "fetch", "cifar10"]) == OK
+    out = words(capsys)
+    assert f"CIFAR-10 is in {root / FOLDER} checked sizes and SHA-256 are the original's" in out
+    assert "cite Krizhevsky (2009)" in out
+    assert out.endswith("use it --env-settings dataset=cifar10")
+    assert (root / FOLDER / "test_batch.bin").exists()
+
+
+def test_a_second_fetch_says_so(root, server, capsys):
+    main(["data", "fetch", "cifar10"])
+    text_of(capsys)
+    assert main(["data", "fetch", "cifar10"]) == OK
+    assert f"CIFAR-10 is already in {root / FOLDER} checked sizes and SHA-256 as fetched" in words(capsys)
+    assert len(server.requests) == 1
+
+
+def test_fetch_takes_another_folder_and_another_place(root, server, tmp_path, capsys):
+    other = tmp_path / "other [x]"
+    server.says(ARCHIVE, status(500))
+    server.says("/mirror" + ARCHIVE, file(server.archive))
+    arguments = ["data", "fetch", "cifar10", "--data-dir", str(other), "--url", server.url + "/mirror/"]
+    assert main(arguments) == OK
+    assert f"dataset=cifar10 data_dir={other}" in words(capsys)
+    assert (other / FOLDER / "test_batch.bin").exists()
+    assert not root.exists()
+
+
+@pytest.mark.usefixtures("server")
+def test_what_is_fetched_is_what_a_task_reads(capsys):
+    main(["data", "fetch", "cifar10"])
+    settings = ["dataset=cifar10", "horizon=2", "batches_per_step=1", "batch_size=8"]
+    arguments = ["evaluate", "--policy", "wait", "--env", "Esper-CIFAR-v0", "--episodes", "1"]
+    assert main([*arguments, "--env-settings", *settings]) == OK
+    assert "Esper-CIFAR-v0 on cifar10" in words(capsys)
+
+
+@pytest.mark.usefixtures("server")
+def test_a_repair_says_what_it_kept(root, capsys):
+    main(["data", "fetch", "cifar10"])
+    write(root / FOLDER, {"notes.txt": b"mine", "test_batch.bin": b"short"})
+    assert main(["data", "fetch", "cifar10"]) == OK
+    assert f"kept {root / FOLDER}.replaced-1" in words(capsys)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (status(404), "answers HTTP 404 Not Found"),
+        (status(503), "could not be fetched (HTTP 503 Service Unavailable)"),
+        (sends(b"<html>", 6), "has 6 bytes, expected"),
+    ],
+)
+def test_a_fetch_that_fails_exits_with_1_and_a_line(root, server, capsys, answer, said):
+    server.says(ARCHIVE, answer)
+    assert main(["data", "fetch", "cifar10"]) == FAILED
+    out, err = text_of(capsys)
+    assert err.startswith(f"Error: {server.url}{ARCHIVE} ")
+    assert said in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+    assert not (root / FOLDER).exists()
+
+
+def test_a_wait_is_explained(server, capsys):
+    server.says(ARCHIVE, status(503), file(server.archive))
+    assert main(["data", "fetch", "cifar10"]) == OK
+    assert text_of(capsys)[0].startswith("cifar-10-binary.tar.gz: HTTP 503 Service Unavailable; again in 0 s\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fetch", "cifar"], "data set 'cifar' is not known; expected one of cifar10"),
+        (["fetch", "digits"], "data set 'digits' needs no files"),
+        (["fetch", "procedural"], "data set 'procedural' needs no files"),
+        (["fetch", "cifar10", "--url", "/etc/passwd"], "expected an address that begins with https://"),
+        (["fetch", "tinystories", "--url", "https://example.org/a"], "consists of 2 files"),
+        (["verify", "cifar10", "mnist"], "data set 'mnist' is not known"),
+    ],
+)
+def test_bad_input_exits_with_2_before_anything_is_done(root, arguments, said, capsys):
+    assert said in bad(["data", *arguments], capsys)
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("arguments", [["data"], ["data", "fetch"], ["data", "delete"], ["data", "list", "--url", "x"]])
+def test_what_cannot_be_parsed_exits_with_2(arguments, capsys):
+    assert main(arguments) == 2
+    assert text_of(capsys)[0] == ""
+
+
+def test_verify_of_nothing_says_so(root, capsys):
+    assert main(["data", "verify"]) == OK
+    assert f"There is no data set in {root}" in words(capsys)
+
+
+@pytest.mark.usefixtures("server")
+def test_verify_names_each_data_set_and_its_state(root, capsys):
+    main(["data", "fetch", "cifar10"])
+    write(root / "fashion-mnist", fashion_files())
+    text_of(capsys)
+    assert main(["data", "verify"]) == OK
+    out = words(capsys)
+    assert "cifar10 intact" in out
+    assert "fashion-mnist readable" in out
+    assert "without a manifest" in out
+    assert "tinystories" not in out
+
+
+@pytest.mark.usefixtures("server")
+def test_verify_exits_with_1_for_damage(root, capsys):
+    main(["data", "fetch", "cifar10"])
+    write(root / "fashion-mnist", fashion_files())
+    (root / FOLDER / "test_batch.bin").unlink()
+    assert main(["data", "verify"]) == FAILED
+    assert "cifar10 damaged" in words(capsys)
+    assert main(["data", "verify", "fashion-mnist"]) == OK  # only what is named
+    assert "cifar10" not in words(capsys)
+
+
+@pytest.mark.usefixtures("root")
+def test_verify_exits_with_1_for_what_is_named_and_not_there(capsys):
+    assert main(["data", "verify", "cifar10"]) == FAILED
+    assert "cifar10 absent" in words(capsys)
+
+
+@pytest.mark.usefixtures("server")
+def test_verify_looks_into_the_folder_that_is_named(root, tmp_path, capsys):
+    main(["data", "fetch", "cifar10"])
+    assert main(["data", "verify", "cifar10", "--data-dir", str(tmp_path / "other")]) == FAILED
+    assert main(["data", "verify", "cifar10", "--data-dir", str(root)]) == OK
+    text_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["data"], ["list", "fetch", "verify", "SHA-256 of the original", "exit code is 1"]),
+        (["data", "fetch"], ["NAME", "--data-dir DIR", "--url URL", "interrupted", "never replaced", "https_proxy"]),
+        (["data", "verify"], ["--data-dir DIR", "all that are on the disk when none is named"]),
+        (["data", "list"], ["--data-dir DIR", "$ESPER_DATA_DIR"]),
+    ],
+)
+def test_help_is_complete(arguments, expected, capsys):
+    assert main([*arguments, "--help"]) == OK
+    out = " ".join(text_of(capsys)[0].replace("│", " ").split())
+    assert all(part in out for part in expected)
+
+
+@pytest.mark.usefixtures("server")
+def test_a_terminal_shows_bars_with_rate_and_time_left(tmp_path):
+    with (tmp_path / "screen").open("w") as screen:
+        console = Console(file=screen, force_terminal=True, width=150)
+        assert run_fetch(FetchSettings("cifar10"), console) == 0
+    shown = (tmp_path / "screen").read_text()
+    for part in (
+        "download cifar-10-binary.tar.gz",
+        "check cifar-10-binary.tar.gz",
+        "unpack test_batch.bin",
+        "/s",
+        "0:00:00",
+    ):
+        assert part in shown
+
+
+INTERRUPTED = """
+import sys
+from archives import small_cifar10
+from esper_env.data.originals import ORIGINALS
+ORIGINALS["cifar10"] = small_cifar10(sys.argv[1])[0]
+from esper_agent.cli.main import main
+print("ready", flush=True)
+sys.exit(main(["data", "fetch", "cifar10"]))
+"""
+
+
+def test_ctrl_c_exits_with_130_and_the_next_fetch_goes_on(root, server, capsys):
+    def half(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(server.archive)))
+        handler.end_headers()
+        handler.wfile.write(server.archive[:300_000])
+        handler.wfile.flush()
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    server.says(ARCHIVE, half)
+    arguments = [sys.executable, "-c", INTERRUPTED, server.url + ARCHIVE]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        arguments,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=interruptible,
+    )
+    part = root / ".esper-downloads" / "cifar10" / "cifar-10-binary.tar.gz.part"
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size > 0) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == f"Interrupted; what has arrived stays in {root}: run the same command again to go on\n"
+    there = part.stat().st_size
+    assert 0 < there <= 300_000
+    server.says(ARCHIVE, file(server.archive))
+    assert main(["data", "fetch", "cifar10"]) == OK
+    assert server.ranges[-1] == f"bytes={there}-"
+    text_of(capsys)
+
+
+def test_a_mirror_of_several_files_is_a_folder(root, server, monkeypatch, capsys):
+    files = fashion_files()
+    monkeypatch.setitem(ORIGINALS, "fashion-mnist", small_in_files("fashion-mnist", files, "https://nowhere.invalid/"))
+    for name, content in files.items():
+        server.says("/m/" + name, file(content))
+    assert main(["data", "fetch", "fashion-mnist", "--url", server.url + "/m/"]) == OK
+    manifest = json.loads(Path(root / "fashion-mnist" / "esper-manifest.json").read_text())
+    assert [entry["from"] for entry in manifest["downloads"]] == [f"{server.url}/m/{name}" for name in files]
+    text_of(capsys)

@@ -1,0 +1,290 @@
+"""The command as people type it: what it writes, what it prints, how it exits."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from command_line import SMALL, bad, text_of
+from esper_agent.cli.main import BAD_INPUT, OK, main
+from esper_agent.demo import main as demo_main
+
+
+def test_training_says_where_the_model_is(toy_id, tmp_path, capsys):
+    assert main(["train", "--env", toy_id, "--out", str(tmp_path / "r"), *SMALL]) == OK
+    out, _ = text_of(capsys)
+    assert "Trained for 48 timesteps" in out
+    assert str(tmp_path / "r" / "model.zip") in out
+    assert "last 2 of 4" in out
+    assert f"esper evaluate --policy {tmp_path / 'r'} --env {toy_id}" in out
+
+
+def test_whole_rollouts_are_trained(toy_id, tmp_path, capsys):
+    assert main(["train", "--env", toy_id, "--out", str(tmp_path / "r"), *SMALL, "--total-timesteps", "25"]) == OK
+    assert "Trained for 48 timesteps" in text_of(capsys)[0]
+    with (tmp_path / "r" / "progress.csv").open(newline="") as file:
+        progress = list(csv.DictReader(file))
+    assert [row["time/total_timesteps"] for row in progress] == ["24", "48", ""]
+    assert [row["train/n_updates"] != "" for row in progress] == [False, True, True]
+
+
+def test_names_with_brackets_are_printed_as_they_are(toy_id, tmp_path, capsys):
+    out = tmp_path / "a[b]c[/red]"
+    assert main(["train", "--env", toy_id, "--out", str(out), *SMALL]) == OK
+    assert str(out / "model.zip") in text_of(capsys)[0]
+    assert main(["evaluate", "--policy", str(out), "--env", toy_id, "--episodes", "1"]) == OK
+    assert "a[b]c[/red]" in "".join(text_of(capsys)[0].split())
+
+
+def test_a_cut_episode_is_trained_on_and_counted(tmp_path, capsys):
+    settings = ["--env-settings", "horizon=8", "batches_per_step=1", "max_episode_steps=3"]
+    out, file = tmp_path / "r", tmp_path / "e.json"
+    assert main(["train", "--out", str(out), *SMALL, *settings, "--eval-every", "24", "--eval-episodes", "1"]) == OK
+    with (out / "episodes.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert {(row["truncated"], row["length"], row["test_accuracy"]) for row in rows} == {("True", "3", "")}
+    assert main(["evaluate", "--policy", str(out), "--episodes", "2", "--json", str(file)]) == OK
+    content = json.loads(file.read_text())
+    assert [(row["truncated"], row["test_accuracy"]) for row in content["episodes"]] == [(True, None)] * 2
+    assert content["summary"]["test_accuracy_mean"] is None
+    assert "not known" in text_of(capsys)[0]
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == OK
+    assert text_of(capsys)[0].startswith("esper 0.")
+
+
+def test_the_resolved_configuration_is_saved(run_folder, toy_id):
+    config = yaml.safe_load((run_folder / "config.yaml").read_text())
+    assert (config["env"], config["total_timesteps"], config["num_envs"]) == (toy_id, 48, 2)
+    assert config["ppo"]["n_steps"] == 12
+    assert config["ppo"]["gamma"] == 0.98
+
+
+def test_the_logit_bias_reaches_the_policy(toy_id, tmp_path, capsys):
+    out, file = tmp_path / "r", tmp_path / "e.json"
+    assert main(["train", "--env", toy_id, "--out", str(out), *SMALL, "--logit-bias", "op.WAIT=50"]) == OK
+    assert main(["evaluate", "--policy", str(out), "--env", toy_id, "--episodes", "2", "--json", str(file)]) == OK
+    assert json.loads(file.read_text())["summary"]["wait_share"] == 1.0
+    text_of(capsys)
+
+
+def test_a_saved_configuration_trains_the_same_run_again(run_folder, tmp_path, capsys):
+    again = tmp_path / "again"
+    assert main(["train", "--config", str(run_folder / "config.yaml"), "--out", str(again)]) == OK
+    assert (again / "episodes.csv").read_text() == (run_folder / "episodes.csv").read_text()
+    text_of(capsys)
+
+
+def test_flags_override_the_file_and_the_file_overrides_defaults(toy_id, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        f"env: {toy_id}\ntotal_timesteps: 24\nnum_envs: 2\nprogress: false\nppo: {{n_steps: 12, gamma: 0.9}}\n"
+    )
+    out = tmp_path / "r"
+    assert main(["train", f"--config={file}", "--gamma", "0.8", "--out", str(out), "--batch-size", "24"]) == OK
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["total_timesteps"] == 24
+    assert config["ppo"]["gamma"] == 0.8
+    assert config["ppo"]["gae_lambda"] == 0.95
+
+
+def test_environment_settings_reach_the_environment(toy_id, capsys, tmp_path):
+    file = tmp_path / "e.json"
+    arguments = ["evaluate", "--policy", "wait", "--env", toy_id, "--episodes", "1", "--json", str(file)]
+    assert main([*arguments, "--env-settings", "horizon=5"]) == OK
+    assert json.loads(file.read_text())["episodes"][0]["length"] == 5
+    text_of(capsys)
+
+
+def test_info_lists_tasks_heads_blueprints_and_data(capsys):
+    assert main(["info"]) == OK
+    out, _ = text_of(capsys)
+    assert "Esper-Digits-v0" in out
+    assert "390" in out
+    assert "alpha_curve" in out
+    assert "conv_heavy 7" in out
+    assert "1,192" in out
+    assert "cifar10" in out
+
+
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "benchmark", "info"])
+def test_help_is_complete(command, capsys):
+    assert main([*command.split(), "--help"]) == OK
+    out, _ = text_of(capsys)
+    words = {
+        "": ["train", "evaluate", "benchmark", "info", "Exit codes"],
+        "train": ["--out", "--config", "--learning-rate", "Step size of Adam", "Ctrl-C"],
+        "evaluate": ["--policy", "--json", "--deterministic"],
+        "benchmark": ["--policies", "--episodes"],
+        "info": ["List the tasks"],
+    }[command]
+    assert all(word in out for word in words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--policy", "randm"], "policy 'randm' is neither a run folder nor one of"),
+        (["evaluate", "--policy", "wait", "--env", "Esper-Digit-v0"], "'Esper-Digit-v0' is not a registered"),
+        (["evaluate", "--policy", "wait", "--episodes", "0"], "episodes is 0"),
+        (["evaluate", "--policy", "wait", "--env-settings", "horizon"], "not of the form NAME=VALUE"),
+        (["evaluate", "--policy", "wait", "--env-settings", "horzon=3"], "did you mean 'horizon'?"),
+        (["evaluate", "--policy", "wait", "--device", "tpu9"], "device is 'tpu9'; expected auto, cpu, cuda"),
+        (["evaluate", "--policy", "wait", "--config", "/no/such.yaml"], "cannot be read"),
+        (["benchmark", "--policies", "wait", "wait", "--out", "x"], "expected at least one, none twice"),
+        (["evaluate", "--policy", "wait", "--env-settings", "num_envs=3"], "which is not a setting"),
+        (["evaluate", "--policy", "wait", "--env-settings", "a=1", "--env-settings", "b=2"], "is given twice"),
+        (["train", "--out", "x", "--num-envs", "0"], "num_envs is 0; expected a whole number of at least 1"),
+        (["train", "--out", "x", "--seed", "-1"], "seed is -1; expected a whole number from 0"),
+        (["train", "--out", "x", "--ent-coef", "-1"], "ent_coef is -1.0; expected a number of at least 0"),
+        (["train", "--out", "x", "--vf-coef", "nan"], "vf_coef is nan; expected a number of at least 0"),
+        (["train", "--out", "x", "--target-kl", "-1"], "target_kl is -1.0; expected a positive number"),
+        (["train", "--out", "x", "--learning-rate", "inf"], "learning_rate is inf; expected a positive number"),
+        (["train", "--out", "x", "--device", "meta"], "device is 'meta'; expected auto, cpu, cuda"),
+        (["train", "--out", "x", "--logit-bias", "op.WAIT=true"], "HEAD.VALUE=BIAS"),
+        (["train", "--out", "x", "--logit-bias", "op.WAIT=.inf"], "HEAD.VALUE=BIAS"),
+        (["train", "--out", "x", "--gamma", "1.5"], "gamma is 1.5; expected a number in (0, 1]"),
+        (["train", "--out", "x", "--learning-rate", "-1"], "learning_rate is -1.0; expected a positive"),
+        (["train", "--out", "x", "--device", "cuda:77"], "torch sees"),
+        (["train", "--out", "x", "--logit-bias", "op.GROW=1"], "logit_bias names ['GROW']"),
+        (["train", "--out", "x", "--logit-bias", "WAIT=1"], "HEAD.VALUE=BIAS"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(arguments, message, capsys):
+    err = bad(arguments, capsys)
+    assert message in err
+    assert err.startswith("Error: ")
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "--out"),
+        (["train", "--out", "x", "--num-envs", "many"], "many"),
+        (["train", "--out", "x", "--learnig-rate", "1"], "--learning-rate"),
+        (["evaluat"], "evaluat"),
+        ([], "subcommand"),
+        (["train", "--out", "x", "--dataset", "f.txt"], "is a setting of the environment: --env-settings dataset=f.t"),
+        (["train", "--out", "x", "--horizon=9"], "--env-settings horizon=9\n"),
+        (["evaluate", "--policy", "wait", "--batch_size", "--zzz"], "--env-settings batch_size=VALUE\n"),
+        (["benchmark", "--policies", "wait", "--out", "x", "--gates", "strict"], "--env-settings gates=strict\n"),
+        (["train", "--out", "x", "--zzz"], "esper train has no option '--zzz'; `esper train --help` lists what"),
+        (["evaluate", "--policy", "wait", "--polcy=3"], "; did you mean --policy?\n"),
+        (["evaluate", "--policy", "wait", "it"], "esper evaluate has no place for 'it'; `esper evaluate --help`"),
+        (["info", "--dataset", "f"], "esper info has no option '--dataset'; `esper info --help` lists what it takes\n"),
+        (["data", "list", "--zzz"], "esper data list has no option '--zzz'; `esper data list --help`"),
+    ],
+)
+def test_wrong_flags_are_exit_code_two(arguments, message, capsys):
+    assert message in bad(arguments, capsys)
+
+
+@pytest.mark.parametrize("more", [[], ["--help"], ["-h"], ["--policy", "wait", "--help"]])
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["replay"], "esper has no command 'replay'; expected one of train, evaluate, benchmark, data, info\n"),
+        (["evaluat"], "; did you mean 'evaluate'?\n"),
+        (["data", "Fetch"], "has no command 'Fetch'; expected one of list, fetch, verify; did you mean 'fetch'?\n"),
+    ],
+)
+def test_an_unknown_command_is_no_call_for_help(command, more, said, capsys):
+    assert bad([*command, *more], capsys).endswith(said)
+
+
+def test_an_unknown_key_in_a_file_names_the_nearest(tmp_path, capsys):
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"total_timestep": 5}))
+    err = bad(["train", "--out", str(tmp_path / "r"), "--config", str(file)], capsys)
+    assert f"{file}: 'total_timestep' is not a setting; did you mean 'total_timesteps'?" in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_is_not_overwritten(run_folder, toy_id, capsys):
+    before = (run_folder / "model.zip").read_bytes()
+    assert "already holds a run" in bad(["train", "--env", toy_id, "--out", str(run_folder), *SMALL], capsys)
+    assert (run_folder / "model.zip").read_bytes() == before
+
+
+def test_a_run_of_another_task_is_refused(run_folder, capsys):
+    err = bad(["evaluate", "--policy", str(run_folder), "--env", "Esper-Digits-v0"], capsys)
+    assert "was trained on GrowthToy-v0, not on Esper-Digits-v0" in err
+
+
+def test_bad_settings_leave_no_folder_behind(tmp_path, capsys):
+    bad(["train", "--env", "Esper-Nowhere-v0", "--out", str(tmp_path / "r"), *SMALL], capsys)
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_demo_compares_the_trained_policy_and_says_where_things_are(toy_id, tmp_path, capsys):
+    arguments = ["--out", str(tmp_path), "--env", toy_id, "--episodes", "4", "--no-progress"]
+    for _ in range(2):  # a second demo takes the place of the first
+        assert demo_main([*arguments, "--total-timesteps", "640"]) == OK
+        out, _ = text_of(capsys)
+    for name in ("learned", "heuristic", "random", "wait", "parameters", "model.zip", "training.png"):
+        assert name in out
+    for name in ("run/model.zip", "episodes.csv", "summary.csv", "training.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    with (tmp_path / "episodes.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 16
+
+
+def test_the_demo_leaves_what_is_not_its_own_alone(toy_id, tmp_path, capsys):
+    assert main(["train", "--env", toy_id, "--out", str(tmp_path / "run"), *SMALL]) == OK
+    assert demo_main(["--out", str(tmp_path), "--env", toy_id]) == BAD_INPUT
+    assert "was not made by the demo" in text_of(capsys)[1]
+    assert (tmp_path / "run" / "model.zip").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--env", "Esper-Nowhere-v0"], ["--episodes", "0"], ["--env-settings", "horzon=3"], ["--seed", "-1"]]
+)
+def test_a_demo_that_cannot_run_leaves_the_last_one_alone(toy_id, tmp_path, capsys, wrong):
+    (tmp_path / "demo.yaml").touch()
+    (tmp_path / "run").mkdir()
+    assert demo_main(["--out", str(tmp_path), "--env", toy_id, "--total-timesteps", "640", *wrong]) == BAD_INPUT
+    assert (tmp_path / "run").exists()
+    text_of(capsys)
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_model_and_is_the_exit_code(tmp_path, number):
+    out = tmp_path / "run"
+    settings = ["--env-settings", "batches_per_step=1", "horizon=5", "--num-envs", "2", "--n-steps", "10"]
+    command = [sys.executable, "-m", "esper_agent.cli.main", "train", "--total-timesteps", "1000000", "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, *settings, "--no-progress"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    episodes = out / "episodes.csv"
+    try:
+        wait_for(lambda: episodes.exists() and len(episodes.read_text().splitlines()) > 3, process)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, stderr
+    assert "Stopped after" in stdout
+    assert str(out / "model.zip") in stdout
+    assert "Traceback" not in stderr
+    assert main(["evaluate", "--policy", str(out), "--episodes", "1"]) == OK

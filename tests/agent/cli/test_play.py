@@ -1,0 +1,175 @@
+"""Evaluating and benchmarking from the command line."""
+
+import csv
+import errno
+import json
+import os
+import shutil
+
+import pytest
+from command_line import SMALL, bad, text_of
+from esper_agent.cli.main import FAILED, OK, main
+
+
+def test_evaluating_prints_and_writes_the_same_numbers(run_folder, toy_id, tmp_path, capsys):
+    file = tmp_path / "e.json"
+    arguments = ["evaluate", "--policy", str(run_folder), "--env", toy_id, "--episodes", "3", "--seed", "7"]
+    assert main([*arguments, "--json", str(file)]) == OK
+    out, _ = text_of(capsys)
+    content = json.loads(file.read_text())
+    assert [episode["seed"] for episode in content["episodes"]] == [7, 8, 9]
+    mean = sum(episode["return"] for episode in content["episodes"]) / 3
+    assert content["summary"]["return_mean"] == pytest.approx(mean)
+    assert f"{mean:.2f}" in out
+    assert "on toy, episodes with seeds 7 to 9" in out
+    assert main([*arguments[:-4], "--episodes", "1", "--seed", "7"]) == OK
+    out, _ = text_of(capsys)
+    assert "on toy, episode with seed 7" in out
+
+
+def test_a_benchmark_compares_on_the_same_episodes(run_folder, toy_id, tmp_path, capsys):
+    out = tmp_path / "bench"
+    policies = ["wait", "heuristic", "random", str(run_folder)]
+    arguments = ["benchmark", "--env", toy_id, "--policies", *policies, "--episodes", "4", "--out", str(out)]
+    assert main(arguments) == OK
+    with (out / "episodes.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["policy"] for row in rows] == [name for name in policies for _ in range(4)]
+    last = {row["policy"]: row["seed"] for row in rows if row["episode"] == "3"}
+    assert last == dict.fromkeys(policies, "1000003")
+    assert {row["dataset"] for row in rows} == {"toy"}
+    with (out / "summary.csv").open(newline="") as file:
+        assert [(row["policy"], row["dataset"]) for row in csv.DictReader(file)] == [(name, "toy") for name in policies]
+    assert "return minus" in text_of(capsys)[0]
+    before = (out / "episodes.csv").read_bytes()
+    assert "already holds a file episodes.csv" in bad(arguments, capsys)
+    assert (out / "episodes.csv").read_bytes() == before
+
+
+def test_a_benchmark_does_not_write_into_a_run(run_folder, toy_id, capsys):
+    before = (run_folder / "episodes.csv").read_bytes()
+    err = bad(["benchmark", "--env", toy_id, "--policies", "wait", "--out", str(run_folder)], capsys)
+    assert "already holds a run" in err
+    assert (run_folder / "episodes.csv").read_bytes() == before
+
+
+def test_one_run_under_two_names_is_one_policy(run_folder, toy_id, tmp_path, capsys):
+    names = [str(run_folder), f"{run_folder.parent}/./{run_folder.name}"]
+    err = bad(["benchmark", "--env", toy_id, "--policies", *names, "--out", str(tmp_path / "b")], capsys)
+    assert "expected at least one, none twice" in err
+
+
+def test_a_folder_for_a_json_file_is_refused_before_anything_is_played(tmp_path, capsys):
+    assert "expected the name of a file" in bad(["evaluate", "--policy", "wait", "--json", str(tmp_path)], capsys)
+
+
+def test_several_policies_are_all_checked_before_one_plays(run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("esper_agent.cli.play.run_episodes", lambda *_all, **_more: pytest.fail("it was played"))
+    policies = ["wait", str(run_folder)]
+    out = tmp_path / "b"
+    bad(["benchmark", "--env", "Esper-Digits-v0", "--policies", *policies, "--out", str(out)], capsys)
+    assert not out.exists()
+
+
+def test_a_disk_that_is_full_ends_in_exit_code_one(toy_id, tmp_path, capsys):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "progress.json").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("esper_agent.training.session.save_model", full_disk)
+        assert main(["train", "--env", toy_id, "--out", str(tmp_path / "r"), *SMALL]) == FAILED
+    assert "No space left on device" in text_of(capsys)[1]
+
+
+def full_disk(*_arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.numeric
+def test_actions_are_sampled_unless_the_likeliest_are_asked_for(run_folder, toy_id, tmp_path, capsys):
+    def ops(*flags):
+        """Seed, rounded return and number of each op, of each of eight episodes of twelve steps."""
+        file = tmp_path / "e.json"
+        arguments = ["evaluate", "--policy", str(run_folder), "--env", toy_id, "--episodes", "8", "--json", str(file)]
+        assert main([*arguments, *flags]) == OK
+        episodes = json.loads(file.read_text())["episodes"]
+        counts = [{key: count for key, count in each.items() if key.startswith("op_")} for each in episodes]
+        return [(each["seed"], round(each["return"], 6), ops) for each, ops in zip(episodes, counts, strict=True)]
+
+    assert ops("--deterministic") == ops("--deterministic", "--num-envs", "2")
+    assert ops() == ops()
+    assert ops() != ops("--deterministic")
+    assert ops("--num-envs", "1") != ops("--num-envs", "3")  # draws fall to other episodes
+    text_of(capsys)
+
+
+def test_a_run_is_evaluated_in_its_own_environment_unless_told_otherwise(toy_id, tmp_path, capsys):
+    out, file = tmp_path / "r", tmp_path / "e.json"
+    assert main(["train", "--env", toy_id, "--out", str(out), *SMALL, "--env-settings", "horizon=5"]) == OK
+    evaluate = ["evaluate", "--policy", str(out), "--env", toy_id, "--episodes", "1", "--json", str(file)]
+    weights = "reward_weights={rent: 1}"
+    kept = "Played with the environment settings of the run: horizon=5"
+    for extra, length, said in (
+        ([], 5, f"{kept}\n"),
+        (["--env-settings", "horizon=7"], 7, None),
+        (["--env-settings", weights], 5, f"{kept}; given here: reward_weights={{'rent': 1}}\n"),
+        (["--env-settings", weights, "horizon=7"], 7, None),
+    ):
+        assert main([*evaluate, *extra]) == OK
+        assert json.loads(file.read_text())["episodes"][0]["length"] == length
+        out_text = text_of(capsys)[0]
+        assert "settings of the run" not in out_text if said is None else said in out_text
+    benchmark = ["benchmark", "--env", toy_id, "--policies", str(out), "--episodes", "1", "--out", str(tmp_path / "b")]
+    assert main(benchmark) == OK
+    assert f"Note: {out} was trained with other settings: horizon=5" in text_of(capsys)[0]
+
+
+def test_without_a_task_a_run_is_played_on_its_own(run_folder, toy_id, tmp_path, capsys):
+    file = tmp_path / "e.json"
+    assert main(["evaluate", "--policy", str(run_folder), "--episodes", "1", "--json", str(file)]) == OK
+    assert text_of(capsys)[0].startswith(f"Task of the run: {toy_id}\n")
+    assert json.loads(file.read_text())["episodes"][0]["env_id"] == toy_id
+    out = tmp_path / "b"
+    assert main(["benchmark", "--policies", "wait", str(run_folder), "--episodes", "1", "--out", str(out)]) == OK
+    assert text_of(capsys)[0].startswith(f"Task of the run: {toy_id}\n")
+    with (out / "episodes.csv").open(newline="") as rows:
+        assert {row["env_id"] for row in csv.DictReader(rows)} == {toy_id}
+
+
+def test_a_run_whose_task_is_not_known_here_is_told(run_folder, tmp_path, capsys):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    (run / "config.yaml").write_text("env: elsewhere_tasks:Mine-v0\n")
+    err = bad(["evaluate", "--policy", str(run)], capsys)
+    assert "'elsewhere_tasks:Mine-v0' names a module that cannot be imported" in err
+
+
+def test_without_a_task_and_a_run_the_digits_are_played(tmp_path, capsys):
+    out, settings = tmp_path / "b", ["--env-settings", "horizon=1", "batches_per_step=1"]
+    assert main(["evaluate", "--policy", "wait", "--episodes", "1", *settings]) == OK
+    assert main(["benchmark", "--policies", "wait", "--episodes", "1", "--out", str(out), *settings]) == OK
+    said = text_of(capsys)[0]
+    assert said.count("Esper-Digits-v0 on digits") == 2
+    assert "Task of the run" not in said
+
+
+def test_runs_of_different_tasks_are_not_compared(run_folder, toy_id, tmp_path, capsys):
+    other, out = tmp_path / "other", tmp_path / "b"
+    other.mkdir()
+    (other / "config.yaml").write_text("env: Esper-Text-v0\n")
+    err = bad(["benchmark", "--policies", "wait", str(run_folder), str(other), "--out", str(out)], capsys)
+    assert f"different tasks: {run_folder} on {toy_id}, {other} on Esper-Text-v0; play those of one task" in err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("width", ["60", "200"])
+def test_nothing_is_cut_on_a_terminal_of_any_width(toy_id, tmp_path, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", width)
+    arguments = ["benchmark", "--env", toy_id, "--policies", "wait", "random", "--episodes", "4"]
+    assert main([*arguments, "--out", str(tmp_path)]) == OK
+    out, _ = text_of(capsys)
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert f"{float(rows[1]['return_difference_low']):+.2f}, {float(rows[1]['return_difference_high']):+.2f}]" in out
+    assert "100" in out
+    assert "\u2026" not in out
+    assert main(["info"]) == OK
+    assert "\u2026" not in text_of(capsys)[0]

@@ -1,0 +1,213 @@
+"""Episodes are the same however they are batched, and the records say what happened in them."""
+
+import csv
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from esper_agent.evaluation.play import run_episodes, write_csv
+from esper_agent.policies.baselines import POLICIES, FixedPlanPolicy, RandomPolicy, WaitPolicy
+from esper_env.rules.heads import Blueprint, Head, Op
+
+
+def test_a_record_is_what_a_hand_stepped_episode_gives(toy_id):
+    record = run_episodes(FixedPlanPolicy(Blueprint.NORM, 12), toy_id, 1, seed=31)[0]
+    env, policy, state = gymnasium.make(toy_id), FixedPlanPolicy(Blueprint.NORM, 12), None
+    obs, _ = env.reset(seed=31)
+    total, ops, done = 0.0, [], False
+    while not done:
+        action, state = policy.predict(obs, state)
+        obs, reward, done, _, info = env.step(action)
+        total += reward
+        ops.append(int(action[Head.OP]))
+    assert record.episode_return == pytest.approx(total)
+    assert record.length == 12
+    assert record.op_counts == tuple(np.bincount(ops, minlength=6).tolist())
+    assert record.wait_share == pytest.approx(ops.count(0) / 12)
+    assert record.test_accuracy == info["test_accuracy"]
+    assert record.committed_val_accuracy == info["committed_val_accuracy"]
+    assert (record.parameters_added, record.germinated, record.fossilized, record.pruned) == (7, 1, 1, 0)
+    assert (record.dataset, record.env_id, record.seed, record.truncated) == ("toy", toy_id, 31, False)
+
+
+def test_what_succeeded_is_counted_not_what_was_legal(toy_id):
+    """The toy's prune fails one epoch after the seed came to its stage."""
+    record = run_episodes(RandomPolicy(seed=1), toy_id, 1, seed=5)[0]
+    env, policy, state = gymnasium.make(toy_id), RandomPolicy(seed=1), None
+    obs, _ = env.reset(seed=5)
+    done, tried, succeeded = False, 0, 0
+    while not done:
+        action, state = policy.predict(obs, state)
+        obs, _, done, _, info = env.step(action)
+        tried += info["op"] == Op.PRUNE
+        succeeded += info["op"] == Op.PRUNE and info["action_succeeded"]
+    assert 0 < succeeded < tried
+    assert (record.pruned, record.op_counts[Op.PRUNE]) == (succeeded, tried)
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 3, 5, 16])
+def test_episodes_do_not_depend_on_how_many_run_at_once(toy_id, num_envs):
+    def run(num_envs):
+        return run_episodes(RandomPolicy(seed=2), toy_id, 5, seed=100, num_envs=num_envs)
+
+    assert run(num_envs) == run(4)
+    assert [record.seed for record in run(num_envs)] == [100, 101, 102, 103, 104]
+    assert [record.episode for record in run(num_envs)] == [0, 1, 2, 3, 4]
+
+
+class UnevenToy(gymnasium.Wrapper):
+    """Ends after three steps more than the last digit of the seed it was reset with."""
+
+    def reset(self, *, seed=None, options=None):
+        self.limit, self.steps = 3 + seed % 10, 0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action):
+        obs, reward, _, truncated, info = self.env.step(action)
+        self.steps += 1
+        over = self.steps >= self.limit
+        if over:
+            info |= self.env.unwrapped._info(Op.WAIT, True, True, final=True)
+        return obs, reward, over, truncated, info
+
+
+def test_episodes_of_unequal_length_are_refilled_in_order(toy_id):
+    gymnasium.register("UnevenToy-v0", entry_point=lambda **kwargs: UnevenToy(gymnasium.make(toy_id, **kwargs)))
+    try:
+        together = run_episodes(RandomPolicy(seed=2), "UnevenToy-v0", 7, seed=0, num_envs=3)
+        alone = run_episodes(RandomPolicy(seed=2), "UnevenToy-v0", 7, seed=0, num_envs=1)
+    finally:
+        del gymnasium.registry["UnevenToy-v0"]
+    assert together == alone
+    assert [record.length for record in together] == [3, 4, 5, 6, 7, 8, 9]
+
+
+class Remembering:
+    """Counts its own steps in the state it is handed back, and notes what it was given."""
+
+    def __init__(self):
+        self.given = []
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        counts = np.zeros(len(episode_start)) if state is None else np.where(episode_start, 0, state)
+        epochs = np.rint(observation["features"][:, 0] * 12)
+        self.given.append((counts.copy(), epochs, deterministic))
+        return WaitPolicy().predict(observation)[0], counts + 1
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_state_is_carried_through_an_episode_and_dropped_after_it(toy_id, deterministic):
+    policy = Remembering()
+    run_episodes(policy, toy_id, 4, num_envs=2, deterministic=deterministic)
+    assert len(policy.given) == 24
+    for counts, epochs, flag in policy.given:
+        np.testing.assert_array_equal(counts, epochs)
+        assert flag is deterministic
+
+
+def test_masks_are_handed_to_a_policy_that_asks_for_them(toy_id):
+    class Masked(WaitPolicy):
+        def predict(self, observation, state=None, episode_start=None, deterministic=True, action_masks=None):
+            np.testing.assert_array_equal(action_masks, observation["action_mask"] == 1)
+            assert action_masks.dtype == bool
+            return super().predict(observation, state, episode_start, deterministic)
+
+    assert len(run_episodes(Masked(), toy_id, 2)) == 2
+
+
+def test_a_cut_episode_is_marked(toy_id):
+    gymnasium.register("CutToy-v0", entry_point=lambda **kw: CutToy(gymnasium.make(toy_id, **kw)))
+    try:
+        record = run_episodes(WaitPolicy(), "CutToy-v0", 1)[0]
+    finally:
+        del gymnasium.registry["CutToy-v0"]
+    assert record.truncated
+    assert record.length == 1
+
+
+class CutToy(gymnasium.Wrapper):
+    def step(self, action):
+        obs, reward, _, _, info = self.env.step(action)
+        info |= self.env.unwrapped._info(Op.WAIT, True, True, final=True)
+        return obs, reward, False, True, info
+
+
+def test_policies_can_be_made_for_the_environment(toy_id):
+    for name, make in POLICIES.items():
+        if name == "mlp":  # a seed of Transformers
+            continue
+        records = run_episodes(lambda env, make=make: make(env, 0), toy_id, 2, name=name)
+        assert [record.policy for record in records] == [name, name]
+        assert sum(record.invalid_actions for record in records) == 0
+
+
+def test_a_plan_that_the_environment_does_not_offer_is_a_clear_error(toy_id):
+    with pytest.raises(ValueError, match="the policy mlp plants what GrowthToy-v0 does not offer; it has norm, atten"):
+        run_episodes(lambda env: POLICIES["mlp"](env, 0), toy_id, 2)
+
+
+def test_stochastic_policies_repeat_and_leave_torch_alone(toy_id):
+    class Coin(WaitPolicy):
+        def predict(self, observation, state=None, episode_start=None, deterministic=True):  # noqa: ARG002
+            actions, state = super().predict(observation, state, episode_start)
+            actions[:, Head.OP] = torch.randint(0, 2, (len(actions),)).numpy()
+            return actions, state
+
+    torch.manual_seed(9)
+    before = torch.random.get_rng_state()
+    first, second = (run_episodes(Coin(), toy_id, 3, seed=4) for _ in range(2))
+    assert first == second
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_progress_counts_finished_episodes(toy_id):
+    finished = []
+    run_episodes(WaitPolicy(), toy_id, 5, num_envs=2, progress=finished.append)
+    assert sum(finished) == 5
+
+
+def test_csv_has_one_line_an_episode_and_appears_whole(toy_id, tmp_path):
+    records = run_episodes(RandomPolicy(), toy_id, 3)
+    path = tmp_path / "deep" / "episodes.csv"
+    write_csv(records, path)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["return"]) for row in rows] == [record.episode_return for record in records]
+    assert sum(int(rows[0][f"op_{op.name.lower()}"]) for op in Op) == 12
+    assert [entry.name for entry in path.parent.iterdir()] == ["episodes.csv"]
+
+
+def test_a_failed_write_leaves_the_old_file(toy_id, tmp_path):
+    path = tmp_path / "episodes.csv"
+    write_csv(run_episodes(WaitPolicy(), toy_id, 1), path)
+    kept = path.read_text()
+
+    class Broken:
+        def row(self):
+            yield "policy"
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_csv([Broken()], path)
+    assert path.read_text() == kept
+    assert [entry.name for entry in tmp_path.iterdir()] == ["episodes.csv"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"episodes": 0}, "episodes is 0"),
+        ({"episodes": 1, "num_envs": 0}, "num_envs is 0"),
+        ({"episodes": 1, "seed": -1}, "seed is -1"),
+        ({"episodes": 1, "env_id": "Esper-Nowhere-v0"}, "'Esper-Nowhere-v0' is not a registered environment"),
+    ],
+)
+def test_bad_requests_are_named(toy_id, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        run_episodes(WaitPolicy(), **{"env_id": toy_id, **kwargs})
+
+
+def test_something_that_cannot_act_is_refused(toy_id):
+    with pytest.raises(TypeError, match="the policy is a int"):
+        run_episodes(3, toy_id, 1)

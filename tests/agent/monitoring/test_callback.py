@@ -1,0 +1,321 @@
+"""Everything that diagnostics can report is reported by real training, and healthy training reports nothing."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from esper_agent.monitoring.callback import COUNTED, DiagnosticsCallback
+from esper_agent.monitoring.detectors import AnomalySettings
+from esper_agent.ppo.losses import loss_terms
+from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
+from esper_agent.sb3 import make_sb3_env
+from esper_agent.training.run import TrainSettings, train
+from esper_env.telemetry import (
+    Anomaly,
+    EntropyCollapse,
+    GradientAnomaly,
+    NumericalInstability,
+    PlateauDetected,
+    PPOUpdateCompleted,
+    RatioCollapse,
+    RatioExplosion,
+    RewardHackingSuspected,
+    TrainingStarted,
+    ValueCollapse,
+)
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Logger, configure
+
+pytestmark = pytest.mark.numeric
+
+QUICK = {"horizon": 6, "batches_per_step": 1, "batch_size": 8}
+SMALL = {"features_dim": 16, "lstm_hidden_size": 16, "head_dim": 16}
+#: Settings of nothing but what is asked for.
+ALL_QUIET = AnomalySettings(value_collapse=-1e9, op_entropy_floor=0.0, argument_entropy_floor=0.0)
+
+
+class RecordingHub:
+    """Keeps what a hub is told."""
+
+    def __init__(self):
+        self.events, self.escalations = [], []
+
+    def emit(self, payload, **where):
+        self.events.append((payload, where))
+
+    def escalate(self, epochs):
+        self.escalations.append(epochs)
+
+    def of(self, kind):
+        return [payload for payload, _ in self.events if isinstance(payload, kind)]
+
+
+def make_model(env=None, policy=(), **settings):
+    env = make_sb3_env("Esper-Digits-v0", 2, seed=0, **QUICK) if env is None else env
+    defaults = {"n_steps": 12, "batch_size": 12, "n_epochs": 2, "seed": 0, "device": "cpu"}
+    model = FactoredRecurrentPPO(
+        "FactoredLstmPolicy", env, policy_kwargs={**SMALL, **dict(policy)}, **(defaults | settings)
+    )
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    return model
+
+
+def watched(model, steps=48, settings=ALL_QUIET):
+    hub = RecordingHub()
+    model.learn(steps, callback=DiagnosticsCallback(settings, hub))
+    return hub
+
+
+def rewarded(change):
+    """An environment whose rewards (N,) go through ``change(step, rewards)``."""
+    env, steps, step_wait = make_sb3_env("Esper-Digits-v0", 2, seed=0, **QUICK), iter(range(10**6)), None
+    step_wait = env.step_wait
+
+    def changed():
+        observation, rewards, *rest = step_wait()
+        return observation, change(next(steps), rewards), *rest
+
+    env.step_wait = changed
+    return env
+
+
+def test_training_and_its_updates_are_reported():
+    model = make_model()
+    hub = watched(model)
+    (started,), updates = hub.of(TrainingStarted), hub.of(PPOUpdateCompleted)
+    assert started == TrainingStarted(
+        env_id="Esper-Digits-v0", dataset="digits", num_envs=2, seed=0, timesteps=0, total_timesteps=48
+    )
+    assert hub.events[0][0] is started
+    assert [update.timesteps for update in updates] == [24, 48]
+    assert updates[-1].metrics == model.last_update
+    assert updates[0].metrics != updates[1].metrics
+    assert updates[-1].metrics is not model.last_update
+    assert hub.of(Anomaly) == []
+    assert hub.escalations == []
+
+
+def test_ratios_that_explode_and_collapse_are_reported(monkeypatch):
+    """A third of the decisions became 12 times as likely as they were, and a third 12 times less likely."""
+
+    def far_off(samples, evaluation, settings):
+        terms = loss_terms(samples, evaluation, settings)
+        shift = torch.tensor([2.5, -2.5, 0.0]).repeat(len(terms.rows))[: len(terms.rows)]
+        return terms._replace(log_ratio=torch.where(terms.rows, shift.unsqueeze(1), 0.0))
+
+    monkeypatch.setattr("esper_agent.ppo.ppo.loss_terms", far_off)
+    hub = watched(make_model(target_kl=None))
+    assert max(event.value for event in hub.of(RatioExplosion)) == pytest.approx(math.exp(2.5), rel=1e-4)
+    assert min(event.value for event in hub.of(RatioCollapse)) == pytest.approx(math.exp(-2.5), rel=1e-4)
+
+
+def test_a_critic_that_does_not_learn_has_collapsed_after_a_quarter_of_the_run():
+    hub = watched(make_model(learning_rate=1e-12), 240, AnomalySettings(op_entropy_floor=0.0))
+    assert {type(event) for event in hub.of(Anomaly)} == {ValueCollapse}
+    values = {u.timesteps: u.metrics["explained_variance"] for u in hub.of(PPOUpdateCompleted)}
+    expected = [timesteps for timesteps, value in values.items() if timesteps >= 60 and value < 0.1]
+    assert [event.timesteps for event in hub.of(ValueCollapse)] == expected
+    assert any(value < 0.1 for timesteps, value in values.items() if timesteps < 60)
+
+
+def test_an_untrained_critic_is_not_judged_however_short_the_run():
+    hub = watched(make_model(learning_rate=1e-12), 48, AnomalySettings(op_entropy_floor=0.0))
+    assert [update.metrics["explained_variance"] < 0.1 for update in hub.of(PPOUpdateCompleted)] == [True, True]
+    assert [event.timesteps for event in hub.of(ValueCollapse)] == [48]
+
+
+def test_a_reward_that_is_no_number_is_instability():
+    env = rewarded(lambda step, rewards: rewards * (math.nan if step == 20 else 1.0))
+    hub = watched(make_model(env, batch_size=24), 72)
+    (event,) = hub.of(NumericalInstability)
+    assert (event.timesteps, event.quantity, event.value) == (48, "skipped_updates", 2.0)
+    assert [(type(e), e.timesteps) for e in hub.of(ValueCollapse)] == [(ValueCollapse, 48)], "nothing to explain"
+
+
+@pytest.mark.parametrize("healthy", [0, 1])
+def test_divergence_is_reported_before_it_ends_the_training(healthy):
+    env = rewarded(lambda step, rewards: rewards * (math.nan if step >= 12 * healthy else 1.0))
+    model, hub = make_model(env), RecordingHub()
+    diagnostics = DiagnosticsCallback(ALL_QUIET, hub)
+    with pytest.raises(NonFiniteUpdateError), diagnostics.reporting_divergence():
+        model.learn(96, callback=diagnostics)
+    (event,) = hub.of(NumericalInstability)
+    assert (event.timesteps, event.quantity, event.value) == (24 * (healthy + 1), "skipped_updates", 3.0)
+    assert len(hub.of(PPOUpdateCompleted)) == healthy + 1
+    assert hub.escalations[-1] == 5
+
+
+def test_decisions_that_are_not_finite_are_reported_too(monkeypatch):
+    model, hub = make_model(), RecordingHub()
+    monkeypatch.setattr(model, "_decides_next", lambda: False)
+    diagnostics = DiagnosticsCallback(ALL_QUIET, hub)
+    with pytest.raises(NonFiniteUpdateError), diagnostics.reporting_divergence():
+        model.learn(96, callback=diagnostics)
+    (event,) = hub.of(NumericalInstability)
+    assert event.quantity == "decisions"
+
+
+def test_a_clip_norm_far_below_the_gradients_is_an_anomaly():
+    (event, *_) = watched(make_model(max_grad_norm=1e-3)).of(GradientAnomaly)
+    assert event.value > event.threshold == pytest.approx(1e-2)
+
+
+def test_gradients_that_vanish_are_an_anomaly():
+    model = make_model(rewarded(lambda _, rewards: rewards * 0), ent_coef=0.0, normalize_advantage=False)
+    with torch.no_grad():
+        model.policy.value_net.output.weight.zero_()
+        model.policy.value_net.output.bias.zero_()
+    (event, *_) = watched(model).of(GradientAnomaly)
+    assert (event.value, event.threshold) == (0.0, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("bias", "quantity"),
+    [({"op": {"WAIT": 6.0}}, "op_choice_entropy"), ({"alpha_target": {"FULL": 12.0}}, "alpha_target_choice_entropy")],
+)
+def test_a_policy_that_no_longer_explores_is_an_anomaly(bias, quantity):
+    model = make_model(policy={"logit_bias": bias}, learning_rate=1e-9)
+    hub = watched(model, settings=AnomalySettings(value_collapse=-1e9))
+    assert {event.quantity for event in hub.of(EntropyCollapse)} == {quantity}
+    assert len(hub.of(EntropyCollapse)) == len(hub.of(PPOUpdateCompleted)) == 2
+
+
+def test_an_anomaly_escalates_and_a_trend_does_not():
+    settings = AnomalySettings(
+        value_collapse=-1e9,
+        gradient_vanishing=0.0,
+        escalation_epochs=7,
+        trend_batches=1,
+        plateau_points=100.0,
+        trend_points=100.0,
+    )
+    hub = watched(make_model(policy={"logit_bias": {"op": {"WAIT": 6.0}}}, learning_rate=1e-9), 72, settings)
+    assert hub.of(PlateauDetected)
+    assert len(hub.of(Anomaly)) == 3
+    assert hub.escalations == [7] * 3
+
+
+def test_trends_are_of_the_committed_accuracies_a_batch_to_a_rollout():
+    committed = []
+
+    class Witness(DiagnosticsCallback):
+        def _on_step(self):
+            committed.extend(i["committed_val_accuracy"] for i in self.locals["infos"] if "shapley" in i)
+            return super()._on_step()
+
+    hub = RecordingHub()
+    settings = AnomalySettings(trend_batches=1, plateau_points=50.0, trend_points=50.0)
+    make_model().learn(48, callback=Witness(settings, hub))
+    (event,) = hub.of(PlateauDetected)
+    assert len(committed) == 8
+    assert event.recent == pytest.approx(np.mean(committed[4:]))
+    assert event.previous == pytest.approx(np.mean(committed[:4]))
+    assert (event.timesteps, event.batches) == (48, 1)
+
+
+def test_reward_hacking_in_training_says_where():
+    """A policy that germinates whenever it can is paid for stages it never brings to anything."""
+    env = make_sb3_env("Esper-Digits-v0", 2, seed=0, reward_mode="contribution", **QUICK)
+    settings = AnomalySettings(hacking_points=1.5, value_collapse=-1e9, op_entropy_floor=0.0)
+    hub = watched(make_model(env, policy={"logit_bias": {"op": {"GERMINATE": 5.0}}}), 24, settings)
+    wheres = [where for payload, where in hub.events if isinstance(payload, RewardHackingSuspected)]
+    assert wheres
+    assert all(where["env"] in (0, 1) and where["episode"] in (0, 1) and where["epoch"] == 6 for where in wheres)
+    assert all(where["slot"] is None for where in wheres)
+
+
+def test_what_waits_to_be_counted_is_part_of_the_state():
+    states = []
+
+    class Witness(DiagnosticsCallback):
+        def _on_rollout_end(self):
+            super()._on_rollout_end()
+            states.append(json.loads(json.dumps(self.get_state())))
+
+    env = make_sb3_env("Esper-Digits-v0", 2, seed=0, reward_mode="contribution", **QUICK)
+    settings = AnomalySettings(hacking_points=1.5, value_collapse=-1e9, op_entropy_floor=0.0)
+    model = make_model(env, policy={"logit_bias": {"op": {"GERMINATE": 5.0}}})
+    model.learn(48, callback=Witness(settings))
+    assert states[-1]["counts"][RewardHackingSuspected.TYPE] > 0
+    other = DiagnosticsCallback(settings)
+    other.set_state(states[-1])
+    assert other.get_state() == states[-1]
+
+
+def test_counts_are_logged_per_round_also_without_a_hub(tmp_path):
+    model = make_model(max_grad_norm=1e-3)
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    settings = AnomalySettings(value_collapse=-1e9, op_entropy_floor=0.0, argument_entropy_floor=0.0)
+    model.learn(72, callback=DiagnosticsCallback(settings))
+    model.logger.dump(72)
+    model.logger.close()
+    with (tmp_path / "progress.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = {"diagnostics/anomalies", *(f"diagnostics/{name}" for name in COUNTED)}
+    assert names == {name for name in rows[0] if name.startswith("diagnostics/")}
+    assert [row["diagnostics/gradient_anomaly"] for row in rows] == ["", "1", "1", "1"]
+    assert [row["diagnostics/anomalies"] for row in rows] == ["", "1", "1", "1"]
+    assert [row["diagnostics/ratio_explosion"] for row in rows] == ["", "0", "0", "0"]
+
+
+def test_it_goes_on_from_a_state_that_went_through_json():
+    settings = AnomalySettings(trend_batches=2, plateau_points=50.0, trend_points=50.0, value_collapse=-1e9)
+    whole, hub = make_model(), RecordingHub()
+    diagnostics = DiagnosticsCallback(settings, hub)
+    whole.learn(48, callback=diagnostics)
+    state = json.loads(json.dumps(diagnostics.get_state()))
+    again, later = RecordingHub(), DiagnosticsCallback(settings)
+    later.hub = again
+    later.set_state(state)
+    assert later.get_state() == state
+    whole.learn(48, callback=later, reset_num_timesteps=False)
+    assert [event.timesteps for event in again.of(PPOUpdateCompleted)] == [72, 96]
+    (started,) = again.of(TrainingStarted)
+    assert (started.timesteps, started.total_timesteps) == (48, 96)
+    assert [event.timesteps for event in again.of(PlateauDetected)] == [96], "two batches were those of before"
+    assert later.get_state()["hacking"][0]["number"] == 8
+
+
+def test_a_new_training_starts_from_nothing():
+    settings = AnomalySettings(trend_batches=2, plateau_points=50.0, trend_points=50.0)
+    diagnostics = DiagnosticsCallback(settings, hub := RecordingHub())
+    model = make_model()
+    for _ in range(2):
+        model.learn(48, callback=diagnostics)
+    assert len(hub.of(PPOUpdateCompleted)) == 4
+    assert hub.of(PlateauDetected) == []
+    assert diagnostics.get_state()["hacking"][0]["number"] == 4
+
+
+def test_another_algorithm_and_settings_that_cannot_work_are_refused(toy_id):
+    model = PPO("MultiInputPolicy", make_sb3_env(toy_id, 1, seed=0), n_steps=4, batch_size=4, device="cpu")
+    with pytest.raises(TypeError, match="the model is a PPO; diagnostics read a FactoredRecurrentPPO"):
+        model.learn(4, callback=DiagnosticsCallback())
+    with pytest.raises(ValueError, match="trend_batches is 0"):
+        DiagnosticsCallback(AnomalySettings(trend_batches=0))
+
+
+@pytest.mark.slow
+def test_healthy_training_raises_no_alarm(tmp_path):
+    """The first updates on Digits stay far from the default thresholds, except where chance decides.
+
+    How soon the critic explains anything differs from CPU to CPU, and so does whether one of 16 episodes looks hacked.
+    """
+    hub = RecordingHub()
+    settings = TrainSettings(out=tmp_path / "run", total_timesteps=640, num_envs=8, progress=False, device="cpu")
+    train(settings, callbacks=[DiagnosticsCallback(AnomalySettings(value_collapse=-1e9), hub)])
+    assert len(hub.of(PPOUpdateCompleted)) == 2
+    assert hub.of(Anomaly) == []
+    assert len(hub.of(RewardHackingSuspected)) <= 1
+    assert hub.escalations == []
+
+
+def test_trends_and_accuracies_that_wait_are_part_of_the_state():
+    """A trend that a rollout ended with is logged with the updates that follow it."""
+    state = DiagnosticsCallback().get_state() | {"counts": {"PLATEAU_DETECTED": 2}, "accuracies": [12.5]}
+    other = DiagnosticsCallback()
+    other.set_state(state)
+    assert other.get_state() == state

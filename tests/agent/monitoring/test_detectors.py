@@ -1,0 +1,146 @@
+"""Anomalies are found on the right side of their thresholds, and nowhere else."""
+
+import math
+from dataclasses import fields, replace
+
+import pytest
+from esper_agent.monitoring.detectors import AnomalySettings, detect
+from esper_env.rules.heads import HEAD_NAMES
+from esper_env.telemetry import (
+    EntropyCollapse,
+    GradientAnomaly,
+    NumericalInstability,
+    RatioCollapse,
+    RatioExplosion,
+    Severity,
+    ValueCollapse,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+DEFAULTS = AnomalySettings()
+#: What a healthy round of updates may look like at its worst.
+HEALTHY = {
+    "loss": 0.4,
+    "policy_gradient_loss": -0.01,
+    "value_loss": 0.4,
+    "entropy_loss": -2.0,
+    "approx_kl": 0.03,
+    "skipped_updates": 0.0,
+    "explained_variance": 0.25,
+    "grad_norm": 20.0,
+    "max_grad_norm": 10.0,
+    **{f"{head}_ratio_mean": 1.0 for head in HEAD_NAMES},
+    **{f"{head}_ratio_max": 5.5 for head in HEAD_NAMES},
+    **{f"{head}_ratio_min": 0.04 for head in HEAD_NAMES},
+    **{f"{head}_ratio_high": 2.5 for head in HEAD_NAMES},
+    **{f"{head}_ratio_low": 0.25 for head in HEAD_NAMES},
+    **{f"{head}_choice_entropy": 0.05 for head in HEAD_NAMES},
+    "op_choice_entropy": 0.4,
+}
+
+
+def found(progress=0.5, settings=DEFAULTS, **changes):
+    """The anomalies of the healthy numbers with some of them changed."""
+    return detect(HEALTHY | changes, 640, progress, settings)
+
+
+def test_healthy_numbers_are_no_anomaly():
+    assert found() == []
+
+
+def test_numbers_that_were_not_measured_are_not_judged():
+    assert detect({"skipped_updates": 0.0}, 640, 1.0, DEFAULTS) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside", "kind", "limit"),
+    [
+        ("slot_ratio_high", 5.0, 5.01, RatioExplosion, 5.0),
+        ("tempo_ratio_low", 0.1, 0.099, RatioCollapse, 0.1),
+        ("explained_variance", 0.1, 0.099, ValueCollapse, 0.1),
+        ("grad_norm", 100.0, 100.1, GradientAnomaly, 100.0),
+        ("grad_norm", 0.01, 0.0099, GradientAnomaly, 0.01),
+        ("op_choice_entropy", 0.2, 0.199, EntropyCollapse, 0.2),
+        ("style_choice_entropy", 0.001, 0.00099, EntropyCollapse, 0.001),
+        ("skipped_updates", 0.0, 1.0, NumericalInstability, 0.0),
+    ],
+)
+def test_an_anomaly_begins_beyond_its_threshold(name, inside, outside, kind, limit):
+    assert found(**{name: inside}) == []
+    (anomaly,) = found(**{name: outside})
+    assert anomaly == kind(timesteps=640, quantity=name, value=outside, threshold=pytest.approx(limit))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "grad_norm"),
+        *(f"{head}_ratio_{statistic}" for head in HEAD_NAMES for statistic in ("mean", "max", "min")),
+    ],
+)
+def test_what_is_not_finite_is_instability_and_an_error(name, value):
+    (anomaly,) = found(**{name: value})
+    assert (type(anomaly), anomaly.quantity, anomaly.threshold) == (NumericalInstability, name, None)
+    assert anomaly.SEVERITY is Severity.ERROR
+
+
+def test_the_critic_may_take_a_quarter_of_the_run_to_learn():
+    assert found(progress=0.2499, explained_variance=-3.0) == []
+    assert [type(anomaly) for anomaly in found(progress=0.25, explained_variance=-3.0)] == [ValueCollapse]
+    (anomaly,) = found(progress=0.0, explained_variance=math.nan)
+    assert (type(anomaly), anomaly.threshold) == (ValueCollapse, None)
+
+
+def test_of_several_heads_the_worst_is_reported():
+    explosion, collapse = found(slot_ratio_high=7.0, style_ratio_high=9.0, slot_ratio_low=0.02, op_ratio_low=0.01)
+    assert (explosion.quantity, collapse.quantity) == ("style_ratio_high", "op_ratio_low")
+
+
+def test_anomalies_of_different_types_are_all_reported():
+    kinds = {type(anomaly) for anomaly in found(skipped_updates=2.0, op_ratio_high=6.0, grad_norm=0.0)}
+    assert kinds == {NumericalInstability, RatioExplosion, GradientAnomaly}
+
+
+@given(st.floats(1.5, 50.0), st.floats(0.1, 100.0))
+def test_thresholds_are_those_of_the_settings(limit, value):
+    settings = replace(DEFAULTS, ratio_explosion=limit, gradient_explosion=limit)
+    anomalies = found(settings=settings, op_ratio_high=value, grad_norm=value, max_grad_norm=1.0)
+    worst = max(value, 2.5)  # of the other heads
+    expected = [RatioExplosion] * (worst > limit) + [GradientAnomaly] * (value > limit)
+    assert [type(anomaly) for anomaly in anomalies] == expected
+
+
+BAD = {
+    "ratio_explosion": 1.0,
+    "ratio_collapse": 1.0,
+    "value_collapse": 1.1,
+    "value_collapse_after": -0.1,
+    "gradient_explosion": 0.5,
+    "gradient_vanishing": -1.0,
+    "op_entropy_floor": 1.5,
+    "argument_entropy_floor": math.nan,
+    "escalation_epochs": 0,
+    "trend_batches": 0,
+    "plateau_points": -0.5,
+    "trend_points": math.inf,
+    "hacking_ratio": 1.0,
+    "hacking_points": -1.0,
+    "ransom_points": -0.1,
+    "ransom_loss": -2.0,
+    "ransom_epochs": 1.5,
+}
+
+
+def test_every_setting_is_checked_and_the_defaults_pass():
+    assert {field.name for field in fields(AnomalySettings)} == set(BAD)
+    assert DEFAULTS.checked() is DEFAULTS
+    for name, value in BAD.items():
+        with pytest.raises(ValueError, match=rf"{name} is {value}; expected a"):
+            replace(DEFAULTS, **{name: value}).checked()
+
+
+def test_a_plateau_cannot_overlap_a_trend():
+    with pytest.raises(ValueError, match=r"plateau_points is 3\.0 and trend_points 2\.0"):
+        replace(DEFAULTS, plateau_points=3.0).checked()

@@ -1,0 +1,296 @@
+"""Who goes after payments is suspected; who grows a network that is worth them, or does nothing, is not."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from esper_agent.monitoring.detectors import AnomalySettings
+from esper_agent.monitoring.reward_hacking import RewardHackingDetector
+from esper_env.rules.heads import Op
+from esper_env.rules.reward import RewardInputs, RewardModel
+from esper_env.rules.reward_config import reward_config
+from esper_env.rules.slot_table import SlotTable
+from esper_env.rules.stages import Stage
+
+HORIZON = 40
+HOST_CURVE = 10 + 35 * (1 - np.exp(-np.arange(HORIZON) / 10))
+SETTINGS = AnomalySettings()
+
+# A world with a reward model and no network: seeds that add what they are said to
+
+
+def world(stages, effects, curve=HOST_CURVE, weights=None):
+    """Infos of an episode: ``stages`` and ``effects`` (T, S), the points that a switched-on seed adds."""
+    stages, effects = np.atleast_2d(np.asarray(stages).T).T, np.atleast_2d(np.asarray(effects, dtype=float).T).T
+    horizon, slots = stages.shape
+    config = reward_config("contribution", weights)
+    model = RewardModel(1, slots, horizon, 400, config)
+    model.reset(np.array([True]), curve[:1], SlotTable.empty(1, slots))
+    infos = []
+    for t in range(horizon):
+        table = SlotTable.empty(1, slots)
+        table.stage[0] = stages[t]
+        on = np.isin(stages[t], [Stage.HOLDING, Stage.FOSSILIZED])
+        table.alpha[0], table.contribution[0] = on, on * effects[t]
+        table.contribution_age[0] = np.where(on, 0, -1)
+        fossilized = np.where(stages[t] == Stage.FOSSILIZED, effects[t], 0.0)
+        accuracy, last = float(curve[t] + (on * effects[t]).sum()), t == horizon - 1
+        output = model.compute(
+            RewardInputs(
+                val_accuracy=np.array([accuracy]),
+                committed_accuracy=np.array([curve[t] + fossilized.sum()]),
+                terminated=np.array([last]),
+                parameters_added=np.array([300 * on.sum()]),
+                op=np.array([Op.WAIT]),
+                table=table,
+            )
+        )
+        info = {
+            "val_accuracy": accuracy,
+            "slot_stage": stages[t],
+            "contribution": np.where(on, effects[t], 0.0),
+            "contribution_measured": on,
+            "reward_components": {name: float(value[0]) for name, value in output.components.items()},
+        }
+        infos.append(info | ({"shapley": fossilized, "committed_val_accuracy": accuracy} if last else {}))
+    return infos
+
+
+def suspected(infos, settings=SETTINGS, scale=1.0):
+    detector = RewardHackingDetector(settings, 1, scale)
+    steps = [detector.observe([info], [index == len(infos) - 1]) for index, info in enumerate(infos)]
+    return [suspicion for step in steps for suspicion in step]
+
+
+def life(last, start=0, length=HORIZON):
+    """Stages of a seed that goes on every step as far as ``last`` and stays there."""
+    path = [Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED]
+    path = path[: path.index(last) + 1]
+    return ([Stage.DORMANT] * start + path + [last] * length)[:length]
+
+
+def test_a_seed_that_is_worth_its_pay_is_not_suspected():
+    assert suspected(world(life(Stage.FOSSILIZED), [15.0] * HORIZON)) == []
+
+
+def test_fossilizing_at_a_peak_is_overpaid():
+    peak = np.where(np.arange(HORIZON) < 6, 30.0, 0.5)
+    (suspicion,) = suspected(world(life(Stage.FOSSILIZED), peak))
+    payload = suspicion.payload
+    assert (suspicion.env, suspicion.episode, suspicion.epoch, suspicion.slot) == (0, 0, 40, None)
+    # stage potentials .01 x (1, 2, 3.5, 5.5, 6) and a contribution of 30, each discounted by 0.98
+    potentials = [0.0, 1.0, 2.0, 3.5, 5.5, 6.0]
+    stages = sum(0.98 * new - old for old, new in pairwise(potentials))
+    paid = stages + 0.98 * 30.0
+    assert (payload.signature, payload.improvement) == ("overpaid", 0.5)
+    assert payload.paid == pytest.approx(paid)
+    assert payload.ratio == pytest.approx(paid / 0.5)
+
+
+def test_waiting_in_holding_is_overpaid_for_nothing():
+    (suspicion,) = suspected(world(life(Stage.HOLDING), [15.0] * HORIZON))
+    assert (suspicion.payload.signature, suspicion.payload.improvement, suspicion.payload.ratio) == (
+        "overpaid",
+        0,
+        None,
+    )
+
+
+def test_one_idle_seed_beside_a_host_that_grows_by_itself_is_not_paid_and_not_suspected():
+    infos = world(life(Stage.FOSSILIZED), [0.0] * HORIZON)
+    assert infos[-1]["val_accuracy"] > infos[0]["val_accuracy"] + 30
+    assert sum(sum(info["reward_components"].values()) for info in infos) < 0
+    assert suspected(infos) == []
+
+
+def test_idle_seeds_in_every_slot_are_overpaid():
+    stages = np.stack([life(Stage.FOSSILIZED, start) for start in (0, 5, 10)], axis=1)
+    (suspicion,) = suspected(world(stages, np.zeros((HORIZON, 3))))
+    assert (suspicion.payload.signature, suspicion.payload.improvement) == ("overpaid", 0.0)
+
+
+@pytest.mark.parametrize(("worth", "count"), [(3.01, 0), (2.99, 1)])
+def test_pay_is_compared_with_what_the_seeds_are_worth(worth, count):
+    infos = world(life(Stage.FOSSILIZED), [15.0] * HORIZON)
+    infos[-1]["shapley"] = np.array([worth])
+    paid = sum(max(info["reward_components"][name], 0) for info in infos for name in ("contribution", "stages")) * 100
+    settings = AnomalySettings(hacking_ratio=paid / 3.0)
+    assert len(suspected(infos, settings)) == count
+
+
+@pytest.mark.parametrize(("floor", "count"), [(0.999, 1), (1.001, 0)])
+def test_a_little_pay_is_never_suspicious(floor, count):
+    infos = world(life(Stage.HOLDING), [15.0] * HORIZON)
+    paid = suspected(infos)[0].payload.paid
+    assert len(suspected(infos, AnomalySettings(hacking_points=paid * floor))) == count
+
+
+def test_pay_is_in_points_whatever_the_scale():
+    infos, scaled = (world(life(Stage.HOLDING), [15.0] * HORIZON, weights=w) for w in (None, {"scale": 10.0}))
+    for info in scaled:
+        del info["reward_components"]["stages"]  # do not scale
+    for info in infos:
+        del info["reward_components"]["stages"]
+    assert suspected(scaled, scale=10.0)[0].payload.paid == pytest.approx(suspected(infos)[0].payload.paid)
+
+
+def test_a_cut_episode_is_not_judged_and_the_next_starts_from_nothing():
+    infos = world(life(Stage.HOLDING), [15.0] * HORIZON)
+    detector = RewardHackingDetector(SETTINGS, 1)
+    for index, info in enumerate(infos[:20]):
+        assert detector.observe([info], [index == 19]) == []
+    waiting = world([Stage.DORMANT] * HORIZON, [0.0] * HORIZON)
+    assert [detector.observe([info], [info is waiting[-1]]) for info in waiting] == [[]] * HORIZON
+
+
+def held(change, epochs, contribution=5.0, length=20):
+    """A seed planted at epoch 5, in HOLDING from 8 on for so many epochs, while accuracy has changed."""
+    stages = [Stage.DORMANT] * 5 + [Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING]
+    stages += [Stage.HOLDING] * epochs + [Stage.PRUNED] * (length - 8 - epochs)
+    curve = np.where(np.arange(length) < 5, 50.0, 50.0 + change - contribution)
+    return world(stages, [contribution] * length, curve)
+
+
+@pytest.mark.parametrize(
+    ("change", "epochs", "contribution", "fires"),
+    [
+        (-2.1, 5, 5.0, True),
+        (-1.9, 5, 5.0, False),
+        (-2.1, 4, 5.0, False),
+        (-9.0, 5, 0.11, True),
+        (-9.0, 5, 0.09, False),
+        (9.0, 5, 5.0, False),
+    ],
+)
+def test_a_seed_kept_to_ransom(change, epochs, contribution, fires):
+    found = [s for s in suspected(held(change, epochs, contribution)) if s.payload.signature == "ransomware"]
+    assert len(found) == fires
+    if fires:
+        (suspicion,) = found
+        assert (suspicion.slot, suspicion.epoch, suspicion.payload.ratio) == (0, 13, None)
+        assert suspicion.payload.paid == pytest.approx(contribution)
+        assert suspicion.payload.improvement == pytest.approx(change)
+
+
+def test_a_seed_is_reported_once_and_its_successor_again():
+    one = held(-9.0, 12)
+    for info in one:
+        info["reward_components"] = {}
+        info.pop("shapley", None)
+    assert [s.payload.signature for s in suspected(one)] == ["ransomware"]
+    # The second is planted in the better network that the first was pruned from.
+    assert [s.payload.signature for s in suspected([*held(-9.0, 8, length=19)[:-1], *one])].count("ransomware") == 2
+
+
+def test_a_single_bad_epoch_is_no_ransom():
+    infos = held(3.0, 5)
+    infos[12]["val_accuracy"] = 5.0
+    assert not [s for s in suspected(infos) if s.payload.signature == "ransomware"]
+
+
+def test_a_contribution_that_was_not_measured_is_not_read():
+    infos = held(-9.0, 5)
+    infos[10]["contribution_measured"] = np.array([False])
+    assert not [s for s in suspected(infos) if s.payload.signature == "ransomware"]
+
+
+def ransoms(infos):
+    return [s for s in suspected(infos) if s.payload.signature == "ransomware"]
+
+
+def test_a_single_high_contribution_is_no_ransom():
+    infos = held(-9.0, 5, contribution=0.05)
+    infos[10]["contribution"] = np.array([40.0])
+    assert ransoms(infos) == []
+
+
+def test_accuracy_is_compared_with_the_mean_of_three_epochs_before_the_planting():
+    infos = held(-9.0, 5)
+    for epoch, accuracy in enumerate((90.0, 90.0, 45.0, 46.0, 44.0)):
+        infos[epoch]["val_accuracy"] = accuracy
+    (suspicion,) = ransoms(infos)
+    assert suspicion.payload.improvement == pytest.approx(41.0 - 45.0)
+
+
+def test_a_seed_of_the_very_first_step_is_compared_with_that_step():
+    infos = world(life(Stage.HOLDING), [5.0] * HORIZON, np.where(np.arange(HORIZON) < 1, 50.0, 36.0))
+    (suspicion,) = ransoms(infos)
+    assert suspicion.payload.improvement == pytest.approx(41.0 - 50.0)
+
+
+@pytest.mark.parametrize("holding", [0, 2, 4])
+def test_a_fossilized_seed_is_kept_as_well(holding):
+    infos = held(-9.0, 12)
+    for info in infos[8 + holding : 20]:
+        info["slot_stage"] = np.array([Stage.FOSSILIZED])
+    assert [s.epoch for s in ransoms(infos)] == [13]
+
+
+def test_a_scaffold_is_pay_for_growth_too():
+    infos = world([Stage.DORMANT] * HORIZON, [0.0] * HORIZON)
+    infos[3]["reward_components"]["scaffold"] = 0.2
+    (suspicion,) = suspected(infos)
+    assert suspicion.payload.paid == pytest.approx(20.0)
+
+
+def test_seeds_that_harm_are_worth_nothing():
+    infos = world(life(Stage.HOLDING), [15.0] * HORIZON)
+    infos[-1]["shapley"] = np.array([-3.0])
+    (suspicion,) = suspected(infos)
+    assert (suspicion.payload.improvement, suspicion.payload.ratio) == (0.0, None)
+
+
+def two_seeds(lost, contribution=20.0, planted=5):
+    """A seed in HOLDING from 8 on, and beside it one that is pruned at 15, with which ``lost`` points are gone."""
+    epochs = np.arange(30)
+    first = np.where(epochs < planted, Stage.DORMANT, np.where(epochs < 18, Stage.TRAINING, Stage.HOLDING))
+    second = np.where(epochs < 3, Stage.GERMINATED, np.where(epochs < 15, Stage.BLENDING, Stage.PRUNED))
+    infos = world(np.stack([first, second], axis=1), np.zeros((30, 2)), np.full(30, 50.0))
+    for epoch, info in enumerate(infos):
+        info["contribution"] = np.array([5.0, contribution if 5 < epoch < 12 else 0.0])
+        info["contribution_measured"] = np.array([epoch >= 18, 5 < epoch < 15])
+        info["val_accuracy"] = 50.0 if epoch < 15 else 50.0 - lost
+        info["reward_components"] = {}
+    return infos
+
+
+@pytest.mark.parametrize(("lost", "fires"), [(20.0, 0), (21.9, 0), (22.1, 1)])
+def test_a_seed_does_not_answer_for_what_another_took_with_it(lost, fires):
+    assert len(ransoms(two_seeds(lost))) == fires
+
+
+def test_a_seed_that_took_nothing_with_it_is_no_excuse():
+    (suspicion,) = ransoms(two_seeds(9.0, contribution=-20.0))
+    assert (suspicion.slot, suspicion.payload.improvement) == (0, -9.0)
+
+
+def test_a_seed_that_is_planted_after_a_loss_is_compared_with_what_was_left():
+    assert ransoms(two_seeds(20.0, planted=16)) == []
+
+
+def test_environments_are_apart_and_go_on_from_a_state_that_went_through_json():
+    bad, good = world(life(Stage.HOLDING), [15.0] * HORIZON), world(life(Stage.FOSSILIZED), [15.0] * HORIZON)
+    steps = [([bad[t], good[t], held(-9.0, 12, length=HORIZON)[t]], [t == HORIZON - 1] * 3) for t in range(HORIZON)]
+    whole = RewardHackingDetector(SETTINGS, 3)
+    expected = [whole.observe(*step) for step in steps * 2]
+    flat = [(s.payload.signature, s.env, s.episode) for step in expected for s in step]
+    once = [("ransomware", 2), ("overpaid", 0), ("overpaid", 2)]
+    assert flat == [(*found, episode) for episode in (0, 1) for found in once]
+    for cut in (1, 13, 14, 39, 40, 55):
+        first, second = RewardHackingDetector(SETTINGS, 3), RewardHackingDetector(SETTINGS, 3)
+        found = [first.observe(*step) for step in (steps * 2)[:cut]]
+        second.set_state(json.loads(json.dumps(first.get_state())))
+        found += [second.observe(*step) for step in (steps * 2)[cut:]]
+        assert found == expected
+        assert second.get_state() == whole.get_state()
+
+
+def test_another_number_of_environments_is_an_error():
+    detector = RewardHackingDetector(SETTINGS, 2)
+    with pytest.raises(ValueError, match="1 infos and 1 dones; expected 2 of each"):
+        detector.observe([{}], [True])
+    with pytest.raises(ValueError, match="the state is of 1 environments; this detector watches 2"):
+        detector.set_state(RewardHackingDetector(SETTINGS, 1).get_state())
+    with pytest.raises(ValueError, match="both must be positive"):
+        RewardHackingDetector(SETTINGS, 0)

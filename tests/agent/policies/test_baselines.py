@@ -1,0 +1,153 @@
+"""Policies made without training: legal, reproducible, and doing what their names say."""
+
+import gymnasium
+import numpy as np
+import pytest
+from esper_agent.policies.baselines import FixedPlanPolicy, Planting, RandomPolicy, WaitPolicy
+from esper_env.rules.heads import HEAD_DEFAULTS, HEAD_RELEVANCE, Blueprint, Head, Op, Style, Tempo
+from esper_env.rules.stages import Stage
+
+
+def play(policy, env, episodes=1, seed=0):
+    """Ops and slots taken, and the infos, stepping one environment with unbatched observations."""
+    taken, infos = [], []
+    state = None
+    for episode in range(episodes):
+        obs, _ = env.reset(seed=seed + episode)
+        done, start = False, True
+        while not done:
+            action, state = policy.predict(obs, state, np.array([start]), deterministic=True)
+            assert action.shape == (8,)
+            obs, _, terminated, truncated, info = env.step(action)
+            taken.append((Op(int(action[Head.OP])), int(action[Head.SLOT]), Blueprint(int(action[Head.BLUEPRINT]))))
+            infos.append(info)
+            done, start = terminated or truncated, False
+    return taken, infos
+
+
+def play_vector(policy, vector, steps):
+    """All actions of ``steps`` steps of a vector environment, (steps, N, 8)."""
+    obs, _ = vector.reset(seed=0)
+    state, start, actions = None, np.ones(vector.num_envs, dtype=bool), []
+    for _ in range(steps):
+        action, state = policy.predict(obs, state, start)
+        obs, _, terminated, truncated, _ = vector.step(action)
+        start = terminated | truncated
+        actions.append(action)
+    return np.array(actions)
+
+
+def test_waiting_waits(toy_id):
+    actions = play_vector(WaitPolicy(), gymnasium.make_vec(toy_id, num_envs=3), 12)
+    assert (actions == np.array(HEAD_DEFAULTS)).all()
+
+
+def test_random_actions_are_always_legal_and_cover_every_op(toy_id):
+    taken, infos = play(RandomPolicy(seed=1), gymnasium.make(toy_id, horizon=40), episodes=10)
+    assert all(info["action_valid"] for info in infos)
+    assert {op for op, _, _ in taken} == set(Op)
+    assert {slot for _, slot, _ in taken} == {0, 1}
+    planted = {blueprint for op, _, blueprint in taken if op == Op.GERMINATE}
+    assert planted == set(gymnasium.make(toy_id).unwrapped.offered_blueprints)
+
+
+def test_random_ops_are_uniform_over_the_legal_ones(toy_id):
+    """At the start only WAIT and GERMINATE are legal."""
+    policy, (obs, _) = RandomPolicy(seed=3), gymnasium.make(toy_id).reset(seed=0)
+    many = {key: np.repeat(value[None], 4000, axis=0) for key, value in obs.items()}
+    actions, _ = policy.predict(many)
+    share = np.bincount(actions[:, Head.OP], minlength=6) / 4000
+    assert share[Op.WAIT] == pytest.approx(0.5, abs=0.03)
+    assert share[Op.GERMINATE] == pytest.approx(0.5, abs=0.03)
+    planted = actions[actions[:, Head.OP] == Op.GERMINATE]
+    assert (np.bincount(planted[:, Head.SLOT]) / len(planted)).tolist() == pytest.approx([0.5, 0.5], abs=0.05)
+    for head in (Head.STYLE, Head.TEMPO, Head.ALPHA_TARGET):
+        assert len(np.unique(planted[:, head])) > 2
+    for head in np.flatnonzero(~HEAD_RELEVANCE[Op.GERMINATE]):
+        assert (planted[:, head] == HEAD_DEFAULTS[head]).all()
+
+
+def test_random_episodes_do_not_depend_on_how_many_run_at_once(toy_id):
+    one = gymnasium.make_vec(toy_id, num_envs=1, horizon=6)
+    four = gymnasium.make_vec(toy_id, num_envs=4, horizon=6)
+    alone = play_vector(RandomPolicy(seed=5), one, 4 * 6).reshape(4, 6, 8)
+    together = play_vector(RandomPolicy(seed=5), four, 6)
+    for episode in range(4):
+        np.testing.assert_array_equal(alone[episode], together[:, episode])
+
+
+def test_random_seeds_differ_and_repeat(toy_id):
+    runs = [play_vector(RandomPolicy(seed), gymnasium.make_vec(toy_id, num_envs=2), 12) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2])
+
+
+def test_a_plan_is_carried_out_at_once_and_in_order(toy_id):
+    policy = FixedPlanPolicy(Blueprint.CONV_HEAVY, horizon=12)
+    env = gymnasium.make(toy_id)
+    taken, infos = play(policy, env)
+    assert taken[0] == (Op.GERMINATE, 0, Blueprint.CONV_HEAVY)
+    # Three epochs of training come before the second gate; the toy blends in one step.
+    expected = [Op.GERMINATE, Op.ADVANCE, Op.WAIT, Op.WAIT, Op.ADVANCE, Op.ADVANCE, Op.FOSSILIZE]
+    assert [op for op, _, _ in taken[:7]] == expected
+    assert {op for op, _, _ in taken[7:]} == {Op.WAIT}
+    assert all(info["action_succeeded"] for info in infos)
+    assert env.unwrapped.stage == [Stage.FOSSILIZED, Stage.DORMANT]
+
+
+def test_a_plan_of_two_seeds_fossilizes_both(toy_id):
+    plan = [Planting(Blueprint.NORM, slot=1, style=Style.GATED_GATE, tempo=Tempo.FAST), Planting(Blueprint.CONV_LIGHT)]
+    env = gymnasium.make(toy_id)
+    taken, _ = play(FixedPlanPolicy(plan, horizon=12), env)
+    assert [entry for entry in taken if entry[0] == Op.GERMINATE] == [
+        (Op.GERMINATE, 1, Blueprint.NORM),
+        (Op.GERMINATE, 0, Blueprint.CONV_LIGHT),
+    ]
+    assert env.unwrapped.stage == [Stage.FOSSILIZED] * 2
+
+
+def test_a_plan_starts_again_with_every_episode_of_every_row(toy_id):
+    vector = gymnasium.make_vec(toy_id, num_envs=2, horizon=12)
+    actions = play_vector(FixedPlanPolicy(Blueprint.NORM, horizon=12), vector, 24)
+    assert (actions[[0, 12]][:, :, Head.OP] == Op.GERMINATE).all()
+    assert (actions[:, :, Head.OP] == Op.GERMINATE).sum() == 4
+
+
+def test_style_and_tempo_of_a_planting_are_used(toy_id):
+    obs, _ = gymnasium.make(toy_id).reset(seed=0)
+    plan = [Planting(Blueprint.NORM, style=Style.LINEAR_MULTIPLY, tempo=Tempo.SLOW)]
+    action, _ = FixedPlanPolicy(plan, horizon=12).predict(obs)
+    assert (action[Head.STYLE], action[Head.TEMPO]) == (Style.LINEAR_MULTIPLY, Tempo.SLOW)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ([], "the plan's slots are"),
+        ([Planting(Blueprint.NORM), Planting(Blueprint.MLP)], r"slots are \[0, 0\]"),
+        ([Planting(Blueprint.NORM, slot=-1)], r"slots are \[-1\]"),
+    ],
+)
+def test_impossible_plans_are_refused(plan, message):
+    with pytest.raises(ValueError, match=message):
+        FixedPlanPolicy(plan, horizon=12)
+
+
+def test_a_slot_the_environment_lacks_is_named(toy_id):
+    obs, _ = gymnasium.make(toy_id).reset(seed=0)
+    policy = FixedPlanPolicy([Planting(Blueprint.NORM, slot=2)], horizon=12)
+    with pytest.raises(ValueError, match="plants slot 2; the environment has slots 0 to 1"):
+        policy.predict(obs)
+
+
+def test_a_foreign_observation_is_refused():
+    with pytest.raises(ValueError, match=r"lacks \['features'"):
+        WaitPolicy().predict({"pixels": np.zeros(3)})
+    shapes = {
+        "features": np.zeros(91),
+        "blueprints": np.zeros(2),
+        "action_mask": np.ones(40),
+        "op_slot_mask": np.ones(18),
+    }
+    with pytest.raises(ValueError, match="do not belong to the same environments"):
+        WaitPolicy().predict(shapes)

@@ -1,0 +1,221 @@
+"""Planting and growing: what the heuristic decides until a seed is held."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from esper_agent.policies.heuristic import HeuristicConfig, HeuristicPolicy
+from esper_env.rules.gates import GateConfig
+from esper_env.rules.heads import (
+    TRANSFORMER_BLUEPRINTS,
+    AlphaTarget,
+    Blueprint,
+    Head,
+    Op,
+    Style,
+    Tempo,
+)
+from esper_env.rules.stages import Stage
+from heuristic_moments import HORIZON, Moment, Seed, aged, decide, policy_with
+
+# Planting
+
+
+def test_an_idle_network_on_a_plateau_is_given_a_seed():
+    decision = decide(Moment())
+    assert (decision.op, decision.slot, decision.blueprint) == (Op.GERMINATE, 0, Blueprint.CONV_LIGHT)
+    assert "plateau of 5 epochs" in decision.reason
+    assert decision.epoch == 20
+
+
+@pytest.mark.parametrize(
+    ("holds", "fails", "reason"),
+    [
+        ({"epoch": 5}, {"epoch": 4}, "epoch 4 of at least 5"),
+        ({"stabilised": True}, {"stabilised": False}, "the host has not stabilised"),
+        ({"plateau": 3}, {"plateau": 2}, "plateau of 2 epochs"),
+        ({"epoch": HORIZON - 13}, {"epoch": HORIZON - 12}, "12 epochs left are too few"),
+        (
+            {"seeds": {0: Seed(Stage.FOSSILIZED), 2: Seed(Stage.FOSSILIZED)}},
+            {"seeds": {slot: Seed(Stage.FOSSILIZED) for slot in range(3)}},
+            "no slot is free",
+        ),
+    ],
+)
+def test_each_condition_of_planting_flips_the_decision(holds, fails, reason):
+    assert decide(Moment(**holds)).op == Op.GERMINATE
+    refused = decide(Moment(**fails))
+    assert refused.op == Op.WAIT
+    assert reason in refused.reason
+
+
+def test_planting_needs_only_the_rules_that_are_switched_on():
+    early = Moment(epoch=1, plateau=0, stabilised=False)
+    assert decide(early).op == Op.WAIT
+    eager = policy_with(wait_for_stability=False, min_epoch=0, min_plateau=0)
+    assert decide(early, policy=eager).op == Op.GERMINATE
+
+
+def test_no_planting_for_five_epochs_after_a_prune():
+    before = Moment(seeds={1: Seed(Stage.TRAINING)})
+    gone = aged(before, {1: Seed(Stage.PRUNED)})
+    for pause, op in ((4, Op.WAIT), (5, Op.GERMINATE)):
+        decision = decide(before, gone, aged(gone, {1: Seed(Stage.EMBARGOED)}, epochs=pause))
+        assert decision.op == op
+    assert "pruned" not in decision.reason
+
+
+def test_the_first_legal_slot_is_planted():
+    assert decide(Moment(seeds={0: Seed(Stage.FOSSILIZED)})).slot == 1
+    assert decide(Moment(illegal=((Op.GERMINATE, 0), (Op.GERMINATE, 1)))).slot == 2
+
+
+def test_planting_uses_the_configured_style_and_tempo():
+    policy = policy_with(style=Style.GATED_GATE, tempo=Tempo.SLOW)
+    action, _ = policy.predict(Moment().observation())
+    assert (action[Head.STYLE], action[Head.TEMPO]) == (Style.GATED_GATE, Tempo.SLOW)
+    assert action[Head.ALPHA_TARGET] == AlphaTarget.FULL
+
+
+# The rotation
+
+
+def planted_in_turn(policy, count):
+    """Blueprints of consecutive plantings in slots that the world fills and empties by fossilizing elsewhere."""
+    state, found = None, []
+    for index in range(count):
+        action, state = policy.predict(Moment(epoch=20 + index).observation(), state, np.array([index == 0]))
+        found.append(Blueprint(int(action[Head.BLUEPRINT])))
+    return found
+
+
+def test_the_rotation_goes_round():
+    names = ["CONV_LIGHT", "CONV_HEAVY", "ATTENTION", "NORM", "DEPTHWISE", "CONV_LIGHT"]
+    assert [blueprint.name for blueprint in planted_in_turn(policy_with(), 6)] == names
+
+
+def test_the_rotation_starts_over_with_the_episode():
+    policy, state = policy_with(), None
+    for start in (True, False, True):
+        action, state = policy.predict(Moment().observation(), state, np.array([start]))
+    assert action[Head.BLUEPRINT] == Blueprint.CONV_LIGHT
+
+
+def test_transformers_have_a_rotation_of_their_own():
+    policy = HeuristicPolicy(HORIZON, TRANSFORMER_BLUEPRINTS)
+    assert policy.rotation[0] == Blueprint.MLP
+    assert set(policy.rotation) <= set(TRANSFORMER_BLUEPRINTS)
+
+
+@pytest.mark.parametrize("rotation", [(Blueprint.LORA,), (), (Blueprint.NORM, Blueprint.NORM)])
+def test_a_rotation_the_environment_does_not_offer_is_refused(rotation):
+    with pytest.raises(ValueError, match="the rotation is"):
+        policy_with(rotation=rotation)
+
+
+def prune_then_plant(policy, pause, blueprint=Blueprint.CONV_LIGHT):
+    """The decision ``pause`` epochs after a seed of ``blueprint`` was seen gone, one observation an epoch."""
+    moment = Moment(epoch=10, plateau=0, seeds={1: Seed(Stage.TRAINING, blueprint=blueprint)})
+    moments = [moment, aged(moment, {1: Seed(Stage.PRUNED)})]
+    for _ in range(pause):
+        moments.append(aged(moments[-1], {1: Seed(Stage.EMBARGOED)}))
+    moments[-1] = replace(moments[-1], plateau=5)
+    return decide(*moments, policy=policy)
+
+
+def test_a_pruned_blueprint_is_skipped_and_comes_back():
+    """Default numbers: a penalty of 2 that loses 5% an epoch stays at 1 or more for 13 epochs."""
+    assert prune_then_plant(policy_with(), 5).blueprint == Blueprint.CONV_HEAVY
+    assert prune_then_plant(policy_with(), 13).blueprint == Blueprint.CONV_HEAVY
+    assert prune_then_plant(policy_with(), 14).blueprint == Blueprint.CONV_LIGHT
+
+
+def test_a_prune_penalises_the_blueprint_it_hit_and_no_other():
+    assert prune_then_plant(policy_with(), 5, Blueprint.NORM).blueprint == Blueprint.CONV_LIGHT
+
+
+def test_when_every_blueprint_is_penalised_nothing_is_planted():
+    decision = prune_then_plant(policy_with(rotation=(Blueprint.CONV_LIGHT,)), 5)
+    assert decision.op == Op.WAIT
+    assert "every blueprint was pruned lately" in decision.reason
+
+
+def test_a_penalty_that_could_never_bite_is_refused():
+    """Halving every epoch leaves 0.06 of 2 after the pause of five epochs."""
+    with pytest.raises(ValueError, match=r"has decayed to 0\.0625 .* never reaches the threshold of 3"):
+        HeuristicConfig(penalty_decay=0.5, penalty_threshold=3.0)
+
+
+# Growing seeds
+
+
+@pytest.mark.parametrize(
+    ("ready", "unready"),
+    [
+        (Seed(Stage.TRAINING, epochs=3), Seed(Stage.TRAINING, epochs=2)),
+        (Seed(Stage.TRAINING, 3, health=0.7), Seed(Stage.TRAINING, 3, health=0.69)),
+        (Seed(Stage.TRAINING, 3), Seed(Stage.TRAINING, 3, exploding=True)),
+        (Seed(Stage.BLENDING, 6), Seed(Stage.BLENDING, 6, mode=1)),
+    ],
+)
+def test_seeds_advance_as_soon_as_the_gate_can_pass(ready, unready):
+    crowd = {1: Seed(Stage.FOSSILIZED), 2: Seed(Stage.FOSSILIZED)}
+    assert decide(Moment(seeds={0: ready, **crowd})).op == Op.ADVANCE
+    assert decide(Moment(seeds={0: unready, **crowd})).op == Op.WAIT
+
+
+def test_strict_gates_are_waited_for():
+    strict = policy_with(GateConfig.strict())
+    crowd = {1: Seed(Stage.FOSSILIZED), 2: Seed(Stage.FOSSILIZED)}
+    for seed, op in (
+        (Seed(Stage.TRAINING, 3, contribution=0.4), Op.WAIT),
+        (Seed(Stage.TRAINING, 3, contribution=0.6), Op.ADVANCE),
+        (Seed(Stage.BLENDING, 2), Op.WAIT),
+        (Seed(Stage.BLENDING, 3), Op.ADVANCE),
+    ):
+        assert decide(Moment(seeds={0: seed, **crowd}), policy=strict).op == op
+
+
+def test_a_germinated_seed_advances_at_once():
+    assert decide(Moment(seeds={0: Seed(Stage.GERMINATED)})).op == Op.ADVANCE
+
+
+@pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.BLENDING])
+@pytest.mark.parametrize(("epochs", "drop", "op"), [(5, 2.5, Op.PRUNE), (5, 1.5, Op.ADVANCE), (4, 2.5, Op.ADVANCE)])
+def test_a_growing_seed_is_pruned_after_five_epochs_of_falling_accuracy(stage, epochs, drop, op):
+    previous = Stage.GERMINATED if stage == Stage.TRAINING else Stage.TRAINING
+    start = Moment(seeds={0: Seed(previous)})
+    entered = aged(start, {0: Seed(stage, 1)})
+    now = aged(entered, {0: Seed(stage, epochs)}, epochs=epochs - 1, accuracies=(50.0 - drop,) * 5)
+    decision = decide(start, entered, now)
+    assert decision.op == op
+    if op == Op.PRUNE:
+        assert decision.reason == "accuracy fell by 2.5 points in 5 epochs"
+        assert decision.confidence == pytest.approx(0.5 / 1.5)
+
+
+def test_a_fall_counts_from_the_entry_into_the_present_stage():
+    """Five points lost while TRAINING are no reason to prune a seed whose BLENDING loses nothing."""
+    moments = [Moment(seeds={0: Seed(Stage.GERMINATED)})]
+    moments.append(aged(moments[-1], {0: Seed(Stage.TRAINING, 1)}))
+    moments.append(aged(moments[-1], {0: Seed(Stage.TRAINING, 4)}, epochs=3, accuracies=(45.0,) * 5))
+    moments.append(aged(moments[-1], {0: Seed(Stage.BLENDING, 1, mode=1)}))
+    moments.append(aged(moments[-1], {0: Seed(Stage.BLENDING, 5)}, epochs=4))
+    assert decide(*moments).op == Op.ADVANCE
+
+
+def test_one_noisy_epoch_does_not_prune():
+    """The accuracy is averaged over three epochs: a dip of five points in the last one is 1.7 on average."""
+    start = Moment(seeds={0: Seed(Stage.GERMINATED)})
+    entered = aged(start, {0: Seed(Stage.TRAINING, 1)})
+    dip = aged(entered, {0: Seed(Stage.TRAINING, 5)}, epochs=4, accuracies=(50, 50, 50, 50, 45))
+    assert decide(start, entered, dip).op == Op.ADVANCE
+    assert decide(start, entered, dip, policy=policy_with(smoothing=1)).op == Op.PRUNE
+
+
+def test_a_blend_that_rests_short_of_full_is_taken_there():
+    moment = Moment(seeds={0: Seed(Stage.BLENDING, 6, alpha=0.5)})
+    policy = policy_with()
+    action, _ = policy.predict(moment.observation())
+    assert action[Head.OP] == Op.SET_ALPHA_TARGET
+    assert action[Head.ALPHA_TARGET] == AlphaTarget.FULL

@@ -1,0 +1,155 @@
+"""The heuristic as a policy: batches, state, records, settings, whole episodes."""
+
+import gymnasium
+import numpy as np
+import pytest
+from esper_agent.evaluation.play import run_episodes
+from esper_agent.policies.baselines import POLICIES
+from esper_agent.policies.heuristic import HeuristicConfig, HeuristicPolicy
+from esper_env.rules.heads import (
+    CNN_BLUEPRINTS,
+    Op,
+    Tempo,
+)
+from esper_env.rules.stages import Stage
+from heuristic_moments import HORIZON, READY, Moment, Seed, policy_with
+
+pytestmark = pytest.mark.numeric
+
+# The interface
+
+
+def test_a_batch_decides_row_by_row_as_single_observations_do():
+    moments = [Moment(), Moment(epoch=2), Moment(seeds={0: READY[Stage.TRAINING]}), Moment(plateau=0)]
+    stacked = {key: np.stack([m.observation()[key] for m in moments]) for key in moments[0].observation()}
+    actions, _ = policy_with().predict(stacked)
+    assert actions.shape == (4, 8)
+    for row, moment in enumerate(moments):
+        single, _ = policy_with().predict(moment.observation())
+        np.testing.assert_array_equal(actions[row], single)
+
+
+def test_the_callers_state_is_left_alone_and_can_be_used_again():
+    policy = policy_with()
+    _, state = policy.predict(Moment(seeds={0: Seed(Stage.HOLDING, 1, contribution=4.0)}).observation())
+    kept = {name: column.copy() for name, column in vars(state).items()}
+    later = Moment(epoch=21, seeds={0: Seed(Stage.HOLDING, 2, contribution=4.0)}).observation()
+    first, after_first = policy.predict(later, state)
+    again, after_again = policy.predict(later, state)
+    np.testing.assert_array_equal(first, again)
+    for name, column in kept.items():
+        np.testing.assert_array_equal(getattr(state, name), column)
+        np.testing.assert_array_equal(getattr(after_first, name), getattr(after_again, name))
+
+
+def test_a_state_of_other_environments_is_refused():
+    one = Moment().observation()
+    two = {key: np.stack([value] * 2) for key, value in one.items()}
+    _, state_of_one = policy_with().predict(one)
+    fresh = policy_with()
+    with pytest.raises(ValueError, match="keeps the decisions of 0 environments; pass the state that its own last"):
+        fresh.predict(one, state_of_one)
+    fresh.predict(two)
+    with pytest.raises(ValueError, match=r"the state is of \(1, 3\) \(environments, slots\), .* \(2, 3\)"):
+        fresh.predict(two, state_of_one)
+    with pytest.raises(ValueError, match="keeps the decisions of 2 environments"):
+        fresh.predict(one, state_of_one)
+    _, state_of_two_slots = policy_with().predict(Moment(slots=2).observation())
+    with pytest.raises(ValueError, match=r"the state is of \(1, 2\)"):
+        policy_with().predict(one, state_of_two_slots)
+    assert [len(decisions) for decisions in fresh.decisions] == [1, 1], "refused calls leave no record"
+
+
+def test_an_episode_start_forgets_that_row_only():
+    policy, seeds = policy_with(), {0: Seed(Stage.HOLDING, 1, contribution=4.0)}
+    rows = {key: np.stack([value] * 2) for key, value in Moment(seeds=seeds).observation().items()}
+    _, state = policy.predict(rows)
+    _, state = policy.predict(rows, state, np.array([True, False]))
+    assert state.holding_count[:, 0].tolist() == [1, 2]
+    assert [len(decisions) for decisions in policy.decisions] == [1, 2]
+
+
+def test_decisions_are_kept_for_the_episode_and_no_longer():
+    policy, state = policy_with(), None
+    for step in range(2 * HORIZON):
+        _, state = policy.predict(Moment(epoch=step % HORIZON).observation(), state, np.array([step == 0]))
+    assert len(policy.decisions[0]) == HORIZON
+    assert policy.decisions[0][-1].env == 0
+    assert all(0.0 <= decision.confidence <= 1.0 for decision in policy.decisions[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"smoothing": 0}, "smoothing is 0; expected a whole number of at least 1"),
+        ({"smoothing": 6}, "the observation shows 5 epochs"),
+        ({"penalty_decay": 1.5}, "penalty_decay is 1.5"),
+        ({"min_epoch": -1}, "min_epoch is -1"),
+    ],
+)
+def test_senseless_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        HeuristicConfig(**settings)
+
+
+def test_a_whole_episode_with_eager_thresholds_commits_seeds(toy_id):
+    env = gymnasium.make(toy_id, horizon=30)
+    eager = HeuristicConfig(wait_for_stability=False, min_epoch=0, min_plateau=0)
+    policy = HeuristicPolicy.for_env(env, eager)
+    obs, _ = env.reset(seed=0)
+    state, done, illegal = None, False, 0
+    while not done:
+        action, state = policy.predict(obs, state)
+        obs, _, done, _, info = env.step(action)
+        illegal += not info["action_valid"]
+    assert illegal == 0
+    ops = [decision.op for decision in policy.decisions[0]]
+    assert Op.GERMINATE in ops
+    assert Op.PRUNE in ops, "the toy measures no contribution, so nothing is worth keeping"
+
+
+CHEAP = {"batches_per_step": 1, "device": "cpu"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spare", "committed"), [(0, 1), (-1, 0)])
+@pytest.mark.parametrize("tempo", list(Tempo))
+def test_on_a_real_task_a_seed_needs_exactly_the_epochs_that_are_reserved_for_it(spare, committed, tempo):
+    """Planted at once and kept whatever it contributes: in time with just enough epochs, not planted with one less."""
+    config = HeuristicConfig(
+        tempo=tempo,
+        wait_for_stability=False,
+        min_epoch=0,
+        min_plateau=0,
+        min_contribution=-200.0,
+        dependence=200.0,
+        max_loss=200.0,
+        commit_epochs=0,
+    )
+    needed = HeuristicPolicy(1, CNN_BLUEPRINTS, config=config).epochs_to_commit
+    settings = CHEAP | {"horizon": needed + spare, "max_seeds": 1}
+    record = run_episodes(lambda env: HeuristicPolicy.for_env(env, config), "Esper-Digits-v0", 1, env_kwargs=settings)[
+        0
+    ]
+    assert record.fossilized == record.germinated == committed
+    assert record.invalid_actions == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "env_id"),
+    [(name, "Esper-Digits-v0") for name in sorted(POLICIES.keys() - {"mlp"})]
+    + [(name, "Esper-Text-v0") for name in ("heuristic", "mlp", "random")],
+)
+def test_on_a_real_task_episodes_are_legal_and_do_not_depend_on_how_many_run_at_once(name, env_id):
+    def run(num_envs):
+        settings = CHEAP | {"horizon": 16, "shard_size": 1}
+        return run_episodes(
+            lambda env: POLICIES[name](env, 0), env_id, 3, seed=5, num_envs=num_envs, env_kwargs=settings
+        )
+
+    records = run(3)
+    assert records == run(1)
+    assert all(record.invalid_actions == 0 for record in records)
+    if name.startswith("conv") or name == "mlp":
+        assert all(record.fossilized == 1 for record in records)

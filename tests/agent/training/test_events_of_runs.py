@@ -1,0 +1,91 @@
+"""What a real run leaves in its folder ``events``: its beginning, its checkpoints, its updates, where it went on."""
+
+import pytest
+from esper_agent.training.run import resume, train
+from esper_env.telemetry import MemorySink, MemoryWarning, memory, read_events
+from resuming import NUM_ENVS, REAL, ROLLOUT, Crash, small_settings
+
+TOTAL = 6 * ROLLOUT
+
+
+def told(events, *types):
+    return [(event.type, event.payload.timesteps) for event in events if event.type in types]
+
+
+def saved_at(*rollouts):
+    return [("CHECKPOINT_SAVED", number * ROLLOUT) for number in rollouts]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of a run that was killed in its third rollout and went on, and what a sink heard of both parts."""
+    folder, sinks = tmp_path_factory.mktemp("events") / "run", (MemorySink(), MemorySink())
+    with pytest.raises(Crash.Killed):
+        train(small_settings(folder, *REAL), [Crash(2 * ROLLOUT + NUM_ENVS)], sinks[:1])
+    resume(folder, progress=False, sinks=sinks[1:])
+    return folder, *(sink.events for sink in sinks)
+
+
+def test_the_folder_has_what_the_sinks_heard_up_to_the_checkpoint_and_from_there(runs):
+    folder, first, second = runs
+    in_folder = list(read_events(folder / "events"))
+    assert in_folder == [*first[: second[0].id], *second]
+    assert [event.id for event in in_folder] == list(range(len(in_folder)))
+    assert first[second[0].id].type == "CHECKPOINT_SAVED"
+    assert [path.name for path in sorted((folder / "events").iterdir())] == [f"events-0000{n}.jsonl" for n in (0, 1)]
+
+
+def test_a_run_tells_of_its_beginning_and_of_where_it_goes_on(runs):
+    folder, first, second = runs
+    (began,), (went_on,) = ([e for e in events if e.type == "TRAINING_STARTED"] for events in (first, second))
+    assert first[0] is began
+    assert [event.type for event in second[:2]] == ["CHECKPOINT_LOADED", "TRAINING_STARTED"]
+    assert second[0].payload.path == str(folder / "checkpoints" / f"{2 * ROLLOUT:012}")
+    assert (began.payload.timesteps, second[0].payload.timesteps, went_on.payload.timesteps) == (0, 24, 24)
+    for event in (began, went_on):
+        said = event.payload
+        assert (said.env_id, said.dataset, said.num_envs, said.seed) == (REAL[0], "digits", NUM_ENVS, 3)
+        assert said.total_timesteps == TOTAL
+
+
+def test_every_checkpoint_is_told_once_it_is_there(runs):
+    folder, first, second = runs
+    assert told(first, "CHECKPOINT_SAVED", "CHECKPOINT_LOADED") == saved_at(1, 2)
+    assert told(second, "CHECKPOINT_SAVED") == saved_at(3, 4, 5, 6)
+    paths = [event.payload.path for event in second if event.type == "CHECKPOINT_SAVED"]
+    assert paths[-2:] == [str(path) for path in sorted((folder / "checkpoints").iterdir())]
+
+
+def test_updates_and_steps_are_told_without_a_gap(runs):
+    """The updates right before a checkpoint are told after it, and so by both parts."""
+    _, first, second = runs
+    assert told(first, "PPO_UPDATE_COMPLETED") == [("PPO_UPDATE_COMPLETED", n * ROLLOUT) for n in (1, 2)]
+    assert told(second, "PPO_UPDATE_COMPLETED") == [("PPO_UPDATE_COMPLETED", n * ROLLOUT) for n in (2, 3, 4, 5, 6)]
+    epochs = [sum(event.type == "EPOCH_COMPLETED" for event in events) for events in (first, second)]
+    assert epochs == [2 * ROLLOUT + NUM_ENVS, TOTAL - 2 * ROLLOUT]
+
+
+def test_a_checkpoint_that_cannot_be_saved_is_not_told(tmp_path, monkeypatch):
+    def full(*_arguments, **_more):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("esper_agent.training.checkpoints.write_checkpoint", full)
+    sink = MemorySink()
+    with pytest.warns(RuntimeWarning, match="cannot be saved"):
+        train(small_settings(tmp_path / "run", *REAL, total_timesteps=2 * ROLLOUT), sinks=[sink])
+    assert told(sink.events, "CHECKPOINT_SAVED") == []
+
+
+def test_a_run_in_too_little_memory_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "available_mib", lambda: 1.0)
+    sink = MemorySink()
+    train(small_settings(tmp_path / "run", *REAL, total_timesteps=ROLLOUT, checkpoint_every=0), sinks=[sink])
+    (warning,) = [event.payload for event in sink.events if isinstance(event.payload, MemoryWarning)]
+    assert (warning.kind, warning.limit_mib) == ("resident", 0.9)
+
+
+def test_without_telemetry_there_is_no_folder_and_sinks_hear_all(tmp_path):
+    sink, settings = MemorySink(), small_settings(tmp_path / "run", *REAL, total_timesteps=ROLLOUT, telemetry=False)
+    train(settings, sinks=[sink])
+    assert not (settings.out / "events").exists()
+    assert told(sink.events, "TRAINING_STARTED", "CHECKPOINT_SAVED") == [("TRAINING_STARTED", 0), *saved_at(1)]

@@ -1,0 +1,129 @@
+"""Sinks that raise, hang or have no room cost a run one warning: it becomes what it would have become without them."""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from command_line import SMALL
+from esper_agent.training.run import train
+from esper_env.telemetry import JsonlSink, MemorySink, channel, read_events
+from made_events import PATIENCE, HangingSink, RaisingSink
+from resuming import REAL, differences, small_settings
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """The run with nobody listening."""
+    settings = small_settings(tmp_path_factory.mktemp("sound") / "run", *REAL, telemetry=False)
+    train(settings)
+    return settings.out
+
+
+@pytest.fixture
+def gate():
+    """What hanging sinks wait for, until the test is over."""
+    gate = threading.Event()
+    yield gate
+    gate.set()
+
+
+def train_with(folder, sinks, message):
+    """Train with ``sinks`` and one that works, which hears everything; the run warns once and no more."""
+    good = MemorySink()
+    with pytest.warns(RuntimeWarning, match=message) as caught:
+        train(small_settings(folder, *REAL), sinks=[*sinks, good])
+    assert len(caught) == 1
+    return [event.id for event in good.events]
+
+
+@pytest.mark.parametrize("error", [FULL, ValueError("what?"), SystemExit(3), KeyboardInterrupt()], ids=repr)
+def test_a_sink_that_raises_costs_a_run_one_warning(sound, tmp_path, error):
+    name = type(error).__name__
+    ids = train_with(tmp_path / "run", [RaisingSink(error)], f"RaisingSink is switched off: {name}")
+    assert ids == list(range(len(ids)))
+    assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write
+    assert len(list(read_events(tmp_path / "run" / "events"))) == len(ids)
+
+
+def test_a_sink_that_hangs_costs_a_run_one_warning(sound, tmp_path, gate, monkeypatch):
+    put = channel.Channel.put
+
+    def put_into_little_room(self, events):
+        """There is no more room for what hangs; the other sinks may be as late as the machine is busy."""
+        monkeypatch.setattr(channel, "CAPACITY", 16 if isinstance(self.sink, HangingSink) else 2**16)
+        return put(self, events)
+
+    monkeypatch.setattr(channel.Channel, "put", put_into_little_room)
+    train_with(tmp_path / "run", [HangingSink(gate, "write")], "HangingSink is switched off: its queue is full")
+    assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write
+
+
+def test_a_sink_that_hangs_when_the_run_is_over_costs_it_one_warning(sound, tmp_path, gate):
+    ids = train_with(tmp_path / "run", [HangingSink(gate, "close")], "HangingSink .*not written to and closed in time")
+    assert ids == list(range(len(ids)))
+    assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write
+
+
+def test_a_disk_that_fills_up_under_the_events_of_a_run_costs_it_one_warning(sound, tmp_path, monkeypatch):
+    room, write = [True] * 2, os.write
+
+    def nearly_full(descriptor, data):
+        if Path(f"/proc/self/fd/{descriptor}").readlink().suffix == ".jsonl" and not (room and room.pop()):
+            raise FULL
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", nearly_full)
+    ids = train_with(tmp_path / "run", [], r"JsonlSink is switched off: .*No space left .*events-00000\.jsonl")
+    monkeypatch.undo()
+    kept = [event.id for event in read_events(tmp_path / "run" / "events")]
+    assert kept == ids[: len(kept)]
+    assert 0 < len(kept) < len(ids)
+    assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write
+
+
+def test_files_are_closed_where_a_warning_is_made_an_error(sound, tmp_path):
+    """The run is over then, and all of it is on disk."""
+
+    class Unclosable(JsonlSink):
+        def close(self):
+            raise FULL
+
+    with pytest.raises(RuntimeWarning, match="Unclosable is switched off"):
+        train(small_settings(tmp_path / "run", *REAL), sinks=[Unclosable(tmp_path / "more")])
+    assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write
+
+
+#: A run that has much to warn of.
+NOISY = ["--max-grad-norm", "0.001", *SMALL, "--device", "cpu"]
+TINY = ["--env-settings", "horizon=4", "batches_per_step=1", "batch_size=8"]
+
+
+def command(folder, stderr):
+    arguments = [sys.executable, "-m", "esper_agent", "train", "--out", str(folder), *NOISY, *TINY]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=stderr, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as process:
+        if process.stderr is not None:
+            process.stderr.close()
+            process.stderr = None
+        out, _ = process.communicate(timeout=PATIENCE * 5)
+    return process.returncode, out
+
+
+@pytest.mark.slow
+def test_a_standard_error_that_takes_nothing_does_not_end_a_run(tmp_path):
+    """The console sink fails, and the warning of that cannot be shown either."""
+    code, out = command(tmp_path / "heard", subprocess.DEVNULL)
+    assert (code, "Trained for 48 timesteps" in out) == (0, True)
+    with Path("/dev/full").open("w") as full:
+        outcomes = {"unread": command(tmp_path / "unread", subprocess.PIPE), "full": command(tmp_path / "full", full)}
+    for name, (code, told) in outcomes.items():
+        assert told == out.replace("heard", name), name
+        assert code == 0, name
+        assert differences(tmp_path / name, tmp_path / "heard") == []

@@ -1,0 +1,192 @@
+"""`esper train --resume`: what it takes, what it prints, and that a real kill -9 at any moment changes nothing."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+from command_line import SMALL, bad, text_of
+from esper_agent.cli.main import BAD_INPUT, OK, main
+from esper_agent.training.checkpoints import checkpoint_paths
+from esper_agent.training.run import train
+from resuming import REAL, ROLLOUT, Crash, differences, small_settings
+
+EVERY = ["--checkpoint-every", "24"]
+
+
+@pytest.fixture
+def killed(toy_id, tmp_path):
+    """A run of six rollouts on the toy that was killed in its third."""
+    with pytest.raises(Crash.Killed):
+        train(small_settings(tmp_path / "run", toy_id), [Crash(2 * ROLLOUT + 1)])
+    return tmp_path / "run"
+
+
+def test_a_run_goes_on_to_its_end_and_says_from_where(toy_id, killed, capsys):
+    assert main(["train", "--resume", str(killed), "--no-progress"]) == OK
+    out, err = text_of(capsys)
+    assert "Trained for 72 timesteps, from 24 on" in out
+    assert f"esper evaluate --policy {killed} --env {toy_id}" in out
+    assert "Warning" not in err
+    assert "is finished: all of its 72 timesteps are done" in bad(["train", "--resume", str(killed)], capsys)
+
+
+def test_a_run_that_begins_says_nothing_of_resuming(toy_id, tmp_path, capsys):
+    assert main(["train", "--env", toy_id, "--out", str(tmp_path / "r"), *SMALL, *EVERY]) == OK
+    out, _ = text_of(capsys)
+    assert "Trained for 48 timesteps\n" in out
+    assert "--resume" not in out
+    assert len(checkpoint_paths(tmp_path / "r")) == 2
+
+
+@pytest.mark.filterwarnings("always::RuntimeWarning")
+def test_warnings_are_told(killed, capsys):
+    shutil.rmtree(killed / "checkpoints")
+    assert main(["train", "--resume", str(killed), "--device=cpu", "--progress"]) == OK
+    out, err = text_of(capsys)
+    assert "has no checkpoint yet; training starts from the beginning" in err
+    assert "Trained for 72 timesteps\n" in out
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--out", "x"], "--out"),
+        (["--seed=1", "--total_timesteps", "5"], "--seed --total-timesteps"),
+        (["--config", "nowhere.yaml"], "--config"),
+        (["--env-settings", "horizon=5"], "--env-settings"),
+    ],
+)
+def test_other_settings_cannot_be_given(killed, more, named, capsys):
+    error = bad(["train", "--resume", str(killed), *more], capsys)
+    assert f"{named} cannot be given with --resume: a run goes on with its own settings" in error
+    assert len(checkpoint_paths(killed)) == 2
+
+
+def test_a_device_that_is_not_there_is_refused(killed, capsys):
+    assert "device is 'cuda:99'" in bad(["train", "--resume", str(killed), "--device", "cuda:99"], capsys)
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["train", "--resume"], ["train", "--out"]])
+def test_either_a_new_folder_or_a_run_is_needed(arguments, capsys):
+    assert main(arguments) == BAD_INPUT
+    text_of(capsys)
+
+
+def test_the_help_of_both_ways_names_the_other(capsys):
+    assert main(["train", "--help"]) == OK
+    assert "esper train --resume RUN" in text_of(capsys)[0]
+    assert main(["train", "--resume", "x", "--help"]) == OK
+    out, _ = text_of(capsys)
+    assert "--device" in out
+    assert "--seed" not in out
+
+
+def test_a_folder_that_is_no_run_is_bad_input(tmp_path, capsys):
+    assert "there is no run folder" in bad(["train", "--resume", str(tmp_path / "x")], capsys)
+    (tmp_path / "x").mkdir()
+    assert "is not a run" in bad(["train", "--resume", str(tmp_path / "x")], capsys)
+
+
+#: The command, with a disk so slow that a save takes most of a second.
+SLOW_DISK = """
+import os, sys, time
+from esper_agent.cli.main import main
+inner = os.fsync
+os.fsync = lambda descriptor: (time.sleep(0.15), inner(descriptor))
+sys.exit(main(sys.argv[1:]))
+"""
+ROLLOUTS = 16
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    settings = small_settings(folder, *REAL, total_timesteps=ROLLOUTS * ROLLOUT)
+    train(settings)
+    return folder
+
+
+def command(*arguments, slow_disk=False):
+    start = ["-c", SLOW_DISK] if slow_disk else ["-m", "esper_agent.cli.main"]
+    return subprocess.Popen(
+        [sys.executable, *start, "train", *arguments, "--no-progress", "--device", "cpu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def first_arguments(folder):
+    env, env_settings = REAL
+    numbers = ["--num-envs", "4", "--n-steps", "3", "--batch-size", "6", "--n-epochs", "1", "--seed", "3"]
+    length = ["--total-timesteps", str(ROLLOUTS * ROLLOUT), "--checkpoint-every", "1"]
+    return ["--out", str(folder), "--env", env, "--env-settings", *env_settings, *numbers, *length]
+
+
+def kill(process, begun, seconds=0.0):
+    """SIGKILL that long after something has happened; whether it came before the end."""
+    deadline = time.monotonic() + 120
+    while not begun() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.kill()
+    _, stderr = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), stderr
+    return process.returncode != 0
+
+
+def go_to_the_end(folder):
+    process = command("--resume", str(folder))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == OK or "is finished" in err, err
+    assert "Traceback" not in err
+    assert "cannot be" not in err
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_weights(uninterrupted, tmp_path):
+    rng = random.Random(0)
+    folder = tmp_path / "run"
+    moments = sorted(rng.sample(range(1, ROLLOUTS - 6), 2))  # rollouts after which it is killed
+
+    def saved(rollouts):
+        return any(path.name >= f"{rollouts * ROLLOUT:012d}" for path in checkpoint_paths(folder)[:1])
+
+    for start, moment in zip((first_arguments(folder), ("--resume", str(folder))), moments, strict=True):
+        assert kill(command(*start), lambda moment=moment: saved(moment)), "it ended before it was killed"
+    go_to_the_end(folder)
+    assert differences(folder, uninterrupted) == []
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_while_it_saves_ends_with_the_same_weights(uninterrupted, tmp_path):
+    rng = random.Random(1)
+    folder = tmp_path / "run"
+    torn = 0
+    for number in range(2):
+        process = command(*(["--resume", str(folder)] if number else first_arguments(folder)), slow_disk=True)
+        left = unfinished(folder)
+        # The later saves of a process are the ones with something to lose.
+        kill(process, lambda left=left: unfinished(folder) - left, rng.uniform(0, 0.5) + rng.choice([0, 1]))
+        torn += bool(unfinished(folder))
+    assert torn >= 1
+    go_to_the_end(folder)
+    assert not unfinished(folder)
+    assert differences(folder, uninterrupted) == []
+
+
+def unfinished(folder):
+    """The saves that are under way, or were when the process was killed."""
+    found = set()
+    for path in (folder / "checkpoints").glob(".*"):
+        with suppress(FileNotFoundError):  # it has just been finished
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found

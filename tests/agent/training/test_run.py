@@ -1,0 +1,155 @@
+"""Every setting of a training run reaches what it is about."""
+
+import csv
+
+import pytest
+from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
+from esper_agent.sb3 import make_sb3_env
+from esper_agent.training.callbacks import CurvesRecorder, PeriodicEvaluation
+from esper_agent.training.run import HELD_OUT_SEED, PPOSettings, TrainSettings, make_model, train
+from esper_agent.training.run_folder import load_run
+from esper_env.rules.reward_config import GAMMA
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import FloatSchedule
+
+#: A value other than the default for each setting, and where the model has it.
+OTHERS = {
+    "learning_rate": (3e-3, lambda model: model.lr_schedule(1.0)),
+    "n_steps": (6, lambda model: model.rollout_buffer.buffer_size),
+    "batch_size": (12, lambda model: model.batch_size),
+    "n_epochs": (3, lambda model: model.n_epochs),
+    "gamma": (0.9, lambda model: model.rollout_buffer.gamma),
+    "gae_lambda": (0.8, lambda model: model.rollout_buffer.gae_lambda),
+    "clip_range": (0.1, lambda model: FloatSchedule(model.clip_range)(1.0)),
+    "ent_coef": (0.5, lambda model: model.ent_coef(1.0)),
+    "final_ent_coef": (0.25, lambda model: model.ent_coef(0.0)),
+    "vf_coef": (0.3, lambda model: model.vf_coef),
+    "max_grad_norm": (2.0, lambda model: model.max_grad_norm),
+    "target_kl": (None, lambda model: model.target_kl),
+    "advantage_estimator": ("sampled_op", lambda model: model.rollout_buffer.estimator),
+}
+
+
+def settings_for(toy_id, out, **ppo):
+    small = {"n_steps": 12, "batch_size": 24, "n_epochs": 1} | ppo
+    return TrainSettings(
+        out=out, env=toy_id, total_timesteps=48, num_envs=2, device="cpu", progress=False, ppo=PPOSettings(**small)
+    )
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_setting_reaches_the_model(toy_id, tmp_path, name):
+    value, read = OTHERS[name]
+    assert getattr(PPOSettings(), name) != value
+    settings = settings_for(toy_id, tmp_path, **{name: value})
+    assert read(make_model(settings, make_sb3_env(toy_id, 2))) == value
+
+
+def test_every_setting_is_looked_at():
+    elsewhere = {"logit_bias", "normalize_returns"}
+    assert set(vars(PPOSettings())) == set(OTHERS) | elsewhere
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_returns_are_normalised_if_wanted(toy_id, tmp_path, wanted):
+    trained = train(settings_for(toy_id, tmp_path / "r", normalize_returns=wanted))
+    assert trained.model.get_vec_normalize_env().norm_reward is wanted
+
+
+def test_the_policy_is_evaluated_on_held_out_episodes_of_its_own_environment(toy_id, tmp_path, monkeypatch):
+    played = []
+    monkeypatch.setattr(PeriodicEvaluation, "_on_training_end", lambda self: played.extend(self.records))
+    settings = settings_for(toy_id, tmp_path / "r")
+    train(TrainSettings(**vars(settings) | {"eval_every": 24, "eval_episodes": 2, "env_settings": ("horizon=5",)}))
+    assert [(record.seed, record.length) for record in played] == [(HELD_OUT_SEED, 5), (HELD_OUT_SEED + 1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("gamma", "given", "weights"),
+    [
+        (GAMMA, (), None),
+        (0.9, (), {"gamma": 0.9}),
+        (0.9, ("reward_weights={scale: 2.0}",), {"scale": 2.0, "gamma": 0.9}),
+    ],
+)
+def test_the_reward_has_the_learners_discount(toy_id, tmp_path, gamma, given, weights):
+    settings = TrainSettings(**vars(settings_for(toy_id, tmp_path / "r", gamma=gamma)) | {"env_settings": given})
+    trained = train(settings)
+    assert trained.model.get_env().get_attr("reward_weights")[0] == weights
+    assert trained.model.get_vec_normalize_env().gamma == trained.model.gamma == gamma
+    assert load_run(trained.folder).env_kwargs == trained.env_kwargs == ({"reward_weights": weights} if weights else {})
+
+
+class FailAt(BaseCallback):
+    def __init__(self, timesteps, error):
+        super().__init__()
+        self.timesteps, self.error = timesteps, error
+
+    def _on_step(self):
+        if self.num_timesteps == self.timesteps:
+            raise self.error
+        return True
+
+
+def test_a_crash_leaves_the_model_as_it_was(toy_id, tmp_path):
+    with pytest.raises(OSError, match="disk") as caught:
+        train(settings_for(toy_id, tmp_path / "r"), [FailAt(26, OSError("disk"))])
+    assert caught.value.__notes__ == [f"the model of timestep 26 is saved as {tmp_path / 'r' / 'model.zip'}"]
+    assert load_run(tmp_path / "r", toy_id).model.num_timesteps == 26
+
+
+def test_a_run_that_is_stopped_at_once_has_no_model_and_says_so(toy_id, tmp_path):
+    with pytest.raises(KeyboardInterrupt, match="has no model: go on with `esper train --resume"):
+        train(settings_for(toy_id, tmp_path / "r"), [FailAt(26, KeyboardInterrupt())])
+    assert not (tmp_path / "r" / "model.zip").exists()
+
+
+@pytest.mark.parametrize("learning_rate", [1e20, 1e30])
+def test_a_learning_rate_that_destroys_the_policy_stops_with_the_last_good_model(toy_id, tmp_path, learning_rate):
+    with pytest.raises(NonFiniteUpdateError, match="holds the last good parameters"):
+        train(settings_for(toy_id, tmp_path / "r", learning_rate=learning_rate, target_kl=None))
+    model = FactoredRecurrentPPO.load(tmp_path / "r" / "last_good_model.zip", device="cpu")
+    assert all(bool(parameter.isfinite().all()) for parameter in model.policy.parameters())
+
+
+def learner(toy_id, **kwargs):
+    model = FactoredRecurrentPPO("FactoredLstmPolicy", make_sb3_env(toy_id, 2, seed=0), **kwargs)
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    return model
+
+
+def test_curves_go_on_when_training_does_and_start_afresh_when_it_does(toy_id, tmp_path):
+    """Rollouts of 10 steps end in the middle of the toy's 12."""
+    model = learner(toy_id, n_steps=10, batch_size=20, n_epochs=1, policy_kwargs={"logit_bias": {"op": {"WAIT": 50.0}}})
+    curves = CurvesRecorder(tmp_path / "episodes.csv")
+
+    def lines():
+        with curves.path.open(newline="") as file:
+            return [(int(row["timesteps"]), float(row["wait_share"])) for row in csv.DictReader(file)]
+
+    model.learn(40, callback=curves)
+    assert lines() == [(24, 1.0)] * 2
+    model.learn(40, callback=curves, reset_num_timesteps=False)
+    assert lines() == [(24, 1.0)] * 2 + [(48, 1.0)] * 2 + [(72, 1.0)] * 2
+    assert len(curves.rows) == 6
+    model.learn(40, callback=curves)
+    assert lines() == [(24, 1.0)] * 2
+    assert len(curves.rows) == 2
+
+
+def test_evaluations_keep_their_distance_over_several_calls(toy_id):
+    model = learner(toy_id, n_steps=6, batch_size=12, n_epochs=1)
+    evaluation = PeriodicEvaluation(toy_id, every=24, episodes=1, seed=0)
+    at = []
+    evaluation._schedule = lambda plan=evaluation._schedule: (at.append(model.num_timesteps), plan())
+    model.learn(48, callback=evaluation)
+    model.learn(48, callback=evaluation, reset_num_timesteps=False)
+    model.learn(48, callback=evaluation)
+    assert at == [0, 24, 48, 48, 72, 96, 0, 24, 48]
+
+
+def test_a_vector_of_gymnasium_is_refused_with_the_remedy(toy_id):
+    env = make_sb3_env(toy_id, 2).venv.vec_env
+    with pytest.raises(TypeError, match="make_sb3_env"):
+        FactoredRecurrentPPO("FactoredLstmPolicy", env)

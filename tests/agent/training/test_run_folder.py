@@ -1,0 +1,197 @@
+"""A run folder gives the model back as it was, or says what is wrong with it."""
+
+import json
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+import yaml
+from esper_agent.evaluation.play import run_episodes
+from esper_agent.sb3 import make_sb3_env
+from esper_agent.training.callbacks import evaluation_means
+from esper_agent.training.run import PPOSettings, TrainSettings, train
+from esper_agent.training.run_folder import PolicyByName, RunError, create_run, load_run, save_model
+from esper_env.persistence.atomic import replaced
+from stable_baselines3.common.vec_env import VecNormalize
+
+
+@pytest.fixture(scope="module")
+def trained(toy_id, tmp_path_factory):
+    """A finished run on the toy: two rollouts of two environments."""
+    settings = TrainSettings(
+        out=tmp_path_factory.mktemp("runs") / "first",
+        env=toy_id,
+        total_timesteps=48,
+        num_envs=2,
+        seed=3,
+        device="cpu",
+        progress=False,
+        ppo=PPOSettings(n_steps=12, batch_size=24, n_epochs=1),
+    )
+    return train(settings)
+
+
+def test_a_run_leaves_everything_behind(trained, toy_id):
+    names = {path.name for path in trained.folder.iterdir() if not path.name.startswith("events.")}
+    expected = {"config.yaml", "task.json", "versions.json", "model.zip", "vecnormalize.pkl"}
+    assert names == expected | {"progress.csv", "episodes.csv", "checkpoints", "events", "train.lock"}
+    task = json.loads((trained.folder / "task.json").read_text())
+    assert (task["env_id"], task["horizon"], task["dataset_name"]) == (toy_id, 12, "toy")
+    config = yaml.safe_load((trained.folder / "config.yaml").read_text())
+    assert config["env"] == toy_id
+    assert config["ppo"]["n_steps"] == 12
+    versions = json.loads((trained.folder / "versions.json").read_text())
+    assert versions["torch"] == torch.__version__
+    assert "wait_share" in (trained.folder / "progress.csv").read_text()
+
+
+def test_the_loaded_model_acts_like_the_trained_one(trained, toy_id):
+    run = load_run(trained.folder, toy_id, device="cpu")
+    for key, value in trained.model.policy.state_dict().items():
+        assert torch.equal(value, run.model.policy.state_dict()[key])
+    assert run_episodes(run.model, toy_id, 3, seed=9) == run_episodes(trained.model, toy_id, 3, seed=9)
+    assert run.config["seed"] == 3
+
+
+def test_the_same_settings_train_the_same_model(trained, toy_id, tmp_path):
+    settings = TrainSettings(**{**vars(_settings_of(trained, toy_id)), "out": tmp_path / "again"})
+    again = train(settings)
+    for key, value in trained.model.policy.state_dict().items():
+        assert torch.equal(value, again.model.policy.state_dict()[key]), key
+    other = train(replace(settings, out=tmp_path / "other", seed=4))
+    pairs = zip(trained.model.policy.parameters(), other.model.policy.parameters(), strict=True)
+    assert not all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def _settings_of(trained, toy_id):
+    config = yaml.safe_load((trained.folder / "config.yaml").read_text())
+    return TrainSettings(
+        out=trained.folder,
+        env=toy_id,
+        total_timesteps=config["total_timesteps"],
+        num_envs=config["num_envs"],
+        seed=config["seed"],
+        device=config["device"],
+        progress=False,
+        ppo=PPOSettings(**config["ppo"]),
+    )
+
+
+def test_the_normaliser_is_saved_with_its_statistics(trained, toy_id):
+    loaded = VecNormalize.load(str(trained.folder / "vecnormalize.pkl"), make_sb3_env(toy_id, 2))
+    original = trained.model.get_vec_normalize_env()
+    assert loaded.ret_rms.var == original.ret_rms.var
+    assert loaded.ret_rms.count > 40
+    assert loaded.norm_obs is False
+    assert loaded.gamma == 0.98
+
+
+def test_a_recurrent_model_is_evaluated_with_its_state(trained, toy_id):
+    """Through predict with the state carried, and by hand: the same actions."""
+    record = run_episodes(trained.model, toy_id, 1, seed=77)[0]
+    env = gymnasium.make(toy_id)
+    obs, _ = env.reset(seed=77)
+    state, start, total, done = None, np.array([True]), 0.0, False
+    while not done:
+        batched = {key: value[None] for key, value in obs.items()}
+        action, state = trained.model.predict(batched, state=state, episode_start=start, deterministic=True)
+        obs, reward, done, _, _ = env.step(action[0])
+        total, start = total + reward, np.array([False])
+    assert record.episode_return == pytest.approx(total)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(trained, tmp_path):
+    with pytest.raises(RunError, match="already holds a run; give another"):
+        create_run(trained.folder, {}, {})
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(RunError, match="already holds a run without a model"):
+        create_run(tmp_path, {}, {})
+
+
+@pytest.mark.parametrize("name", ["model.zip", "episodes.csv", "progress.csv", "versions.json", "checkpoints"])
+def test_files_that_a_run_would_overwrite_keep_it_from_being_made(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RunError, match=f"already holds a file {name}"):
+        create_run(tmp_path, {}, {})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_that_cannot_be_made_is_said():
+    with pytest.raises(RunError, match="the folder /dev/null/run cannot be made: Not a directory"):
+        create_run("/dev/null/run", {}, {})
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="is a file"):
+        create_run(tmp_path / "file", {}, {})
+
+
+def test_each_kind_of_unusable_run_is_told_apart(trained, tmp_path, toy_id):
+    with pytest.raises(RunError, match=r"there is no run folder .*esper train --out"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"is not a run: it has no config\.yaml"):
+        load_run(tmp_path)
+    (tmp_path / "config.yaml").write_text("colour: red\n")
+    with pytest.raises(RunError, match="does not name an environment"):
+        load_run(tmp_path)
+    (tmp_path / "config.yaml").write_text(f"env: {toy_id}\n")
+    with pytest.raises(RunError, match=r"has no model\.zip: its training ended before"):
+        load_run(tmp_path)
+    whole = (trained.folder / "model.zip").read_bytes()
+    (tmp_path / "model.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match=r"model\.zip cannot be loaded .* it is damaged"):
+        load_run(tmp_path)
+    with pytest.raises(RunError, match="is a file; give the folder"):
+        load_run(tmp_path / "model.zip")
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(RunError, match="is neither YAML nor JSON"):
+        load_run(tmp_path)
+    with pytest.raises(RunError, match=f"was trained on {toy_id}, not on Esper-Digits-v0"):
+        load_run(trained.folder, "Esper-Digits-v0")
+
+
+def test_policies_are_found_by_name_or_folder(trained, toy_id):
+    by_folder = run_episodes(PolicyByName(str(trained.folder), toy_id, device="cpu"), toy_id, 2, seed=9)
+    assert evaluation_means(by_folder) == evaluation_means(run_episodes(trained.model, toy_id, 2, seed=9))
+    assert run_episodes(PolicyByName("wait", toy_id), toy_id, 1)[0].wait_share == 1.0
+    with pytest.raises(RunError, match=r"policy 'heuristc' is neither .* did you mean 'heuristic'\?"):
+        PolicyByName("heuristc", toy_id)
+
+
+def test_a_model_for_other_spaces_is_refused(trained, toy_id):
+    class Elsewhere:
+        single_observation_space = trained.model.observation_space
+        single_action_space = trained.model.observation_space
+
+    policy = PolicyByName(str(trained.folder), toy_id, device="cpu")
+    with pytest.raises(RunError, match="the action space of"):
+        policy(Elsewhere())
+    Elsewhere.single_observation_space, Elsewhere.single_action_space = [trained.model.action_space] * 2
+    with pytest.raises(RunError, match="the observation space of"):
+        policy(Elsewhere())
+
+
+def test_a_save_that_fails_keeps_the_old_model(trained, tmp_path, monkeypatch):
+    path = save_model(tmp_path, trained.model)
+    kept = path.read_bytes()
+
+    def half_done(target, **_kwargs):
+        target.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(trained.model, "save", half_done)
+    with pytest.raises(OSError, match="disk full"):
+        save_model(tmp_path, trained.model)
+    assert path.read_bytes() == kept
+    assert {entry.name for entry in tmp_path.iterdir()} == {"model.zip", "vecnormalize.pkl"}
+
+
+def test_a_replaced_file_appears_only_when_it_is_whole(tmp_path):
+    target = tmp_path / "a.txt"
+    with replaced(target) as temporary:
+        temporary.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"

@@ -1,0 +1,142 @@
+"""A run on a text of one's own: played and resumed from any folder, and noticed when the text is another one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import bad, text_of
+from esper_agent.cli.main import BAD_INPUT, OK, main
+from esper_agent.settings.config_file import parse_env_settings
+from esper_agent.settings.train import absolute_paths
+from esper_agent.training.run import train
+from esper_env.data import DataFamily, load_data
+from hypothesis import given
+from hypothesis import strategies as st
+from resuming import ROLLOUT, Crash, small_settings
+
+TEXT = "Esper-Text-v0"
+TINY = ["horizon=2", "batches_per_step=1", "batch_size=2", "device=cpu"]
+SMALLEST = ["--num-envs", "1", "--n-steps", "4", "--batch-size", "4", "--total-timesteps", "4", "--no-progress"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a text, book.txt, and a run on it that was given a relative path."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "book.txt").write_text("It was a bright cold day in April.\n" * 60, encoding="utf-8")
+    arguments = ["train", "--env", TEXT, "--out", "run", "--device", "cpu", *SMALLEST]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main([*arguments, "--env-settings", "dataset=book.txt", *TINY]) == OK
+    return folder
+
+
+def evaluated(run, capsys, *more):
+    assert main(["evaluate", "--policy", str(run), "--env", TEXT, "--episodes", "1", *more]) == OK
+    return text_of(capsys)[0]
+
+
+def test_the_run_keeps_the_absolute_path_and_the_digest(trained):
+    path = str(trained / "book.txt")
+    config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    task = json.loads((trained / "run" / "task.json").read_text())
+    assert config["env_settings"] == [f"dataset={path}", *TINY]
+    assert (task["dataset"], task["dataset_name"]) == (path, "text:book.txt")
+    assert task["data_digest"] == load_data(path, family=DataFamily.TEXT).digest
+
+
+def test_from_another_folder_it_is_played_on_its_own_text(trained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "book.txt").write_text("all of it is other\n" * 100, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    out = evaluated(trained / "run", capsys)
+    assert f"dataset={trained / 'book.txt'}" in "".join(out.split())
+    assert "other data" not in out
+
+
+def test_another_text_is_noted(trained, tmp_path, capsys):
+    other = tmp_path / "book.txt"
+    other.write_text("all of it is other\n" * 100, encoding="utf-8")
+    digests = [load_data(str(folder / "book.txt"), family=DataFamily.TEXT).digest[:8] for folder in (trained, tmp_path)]
+    said = "was trained on other data: text:book.txt with the digest {}, here it is text:book.txt with {}"
+    run, settings = trained / "run", ["--env-settings", f"dataset={other}"]
+    assert f"Note: {run} {said.format(*digests)}\n" in evaluated(run, capsys, *settings)
+    benchmark = ["benchmark", "--env", TEXT, "--policies", str(run), "wait", "--episodes", "1"]
+    assert main([*benchmark, "--out", str(tmp_path / "b"), *settings, *TINY]) == OK
+    assert text_of(capsys)[0].count(said.format(*digests)) == 1
+
+
+def test_only_what_was_played_is_told(trained, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    other.write_text("all of it is other\n" * 100, encoding="utf-8")
+    out = evaluated(trained / "run", capsys, "--env-settings", f"dataset={other}")
+    told = f"settings of the run: {' '.join(TINY)}; given here: dataset={other}\n"
+    assert told in out
+    assert str(trained / "book.txt") not in out
+
+
+def test_a_text_that_has_moved_is_told_with_how_to_name_its_new_place(trained, tmp_path, capsys):
+    run, moved = shutil.copytree(trained / "run", tmp_path / "run"), tmp_path / "moved.txt"
+    shutil.copy(trained / "book.txt", moved)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["env_settings"][0] = f"dataset={tmp_path / 'gone.txt'}"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    err = bad(["evaluate", "--policy", str(run), "--episodes", "1"], capsys)
+    assert f"not at {tmp_path / 'gone.txt'} any more; say where it is now with --env-settings dataset=NEWPATH\n" in err
+    assert "other data" not in evaluated(run, capsys, "--env-settings", f"dataset={moved}")
+
+
+@pytest.mark.parametrize("task", ["old", "damaged", "[]", None])
+def test_a_run_that_does_not_tell_its_data_is_played(trained, tmp_path, capsys, task):
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    numbers = json.loads((run / "task.json").read_text())
+    del numbers["data_digest"]
+    (run / "task.json").unlink()
+    if task is not None:
+        (run / "task.json").write_text(json.dumps(numbers) if task == "old" else task)
+    assert "other data" not in evaluated(run, capsys)
+
+
+def test_resuming_from_another_folder_goes_on(trained, tmp_path, monkeypatch, capsys):
+    settings = small_settings(tmp_path / "r", TEXT, ("dataset=book.txt", *TINY), total_timesteps=2 * ROLLOUT)
+    monkeypatch.chdir(trained)
+    with pytest.raises(Crash.Killed):
+        train(settings, [Crash(ROLLOUT + 1)])
+    (tmp_path / "w").mkdir()
+    monkeypatch.chdir(tmp_path / "w")
+    assert main(["train", "--resume", str(tmp_path / "r"), "--no-progress"]) == OK
+    assert f"Trained for {2 * ROLLOUT} timesteps, from {ROLLOUT} on" in text_of(capsys)[0]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "settings", "expected"),
+    [
+        (TEXT, ("dataset=grammar", "horizon=3"), ("dataset=grammar", "horizon=3")),
+        (TEXT, ("horizon=3",), ("horizon=3",)),
+        (TEXT, ("dataset=3",), ("dataset=3",)),
+        (TEXT, ("dataset=~/a.txt",), ("dataset=/somebody/a.txt",)),
+        ("Esper-CIFAR-v0", ("dataset=cifar10", "data_dir=data"), ("dataset=cifar10", "data_dir={here}/data")),
+        ("Esper-CIFAR-v0", ("data_dir=",), ("data_dir=",)),
+        ("Acrobot-v1", ("dataset=book.txt",), ("dataset=book.txt",)),
+    ],
+)
+def test_paths_become_absolute_and_nothing_else_changes(tmp_path, monkeypatch, env_id, settings, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/somebody")
+    assert absolute_paths(env_id, settings) == tuple(part.format(here=tmp_path) for part in expected)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0~"), min_size=1))
+def test_a_path_of_any_letters_is_read_back(name):
+    written = yaml.dump(name, default_style='"', width=1_000)  # which escapes what is not ASCII
+    (setting,) = absolute_paths(TEXT, (f"dataset={written}",))
+    assert "\n" not in setting
+    assert parse_env_settings((setting,)) == {"dataset": str(Path.cwd() / name)}
+
+
+def test_a_name_that_is_nearly_right_is_told_by_training_too(tmp_path, capsys):
+    for command in (["train", "--out", str(tmp_path / "r")], ["evaluate", "--policy", "wait"]):
+        assert main([*command, "--env", TEXT, "--env-settings", "dataset=gramar"]) == BAD_INPUT
+        assert "did you mean 'grammar'?" in text_of(capsys)[1]
+    assert not (tmp_path / "r").exists()

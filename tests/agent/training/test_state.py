@@ -1,0 +1,270 @@
+"""A state of training is whole: put into another learner, it makes the same one of it; into a wrong one, nothing."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from esper_agent.ppo.ppo import FactoredRecurrentPPO
+from esper_agent.sb3 import make_sb3_env
+from esper_agent.training.callbacks import CurvesRecorder, TrainingMetricsCallback
+from esper_agent.training.environment_state import check_layers
+from esper_agent.training.outputs import run_logger
+from esper_agent.training.state import KIND, LAYOUT, StatefulCallback, restore_training, stateful, training_state
+from esper_env.persistence.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from gymnasium.vector import VectorWrapper
+from resuming import flat
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
+
+CUT = {"horizon": 5}
+
+
+class Learner:
+    """A model with its callbacks, three steps into its second episodes."""
+
+    def __init__(self, env_id, folder, num_envs=2, seed=0, learn=True, **policy_kwargs):
+        env = VecNormalize(make_sb3_env(env_id, num_envs, seed, **CUT), norm_obs=False, gamma=0.98)
+        self.model = FactoredRecurrentPPO(
+            "FactoredLstmPolicy",
+            env,
+            n_steps=4,
+            batch_size=8,
+            n_epochs=1,
+            seed=seed,
+            device="cpu",
+            policy_kwargs={"features_dim": 8, "lstm_hidden_size": 8, "head_dim": 8} | policy_kwargs,
+        )
+        self.model.set_logger(run_logger(folder, "progress.csv"))
+        self.callbacks = [TrainingMetricsCallback(), CurvesRecorder(folder / "episodes.csv")]
+        if learn:
+            self.model.learn(16 * num_envs, callback=self.callbacks)
+
+    def state(self):
+        return training_state(self.model, self.callbacks)
+
+    def restore(self, tree):
+        restore_training(self.model, self.callbacks, tree)
+
+
+@pytest.fixture(scope="module")
+def learner(toy_id):
+    """Makes learners, and closes their files in the end."""
+    made = []
+
+    def make(*arguments, **changes):
+        made.append(Learner(toy_id, *arguments, **changes))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.model.logger.close()
+
+
+@pytest.fixture(scope="module")
+def two(learner, tmp_path_factory):
+    """A learner, and another one with another state."""
+    folder = tmp_path_factory.mktemp("two")
+    return learner(folder / "a"), learner(folder / "b", seed=5)
+
+
+def test_a_state_on_disk_makes_another_learner_the_same(learner, tmp_path):
+    saved = learner(tmp_path / "a")
+    saved.model.learn(8, callback=saved.callbacks, reset_num_timesteps=False)
+    saved.model._skipped_in_a_row, saved.model._current_progress_remaining = 2, 0.25
+    saved.model._last_episode_starts = np.array([True, False])
+    random.gauss(0, 1)  # both of these draw two numbers and keep one
+    np.random.standard_normal()  # noqa: NPY002
+    tree = saved.state()
+    wanted = flat(tree)
+    write_checkpoint(tmp_path / "c", tree, kind=KIND)
+    other = learner(tmp_path / "b", seed=7)
+    before = flat(other.state())
+    for name in ("episodes.csv", "progress.csv"):  # the files of a run stay where they are
+        (tmp_path / "b" / name).write_bytes((tmp_path / "a" / name).read_bytes())
+    other.restore(read_checkpoint(tmp_path / "c", kind=KIND))
+    assert flat(other.state()) == wanted
+    # What was the same all along would prove nothing.
+    parts = {path.split("/")[1] for path, leaf in wanted.items() if before.get(path) != leaf}
+    assert parts == set(tree) - {"layout"}
+    assert all(before[f"/counters/{name}"] != wanted[f"/counters/{name}"] for name in tree["counters"])
+
+
+def test_a_fresh_learner_goes_on_like_the_one_that_was_saved(learner, tmp_path):
+    saved = learner(tmp_path)
+    tree = copy.deepcopy(saved.state())
+    draws = [random.random(), np.random.random(), float(torch.rand(()))]  # noqa: NPY002
+    fresh = learner(tmp_path, seed=9, learn=False)
+    fresh.restore(tree)
+    assert [random.random(), np.random.random(), float(torch.rand(()))] == draws  # noqa: NPY002
+    states = []
+    for one in (saved, fresh):
+        one.restore(copy.deepcopy(tree))
+        one.model.learn(16, callback=one.callbacks, reset_num_timesteps=False)
+        states.append(flat(one.state()))
+    clock = "/episodes/columns/t"
+    assert {path for path in states[0] if states[0][path] != states[1].get(path)} <= {clock}
+    assert states[0].keys() == states[1].keys()
+
+
+def test_a_state_does_not_change_with_the_learner(learner, tmp_path):
+    saved = learner(tmp_path)
+    tree = saved.state()
+    before = flat(tree)
+    saved.model.learn(16, callback=saved.callbacks, reset_num_timesteps=False)
+    assert flat(tree) == before
+    assert flat(saved.state()) != before
+
+
+def test_values_that_wait_for_the_logger_are_kept_as_they_are(learner, tmp_path):
+    saved, other = (learner(tmp_path / name) for name in "ab")
+    logger = saved.model.logger
+    logger.record("a/float32", np.float32(0.1))
+    logger.record("a/nan", float("nan"), exclude="stdout")
+    logger.record("a/text", "yes, 1", exclude=("csv", "stdout"))
+    logger.record_mean("a/mean", 1.0)
+    logger.record_mean("a/mean", 4.0)
+    other.restore(saved.state())
+    there = other.model.logger
+    assert {name: str(value) for name, value in there.name_to_value.items()} == {
+        name: str(value) for name, value in logger.name_to_value.items()
+    }
+    assert there.name_to_excluded == logger.name_to_excluded
+    there.record_mean("a/mean", 4.0)
+    assert there.name_to_value["a/mean"] == 3.0
+
+
+def test_a_seed_that_waits_for_a_reset_is_forgotten(learner, tmp_path):
+    saved = learner(tmp_path)
+    fresh = learner(tmp_path, learn=False)
+    fresh.restore(saved.state())
+    base = fresh.model.get_env().unwrapped
+    assert base._seeds == [None, None]
+
+
+def edited(change):
+    def edit(tree):
+        change(tree)
+        return tree
+
+    return edit
+
+
+WRONG = {
+    "layout": (edited(lambda tree: tree.update(layout=LAYOUT + 1)), "layout 2, this version of esper-agent reads 1"),
+    "a part too few": (edited(lambda tree: tree.pop("generators")), r"lacks \['generators'\]"),
+    "a part too many": (edited(lambda tree: tree.update(x={})), r"has \['x'\]"),
+    "a weight": (
+        edited(lambda tree: tree["policy"].update({"latent_norm.bias": np.zeros(9, np.float32)})),
+        r"policy/latent_norm.bias is an array \(9,\) of float32; this learner has an array \(8,\)",
+    ),
+    "a weight's type": (
+        edited(lambda tree: tree["policy"].update({"latent_norm.bias": np.zeros(8)})),
+        "of float64; this learner has",
+    ),
+    "a moment": (
+        edited(lambda tree: tree["optimizer"]["0"].update(exp_avg=np.zeros((2, 2), np.float32))),
+        r"optimizer/0/exp_avg is an array \(2, 2\)",
+    ),
+    "a moment that is one number": (
+        edited(lambda tree: tree["optimizer"]["0"].update(exp_avg=np.zeros((), np.float32))),
+        r"optimizer/0/exp_avg is an array \(\)",
+    ),
+    "a parameter": (
+        edited(lambda tree: tree["optimizer"].update({"999": {"step": np.zeros(())}})),
+        "the parameter's shape is None",
+    ),
+    "a count": (edited(lambda tree: tree["counters"].update(n_updates=1.0)), "n_updates is a float"),
+    "the observation": (
+        edited(lambda tree: tree["decision"]["observation"].update(features=np.zeros((2, 3), np.float32))),
+        r"decision/observation/features is an array \(2, 3\)",
+    ),
+    "a generator": (edited(lambda tree: tree["generators"].update(torch=np.zeros(3, np.uint8))), "generators/torch"),
+    "finished episodes": (edited(lambda tree: tree["episodes"].pop("columns")), r"episodes lacks \['columns'\]"),
+    "an output": (
+        edited(lambda tree: tree["logger"]["outputs"].pop("ProgressFile")),
+        r"logger/outputs lacks \['ProgressFile'\]",
+    ),
+    "the monitor": (
+        edited(lambda tree: tree["environment"]["VecMonitor"].update(lengths=np.zeros(3, np.int32))),
+        "environment/VecMonitor/lengths",
+    ),
+    "no normaliser": (edited(lambda tree: tree["environment"].pop("VecNormalize")), r"lacks \['VecNormalize'\]"),
+    "the vector": (
+        edited(lambda tree: tree["environment"]["vector"].update(envs=[])),
+        "0 environments; expected 2",
+    ),
+    "a callback": (edited(lambda tree: tree["callbacks"].pop("CurvesRecorder")), r"lacks \['CurvesRecorder'\]"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_state_that_does_not_fit_changes_nothing(two, name):
+    edit, message = WRONG[name]
+    saved, other = two
+    folder = other.callbacks[1].path.parent
+    before, files = flat(other.state()), {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=message):
+        other.restore(edit(copy.deepcopy(saved.state())))
+    assert flat(other.state()) == before
+    assert {path: path.read_bytes() for path in folder.iterdir()} == files
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"num_envs": 3}, "decision/observation.* this learner has"), ({"lstm_hidden_size": 16}, "policy/.*this learner")],
+)
+def test_a_learner_of_another_size_is_refused(learner, two, tmp_path, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        learner(tmp_path, **changes).restore(two[0].state())
+
+
+def bare(env):
+    env.venv.vec_env = type("Other", (), {"num_envs": env.num_envs})()
+    env.venv.vec_env.unwrapped = env.venv.vec_env
+    return env
+
+
+def wrapped(env):
+    env.venv.vec_env = VectorWrapper(env.venv.vec_env)
+    return env
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda env: VecFrameStack(env, 2), "wrapped in VecFrameStack, which is none of"),
+        (lambda env: VecNormalize(env, norm_obs_keys=["features"]), "normalises observations"),
+        (bare, "Other has no get_state"),
+        (wrapped, "VectorWrapper has no get_state"),
+    ],
+)
+def test_an_environment_whose_state_is_not_all_known_is_refused(toy_id, wrap, message):
+    env = make_sb3_env(toy_id, 2, seed=0, **CUT)
+    check_layers(env)
+    with pytest.raises(CheckpointError, match=f"{message}.*checkpoint_every=0"):
+        check_layers(wrap(env))
+
+
+def test_callbacks_with_a_state_have_names_of_their_own(tmp_path):
+    first, second = TrainingMetricsCallback(), TrainingMetricsCallback()
+    curves = CurvesRecorder(tmp_path / "e.csv")
+    assert isinstance(curves, StatefulCallback)
+    assert stateful([first, curves, second]) == {
+        "TrainingMetricsCallback": first,
+        "CurvesRecorder": curves,
+        "TrainingMetricsCallback.2": second,
+    }
+
+
+def test_a_diverging_update_right_after_a_restore_falls_back_to_what_was_restored(learner, tmp_path):
+    saved = learner(tmp_path)
+    fresh = learner(tmp_path, seed=2, learn=False)
+    fresh.restore(saved.state())
+    wanted = saved.model.policy.state_dict()
+    with torch.no_grad():
+        for parameter in fresh.model.policy.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(RuntimeError, match="last good parameters"):
+        fresh.model._stop_training("test")
+    assert all(torch.equal(value, wanted[name]) for name, value in fresh.model.policy.state_dict().items())

@@ -1,0 +1,113 @@
+"""From a task to a population: devices, layout and what the task's numbers become."""
+
+import numpy as np
+import pytest
+import torch
+from esper_env.population import Structure
+from esper_env.population.build import build_population, resolve_device
+from esper_env.population.engine.layouts import ImagesAlone, ImagesTogether
+from esper_env.rules.slot_table import SlotTable
+from esper_env.tasks import make_task
+
+pytestmark = pytest.mark.numeric
+
+
+@pytest.fixture
+def build():
+    made = []
+
+    def make(env_id="Esper-Digits-v0", count=3, **overrides):
+        made.append(build_population(make_task(env_id, device="cpu", **overrides), count).population)
+        return made[-1]
+
+    yield make
+    for population in made:
+        population.close()
+
+
+def test_auto_is_the_cpu_unless_there_is_an_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto") == torch.device("cuda")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "", "cpu:x"])
+def test_a_device_that_cannot_be_used_is_a_clear_error(name):
+    with pytest.raises(ValueError, match=rf"device is '{name}', which is not usable here; expected 'auto'"):
+        resolve_device(name)
+
+
+def test_a_device_that_is_not_there_is_noticed_before_any_data_is_loaded(monkeypatch):
+    def loaded(*_args, **_kwargs):
+        raise AssertionError("data was loaded")
+
+    monkeypatch.setattr("esper_env.population.build.load_data", loaded)
+    with pytest.raises(ValueError, match="device is 'cuda:99'"):
+        build_population(make_task("Esper-Digits-v0", device="cuda:99"), 1)
+
+
+def test_names_and_sizes_come_with_the_population():
+    built = build_population(make_task("Esper-Digits-v0", device="cpu"), 2)
+    built.population.close()
+    assert (built.dataset_name, built.classes, built.is_text) == ("digits", 10, False)
+    assert built.population.predictions == 800
+
+
+@pytest.mark.parametrize(
+    ("overrides", "count", "threads", "sizes"),
+    [
+        ({}, 3, 1, [3]),
+        ({}, 70, 1, [32, 32, 6]),
+        ({}, 8, 4, [8]),
+        ({}, 64, 2, [32, 32]),
+        ({"shard_size": 2}, 5, 4, [2, 2, 1]),
+        ({"shard_size": 100}, 5, 1, [5]),
+    ],
+)
+def test_small_networks_share_shards(build, use_threads, overrides, count, threads, sizes):
+    use_threads(threads)
+    population = build(count=count, **overrides)
+    assert [shard.rows for shard in population.shards] == sizes
+    assert all(isinstance(shard.layout, ImagesTogether) for shard in population.shards)
+
+
+@pytest.mark.parametrize(("shard_size", "layout"), [("auto", ImagesAlone), (1, ImagesAlone), (2, ImagesTogether)])
+def test_large_networks_run_alone_unless_told_otherwise(build, shard_size, layout):
+    population = build("Esper-CIFAR-v0", 2, dataset="procedural", shard_size=shard_size)
+    assert all(isinstance(shard.layout, layout) for shard in population.shards)
+
+
+def test_a_tasks_numbers_reach_the_training(build):
+    """One epoch with a learning rate of next to nothing changes next to nothing; the other way round it does."""
+    nothing = Structure.of(SlotTable.empty(1, 3))
+    moved = {}
+    for rate in (1e-12, 0.05):
+        population = build(count=1, host_lr=rate, batches_per_step=2, batch_size=16)
+        population.reset_row(0, 0)
+        before = population.shards[0].host.parameters["segments.0.0.weight"].clone()
+        population.train(nothing)
+        moved[rate] = float((population.shards[0].host.parameters["segments.0.0.weight"] - before).abs().max())
+        assert population.shards[0].host.buffers["segments.0.1.num_batches_tracked"].tolist() == [2]
+    assert moved[1e-12] < 1e-9 < moved[0.05]
+
+
+def test_isolation_and_slots_reach_the_networks(build):
+    population = build(slots=["r0c1"], isolation="straight_through")
+    assert population.slots == 1
+    assert population._config.optimisation.isolation == "straight_through"
+    with pytest.raises(ValueError, match="isolation is 'other'"):
+        build(isolation="other")
+
+
+@pytest.mark.slow
+def test_digits_are_learnt_by_the_host_alone(build):
+    population = build(count=2)
+    for row in range(2):
+        population.reset_row(row, row)
+    nothing = Structure.of(SlotTable.empty(2, 3))
+    everyone = np.ones(2, dtype=np.bool_)
+    untrained = population.measure(nothing, everyone).accuracy
+    for _ in range(20):
+        population.train(nothing)
+    assert (population.measure(nothing, everyone).accuracy > untrained + 10).all()

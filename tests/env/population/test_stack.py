@@ -1,0 +1,58 @@
+"""Stacks hold n copies of a module; building them moves no global generator."""
+
+import torch
+from esper_env.population.stack import Stack
+from torch import nn
+
+CPU = torch.device("cpu")
+
+
+def build():
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+
+
+def test_rows_are_zero_until_they_are_reset():
+    stack = Stack(build, 3, CPU, torch.float32)
+    assert all((value == 0).all() for value in stack.parameters.values())
+    stack.reset(1, 5)
+    for name, value in stack.parameters.items():
+        assert (value[[0, 2]] == 0).all(), name
+    assert (stack.parameters["0.weight"][1] != 0).all()
+    assert (stack.buffers["1.running_var"][1] == 1).all()
+
+
+def test_a_reset_row_is_what_pytorch_builds_from_the_seed():
+    stack = Stack(build, 2, CPU, torch.float64)
+    stack.reset(1, 1234)
+    with torch.random.fork_rng():
+        torch.manual_seed(1234)
+        expected = build()
+    for name, value in expected.named_parameters():
+        assert torch.equal(stack.parameters[name][1], value.double()), name
+
+
+def test_a_reset_row_is_at_rest_and_the_others_keep_their_momentum():
+    stack = Stack(build, 2, CPU, torch.float32)
+    for value in stack.momentum.values():
+        value.fill_(3.0)
+    stack.reset(0, 1)
+    assert all((value[0] == 0).all() and (value[1] == 3).all() for value in stack.momentum.values())
+    stack.clear_momentum([1])
+    assert all((value == 0).all() for value in stack.momentum.values())
+
+
+def test_the_size_counts_one_copys_trainable_scalars():
+    assert Stack(build, 7, CPU, torch.float32).size == (2 * 3 * 9 + 3) + 6
+
+
+def test_integer_buffers_stay_integers():
+    assert Stack(build, 1, CPU, torch.float64).buffers["1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_a_users_default_device_changes_no_weight():
+    plain, other = Stack(build, 1, CPU, torch.float32), Stack(build, 1, CPU, torch.float32)
+    plain.reset(0, 9)
+    with torch.device("meta"):  # stands for an accelerator that is the default
+        other.reset(0, 9)
+    for name, value in plain.parameters.items():
+        assert torch.equal(value, other.parameters[name]), name

@@ -1,0 +1,392 @@
+"""A step can be captured once and replayed on other minibatches, values and freezings, and waits for no device.
+
+A CUDA graph replays kernels on fixed addresses. The stand-in here does the same with PyTorch's operations: it records
+every one of them, with the very tensors that it read and wrote, and carries them out again without running any Python
+of the step.
+"""
+
+import copy
+from contextlib import contextmanager
+from unittest import mock
+
+import cloudpickle
+import numpy as np
+import pytest
+import torch
+from esper_env.population.training import capture
+from esper_env.population.training.capture import Captured
+from esper_env.population.training.minibatches import Draw, draw_epoch
+from esper_env.rules.heads import Operator
+from esper_env.rules.stages import Stage
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+aten = torch.ops.aten
+
+#: Operations whose result, or the size of it, the host has to wait for.
+WAITS = {
+    aten._local_scalar_dense,
+    aten.equal,
+    aten.is_nonzero,
+    aten.masked_select,
+    aten.nonzero,
+    aten.repeat_interleave,
+    aten._unique2,
+}
+
+
+class WaitForDeviceError(AssertionError):
+    """The step asks for a value in the middle of its work."""
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operations that wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in WAITS or _index_by_mask(func, args):
+            raise WaitForDeviceError(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _index_by_mask(func, args):
+    return func.overloadpacket is aten.index and any(i is not None and i.dtype == torch.bool for i in args[1])
+
+
+class Tape(NoWaiting):
+    """Records operations while they are carried out."""
+
+    def __init__(self):
+        super().__init__()
+        self._calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if not func.is_view:
+            self._calls.append((func, args, kwargs or {}, out))
+        return out
+
+    @torch.no_grad()
+    def replay(self):
+        for func, args, kwargs, recorded in self._calls:
+            for place, value in zip(tree_leaves(recorded), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(place, torch.Tensor) and place.data_ptr() != value.data_ptr():
+                    place.detach().copy_(value)
+
+
+class Recording(Captured):
+    """Steps recorded on a tape."""
+
+    def warm_up(self, inputs):
+        self._step(inputs)
+
+    def capture(self, inputs):
+        before = [tensor.clone() for tensor in self.state()]
+        with Tape() as tape:
+            self._step(inputs)
+        with torch.no_grad():
+            for tensor, value in zip(self.state(), before, strict=True):
+                tensor.copy_(value)  # capturing carries nothing out
+        return tape.replay
+
+    def state(self):
+        """Everything that a step changes and that outlives it."""
+        trainer = self._step.__self__
+        own = trainer._set
+        return [
+            own.theta,
+            own.gradient,
+            own._velocity,
+            own._norm_sum,
+            trainer._loss_sum,
+            *trainer._shard.host.buffers.values(),
+        ]
+
+
+def plans_anew(population):
+    """The population, its trainers forgotten after every epoch: nothing of one can be left in the next."""
+    train = population.train
+
+    def forgetful(structure):
+        for trainers in population._trainers:
+            trainers._kept.clear()
+        return train(structure)
+
+    population.train = forgetful
+    return population
+
+
+@pytest.fixture
+def both_ways(make_population, monkeypatch):
+    """``both_ways(count, **options)``: the same population, planned anew for every epoch, and recorded and kept."""
+
+    def make(count, **options):
+        eager = plans_anew(make_population(count, **options))
+        monkeypatch.setitem(capture.CAPTURES, "cpu", lambda _: Recording)
+        return eager, make_population(count, **options)
+
+    return make
+
+
+def everything(population):
+    stacks = [s for shard in population.shards for s in (shard.host, *shard._seeds.values(), *shard._gates.values())]
+    return [t for s in stacks for kind in (s.parameters, s.momentum, s.buffers) for t in kind.values()]
+
+
+def assert_same(eager, recorded):
+    for left, right in zip(everything(eager), everything(recorded), strict=True):
+        assert torch.equal(left, right)
+
+
+SEEDS = [
+    (0, 0, "conv_light", Operator.GATE, Stage.BLENDING, 0.3),
+    (0, 1, "norm", Operator.ADD, Stage.TRAINING),
+    (1, 0, "conv_light", Operator.GATE, Stage.BLENDING, 0.6),
+    (1, 2, "attention", Operator.MULTIPLY, Stage.HOLDING),
+    (2, 1, "bottleneck", Operator.ADD, Stage.TRAINING),
+    (2, 2, "depthwise", Operator.ADD, Stage.GERMINATED),
+]
+LAYOUTS = pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
+def test_replaying_equals_running_bit_for_bit(both_ways, grow, together, kernel, isolation):
+    eager, recorded = both_ways(3, together=together, kernel=kernel, isolation=isolation)
+    for epoch, alpha in enumerate((0.3, 0.7, 0.2)):
+        seeds = [(*seed[:5], alpha, epoch == 2) if seed[4] == Stage.BLENDING else seed for seed in SEEDS]
+        structures = [grow(population, 3, *seeds, attach=epoch == 0) for population in (eager, recorded)]
+        stats = [p.train(s) for p, s in zip((eager, recorded), structures, strict=True)]
+        for column in ("loss", "gradient_norm", "vanishing", "exploding", "sizes"):
+            assert (getattr(stats[0], column) == getattr(stats[1], column)).all(), column
+        assert_same(eager, recorded)
+    assert recorded.captures == len(recorded.shards)  # alphas and freezing are values: captured once
+    assert eager.captures == 0
+
+
+def test_random_crops_and_flips_are_inputs_of_the_step(both_ways, make_data, grow):
+    data = make_data(pad=2, flip=True)
+    eager, recorded = both_ways(2, data=data)
+    for population in (eager, recorded):
+        structure = grow(population, 2)
+        for _ in range(2):
+            population.train(structure)
+    assert recorded.captures == 1
+    assert_same(eager, recorded)
+
+
+def test_another_structure_is_captured_and_the_old_one_is_still_there(both_ways, grow):
+    eager, recorded = both_ways(3)
+    grown = [grow(population, 3, *SEEDS) for population in (eager, recorded)]
+    plans = [
+        lambda population, _: grow(population, 3),
+        lambda _, structure: structure,
+        lambda population, _: grow(population, 3, *SEEDS[:3], attach=False),
+        lambda _, structure: structure,
+        lambda population, _: grow(population, 3),
+        lambda _, structure: structure._replace(operator=np.where(structure.blended, Operator.ADD, structure.operator)),
+        lambda _, structure: structure._replace(blended=structure.runs, training=structure.training & False),
+    ]
+    for plan in plans:
+        for population, structure in zip((eager, recorded), grown, strict=True):
+            population.train(plan(population, structure))
+        assert_same(eager, recorded)
+    assert recorded.captures == 5
+
+
+def test_a_row_that_starts_anew_is_what_the_captured_step_trains(both_ways, grow):
+    eager, recorded = both_ways(3)
+    structures = [grow(population, 3, *SEEDS) for population in (eager, recorded)]
+    for epoch in range(3):
+        for population, structure in zip((eager, recorded), structures, strict=True):
+            if epoch == 1:
+                population.reset_row(1, 555)
+                population.attach(1, 0, int(structure.blueprint[1, 0]))
+            population.train(structure)
+    assert recorded.captures == 1
+    assert_same(eager, recorded)
+
+
+class Offset(nn.Module):
+    """x plus what its birth drew into a buffer, times a parameter."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), 0.1))
+        self.register_buffer("offset", torch.randn(channels, 1, 1))
+
+    def forward(self, x):
+        return x + self.scale * self.offset
+
+
+def test_a_newborn_seeds_buffers_are_what_the_captured_step_reads(both_ways, grow, own_blueprints):
+    own_blueprints("offset", Offset)
+    eager, recorded = both_ways(1)
+    for _ in range(3):  # a birth in each epoch, under the same signature
+        for population in (eager, recorded):
+            population.train(grow(population, 1, (0, 0, "offset", Operator.ADD, Stage.HOLDING)))
+        assert_same(eager, recorded)
+    assert recorded.captures == 1
+
+
+def test_the_latest_structures_are_kept_not_the_first(both_ways, grow):
+    _, recorded = both_ways(1)
+    names = ["conv_light", "norm", "attention", "conv_small", "conv_light", "depthwise", "conv_light"]
+    for name in names:  # conv_light is used again before it would be the oldest
+        recorded.train(grow(recorded, 1, (0, 0, name, Operator.ADD, Stage.HOLDING)))
+    assert recorded.captures == 5
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda x: cloudpickle.loads(cloudpickle.dumps(x))}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_copy_goes_on_as_the_original_does(make_population, grow, copied):
+    population = make_population(3)
+    structure = grow(population, 3, *SEEDS)
+    population.train(structure)
+    trainers = copied(population._trainers)
+    assert not any(own._kept for own in trainers)
+    twin = copied(population._trainers[0])
+    draws = draw_epoch(population._streams)
+    twin.run(structure, draws)
+    population._trainers[0].run(structure, draws)
+    own, other = (t._make.args[0] for t in (population._trainers[0], twin))
+    for name, value in own.host.parameters.items():
+        assert torch.equal(value, other.host.parameters[name]), name
+
+
+def test_captures_are_counted_when_their_trainers_are_gone(both_ways, grow):
+    _, recorded = both_ways(1)
+    names = ["conv_light", "norm", "attention", "conv_small", "depthwise", "bottleneck"]
+    for name in names:
+        recorded.train(grow(recorded, 1, (0, 0, name, Operator.ADD, Stage.HOLDING)))
+    assert recorded.captures == len(names)
+    assert len(recorded._trainers[0]._kept) < len(names)
+
+
+def test_nothing_is_captured_where_it_is_switched_off_or_there_is_no_way_to(monkeypatch):
+    cpu = torch.device("cpu")
+    assert capture.runners(cpu, "auto") is capture.Eager
+    monkeypatch.setitem(capture.CAPTURES, "cpu", lambda _: Recording)
+    assert capture.runners(cpu, "auto") is Recording
+    assert capture.runners(cpu, "off") is capture.Eager
+
+
+def test_an_unknown_way_to_capture_is_an_error():
+    with pytest.raises(ValueError, match="capture is 'always'; expected one of"):
+        capture.runners(torch.device("cpu"), "always")
+
+
+def test_a_cuda_graph_is_warmed_up_captured_and_replayed_behind_what_came_before(monkeypatch):
+    """The order of calls, on a stand-in for torch.cuda; what a real device does with them is in test_cuda.py."""
+    log = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            log.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def capture_begin(self, pool, capture_error_mode):
+            log.append(f"begin in {pool}, {capture_error_mode}")
+
+        def capture_end(self):
+            log.append("end")
+
+        def replay(self):
+            log.append("replay")
+
+    @contextmanager
+    def entered(what):
+        log.append(f"on {getattr(what, 'name', what)}")
+        yield
+        log.append("back")
+
+    fakes = {
+        "Stream": lambda device: Stream(f"own stream of {device}"),
+        "current_stream": lambda device: Stream(f"current stream of {device}"),
+        "CUDAGraph": Graph,
+        "stream": entered,
+        "device": entered,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    seen = []
+    inputs = [Draw(torch.tensor([[k]]), None, None) for k in range(4)]
+    runner = capture.CudaGraph(lambda draw: (log.append("step"), seen.append(draw.samples)), "cuda:1", "the pool")
+    for draw in inputs:
+        runner(draw)
+    around = ["own stream of cuda:1 waits for current stream of cuda:1", "on own stream of cuda:1"]
+    behind = ["back", "current stream of cuda:1 waits for own stream of cuda:1"]
+    replay = ["on cuda:1", "replay", "back"]
+    warm_up = [*around, "step", *behind]
+    captured = [*around, "begin in the pool, thread_local", "step", "end", *behind]
+    assert log == warm_up + captured + 3 * replay
+    assert seen[0] is seen[1]  # the same memory each time, never the caller's
+    assert all(draw.samples is not seen[0] for draw in inputs)
+    assert seen[0].item() == 3
+    assert runner.captures == 1
+
+
+class Uncapturable(Recording):
+    """As a device that refuses what the step does."""
+
+    def capture(self, inputs):  # noqa: ARG002
+        raise RuntimeError("operation not permitted when stream is capturing\nand many lines more")
+
+
+def test_a_step_that_cannot_be_captured_is_said_and_runs_all_the_same(both_ways, grow):
+    eager, other = both_ways(3)
+    for trainers in other._trainers:
+        trainers._make.keywords["new_runner"] = Uncapturable
+    structures = [grow(population, 3, *SEEDS) for population in (eager, other)]
+    eager.train(structures[0])
+    with pytest.warns(RuntimeWarning, match=r"captured \(operation not permitted when stream is capturing\) and"):
+        other.train(structures[1])
+    assert other.captures == 0
+    assert_same(eager, other)
+
+
+def test_a_step_that_fails_ends_its_capture(monkeypatch):
+    ended = []
+
+    class Graph:
+        def capture_begin(self, pool, capture_error_mode):
+            pass
+
+        def capture_end(self):
+            ended.append(True)
+
+    def step(_):
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(torch.cuda, "Stream", mock.MagicMock())
+    for name in ("current_stream", "stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    torch.cuda.stream.return_value.__exit__.return_value = None
+    with pytest.raises(RuntimeError, match="no memory left"):
+        capture.CudaGraph(step, "cuda", None).capture(Draw(torch.zeros(1), None, None))
+    assert ended
+
+
+@LAYOUTS
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_neither_training_nor_measuring_waits_for_the_device_before_the_end(make_population, grow, together, kernel):
+    population = make_population(3, together=together, kernel=kernel)
+    structure = grow(population, 3, *SEEDS, (1, 1, "conv_heavy", Operator.ADD, Stage.FOSSILIZED))
+    with NoWaiting():
+        population.train(structure)
+        population.measure(structure, np.ones(3, dtype=np.bool_))
+        population.appraise(structure, np.arange(3))
+
+
+def test_waiting_is_noticed():
+    with NoWaiting():
+        for wait in (lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: bool((x > 0).any()), torch.nonzero):
+            with pytest.raises(WaitForDeviceError):
+                wait(torch.arange(3.0))

@@ -1,0 +1,178 @@
+"""The flat working set takes the steps that torch.optim.SGD and clip_grad_norm_ take, unit by unit."""
+
+import numpy as np
+import pytest
+import torch
+from esper_env.population.stack import Stack
+from esper_env.population.training.working_set import Member, WorkingSet
+from torch import nn
+
+pytestmark = pytest.mark.numeric
+
+CPU = torch.device("cpu")
+RATES = (0.1, 0.03)
+
+
+@pytest.fixture
+def stacks():
+    """Two kinds of module, three copies each, away from rest."""
+    made = [
+        Stack(lambda: nn.Linear(3, 2), 3, CPU, torch.float64),
+        Stack(lambda: nn.Linear(2, 1), 3, CPU, torch.float64),
+    ]
+    for stack in made:
+        for row in range(3):
+            stack.reset(row, row)
+    return made
+
+
+def member(stack, rows, units, rate, trainable=None):
+    flags = torch.ones(len(rows), dtype=torch.bool) if trainable is None else torch.tensor(trainable)
+    return Member(stack, np.array(rows), torch.tensor(rows), torch.tensor(units), rate, flags)
+
+
+def loaded(*arguments):
+    working = WorkingSet(*arguments)
+    working.load()
+    return working
+
+
+def flat(working):
+    """All parameters in their order, so that gradients reach them."""
+    return torch.cat([value.flatten() for own in working.views() for value in own.values()])
+
+
+def descend(working, loss):
+    """One step on a loss of the working set's views."""
+    loss.backward()
+    working.step()
+
+
+def loss_of(linear, other):
+    """A loss per copy, of very different sizes, so that some are clipped and some are not."""
+    x = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    hidden = torch.tanh(linear["weight"] @ x + linear["bias"])
+    return 3.0 * hidden.pow(2).sum() + 0.01 * (other["weight"] @ hidden + other["bias"]).pow(2).sum()
+
+
+def row_of(tensors, row):
+    return {name: value[row] for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("clip_norm", [0.05, 1.0, 1e6])
+def test_steps_equal_plain_sgd_per_unit(stacks, clip_norm):
+    first, second = stacks
+    rows = [0, 2]  # copy 1 of either stack takes no part
+    plain = [
+        [{name: v.clone().requires_grad_() for name, v in row_of(stack.parameters, row).items()} for stack in stacks]
+        for row in rows
+    ]
+    groups = [(list(own.values()), rate) for pair in plain for own, rate in zip(pair, RATES, strict=True)]
+    optimizers = [torch.optim.SGD(own, lr=rate, momentum=0.9) for own, rate in groups]
+    untouched = {name: value[1].clone() for name, value in first.parameters.items()}
+    for _ in range(2):  # momentum lives on in the stacks between working sets
+        working = loaded(
+            [member(first, rows, [0, 1], RATES[0]), member(second, rows, [2, 3], RATES[1])], 4, clip_norm, 0.9
+        )
+        for _ in range(3):
+            views = working.views()
+            descend(working, sum(loss_of(row_of(views[0], k), row_of(views[1], k)) for k in range(2)))
+            for pair in plain:
+                for own in pair:
+                    for value in own.values():
+                        value.grad = None
+                loss_of(*pair).backward()
+            for (own, _), optimizer in zip(groups, optimizers, strict=True):
+                torch.nn.utils.clip_grad_norm_(own, clip_norm)
+                optimizer.step()
+        working.write_back()
+    for row, pair in zip(rows, plain, strict=True):
+        for stack, own in zip(stacks, pair, strict=True):
+            for name, value in own.items():
+                torch.testing.assert_close(stack.parameters[name][row], value.detach(), atol=1e-12, rtol=0)
+    for name, value in first.parameters.items():
+        assert torch.equal(value[1], untouched[name])
+
+
+def test_a_unit_can_span_two_stacks(stacks):
+    """A seed and its gate are clipped by their common norm."""
+    working = loaded([member(stacks[0], [0], [0], 1.0), member(stacks[1], [0], [0], 1.0)], 1, 0.5, 0.0)
+    before = working.theta.detach().clone()
+    descend(working, (flat(working) * torch.arange(1.0, working.theta.numel() + 1, dtype=torch.float64)).sum())
+    moved = before - working.theta.detach()
+    assert moved.norm() == pytest.approx(0.5, rel=1e-6)
+    torch.testing.assert_close(moved / moved[0], torch.arange(1.0, len(moved) + 1, dtype=torch.float64))
+
+
+def test_rows_that_are_not_trainable_stay_exactly(stacks):
+    working = loaded([member(stacks[0], [0, 1], [0, 1], 0.1, [True, False])], 2, 1.0, 0.9)
+    before = {name: value.clone() for name, value in stacks[0].parameters.items()}
+    for _ in range(3):
+        descend(working, flat(working).pow(2).sum())
+    working.write_back()
+    for name, value in stacks[0].parameters.items():
+        assert (value[0] != before[name][0]).all()
+        assert torch.equal(value[1], before[name][1])
+
+
+def test_norms_are_means_over_the_steps_before_clipping(stacks):
+    working = loaded([member(stacks[0], [0, 1], [0, 2], 1e-9)], 3, 1.0, 0.0)
+    size = working.theta.numel() // 2
+    # Tensors lie as weight rows 0 and 1, then bias rows 0 and 1.
+    direction = torch.zeros(2 * size, dtype=torch.float64)
+    direction[0], direction[12] = 3.0, 4.0  # one weight and one bias element of row 0
+    for factor in (1.0, 3.0):
+        descend(working, (flat(working) * direction * factor).sum())
+    norms = working.gradient_norms(steps=2)
+    assert norms.unit.tolist() == pytest.approx([10.0, 0.0, 0.0])  # (5 + 15) / 2
+    assert norms.vanishing.tolist() == [0.0, 0.0, 1.0]  # unit 1 has no tensor, both of unit 2 have no gradient
+    assert norms.exploding.tolist() == [0.0, 0.0, 0.0]  # 6 and 8 are below ten times the clip norm
+    assert working.unit_sizes().tolist() == [size, 0, size]
+
+
+@pytest.mark.parametrize(("factor", "share"), [(9.9, 0.0), (10.1, 0.5), (float("nan"), 0.5), (float("inf"), 0.5)])
+def test_a_tensor_explodes_above_ten_times_the_clip_norm_or_when_not_finite(stacks, factor, share):
+    working = loaded([member(stacks[0], [0], [0], 1e-9)], 1, 1.0, 0.0)
+    working.gradient[0] = factor
+    working.step()
+    assert working.gradient_norms(steps=1).exploding.item() == share
+
+
+def test_a_gradient_that_is_not_finite_stays_in_its_unit(stacks):
+    working = loaded([member(stacks[0], [0, 1], [0, 1], 0.1)], 2, 1.0, 0.9)
+    working.gradient.fill_(1.0)
+    working.gradient[0] = torch.nan
+    working.step()
+    working.write_back()
+    weight = stacks[0].parameters["weight"]
+    assert weight[0].isnan().any()
+    assert torch.isfinite(weight[1]).all()
+
+
+def test_learning_rates_keep_double_precision(stacks):
+    """0.1 rounded to float32 would be off by 1.5e-9."""
+    working = loaded([member(stacks[0], [0], [0], 0.1)], 1, 1e9, 0.0)
+    before = working.theta.detach().clone()
+    descend(working, flat(working).sum())
+    torch.testing.assert_close(before - working.theta.detach(), torch.full_like(before, 0.1), atol=1e-15, rtol=0)
+
+
+def test_loading_anew_is_as_good_as_a_new_working_set_and_stays_where_it_is(stacks):
+    members = [member(stacks[0], [0, 2], [0, 1], 0.1, [True, True]), member(stacks[1], [1], [2], 0.3)]
+    used = loaded(members, 3, 1.0, 0.9)
+    places = [tensor.data_ptr() for tensor in (used.theta, used.gradient, used._velocity, used._rate)]
+    descend(used, flat(used).pow(2).sum())
+    used.write_back()
+    flat(used).pow(2).sum().backward()  # and interrupted before the step
+    stacks[0].reset(2, 77)  # another network in the same row
+    stacks[0].clear_momentum([0])
+    members[0].trainable.copy_(torch.tensor([False, True]))
+    used.load()
+    new = loaded(members, 3, 1.0, 0.9)
+    for working in (used, new):
+        descend(working, flat(working).pow(3).sum())
+    assert torch.equal(used.theta, new.theta)
+    assert torch.equal(used._velocity, new._velocity)
+    assert torch.equal(used.gradient_norms(1).unit, new.gradient_norms(1).unit)
+    assert torch.equal(used.theta[:6], stacks[0].parameters["weight"][0].flatten())  # frozen now
+    assert places == [tensor.data_ptr() for tensor in (used.theta, used.gradient, used._velocity, used._rate)]

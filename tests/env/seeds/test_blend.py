@@ -1,0 +1,112 @@
+"""Blend operators: their formulas, the exact identity at alpha 0, and one graph without branches."""
+
+import pytest
+import torch
+from esper_env.rules.heads import Operator
+from esper_env.seeds import blend as blend_module
+from esper_env.seeds.blend import BlendGate, blend, register_operator
+from torch import nn
+
+pytestmark = pytest.mark.numeric
+
+EVERY_OPERATOR = pytest.mark.parametrize("operator", Operator)
+
+
+def tensors(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    h, x, s = (torch.randn(3, 5, 2, 2, generator=generator, dtype=dtype) for _ in range(3))
+    gate = torch.rand(3, 1, 1, 1, generator=generator, dtype=dtype)
+    return h, x, s, gate
+
+
+def expected(operator, h, x, s, alpha, gate):
+    """The operators as they are written down."""
+    return {
+        Operator.ADD: h + alpha * (s - h),
+        Operator.MULTIPLY: h * (1 + alpha * torch.tanh(s - x)),
+        Operator.GATE: h + alpha * gate * (s - h),
+    }[operator]
+
+
+@EVERY_OPERATOR
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0, -0.5, 1.5])
+def test_the_formula_with_alpha_clamped(operator, alpha):
+    h, x, s, gate = tensors()
+    out = blend(operator, h, x, s, torch.tensor(alpha, dtype=h.dtype), gate)
+    torch.testing.assert_close(out, expected(operator, h, x, s, min(max(alpha, 0.0), 1.0), gate))
+
+
+@EVERY_OPERATOR
+def test_alpha_zero_is_the_exact_identity(operator):
+    h, x, s, gate = tensors(torch.float32)
+    assert torch.equal(blend(operator, h, x, s * 1e6, torch.tensor(0.0), gate), h)
+
+
+@EVERY_OPERATOR
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_hosts_dtype_is_kept(operator, dtype):
+    h, x, s, gate = tensors()
+    out = blend(operator, h.to(dtype), x.to(dtype), s.to(dtype), torch.tensor(0.4, dtype=torch.float64), gate)
+    assert out.dtype == dtype
+
+
+@EVERY_OPERATOR
+def test_alpha_is_per_row(operator):
+    h, x, s, gate = tensors()
+    alpha = torch.tensor([0.0, 0.5, 1.0], dtype=h.dtype).view(-1, 1, 1, 1)
+    out = blend(operator, h, x, s, alpha, gate)
+    for row in range(3):
+        single = blend(operator, h[row], x[row], s[row], alpha[row], gate[row])
+        torch.testing.assert_close(out[row], single)
+
+
+@EVERY_OPERATOR
+def test_an_operator_is_one_graph(operator):
+    """Traced at one alpha, it is right at another: no branch depends on the data."""
+    h, x, s, gate = tensors()
+    traced = torch.fx.symbolic_trace(lambda h, x, s, a, g: blend_module._OPERATORS[int(operator)](h, x, s, a, g))
+    for alpha in (0.0, 0.7):
+        a = torch.tensor(alpha, dtype=h.dtype)
+        torch.testing.assert_close(traced(h, x, s, a, gate), expected(operator, h, x, s, a, gate))
+
+
+def test_the_gate_is_per_sample_from_pooled_features():
+    gate = BlendGate(8).double()
+    assert sum(p.numel() for p in gate.parameters()) == (8 * 2 + 2) + (2 + 1)
+    x = torch.randn(4, 8, 3, 3, dtype=torch.float64)
+    out = gate(x)
+    assert out.shape == (4, 1, 1, 1)
+    assert ((out > 0) & (out < 1)).all()
+    pooled = x.mean(dim=(2, 3))
+    torch.testing.assert_close(gate(pooled[:, :, None, None].expand(-1, -1, 5, 5)), out)
+    hidden = pooled @ gate.squeeze.weight.T + gate.squeeze.bias
+    hidden = hidden * torch.sigmoid(hidden)
+    logit = hidden @ gate.excite.weight.T + gate.excite.bias
+    torch.testing.assert_close(out.flatten(), torch.sigmoid(logit).flatten())
+
+
+def test_the_narrowest_gate_has_one_hidden_unit():
+    gate = BlendGate(1)
+    assert isinstance(gate.squeeze, nn.Linear)
+    assert gate.squeeze.out_features == 1
+
+
+def test_errors_name_the_operator():
+    h, x, s, _ = tensors()
+    with pytest.raises(ValueError, match=r"operator 9 is not registered; known: \[0, 1, 2\]"):
+        blend(9, h, x, s, torch.tensor(1.0))
+    with pytest.raises(ValueError, match="the GATE operator needs the gate's output"):
+        blend(Operator.GATE, h, x, s, torch.tensor(1.0))
+    with pytest.raises(ValueError, match="operator 0 is already registered; choose another value"):
+        register_operator(Operator.ADD, blend_module._OPERATORS[Operator.ADD])
+
+
+def test_a_new_operator_needs_no_edit_of_an_old_one(monkeypatch):
+    monkeypatch.setattr(blend_module, "_OPERATORS", dict(blend_module._OPERATORS))
+
+    def largest(h, x, s, alpha, gate):  # noqa: ARG001
+        return torch.maximum(h, alpha * s)
+
+    register_operator(7, largest)
+    h, x, s, _ = tensors()
+    torch.testing.assert_close(blend(7, h, x, s, torch.tensor(1.0)), torch.maximum(h, s))

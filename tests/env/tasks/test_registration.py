@@ -1,0 +1,331 @@
+"""Tasks of one's own: other numbers, other data, another host."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from esper_env import CNNSpec, ImageData, TextData, TransformerSpec, register_task
+from esper_env.data.images import SPLITS
+from esper_env.hosts import SegmentedHost, SlotSpec
+from esper_env.tasks import config as tasks
+from torch import nn
+
+SMALL = {"batch_size": 4, "batches_per_step": 2, "horizon": 3, "device": "cpu"}
+
+
+pytestmark = pytest.mark.usefixtures("own_tables")
+
+
+def blobs(classes=3, size=8, channels=2):
+    rng = np.random.default_rng(0)
+    parts = []
+    for count in (60, 30, 30):
+        labels = rng.integers(classes, size=count)
+        images = rng.integers(0, 60, (count, channels, size, size)) + 60 * labels[:, None, None, None]
+        parts += [images.astype(np.uint8), labels.astype(np.int64)]
+    return ImageData(
+        "blobs", classes, *parts, mean=(0.5,) * channels, std=(0.25,) * channels, crop_padding=0, flip=False
+    )
+
+
+def played(env_id, **kwargs):
+    """An environment after an episode of random growth, with the last info."""
+    env = gymnasium.make(env_id, **kwargs)
+    env.reset(seed=0)
+    rng, ended = np.random.default_rng(0), False
+    while not ended:
+        *_, ended, _, info = env.step(env.unwrapped.sample_valid_actions(rng))
+    env.close()
+    return env, info
+
+
+def test_other_numbers():
+    task = register_task("Mine-v0", **SMALL)
+    assert task == tasks.TASKS["Mine-v0"]
+    assert (task.horizon, task.family) == (3, "digits")
+    assert gymnasium.spec("Mine-v0").kwargs == {"env_id": "Mine-v0"}
+    env, info = played("Mine-v0", horizon=2)
+    assert env.unwrapped.task.horizon == 2
+    assert info["dataset_name"] == "digits"
+    envs = gymnasium.make_vec("Mine-v0", num_envs=2)
+    assert envs.unwrapped.task.horizon == 3
+    envs.close()
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_own_images(lazily):
+    """The host follows the data: classes, channels and size."""
+    data = blobs()
+    register_task("Blobs-v0", data=(lambda: data) if lazily else data, **SMALL)
+    env, info = played("Blobs-v0")
+    assert info["dataset_name"] == "blobs"
+    # 1x1 convolutions 2*4 + 4*8 + 8*16, BatchNorm 2*28, linear 17*3
+    assert env.unwrapped.host_parameters == 8 + 32 + 128 + 56 + 51
+
+
+def test_the_error_of_a_data_function_is_kept():
+    def broken():
+        raise KeyError("x")
+
+    register_task("Broken-v0", data=broken)
+    with pytest.raises(ValueError, match="the data function of Broken-v0 fails") as caught:
+        gymnasium.make("Broken-v0")
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_data_set_for_a_task_with_data_of_its_own_is_refused_with_the_reason():
+    register_task("Blobs-v0", data=blobs(), **SMALL)
+    with pytest.raises(ValueError, match=r"'cifar10'; Blobs-v0 has data of its own .*: leave dataset out, or take a t"):
+        gymnasium.make("Blobs-v0", dataset="cifar10")
+
+
+def test_a_number_of_the_host_is_told_with_the_spec_that_has_it():
+    said = (
+        r"Esper-Text-v0 has no keyword argument 'context': it belongs to the host; .* with register_task\('Mine-v0', "
+        r"base='Esper-Text-v0', host=(TransformerSpec\(width=32, heads=2, .*\))\), see docs/tasks.md"
+    )
+    with pytest.raises(TypeError, match=said) as caught:
+        gymnasium.make("Esper-Text-v0", context=96)
+    spec = re.search(said, str(caught.value)).group(1)
+    expected = replace(tasks.TASKS["Esper-Text-v0"].host, context=96)
+    assert eval(spec, {"TransformerSpec": TransformerSpec}) == expected
+    with pytest.raises(TypeError, match="has no keyword argument 'context'; "):  # a host of images has none either
+        gymnasium.make("Esper-Digits-v0", context=96)
+
+
+def test_own_text_on_a_transformer():
+    text = np.frombuffer(b"a tree is a tree is a tree. " * 40, dtype=np.uint8)
+    register_task(
+        "Trees-v0",
+        host=TransformerSpec(width=8, heads=2, layers=2, context=8, segments=2),
+        data=TextData("trees", text, text[:200], text[:200]),
+        **SMALL,
+    )
+    env, info = played("Trees-v0")
+    assert env.unwrapped.slot_ids == ("r0c0", "r0c1")
+    assert info["val_bits_per_byte"] == pytest.approx(info["val_loss"] / np.log(2))
+
+
+class Wide(SegmentedHost):
+    """One convolution, a slot, and a linear layer."""
+
+    topology = "cnn"
+
+    def __init__(self, data):
+        super().__init__()
+        channels, height, width = data.image_shape
+        self.segments = nn.ModuleList(
+            [
+                nn.Sequential(nn.Conv2d(channels, 5, 3, padding=1), nn.ReLU()),
+                nn.Sequential(nn.Flatten(), nn.Linear(5 * height * width, data.classes)),
+            ]
+        )
+        self.slots = (SlotSpec("r0c0", 5, "hidden", 0, 0, 0, (5, height, width)),)
+        self.execution_order = (0,)
+
+
+@pytest.mark.parametrize("shards", [{}, {"shard_size": 1}, {"shard_size": 1, "auto_shard_size": 1}])
+def test_own_host(shards):
+    register_task("Wide-v0", host=Wide, data=blobs(), **SMALL, **shards)
+    env, info = played("Wide-v0")
+    assert env.unwrapped.host_parameters == 2 * 5 * 9 + 5 + 5 * 64 * 3 + 3
+    assert np.isfinite(info["test_accuracy"])
+
+
+def test_own_host_with_slots_chosen_is_a_clear_error():
+    register_task("Wide-v0", host=Wide, data=blobs(), **SMALL)
+    with pytest.raises(ValueError, match=r"slots is \('r0c0',\); Wide-v0 has a host of its own"):
+        gymnasium.make("Wide-v0", slots=["r0c0"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"env_id": "Esper-Digits-v0"}, ValueError, "'Esper-Digits-v0' is registered already"),
+        ({"env_id": "CartPole-v1"}, ValueError, "'CartPole-v1' is registered already"),
+        ({"env_id": "not an id"}, gymnasium.error.Error, "Malformed"),
+        ({"base": "Esper-Nothing-v0"}, ValueError, "base is 'Esper-Nothing-v0'; expected one of Esper-CIFAR-v0"),
+        ({"env_id": None}, TypeError, "the id of a task is None; expected a text such as 'Mine-v0'"),
+        ({"env_id": ["a"]}, TypeError, r"the id of a task is \['a'\]; expected a text"),
+        ({"base": ["x"]}, ValueError, r"base is \['x'\]; expected one of Esper-CIFAR-v0"),
+        ({"family": "nope"}, ValueError, "family is 'nope'; expected one of 'cifar', 'digits', 'tinystories', 'text'$"),
+        ({"family": "nope", "data": blobs()}, ValueError, "family is 'nope'"),
+        ({"kernel": 3}, TypeError, r"no field 'kernel': it belongs to the host; .*host=CNNSpec\(.* kernel=3, "),
+        ({"horizons": 3}, TypeError, "a task has no field 'horizons'; did you mean 'horizon'"),
+        ({"horizon": 0}, ValueError, "horizon is 0"),
+        ({"auto_shard_size": 0}, ValueError, "auto_shard_size is 0"),
+        ({"plateau_points": "x"}, ValueError, "plateau_points is 'x'"),
+        ({"data": blobs(), "dataset": "digits"}, ValueError, "dataset is 'digits'; Mine-v0 has data of its own and"),
+        ({"data": "digits"}, TypeError, "data is 'digits'; expected an ImageData or a TextData"),
+        ({"data": "book.txt"}, TypeError, "is named by dataset='book.txt'"),
+        ({"data": Path("book.txt")}, TypeError, "is named by dataset='book.txt'"),
+        ({"data": 3}, TypeError, "or a function for one$"),
+        ({"base": "esper-text-v0"}, ValueError, r"did you mean 'Esper-Text-v0'\?"),
+        ({"host": TransformerSpec(7, 2, 2, 8, 2)}, ValueError, "width is 7, which 2 heads do not divide"),
+        ({"host": CNNSpec(3, 4, 9, 1, 1, 8)}, ValueError, "pool_layers is 9; expected 0 to n_blocks = 3"),
+        ({"host": "cnn"}, TypeError, "host is 'cnn'; expected a CNNSpec, a TransformerSpec or a function"),
+    ],
+)
+def test_a_task_that_cannot_be_is_a_clear_error_and_leaves_nothing(changes, error, message):
+    before = dict(tasks.TASKS), set(gymnasium.registry)
+    with pytest.raises(error, match=message):
+        register_task(**({"env_id": "Mine-v0"} | changes))
+    assert (dict(tasks.TASKS), set(gymnasium.registry)) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"host": CNNSpec(3, 4, 2, 1, 1, 8), "base": "Esper-Text-v0"}, "the host sees images and grammar is a text"),
+        ({"host": TransformerSpec(8, 2, 2, 8, 2)}, "the host reads sequences and digits is made of images"),
+        ({"data": lambda: torch.zeros(3)}, "the data of Mine-v0 is tensor"),
+        (
+            {"data": lambda: {}["x"]},
+            r"the data function of Mine-v0 fails \(KeyError: 'x'\); expected a fun",
+        ),
+        ({"data": lambda: Path("/no/such").read_bytes()}, r"data function of Mine-v0 fails \(FileNotFoundError: \[E"),
+        ({"host": lambda _data: 3}, "the host of Mine-v0 for the data digits is 3; expected a torch.nn.Module"),
+        ({"data": blobs(size=4), "host": CNNSpec(3, 4, 2, 1, 1, 8)}, "pools shrink a 4x4 image below 2x2"),
+    ],
+)
+def test_parts_that_do_not_fit_are_a_clear_error_when_it_is_made(fields, message):
+    register_task("Mine-v0", **SMALL, **fields)
+    with pytest.raises((ValueError, TypeError), match=message):
+        gymnasium.make("Mine-v0")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (lambda: TransformerSpec(32.0, 2, 2, 8, 2), "width is 32.0; expected a whole number"),
+        (lambda: TransformerSpec(32, 2, 2, 8, 2, expansion=True), "expansion is True; expected a whole number"),
+        (lambda: CNNSpec(3, "4", 2, 1, 1, 8), "base_channels is '4'; expected a whole number"),
+        (lambda: CNNSpec(3, 4, 2, 1, 1, 8, classes=-2), "classes is -2; expected a whole number"),
+        (lambda: CNNSpec(3, 4, 2, 1, 1, 8, norm_momentum=0.0), "norm_momentum is 0.0; expected a number above 0"),
+    ],
+)
+def test_a_spec_of_what_are_no_numbers_is_a_clear_error(spec, message):
+    with pytest.raises(ValueError, match=message):
+        spec()
+
+
+def test_every_standard_blueprint_fits_a_width_that_four_heads_do_not_divide():
+    text = np.frombuffer(b"a tree is a tree is a tree. " * 40, dtype=np.uint8)
+    host = TransformerSpec(width=6, heads=2, layers=2, context=8, segments=2)
+    register_task("Narrow-v0", host=host, data=TextData("trees", text, text[:200], text[:200]), **SMALL)
+    for name in ("norm", "attention", "lora", "lora_large", "mlp_small", "mlp", "flex_attention"):
+        env = gymnasium.make("Narrow-v0")
+        env.reset(seed=0, options={"topology": {"r0c1": name}})
+        *_, info = env.step(np.zeros(8, dtype=np.int64))
+        assert info["parameters_added"] > 0
+        env.close()
+
+
+def test_own_host_that_draws_from_numpy_is_a_clear_error():
+    class Drawn(Wide):
+        def __init__(self, data):
+            super().__init__(data)
+            self.segments[0][0].weight.data += float(np.random.default_rng().random())
+
+    register_task("Drawn-v0", host=Drawn, data=blobs(), **SMALL)
+    with pytest.raises(ValueError, match=r"a Drawn built twice from the same seed has other values in segments.0.0.we"):
+        gymnasium.make("Drawn-v0")
+
+
+def rectangular(height, width):
+    square = blobs(size=max(height, width))
+    parts = {f"{split}_images": getattr(square, f"{split}_images")[:, :, :height, :width] for split in SPLITS}
+    return replace(square, crop_padding=1, flip=True, **parts)
+
+
+@pytest.mark.numeric
+@pytest.mark.usefixtures("float64_networks")
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (12, 8), (9, 8)])
+@pytest.mark.parametrize("auto_shard_size", [1, 2], ids=["alone", "together"])
+def test_images_need_not_be_square(height, width, auto_shard_size):
+    register_task("Oblong-v0", data=rectangular(height, width), auto_shard_size=auto_shard_size, **SMALL)
+    losses = []
+    for num_envs in (1, 2):
+        envs = gymnasium.make_vec("Oblong-v0", num_envs=num_envs, shard_size=min(num_envs, auto_shard_size))
+        envs.reset(seed=0, options={"topology": {"r0c0": "conv_light", "r0c1": "attention"}})
+        *_, infos = envs.step(np.zeros((num_envs, 8), dtype=np.int64))
+        losses.append(infos["val_loss"][0])
+        envs.close()
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def fails(_data):
+    raise RuntimeError("no such file")
+
+
+class Inplace(Wide):
+    """Its second segment rectifies the slot's features in place."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.segments = nn.ModuleList([self.segments[0][0], nn.Sequential(nn.ReLU(inplace=True), *self.segments[1])])
+
+
+class Rectified(Inplace):
+    """The same where rectifying twice changes no value."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.segments = nn.ModuleList([nn.Sequential(self.segments[0], nn.ReLU()), self.segments[1]])
+
+
+class WrongLinear(Wide):
+    def __init__(self, data):
+        super().__init__(data)
+        self.segments[1][1] = nn.Linear(99, 3)
+
+
+class Frozen(Wide):
+    def __init__(self, data):
+        super().__init__(data)
+        self.segments[0][0].weight.requires_grad_(False)
+
+
+class Recurrent(nn.Module):
+    """What torch.func.vmap does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.cell(x.flatten(1, 2))[0].view(x.shape)
+
+
+class Unmapped(Wide):
+    def __init__(self, data):
+        super().__init__(data)
+        self.segments[0] = nn.Sequential(self.segments[0], Recurrent())
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        (fails, r"the host of Odd-v0 cannot be built from the data blobs \(RuntimeError: no such file\)"),
+        (nn.Flatten(), "the host of Odd-v0 cannot be built from the data blobs"),
+        (Inplace, "segment 1 of the host Inplace writes into its input, which seeds still need"),
+        (Rectified, "segment 1 of the host Rectified writes into its input"),
+        (WrongLinear, r"segment 1 of the host WrongLinear cannot run on \(3, 5, 8, 8\) \(mat1 and mat2"),
+        (Frozen, r"a Frozen has parameters that are frozen \(segments.0.0.weight\); every parameter is trained"),
+        (Unmapped, r"the host Unmapped cannot be trained for many networks at once.*register the task with auto_shard"),
+    ],
+)
+def test_own_host_that_cannot_work_is_a_clear_error_when_it_is_made(host, message):
+    register_task("Odd-v0", host=host, data=blobs(), **SMALL)
+    with pytest.raises(ValueError, match=message):
+        gymnasium.make("Odd-v0")
+
+
+def test_own_host_that_cannot_run_together_runs_alone():
+    register_task("Alone-v0", host=Unmapped, data=blobs(), auto_shard_size=1, **SMALL)
+    _, info = played("Alone-v0")
+    assert np.isfinite(info["test_accuracy"])
