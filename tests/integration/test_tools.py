@@ -1,7 +1,8 @@
-"""The tools for contributors: which variants a portable run has, and what counts as a difference of two checkouts."""
+"""The tools for contributors: variants of portable runs, differences of two checkouts, and the list of mutations."""
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -161,3 +162,14 @@ def test_scenarios_break_the_host_and_nothing_else(scenarios):
     assert np.isfinite(other).all()
     with pytest.raises(scenarios.ScenarioError, match="no weight of a host"):
         scenarios.break_first_network(json.loads("{}"))
+
+
+def test_mutations_fit_the_sources(monkeypatch):
+    """Each text occurs once in the sources, and each test file exists."""
+    spec = importlib.util.spec_from_file_location("mutate", TOOLS / "mutate.py")
+    mutate = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "mutate", mutate)  # its dataclasses look themselves up there
+    spec.loader.exec_module(mutate)
+    mutations = mutate.read_list(mutate.LIST)
+    assert len(mutations) == 40
+    assert mutate.find_places(mutate.ROOT, mutations).keys() == {mutation.name for mutation in mutations}
