@@ -59,7 +59,8 @@ class Variant(NamedTuple):
         levels = {name for table in (ATEN, ONEDNN, BLAS) for level in table.values() for name in level} | OVERRIDES
         inherited = {name: value for name, value in os.environ.items() if name not in levels}
         chosen = ATEN[self.aten] | ONEDNN[self.onednn] | BLAS[self.aten]
-        return inherited | chosen | {"ESPER_TEST_THREADS": str(self.threads)}
+        # Threads that wait for others give up their core: test processes and threads are more than there are cores.
+        return inherited | chosen | {"ESPER_TEST_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
     def third(self) -> int:
         """Which third of the tests ``--every`` runs: each test meets every level of ATen and of oneDNN."""
