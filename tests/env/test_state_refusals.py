@@ -110,6 +110,33 @@ def test_a_state_with_any_leaf_missing_or_misshapen_is_refused_and_nothing_chang
     assert_same(future_of(env, plan), future)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("clock", "steps"),
+        ("generators", "rows"),
+        ("table", "age"),
+        ("steps", "epoch"),
+        ("signals", "losses"),
+        ("reward", "ledger", "mean"),
+        ("governor", "history"),
+        ("recorder", "returns"),
+        ("population", "births"),
+        ("population", "streams", "generator"),
+    ],
+    ids="/".join,
+)
+def test_set_state_changes_nothing_when_one_part_of_a_later_state_is_misshapen(make, assert_same, path):
+    """Every other part of that state fits, and differs from what the environment holds."""
+    env, ahead = make(), make()
+    begun(env, plan_for(env), 3)
+    later = begun(ahead, plan_for(ahead), 7).get_state()
+    before = env.get_state()
+    with pytest.raises(ValueError, match="state"):
+        env.set_state(changed(later, path, lambda leaf: leaf[:-1]))
+    assert_same(env.get_state(), before)
+
+
 def test_a_part_too_many_is_refused(rich):
     env, state, *_ = rich
     for path in ((), ("table",), ("signals",), ("reward", "ledger"), ("generators",), ("population", "host")):
