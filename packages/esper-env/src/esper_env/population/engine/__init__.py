@@ -1,1 +1,1 @@
-"""How n networks run as one: layouts of features and batched forms of layers."""
+"""Layouts of features, and batched forms of layers that run n networks at once."""
