@@ -44,7 +44,10 @@ UNREAD = {
 }
 #: Read in lives that do not occur here; the tests of the rules cover them. ``delay`` discounts a boost that is not
 #: measured any more; ``panics`` counts divergent epochs; ``history`` and ``count`` are what a loss is compared with.
-NOT_HERE = {("reward", "ledger", "delay"), *(("governor", name) for name in ("panics", "history", "count"))}
+NOT_HERE = {
+    ("reward", "ledger", "delay"),
+    *(("governor", name) for name in ("panics", "history", "count")),
+}
 #: Only events tell of these; see ``test_events_go_on_counting``.
 TOLD = {("recorder", name) for name in ("episode", "returns", "length", "epoch")}
 EXEMPT = UNREAD | NOT_HERE | TOLD

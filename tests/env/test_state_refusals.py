@@ -4,9 +4,14 @@ import copy
 
 import numpy as np
 import pytest
-from esper_env.persistence.state import FORMAT
 from esper_env.rules.stages import Stage
+from esper_env.tasks.identity import FORMAT
 from stepping import begun, changed, drive, leaves, new_env, plan_for
+
+#: Reasons for which a tree of another form is rejected.
+MISFIT = "; expected |lacks|unknown keys|in the state|not the state|format|identity"
+#: Reasons for which values are rejected.
+IMPOSSIBLE_VALUE = "it must be|impossible|blueprint|negative|sum to|not the state of a generator"
 
 
 @pytest.mark.parametrize(
@@ -30,7 +35,7 @@ def test_a_state_of_another_environment_is_refused_with_what_differs(make, asser
     before = other.get_state()
     with pytest.raises(ValueError, match=f"{message}.*Make the environment with the state's values") as caught:
         other.set_state(state)
-    assert "the state was taken from another environment: " in str(caught.value)  # and not "on other data"
+    assert "the state was saved in another environment: " in str(caught.value)  # and not "on other data"
     assert_same(other.get_state(), before)
 
 
@@ -46,10 +51,10 @@ def test_other_data_are_said_where_the_digests_differ_and_only_then(make):
     env = make()
     state = env.get_state()
     other = changed(state, ("identity", "data_digest"), lambda _: "0" * 32)
-    with pytest.raises(ValueError, match=r"taken on other data \(.*\), so from another environment: data_digest is '0"):
+    with pytest.raises(ValueError, match=r"saved on other data \(.*\), so in another environment: data_digest is '0"):
         env.set_state(other)
     lacking = changed(state, ("identity",), lambda found: {k: v for k, v in found.items() if k != "data_digest"})
-    with pytest.raises(ValueError, match="was taken from another environment: data_digest is 'missing' in the state"):
+    with pytest.raises(ValueError, match="was saved in another environment: data_digest is 'missing' in the state"):
         env.set_state(lacking)
 
 
@@ -67,7 +72,7 @@ def test_what_is_no_state_is_refused(make, state):
 def test_another_format_is_refused(make):
     env = make()
     for other in (FORMAT - 1, FORMAT + 1):
-        with pytest.raises(ValueError, match=f"format {other}; this version of esper-env knows format {FORMAT}"):
+        with pytest.raises(ValueError, match=f"format {other}; this version of esper-env reads format {FORMAT}"):
             env.set_state(changed(env.get_state(), ("format",), lambda _, other=other: other))
 
 
@@ -104,7 +109,7 @@ def test_a_state_with_any_leaf_missing_or_misshapen_is_refused_and_nothing_chang
     for path in leaves(state):
         if (path, what) == (("identity", "reward_weights"), "an empty dict"):
             continue  # it is one
-        with pytest.raises(ValueError, match="state"):
+        with pytest.raises(ValueError, match=MISFIT):
             env.set_state(changed(state, path, BAD[what]))
     assert_same(env.get_state(), state)
     assert_same(future_of(env, plan), future)
@@ -132,20 +137,28 @@ def test_set_state_changes_nothing_when_one_part_of_a_later_state_is_misshapen(m
     begun(env, plan_for(env), 3)
     later = begun(ahead, plan_for(ahead), 7).get_state()
     before = env.get_state()
-    with pytest.raises(ValueError, match="state"):
+    with pytest.raises(ValueError, match=MISFIT):
         env.set_state(changed(later, path, lambda leaf: leaf[:-1]))
     assert_same(env.get_state(), before)
 
 
 def test_a_part_too_many_is_refused(rich):
     env, state, *_ = rich
-    for path in ((), ("table",), ("signals",), ("reward", "ledger"), ("generators",), ("population", "host")):
+    for path in (
+        (),
+        ("growth",),
+        ("table"),
+        ("signals"),
+        ("reward", "ledger"),
+        ("generators",),
+        ("population", "host"),
+    ):
         extra = copy.deepcopy(state)
         node = extra
         for key in path:
             node = node[key]
         node["surplus"] = np.zeros(3)
-        with pytest.raises(ValueError, match="state"):
+        with pytest.raises(ValueError, match=MISFIT):
             env.set_state(extra)
 
 
@@ -172,6 +185,6 @@ IMPOSSIBLE = [
 def test_values_that_no_life_leads_to_are_refused(rich, assert_same, path, value):
     env, state, *_ = rich
     env.set_state(state)
-    with pytest.raises(ValueError, match=r"state|blueprint"):
+    with pytest.raises(ValueError, match=IMPOSSIBLE_VALUE):
         env.set_state(changed(state, path, lambda leaf: np.full_like(leaf, value)))
     assert_same(env.get_state(), state)

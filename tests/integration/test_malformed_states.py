@@ -8,10 +8,13 @@ import json
 import os
 import shutil
 from contextlib import closing, nullcontext
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 import yaml
 from command_line import bad
 from esper_agent.cli.main import main
@@ -23,8 +26,8 @@ from esper_agent.training.run_lock import locked
 from esper_agent.training.state import KIND as TRAINING
 from esper_env.persistence import checkpoint
 from esper_env.persistence.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from esper_env.persistence.state import FORMAT, KIND
 from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op
+from esper_env.tasks.identity import FORMAT, KIND
 from malformed import assert_says, refused, table
 from resuming import REAL, ROLLOUT, Crash, small_settings
 from stepping import changed
@@ -32,8 +35,8 @@ from stepping import changed
 ID = "Esper-Digits-v0"
 TINY = {"horizon": 4, "batches_per_step": 1, "batch_size": 8}
 REMEDY = "Make the environment with the state's values"
-ANEW = "take another checkpoint, or write this one anew"
-BEFORE = "Use the version that it was taken with"
+ANEW = "use another checkpoint, or save this one again"
+BEFORE = "Load it with the version that saved it"
 
 
 def env_of(env_id=ID, num_envs=2, **kwargs):
@@ -57,13 +60,13 @@ def env():
 
 @pytest.fixture(scope="module")
 def saved(env, tmp_path_factory):
-    return env.save_state(tmp_path_factory.mktemp("states") / "state")
+    return env.save_state(tmp_path_factory.mktemp("states") / "state.safetensors")
 
 
 @pytest.fixture
-def folder(saved, tmp_path):
+def file(saved, tmp_path):
     """A copy of the saved state, to be damaged."""
-    return shutil.copytree(saved, tmp_path / "state")
+    return shutil.copy(saved, tmp_path / "state.safetensors")
 
 
 def contents(folder):
@@ -113,100 +116,108 @@ STREAMS = ("population", "streams")
     ("another-task", of("Esper-CIFAR-v0", dataset="procedural"), ValueError, "env_id is 'Esper-CIFAR-v0'", REMEDY),
     ("more-networks", of(num_envs=3), ValueError, "num_envs is 3 in the state and 2 here", REMEDY),
     ("another-horizon", of(horizon=9), ValueError, "horizon is 9 in the state and 4 here", REMEDY),
-    ("none", lambda _: None, ValueError, "not the state of an environment", "expected what get_state returns"),
-    ("older-format", at("format", value=0), ValueError, "has format 0", f"knows format {FORMAT}", BEFORE),
-    ("no-population", without("population"), ValueError, "the state has the parts", "expected", "'population'"),
-    ("short-array", shortened("steps", "epoch"), ValueError, "'epoch' is int64 (1,)", "expected int64 (2,)"),
-    ("short-stack", shortened("population", "births"), ValueError, "int64 (1, 3)", "expected int64 (2, 3)"),
-    ("nan-alpha", at("table", "alpha", value=np.nan), ValueError, "table of the state", "alpha"),
-    ("alpha-beyond", at("table", "alpha", value=1.5), ValueError, "table of the state", "alpha"),
-    ("stage-unknown", at("table", "stage", value=77), ValueError, "table of the state", "stage"),
-    ("stage-negative", at("table", "stage", value=-1), ValueError, "table of the state", "stage"),
+    ("none", lambda _: None, ValueError, "not the state of an environment", "expected a tree from get_state"),
+    ("older-format", at("format", value=0), ValueError, "has format 0", f"reads format {FORMAT}", BEFORE),
+    ("no-population", without("population"), ValueError, "lacks ['population']"),
+    (
+        "short-array",
+        shortened("steps", "epoch"),
+        ValueError,
+        "steps: epoch is an array (1,) of int64",
+        "expected an array (2,)",
+    ),
+    (
+        "short-stack",
+        shortened("population", "births"),
+        ValueError,
+        "population: births is an array (1, 3)",
+        "expected an array (2, 3)",
+    ),
+    ("nan-alpha", at("table", "alpha", value=np.nan), ValueError, "table: ", "alpha"),
+    ("alpha-beyond", at("table", "alpha", value=1.5), ValueError, "table: ", "alpha"),
+    ("stage-unknown", at("table", "stage", value=77), ValueError, "table: ", "stage"),
+    ("stage-negative", at("table", "stage", value=-1), ValueError, "table: ", "stage"),
     ("blueprint-unknown", at("table", "blueprint", value=99), ValueError, "blueprint"),
     ("negative-lengths", at(*STREAMS, "left_lengths", value=-1), ValueError, "left_lengths sum to -2; left has"),
-    ("index-beyond", at(*STREAMS, "left", value=10**6), ValueError, "state", "1000000"),
-    ("births-negative", at("population", "births", value=-1), ValueError, "births must be 0 or greater"),
+    (
+        "index-beyond",
+        at(*STREAMS, "left", value=10**6),
+        ValueError,
+        "population: streams: network 0",
+        "left has impossible sample numbers",
+    ),
+    (
+        "births-negative",
+        at("population", "births", value=-1),
+        ValueError,
+        "births have negative numbers",
+    ),
 )
 def test_states(env, what, error, says):
     state = what(env.get_state())
     keeps_its_state(env, lambda: refused(lambda: env.set_state(state), error, says))
 
 
-# Folders of states
+# Files of states
 
 
 def manifest(change):
-    """A change of the manifest that is sealed again, as by somebody who means it."""
+    """A change of the manifest, with the checksum that matches."""
 
-    def edit(folder):
-        content = json.loads((folder / "manifest.json").read_text())
+    def edit(path):
+        with safetensors.safe_open(path, framework="numpy") as file:
+            content = json.loads(file.metadata()["esper"])
+        arrays = safetensors.numpy.load(path.read_bytes())
         change(content)
-        (folder / "manifest.json").write_bytes(checkpoint._sealed(content))
+        content["sha256"] = checkpoint._checksum(content, arrays)
+        safetensors.numpy.save_file(arrays, path, {"esper": json.dumps(content)})
 
     return edit
 
 
-def named(name):
-    """The arrays are those of a file outside the folder."""
-
-    def edit(folder):
-        arrays = next(folder.glob("arrays-*"))
-        shutil.copy(arrays, folder.parent / arrays.name)
-        manifest(lambda content: content["arrays"].update(file=name.format(arrays.name)))(folder)
-
-    return edit
+def edited(path):
+    whole = path.read_bytes()
+    assert whole.count(rb"\"horizon\":4") == 1
+    path.write_bytes(whole.replace(rb"\"horizon\":4", rb"\"horizon\":9"))
 
 
-def edited(folder):
-    path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"horizon":4', '"horizon":9'))
+def cut(size):
+    return lambda path: os.truncate(path, size)
 
 
-def cut(pattern, size):
-    return lambda folder: os.truncate(next(folder.glob(pattern)), size)
-
-
-def removed(pattern):
-    return lambda folder: next(folder.glob(pattern)).unlink()
+def removed(name):
+    return lambda folder: (folder / name).unlink()
 
 
 def replaced_by(tree, kind):
-    def edit(folder):
-        shutil.rmtree(folder)
-        write_checkpoint(folder, tree, kind=kind)
+    def edit(path):
+        path.unlink()
+        write_checkpoint(path, tree, kind=kind)
 
     return edit
 
 
-def emptied(folder):
-    for path in folder.iterdir():
-        path.unlink()
-
-
-NO_NAME = "which is no name of one"
+def folder_of_version_1(path):
+    path.unlink()
+    path.mkdir()
 
 
 @table(
-    ("nowhere", shutil.rmtree, CheckpointError, "state does not exist", "give the folder of a checkpoint"),
-    ("empty", emptied, CheckpointError, "is not a checkpoint", "it has no manifest.json"),
-    ("no-manifest", removed("manifest.json"), CheckpointError, "is not a checkpoint", "it has no manifest.json"),
-    ("no-arrays", removed("arrays-*"), CheckpointError, "safetensors is missing", ANEW),
-    ("arrays-cut", cut("arrays-*", 100), CheckpointError, "has 100 bytes of the", ANEW),
-    ("manifest-cut", cut("manifest.json", 100), CheckpointError, "manifest.json is incomplete or no JSON", ANEW),
-    ("manifest-edited", edited, CheckpointError, "was changed after it was written", "checksum does not fit", ANEW),
-    ("older-format", manifest(lambda c: c.update(format=0)), CheckpointError, "older format, 0", "reads format 1"),
-    ("newer-format", manifest(lambda c: c.update(format=9)), CheckpointError, "newer format, 9", "or a later one"),
+    ("nowhere", Path.unlink, CheckpointError, "does not exist", "expected the file of a checkpoint"),
+    ("a-folder", folder_of_version_1, CheckpointError, "is a folder", "expected the file of a checkpoint"),
+    ("empty", cut(0), CheckpointError, "is incomplete or not a safetensors file", ANEW),
+    ("cut", cut(100), CheckpointError, "is incomplete or not a safetensors file", ANEW),
+    ("edited", edited, CheckpointError, "was changed after it was saved", "checksum does not match", ANEW),
+    ("older-format", manifest(lambda c: c.update(format=1)), CheckpointError, "format 1", "reads format 2", "Read it"),
+    ("newer-format", manifest(lambda c: c.update(format=9)), CheckpointError, "format 9", "reads format 2", "Read it"),
     ("of-training", replaced_by({"x": 1}, TRAINING), CheckpointError, f"kind {TRAINING!r}", f"expected {KIND!r}"),
-    ("of-nothing", replaced_by({"x": 1}, KIND), ValueError, "not the state of an environment", "get_state returns"),
-    ("path-above", named("../{}"), CheckpointError, "names the arrays file '../arrays-", NO_NAME),
-    ("path-absolute", named("/etc/passwd"), CheckpointError, "names the arrays file '/etc/passwd'", NO_NAME),
-    ("path-list", manifest(lambda c: c["arrays"].update(file=["a"])), CheckpointError, "file ['a']", NO_NAME),
+    ("of-nothing", replaced_by({"x": 1}, KIND), ValueError, "not the state of an environment", "get_state"),
 )
-def test_folders_of_states(env, folder, what, error, says):
-    what(folder)
-    files = contents(folder)
-    keeps_its_state(env, lambda: refused(lambda: env.load_state(folder), error, says))
-    assert contents(folder) == files
+def test_load_state_rejects_files_and_changes_nothing(env, file, what, error, says):
+    what(file)
+    files = contents(file.parent)
+    keeps_its_state(env, lambda: refused(lambda: env.load_state(file), error, says))
+    assert contents(file.parent) == files
 
 
 # Runs that are to go on
@@ -253,7 +264,6 @@ def in_training(change):
     def edit(path):
         tree = read_checkpoint(path, kind=TRAINING)
         change(tree)
-        shutil.rmtree(path)
         write_checkpoint(path, tree, kind=TRAINING)
 
     return every_checkpoint(edit)
@@ -288,11 +298,10 @@ OTHER = "To train anew, give another folder"
     ("another-task", configured(env="Esper-CIFAR-v0"), CheckpointError, f"env = {ID}", "has Esper-CIFAR-v0", OWN),
     ("more-networks", configured(num_envs=5), CheckpointError, "num_envs = 4", "has 5", OWN),
     ("longer", configured(total_timesteps=999), CheckpointError, "total_timesteps = 72", "has 999", OWN),
-    ("cut", every_checkpoint(cut("arrays-*", 9)), CheckpointError, UNREADABLE, "has 9 bytes of the", OTHER),
+    ("cut", every_checkpoint(cut(9)), CheckpointError, UNREADABLE, "is incomplete", OTHER),
     ("of-a-state", every_checkpoint(replaced_by({"x": 1}, KIND)), CheckpointError, UNREADABLE, f"kind {KIND!r}", OTHER),
-    ("path-above", every_checkpoint(named("../{}")), CheckpointError, UNREADABLE, NO_NAME, OTHER),
     ("no-state", in_training(lambda t: t.pop("state")), CheckpointError, UNREADABLE, "state", OTHER),
-    ("layout", in_training(lambda t: t["state"].update(layout=0)), CheckpointError, "has layout 0", "reads 1", OTHER),
+    ("layout", in_training(lambda t: t["state"].update(layout=0)), CheckpointError, "has layout 0", "reads 2", OTHER),
     ("events-file", events_file, ValueError, "events cannot be made", "give another one"),
 )
 def test_runs_that_cannot_go_on(run, what, error, says):

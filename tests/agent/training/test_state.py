@@ -9,7 +9,7 @@ import torch
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
 from esper_agent.sb3 import make_sb3_env
 from esper_agent.training.callbacks import CurvesRecorder, TrainingMetricsCallback
-from esper_agent.training.environment_state import check_layers
+from esper_agent.training.environment_state import environment_parts
 from esper_agent.training.outputs import run_logger
 from esper_agent.training.state import KIND, LAYOUT, StatefulCallback, restore_training, stateful, training_state
 from esper_env.persistence.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
@@ -77,12 +77,12 @@ def test_a_state_on_disk_makes_another_learner_the_same(learner, tmp_path):
     np.random.standard_normal()  # noqa: NPY002
     tree = saved.state()
     wanted = flat(tree)
-    write_checkpoint(tmp_path / "c", tree, kind=KIND)
+    write_checkpoint(tmp_path / "c.safetensors", tree, kind=KIND)
     other = learner(tmp_path / "b", seed=7)
     before = flat(other.state())
     for name in ("episodes.csv", "progress.csv"):  # the files of a run stay where they are
         (tmp_path / "b" / name).write_bytes((tmp_path / "a" / name).read_bytes())
-    other.restore(read_checkpoint(tmp_path / "c", kind=KIND))
+    other.restore(read_checkpoint(tmp_path / "c.safetensors", kind=KIND))
     assert flat(other.state()) == wanted
     # What was the same all along would prove nothing.
     parts = {path.split("/")[1] for path, leaf in wanted.items() if before.get(path) != leaf}
@@ -151,49 +151,53 @@ def edited(change):
 
 
 WRONG = {
-    "layout": (edited(lambda tree: tree.update(layout=LAYOUT + 1)), "layout 2, this version of esper-agent reads 1"),
+    "layout": (
+        edited(lambda tree: tree.update(layout=LAYOUT + 1)),
+        "layout 3; this version of .* reads layout 2",
+    ),
     "a part too few": (edited(lambda tree: tree.pop("generators")), r"lacks \['generators'\]"),
-    "a part too many": (edited(lambda tree: tree.update(x={})), r"has \['x'\]"),
+    "a part too many": (edited(lambda tree: tree.update(x={})), r"has the unknown keys \['x'\]"),
     "a weight": (
         edited(lambda tree: tree["policy"].update({"latent_norm.bias": np.zeros(9, np.float32)})),
-        r"policy/latent_norm.bias is an array \(9,\) of float32; this learner has an array \(8,\)",
+        r"policy: latent_norm.bias is an array \(9,\) of float32; expected an array \(8,\)",
     ),
     "a weight's type": (
         edited(lambda tree: tree["policy"].update({"latent_norm.bias": np.zeros(8)})),
-        "of float64; this learner has",
+        "of float64; expected",
     ),
     "a moment": (
         edited(lambda tree: tree["optimizer"]["0"].update(exp_avg=np.zeros((2, 2), np.float32))),
-        r"optimizer/0/exp_avg is an array \(2, 2\)",
+        r"optimizer: 0/exp_avg is an array \(2, 2\)",
     ),
     "a moment that is one number": (
         edited(lambda tree: tree["optimizer"]["0"].update(exp_avg=np.zeros((), np.float32))),
-        r"optimizer/0/exp_avg is an array \(\)",
+        r"optimizer: 0/exp_avg is an array \(\)",
     ),
     "a parameter": (
         edited(lambda tree: tree["optimizer"].update({"999": {"step": np.zeros(())}})),
         "the parameter's shape is None",
     ),
-    "a count": (edited(lambda tree: tree["counters"].update(n_updates=1.0)), "n_updates is a float"),
+    "a count": (edited(lambda tree: tree["counters"].update(n_updates=1.0)), "counters: n_updates is a float"),
     "the observation": (
         edited(lambda tree: tree["decision"]["observation"].update(features=np.zeros((2, 3), np.float32))),
-        r"decision/observation/features is an array \(2, 3\)",
+        r"decision: observation/features is an array \(2, 3\)",
     ),
-    "a generator": (edited(lambda tree: tree["generators"].update(torch=np.zeros(3, np.uint8))), "generators/torch"),
-    "finished episodes": (edited(lambda tree: tree["episodes"].pop("columns")), r"episodes lacks \['columns'\]"),
+    "a generator": (edited(lambda tree: tree["generators"].update(torch=np.zeros(3, np.uint8))), "generators: torch"),
+    "finished episodes": (edited(lambda tree: tree["episodes"].pop("columns")), r"episodes: it lacks \['columns'\]"),
     "an output": (
         edited(lambda tree: tree["logger"]["outputs"].pop("ProgressFile")),
-        r"logger/outputs lacks \['ProgressFile'\]",
+        r"logger: outputs: it lacks \['ProgressFile'\]",
     ),
     "the monitor": (
         edited(lambda tree: tree["environment"]["VecMonitor"].update(lengths=np.zeros(3, np.int32))),
-        "environment/VecMonitor/lengths",
+        "environment: VecMonitor: lengths",
     ),
     "no normaliser": (edited(lambda tree: tree["environment"].pop("VecNormalize")), r"lacks \['VecNormalize'\]"),
     "the vector": (
         edited(lambda tree: tree["environment"]["vector"].update(envs=[])),
         "0 environments; expected 2",
     ),
+    "the seeds": (edited(lambda tree: tree["environment"]["seeds"].update(next=[1])), "next is .1.; expected 2 seeds"),
     "a callback": (edited(lambda tree: tree["callbacks"].pop("CurvesRecorder")), r"lacks \['CurvesRecorder'\]"),
 }
 
@@ -210,9 +214,26 @@ def test_a_state_that_does_not_fit_changes_nothing(two, name):
     assert {path: path.read_bytes() for path in folder.iterdir()} == files
 
 
+def test_restore_keeps_seeds_and_files_of_a_fresh_learner_when_the_last_part_does_not_fit(learner, two, tmp_path):
+    fresh = learner(tmp_path, seed=3, learn=False)
+    (tmp_path / "episodes.csv").write_text("mine")
+    before = flat(fresh.state())
+    tree = copy.deepcopy(two[0].state())
+    tree["logger"]["outputs"]["TensorBoardFiles"]["next_step"] = "x"
+    with pytest.raises(CheckpointError, match="logger: outputs: TensorBoardFiles: next_step is a str"):
+        fresh.restore(tree)
+    assert flat(fresh.state()) == before
+    assert fresh.model.get_env().unwrapped._seeds == [3, 4]
+    assert fresh.model._last_obs is None
+    assert (tmp_path / "episodes.csv").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"num_envs": 3}, "decision/observation.* this learner has"), ({"lstm_hidden_size": 16}, "policy/.*this learner")],
+    [
+        ({"num_envs": 3}, "VecNormalize: returns is an array"),
+        ({"lstm_hidden_size": 16}, "policy: .* expected an array"),
+    ],
 )
 def test_a_learner_of_another_size_is_refused(learner, two, tmp_path, changes, message):
     with pytest.raises(CheckpointError, match=message):
@@ -233,7 +254,7 @@ def wrapped(env):
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [
-        (lambda env: VecFrameStack(env, 2), "wrapped in VecFrameStack, which is none of"),
+        (lambda env: VecFrameStack(env, 2), "wrapped in VecFrameStack, which is neither"),
         (lambda env: VecNormalize(env, norm_obs_keys=["features"]), "normalises observations"),
         (bare, "Other has no get_state"),
         (wrapped, "VectorWrapper has no get_state"),
@@ -241,9 +262,9 @@ def wrapped(env):
 )
 def test_an_environment_whose_state_is_not_all_known_is_refused(toy_id, wrap, message):
     env = make_sb3_env(toy_id, 2, seed=0, **CUT)
-    check_layers(env)
+    environment_parts(env)
     with pytest.raises(CheckpointError, match=f"{message}.*checkpoint_every=0"):
-        check_layers(wrap(env))
+        environment_parts(wrap(env))
 
 
 def test_callbacks_with_a_state_have_names_of_their_own(tmp_path):

@@ -266,7 +266,7 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_table_is_sound(self):
-        lifecycle.validate(self.table)
+        self.table.validate()
         table = self.table
         settled = (table.stage == Stage.HOLDING) | (table.stage == Stage.FOSSILIZED)
         assert (table.alpha[settled] == 1.0).all()

@@ -26,7 +26,7 @@ def test_planted_seeds_are_committed_at_full_strength():
     assert (table.operator == Operator.ADD).all()
     assert (table.alpha_mode == HOLD).all()
     assert (table.contribution_age == -1).all()
-    lifecycle.validate(table)
+    table.validate()
 
 
 def test_planting_into_a_taken_slot_is_an_error():
@@ -69,7 +69,7 @@ def test_an_op_that_its_stage_does_not_allow_is_a_programming_error(op):
 def test_a_stored_table_that_no_life_leads_to_is_rejected(column, value, message):
     table = SlotTable.empty(1, 2)
     lifecycle.plant(table, np.array([[False, True]]), Blueprint.NORM)
-    lifecycle.validate(table)
+    table.validate()
     getattr(table, column)[0, 1] = value
     with pytest.raises(ValueError, match=message):
-        lifecycle.validate(table)
+        table.validate()

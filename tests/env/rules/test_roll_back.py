@@ -95,7 +95,7 @@ def check(table, before, rows, kept):
     for row, slot in np.ndindex(table.shape):
         wanted = expected_at(before, row, slot, kept[row, slot]) if rows[row] else values_at(after, row, slot)
         assert values_at(table, row, slot) == wanted, (row, slot, Stage(before.stage[row, slot]))
-    lifecycle.validate(table)
+    table.validate()
 
 
 @given(
@@ -175,4 +175,4 @@ def test_a_fossil_that_no_snapshot_holds_is_undone_and_the_table_stays_sound():
     gone = lifecycle.roll_back(table, before, np.array([True]), np.zeros((1, SLOTS), dtype=bool))
     assert gone.tolist() == [[True, False, False]]
     assert table.stage.tolist() == [[Stage.PRUNED, Stage.DORMANT, Stage.DORMANT]]
-    lifecycle.validate(table)
+    table.validate()

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from esper_env.growth import Observation
 from esper_env.infos import Infos, single_info
 from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
-from esper_env.persistence.state import KIND
 from esper_env.persistence.tree import Tree
 from esper_env.render import RENDER_MODES, Picture
 from esper_env.rules.masks import MaskArray
 from esper_env.tasks import TaskConfig, make_task
+from esper_env.tasks.identity import KIND
 from esper_env.vector_env import EsperVectorEnv
 
 
@@ -97,13 +97,13 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         self._vector.set_state(state)
         (self._np_random,), (self._np_random_seed,) = self._vector.np_random, self._vector.np_random_seed
 
-    def save_state(self, folder: str | Path) -> Path:
-        """Write :meth:`get_state` to a folder; see :meth:`EsperVectorEnv.save_state`."""
-        return write_checkpoint(folder, self.get_state(), kind=KIND)
+    def save_state(self, path: str | Path) -> Path:
+        """Write :meth:`get_state` to a file; see :meth:`EsperVectorEnv.save_state`."""
+        return write_checkpoint(path, self.get_state(), kind=KIND)
 
-    def load_state(self, folder: str | Path) -> None:
-        """:meth:`set_state` from a folder; see :meth:`EsperVectorEnv.load_state`."""
-        self.set_state(read_checkpoint(folder, kind=KIND))
+    def load_state(self, path: str | Path) -> None:
+        """Call :meth:`set_state` with the state in a file; see :meth:`EsperVectorEnv.load_state`."""
+        self.set_state(read_checkpoint(path, kind=KIND))
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(sum of the head sizes,) the marginal mask under sb3-contrib's name."""

@@ -10,7 +10,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from esper_env.checks import is_whole
-from esper_env.persistence.state import Part, attributes_part
+from esper_env.persistence.state import ArrayState
 from esper_env.seeds import blueprint_entry
 
 Mask = NDArray[np.bool_]
@@ -107,8 +107,10 @@ def _planted(topology: Any, site: Site) -> dict[int, int]:
     return {site.slot_ids.index(slot): blueprint_entry(name, site.topology).value for slot, name in topology.items()}
 
 
-class EpisodeClock:
+class EpisodeClock(ArrayState):
     """Which environments run, which have finished, and when an episode is cut."""
+
+    STATE = ("_started", "finished", "_steps")
 
     def __init__(self, count: int, max_episode_steps: int | None) -> None:
         if max_episode_steps is not None and not is_whole(max_episode_steps, least=1):
@@ -117,10 +119,6 @@ class EpisodeClock:
         self._started = np.zeros(count, dtype=np.bool_)
         self.finished = np.zeros(count, dtype=np.bool_)
         self._steps = np.zeros(count, dtype=np.int64)
-
-    def state_part(self) -> Part:
-        """The clock's share of a state."""
-        return attributes_part("clock", self, {"started": "_started", "finished": "finished", "steps": "_steps"})
 
     def start(self, rows: Mask) -> None:
         """An episode begins in ``rows`` (N,)."""

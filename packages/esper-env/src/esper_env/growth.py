@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from esper_env.data.catalog import DataFamily, check_length
 from esper_env.devices import memory_gauge
-from esper_env.persistence.state import Part, attributes_part, object_part, table_part
-from esper_env.persistence.tree import Arrays
+from esper_env.persistence.state import Accessors, ArrayState, Stateful
+from esper_env.persistence.tree import Tree
 from esper_env.population import Measurement, Mismatch, Structure, updated
 from esper_env.population.build import build_population
-from esper_env.recording import COUNTERS, Inspections, Recorder, StepRecord, TrainedEpoch
+from esper_env.recording import Inspections, Recorder, StepRecord, TrainedEpoch
 from esper_env.rules import lifecycle
 from esper_env.rules.gates import gate_config
 from esper_env.rules.governor import Governor
@@ -47,7 +47,7 @@ class StepOutcome:
     final_values: dict[str, Any]  # of the committed networks; hold where ``terminated``
 
 
-class Growth:
+class Growth(ArrayState):
     """N networks of a task with their slot table, signals and rewards.
 
     ``begin`` starts episodes, ``advance`` runs one step of every network, ``observe`` shows where they are.
@@ -55,6 +55,8 @@ class Growth:
     Raises:
         ValueError: settings of the task that make no sense.
     """
+
+    STATE = ("epoch", "_last_op", "_last_success")
 
     def __init__(self, task: TaskConfig, count: int) -> None:
         self.task, self.count = task, count
@@ -127,21 +129,25 @@ class Growth:
         self.recorder.began(rows, self._signals.peek(), structure.fossilized)
         return self._state_values(structure)
 
-    def state_parts(self) -> dict[str, Part]:
-        """What a state of the networks is made of, by name."""
-        population, table = self._population, self.table
+    def set_state(self, state: Tree) -> None:
+        """Load the epochs and the outcome of the last step; :meth:`parts` lists everything else that has a state."""
+        super().set_state(state)
+        if not np.isin(self._last_op, list(Op)).all() or (self.epoch < 0).any():
+            raise ValueError("last_op or epoch has impossible values; expected ops, and epochs of at least 0")
+
+    def parts(self) -> dict[str, Stateful]:
+        """Everything with a state. The networks come last: the table and the governor describe their layout."""
+        population, table, governor = self._population, self.table, self._governor
         return {
-            "table": table_part("table", table),
-            "steps": attributes_part("steps", self, _STEPS, _check_steps),
-            "signals": object_part("signals", self._signals),
-            "reward": object_part("reward", self._reward),
-            "governor": object_part("governor", self._governor),
-            "recorder": attributes_part("recorder", self.recorder, COUNTERS),
-            "population": Part(
-                lambda: population.get_state(table.blueprint, self._governor.saved),
-                lambda state, whole: population.prepare_state(
-                    state, whole["table"]["blueprint"], whole["governor"]["saved"]
-                ),
+            "steps": self,
+            "table": table,
+            "signals": self._signals,
+            "reward": self._reward,
+            "governor": governor,
+            "recorder": self.recorder,
+            "population": Accessors(
+                lambda: population.get_state(table.blueprint, governor.saved),
+                lambda state: population.set_state(state, table.blueprint, governor.saved),
             ),
         }
 
@@ -353,15 +359,6 @@ class Growth:
             "contribution_measured": self.table.contribution_age >= 0,
             "dataset_name": np.full(self.count, self.dataset_name, dtype=object),
         }
-
-
-#: Arrays (N,) of a state, by attribute.
-_STEPS = {"epoch": "epoch", "last_op": "_last_op", "last_success": "_last_success"}
-
-
-def _check_steps(arrays: Arrays) -> None:
-    if not np.isin(arrays["last_op"], list(Op)).all() or (arrays["epoch"] < 0).any():
-        raise ValueError("steps of the state: last_op must hold ops, and epoch numbers of 0 or more")
 
 
 def waiting(command: Command, rows: Mask) -> Command:

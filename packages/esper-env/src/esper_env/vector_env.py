@@ -18,14 +18,15 @@ from esper_env.episodes import EpisodeClock, Site, parse_reset
 from esper_env.growth import Growth, Observation
 from esper_env.infos import Infos, merge_infos, restrict_infos, vector_infos
 from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
-from esper_env.persistence.generators import generators_from, generators_state
-from esper_env.persistence.state import KIND, Commit, Part, put_state, take_state, task_identity
+from esper_env.persistence.generators import UNKNOWN_SEED, Generators
+from esper_env.persistence.state import Stateful, get_states, restore, set_states
 from esper_env.persistence.tree import Tree
 from esper_env.render import RENDER_MODES, Picture, describe_networks, draw_networks
 from esper_env.rules.heads import NO_BLUEPRINT, Op, head_sizes
 from esper_env.rules.masks import MaskArray, conditional_masks, sample_valid_actions, split_mask
 from esper_env.rules.observation import BOUND, feature_count
 from esper_env.tasks import TaskConfig, make_task
+from esper_env.tasks.identity import FORMAT, KIND, check_origin, task_identity
 from esper_env.telemetry import Telemetry
 
 EPISODE_SEED_BOUND = 2**62
@@ -104,8 +105,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         #: Where events go: ``env.telemetry.add_sink(JsonlSink("folder"))``.
         self.telemetry: Telemetry = self._growth.telemetry
         self._site = Site(self.slot_ids, self._growth.topology, self._growth.max_seeds)
-        drawn = [seeding.np_random() for _ in range(num_envs)]
-        self._rngs, self._rng_seeds = [rng for rng, _ in drawn], [entropy for _, entropy in drawn]
+        self._generators = Generators(*zip(*(seeding.np_random() for _ in range(num_envs)), strict=True))
         slots = len(self.slot_ids)
         self.single_observation_space = observation_space(slots)
         self.single_action_space = gym.spaces.MultiDiscrete(list(head_sizes(slots)))
@@ -124,7 +124,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self._clock.require_started(besides=request.rows)
         for row in np.flatnonzero(request.rows):
             if request.seeds[row] is not None:
-                self._rngs[row], self._rng_seeds[row] = seeding.np_random(request.seeds[row])
+                self._generators.rngs[row], self._generators.seeds[row] = seeding.np_random(request.seeds[row])
         infos = self._begin(request.rows, request.topology)
         return self._growth.observe(), infos
 
@@ -165,32 +165,44 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         return self._growth.observe()
 
     def get_state(self) -> Tree:
-        """All that the future depends on: networks, optimizers, generators, slots, signals, rewards, the clock.
+        """Return everything that the future depends on: networks, optimizers, generators, and what the rules remember.
 
-        A nested dict of NumPy arrays and JSON values, all copies; see ``docs/environment.md``. The same actions
-        then give the same future; see its section "Reproducibility".
+        The tree is a nested dict of NumPy arrays and JSON values, all copies. From equal states, the same actions lead
+        to the same future; see "Reproducibility" in ``docs/environment.md``.
+
+        Raises:
+            ValueError: a generator in ``np_random`` is not PCG64.
         """
-        return take_state(self._state_parts(), self._identity())
+        return {"format": FORMAT, "identity": self._identity(), **self._content()}
 
     def set_state(self, state: Tree) -> None:
-        """Go on from :meth:`get_state` of this environment, or of one made with the same numbers.
+        """Continue from a state of this environment, or of one made with the same settings.
 
-        Where the task runs may differ, up to rounding: ``data_dir``, ``shard_size``, ``capture`` and which device of a
-        kind. The autoreset mode and the render mode are this environment's own. Raises ``ValueError``, naming what
-        does not fit, before anything changes.
+        ``data_dir``, ``shard_size``, ``capture`` and the index of the device may differ; results are then equal up to
+        rounding. The autoreset mode and the render mode stay as they are.
+
+        Raises:
+            ValueError: the state does not fit; the message names the part. Nothing has changed.
         """
-        put_state(self._state_parts(), self._identity(), state)
+        restore(self._content, self._load, check_origin(state, self._identity()))
 
-    def save_state(self, folder: str | Path) -> Path:
-        """Write :meth:`get_state` to a folder, which holds the previous or the new state at every moment.
+    def save_state(self, path: str | Path) -> Path:
+        """Write :meth:`get_state` to a safetensors file, which holds the previous or the new state at every moment.
 
-        Raises ``CheckpointError``, a ``ValueError``, for a folder that holds something else; ``OSError``.
+        Raises:
+            CheckpointError: ``path`` exists and is not such a file (a ``ValueError``).
+            OSError: the file cannot be written.
         """
-        return write_checkpoint(folder, self.get_state(), kind=KIND)
+        return write_checkpoint(path, self.get_state(), kind=KIND)
 
-    def load_state(self, folder: str | Path) -> None:
-        """:meth:`set_state` from a folder; ``CheckpointError``, a ``ValueError``, for a damaged or foreign one."""
-        self.set_state(read_checkpoint(folder, kind=KIND))
+    def load_state(self, path: str | Path) -> None:
+        """Call :meth:`set_state` with the state in a file.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or holds something else (a ``ValueError``).
+            ValueError: the state does not fit. Nothing has changed.
+        """
+        self.set_state(read_checkpoint(path, kind=KIND))
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(N, sum of the head sizes) the marginal masks under sb3-contrib's name."""
@@ -252,7 +264,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     @property  # type: ignore[override]
     def np_random(self) -> tuple[np.random.Generator, ...]:
         """Each environment's generator of episode seeds, until it is reset with a seed."""
-        return tuple(self._rngs)
+        return tuple(self._generators.rngs)
 
     @np_random.setter  # type: ignore[override]
     def np_random(self, rngs: Sequence[np.random.Generator]) -> None:
@@ -260,28 +272,26 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             raise TypeError(f"np_random is {rngs!r}; expected a numpy.random.Generator for each environment")
         if len(rngs) != self.num_envs:
             raise ValueError(f"np_random has {len(rngs)} generators; expected one for each of {self.num_envs}")
-        self._rngs, self._rng_seeds = list(rngs), [-1] * self.num_envs
+        self._generators = Generators(rngs, [UNKNOWN_SEED] * self.num_envs)
 
     @property
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
         """What each environment's generator started from, -1 where that is not known."""
-        return tuple(self._rng_seeds)
+        return tuple(self._generators.seeds)
 
     def share_generators(self, rngs: Sequence[np.random.Generator], seeds: Sequence[int]) -> None:
         """Draw episode seeds from ``rngs``, one per environment, which started from ``seeds``."""
         self.np_random = tuple(rngs)
-        self._rng_seeds = list(seeds)
+        self._generators.seeds = list(seeds)
 
-    def _state_parts(self) -> dict[str, Part]:
-        generators = Part(self._generators_state, self._prepare_generators)
-        return {"clock": self._clock.state_part(), "generators": generators, **self._growth.state_parts()}
+    def _parts(self) -> dict[str, Stateful]:
+        return {"clock": self._clock, "generators": self._generators, **self._growth.parts()}
 
-    def _generators_state(self) -> Tree:
-        return generators_state(self._rngs, self._rng_seeds)
+    def _content(self) -> Tree:
+        return get_states(self._parts())
 
-    def _prepare_generators(self, state: Tree, _: Tree) -> Commit:
-        rngs, seeds = generators_from(state, self.num_envs)
-        return lambda: self.share_generators(rngs, seeds)
+    def _load(self, content: Tree) -> None:
+        set_states(self._parts(), content)
 
     def _identity(self) -> Tree:
         return {
@@ -298,7 +308,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     def _begin(self, rows: NDArray[np.bool_], topology: dict[int, int]) -> Infos:
         seeds = np.zeros(self.num_envs, dtype=np.int64)
         for row in np.flatnonzero(rows):
-            seeds[row] = self._rngs[row].integers(EPISODE_SEED_BOUND)
+            seeds[row] = self._generators.rngs[row].integers(EPISODE_SEED_BOUND)
         values = self._growth.begin(rows, seeds, topology)
         self._clock.start(rows)
         return vector_infos(values, rows)

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from esper_env.persistence.state import check_keys
 from esper_env.persistence.tree import Tree
 from esper_env.rules.heads import NUM_OPS, Op
 from stable_baselines3.common.callbacks import BaseCallback
@@ -38,11 +39,12 @@ class TrainingMetricsCallback(BaseCallback):
         self._invalid = self._rollbacks = 0
 
     def get_state(self) -> Tree:
-        """The latest episodes; between two rollouts there is nothing else."""
+        """Return the latest episodes; between two rollouts there is nothing else."""
         return {name: np.array(values, dtype=np.float64) for name, values in self._episodes.items()}
 
     def set_state(self, state: Tree) -> None:
-        """Go on from there."""
+        """Continue from a state."""
+        check_keys(state, self._episodes)
         for name, values in self._episodes.items():
             values.clear()
             values.extend(state[name].tolist())
@@ -130,16 +132,16 @@ class CurvesRecorder(BaseCallback):
         self.rows: list[dict[str, Any]] = []
         self._file: IO[str] | None = None
         self._waits = np.zeros(0, dtype=np.int64)
+        self._to_keep: int | None = None  # lines of the file, until a resumed training starts
 
     def get_state(self) -> Tree:
-        """How many lines there are, and how often each environment has waited in its episode."""
-        return {"rows": len(self.rows), "waits": self._waits.copy()}
+        """Return the number of lines, and how often each environment has waited in its episode."""
+        return {"rows": len(self.rows) if self._to_keep is None else self._to_keep, "waits": self._waits.copy()}
 
     def set_state(self, state: Tree) -> None:
-        """Go on from there: lines that were written later leave the file, and ``rows`` are those that stay."""
-        lines = keep_rows(self.path, CURVE_COLUMNS, state["rows"], _is_curve)
-        self.rows = [_curve(line) for line in lines]
-        self._waits = state["waits"].copy()
+        """Continue from a state: when training starts, lines that were written later are removed from the file."""
+        check_keys(state, ("rows", "waits"))
+        self._to_keep, self._waits = state["rows"], state["waits"].copy()
 
     def _on_training_start(self) -> None:
         going_on = self.num_timesteps > 0
@@ -147,6 +149,9 @@ class CurvesRecorder(BaseCallback):
             self._waits = np.zeros(self.training_env.num_envs, dtype=np.int64)
         if not going_on:
             self.rows.clear()
+        elif self._to_keep is not None:
+            self.rows = [_curve(line) for line in keep_rows(self.path, CURVE_COLUMNS, self._to_keep, _is_curve)]
+        self._to_keep = None
         header = not (going_on and self.path.exists())
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esper_env.persistence import atomic
 from esper_env.persistence.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from esper_env.persistence.state import check_keys
 from esper_env.persistence.tree import Tree
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
-from esper_agent.training.learner_state import expect_keys
 from esper_agent.training.run_folder import CHECKPOINTS
 from esper_agent.training.state import KIND, check_layout, training_state
 
-#: A checkpoint's name: its timesteps.
-_NAME = re.compile(r"\d{12}")
+#: Name of a checkpoint: its timesteps. Before version 2, checkpoints were folders.
+_NAME = re.compile(r"\d{12}(\.safetensors)?")
+_LEFTOVER = re.compile(r"\.\d{12}\.\d+\.safetensors")
 
 
 class Saved(NamedTuple):
@@ -82,7 +81,7 @@ class SaveCheckpoints(BaseCallback):
     def save(self) -> None:
         """Save one now, unless ``every`` is 0. Not inside a rollout."""
         timesteps = self.model.num_timesteps
-        path = self.folder / f"{timesteps:012}"
+        path = self.folder / f"{timesteps:012}.safetensors"
         if not self.every or path == self._previous:
             return
         self._tried = timesteps
@@ -102,37 +101,23 @@ class SaveCheckpoints(BaseCallback):
             self.on_saved(path, timesteps)
 
     def _write(self, path: Path) -> None:
-        """A folder that has its name is complete, whenever the process is killed."""
-        unfinished = path.with_name(f".{path.name}")
-        for left in (unfinished, path):  # by a killed process; unreadable, or of a future that is no more
-            _remove(left)
+        # A file of this name is damaged, or from training after the checkpoint that this run was resumed from.
+        path.unlink(missing_ok=True)
         assert isinstance(self.model, FactoredRecurrentPPO)
-        try:
-            tree = {"settings": self.settings, "state": training_state(self.model, self.callbacks)}
-            write_checkpoint(unfinished, tree, kind=KIND)
-            unfinished.rename(path)
-            atomic.sync(self.folder)
-        finally:
-            with suppress(OSError):
-                _remove(unfinished)  # not there any more, if all went well
+        tree = {"settings": self.settings, "state": training_state(self.model, self.callbacks)}
+        write_checkpoint(path, tree, kind=KIND)
 
     def _remove_others(self, newest: Path) -> None:
-        """Remove all but the newest and the one before it; what cannot be removed is tried again next time."""
+        """Remove all but the newest and the one before it; files that cannot be removed are tried again next time."""
         for path in self.folder.iterdir():
-            if _NAME.fullmatch(path.name.removeprefix(".")) and path not in (newest, self._previous):
+            named = _NAME.fullmatch(path.name) or _LEFTOVER.fullmatch(path.name)
+            if named and path.is_file() and path not in (newest, self._previous):
                 with suppress(OSError):
-                    _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+                    path.unlink()
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """The checkpoint folders of a run, the newest first; what has another name is not looked at."""
+    """Checkpoints of a run, the newest first. Other files in the folder are ignored."""
     place = folder / CHECKPOINTS
     if not place.is_dir():
         return []
@@ -156,7 +141,7 @@ def latest_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Saved | None
         if failures:
             _tell(failures, path)
         _check_settings(path, tree, settings)
-        return Saved(path, int(path.name), tree["settings"], tree["state"])
+        return Saved(path, int(path.stem), tree["settings"], tree["state"])
     if failures:
         raise CheckpointError(
             f"{folder} has checkpoints, but none that can be read: {'; '.join(failures)}. To train anew, give another "
@@ -166,14 +151,17 @@ def latest_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Saved | None
 
 
 def _check_tree(path: Path, tree: Tree) -> None:
-    expect_keys(tree, {"settings": None, "state": None}, str(path))
+    try:
+        check_keys(tree, ("settings", "state"), str(path))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     for name, part in tree.items():
         if not isinstance(part, dict):
             raise CheckpointError(f"{name} of {path} is {part!r}; expected a dict")
     check_layout(tree["state"], str(path))
     counters = tree["state"].get("counters")
     timesteps = counters.get("num_timesteps") if isinstance(counters, dict) else None
-    if timesteps != int(path.name):
+    if timesteps != int(path.stem):
         raise CheckpointError(f"{path} is of timestep {timesteps}; it has been renamed")
 
 

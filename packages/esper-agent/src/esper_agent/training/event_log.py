@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from esper_env.persistence.state import check_like
 from esper_env.persistence.tree import Tree
 from esper_env.telemetry import Telemetry, drop_events
 from stable_baselines3.common.callbacks import BaseCallback
@@ -29,9 +30,13 @@ class EventLog(BaseCallback):
         return {"next_id": self.hub.next_id}
 
     def set_state(self, state: Tree) -> None:
-        """Go on from there."""
-        drop_events(self.folder, state["next_id"])
+        """Continue the numbering from a state."""
+        check_like(state, {"next_id": 0})
         self.hub.next_id = state["next_id"]
+
+    def drop_later_events(self) -> None:
+        """Remove events from the files that the hub will emit again."""
+        drop_events(self.folder, self.hub.next_id)
 
     def _on_step(self) -> bool:
         return True

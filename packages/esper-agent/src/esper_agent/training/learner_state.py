@@ -1,8 +1,7 @@
-"""What a learner consists of between two rollouts, part by part: how each is read, checked and put back.
+"""The state of a learner between two rollouts, part by part.
 
-Between the updates of one rollout and the first step of the next there is no rollout buffer to keep, and the rest is
-here, but for the environment and the callbacks, which keep their own state. Hyperparameters and schedules are not
-state: whoever goes on makes the model from the same settings, and the schedules follow from the timesteps.
+Between the updates of one rollout and the first step of the next, the rollout buffer is not needed. Hyperparameters are
+not state: a resumed run makes its model from the same settings, and schedules follow from the timesteps.
 """
 
 from __future__ import annotations
@@ -10,64 +9,34 @@ from __future__ import annotations
 import copy
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from esper_env.persistence.checkpoint import CheckpointError
+from esper_env.persistence.state import Accessors, Stateful, check_keys, check_like, describe, get_states, set_states
 from esper_env.persistence.tree import Tree
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3.common.logger import Logger
 
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
 
 Model = FactoredRecurrentPPO
 
 
-class Part(NamedTuple):
-    """One part of a learner. ``check`` raises ``CheckpointError`` for what ``put`` could not take."""
-
-    read: Callable[[Model], Tree]
-    check: Callable[[Model, Tree], None]
-    put: Callable[[Model, Tree], None]
-
-
-def expect_like(found: Any, expected: Any, place: str) -> None:
-    """``CheckpointError`` unless both trees have the same keys, shapes, dtypes and kinds of values."""
-    if isinstance(expected, Mapping):
-        expect_keys(found, expected, place)
-        for key, value in expected.items():
-            expect_like(found[key], value, f"{place}/{key}")
-        return
-    if _described(found) != _described(expected):
-        raise CheckpointError(
-            f"{place} is {_described(found)}; this learner has {_described(expected)}: the checkpoint is of another "
-            "task or of other settings"
-        )
-
-
-def expect_keys(found: Any, expected: Mapping[str, Any], place: str) -> None:
-    """``CheckpointError`` unless ``found`` is a dict with the keys of ``expected``."""
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{place} is {_described(found)}; expected {sorted(expected)}")
-    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or unknown:
-        raise CheckpointError(
-            f"{place} lacks {missing} and has {unknown} besides what is expected: the checkpoint is of another task, "
-            "of other settings or of other callbacks"
-        )
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"an array {value.shape} of {value.dtype}"
-    return f"a {type(value).__name__}"
-
-
-def _like_its_own(read: Callable[[Model], Tree], place: str) -> Callable[[Model, Tree], None]:
-    """A check for parts that have the same form at every moment."""
-    return lambda model, tree: expect_like(tree, read(model), place)
+def learner_parts(model: Model) -> dict[str, Stateful]:
+    """Everything about a learner that has a state, except its environment and callbacks."""
+    accessors: dict[str, tuple[Callable[[Model], Tree], Callable[[Model, Tree], None]]] = {
+        "policy": (_policy, _set_policy),
+        "optimizer": (_optimizer, _set_optimizer),
+        "counters": (_counters, _set_counters),
+        "last_update": (_last_update, _set_last_update),
+        "decision": (_decision, _set_decision),
+        "episodes": (_episodes, _set_episodes),
+        "generators": (_generators, _set_generators),
+        "logger": (_logger, _set_logger),
+    }
+    return {name: Accessors(partial(get, model), partial(put, model)) for name, (get, put) in accessors.items()}
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -85,37 +54,32 @@ def _policy(model: Model) -> Tree:
     return {name: _array(tensor) for name, tensor in model.policy.state_dict().items()}
 
 
-def _put_policy(model: Model, tree: Tree) -> None:
+def _set_policy(model: Model, tree: Tree) -> None:
+    check_like(tree, _policy(model))
     model.policy.load_state_dict({name: _tensor(array, model.device) for name, array in tree.items()})
 
 
 def _optimizer(model: Model) -> Tree:
-    """Adam's moments and counts by the position of the parameter; one that has not been updated yet has none."""
+    """Adam's moments and step counts by parameter index; a parameter that was never updated has none."""
     state = model.policy.optimizer.state_dict()["state"]
     return {str(index): {name: _array(value) for name, value in values.items()} for index, values in state.items()}
 
 
-def _check_optimizer(model: Model, tree: Tree) -> None:
+def _set_optimizer(model: Model, tree: Tree) -> None:
     shapes = {str(index): tuple(value.shape) for index, value in enumerate(model.policy.parameters())}
     for index, values in tree.items():
         for name, array in values.items():
             expected = () if name == "step" else shapes.get(index)
-            if index not in shapes or np.shape(array) != expected:
-                raise CheckpointError(
-                    f"optimizer/{index}/{name} is {_described(array)}; the parameter's shape is {shapes.get(index)}: "
-                    "the checkpoint is of another task or of other settings"
-                )
-
-
-def _put_optimizer(model: Model, tree: Tree) -> None:
+            if index not in shapes or not isinstance(array, np.ndarray) or array.shape != expected:
+                raise ValueError(f"{index}/{name} is {describe(array)}; the parameter's shape is {shapes.get(index)}")
     optimizer = model.policy.optimizer
     moments = {int(index): {name: _tensor(value) for name, value in values.items()} for index, values in tree.items()}
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    # Parameters that a checkpoint holds have decided finitely: what a diverging update falls back to.
+    # A diverging update falls back to parameters that have been used successfully, as these have.
     model._last_good = copy.deepcopy(model.get_parameters())
 
 
-# Counters, and what the next decision is made from
+# Counters, and the inputs of the next decision
 
 
 def _counters(model: Model) -> Tree:
@@ -127,7 +91,8 @@ def _counters(model: Model) -> Tree:
     }
 
 
-def _put_counters(model: Model, tree: Tree) -> None:
+def _set_counters(model: Model, tree: Tree) -> None:
+    check_like(tree, _counters(model))
     model.num_timesteps = tree["num_timesteps"]
     model._n_updates = tree["n_updates"]
     model._skipped_in_a_row = tree["skipped_in_a_row"]
@@ -138,30 +103,33 @@ def _last_update(model: Model) -> Tree:
     return dict(model.last_update)
 
 
-def _check_last_update(_: Model, tree: Tree) -> None:
+def _set_last_update(model: Model, tree: Tree) -> None:
     for name, value in tree.items():
         if type(value) not in (int, float):
-            raise CheckpointError(f"last_update/{name} is {value!r}; expected a number")
-
-
-def _put_last_update(model: Model, tree: Tree) -> None:
+            raise ValueError(f"{name} is {value!r}; expected a number")
     model.last_update = {name: float(value) for name, value in tree.items()}
 
 
+_LSTM = ("pi_hidden", "pi_cell", "vf_hidden", "vf_cell")
+
+
 def _decision(model: Model) -> Tree:
+    """Observation, episode starts and recurrent states; empty before the first rollout."""
+    if model._last_obs is None:
+        return {}
     assert isinstance(model._last_obs, dict)
     pi, vf = model._last_lstm_states
     return {
         "observation": {name: value.copy() for name, value in model._last_obs.items()},
         "episode_starts": np.array(model._last_episode_starts, dtype=np.bool_),
-        "lstm": {
-            name: _array(state)
-            for name, state in zip(("pi_hidden", "pi_cell", "vf_hidden", "vf_cell"), (*pi, *vf), strict=True)
-        },
+        "lstm": {name: _array(state) for name, state in zip(_LSTM, (*pi, *vf), strict=True)},
     }
 
 
-def _check_decision(model: Model, tree: Tree) -> None:
+def _set_decision(model: Model, tree: Tree) -> None:
+    if tree == {}:
+        model._last_obs = model._last_episode_starts = None
+        return
     spaces: Any = model.observation_space
     states = model.policy.lstm_actor.num_layers, model.n_envs, model.policy.lstm_actor.hidden_size
     template = {
@@ -169,44 +137,36 @@ def _check_decision(model: Model, tree: Tree) -> None:
             name: np.zeros((model.n_envs, *space.shape), space.dtype) for name, space in spaces.spaces.items()
         },
         "episode_starts": np.zeros(model.n_envs, dtype=np.bool_),
-        "lstm": {name: np.zeros(states, np.float32) for name in ("pi_hidden", "pi_cell", "vf_hidden", "vf_cell")},
+        "lstm": {name: np.zeros(states, np.float32) for name in _LSTM},
     }
-    expect_like(tree, template, "decision")
-
-
-def _put_decision(model: Model, tree: Tree) -> None:
+    check_like(tree, template)
     model._last_obs = {name: value.copy() for name, value in tree["observation"].items()}
     model._last_episode_starts = tree["episode_starts"].copy()
-    states = {name: _tensor(value, model.device) for name, value in tree["lstm"].items()}
-    model._last_lstm_states = RNNStates(
-        (states["pi_hidden"], states["pi_cell"]), (states["vf_hidden"], states["vf_cell"])
-    )
+    pi_hidden, pi_cell, vf_hidden, vf_cell = (_tensor(tree["lstm"][name], model.device) for name in _LSTM)
+    model._last_lstm_states = RNNStates((pi_hidden, pi_cell), (vf_hidden, vf_cell))
 
 
-# Finished episodes that means are taken over
+# Finished episodes, whose means are logged
 
 
 def _episodes(model: Model) -> Tree:
     finished = list(model.ep_info_buffer or ())
     return {
-        # Of the monitor's dtypes: the mean of float32 numbers is one of float32.
+        # Columns keep the monitor's dtypes: the mean of float32 numbers is a float32 number.
         "columns": {name: np.array([info[name] for info in finished]) for name in (finished or [{}])[0]},
         "successes": [bool(success) for success in model.ep_success_buffer or ()],
     }
 
 
-def _check_episodes(_model: Model, tree: Tree) -> None:
-    expect_keys(tree, {"columns": None, "successes": None}, "episodes")
-
-
-def _put_episodes(model: Model, tree: Tree) -> None:
+def _set_episodes(model: Model, tree: Tree) -> None:
+    check_keys(tree, ("columns", "successes"))
     columns = tree["columns"]
     rows = zip(*columns.values(), strict=True)
     model.ep_info_buffer = deque((dict(zip(columns, row, strict=True)) for row in rows), model._stats_window_size)
     model.ep_success_buffer = deque(tree["successes"], model._stats_window_size)
 
 
-# The global generators: Stable-Baselines3 draws actions and minibatches from them
+# The global generators, from which Stable-Baselines3 draws actions and minibatches
 
 
 def _generators(model: Model) -> Tree:
@@ -232,15 +192,12 @@ def _generators(model: Model) -> Tree:
     return tree
 
 
-def _check_generators(model: Model, tree: Tree) -> None:
-    """A GPU's generator is asked for by nobody who goes on without one, and one that joins starts from the seed."""
-    expected = _generators(model)
-    optional = {"cuda"} & (tree.keys() ^ expected.keys())
-    found, wanted = ({key: part[key] for key in part.keys() - optional} for part in (tree, expected))
-    expect_like(found, wanted, "generators")
-
-
-def _put_generators(model: Model, tree: Tree) -> None:
+def _set_generators(model: Model, tree: Tree) -> None:
+    """CUDA RNG state is optional: it is ignored on a CPU, and a GPU that joins starts from the seed."""
+    own = _generators(model)
+    optional = {"cuda"} & (tree.keys() ^ own.keys())
+    found, expected = ({key: part[key] for key in part.keys() - optional} for part in (tree, own))
+    check_like(found, expected)
     python, numpy = tree["python"], tree["numpy"]
     gauss = python["gauss"][0] if python["gauss"] else None
     random.setstate((python["version"], tuple(python["words"].tolist()), gauss))
@@ -251,12 +208,11 @@ def _put_generators(model: Model, tree: Tree) -> None:
         torch.cuda.set_rng_state(_tensor(tree["cuda"]), model.device)
 
 
-# The logger: what is recorded and not yet written, and how far its files go
+# The logger: recorded values that have not been written, and the outputs that have a state
 
 
-def _outputs(logger: Logger) -> dict[str, Any]:
-    """The outputs that keep a state, by name."""
-    return {type(output).__name__: output for output in logger.output_formats if hasattr(output, "get_state")}
+def _outputs(model: Model) -> dict[str, Any]:
+    return {type(output).__name__: output for output in model.logger.output_formats if hasattr(output, "get_state")}
 
 
 def _logger(model: Model) -> Tree:
@@ -271,35 +227,22 @@ def _logger(model: Model) -> Tree:
         "excluded": [list(logger.name_to_excluded.get(name, ("",))) for name in names],
         "text": [text.get(name) for name in names],
         "values": {index: value for index, value in pending.items() if names[int(index)] not in text},
-        "outputs": {name: output.get_state() for name, output in _outputs(logger).items()},
+        "outputs": get_states(_outputs(model)),
     }
 
 
-def _check_logger(model: Model, tree: Tree) -> None:
-    expect_keys(tree, _logger(model), "logger")
-    expect_keys(tree["outputs"], _outputs(model.logger), "logger/outputs")
-
-
-def _put_logger(model: Model, tree: Tree) -> None:
-    logger: Any = model.logger  # values of any kind, whatever its annotations say
+def _set_logger(model: Model, tree: Tree) -> None:
+    check_keys(tree, ("names", "counts", "excluded", "text", "values", "outputs"))
+    logger: Any = model.logger  # holds values of any kind, whatever its annotations say
+    for recorded in (logger.name_to_value, logger.name_to_count, logger.name_to_excluded):
+        recorded.clear()
     for index, name in enumerate(tree["names"]):
         value = tree["text"][index] if tree["text"][index] is not None else tree["values"][str(index)]
         logger.name_to_value[name] = value[()] if isinstance(value, np.ndarray) else value
         if tree["counts"][index]:
             logger.name_to_count[name] = tree["counts"][index]
         logger.name_to_excluded[name] = tuple(tree["excluded"][index])
-    for name, output in _outputs(logger).items():
-        output.set_state(tree["outputs"][name])
-
-
-#: Part of a checkpoint -> how it is read, checked and put back, in the order of putting back.
-PARTS: dict[str, Part] = {
-    "policy": Part(_policy, _like_its_own(_policy, "policy"), _put_policy),
-    "optimizer": Part(_optimizer, _check_optimizer, _put_optimizer),
-    "counters": Part(_counters, _like_its_own(_counters, "counters"), _put_counters),
-    "last_update": Part(_last_update, _check_last_update, _put_last_update),
-    "decision": Part(_decision, _check_decision, _put_decision),
-    "episodes": Part(_episodes, _check_episodes, _put_episodes),
-    "generators": Part(_generators, _check_generators, _put_generators),
-    "logger": Part(_logger, _check_logger, _put_logger),
-}
+    try:
+        set_states(_outputs(model), tree["outputs"])
+    except ValueError as error:
+        raise ValueError(f"outputs: {error}") from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from esper_env.persistence import atomic
+from esper_env.persistence.state import check_like
 from esper_env.persistence.tree import Tree
 from stable_baselines3.common.logger import (
     Figure,
@@ -55,10 +56,10 @@ class ProgressFile(KVWriter):
         return {"columns": list(self._columns), "rows": self._rows}
 
     def set_state(self, state: Tree) -> None:
-        """Go on from there: lines and columns that were written later leave the file."""
+        """Continue from a state: the next write removes lines and columns that were written later."""
+        check_like(state, {"columns": [], "rows": 0})
         self.close()
-        self._columns = list(state["columns"])
-        self._rows = len(keep_rows(self.path, self._columns, state["rows"]))
+        self._columns, self._rows = list(state["columns"]), state["rows"]
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:  # noqa: ARG002
         """Append a line; ``FormatUnsupportedError`` for pictures and their like."""
@@ -75,6 +76,7 @@ class ProgressFile(KVWriter):
         """The file, ready for a line with these new columns."""
         if self._file is None or new:
             kept = keep_rows(self.path, self._columns, self._rows) if self._rows else []
+            self._rows = len(kept)
             self.close()
             _replace(self.path, [*self._columns, *new], kept)
             self._columns += new
@@ -102,7 +104,8 @@ class TensorBoardFiles(TensorBoardOutputFormat):
         return {"next_step": self._next}
 
     def set_state(self, state: Tree) -> None:
-        """Go on from there."""
+        """Continue from a state."""
+        check_like(state, {"next_step": 0})
         self.close()
         self._is_closed, self.writer, self._next = False, None, state["next_step"]
 

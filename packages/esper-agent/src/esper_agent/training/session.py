@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from esper_env.tasks import task_dict
-from esper_env.telemetry import CheckpointLoaded, CheckpointSaved, JsonlSink, Sink, Telemetry, drop_events
+from esper_env.telemetry import CheckpointLoaded, CheckpointSaved, JsonlSink, Sink, Telemetry
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
@@ -22,7 +22,7 @@ from esper_agent.settings.config_file import plain, training_env_settings
 from esper_agent.settings.train import TrainSettings, parse_logit_bias
 from esper_agent.training.callbacks import CurvesRecorder, PeriodicEvaluation, StopOnInterrupt, TrainingMetricsCallback
 from esper_agent.training.checkpoints import SaveCheckpoints, Saved
-from esper_agent.training.environment_state import check_layers
+from esper_agent.training.environment_state import environment_parts
 from esper_agent.training.event_log import EventLog
 from esper_agent.training.outputs import run_logger
 from esper_agent.training.run_folder import EPISODES, EVENTS, PROGRESS, save_model
@@ -78,8 +78,6 @@ class Session:
         total = settings.whole_rollouts
         hub: Telemetry = self.env.get_attr("telemetry")[0]
         diagnostics, log = DiagnosticsCallback(settings.anomalies, hub), EventLog(hub, folder / EVENTS)
-        if start is None:
-            drop_events(log.folder, 0)  # of a run that was cut off before its first checkpoint
         with ExitStack() as leaving:  # each is closed also where another cannot be
             for close in (model.logger.close, curves.close, hub.close):
                 leaving.callback(close)
@@ -94,6 +92,8 @@ class Session:
                 saver.on_saved = partial(_tell_checkpoint, hub, CheckpointSaved)
                 if start is not None:
                     restore_training(model, watchers, start.state)
+                log.drop_later_events()
+                if start is not None:
                     _tell_checkpoint(hub, CheckpointLoaded, start.path, start.timesteps)
                 with _saved_on_failure(folder, model), diagnostics.reporting_divergence():
                     model.learn(
@@ -133,7 +133,7 @@ def session(settings: TrainSettings) -> Iterator[Session]:
     try:
         check_growth(env.observation_space, settings.env)
         if settings.checkpoint_every:
-            check_layers(env)
+            environment_parts(env)
         model = make_model(settings, env)
         data = {name: env.get_attr(name)[0] for name in ("dataset_name", "data_digest")}
         task = task_dict(env.get_attr("task")[0]) | data

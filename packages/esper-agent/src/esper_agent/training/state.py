@@ -1,95 +1,92 @@
-"""The whole state of training between two rollouts as one tree: what a checkpoint of a run holds.
+"""The whole state of training between two rollouts as one tree, the content of a run's checkpoints.
 
-tree = training_state(model, callbacks)
-write_checkpoint("checkpoint", tree, kind=KIND)
-...
-restore_training(model, callbacks, read_checkpoint("checkpoint", kind=KIND))  # made anew from the same settings
-model.learn(remaining, callbacks, reset_num_timesteps=False)
+    tree = training_state(model, callbacks)
+    write_checkpoint("training.safetensors", tree, kind=KIND)
+    ...
+    # Later, with a model and callbacks made from the same settings:
+    restore_training(model, callbacks, read_checkpoint("training.safetensors", kind=KIND))
+    model.learn(remaining, callbacks, reset_num_timesteps=False)
 
-A resumed run equals an uninterrupted one, within the limits of docs/environment.md, "Reproducibility".
+A resumed run equals an uninterrupted one, within the limits of "Reproducibility" in docs/environment.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from esper_env.persistence.checkpoint import CheckpointError
+from esper_env.persistence.state import Accessors, Stateful, get_states, restore, set_states
 from esper_env.persistence.tree import Tree
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
 
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
-from esper_agent.training.environment_state import check_environment, environment_state, put_environment
-from esper_agent.training.learner_state import PARTS, expect_keys
+from esper_agent.training.environment_state import environment_parts
+from esper_agent.training.learner_state import learner_parts
 
-#: What a checkpoint folder says it is of.
+#: Kind of the checkpoints of a run.
 KIND = "esper training"
-#: Version of the tree; another one cannot be restored.
-LAYOUT = 1
+#: Version of the tree. Other versions cannot be restored.
+LAYOUT = 2
 
 
 @runtime_checkable
 class StatefulCallback(Protocol):
-    """A callback whose state is part of a checkpoint; one without these methods starts anew when training goes on.
+    """A callback whose state is part of a checkpoint. Other callbacks start afresh in a resumed run.
 
-    ``get_state`` is called between two rollouts. ``set_state`` is called on a new callback, before the training starts,
-    with an equal tree; like all that checks its input it raises before it changes anything.
+    ``get_state`` is called between two rollouts, and on a new callback before its ``set_state``. ``set_state`` is
+    called before training starts. Neither may write files: a failed restore calls ``set_state`` with the old state.
     """
 
     def get_state(self) -> Tree:
-        """Arrays and JSON values (``esper_env.persistence.tree``)."""
+        """Return arrays and JSON values, as described in ``esper_env.persistence.tree``."""
         ...
 
     def set_state(self, state: Tree) -> None:
-        """Go on from there."""
+        """Continue from a state; ``ValueError`` if it does not fit."""
         ...
 
 
 def training_state(model: FactoredRecurrentPPO, callbacks: Sequence[BaseCallback] = ()) -> Tree:
-    """All that further training depends on, between two rollouts: after the updates, before the next step.
+    """Return everything that further training depends on. Call it between two rollouts, after the updates.
 
-    Raises ``CheckpointError`` for an environment whose state cannot be saved.
+    Raises:
+        CheckpointError: the state of the environment cannot be saved.
     """
-    return {
-        "layout": LAYOUT,
-        **{name: part.read(model) for name, part in PARTS.items()},
-        "environment": environment_state(_environment(model)),
-        "callbacks": {name: callback.get_state() for name, callback in stateful(callbacks).items()},
-    }
+    return {"layout": LAYOUT, **get_states(_parts(model, callbacks))}
 
 
 def restore_training(model: FactoredRecurrentPPO, callbacks: Sequence[BaseCallback], tree: Tree) -> None:
-    """Put a state back into a model and callbacks that were made from the settings that it was saved under.
+    """Continue from a state, in a model and callbacks made from the same settings.
 
-    Raises ``CheckpointError`` for a state of another layout, task, size or set of callbacks, before anything changes.
+    Raises:
+        CheckpointError: the state has another layout, or belongs to another task, size or set of callbacks. Nothing
+            has changed.
     """
     check_layout(tree, "the checkpoint")
-    watchers = stateful(callbacks)
-    expect_keys(tree, {"layout": None, **PARTS, "environment": None, "callbacks": None}, "the checkpoint")
-    expect_keys(tree["callbacks"], watchers, "callbacks")
-    for name, part in PARTS.items():
-        part.check(model, tree[name])
-    env = _environment(model)
-    check_environment(env, tree["environment"])
-    put_environment(env, tree["environment"])
-    for name, part in PARTS.items():
-        part.put(model, tree[name])
-    for name, callback in watchers.items():
-        callback.set_state(tree["callbacks"][name])
+    parts = _parts(model, callbacks)
+    content = {name: part for name, part in tree.items() if name != "layout"}
+    try:
+        restore(partial(get_states, parts), partial(set_states, parts), content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the checkpoint does not fit this run: {error}. It belongs to another task, other settings or other "
+            "callbacks; use the ones that it was saved with"
+        ) from error
 
 
 def check_layout(tree: Tree, place: str) -> None:
-    """``CheckpointError`` for a state that another version wrote."""
+    """Raise ``CheckpointError`` for a state that another version saved."""
     if tree.get("layout") != LAYOUT:
         raise CheckpointError(
-            f"{place} has layout {tree.get('layout')}, this version of esper-agent reads {LAYOUT}; go on with the "
-            "version that wrote it"
+            f"{place} has layout {tree.get('layout')}; this version of esper-agent reads layout {LAYOUT}. Resume with "
+            "the version that saved it"
         )
 
 
 def stateful(callbacks: Sequence[BaseCallback]) -> dict[str, StatefulCallback]:
-    """The callbacks that keep a state, by class name; the second one of a class gets a number."""
+    """Callbacks with a state, by class name; further callbacks of one class are numbered."""
     found: dict[str, StatefulCallback] = {}
     for callback in callbacks:
         if isinstance(callback, StatefulCallback):
@@ -99,8 +96,15 @@ def stateful(callbacks: Sequence[BaseCallback]) -> dict[str, StatefulCallback]:
     return found
 
 
-def _environment(model: FactoredRecurrentPPO) -> VecEnv:
+def _parts(model: FactoredRecurrentPPO, callbacks: Sequence[BaseCallback]) -> dict[str, Stateful]:
     env = model.get_env()
     if env is None:
-        raise CheckpointError("the model has no environment; give it the one that it learns in")
-    return env
+        raise CheckpointError("the model has no environment; call set_env with the one that it trains in")
+    groups: dict[str, dict[str, Stateful]] = {
+        "environment": environment_parts(env),
+        "callbacks": dict(stateful(callbacks)),
+    }
+    grouped = {
+        name: Accessors(partial(get_states, parts), partial(set_states, parts)) for name, parts in groups.items()
+    }
+    return {**grouped, **learner_parts(model)}

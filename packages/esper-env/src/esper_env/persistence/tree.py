@@ -54,25 +54,6 @@ def join_tree(values: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
     return tree
 
 
-def arrays_of(tree: Tree, name: str) -> Arrays:
-    """The arrays of a tree that holds nothing else, by path; ``ValueError`` naming the tree for anything else."""
-    if not isinstance(tree, dict):
-        raise ValueError(f"{name} of the state is {tree!r}; expected a dict of arrays")
-    try:
-        values, arrays = split_tree(tree)
-    except ValueError as error:
-        raise ValueError(f"{name} of the state: {error}") from error
-    _check_empty(values, name)
-    return arrays
-
-
-def _check_empty(values: Tree, name: str) -> None:
-    for key, value in values.items():
-        if not isinstance(value, dict) or key.startswith("$"):
-            raise ValueError(f"{name} of the state: {key!r} is {value!r}; expected an array")
-        _check_empty(value, name)
-
-
 def _split(node: Mapping[str, Any], place: str, arrays: Arrays) -> Tree:
     values: Tree = {}
     for key, value in node.items():

@@ -16,13 +16,12 @@ from torch import nn
 from esper_env.data import ImageData, TextData
 from esper_env.extension_checks.hosts import check_forward
 from esper_env.extension_checks.trial import some_of, try_blueprints, try_host
-from esper_env.persistence.state import Commit
 from esper_env.persistence.tree import Tree
 from esper_env.population.evaluation.measurement import Commitment, Measurement, appraise, measure, nothing_measured
 from esper_env.population.shard import Shard
 from esper_env.population.snapshots import Mismatch, Snapshots
 from esper_env.population.splits import splits_for
-from esper_env.population.state import Networks, networks_state, prepare_networks
+from esper_env.population.state import Networks, get_networks, set_networks
 from esper_env.population.structure import Structure
 from esper_env.population.training.minibatches import MinibatchStream, draw_epoch
 from esper_env.population.training.optimisation import Optimisation
@@ -235,24 +234,20 @@ class Population:
 
     @_own_settings()
     def get_state(self, blueprint: NDArray[np.int64], saved: NDArray[np.bool_]) -> Tree:
-        """Copies of all that the future of networks whose slots hold ``blueprint`` (N, S) depends on.
+        """Return copies of everything that the future of the networks depends on.
 
-        Seeds of ``saved`` (N, S) slots are in the snapshots, too.
+        Args:
+            blueprint: (N, S) the seeds in the slots.
+            saved: (N, S) True for seeds that are in the snapshots too.
         """
-        return networks_state(self._networks(), blueprint, saved)
+        return get_networks(self._networks(), blueprint, saved)
 
     @_own_settings()
-    def prepare_state(self, state: Tree, blueprint: NDArray[np.int64], saved: NDArray[np.bool_]) -> Commit:
-        """Check a state as :meth:`get_state` takes it; the result puts it in place. ``ValueError``."""
-        put_in_place = prepare_networks(self._networks(), state, blueprint, saved)
-
-        @_own_settings()
-        def commit() -> None:
-            put_in_place()
-            for row, slot in np.argwhere(blueprint != NO_BLUEPRINT):
-                self._note_sizes(int(row), int(slot), int(blueprint[row, slot]))
-
-        return commit
+    def set_state(self, state: Tree, blueprint: NDArray[np.int64], saved: NDArray[np.bool_]) -> None:
+        """Load a state of networks with these seeds; ``ValueError`` if it does not fit."""
+        set_networks(self._networks(), state, blueprint, saved)
+        for row, slot in np.argwhere(blueprint != NO_BLUEPRINT):
+            self._note_sizes(int(row), int(slot), int(blueprint[row, slot]))
 
     def _networks(self) -> Networks:
         return Networks(self.shards, self._slices, self._streams, self._snapshots)

@@ -2,28 +2,28 @@
 
 | array | content |
 |---|---|
-| episode_seeds (N,), births (N, S) | what the networks started from, and how many seeds each slot has had |
+| episode_seeds (N,), births (N, S) | seeds of the episodes, and how many seeds each slot has had |
 | host/KIND/NAME (N, ...) | a tensor of the hosts; KIND is parameters, momentum or buffers |
 | seeds/SLOT/BLUEPRINT/KIND/NAME (k, ...) | of the k networks whose slot holds that blueprint, in their order |
 | gates/SLOT/KIND/NAME (k, ...) | of the k networks whose slot holds a seed |
-| snapshots/... | likewise what the governor has put aside: hosts, and seeds and gates of ``saved`` slots; no momentum |
-| streams/generator (N, L), left (sum,), left_lengths (N,) | the minibatches to come |
+| snapshots/... | the same for the snapshots: hosts, and seeds and gates of ``saved`` slots; no momentum |
+| streams/generator (N, L), left (sum,), left_lengths (N,) | the generators, and what is left of the permutations |
 
-Rows of a stack that belong to no seed are not here: whoever moves in has fresh ones.
+Rows of a stack that belong to no seed are not part of the state: a newborn seed overwrites them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from esper_env.persistence.state import Commit, check_arrays
-from esper_env.persistence.tree import Arrays, Tree, arrays_of, join_tree
+from esper_env.persistence.state import check_keys, check_like
+from esper_env.persistence.tree import Arrays, Tree, join_tree, split_tree
 from esper_env.population.shard import Shard
 from esper_env.population.snapshots import Snapshots
 from esper_env.population.stack import RowStore, RowTensors, Stack
@@ -32,7 +32,6 @@ from esper_env.rules.heads import NO_BLUEPRINT
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-_NAME = "population"
 
 
 class Networks(NamedTuple):
@@ -57,23 +56,15 @@ class _Place(NamedTuple):
     rows: IntArray  # (k,) networks
 
 
-class _Write(NamedTuple):
-    """What one store is about to take in."""
-
-    store: RowStore
-    rows: list[int]  # of the shard
-    values: RowTensors
-
-
-def networks_state(networks: Networks, blueprint: IntArray, saved: BoolArray) -> Tree:
-    """The state of networks whose slots hold ``blueprint`` (N, S), the ``saved`` ones (N, S) in their snapshots too."""
+def get_networks(networks: Networks, blueprint: IntArray, saved: BoolArray) -> Tree:
+    """Return the state of networks with the seeds ``blueprint`` (N, S); ``saved`` (N, S) ones are in snapshots too."""
     shards, streams = networks.shards, [stream.get_state() for stream in networks.streams]
     arrays: Arrays = {
         "episode_seeds": np.concatenate([shard.row_seeds for shard in shards]),
         "births": np.concatenate([shard.births for shard in shards]),
-        "streams/generator": np.stack([generator.numpy() for generator, _ in streams]),
-        "streams/left": np.concatenate([left.cpu().numpy() for _, left in streams]),
-        "streams/left_lengths": np.array([len(left) for _, left in streams], dtype=np.int64),
+        "streams/generator": np.stack([stream["generator"] for stream in streams]),
+        "streams/left": np.concatenate([stream["left"] for stream in streams]),
+        "streams/left_lengths": np.array([len(stream["left"]) for stream in streams], dtype=np.int64),
     }
     for place in _places(networks, blueprint, saved):
         parts = [_flat(place.store(shard).read_rows(rows)) for shard, rows, _ in _by_shard(networks, place.rows)]
@@ -81,41 +72,43 @@ def networks_state(networks: Networks, blueprint: IntArray, saved: BoolArray) ->
     return join_tree({}, arrays)
 
 
-def prepare_networks(networks: Networks, state: Tree, blueprint: IntArray, saved: BoolArray) -> Commit:
-    """Check the state of networks as :func:`networks_state` takes it; returns what puts it in place.
-
-    Raises ``ValueError`` for missing, unknown or misshapen arrays, and for values that no stream can have.
-    """
-    given = arrays_of(state, _NAME)
+def set_networks(networks: Networks, state: Tree, blueprint: IntArray, saved: BoolArray) -> None:
+    """Load a state of networks with these seeds; ``ValueError`` if it does not fit."""
     if (saved & (blueprint == NO_BLUEPRINT)).any():
-        raise ValueError(f"{_NAME} of the state: a snapshot holds a seed where the table has none")
-    places = list(_places(networks, blueprint, saved))
-    left = given.get("streams/left", np.zeros(0, dtype=np.int64))
-    like: Arrays = {
-        "episode_seeds": np.zeros(len(blueprint), dtype=np.int64),
-        "births": np.zeros(blueprint.shape, dtype=np.int64),
-        "streams/generator": np.stack([stream.get_state()[0].numpy() for stream in networks.streams]),
-        "streams/left": np.zeros(left.size, dtype=np.int64),
-        "streams/left_lengths": np.zeros(len(blueprint), dtype=np.int64),
-    }
-    for place in places:
-        one = place.store(_by_shard(networks, place.rows)[0][0]).read_rows([0])
-        like |= {f"{place.path}/{name}": _rows_like(row, len(place.rows)) for name, row in _flat(one).items()}
-    check_arrays(_NAME, given, like)
-    if (given["episode_seeds"] < 0).any() or (given["births"] < 0).any():
-        raise ValueError(f"{_NAME} of the state: episode_seeds and births must be 0 or greater")
-    streams = _prepared_streams(networks, given)
-    writes = [write for place in places for write in _prepared_writes(networks, place, given)]
+        raise ValueError("a snapshot holds a seed where the table has none")
+    _check_form(state, get_networks(networks, blueprint, saved))
+    if (state["episode_seeds"] < 0).any() or (state["births"] < 0).any():
+        raise ValueError("episode_seeds and births have negative numbers; expected 0 or more")
+    _set_streams(networks.streams, state["streams"])
+    _, given = split_tree(state)
+    for place in _places(networks, blueprint, saved):
+        for index, rows, here in _by_shard(networks, place.rows):
+            store = place.store(index)
+            store.write_rows(rows, _rows_of(given, place.path, here, store.tensors()))
+    for shard, own in zip(networks.shards, networks.slices, strict=True):
+        shard.row_seeds[:], shard.births[:] = state["episode_seeds"][own], state["births"][own]
 
-    def commit() -> None:
-        for store, rows, values in writes:
-            store.write_rows(rows, values)
-        for stream, (generator, rest) in zip(networks.streams, streams, strict=True):
-            stream.go_on(generator, rest)
-        for shard, own in zip(networks.shards, networks.slices, strict=True):
-            shard.row_seeds[:], shard.births[:] = given["episode_seeds"][own], given["births"][own]
 
-    return commit
+def _check_form(state: Tree, like: Tree) -> None:
+    """Compare with the own state, in which only the number of samples left in the streams may differ."""
+    check_keys(state, like)
+    streams = state["streams"]
+    left = streams.get("left") if isinstance(streams, dict) else None
+    if isinstance(left, np.ndarray) and left.ndim == 1:
+        like["streams"]["left"] = np.zeros(len(left), dtype=np.int64)
+    check_like(state, like)
+
+
+def _set_streams(streams: Sequence[MinibatchStream], state: Tree) -> None:
+    lengths, left = state["left_lengths"], state["left"]
+    if (lengths < 0).any() or lengths.sum() != len(left):
+        raise ValueError(f"streams: left_lengths sum to {lengths.sum()}; left has {len(left)} numbers")
+    pieces = np.split(left, np.cumsum(lengths)[:-1])
+    for index, stream in enumerate(streams):
+        try:
+            stream.set_state({"generator": state["generator"][index], "left": pieces[index]})
+        except ValueError as error:
+            raise ValueError(f"streams: network {index}: {error}") from error
 
 
 def _places(networks: Networks, blueprint: IntArray, saved: BoolArray) -> Iterator[_Place]:
@@ -157,29 +150,12 @@ def _flat(values: RowTensors) -> Arrays:
     return {f"{kind}/{name}": each.cpu().numpy() for kind, part in values.items() for name, each in part.items()}
 
 
-def _rows_like(row: NDArray[Any], rows: int) -> NDArray[Any]:
-    return np.broadcast_to(row, (rows, *row.shape[1:]))
-
-
-def _prepared_writes(networks: Networks, place: _Place, given: Arrays) -> Iterator[_Write]:
-    for shard, rows, here in _by_shard(networks, place.rows):
-        store = place.store(shard)
-        values = {
-            kind: {
-                name: torch.from_numpy(given[f"{place.path}/{kind}/{name}"][here]).to(own.device)
-                for name, own in tensors.items()
-            }
-            for kind, tensors in store.tensors().items()
+def _rows_of(given: Arrays, path: str, here: BoolArray, own: RowTensors) -> RowTensors:
+    """The arrays at a path of the state, as tensors of the rows of one store."""
+    return {
+        kind: {
+            name: torch.from_numpy(given[f"{path}/{kind}/{name}"][here]).to(tensor.device)
+            for name, tensor in tensors.items()
         }
-        yield _Write(store, rows, values)
-
-
-def _prepared_streams(networks: Networks, given: Arrays) -> list[tuple[torch.Generator, torch.Tensor]]:
-    lengths, left = given["streams/left_lengths"], given["streams/left"]
-    if (lengths < 0).any() or lengths.sum() != len(left):
-        raise ValueError(f"{_NAME} of the state: left_lengths sum to {lengths.sum()}; left has {len(left)} numbers")
-    pieces: list[Any] = np.split(left, np.cumsum(lengths)[:-1])
-    return [
-        stream.prepared(generator, piece)
-        for stream, generator, piece in zip(networks.streams, given["streams/generator"], pieces, strict=True)
-    ]
+        for kind, tensors in own.items()
+    }

@@ -14,19 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper_env import telemetry as events
+from esper_env.persistence.state import ArrayState
 from esper_env.recording import commands, networks, seeds
 from esper_env.recording.step import Mask, Names, StepRecord, Told
 from esper_env.rules.signals import Signals
 from esper_env.rules.stages import Stage
 from esper_env.telemetry.memory import Accelerators
 
-#: Name in the state of an environment -> attribute of its recorder.
-COUNTERS = {"episode": "episode", "returns": "returns", "length": "length", "epoch": "_epoch"}
 #: Steps from one look at the memory to the next: where calls of the system are slow, one takes as long as many events.
 MEMORY_STEPS = 10
 
 
-class Recorder:
+class Recorder(ArrayState):
     """Counts the episodes and returns of N environments, and emits their events.
 
     Numbers are counted whether somebody listens or not, so that a sink may come at any time. An episode that is given
@@ -38,6 +37,8 @@ class Recorder:
         blueprint_names: by value of the blueprint head.
         accelerators: what memory to watch besides that of the process; see ``MemoryWatch``.
     """
+
+    STATE = ("episode", "returns", "length", "_epoch")
 
     def __init__(
         self,

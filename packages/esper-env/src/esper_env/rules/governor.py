@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.rules.array_state import ArrayState, restore_arrays, save_arrays
+from esper_env.persistence.state import ArrayState
 from esper_env.rules.slot_table import BoolArray, FloatArray, IntArray
 
 
@@ -61,14 +61,14 @@ class Judgement(NamedTuple):
     roll_back: BoolArray  # it is time to act
 
 
-class Governor:
+class Governor(ArrayState):
     """Watches N environments of S slots, whose networks tell K classes apart.
 
     ``reset`` starts episodes; then, once an epoch: ``judge``, ``rolled_back`` for those that were, and ``due`` for
     those of the others to put aside, followed by ``put_aside``.
     """
 
-    _STATE = ("history", "count", "panics", "rollbacks", "snapshot_epoch", "saved")
+    STATE = ("_history", "_count", "_panics", "_rollbacks", "_snapshot_epoch", "_saved")
 
     def __init__(self, num_envs: int, num_slots: int, classes: int, config: GovernorConfig | None = None) -> None:
         if classes < 2:
@@ -161,14 +161,6 @@ class Governor:
         """Snapshots of ``rows`` (N,) were taken after ``epoch`` (N,) with these seeds (N, S) fossilized."""
         self._snapshot_epoch[rows] = epoch[rows]
         self._saved[rows] = fossilized[rows]
-
-    def get_state(self) -> ArrayState:
-        """Copies of all arrays, for a checkpoint."""
-        return save_arrays(self, self._STATE)
-
-    def set_state(self, state: ArrayState) -> None:
-        """Continue from :meth:`get_state`; a mismatch is a ``ValueError``."""
-        restore_arrays(self, self._STATE, state)
 
     def _remember(self, rows: BoolArray, loss: FloatArray) -> None:
         self._history[rows, :-1] = self._history[rows, 1:]

@@ -11,18 +11,16 @@ from esper_env.rules import alpha, gates
 from esper_env.rules.gates import NO_GATE, GateConfig, GateResults, GateVerdict
 from esper_env.rules.heads import (
     ALPHA_TARGETS,
-    NO_BLUEPRINT,
     NUM_OPS,
     SPEED_TICKS,
     STYLE_CURVE,
     STYLE_OPERATOR,
     TEMPO_TICKS,
     AlphaTarget,
-    Curve,
     Op,
     Operator,
 )
-from esper_env.rules.slot_table import DOWN, HOLD, UP, BoolArray, FloatArray, IntArray, SlotTable
+from esper_env.rules.slot_table import HOLD, BoolArray, FloatArray, IntArray, SlotTable
 from esper_env.rules.stages import (
     CAN_MOVE,
     EMBARGO_TICKS,
@@ -310,33 +308,3 @@ def plant(table: SlotTable, mask: BoolArray, blueprint: ArrayLike) -> None:
     table.operator[mask] = Operator.ADD
     for column in (table.alpha, table.alpha_start, table.alpha_target, table.first_target):
         column[mask] = 1.0
-
-
-def validate(table: SlotTable) -> None:
-    """Check a table that came from outside: ``ValueError`` naming the first slot that no life can lead to."""
-    stages = [stage for stage in Stage if stage != Stage.UNKNOWN]
-    names = ", ".join(f"{stage.name}={stage.value}" for stage in stages)
-    _require(table, "stage", np.isin(table.stage, stages), f"one of {names}")
-    ramping = table.alpha_mode != HOLD
-    for column, sound, expected in (
-        ("alpha", (table.alpha >= 0) & (table.alpha <= 1), "inside [0, 1]"),
-        ("alpha_target", (table.alpha_target >= 0) & (table.alpha_target <= 1), "inside [0, 1]"),
-        ("alpha_mode", np.isin(table.alpha_mode, [HOLD, UP, DOWN]), "HOLD 0, UP 1 or DOWN 2"),
-        ("alpha_mode", ~ramping | (table.stage == Stage.BLENDING), "HOLD outside BLENDING"),
-        ("pruning", ~table.pruning | ramping, "False unless a ramp runs"),
-        ("blueprint", (table.blueprint != NO_BLUEPRINT) == table.has_seed, "present exactly where a seed is"),
-        ("operator", np.isin(table.operator, list(Operator)), "an operator"),
-        ("alpha_curve", np.isin(table.alpha_curve, list(Curve)), "a curve"),
-        ("first_curve", np.isin(table.first_curve, list(Curve)), "a curve"),
-        ("contribution_age", table.contribution_age >= -1, "-1 (never) or more"),
-        ("age", table.age >= 0, "0 or more"),
-        ("epochs_in_stage", table.epochs_in_stage >= 0, "0 or more"),
-    ):
-        _require(table, column, sound, expected)
-
-
-def _require(table: SlotTable, column: str, sound: BoolArray, expected: str) -> None:
-    if not sound.all():
-        env, slot = np.argwhere(~sound)[0]
-        value = getattr(table, column)[env, slot]
-        raise ValueError(f"{column} of slot {slot} of environment {env} is {value}; it must be {expected}")

@@ -42,7 +42,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.rules.array_state import ArrayState, restore_arrays, save_arrays
+from esper_env.persistence.state import Accessors, ArrayState, Stateful, get_states, set_states
+from esper_env.persistence.tree import Tree
 from esper_env.rules.heads import Op
 from esper_env.rules.reward_config import STAGE_POTENTIALS, RewardConfig, RewardMode
 from esper_env.rules.scaffolding import ScaffoldLedger
@@ -88,19 +89,19 @@ def _potential_table() -> FloatArray:
 _POTENTIAL = _potential_table()
 
 
-class RewardModel:
+class RewardModel(ArrayState):
     """Computes the reward of ``num_envs`` environments; remembers per environment what the formulas compare with."""
 
-    _STATE = (
-        "accuracy",
-        "initial_accuracy",
-        "accrued_rent",
-        "alpha",
-        "fossilized",
-        "credit",
-        "stage_value",
-        "contribution_value",
-        "scaffold_value",
+    STATE = (
+        "_accuracy",
+        "_initial_accuracy",
+        "_accrued_rent",
+        "_alpha",
+        "_fossilized",
+        "_credit",
+        "_stage_value",
+        "_contribution_value",
+        "_scaffold_value",
     )
 
     def __init__(self, num_envs: int, num_slots: int, horizon: int, host_parameters: int, config: RewardConfig) -> None:
@@ -163,16 +164,17 @@ class RewardModel:
         self._accuracy = np.array(step.val_accuracy, dtype=np.float64)
         return RewardOutput(total=np.sum(list(components.values()), axis=0), components=components)
 
-    def get_state(self) -> dict[str, ArrayState]:
-        """Copies of all arrays, for a checkpoint."""
-        return {"episode": save_arrays(self, self._STATE), "ledger": self._ledger.get_state()}
+    def get_state(self) -> Tree:
+        """Return copies of the arrays, and the state of the ledger."""
+        return get_states(self._parts())
 
-    def set_state(self, state: dict[str, ArrayState]) -> None:
-        """Continue from :meth:`get_state`; a mismatch is a ``ValueError``."""
-        if set(state) != {"episode", "ledger"}:
-            raise ValueError(f"reward state has the parts {sorted(state)}; expected ['episode', 'ledger']")
-        self._ledger.set_state(state["ledger"])
-        restore_arrays(self, self._STATE, state["episode"])
+    def set_state(self, state: Tree) -> None:
+        """Load a state; ``ValueError`` if it does not fit."""
+        set_states(self._parts(), state)
+
+    def _parts(self) -> dict[str, Stateful]:
+        arrays = Accessors(super().get_state, super().set_state)
+        return {"episode": arrays, "ledger": self._ledger}
 
     # The modes
 

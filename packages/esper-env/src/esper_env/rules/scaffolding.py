@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.rules.array_state import ArrayState, restore_arrays, save_arrays
+from esper_env.persistence.state import ArrayState
 from esper_env.rules.slot_table import BoolArray, FloatArray
 
 PairArray = NDArray[np.float64]  # (N, S, S), indexed [environment, booster, boosted]
 
 
-class ScaffoldLedger:
+class ScaffoldLedger(ArrayState):
     """Boosts in accuracy points, per (environment, booster, boosted).
 
     A pair's boost is the mean of its measured interactions I_ij (noise averages out), never below 0, times
@@ -20,7 +20,7 @@ class ScaffoldLedger:
     boosted seed that left has nothing to collect: a newcomer's column starts at 0.
     """
 
-    _STATE = ("mean", "count", "delay", "past", "occupied")
+    STATE = ("_mean", "_count", "_delay", "_past", "_occupied")
 
     def __init__(self, num_envs: int, num_slots: int, gamma: float) -> None:
         self.gamma = gamma
@@ -57,14 +57,6 @@ class ScaffoldLedger:
         """(N, S) points by which the others, present or gone, have raised the seed in each slot."""
         total: FloatArray = (self._past + self._present()).sum(axis=1)
         return total
-
-    def get_state(self) -> ArrayState:
-        """Copies of all arrays, for a checkpoint."""
-        return save_arrays(self, self._STATE)
-
-    def set_state(self, state: ArrayState) -> None:
-        """Continue from :meth:`get_state`; a mismatch is a ``ValueError``."""
-        restore_arrays(self, self._STATE, state)
 
     def _present(self) -> PairArray:
         boosts: PairArray = np.maximum(self._mean, 0.0) * self.gamma**self._delay

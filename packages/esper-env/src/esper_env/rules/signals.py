@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from esper_env.rules.array_state import ArrayState, restore_arrays, save_arrays
+from esper_env.persistence.state import ArrayState
 from esper_env.rules.slot_table import BoolArray, FloatArray, IntArray
 
 LN_2 = math.log(2.0)
@@ -64,7 +64,7 @@ class Signals:
     window_best_val_loss: FloatArray  # of the last ``window`` epochs, NaN only if all of them are
 
 
-class SignalTracker:
+class SignalTracker(ArrayState):
     """Keeps the validation curve of ``num_envs`` environments.
 
     ``reset`` records the untrained network as epoch 0, ``update`` one trained epoch of every environment. ``peek``
@@ -76,6 +76,17 @@ class SignalTracker:
     wrong answer costs at least ln 2 nats, so an accuracy of a percent needs a mean loss of at least 0.99 ln 2.
     Neither test can misfire on a real percentage, however low.
     """
+
+    STATE = (
+        "_losses",
+        "_accuracies",
+        "_epoch",
+        "_plateau",
+        "_stable",
+        "_stabilised",
+        "_just_stabilised",
+        "_best_accuracy",
+    )
 
     def __init__(self, num_envs: int, config: SignalConfig | None = None, samples: int | None = None) -> None:
         if num_envs < 1:
@@ -146,14 +157,6 @@ class SignalTracker:
         self._require_reset()
         return self._build()
 
-    def get_state(self) -> ArrayState:
-        """Copies of all arrays, for a checkpoint."""
-        return save_arrays(self, _STATE)
-
-    def set_state(self, state: ArrayState) -> None:
-        """Continue from :meth:`get_state`. Raises ``ValueError`` on a missing, unknown or misshapen array."""
-        restore_arrays(self, _STATE, state)
-
     def _build(self) -> Signals:
         history = self.config.history
         started = self._epoch > 0
@@ -200,9 +203,6 @@ class SignalTracker:
                 raise ValueError(f"{name} has shape {values.shape}; expected ({self.num_envs},)")
         _check_percent(loss[rows], accuracy[rows], self.samples)
         return loss, accuracy
-
-
-_STATE = ("losses", "accuracies", "epoch", "plateau", "stable", "stabilised", "just_stabilised", "best_accuracy")
 
 
 def _check_percent(loss: FloatArray, accuracy: FloatArray, samples: int | None) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esper_env.persistence.state import ArrayState
+from esper_env.persistence.tree import Tree
 from esper_env.rules.heads import NO_BLUEPRINT, Curve, Operator
 from esper_env.rules.stages import HAS_SEED, IN_COOLDOWN, IS_BLENDED, IS_LIVE, Stage
 
@@ -20,7 +22,7 @@ HOLD, UP, DOWN = 0, 1, 2
 
 
 @dataclass
-class SlotTable:
+class SlotTable(ArrayState):
     """Struct of arrays over N environments and S slots; ``table.clear(mask)`` empties slots.
 
     Every column has shape (N, S). Measured columns come with a flag or an age, so "not measured" is never
@@ -122,6 +124,41 @@ class SlotTable:
         self.clear(mask)
         self.stage[mask] = stage
 
+    def set_state(self, state: Tree) -> None:
+        """Load columns; ``ValueError`` if they do not fit or break a rule of :meth:`validate`."""
+        super().set_state(state)
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise ``ValueError`` naming the first slot whose values no episode can lead to."""
+        stages = [stage for stage in Stage if stage != Stage.UNKNOWN]
+        names = ", ".join(f"{stage.name}={stage.value}" for stage in stages)
+        self._require("stage", np.isin(self.stage, stages), f"one of {names}")
+        ramping = self.alpha_mode != HOLD
+        for column, sound, expected in (
+            ("alpha", (self.alpha >= 0) & (self.alpha <= 1), "inside [0, 1]"),
+            ("alpha_target", (self.alpha_target >= 0) & (self.alpha_target <= 1), "inside [0, 1]"),
+            ("alpha_mode", np.isin(self.alpha_mode, [HOLD, UP, DOWN]), "HOLD 0, UP 1 or DOWN 2"),
+            ("alpha_mode", ~ramping | (self.stage == Stage.BLENDING), "HOLD outside BLENDING"),
+            ("pruning", ~self.pruning | ramping, "False unless a ramp runs"),
+            ("blueprint", (self.blueprint != NO_BLUEPRINT) == self.has_seed, "present exactly where a seed is"),
+            ("operator", np.isin(self.operator, list(Operator)), "an operator"),
+            ("alpha_curve", np.isin(self.alpha_curve, list(Curve)), "a curve"),
+            ("first_curve", np.isin(self.first_curve, list(Curve)), "a curve"),
+            ("contribution_age", self.contribution_age >= -1, "-1 (never) or more"),
+            ("age", self.age >= 0, "0 or more"),
+            ("epochs_in_stage", self.epochs_in_stage >= 0, "0 or more"),
+        ):
+            self._require(column, sound, expected)
+
+    def _require(self, column: str, sound: BoolArray, expected: str) -> None:
+        if not sound.all():
+            env, slot = np.argwhere(~sound)[0]
+            value = getattr(self, column)[env, slot]
+            raise ValueError(f"{column} of slot {slot} of environment {env} is {value}; it must be {expected}")
+
+
+SlotTable.STATE = tuple(column.name for column in fields(SlotTable))
 
 #: Value of each column in an empty slot, where it is not zero.
 EMPTY_VALUES: dict[str, float | int | bool] = {

@@ -7,10 +7,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_env.data import ImageData, TextData
+from esper_env.persistence.tree import Tree
 from esper_env.population.engine.layouts import normaliser
 
 
@@ -103,28 +103,21 @@ class MinibatchStream:
         self._generator.manual_seed(seed)
         self._left = self._left[:0]
 
-    def get_state(self) -> tuple[Tensor, Tensor]:
-        """The generator's state (L,) uint8 on the CPU, and what is left (k,) of the permutation under way; copies."""
-        return self._generator.get_state(), self._left.clone()
+    def get_state(self) -> Tree:
+        """Return the generator's state (L,) uint8 and what is left (k,) of the current permutation, as copies."""
+        return {"generator": self._generator.get_state().numpy(), "left": np.array(self._left.cpu())}
 
-    def prepared(self, generator: NDArray[np.uint8], left: NDArray[np.int64]) -> tuple[torch.Generator, Tensor]:
-        """What :meth:`go_on` takes, from :meth:`get_state`; ``ValueError`` for what no stream of this data can have."""
-        count, device = self._data.count, self._data.device
+    def set_state(self, state: Tree) -> None:
+        """Continue from a state; ``ValueError`` for one that no stream of these samples can have."""
+        left, count = state["left"], self._data.count
         if ((left < 0) | (left >= count)).any() or len(np.unique(left)) < len(left):
-            raise ValueError(
-                f"a minibatch stream of the state has samples left from {left.min()} to {left.max()}; "
-                f"expected each number from 0 to {count - 1} once at most"
-            )
-        made = torch.Generator(device)
+            raise ValueError(f"left has impossible sample numbers; expected distinct numbers from 0 to {count - 1}")
+        generator = torch.Generator(self._data.device)
         try:
-            made.set_state(torch.from_numpy(generator.copy()))
+            generator.set_state(torch.from_numpy(state["generator"].copy()))
         except RuntimeError as error:
-            raise ValueError(f"a minibatch stream of the state is no generator of this device ({error})") from error
-        return made, torch.from_numpy(left.copy()).to(device)
-
-    def go_on(self, generator: torch.Generator, left: Tensor) -> None:
-        """Continue from what :meth:`prepared` returned."""
-        self._generator, self._left = generator, left
+            raise ValueError(f"generator is not the state of a generator of this device: {error}") from error
+        self._generator, self._left = generator, torch.from_numpy(left.copy()).to(self._data.device)
 
     def draw(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The next epoch's sample indices (T, B), offsets of the cuts (cuts, T, B) and flips (T, B).
