@@ -105,7 +105,7 @@ class MinibatchStream:
 
     def get_state(self) -> Tree:
         """Return the generator's state (L,) uint8 and what is left (k,) of the current permutation, as copies."""
-        return {"generator": self._generator.get_state().numpy(), "left": np.array(self._left.cpu())}
+        return {"generator": self._generator.get_state().numpy(), "left": self._left.clone().cpu().numpy()}
 
     def set_state(self, state: Tree) -> None:
         """Continue from a state; ``ValueError`` for one that no stream of these samples can have."""
