@@ -75,9 +75,9 @@ def test_a_commitment_that_no_snapshot_holds_is_told_as_undone(make_digits_vec, 
     for choice in script(0)[:8]:
         envs.step(choice[None])
     governor = envs.unwrapped._growth._governor
-    due, governor.due = governor.due, lambda *_: np.zeros(1, dtype=bool)
+    due, governor.snapshots_due = governor.snapshots_due, lambda *_: np.zeros(1, dtype=bool)
     envs.step(script(0)[8][None])
-    governor.due = due
+    governor.snapshots_due = due
     break_host(envs, 0)
     envs.step(script(0)[2][None])
     last = heard(envs, sink, "SEED_STAGE_CHANGED")[-1].payload

@@ -1,4 +1,4 @@
-"""The alpha schedule: shapes of the ramps, jumps, exact landings."""
+"""Alpha schedule: shapes of ramps, jumps and exact ends."""
 
 import math
 
@@ -16,7 +16,7 @@ CURVES = st.sampled_from(list(Curve))
 
 
 def naive_ramp(t, curve):
-    """The textbook formulas: a logistic, shifted and stretched so that its ends are 0 and 1."""
+    """Textbook formulas, with a logistic that is rescaled to run from 0 to 1."""
     if curve == Curve.LINEAR:
         return t
     if curve == Curve.COSINE:
@@ -36,7 +36,7 @@ def slot_at(value):
 
 
 def run(table, ticks):
-    """Alpha after each of the ticks."""
+    """Return alpha after each tick."""
     values = []
     for _ in range(ticks):
         alpha.tick(table, ALL)
@@ -54,33 +54,34 @@ def run(table, ticks):
         (Curve.SIGMOID_SHARP, [0.001, 0.083, 0.917, 0.999, 1]),
     ],
 )
-def test_five_ticks_of_every_curve(curve, values):
+def test_ramp_values_of_five_ticks_by_curve(curve, values):
     table = slot_at(0.0)
     alpha.retarget(table, ALL, 1.0, 5, curve)
     np.testing.assert_allclose(run(table, 5), values, atol=5e-4)
 
 
 @given(st.floats(0, 1), CURVES)
-def test_a_ramp_is_the_rescaled_formula(t, curve):
+def test_ramp_equals_the_textbook_formula(t, curve):
     assert alpha.ramp(t, curve, CURVE_STEEPNESS[curve]) == pytest.approx(naive_ramp(t, curve), abs=1e-12)
 
 
 @pytest.mark.parametrize("curve", list(Curve))
-def test_a_ramp_starts_at_exactly_0_and_ends_at_exactly_1(curve):
+def test_ramp_starts_at_exactly_0_and_ends_at_exactly_1(curve):
     assert alpha.ramp([0.0, 1.0], curve, CURVE_STEEPNESS[curve]).tolist() == [0.0, 1.0]
 
 
-def test_a_sigmoid_without_steepness_is_an_error():
-    with pytest.raises(ValueError, match="steepness"):
-        alpha.ramp(0.5, Curve.SIGMOID, 0.0)
-
-
 @given(ALPHAS, ALPHAS, st.integers(1, 12), CURVES)
-def test_a_ramp_never_turns_back_and_lands_exactly_on_its_target(start, target, ticks, curve):
-    table = slot_at(start)
+def test_ramp_is_monotone_and_reaches_its_target_exactly(start, target, ticks, curve):
+    table, values = slot_at(start), []
     alpha.retarget(table, ALL, target, ticks, curve)
     assert table.alpha.item() == start
-    values = run(table, ticks)
+    direction = HOLD if start == target else (UP if target > start else DOWN)
+    for tick in range(ticks):
+        assert table.alpha_mode.item() == direction
+        remaining = table.alpha_ticks_total.item() - table.alpha_ticks_done.item()
+        assert remaining == (0 if direction == HOLD else ticks - tick)
+        values += run(table, 1)
+    assert table.alpha_ticks_total.item() == table.alpha_ticks_done.item()
     steps = np.diff([start, *values])
     assert values[-1] == target
     assert all(min(start, target) <= value <= max(start, target) for value in values)
@@ -92,27 +93,14 @@ def test_a_ramp_never_turns_back_and_lands_exactly_on_its_target(start, target, 
 
 
 @pytest.mark.parametrize(("start", "target"), [(0.55, 0.01), (0.68, 0.03), (0.56, 0.01)])
-def test_the_landing_is_exact_where_start_plus_difference_is_not(start, target):
+def test_ramp_reaches_its_target_exactly_despite_rounding(start, target):
     assert start + (target - start) != target
     table = slot_at(start)
     alpha.retarget(table, ALL, target, 3, Curve.LINEAR)
     assert run(table, 3)[-1] == target
 
 
-@given(ALPHAS, ALPHAS, st.integers(1, 12), CURVES)
-def test_the_mode_says_where_a_ramp_goes_and_how_long_it_takes(start, target, ticks, curve):
-    table = slot_at(start)
-    alpha.retarget(table, ALL, target, ticks, curve)
-    direction = HOLD if start == target else (UP if target > start else DOWN)
-    for tick in range(ticks):
-        assert table.alpha_mode.item() == direction
-        remaining = table.alpha_ticks_total.item() - table.alpha_ticks_done.item()
-        assert remaining == (0 if direction == HOLD else ticks - tick)
-        alpha.tick(table, ALL)
-    assert table.alpha_ticks_total.item() == table.alpha_ticks_done.item()
-
-
-def test_the_velocity_is_what_the_tick_changed():
+def test_velocity_equals_the_change_of_alpha():
     table = slot_at(0.5)
     alpha.retarget(table, ALL, 1.0, 5, Curve.COSINE)
     before = 0.5
@@ -127,7 +115,7 @@ def test_the_velocity_is_what_the_tick_changed():
 
 
 @given(ALPHAS, ALPHAS, CURVES)
-def test_zero_ticks_jump_at_once(start, target, curve):
+def test_retarget_with_zero_ticks_jumps(start, target, curve):
     table = slot_at(start)
     alpha.retarget(table, ALL, target, 0, curve)
     assert table.alpha.item() == table.alpha_target.item() == target
@@ -138,45 +126,14 @@ def test_zero_ticks_jump_at_once(start, target, curve):
     assert table.alpha.item() == target
 
 
-def test_a_target_that_is_already_reached_stays_on_hold():
+def test_retarget_to_the_current_alpha_stays_on_hold():
     table = slot_at(0.7)
     alpha.retarget(table, ALL, 0.7, 8, Curve.SIGMOID)
     assert table.alpha_mode.item() == HOLD
     assert run(table, 3) == [0.7, 0.7, 0.7]
 
 
-def test_a_slot_that_still_ramps_cannot_be_retargeted_and_nothing_changes():
-    table = SlotTable.empty(2, 3)
-    busy = np.zeros((2, 3), dtype=bool)
-    busy[1, 2] = True
-    alpha.retarget(table, busy, 1.0, 5, Curve.LINEAR)
-    with pytest.raises(ValueError, match=r"slot 2 of environment 1 is still ramping"):
-        alpha.retarget(table, np.ones((2, 3), dtype=bool), 0.5, 0, Curve.LINEAR)
-    assert (table.alpha == 0).all()
-    alpha.retarget(table, ~busy, 0.5, 0, Curve.LINEAR)
-    assert table.alpha.tolist() == [[0.5, 0.5, 0.5], [0.5, 0.5, 0.0]]
-
-
-@pytest.mark.parametrize(
-    ("request_", "message"),
-    [
-        ((1.5, 3, Curve.LINEAR), r"target is 1\.5"),
-        ((-0.1, 3, Curve.LINEAR), r"target is -0\.1"),
-        ((float("nan"), 3, Curve.LINEAR), r"target is nan"),
-        ((0.5, -1, Curve.LINEAR), r"ticks is -1"),
-        ((0.5, 3, 5), r"curve is 5"),
-        ((0.5, 3, -1), r"curve is -1"),
-    ],
-)
-def test_an_impossible_request_is_an_error_before_anything_changes(request_, message):
-    table = slot_at(0.25)
-    with pytest.raises(ValueError, match=message):
-        alpha.retarget(table, ALL, *request_)
-    assert table.alpha.item() == 0.25
-    assert table.alpha_mode.item() == HOLD
-
-
-def test_slots_ramp_independently_and_only_where_the_mask_is_on():
+def test_tick_advances_masked_slots_independently():
     table = SlotTable.empty(2, 2)
     alpha.retarget(
         table,
@@ -190,7 +147,7 @@ def test_slots_ramp_independently_and_only_where_the_mask_is_on():
     assert table.alpha_mode.tolist() == [[UP, UP], [UP, HOLD]]
 
 
-def test_a_finished_slot_can_ramp_down_again():
+def test_finished_ramp_can_be_followed_by_another():
     table = slot_at(0.0)
     alpha.retarget(table, ALL, 1.0, 3, Curve.SIGMOID_SHARP)
     run(table, 3)

@@ -264,7 +264,7 @@ def test_a_reset_starts_its_rows_anew_and_leaves_the_others():
         governor.judge(both, np.array([0.5, 0.5]))
     governor.rolled_back(second, np.array([0.5, 0.5]))
     governor.judge(both, np.array([9.0, 9.0]))
-    governor.put_aside(both, np.array([7, 7]), np.ones((2, 3), dtype=bool))
+    governor.snapshots_taken(both, np.array([7, 7]), np.ones((2, 3), dtype=bool))
     governor.reset(second, np.array([NAN, 2.0]))
     assert governor.rollbacks.tolist() == [0, 0]
     assert governor.snapshot_epoch.tolist() == [7, 0]
@@ -276,9 +276,9 @@ def test_a_reset_starts_its_rows_anew_and_leaves_the_others():
 
 def due(governor, epoch, *fossils):
     fossilized = np.isin(np.arange(3), fossils)[None]
-    wanted = bool(governor.due(np.array([epoch]), fossilized)[0])
+    wanted = bool(governor.snapshots_due(np.array([epoch]), fossilized)[0])
     if wanted:
-        governor.put_aside(ONE, np.array([epoch]), fossilized)
+        governor.snapshots_taken(ONE, np.array([epoch]), fossilized)
     return wanted
 
 

@@ -220,7 +220,7 @@ class LifecycleMachine(RuleBasedStateMachine):
         self.check_changes(before, applied, changes)
 
         seeds = self.table.has_seed
-        lifecycle.age_measurements(self.table)
+        self.table.contribution_age[self.table.contribution_age >= 0] += 1
         self.table.gradient_measured[seeds] = healthy
         self.table.gradient_health[seeds] = 1.0
         if measured:
@@ -317,9 +317,8 @@ def test_environments_of_a_vector_live_as_they_would_alone(seed, gates):
             for name, column in columns(table).items():
                 np.testing.assert_array_equal(column[0], columns(together)[name][env], err_msg=name)
             assert own.succeeded[0] == changes.succeeded[env]
-            assert own.gate[0] == changes.gate[env]
-            assert own.gate_score[0] == changes.gate_score[env]
-            assert own.verdict(0) == changes.verdict(env)
+            assert own.gates.gate[0] == changes.gates.gate[env]
+            assert own.gates.verdict(0) == changes.gates.verdict(env)
             np.testing.assert_array_equal(own.attached[0], changes.attached[env])
             np.testing.assert_array_equal(own.detached[0], changes.detached[env])
 

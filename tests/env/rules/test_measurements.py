@@ -27,6 +27,7 @@ def contributions(table, contribution, measured, interaction=None, pairs=None):
     square = np.zeros((1, SLOTS, SLOTS))
     record_contributions(
         table,
+        np.array([True]),
         np.array([contribution], dtype=np.float64),
         np.array([measured]),
         square if interaction is None else np.array([interaction], dtype=np.float64),
@@ -124,6 +125,24 @@ def test_interactions_by_hand(table):
     contributions(table, [0, 0, 0], [True, True, True])  # a partner is gone
     assert table.interaction_sum[0].tolist() == [0.0, 0.0, 0.0]
     assert table.boost_received[0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_contributions_are_recorded_only_in_the_given_rows():
+    table = SlotTable.empty(2, 2)
+    table.stage[:], table.alpha[:] = Stage.HOLDING, 1.0
+    pairs = np.array([[[False, True], [True, False]]] * 2)
+    for _ in range(2):
+        record_contributions(
+            table, np.array([True, False]), np.full((2, 2), 3.0), np.array([[True, False]] * 2), pairs * 2.0, pairs
+        )
+    assert table.contribution.tolist() == [[3, 0], [0, 0]]
+    assert table.contribution_age.tolist() == [[0, -1], [-1, -1]]
+    assert table.interaction_sum.tolist() == table.boost_received.tolist() == [[2, 2], [0, 0]]
+    table.contribution_age[:] = 0
+    record_contributions(
+        table, np.array([False, True]), np.ones((2, 2)), np.zeros((2, 2), bool), pairs * 0.0, pairs & False
+    )
+    assert table.contribution_age.tolist() == [[0, 0], [1, 1]]
 
 
 def test_rows_are_recorded_apart():

@@ -75,9 +75,9 @@ def test_slot_quantities_come_back(slots: int, horizon: int, seed: int) -> None:
 
 def test_quantities_of_the_network_come_back() -> None:
     tracker = SignalTracker(1)
-    tracker.reset(np.array([True]), [2.3], [10.0])
+    tracker.reset(np.array([True]), np.array([2.3]), np.array([10.0]))
     for accuracy, loss in ((30.0, 1.5), (45.0, 1.25), (41.0, 1.27), (41.5, 1.26), (41.0, 1.26), (41.0, 1.26)):
-        signals = tracker.update([loss], [accuracy])
+        signals = tracker.update(np.array([loss]), np.array([accuracy]))
     builder = ObservationBuilder(2, 25, 1000, [0, 1])
     features = builder.features(SlotTable.empty(1, 2), signals, np.zeros(1), np.zeros(1), np.array([3]))
     view = ObservationView(features, 2, 25)
@@ -98,7 +98,7 @@ def test_one_observation_reads_like_a_batch_of_one() -> None:
     rng = np.random.default_rng(3)
     table = some_table(rng, 1, 3, 40)
     tracker = SignalTracker(1)
-    tracker.reset(np.array([True]), [2.3], [10.0])
+    tracker.reset(np.array([True]), np.array([2.3]), np.array([10.0]))
     builder = ObservationBuilder(3, 40, 1000, [0, 1, 2])
     features = builder.features(table, tracker.peek(), np.zeros(1), np.ones(1), np.zeros(1, dtype=int))
     batch, single = ObservationView(features, 3, 40), ObservationView(features[0], 3, 40)

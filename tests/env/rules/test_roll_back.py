@@ -35,7 +35,7 @@ def step(table, actions):
 def measure(table):
     """Something for every column that is measured."""
     seeds = table.has_seed
-    lifecycle.age_measurements(table)
+    table.contribution_age[table.contribution_age >= 0] += 1
     for name in ("gradient_health", "gradient_ratio", "contribution", "interaction_sum", "gradient_norm"):
         getattr(table, name)[seeds] = 0.75
     table.gradient_measured[:] = seeds
@@ -90,8 +90,7 @@ def expected_at(before, row, slot, kept):
 def check(table, before, rows, kept):
     """Roll the table back and compare every column of every slot."""
     after = table.copy()
-    gone = lifecycle.roll_back(table, before, rows, kept)
-    np.testing.assert_array_equal(gone, before.has_seed & ~kept & rows[:, None])
+    lifecycle.roll_back(table, before, rows, kept)
     for row, slot in np.ndindex(table.shape):
         wanted = expected_at(before, row, slot, kept[row, slot]) if rows[row] else values_at(after, row, slot)
         assert values_at(table, row, slot) == wanted, (row, slot, Stage(before.stage[row, slot]))
@@ -172,7 +171,6 @@ def test_a_fossil_that_no_snapshot_holds_is_undone_and_the_table_stays_sound():
     before = at_stage(Stage.FOSSILIZED)
     table = before.copy()
     step(table, action(Op.GERMINATE, 1))
-    gone = lifecycle.roll_back(table, before, np.array([True]), np.zeros((1, SLOTS), dtype=bool))
-    assert gone.tolist() == [[True, False, False]]
+    lifecycle.roll_back(table, before, np.array([True]), np.zeros((1, SLOTS), dtype=bool))
     assert table.stage.tolist() == [[Stage.PRUNED, Stage.DORMANT, Stage.DORMANT]]
     table.validate()

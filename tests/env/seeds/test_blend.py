@@ -1,4 +1,4 @@
-"""Blend operators: their formulas, the exact identity at alpha 0, and one graph without branches."""
+"""Blend operators: formulas, exact identity at alpha 0, and a graph without branches."""
 
 import pytest
 import torch
@@ -14,63 +14,63 @@ EVERY_OPERATOR = pytest.mark.parametrize("operator", Operator)
 
 def tensors(dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
-    h, x, s = (torch.randn(3, 5, 2, 2, generator=generator, dtype=dtype) for _ in range(3))
+    h, s = (torch.randn(3, 5, 2, 2, generator=generator, dtype=dtype) for _ in range(2))
     gate = torch.rand(3, 1, 1, 1, generator=generator, dtype=dtype)
-    return h, x, s, gate
+    return h, s, gate
 
 
-def expected(operator, h, x, s, alpha, gate):
-    """The operators as they are written down."""
+def expected(operator, h, s, alpha, gate):
+    """Return the operators' documented formulas."""
     return {
         Operator.ADD: h + alpha * (s - h),
-        Operator.MULTIPLY: h * (1 + alpha * torch.tanh(s - x)),
+        Operator.MULTIPLY: h * (1 + alpha * torch.tanh(s - h)),
         Operator.GATE: h + alpha * gate * (s - h),
     }[operator]
 
 
 @EVERY_OPERATOR
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0, -0.5, 1.5])
-def test_the_formula_with_alpha_clamped(operator, alpha):
-    h, x, s, gate = tensors()
-    out = blend(operator, h, x, s, torch.tensor(alpha, dtype=h.dtype), gate)
-    torch.testing.assert_close(out, expected(operator, h, x, s, min(max(alpha, 0.0), 1.0), gate))
+def test_blend_equals_its_formula_with_clamped_alpha(operator, alpha):
+    h, s, gate = tensors()
+    out = blend(operator, h, s, torch.tensor(alpha, dtype=h.dtype), gate)
+    torch.testing.assert_close(out, expected(operator, h, s, min(max(alpha, 0.0), 1.0), gate))
 
 
 @EVERY_OPERATOR
-def test_alpha_zero_is_the_exact_identity(operator):
-    h, x, s, gate = tensors(torch.float32)
-    assert torch.equal(blend(operator, h, x, s * 1e6, torch.tensor(0.0), gate), h)
+def test_blend_is_the_exact_identity_at_alpha_0(operator):
+    h, s, gate = tensors(torch.float32)
+    assert torch.equal(blend(operator, h, s * 1e6, torch.tensor(0.0), gate), h)
 
 
 @EVERY_OPERATOR
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_hosts_dtype_is_kept(operator, dtype):
-    h, x, s, gate = tensors()
-    out = blend(operator, h.to(dtype), x.to(dtype), s.to(dtype), torch.tensor(0.4, dtype=torch.float64), gate)
+def test_blend_keeps_the_dtype_of_the_host(operator, dtype):
+    h, s, gate = tensors()
+    out = blend(operator, h.to(dtype), s.to(dtype), torch.tensor(0.4, dtype=torch.float64), gate)
     assert out.dtype == dtype
 
 
 @EVERY_OPERATOR
-def test_alpha_is_per_row(operator):
-    h, x, s, gate = tensors()
+def test_blend_applies_alpha_per_row(operator):
+    h, s, gate = tensors()
     alpha = torch.tensor([0.0, 0.5, 1.0], dtype=h.dtype).view(-1, 1, 1, 1)
-    out = blend(operator, h, x, s, alpha, gate)
+    out = blend(operator, h, s, alpha, gate)
     for row in range(3):
-        single = blend(operator, h[row], x[row], s[row], alpha[row], gate[row])
+        single = blend(operator, h[row], s[row], alpha[row], gate[row])
         torch.testing.assert_close(out[row], single)
 
 
 @EVERY_OPERATOR
-def test_an_operator_is_one_graph(operator):
-    """Traced at one alpha, it is right at another: no branch depends on the data."""
-    h, x, s, gate = tensors()
-    traced = torch.fx.symbolic_trace(lambda h, x, s, a, g: blend_module._OPERATORS[int(operator)](h, x, s, a, g))
+def test_blend_traces_as_one_graph(operator):
+    """The trace at one alpha is right at another, so no branch depends on the data."""
+    h, s, gate = tensors()
+    traced = torch.fx.symbolic_trace(lambda h, s, a, g: blend_module._OPERATORS[int(operator)](h, s, a, g))
     for alpha in (0.0, 0.7):
         a = torch.tensor(alpha, dtype=h.dtype)
-        torch.testing.assert_close(traced(h, x, s, a, gate), expected(operator, h, x, s, a, gate))
+        torch.testing.assert_close(traced(h, s, a, gate), expected(operator, h, s, a, gate))
 
 
-def test_the_gate_is_per_sample_from_pooled_features():
+def test_blend_gate_is_computed_per_sample_from_pooled_features():
     gate = BlendGate(8).double()
     assert sum(p.numel() for p in gate.parameters()) == (8 * 2 + 2) + (2 + 1)
     x = torch.randn(4, 8, 3, 3, dtype=torch.float64)
@@ -85,28 +85,28 @@ def test_the_gate_is_per_sample_from_pooled_features():
     torch.testing.assert_close(out.flatten(), torch.sigmoid(logit).flatten())
 
 
-def test_the_narrowest_gate_has_one_hidden_unit():
+def test_blend_gate_of_one_channel_has_one_hidden_unit():
     gate = BlendGate(1)
     assert isinstance(gate.squeeze, nn.Linear)
     assert gate.squeeze.out_features == 1
 
 
-def test_errors_name_the_operator():
-    h, x, s, _ = tensors()
-    with pytest.raises(ValueError, match=r"operator 9 is not registered; known: \[0, 1, 2\]"):
-        blend(9, h, x, s, torch.tensor(1.0))
+def test_blend_errors_name_the_operator():
+    h, s, _ = tensors()
+    with pytest.raises(ValueError, match=r"operator 9 is not registered; expected one of \[0, 1, 2\]"):
+        blend(9, h, s, torch.tensor(1.0))
     with pytest.raises(ValueError, match="the GATE operator needs the gate's output"):
-        blend(Operator.GATE, h, x, s, torch.tensor(1.0))
+        blend(Operator.GATE, h, s, torch.tensor(1.0))
     with pytest.raises(ValueError, match="operator 0 is already registered; choose another value"):
         register_operator(Operator.ADD, blend_module._OPERATORS[Operator.ADD])
 
 
-def test_a_new_operator_needs_no_edit_of_an_old_one(monkeypatch):
+def test_register_operator_adds_an_operator(monkeypatch):
     monkeypatch.setattr(blend_module, "_OPERATORS", dict(blend_module._OPERATORS))
 
-    def largest(h, x, s, alpha, gate):  # noqa: ARG001
+    def largest(h, s, alpha, gate):  # noqa: ARG001
         return torch.maximum(h, alpha * s)
 
     register_operator(7, largest)
-    h, x, s, _ = tensors()
-    torch.testing.assert_close(blend(7, h, x, s, torch.tensor(1.0)), torch.maximum(h, s))
+    h, s, _ = tensors()
+    torch.testing.assert_close(blend(7, h, s, torch.tensor(1.0)), torch.maximum(h, s))

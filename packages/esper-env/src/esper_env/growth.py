@@ -1,9 +1,9 @@
-"""N networks growing under the rules: the one place where rules and networks meet."""
+"""N networks growing under the rules: the only place where rules and networks meet."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from esper_env.recording import Inspections, Recorder, StepRecord, TrainedEpoch
 from esper_env.rules import lifecycle
 from esper_env.rules.gates import gate_config
 from esper_env.rules.governor import Governor
-from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op
+from esper_env.rules.heads import Op
 from esper_env.rules.lifecycle import Changes, Command
 from esper_env.rules.masks import ActionRules
 from esper_env.rules.measurements import record_contributions, record_gradients
@@ -39,7 +39,7 @@ Observation = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What one step of N networks led to. ``values`` and ``final_values`` hold (N, ...) arrays by info key."""
+    """Result of one step of N networks. ``values`` and ``final_values`` hold (N, ...) arrays by info key."""
 
     rewards: NDArray[np.float64]  # (N,)
     terminated: Mask  # (N,) the horizon is reached, or the governor has given up
@@ -50,10 +50,10 @@ class StepOutcome:
 class Growth(ArrayState):
     """N networks of a task with their slot table, signals and rewards.
 
-    ``begin`` starts episodes, ``advance`` runs one step of every network, ``observe`` shows where they are.
+    ``begin`` starts episodes, ``advance`` runs one step of every network, ``observe`` returns observations.
 
     Raises:
-        ValueError: settings of the task that make no sense.
+        ValueError: a setting of the task is invalid.
     """
 
     STATE = ("epoch", "_last_op", "_last_success")
@@ -77,9 +77,7 @@ class Growth(ArrayState):
         self.max_seeds = slots if task.max_seeds is None else task.max_seeds
         self.rules = ActionRules(slots, self.offered_blueprints, self.max_seeds)
         self._builder = ObservationBuilder(slots, task.horizon, task.param_budget, shard.execution_order)
-        self._signals = SignalTracker(
-            count, SignalConfig(plateau_points=task.plateau_points), samples=self._population.predictions
-        )
+        self._signals = SignalTracker(count, SignalConfig(plateau_points=task.plateau_points))
         self._reward = RewardModel(count, slots, task.horizon, self.host_parameters, self.reward_config)
         self._governor = Governor(count, slots, built.classes)
         self.telemetry = Telemetry()
@@ -92,19 +90,19 @@ class Growth(ArrayState):
         self._last_success = np.ones(count, dtype=np.bool_)
 
     def close(self) -> None:
-        """Stop the worker threads, and write and close what the sinks still hold."""
+        """Stop the worker threads, and flush and close the telemetry sinks."""
         self._population.close()
         self.telemetry.close()
 
     @property
     def signals(self) -> Any:
-        """The present reading of the validation curves."""
+        """The latest reading of the validation curves."""
         return self._signals.peek()
 
     def begin(self, rows: Mask, seeds: NDArray[np.int64], topology: Mapping[int, int]) -> dict[str, Any]:
         """Start an episode in ``rows`` (N,) from ``seeds`` (N,), with ``topology`` {slot: blueprint} planted.
 
-        Returns the infos' values, which hold in those rows.
+        Returns the infos' values, valid in those rows.
         """
         self.table.clear(np.repeat(rows[:, None], len(self.slot_ids), axis=1))
         planted = np.zeros(self.table.shape, dtype=np.bool_)
@@ -123,7 +121,7 @@ class Growth(ArrayState):
         self._reward.reset(rows, measured.accuracy, self.table)
         self.epoch[rows] = 0
         self._governor.reset(rows, measured.loss)
-        self._put_aside(structure, rows)
+        self._take_snapshots(structure, rows)
         self._last_op[rows] = Op.WAIT
         self._last_success[rows] = True
         self.recorder.began(rows, self._signals.peek(), structure.fossilized)
@@ -152,26 +150,30 @@ class Growth(ArrayState):
         }
 
     def decode(self, actions: ArrayLike) -> Command:
-        """What integer actions (N, 8) really mean now; malformed ones are a ``ValueError``."""
+        """Decode integer actions (N, 8).
+
+        Raises:
+            ValueError: the actions are malformed.
+        """
         return self.rules.decode(actions, self.table)
 
     def advance(self, command: Command, idle: Mask) -> StepOutcome:
-        """One step of every network: command, clock, training, measurement, governor, reward.
+        """Run one step of every network: command, clock, training, measurement, governor, reward.
 
-        Networks of ``idle`` (N,) environments, whose episode is over, wait; what becomes of them means nothing.
+        Networks of ``idle`` (N,) environments, whose episode is over, wait; their results are ignored.
         """
-        asked = waiting(command, idle)
+        asked = command.waiting(idle)
         before = self.table.copy()
         changes = self._act(asked)
         epoch = self._train(before)
         rescued, structure, measured = epoch.judgement.roll_back, epoch.structure, epoch.measured
-        command = waiting(asked, rescued) if rescued.any() else asked
+        command = asked.waiting(rescued) if rescued.any() else asked
         self._withdraw(changes.attached & rescued[:, None])
         succeeded = changes.succeeded & ~rescued
-        self._write_down(epoch)
-        # What was put back is its snapshot still, and nobody has judged it.
-        put_aside = self._governor.due(self.epoch, structure.fossilized) & ~rescued
-        self._put_aside(structure, put_aside)
+        self._record_epoch(epoch)
+        # A restored network equals its snapshot and has not been judged yet.
+        snapshots = self._governor.snapshots_due(self.epoch, structure.fossilized) & ~rescued
+        self._take_snapshots(structure, snapshots)
         signals = self._signals.update(measured.loss, measured.accuracy)
         terminated = (self.epoch >= self.task.horizon) | self._governor.exhausted
         committed, final_values = self._appraise(structure, terminated)
@@ -190,7 +192,7 @@ class Growth(ArrayState):
                     succeeded=succeeded,
                     epoch=epoch,
                     rollbacks=self._governor.rollbacks,
-                    put_aside=put_aside,
+                    put_aside=snapshots,
                     signals=signals,
                     parameters_added=added,
                     rewards=reward.total,
@@ -208,7 +210,7 @@ class Growth(ArrayState):
         return StepOutcome(reward.total, terminated, values, final_values)
 
     def _act(self, command: Command) -> Changes:
-        """Carry a command out, let the clock tick, and bring the networks in line."""
+        """Carry out a command, advance the clock and update the networks' seeds."""
         changes = lifecycle.apply(self.table, command, self._gates)
         was_falling = self.table.alpha_mode == DOWN
         lifecycle.tick(self.table, changes)
@@ -220,10 +222,7 @@ class Growth(ArrayState):
         return changes
 
     def _train(self, before: SlotTable) -> TrainedEpoch:
-        """Train and measure every network for an epoch, and put those that are broken back.
-
-        ``before`` is the table as it was before the commands, which a rollback undoes.
-        """
+        """Train and measure every network for an epoch, and roll broken ones back to ``before`` the commands."""
         structure = Structure.of(self.table)
         inspect = self.telemetry.wants(IsolationViolation) and self._inspections.due(self.table)
         stats = self._population.train(structure, inspect)
@@ -241,11 +240,11 @@ class Growth(ArrayState):
         )
         if not judgement.roll_back.any():
             return epoch
-        structure, measured, rescues = self._rescue(judgement.roll_back, before, measured)
+        structure, measured, rescues = self._roll_back(judgement.roll_back, before, measured)
         return epoch._replace(structure=structure, measured=measured, rescues=rescues)
 
-    def _write_down(self, epoch: TrainedEpoch) -> None:
-        """Enter what an epoch showed into the table, and count it. A network that was put back has learned nothing."""
+    def _record_epoch(self, epoch: TrainedEpoch) -> None:
+        """Record an epoch in the table and count it. A restored network has not trained."""
         stats = epoch.stats
         trained = np.where(epoch.judgement.roll_back[:, None], 0.0, stats.sizes)
         record_gradients(self.table, stats.gradient_norm, stats.vanishing, stats.exploding, trained)
@@ -253,10 +252,10 @@ class Growth(ArrayState):
         lifecycle.finish_epoch(self.table)
         self.epoch += 1
 
-    def _rescue(
+    def _roll_back(
         self, rows: Mask, before: SlotTable, measured: Measurement
     ) -> tuple[Structure, Measurement, dict[int, Mismatch]]:
-        """Put the networks of ``rows`` (N,) back to their snapshots; their seeds, and what is measured, follow suit."""
+        """Restore the networks of ``rows`` (N,) to their snapshots, roll the table back and measure again."""
         lifecycle.roll_back(self.table, before, rows, self._governor.saved)
         structure = Structure.of(self.table)
         rescues = {row: self._population.put_back(structure, row) for row in np.flatnonzero(rows).tolist()}
@@ -264,14 +263,14 @@ class Growth(ArrayState):
         self._governor.rolled_back(rows, measured.loss)
         return structure, measured, rescues
 
-    def _put_aside(self, structure: Structure, rows: Mask) -> None:
+    def _take_snapshots(self, structure: Structure, rows: Mask) -> None:
         if not rows.any():
             return
         self._population.put_aside(structure, rows)
-        self._governor.put_aside(rows, self.epoch, structure.fossilized)
+        self._governor.snapshots_taken(rows, self.epoch, structure.fossilized)
 
     def observe(self) -> Observation:
-        """Freshly allocated observations of every network, each with a leading N."""
+        """Return fresh observations of every network, each with a leading N."""
         legal = self.rules.legal(self.table)
         added = self._population.parameters_added(Structure.of(self.table), self.table.has_seed)
         signals = self._signals.peek()
@@ -291,20 +290,18 @@ class Growth(ArrayState):
             self._population.withdraw(int(row), int(slot))
 
     def _record(self, measured: Measurement, rows: Mask) -> None:
-        """Write what was measured of ``rows`` (N,) into the table. An epoch passes there, and nowhere else."""
-        part = SlotTable(**{column.name: getattr(self.table, column.name)[rows] for column in fields(SlotTable)})
+        """Record the measurements of ``rows`` (N,) in the table."""
         record_contributions(
-            part,
-            measured.contribution[rows],
-            measured.measured[rows],
-            measured.interaction[rows],
-            measured.interaction_measured[rows],
+            self.table,
+            rows,
+            measured.contribution,
+            measured.measured,
+            measured.interaction,
+            measured.interaction_measured,
         )
-        for column in fields(SlotTable):
-            getattr(self.table, column.name)[rows] = getattr(part, column.name)
 
     def _appraise(self, structure: Structure, terminated: Mask) -> tuple[NDArray[np.float64], dict[str, Any]]:
-        """Committed accuracies (N,), read where an episode terminates, and the final infos' values."""
+        """Return committed accuracies (N,), valid where an episode terminates, and the final infos' values."""
         committed = np.zeros(self.count)
         if not terminated.any():
             return committed, {}
@@ -345,7 +342,7 @@ class Growth(ArrayState):
         )
 
     def _state_values(self, structure: Structure) -> dict[str, Any]:
-        """What every info holds, after a reset and after a step."""
+        """Return the values that every info holds, after a reset and after a step."""
         signals = self._signals.peek()
         return {
             "action_mask": self.rules.marginal(self.rules.legal(self.table)),
@@ -359,10 +356,3 @@ class Growth(ArrayState):
             "contribution_measured": self.table.contribution_age >= 0,
             "dataset_name": np.full(self.count, self.dataset_name, dtype=object),
         }
-
-
-def waiting(command: Command, rows: Mask) -> Command:
-    """The command with WAIT in place of whatever ``rows`` (N,) asked for."""
-    columns = {head.name.lower(): HEAD_DEFAULTS[head] for head in Head}
-    replaced = {name: np.where(rows, default, getattr(command, name)) for name, default in columns.items()}
-    return replace(command, **replaced)

@@ -160,7 +160,7 @@ class Shard:
         gate = None
         if tensors.gate is not None:
             gate = self.layout.call(self.gate_stack(slot).template, tensors.gate, h, training=True)
-        return blend(part.operator, h, h, s, part.alpha.view(-1, *(1,) * (h.dim() - 1)), gate)
+        return blend(part.operator, h, s, part.alpha.view(-1, *(1,) * (h.dim() - 1)), gate)
 
     def run_seed(self, slot: int, part: Part, x: Tensor, tensors: SeedTensors) -> Tensor:
         """A part's seeds on their input."""

@@ -58,7 +58,7 @@ def _reason(step: StepRecord, env: int) -> str:
         return ILLEGAL
     if step.epoch.judgement.roll_back[env]:
         return ROLLED_BACK
-    verdict = step.changes.verdict(env)
+    verdict = step.changes.gates.verdict(env)
     assert verdict is not None, "a legal action that no gate was asked about takes effect"
     return verdict.message
 

@@ -21,8 +21,8 @@ _STAGES = {stage.value: stage.name for stage in Stage}
 
 def gates(step: StepRecord) -> Told:
     """Which gates were asked, and what they said."""
-    for env in step.where(step.changes.gate != NO_GATE):
-        verdict = step.changes.verdict(env)
+    for env in step.where(step.changes.gates.gate != NO_GATE):
+        verdict = step.changes.gates.verdict(env)
         assert verdict is not None
         yield env, int(step.changes.slot[env]), _gate_evaluated(verdict)
 

@@ -1,30 +1,31 @@
-"""The alpha schedule: ramps of the blend weight, and the only functions that start or advance one."""
+"""Alpha schedule: ramps of the blend weight."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from esper_env.rules.heads import CURVE_STEEPNESS, Curve
-from esper_env.rules.slot_table import DOWN, HOLD, UP, BoolArray, FloatArray, IntArray, SlotTable
+from esper_env.rules.slot_table import DOWN, HOLD, UP, BoolArray, FloatArray, SlotTable
 
 _IS_LOGISTIC = np.asarray(CURVE_STEEPNESS, dtype=np.float64) > 0
 
 
 def ramp(progress: ArrayLike, curve: ArrayLike, steepness: ArrayLike) -> FloatArray:
-    """How far a ramp has come, 0..1, when the fraction ``progress`` of its ticks is done.
+    """Return how far a ramp has come, 0..1. The arguments broadcast.
 
-    Linear: t. Cosine: (1 - cos(pi t)) / 2. Sigmoids: the logistic of k (t - 1/2), rescaled to run exactly from
-    0 to 1. ``curve`` holds ``heads.Curve`` values and ``steepness`` k (not read by linear and cosine). The three
-    arguments broadcast; ``progress`` is in [0, 1].
+    Linear: t. Cosine: (1 - cos(pi t)) / 2. Sigmoids: the logistic of k (t - 1/2), rescaled to run exactly from 0 to 1.
+
+    Args:
+        progress: t, the fraction of the ramp's ticks that are done, in [0, 1].
+        curve: values of ``heads.Curve``.
+        steepness: k; linear and cosine ignore it.
     """
     t, shape_of, k = np.broadcast_arrays(
         np.asarray(progress, dtype=np.float64), np.asarray(curve), np.asarray(steepness, dtype=np.float64)
     )
     logistic = _IS_LOGISTIC[shape_of]
-    if (logistic & ~(k > 0)).any():
-        raise ValueError("the steepness of a sigmoid ramp must be positive; take it from heads.CURVE_STEEPNESS")
-    # The rescaled logistic is a ratio of tanh, which is exact at both ends: no 0.0025 to subtract first.
+    # The rescaled logistic is a ratio of tanh, which is exact at both ends.
     safe_k = np.where(logistic, k, 1.0)
     sigmoid = 0.5 * (1.0 + np.tanh(safe_k * (t - 0.5) / 2.0) / np.tanh(safe_k / 4.0))
     cosine = 0.5 * (1.0 - np.cos(np.pi * t))
@@ -33,24 +34,21 @@ def ramp(progress: ArrayLike, curve: ArrayLike, steepness: ArrayLike) -> FloatAr
 
 
 def retarget(table: SlotTable, mask: BoolArray, target: ArrayLike, ticks: ArrayLike, curve: ArrayLike) -> None:
-    """Start a ramp to ``target`` over ``ticks`` clock ticks along ``curve`` in the slots of ``mask`` (N, S).
+    """Start a ramp in the slots of ``mask`` (N, S), whose schedules are on HOLD.
 
-    The other arguments broadcast to (N, S). With 0 ticks alpha jumps now and ``alpha_velocity`` is the size of the
-    jump; a target that equals alpha leaves the schedule on HOLD. ``ValueError`` before anything changes when a slot
-    of the mask is not on HOLD, or for a target outside [0, 1], negative ticks or an unknown curve.
+    With 0 ticks alpha jumps, and ``alpha_velocity`` is the size of the jump. A target that equals alpha leaves the
+    schedule on HOLD. The arguments broadcast to (N, S).
+
+    Args:
+        table: slots of N environments.
+        mask: (N, S) slots.
+        target: alpha at the end of the ramp, in [0, 1].
+        ticks: clock ticks of the ramp.
+        curve: values of ``heads.Curve``.
     """
-    busy = mask & (table.alpha_mode != HOLD)
-    if busy.any():
-        env, slot = np.argwhere(busy)[0]
-        raise ValueError(
-            f"slot {slot} of environment {env} is still ramping to alpha {table.alpha_target[env, slot]}; "
-            "retarget it once its schedule is on HOLD"
-        )
     goal = np.broadcast_to(np.asarray(target, dtype=np.float64), mask.shape)[mask]
     length = np.broadcast_to(np.asarray(ticks), mask.shape)[mask]
     kind = np.broadcast_to(np.asarray(curve), mask.shape)[mask]
-    _check_request(goal, length, kind)
-
     before = table.alpha[mask]
     starts_ramp = (length > 0) & (goal != before)
     table.alpha_start[mask] = before
@@ -64,21 +62,10 @@ def retarget(table: SlotTable, mask: BoolArray, target: ArrayLike, ticks: ArrayL
     table.alpha_velocity[mask] = np.where(starts_ramp, 0.0, goal - before)
 
 
-def _check_request(goal: FloatArray, length: IntArray, kind: NDArray[np.integer]) -> None:
-    for name, values, legal, expected in (
-        ("target", goal, (goal >= 0) & (goal <= 1), "inside [0, 1]"),
-        ("ticks", length, length >= 0, "0 or more"),
-        ("curve", kind, (kind >= 0) & (kind < len(Curve)), f"a heads.Curve, 0 to {len(Curve) - 1}"),
-    ):
-        if not legal.all():
-            raise ValueError(f"alpha {name} is {values[~legal][0]}; it must be {expected}")
-
-
 def tick(table: SlotTable, mask: BoolArray) -> None:
-    """Advance the ramps that run in the slots of ``mask`` (N, S) by one tick.
+    """Advance the running ramps in the slots of ``mask`` (N, S) by one tick.
 
-    Alpha stays inside [0, 1] and never turns back; the last tick lands exactly on the target and the schedule is on
-    HOLD again. ``alpha_velocity`` of the ramping slots is what alpha changed by; other slots are not touched.
+    Alpha stays inside [0, 1] and is monotone. The last tick reaches the target exactly and sets the schedule to HOLD.
     """
     running = mask & (table.alpha_mode != HOLD)
     if not running.any():
@@ -101,5 +88,5 @@ def tick(table: SlotTable, mask: BoolArray) -> None:
 
 
 def begin_step(table: SlotTable) -> None:
-    """Forget the velocities of the step before: from here on a non-zero one belongs to this step."""
+    """Clear the velocities of the previous step."""
     table.alpha_velocity.fill(0.0)

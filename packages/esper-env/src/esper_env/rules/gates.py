@@ -1,4 +1,4 @@
-"""The gates on the way into a stage: which checks each one asks, and verdicts for many slots at once."""
+"""Gates: the checks that a seed must pass before it enters a stage."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from esper_env.checks import is_finite, is_whole
-from esper_env.rules.heads import NUM_BLUEPRINTS, Blueprint
-from esper_env.rules.slot_table import HOLD, BoolArray, FloatArray, IntArray, SlotTable
+from esper_env.rules.slot_table import HOLD, BoolArray, IntArray, SlotTable
 from esper_env.rules.stages import STAGE_VALUES, Stage
 
-#: Stands for "no gate" in arrays of gate values.
+#: Marks "no gate" in arrays of gate values.
 NO_GATE = -1
 
 
 class Gate(IntEnum):
-    """Gate in front of a stage. There is no G4: its stage value is reserved."""
+    """Gate in front of a stage. There is no G4, because its stage value is reserved."""
 
     G0 = 0  # into GERMINATED
     G1 = 1  # into TRAINING
@@ -31,43 +30,36 @@ class Gate(IntEnum):
 
 
 class Check(IntEnum):
-    """One question a gate asks of a slot."""
+    """Condition on a slot. The masks guarantee its stage, so no gate checks that again."""
 
-    SLOT_EMPTY = 0
-    BLUEPRINT_FITS = 1
-    FROM_GERMINATED = 2
-    FROM_TRAINING = 3
-    TRAINED_LONG_ENOUGH = 4
-    GRADIENT_MEASURED = 5
-    GRADIENT_NOT_EXPLODING = 6
-    GRADIENT_HEALTHY = 7
-    PROSPECTIVE_CONTRIBUTION = 8
-    GRADIENT_RATIO = 9
-    FROM_BLENDING = 10
-    SCHEDULE_ON_HOLD = 11
-    FULL_ALPHA = 12
-    BLENDED_LONG_ENOUGH = 13
-    FROM_HOLDING = 14
-    CONTRIBUTION_MEASURED = 15
-    CONTRIBUTION_AT_FULL_ALPHA = 16
-    CONTRIBUTION = 17
-
-
-_CHECK_NAMES = [check.name.lower() for check in Check]
+    TRAINED_LONG_ENOUGH = 0
+    GRADIENT_MEASURED = 1
+    GRADIENT_NOT_EXPLODING = 2
+    GRADIENT_HEALTHY = 3
+    PROSPECTIVE_CONTRIBUTION = 4
+    GRADIENT_RATIO = 5
+    SCHEDULE_ON_HOLD = 6
+    FULL_ALPHA = 7
+    BLENDED_LONG_ENOUGH = 8
+    CONTRIBUTION_MEASURED = 9
+    CONTRIBUTION_AT_FULL_ALPHA = 10
+    CONTRIBUTION = 11
 
 
 @dataclass(frozen=True)
 class GateConfig:
-    """Every number the gates compare with. ``None`` means that the gate does not ask that question.
+    """Numbers that the checks compare with; None turns a check off.
 
-    Epochs count completed ones in the present stage; contributions are accuracy points (0..100 scale).
+    Epochs are completed epochs in the present stage. Contributions are accuracy points (0..100 scale).
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     min_training_epochs: int = 3
     min_gradient_health: float = 0.7
     full_alpha: float = 1.0
-    #: A contribution older than this counts as missing. Every epoch measures, so its age is normally 0; one epoch
-    #: that did not is tolerated.
+    #: An older contribution counts as missing. Its age is normally 0, because every epoch measures.
     max_contribution_age: int = 1
     min_prospective_contribution: float | None = None
     min_gradient_ratio: float | None = None
@@ -77,26 +69,26 @@ class GateConfig:
     def __post_init__(self) -> None:
         for name in ("min_training_epochs", "max_contribution_age", "min_blending_epochs"):
             value = getattr(self, name)
-            unasked = name == "min_blending_epochs" and value is None
-            if not unasked and not is_whole(value):
-                raise ValueError(f"gate setting {name} is {value!r}; it must be a whole number, 0 or more")
+            off = name == "min_blending_epochs" and value is None
+            if not off and not is_whole(value):
+                raise ValueError(f"gate setting {name} is {value!r}; expected a non-negative integer")
         for name in ("min_gradient_health", "full_alpha"):
             value = getattr(self, name)
             if not is_finite(value) or not 0.0 <= value <= 1.0:
-                raise ValueError(f"gate setting {name} is {value!r}; it must be a number inside [0, 1]")
+                raise ValueError(f"gate setting {name} is {value!r}; expected a number inside [0, 1]")
         for name in ("min_prospective_contribution", "min_gradient_ratio", "min_contribution"):
             value = getattr(self, name)
             if value is not None and not is_finite(value):
-                raise ValueError(f"gate setting {name} is {value!r}; it must be a finite number or None")
+                raise ValueError(f"gate setting {name} is {value!r}; expected a finite number or None")
 
     @classmethod
     def permissive(cls) -> GateConfig:
-        """What growth cannot do without: enough training, healthy gradients, a measured contribution."""
+        """Return the default: enough training, healthy gradients and a measured contribution."""
         return cls()
 
     @classmethod
     def strict(cls) -> GateConfig:
-        """Also asks that the seed pays: a contribution before blending and before it is made permanent."""
+        """Return a configuration that also requires a contribution before blending and before fossilizing."""
         return cls(
             min_prospective_contribution=0.5,
             min_gradient_ratio=0.10,
@@ -109,14 +101,16 @@ _CONFIGS: dict[str, Callable[[], GateConfig]] = {
     "permissive": GateConfig.permissive,
     "strict": GateConfig.strict,
 }
-
-
-#: The names of the configurations.
+#: Names of the configurations.
 GATE_CONFIGS = tuple(_CONFIGS)
 
 
 def gate_config(name: str) -> GateConfig:
-    """The gate configuration called ``name``; an unknown name is a ``ValueError`` that lists the known ones."""
+    """Return the gate configuration called ``name``.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
     if name not in _CONFIGS:
         raise ValueError(f"gates is {name!r}; expected one of {', '.join(map(repr, _CONFIGS))}")
     return _CONFIGS[name]()
@@ -136,11 +130,11 @@ def _stage_gates() -> NDArray[np.int64]:
 #: ``GATE_INTO[stage]`` is the gate in front of a stage, or ``NO_GATE``.
 GATE_INTO = _stage_gates()
 
-_ASKED: dict[Gate, tuple[Check, ...]] = {
-    Gate.G0: (Check.SLOT_EMPTY, Check.BLUEPRINT_FITS),
-    Gate.G1: (Check.FROM_GERMINATED,),
+#: Checks of each gate. G0 and G1 have none: what they guard is possible wherever the masks allow the op.
+_CHECKS: dict[Gate, tuple[Check, ...]] = {
+    Gate.G0: (),
+    Gate.G1: (),
     Gate.G2: (
-        Check.FROM_TRAINING,
         Check.TRAINED_LONG_ENOUGH,
         Check.GRADIENT_MEASURED,
         Check.GRADIENT_NOT_EXPLODING,
@@ -148,9 +142,8 @@ _ASKED: dict[Gate, tuple[Check, ...]] = {
         Check.PROSPECTIVE_CONTRIBUTION,
         Check.GRADIENT_RATIO,
     ),
-    Gate.G3: (Check.FROM_BLENDING, Check.SCHEDULE_ON_HOLD, Check.FULL_ALPHA, Check.BLENDED_LONG_ENOUGH),
+    Gate.G3: (Check.SCHEDULE_ON_HOLD, Check.FULL_ALPHA, Check.BLENDED_LONG_ENOUGH),
     Gate.G5: (
-        Check.FROM_HOLDING,
         Check.CONTRIBUTION_MEASURED,
         Check.CONTRIBUTION_AT_FULL_ALPHA,
         Check.CONTRIBUTION,
@@ -160,7 +153,7 @@ _ASKED: dict[Gate, tuple[Check, ...]] = {
     ),
 }
 
-#: Checks that are asked only when the configuration holds a number for them.
+#: Checks that apply only if the configuration has a number for them.
 _OPTIONAL: dict[Check, str] = {
     Check.PROSPECTIVE_CONTRIBUTION: "min_prospective_contribution",
     Check.GRADIENT_RATIO: "min_gradient_ratio",
@@ -170,111 +163,93 @@ _OPTIONAL: dict[Check, str] = {
 
 
 def _at_least(values: NDArray[np.number], minimum: float | None) -> BoolArray:
-    """NaN is never enough."""
+    """Comparison in which NaN is never enough."""
     enough: BoolArray = values >= (-np.inf if minimum is None else minimum)
     return enough
 
 
-def _contribution_measured(table: SlotTable, config: GateConfig) -> BoolArray:
-    fresh = (table.contribution_age >= 0) & (table.contribution_age <= config.max_contribution_age)
-    measured: BoolArray = fresh & np.isfinite(table.contribution)
-    return measured
+def _answers(table: SlotTable, slot: IntArray, config: GateConfig) -> BoolArray:
+    """(N, checks) answers of every check for one slot (N,) per environment; False without the measurement it needs."""
+    rows = np.arange(len(slot))
 
+    def chosen(column: NDArray[Any]) -> NDArray[Any]:
+        return column[rows, slot]
 
-def _answers(table: SlotTable, config: GateConfig, blueprint: ArrayLike) -> dict[Check, BoolArray]:
-    """(N, S) per check. A check that needs a measurement is False where the measurement was not made."""
-    stage, kind = table.stage, np.asarray(blueprint)
-    gradient, contribution = table.gradient_measured, _contribution_measured(table, config)
-    return {
-        Check.SLOT_EMPTY: stage == Stage.DORMANT,
-        Check.BLUEPRINT_FITS: (kind > Blueprint.NOOP) & (kind < NUM_BLUEPRINTS),
-        Check.FROM_GERMINATED: stage == Stage.GERMINATED,
-        Check.FROM_TRAINING: stage == Stage.TRAINING,
-        Check.TRAINED_LONG_ENOUGH: _at_least(table.epochs_in_stage, config.min_training_epochs),
+    epochs, contribution, age = map(chosen, (table.epochs_in_stage, table.contribution, table.contribution_age))
+    fresh = (age >= 0) & (age <= config.max_contribution_age)
+    measured = fresh & np.isfinite(contribution)
+    gradient = chosen(table.gradient_measured)
+    answers = {
+        Check.TRAINED_LONG_ENOUGH: _at_least(epochs, config.min_training_epochs),
         Check.GRADIENT_MEASURED: gradient,
-        Check.GRADIENT_NOT_EXPLODING: gradient & ~table.gradient_exploding,
-        Check.GRADIENT_HEALTHY: gradient & _at_least(table.gradient_health, config.min_gradient_health),
-        Check.PROSPECTIVE_CONTRIBUTION: contribution
-        & _at_least(table.contribution, config.min_prospective_contribution),
-        Check.GRADIENT_RATIO: gradient & _at_least(table.gradient_ratio, config.min_gradient_ratio),
-        Check.FROM_BLENDING: stage == Stage.BLENDING,
-        Check.SCHEDULE_ON_HOLD: table.alpha_mode == HOLD,
-        Check.FULL_ALPHA: table.alpha == config.full_alpha,
-        Check.BLENDED_LONG_ENOUGH: _at_least(table.epochs_in_stage, config.min_blending_epochs),
-        Check.FROM_HOLDING: stage == Stage.HOLDING,
-        Check.CONTRIBUTION_MEASURED: contribution,
-        Check.CONTRIBUTION_AT_FULL_ALPHA: contribution & (table.contribution_alpha == config.full_alpha),
-        Check.CONTRIBUTION: contribution & _at_least(table.contribution, config.min_contribution),
+        Check.GRADIENT_NOT_EXPLODING: gradient & ~chosen(table.gradient_exploding),
+        Check.GRADIENT_HEALTHY: gradient & _at_least(chosen(table.gradient_health), config.min_gradient_health),
+        Check.PROSPECTIVE_CONTRIBUTION: measured & _at_least(contribution, config.min_prospective_contribution),
+        Check.GRADIENT_RATIO: gradient & _at_least(chosen(table.gradient_ratio), config.min_gradient_ratio),
+        Check.SCHEDULE_ON_HOLD: chosen(table.alpha_mode) == HOLD,
+        Check.FULL_ALPHA: chosen(table.alpha) == config.full_alpha,
+        Check.BLENDED_LONG_ENOUGH: _at_least(epochs, config.min_blending_epochs),
+        Check.CONTRIBUTION_MEASURED: measured,
+        Check.CONTRIBUTION_AT_FULL_ALPHA: measured & (chosen(table.contribution_alpha) == config.full_alpha),
+        Check.CONTRIBUTION: measured & _at_least(contribution, config.min_contribution),
     }
+    return np.stack([answers[check] for check in Check], axis=1)
 
 
 @cache
 def _asked_by(config: GateConfig) -> NDArray[np.bool_]:
-    """(gates + 1, checks): row g has the questions of gate g; the last row, reached by ``NO_GATE``, has none."""
+    """(gates + 1, checks) checks of each gate; the last row, which ``NO_GATE`` indexes, has none."""
     asked = np.zeros((max(Gate) + 2, len(Check)), dtype=np.bool_)
-    for gate, checks in _ASKED.items():
-        wanted = [c for c in checks if c not in _OPTIONAL or getattr(config, _OPTIONAL[c]) is not None]
-        asked[gate, wanted] = True
+    for gate, checks in _CHECKS.items():
+        asked[gate, [c for c in checks if c not in _OPTIONAL or getattr(config, _OPTIONAL[c]) is not None]] = True
     return asked
 
 
 class GateVerdict(NamedTuple):
-    """What one gate said about one slot."""
+    """Verdict of one gate on one slot."""
 
     gate: Gate
     passed: bool
-    score: float  # share of the gate's checks that passed, 0..1
+    score: float  # share of the gate's checks that passed, 0..1; 1 for a gate without checks
     checks_passed: tuple[str, ...]
     checks_failed: tuple[str, ...]
     message: str
 
 
 class GateResults(NamedTuple):
-    """Answers of gates for slots of N environments; arrays are (N, S), or (N, S, checks) for the details."""
+    """Results of at most one gate in each of N environments."""
 
-    gate: IntArray  # Gate value, NO_GATE where none was asked
-    passed: BoolArray  # False where none was asked
-    score: FloatArray  # share of the gate's checks that passed; 0 where none was asked
-    asked: BoolArray  # (N, S, len(Check)): the gate asks this check
-    answers: BoolArray  # (N, S, len(Check)): the check holds, asked or not
+    gate: IntArray  # (N,) a ``Gate``, or NO_GATE
+    passed: BoolArray  # (N,) False where there is no gate
+    asked: BoolArray  # (N, checks) the gate has this check
+    answers: BoolArray  # (N, checks) the check holds, asked or not
 
-    def verdict(self, env: int, slot: int) -> GateVerdict | None:
-        """The verdict for one slot in words, or None where no gate was asked."""
-        if self.gate[env, slot] == NO_GATE:
+    def verdict(self, env: int) -> GateVerdict | None:
+        """Return the verdict in environment ``env``, or None where there is no gate."""
+        if self.gate[env] == NO_GATE:
             return None
-        return _verdict(
-            int(self.gate[env, slot]),
-            float(self.score[env, slot]),
-            tuple(self.asked[env, slot].tolist()),
-            tuple(self.answers[env, slot].tolist()),
-        )
+        return _verdict(int(self.gate[env]), tuple(self.asked[env].tolist()), tuple(self.answers[env].tolist()))
 
 
-@lru_cache(maxsize=1024)  # few differ, and telemetry asks for many
-def _verdict(gate: int, score: float, asked: tuple[bool, ...], answers: tuple[bool, ...]) -> GateVerdict:
-    told = [(name, answer) for name, was_asked, answer in zip(_CHECK_NAMES, asked, answers, strict=True) if was_asked]
-    good = tuple(name for name, answer in told if answer)
-    bad = tuple(name for name, answer in told if not answer)
+@lru_cache(maxsize=1024)  # telemetry asks for many, and few differ
+def _verdict(gate: int, asked: tuple[bool, ...], answers: tuple[bool, ...]) -> GateVerdict:
+    checked = [(check.name.lower(), answers[check]) for check in Check if asked[check]]
+    good = tuple(name for name, answer in checked if answer)
+    bad = tuple(name for name, answer in checked if not answer)
+    score = len(good) / len(checked) if checked else 1.0
     outcome = f"failed: {', '.join(bad)}" if bad else "passed"
     return GateVerdict(Gate(gate), not bad, score, good, bad, f"{Gate(gate).name} {outcome}")
 
 
-def evaluate(
-    table: SlotTable, gate: ArrayLike, config: GateConfig, blueprint: ArrayLike = Blueprint.NORM
-) -> GateResults:
-    """Ask ``gate`` (a ``Gate``, or ``Gate`` values and ``NO_GATE`` that broadcast to (N, S)) of every slot.
+def evaluate(table: SlotTable, slot: IntArray, gate: IntArray, config: GateConfig) -> GateResults:
+    """Evaluate the gates in front of one slot per environment. The table does not change.
 
-    ``blueprint`` (broadcasts to (N, S)) is what G0 is about to plant. Whether the host offers it is a question of
-    legality, answered when the action is decoded; G0 itself refuses the values that name no module.
-    Nothing in the table changes.
+    Args:
+        table: slots of N environments.
+        slot: (N,) chosen slots.
+        gate: (N,) values of ``Gate``, or ``NO_GATE``.
+        config: numbers that the checks compare with.
     """
-    gates = np.broadcast_to(np.asarray(gate, dtype=np.int64), table.shape)
-    shape = (*table.shape, len(Check))
-    answers = np.empty(shape, dtype=np.bool_)
-    for check, answer in _answers(table, config, blueprint).items():
-        answers[..., check] = answer
-    asked = _asked_by(config)[gates]
-    counts = asked.sum(axis=2)
-    score = (asked & answers).sum(axis=2) / np.maximum(counts, 1)
-    passed = (gates != NO_GATE) & ~(asked & ~answers).any(axis=2)
-    return GateResults(gates, passed, score, asked, answers)
+    answers = _answers(table, slot, config)
+    asked = _asked_by(config)[gate]
+    return GateResults(gate, (gate != NO_GATE) & ~(asked & ~answers).any(axis=1), asked, answers)

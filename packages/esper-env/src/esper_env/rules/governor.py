@@ -1,9 +1,9 @@
-"""The governor: which networks are broken, and which healthy ones are worth putting aside.
+"""Governor: detects broken networks, and decides which healthy ones to snapshot.
 
-It reads the validation loss of every epoch, in this order. What is not finite, in the losses, parameters or buffers,
-is a panic at once. So is a collapse to guessing: a network that had learned has a loss next to ln K again, that of
-guessing among K classes. Divergence, a loss far above everything that was normal, is a panic when it lasts. Only
-healthy losses enter the history that is compared with, and only healthy networks are put aside.
+It reads the validation loss of every epoch and looks for three faults, in this order. Losses, parameters or buffers
+that are not finite are a fault at once. So is a collapse to guessing, in which a trained network has a loss close to
+ln K again, that of guessing among K classes. Divergence, a loss far above the normal ones, is a fault once it persists.
+Only healthy losses enter the history, and only healthy networks are snapshotted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from esper_env.rules.slot_table import BoolArray, FloatArray, IntArray
 
 
 class Reason(IntEnum):
-    """Why a network looks broken."""
+    """Fault of a network."""
 
     HEALTHY = 0
     NON_FINITE = 1
@@ -31,18 +31,22 @@ class Reason(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class GovernorConfig:
-    """Thresholds; losses are nats, those named after guessing are in units of ln K."""
+    """Thresholds. Losses are nats; those named after guessing are in units of ln K.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
 
     window: int = 20  # healthy losses remembered
-    min_history: int = 10  # of them, before a collapse can be told from a network that has not learned yet
-    collapse_mean: float = 0.6  # of the history: below it the network had learned
+    min_history: int = 10  # healthy losses needed to distinguish a collapse from an untrained network
+    collapse_mean: float = 0.6  # the network was trained if the mean of the history is below it
     collapse_width: float = 0.065  # around the loss of guessing
     sigmas: float = 6.0  # above the mean, in standard deviations
     mean_factor: float = 3.0
     guessing_factor: float = 2.0
-    patience: int = 3  # divergent epochs in a row
+    patience: int = 3  # consecutive divergent epochs
     snapshot_epochs: int = 5
-    max_rollbacks: int = 3  # of an episode; the last one ends it
+    max_rollbacks: int = 3  # in an episode; the last one ends it
 
     def __post_init__(self) -> None:
         for name in ("window", "min_history", "patience", "snapshot_epochs", "max_rollbacks"):
@@ -53,19 +57,19 @@ class GovernorConfig:
 
 
 class Judgement(NamedTuple):
-    """What the governor thinks of N networks after an epoch; every field is (N,)."""
+    """Judgement of N networks after an epoch; every field is (N,)."""
 
     reason: IntArray  # a ``Reason``
-    threshold: FloatArray  # the loss that was passed, or that of guessing; NaN where there is none
-    panics: IntArray  # unhealthy epochs in a row, this one included
-    roll_back: BoolArray  # it is time to act
+    threshold: FloatArray  # the loss limit, or the loss of guessing; NaN where there is none
+    panics: IntArray  # consecutive unhealthy epochs, this one included
+    roll_back: BoolArray  # roll the network back now
 
 
 class Governor(ArrayState):
-    """Watches N environments of S slots, whose networks tell K classes apart.
+    """Governor of N environments of S slots, whose networks distinguish K classes.
 
-    ``reset`` starts episodes; then, once an epoch: ``judge``, ``rolled_back`` for those that were, and ``due`` for
-    those of the others to put aside, followed by ``put_aside``.
+    ``reset`` starts episodes. Every epoch then calls ``judge``, ``rolled_back`` for the networks that were restored,
+    and ``snapshots_due`` and ``snapshots_taken`` for the others.
     """
 
     STATE = ("_history", "_count", "_panics", "_rollbacks", "_snapshot_epoch", "_saved")
@@ -84,22 +88,22 @@ class Governor(ArrayState):
 
     @property
     def rollbacks(self) -> IntArray:
-        """(N,) of the present episodes."""
+        """Rollbacks (N,) in the current episodes."""
         return self._rollbacks.copy()
 
     @property
     def snapshot_epoch(self) -> IntArray:
-        """(N,) epoch of the episode after which the snapshot was taken."""
+        """Epochs (N,) of the episode after which the snapshots were taken."""
         return self._snapshot_epoch.copy()
 
     @property
     def saved(self) -> BoolArray:
-        """(N, S) seeds that were fossilized when the snapshot was taken."""
+        """Seeds (N, S) that were fossilized when the snapshots were taken."""
         return self._saved.copy()
 
     @property
     def exhausted(self) -> BoolArray:
-        """(N,) so many rollbacks that the episode is over."""
+        """Environments (N,) whose episode ends because of too many rollbacks."""
         over: BoolArray = self._rollbacks >= self.config.max_rollbacks
         return over
 
@@ -110,7 +114,12 @@ class Governor(ArrayState):
         self._remember(rows & np.isfinite(loss), loss)
 
     def judge(self, finite: NDArray[np.bool_], loss: FloatArray) -> Judgement:
-        """Judge an epoch by what is finite (N,) in it and by its validation losses (N,), which may be NaN."""
+        """Judge an epoch.
+
+        Args:
+            finite: (N,) True where training loss, parameters and buffers are finite.
+            loss: (N,) validation losses, which may be NaN.
+        """
         config = self.config
         mean, deviation = self._moments()
         with np.errstate(invalid="ignore", over="ignore"):
@@ -139,26 +148,26 @@ class Governor(ArrayState):
         )
 
     def rolled_back(self, rows: BoolArray, loss: FloatArray) -> None:
-        """The networks of ``rows`` (N,) have been put back to their snapshots, and now have validation losses (N,).
+        """Record that networks of ``rows`` (N,) were restored, and now have validation losses (N,).
 
-        Their histories start anew. What was normal for a network with its live seeds is not for one that has just lost
-        them, and may have to learn again; without this, one fault would lead to rollbacks until the episode ends.
+        Their histories restart, because a network that has just lost its live seeds may have to learn again. Otherwise
+        one fault would cause rollbacks until the episode ends.
         """
         self._panics[rows] = 0
         self._rollbacks[rows] += 1
         self._history[rows] = 0
         self._count[rows] = 0
-        # A host that leaned on its seeds can be worse than guessing, which is no measure of what is normal.
+        # A host that depended on its seeds can be worse than guessing, which must not count as normal.
         self._remember(rows & np.isfinite(loss), np.minimum(loss, self.guessing))
 
-    def due(self, epoch: IntArray, fossilized: BoolArray) -> BoolArray:
-        """(N,) networks to put aside after ``epoch`` (N,): healthy, with another fossil (N, S) or an old snapshot."""
+    def snapshots_due(self, epoch: IntArray, fossilized: BoolArray) -> BoolArray:
+        """Return networks (N,) to snapshot after ``epoch`` (N,): healthy, with a new fossil or an old snapshot."""
         old = epoch - self._snapshot_epoch >= self.config.snapshot_epochs
         wanted: BoolArray = (self._panics == 0) & (old | (fossilized != self._saved).any(axis=1))
         return wanted
 
-    def put_aside(self, rows: BoolArray, epoch: IntArray, fossilized: BoolArray) -> None:
-        """Snapshots of ``rows`` (N,) were taken after ``epoch`` (N,) with these seeds (N, S) fossilized."""
+    def snapshots_taken(self, rows: BoolArray, epoch: IntArray, fossilized: BoolArray) -> None:
+        """Record that ``rows`` (N,) were snapshotted after ``epoch`` (N,) with these seeds (N, S) fossilized."""
         self._snapshot_epoch[rows] = epoch[rows]
         self._saved[rows] = fossilized[rows]
 
@@ -168,7 +177,7 @@ class Governor(ArrayState):
         self._count[rows] = np.minimum(self._count[rows] + 1, self.config.window)
 
     def _moments(self) -> tuple[FloatArray, FloatArray]:
-        """(N,) mean and standard deviation of the histories; NaN where one is empty."""
+        """Return means and standard deviations (N,) of the histories; NaN where one is empty."""
         known = np.arange(self.config.window - 1, -1, -1) < self._count[:, None]
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             mean = np.where(known, self._history, 0.0).sum(axis=1) / self._count

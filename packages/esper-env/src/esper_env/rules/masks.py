@@ -1,4 +1,4 @@
-"""Which actions are possible: one legality array, shown as masks, used to decode and to sample."""
+"""Legality of actions: one array, from which masks, decoding and sampling follow."""
 
 from __future__ import annotations
 
@@ -14,32 +14,46 @@ from esper_env.rules.heads import (
     NUM_BLUEPRINTS,
     NUM_HEADS,
     NUM_OPS,
-    Blueprint,
     Head,
     Op,
     head_sizes,
 )
-from esper_env.rules.lifecycle import LEGAL_FROM, Command
+from esper_env.rules.lifecycle import GATED_TARGET, Command
 from esper_env.rules.slot_table import HOLD, BoolArray, IntArray, SlotTable
+from esper_env.rules.stages import CAN_MOVE, Stage
 
 MaskArray = NDArray[np.int8]
 
-_BY_STAGE = np.ascontiguousarray(LEGAL_FROM.T)  # (stage values, ops)
+
+def _legal_from() -> BoolArray:
+    table: BoolArray = np.ascontiguousarray(GATED_TARGET.T != Stage.UNKNOWN)
+    table[:, Op.WAIT] = True
+    table[:, Op.PRUNE] = CAN_MOVE[:, Stage.PRUNED]
+    table[[Stage.BLENDING, Stage.HOLDING], Op.SET_ALPHA_TARGET] = True
+    return table
+
+
+_LEGAL_FROM = _legal_from()  # (stage values, ops): the stages in which an op makes sense
 _DEFAULTS = np.asarray(HEAD_DEFAULTS, dtype=np.int64)
 
 
 class ActionRules:
-    """What the agent may do: legality, masks and decoding for a number of slots and a set of blueprints.
+    """Legality, masks and decoding for a number of slots and a set of blueprints.
 
-    ``max_seeds`` seeds (committed ones included) fit into a network at a time. ``ValueError`` for settings that
-    make no sense.
+    Args:
+        num_slots: number of slots.
+        offered_blueprints: values of the blueprint head that GERMINATE accepts.
+        max_seeds: seeds that a network holds at a time, committed ones included.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     def __init__(self, num_slots: int, offered_blueprints: Sequence[int], max_seeds: int) -> None:
         self.nvec = head_sizes(num_slots)
         self.num_slots = num_slots
         if not 1 <= max_seeds <= num_slots:
-            raise ValueError(f"max_seeds is {max_seeds}; it must be between 1 and the number of slots, {num_slots}")
+            raise ValueError(f"max_seeds is {max_seeds}; expected 1 to {num_slots}, the number of slots")
         self.max_seeds = max_seeds
         self.offered = _offered(offered_blueprints)
         self._is_offered = np.isin(np.arange(NUM_BLUEPRINTS), self.offered)
@@ -48,10 +62,10 @@ class ActionRules:
         self._when_unread = np.concatenate(_default_masks(self.nvec)).astype(np.int8)
 
     def legal(self, table: SlotTable) -> BoolArray:
-        """(N, 6, S): is (op, slot) possible? WAIT always is."""
+        """Return a bool array (N, 6, S), True where (op, slot) is legal. WAIT always is."""
         if table.shape[1] != self.num_slots:
-            raise ValueError(f"the table has {table.shape[1]} slots; these rules are for {self.num_slots}")
-        legal = np.ascontiguousarray(_BY_STAGE[table.stage].transpose(0, 2, 1))
+            raise ValueError(f"the table has {table.shape[1]} slots; expected {self.num_slots}")
+        legal = np.ascontiguousarray(_LEGAL_FROM[table.stage].transpose(0, 2, 1))
         has_room = table.has_seed.sum(axis=1) < self.max_seeds
         settled = table.alpha_mode == HOLD
         legal[:, Op.GERMINATE] &= has_room[:, None]
@@ -60,7 +74,10 @@ class ActionRules:
         return legal
 
     def marginal(self, legal: BoolArray) -> MaskArray:
-        """(N, sum(nvec)): a value is on when some legal joint action uses it; an unread head has its default on."""
+        """Return the marginal masks (N, sum(nvec)).
+
+        A value is on if some legal action uses it. A head that no legal op reads has its default on.
+        """
         possible: BoolArray = np.any(legal, axis=2)  # (N, 6)
         read: BoolArray = np.any(possible[:, :, None] & HEAD_RELEVANCE, axis=1)  # (N, 8)
         masks = np.where(read[:, self._head_of_column], self._when_read, self._when_unread)
@@ -70,31 +87,25 @@ class ActionRules:
         return masks
 
     def op_slot(self, legal: BoolArray) -> MaskArray:
-        """(N, 6 S): the legality array, flattened row by row."""
+        """Return the legality array as int8, flattened to (N, 6 S)."""
         return legal.reshape(len(legal), -1).astype(np.int8)
 
     def decode(self, actions: ArrayLike, table: SlotTable) -> Command:
-        """Turn integer actions (N, 8) into what really happens: an illegal action becomes an invalid WAIT.
+        """Decode integer actions (N, 8); an illegal action becomes an invalid WAIT.
 
-        ``ValueError``, before anything changes, for a wrong shape, values that are not integers, or values outside
-        their head.
+        Raises:
+            ValueError: the shape is wrong, or a value is not an integer or outside its head.
         """
         requested = self._checked(actions, table.shape[0])
         rows = np.arange(len(requested))
         op, slot = requested[:, Head.OP], requested[:, Head.SLOT]
         valid = self.legal(table)[rows, op, slot]
         valid &= (op != Op.GERMINATE) | self._is_offered[requested[:, Head.BLUEPRINT]]
-        effective_op = np.where(valid, op, Op.WAIT)
-        heads = np.where(HEAD_RELEVANCE[effective_op], requested, _DEFAULTS)
+        effective = np.where(valid, op, Op.WAIT)
+        heads = np.where(HEAD_RELEVANCE[effective], requested, _DEFAULTS)
+        heads[:, Head.OP] = effective
         return Command(
-            op=effective_op,
-            slot=heads[:, Head.SLOT],
-            blueprint=heads[:, Head.BLUEPRINT],
-            style=heads[:, Head.STYLE],
-            tempo=heads[:, Head.TEMPO],
-            alpha_target=heads[:, Head.ALPHA_TARGET],
-            alpha_speed=heads[:, Head.ALPHA_SPEED],
-            alpha_curve=heads[:, Head.ALPHA_CURVE],
+            **{name: heads[:, head] for head, name in enumerate(HEAD_NAMES)},
             valid=valid,
             requested_op=op,
         )
@@ -123,28 +134,31 @@ class ActionRules:
         return array.astype(np.int64)
 
 
-def _offered(blueprints: Sequence[int]) -> tuple[Blueprint, ...]:
-    offered = tuple(Blueprint(value) for value in blueprints)
-    if not offered or Blueprint.NOOP in offered or len(set(offered)) < len(offered):
-        names = [blueprint.name for blueprint in offered]
-        raise ValueError(f"offered blueprints are {names}; expected at least one, no NOOP, none twice")
+def _offered(blueprints: Sequence[int]) -> tuple[int, ...]:
+    offered = tuple(int(value) for value in blueprints)
+    sound = all(0 < value < NUM_BLUEPRINTS for value in offered)
+    if not offered or not sound or len(set(offered)) < len(offered):
+        raise ValueError(
+            f"offered blueprints are {list(offered)}; expected one or more distinct values from 1 to "
+            f"{NUM_BLUEPRINTS - 1}"
+        )
     return offered
 
 
 def _open_masks(nvec: Sequence[int], offered: Sequence[int]) -> list[MaskArray]:
-    """Per head, the values an op that reads the head may use (slot and op are narrowed by the legality array)."""
+    """Return, per head, the values for ops that read it; the legality array narrows slot and op."""
     masks = [np.ones(size, dtype=np.int8) for size in nvec]
     masks[Head.BLUEPRINT][:] = np.isin(np.arange(nvec[Head.BLUEPRINT]), np.asarray(offered))
     return masks
 
 
 def _default_masks(nvec: Sequence[int]) -> list[MaskArray]:
-    """Per head, the default alone."""
+    """Return, per head, the default alone."""
     return [(np.arange(size) == default).astype(np.int8) for size, default in zip(nvec, HEAD_DEFAULTS, strict=True)]
 
 
 def split_mask(flat_mask: NDArray[np.generic], nvec: Sequence[int]) -> tuple[MaskArray, ...]:
-    """A flat mask (sum(nvec),) as one int8 array per head, the form ``MultiDiscrete.sample(mask=...)`` takes."""
+    """Split a flat mask (sum(nvec),) into int8 arrays per head, as ``MultiDiscrete.sample(mask=...)`` takes them."""
     flat = np.asarray(flat_mask)
     if flat.shape != (sum(nvec),):
         raise ValueError(f"the mask has shape {flat.shape}; expected ({sum(nvec)},) for heads of sizes {tuple(nvec)}")
@@ -153,10 +167,17 @@ def split_mask(flat_mask: NDArray[np.generic], nvec: Sequence[int]) -> tuple[Mas
 
 
 def conditional_masks(legal_row: BoolArray, op: int, offered: Sequence[int]) -> tuple[MaskArray, ...]:
-    """Masks of the eight heads given the op, for one environment's legality ``legal_row`` (6, S).
+    """Return int8 masks of the eight heads given the op. Any combination of values that are on is legal.
 
-    Any combination of values that are on is a legal action. Heads the op does not read have their default on.
-    ``ValueError`` for a value that is no op, and when the op is legal in no slot.
+    A head that the op does not read has its default on.
+
+    Args:
+        legal_row: (6, S) legality array of one environment.
+        op: member of ``Op`` or its number.
+        offered: values of the blueprint head that GERMINATE accepts.
+
+    Raises:
+        ValueError: ``op`` is not an op, or is not legal in any slot.
     """
     if isinstance(op, bool) or not isinstance(op, int | np.integer) or not 0 <= op < NUM_OPS:
         known = ", ".join(f"{other.name} {other.value}" for other in Op)
@@ -178,17 +199,17 @@ def conditional_masks(legal_row: BoolArray, op: int, offered: Sequence[int]) -> 
 
 
 def _pick(options: BoolArray, rng: np.random.Generator) -> IntArray:
-    """(N,) a uniformly drawn index among the True entries of each row of ``options`` (N, K)."""
+    """Draw an index (N,) uniformly among the True entries of each row of ``options`` (N, K)."""
     scores = rng.random(options.shape)
     picked: IntArray = np.where(options, scores, -1.0).argmax(axis=1)
     return picked
 
 
 def sample_valid_actions(legal: BoolArray, rng: np.random.Generator, offered: Sequence[int]) -> IntArray:
-    """(N, 8) legal actions for the legality array ``legal`` (N, 6, S).
+    """Draw legal actions (N, 8) for the legality array ``legal`` (N, 6, S).
 
-    The op is uniform over the legal ops, the slot uniform over the slots in which it is legal, and every other head
-    the op reads uniform over its values; the heads it does not read are at their defaults.
+    The op is uniform over the legal ops, and the slot over those where the op is legal. Other heads that the op reads
+    are uniform over their values, and the rest are at their defaults.
     """
     num_envs, _, num_slots = legal.shape
     actions = rng.integers(0, head_sizes(num_slots), size=(num_envs, NUM_HEADS))

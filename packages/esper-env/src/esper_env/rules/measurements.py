@@ -1,27 +1,32 @@
-"""Write what the networks were measured to do into the slot table."""
+"""Gradient statistics and contributions in the slot table."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from esper_env.rules.lifecycle import age_measurements
 from esper_env.rules.slot_table import BoolArray, FloatArray, SlotTable
 from esper_env.rules.stages import Stage
 
-#: Weights of the past and of the new value in moving averages.
+#: Weights of the past and the new value in moving averages.
 EMA_OLD, EMA_NEW = 0.7, 0.3
-#: What each share of bad tensors costs of the gradient health, which is 1 at best.
+#: Loss of gradient health, which is 1 at best, per share of bad tensors.
 VANISHING_COST, EXPLODING_COST = 0.5, 0.8
 
 
 def record_gradients(
     table: SlotTable, norm: FloatArray, vanishing: FloatArray, exploding: FloatArray, sizes: FloatArray
 ) -> None:
-    """Store an epoch's gradient statistics, each (N, 1 + S) with the host first.
+    """Store an epoch's gradient statistics. Slots that did not train keep their previous ones.
 
-    ``norm`` is before clipping, ``vanishing`` and ``exploding`` are shares of a seed's tensors, ``sizes`` its trainable
-    scalars, 0 where nothing was trained: such a slot keeps what was measured before. The ratio compares root mean
-    square gradients of seed and host.
+    All arrays are (N, 1 + S) with the host first.
+
+    Args:
+        table: slots of N environments.
+        norm: gradient norms before clipping.
+        vanishing: shares of the tensors with vanishing gradients.
+        exploding: shares of the tensors with exploding gradients.
+        sizes: trainable scalars, 0 where nothing trained. The ratio compares root mean square gradients of seed and
+            host.
     """
     trained = (sizes[:, 1:] > 0) & table.has_seed
     health = np.clip(1.0 - VANISHING_COST * vanishing[:, 1:] - EXPLODING_COST * exploding[:, 1:], 0.0, 1.0)
@@ -45,20 +50,34 @@ def record_gradients(
 
 
 def record_contributions(
-    table: SlotTable, contribution: FloatArray, measured: BoolArray, interaction: FloatArray, pairs: BoolArray
+    table: SlotTable,
+    rows: BoolArray,
+    contribution: FloatArray,
+    measured: BoolArray,
+    interaction: FloatArray,
+    pairs: BoolArray,
 ) -> None:
-    """Store contributions (N, S) and interactions (N, S, S), in points, where they were measured; age the others."""
-    age_measurements(table)
+    """Store an epoch's contributions and interactions in some environments; unmeasured contributions age.
+
+    Args:
+        table: slots of N environments.
+        rows: (N,) environments that were measured; the others do not change.
+        contribution: (N, S) accuracy points.
+        measured: (N, S) True where ``contribution`` is a measurement.
+        interaction: (N, S, S) accuracy points.
+        pairs: (N, S, S) True where ``interaction`` is a measurement.
+    """
     known = table.contribution_age >= 0
     change = np.where(known, contribution - table.contribution, 0.0)
-    velocity = EMA_OLD * table.contribution_velocity + EMA_NEW * change
-    for column, values in (
-        (table.contribution_velocity, velocity),
-        (table.contribution, contribution),
-        (table.contribution_alpha, np.where(table.stage == Stage.TRAINING, 1.0, table.alpha)),
-        (table.contribution_age, np.zeros_like(table.contribution_age)),
-    ):
-        np.copyto(column, values, where=measured)
+    age = np.where(measured, 0, table.contribution_age + known)
     known_pairs = np.where(pairs, interaction, 0.0)
-    table.interaction_sum[:] = known_pairs.sum(axis=2)
-    table.boost_received[:] = np.maximum(known_pairs, 0.0).sum(axis=2)
+    mask = rows[:, None]
+    for column, values, where in (
+        (table.contribution_velocity, EMA_OLD * table.contribution_velocity + EMA_NEW * change, mask & measured),
+        (table.contribution, contribution, mask & measured),
+        (table.contribution_alpha, np.where(table.stage == Stage.TRAINING, 1.0, table.alpha), mask & measured),
+        (table.contribution_age, age, mask),
+        (table.interaction_sum, known_pairs.sum(axis=2), mask),
+        (table.boost_received, np.maximum(known_pairs, 0.0).sum(axis=2), mask),
+    ):
+        np.copyto(column, values, where=where)

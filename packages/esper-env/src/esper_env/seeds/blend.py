@@ -1,8 +1,7 @@
-"""Blend operators: how a seed's output enters the host's features.
+"""Blend operators, which bring a seed's output into the host's features.
 
-With h the host's features, x the seed's input (the same tensor, or a detached copy of it), s = seed(x), a = alpha in
-[0, 1] and g the gate. Every operator is the exact identity at a = 0, keeps the dtype of h and has no data-dependent
-control flow.
+With h the host's features, s = seed(h), a = alpha in [0, 1] and g the gate. Every operator is the exact identity at
+a = 0, keeps the dtype of h and has no data-dependent control flow.
 """
 
 from __future__ import annotations
@@ -16,35 +15,43 @@ from esper_env.rules.heads import Operator
 
 REDUCTION = 4
 
-#: (host features, seed input, seed output, alpha, gate) -> blended features; alpha and gate broadcast against h.
-BlendOperator = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+#: (host features, seed output, alpha, gate) -> blended features; alpha and gate broadcast against h.
+BlendOperator = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 _OPERATORS: dict[int, BlendOperator] = {}
 
 
 def register_operator(operator: int, blend: BlendOperator) -> None:
-    """Add a blend operator; a taken value is a ``ValueError``."""
+    """Register a blend operator.
+
+    Raises:
+        ValueError: the value is taken.
+    """
     if operator in _OPERATORS:
         raise ValueError(f"operator {operator} is already registered; choose another value")
     _OPERATORS[int(operator)] = blend
 
 
-def blend(operator: int, h: Tensor, x: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None = None) -> Tensor:
-    """Blend by operator value; an unknown operator is a ``ValueError``."""
+def blend(operator: int, h: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None = None) -> Tensor:
+    """Return the features h blended with a seed's output s by the operator of a value.
+
+    Raises:
+        ValueError: the operator is not registered, or needs the gate's output.
+    """
     if operator not in _OPERATORS:
-        raise ValueError(f"operator {operator} is not registered; known: {sorted(_OPERATORS)}")
-    return _OPERATORS[operator](h, x, s.to(h.dtype), alpha.clamp(0.0, 1.0).to(h.dtype), gate)
+        raise ValueError(f"operator {operator} is not registered; expected one of {sorted(_OPERATORS)}")
+    return _OPERATORS[operator](h, s.to(h.dtype), alpha.clamp(0.0, 1.0).to(h.dtype), gate)
 
 
-def _add(h: Tensor, x: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None) -> Tensor:  # noqa: ARG001
+def _add(h: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None) -> Tensor:  # noqa: ARG001
     return torch.lerp(h, s, alpha)
 
 
-def _multiply(h: Tensor, x: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None) -> Tensor:  # noqa: ARG001
-    return torch.addcmul(h, alpha * h, torch.tanh(s - x))
+def _multiply(h: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None) -> Tensor:  # noqa: ARG001
+    return torch.addcmul(h, alpha * h, torch.tanh(s - h))
 
 
-def _gate(h: Tensor, x: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None) -> Tensor:  # noqa: ARG001
+def _gate(h: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None) -> Tensor:
     if gate is None:
         raise ValueError("the GATE operator needs the gate's output")
     return torch.lerp(h, s, alpha * gate.to(h.dtype))
@@ -56,7 +63,7 @@ register_operator(Operator.GATE, _gate)
 
 
 class _Gate(nn.Module):
-    """From pooled features through C -> C/4 -> 1."""
+    """Layers C -> C/4 -> 1 on pooled features."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -66,7 +73,7 @@ class _Gate(nn.Module):
 
 
 class BlendGate(_Gate):
-    """One gate in (0, 1) for each image, from spatially pooled features: (B, C, H, W) -> (B, 1, 1, 1)."""
+    """Gate in (0, 1) per image, from spatially pooled features: (B, C, H, W) -> (B, 1, 1, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = nn.functional.silu(self.squeeze(x.mean(dim=(2, 3))))
@@ -74,7 +81,7 @@ class BlendGate(_Gate):
 
 
 class CausalBlendGate(_Gate):
-    """One gate in (0, 1) for each position, from the mean over it and what came before: (B, T, C) -> (B, T, 1)."""
+    """Gate in (0, 1) per position, from the mean up to and including it: (B, T, C) -> (B, T, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = nn.functional.silu(self.squeeze(causal_mean(x)))
@@ -82,10 +89,10 @@ class CausalBlendGate(_Gate):
 
 
 def causal_mean(x: Tensor) -> Tensor:
-    """(..., T, C) means over each position and all before it."""
+    """Return the means (..., T, C) over each position and all before it."""
     counts = torch.arange(1, x.shape[-2] + 1, device=x.device, dtype=x.dtype)
     return x.cumsum(-2) / counts[:, None]
 
 
-#: The gate of a slot, by the number of dimensions of its features without samples.
+#: Gate of a slot, by the number of dimensions of its features per sample.
 GATES: dict[int, Callable[[int], nn.Module]] = {3: BlendGate, 2: CausalBlendGate}
