@@ -26,7 +26,7 @@ from esper_agent.cli.main import FAILED, OK, exit_code
 from esper_agent.settings.config_file import ConfigError
 from esper_env.checks import is_finite
 from esper_env.persistence import atomic
-from esper_env.rules.heads import CNN_BLUEPRINTS
+from esper_env.seeds import offered_blueprints
 from headroom import HOST, HeadroomSettings, headroom
 from rich.console import Console
 from rich.table import Table
@@ -37,7 +37,8 @@ Plans = Mapping[str, Mapping[str, Any]]
 NUMBERS = {"test_accuracy_mean": 0.0, "test_accuracy_std": 0.0, "episodes": 2}
 
 SLOTS = ("r0c0", "r0c1", "r0c2")
-SINGLE = tuple(f"{slot}={blueprint.name.lower()}" for blueprint in CNN_BLUEPRINTS for slot in SLOTS)
+BLUEPRINTS = tuple(entry.name for entry in offered_blueprints("cnn"))
+SINGLE = tuple(f"{slot}={blueprint}" for blueprint in BLUEPRINTS for slot in SLOTS)
 #: Seeds in every slot, front to back.
 GROWN = (
     "r0c0=conv_light,r0c1=conv_light,r0c2=conv_light",
@@ -122,7 +123,7 @@ def judge(augmented: Plans, impaired: Plans) -> list[dict[str, Any]]:
         _verdict("best topology, test %", best, accuracy[best], *BEST_GROWN),
         _verdict("impaired host alone, test %", HOST, alone, *IMPAIRED_ALONE),
         _verdict(ONE_SEED, one, shares.get(one), 0.0, most),
-        _verdict(_several("blueprints"), "", blueprints, SEVERAL_BLUEPRINTS, len(CNN_BLUEPRINTS)),
+        _verdict(_several("blueprints"), "", blueprints, SEVERAL_BLUEPRINTS, len(BLUEPRINTS)),
         _verdict(_several("slots"), "", slots, SEVERAL_SLOTS, len(SLOTS)),
     ]
 

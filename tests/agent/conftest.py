@@ -8,9 +8,10 @@ from dataclasses import replace
 import gymnasium
 import numpy as np
 import pytest
+from blueprints import CNN_BLUEPRINTS
 from command_line import SMALL
 from esper_agent.cli.main import OK, main
-from esper_env.rules.heads import CNN_BLUEPRINTS, HEAD_DEFAULTS, HEAD_RELEVANCE, NO_BLUEPRINT, Head, Op, head_sizes
+from esper_env.rules.heads import HEAD_DEFAULTS, HEAD_RELEVANCE, NO_BLUEPRINT, Head, Op, head_sizes
 from esper_env.rules.reward_config import reward_config
 from esper_env.rules.stages import HAS_SEED, IS_BLENDED, NUM_STAGES, STAGE_INDEX, Stage
 from esper_env.tasks import TASKS
@@ -55,7 +56,7 @@ class GrowthToy(gymnasium.Env):
         )
         self.action_space = MultiDiscrete(self.nvec)
         self.slot_ids = ("r0c0", "r0c1")
-        self.offered_blueprints = CNN_BLUEPRINTS
+        self.topology, self.offered_blueprints = "cnn", CNN_BLUEPRINTS
         self.dataset_name, self.data_digest = "toy", "0123456789abcdef" * 2
         self.host_parameters = 100
         self.task = replace(TASKS["Esper-Digits-v0"], env_id=TOY_ID, horizon=horizon, max_seeds=SLOTS)
@@ -189,7 +190,7 @@ class GrowthToyVector(VectorEnv):
         self.single_action_space = self.envs[0].action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        shared = "slot_ids offered_blueprints dataset_name data_digest host_parameters task reward_weights"
+        shared = "slot_ids topology offered_blueprints dataset_name data_digest host_parameters task reward_weights"
         for name in shared.split():
             setattr(self, name, getattr(self.envs[0], name))
         self.telemetry, self.reward_config = Telemetry(), reward_config()

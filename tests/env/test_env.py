@@ -7,16 +7,9 @@ import warnings
 import gymnasium
 import numpy as np
 import pytest
+from blueprints import CNN_BLUEPRINTS, TRANSFORMER_BLUEPRINTS
 from esper_env import ENV_IDS
-from esper_env.rules.heads import (
-    CNN_BLUEPRINTS,
-    HEAD_RELEVANCE,
-    TRANSFORMER_BLUEPRINTS,
-    Blueprint,
-    Head,
-    Op,
-    head_sizes,
-)
+from esper_env.rules.heads import HEAD_RELEVANCE, Blueprint, Head, Op, head_sizes
 from esper_env.tasks import TransformerSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from blueprints import CNN_BLUEPRINTS
 from esper_env.rules.gates import GateConfig
-from esper_env.rules.heads import CNN_BLUEPRINTS
 
 ENVS, HORIZON = 2, 3
 STATM = Path("/proc/self/statm")  # Linux

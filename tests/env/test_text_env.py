@@ -6,10 +6,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from blueprints import TRANSFORMER_BLUEPRINTS
 from esper_env import TransformerSpec
 from esper_env.infos import single_info
 from esper_env.population.build import host_builder
-from esper_env.rules.heads import TRANSFORMER_BLUEPRINTS, Blueprint, Op
+from esper_env.rules.heads import Blueprint, Op
 from esper_env.rules.stages import Stage
 from esper_env.tasks import TASKS
 from faults import growth_of, write

@@ -30,7 +30,7 @@ from esper_agent import (
 from esper_agent.cli.main import OK, main
 from esper_agent.training.run_folder import RunError
 from esper_env.rules.gates import GateConfig
-from esper_env.rules.heads import CNN_BLUEPRINTS, Blueprint
+from esper_env.rules.heads import Blueprint
 from malformed import assert_says, lines, refused, table
 from stable_baselines3 import PPO
 
@@ -121,8 +121,8 @@ def test_environments_for_stable_baselines(what, error, says):
 # Policies by rules
 
 
-def heuristic(horizon=6, blueprints=CNN_BLUEPRINTS, gates=None, **settings):
-    return lambda: HeuristicPolicy(horizon, blueprints, gates, HeuristicConfig(**settings))
+def heuristic(horizon=6, topology="cnn", gates=None, **settings):
+    return lambda: HeuristicPolicy(horizon, topology, gates, HeuristicConfig(**settings))
 
 
 def gates(**settings):
@@ -130,7 +130,6 @@ def gates(**settings):
 
 
 EPOCHS = "expected the number of epochs in an episode, at least 1"
-OFFERED = "all of those the environment offers: ['NORM'"
 NO_GATES = "expected a GateConfig"
 
 
@@ -138,23 +137,23 @@ NO_GATES = "expected a GateConfig"
     ("horizon-negative", heuristic(horizon=-5), ValueError, "horizon is -5", EPOCHS),
     ("horizon-text", heuristic(horizon="x"), ValueError, "horizon is 'x'", EPOCHS),
     ("gates-name", heuristic(gates="strict"), TypeError, "gates is 'strict'", NO_GATES),
-    ("config", lambda: HeuristicPolicy(6, CNN_BLUEPRINTS, None, {}), TypeError, "config is {}", "a HeuristicConfig"),
-    ("rotation-empty", heuristic(rotation=()), ValueError, "the rotation is []", "at least one blueprint", OFFERED),
-    ("rotation-lora", heuristic(rotation=(Blueprint.LORA,)), ValueError, "['LORA']", "none twice", OFFERED),
-    ("rotation-number", heuristic(rotation=(99,)), ValueError, "the rotation is [99]", "none twice", OFFERED),
-    ("epochs-float", heuristic(min_epoch=1.5), ValueError, "min_epoch is 1.5", "a whole number of at least 0"),
+    ("config", lambda: HeuristicPolicy(6, "cnn", None, {}), TypeError, "config is {}", "a HeuristicConfig"),
+    ("rotation-empty", heuristic(rotation=()), ValueError, "the rotation is []", "at least one blueprint"),
+    ("rotation-lora", heuristic(rotation=("lora",)), ValueError, "'lora' does not fit a cnn host", "'transformer'"),
+    ("rotation-number", heuristic(rotation=(99,)), ValueError, "blueprint 99 does not fit", "one of conv_light"),
+    ("epochs-float", heuristic(min_epoch=1.5), ValueError, "min_epoch is 1.5", "an integer of at least 0"),
     ("loss-nan", heuristic(max_loss=NAN), ValueError, "max_loss is nan", "expected a finite number"),
     ("style", heuristic(style=9), ValueError, "style is 9", "expected one of LINEAR_ADD 0"),
     ("decay", heuristic(penalty_decay=0.1), ValueError, "penalty of 2.0", "threshold of 1.0", "raise prune_penalty"),
     ("no-esper", lambda: HeuristicPolicy.for_env(gymnasium.make("CartPole-v1")), TypeError, "CartPole", "make_vec"),
-    ("gate-negative", gates(min_training_epochs=-1), ValueError, "min_training_epochs is -1", "0 or more"),
-    ("gate-none", gates(min_training_epochs=None), ValueError, "min_training_epochs is None", "a whole number"),
+    ("gate-negative", gates(min_training_epochs=-1), ValueError, "min_training_epochs is -1", "a non-negative integer"),
+    ("gate-none", gates(min_training_epochs=None), ValueError, "min_training_epochs is None", "integer"),
     ("gate-nan", gates(min_gradient_health=NAN), ValueError, "min_gradient_health is nan", "inside [0, 1]"),
     ("gate-text", gates(min_contribution="x"), ValueError, "min_contribution is 'x'", "a finite number or None"),
     ("plan-empty", lambda: FixedPlanPolicy([], 6), ValueError, "slots are []", "expected at least one planting"),
-    ("plan-blueprint", lambda: FixedPlanPolicy([Planting(99)], 6), ValueError, "names blueprints [99]", "rules.heads"),
+    ("plan-blueprint", lambda: FixedPlanPolicy([Planting(99)], 6), ValueError, "blueprints are [99]", "1 to 12"),
     ("plan-horizon", lambda: FixedPlanPolicy(Blueprint.NORM, "x"), ValueError, "horizon is 'x'", EPOCHS),
-    ("random-seed", lambda: RandomPolicy("x"), ValueError, "seed is 'x'", "expected a whole number of at least 0"),
+    ("random-seed", lambda: RandomPolicy("x"), ValueError, "seed is 'x'", "expected a non-negative integer"),
     ("episodes", lambda: run_episodes(WaitPolicy(), ID, 0), ValueError, "episodes is 0", COUNT),
     ("episodes-float", lambda: run_episodes(WaitPolicy(), ID, 1.5), ValueError, "episodes is 1.5", COUNT),
     ("play-seed", lambda: run_episodes(WaitPolicy(), ID, 1, -1), ValueError, "seed is -1", "of at least 0"),
@@ -176,11 +175,11 @@ PARTS = "do not belong to the same environments and slots"
     ("fewer-rows", lambda given: given | {"features": given["features"][:1]}, ValueError, "(1, 121)", PARTS),
 )
 def test_observations(env, what, error, says):
-    refused(lambda: HeuristicPolicy(6, CNN_BLUEPRINTS).predict(what(env.reset())), error, says)
+    refused(lambda: HeuristicPolicy(6, "cnn").predict(what(env.reset())), error, says)
 
 
 def test_episode_starts_of_other_environments(env):
-    policy, observation = HeuristicPolicy(6, CNN_BLUEPRINTS), env.reset()
+    policy, observation = HeuristicPolicy(6, "cnn"), env.reset()
     _, state = policy.predict(observation)
     says = ["episode_start has shape (3,)", "expected (2,), one flag per environment"]
     refused(lambda: policy.predict(observation, state, np.ones(3, dtype=bool)), ValueError, says)

@@ -8,21 +8,13 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from blueprints import CNN_BLUEPRINTS
 from esper_env import growth as growth_module
 from esper_env.growth import Growth
 from esper_env.population import Measurement, build
 from esper_env.population.engine import images as batched
 from esper_env.population.evaluation import scoring as evaluate
-from esper_env.rules.heads import (
-    CNN_BLUEPRINTS,
-    AlphaSpeed,
-    AlphaTarget,
-    Blueprint,
-    Curve,
-    Op,
-    Style,
-    Tempo,
-)
+from esper_env.rules.heads import AlphaSpeed, AlphaTarget, Blueprint, Curve, Op, Style, Tempo
 from esper_env.rules.slot_table import HOLD, SlotTable
 from esper_env.rules.stages import Stage
 from esper_env.tasks import CNNSpec, TaskConfig, TransformerSpec

@@ -1,17 +1,11 @@
-"""Networks at a moment of their growth, as the heuristic sees them."""
+"""Observations for tests of the heuristic."""
 
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from blueprints import CNN_BLUEPRINTS
 from esper_agent.policies.heuristic import HeuristicConfig, HeuristicPolicy
-from esper_env.rules.heads import (
-    CNN_BLUEPRINTS,
-    NO_BLUEPRINT,
-    Blueprint,
-    Head,
-    Op,
-    head_sizes,
-)
+from esper_env.rules.heads import NO_BLUEPRINT, Blueprint, Head, Op, head_sizes
 from esper_env.rules.observation import CONTRIBUTION_LOG, base_index, feature_count, slot_index
 from esper_env.rules.stages import Stage
 
@@ -21,7 +15,7 @@ LIVE = (Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)
 
 @dataclass(frozen=True)
 class Seed:
-    """What one slot shows; a healthy seed on hold by default."""
+    """Seed in one slot, by default healthy and without a ramp."""
 
     stage: Stage
     epochs: int = 1
@@ -35,7 +29,7 @@ class Seed:
 
 @dataclass(frozen=True)
 class Moment:
-    """One observation in words; ``replace`` makes the next."""
+    """One observation; ``replace`` makes the next."""
 
     epoch: int = 20
     accuracies: tuple[float, ...] = (50.0,) * 5
@@ -45,6 +39,7 @@ class Moment:
     slots: int = 3
     succeeded: bool = True
     illegal: tuple[tuple[Op, int], ...] = ()
+    offered: tuple[int, ...] = CNN_BLUEPRINTS
 
     def observation(self):
         features = np.zeros(feature_count(self.slots), dtype=np.float32)
@@ -77,7 +72,7 @@ class Moment:
             legal[op, slot] = 0
         sizes = head_sizes(self.slots)
         mask = np.ones(sum(sizes), dtype=np.int8)
-        mask[sizes[0] : sizes[0] + sizes[1]] = np.isin(np.arange(13), CNN_BLUEPRINTS)
+        mask[sizes[0] : sizes[0] + sizes[1]] = np.isin(np.arange(13), self.offered)
         return {"features": features, "blueprints": blueprints, "action_mask": mask, "op_slot_mask": legal.ravel()}
 
     @staticmethod
@@ -103,11 +98,11 @@ class Moment:
 
 
 def policy_with(gates=None, **settings):
-    return HeuristicPolicy(HORIZON, CNN_BLUEPRINTS, gates, HeuristicConfig(**settings))
+    return HeuristicPolicy(HORIZON, "cnn", gates, HeuristicConfig(**settings))
 
 
 def decide(*moments, policy=None):
-    """The decision at the last of consecutive moments of one episode."""
+    """Return the decision at the last of consecutive moments of one episode."""
     policy, state = policy or policy_with(), None
     for index, moment in enumerate(moments):
         action, state = policy.predict(moment.observation(), state, np.array([index == 0]))
@@ -121,7 +116,7 @@ def aged(moment, seeds, epochs=1, **changes):
     return replace(moment, epoch=moment.epoch + epochs, seeds=seeds, **changes)
 
 
-#: Seeds that can go on at once, by stage.
+#: Seeds that can advance at once, by stage.
 READY = {
     Stage.GERMINATED: Seed(Stage.GERMINATED),
     Stage.TRAINING: Seed(Stage.TRAINING, 3),

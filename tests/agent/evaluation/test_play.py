@@ -143,7 +143,7 @@ def test_policies_can_be_made_for_the_environment(toy_id):
 
 
 def test_a_plan_that_the_environment_does_not_offer_is_a_clear_error(toy_id):
-    with pytest.raises(ValueError, match="the policy mlp plants what GrowthToy-v0 does not offer; it has norm, atten"):
+    with pytest.raises(ValueError, match="blueprint 'mlp' does not fit a cnn host; expected one of conv_light"):
         run_episodes(lambda env: POLICIES["mlp"](env, 0), toy_id, 2)
 
 

@@ -1,4 +1,4 @@
-"""Policies made without training: legal, reproducible, and doing what their names say."""
+"""Baselines: legal, reproducible and true to their plans."""
 
 import gymnasium
 import numpy as np
@@ -9,7 +9,7 @@ from esper_env.rules.stages import Stage
 
 
 def play(policy, env, episodes=1, seed=0):
-    """Ops and slots taken, and the infos, stepping one environment with unbatched observations."""
+    """Return (op, slot, blueprint) of every step, and the infos, of one environment."""
     taken, infos = [], []
     state = None
     for episode in range(episodes):
@@ -26,7 +26,7 @@ def play(policy, env, episodes=1, seed=0):
 
 
 def play_vector(policy, vector, steps):
-    """All actions of ``steps`` steps of a vector environment, (steps, N, 8)."""
+    """Return the actions (steps, N, 8) in a vector environment."""
     obs, _ = vector.reset(seed=0)
     state, start, actions = None, np.ones(vector.num_envs, dtype=bool), []
     for _ in range(steps):
@@ -37,12 +37,12 @@ def play_vector(policy, vector, steps):
     return np.array(actions)
 
 
-def test_waiting_waits(toy_id):
+def test_wait_policy_waits(toy_id):
     actions = play_vector(WaitPolicy(), gymnasium.make_vec(toy_id, num_envs=3), 12)
     assert (actions == np.array(HEAD_DEFAULTS)).all()
 
 
-def test_random_actions_are_always_legal_and_cover_every_op(toy_id):
+def test_random_policy_is_legal_and_covers_every_op(toy_id):
     taken, infos = play(RandomPolicy(seed=1), gymnasium.make(toy_id, horizon=40), episodes=10)
     assert all(info["action_valid"] for info in infos)
     assert {op for op, _, _ in taken} == set(Op)
@@ -51,8 +51,8 @@ def test_random_actions_are_always_legal_and_cover_every_op(toy_id):
     assert planted == set(gymnasium.make(toy_id).unwrapped.offered_blueprints)
 
 
-def test_random_ops_are_uniform_over_the_legal_ones(toy_id):
-    """At the start only WAIT and GERMINATE are legal."""
+def test_random_policy_is_uniform_over_legal_ops(toy_id):
+    """At the start, only WAIT and GERMINATE are legal."""
     policy, (obs, _) = RandomPolicy(seed=3), gymnasium.make(toy_id).reset(seed=0)
     many = {key: np.repeat(value[None], 4000, axis=0) for key, value in obs.items()}
     actions, _ = policy.predict(many)
@@ -67,7 +67,7 @@ def test_random_ops_are_uniform_over_the_legal_ones(toy_id):
         assert (planted[:, head] == HEAD_DEFAULTS[head]).all()
 
 
-def test_random_episodes_do_not_depend_on_how_many_run_at_once(toy_id):
+def test_random_policy_is_independent_of_num_envs(toy_id):
     one = gymnasium.make_vec(toy_id, num_envs=1, horizon=6)
     four = gymnasium.make_vec(toy_id, num_envs=4, horizon=6)
     alone = play_vector(RandomPolicy(seed=5), one, 4 * 6).reshape(4, 6, 8)
@@ -76,13 +76,13 @@ def test_random_episodes_do_not_depend_on_how_many_run_at_once(toy_id):
         np.testing.assert_array_equal(alone[episode], together[:, episode])
 
 
-def test_random_seeds_differ_and_repeat(toy_id):
+def test_random_policy_is_reproducible_by_seed(toy_id):
     runs = [play_vector(RandomPolicy(seed), gymnasium.make_vec(toy_id, num_envs=2), 12) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
 
 
-def test_a_plan_is_carried_out_at_once_and_in_order(toy_id):
+def test_fixed_plan_is_carried_out_at_once_and_in_order(toy_id):
     policy = FixedPlanPolicy(Blueprint.CONV_HEAVY, horizon=12)
     env = gymnasium.make(toy_id)
     taken, infos = play(policy, env)
@@ -95,7 +95,7 @@ def test_a_plan_is_carried_out_at_once_and_in_order(toy_id):
     assert env.unwrapped.stage == [Stage.FOSSILIZED, Stage.DORMANT]
 
 
-def test_a_plan_of_two_seeds_fossilizes_both(toy_id):
+def test_fixed_plan_of_two_seeds_fossilizes_both(toy_id):
     plan = [Planting(Blueprint.NORM, slot=1, style=Style.GATED_GATE, tempo=Tempo.FAST), Planting(Blueprint.CONV_LIGHT)]
     env = gymnasium.make(toy_id)
     taken, _ = play(FixedPlanPolicy(plan, horizon=12), env)
@@ -106,14 +106,14 @@ def test_a_plan_of_two_seeds_fossilizes_both(toy_id):
     assert env.unwrapped.stage == [Stage.FOSSILIZED] * 2
 
 
-def test_a_plan_starts_again_with_every_episode_of_every_row(toy_id):
+def test_fixed_plan_restarts_with_every_episode(toy_id):
     vector = gymnasium.make_vec(toy_id, num_envs=2, horizon=12)
     actions = play_vector(FixedPlanPolicy(Blueprint.NORM, horizon=12), vector, 24)
     assert (actions[[0, 12]][:, :, Head.OP] == Op.GERMINATE).all()
     assert (actions[:, :, Head.OP] == Op.GERMINATE).sum() == 4
 
 
-def test_style_and_tempo_of_a_planting_are_used(toy_id):
+def test_fixed_plan_uses_style_and_tempo(toy_id):
     obs, _ = gymnasium.make(toy_id).reset(seed=0)
     plan = [Planting(Blueprint.NORM, style=Style.LINEAR_MULTIPLY, tempo=Tempo.SLOW)]
     action, _ = FixedPlanPolicy(plan, horizon=12).predict(obs)
@@ -126,21 +126,22 @@ def test_style_and_tempo_of_a_planting_are_used(toy_id):
         ([], "the plan's slots are"),
         ([Planting(Blueprint.NORM), Planting(Blueprint.MLP)], r"slots are \[0, 0\]"),
         ([Planting(Blueprint.NORM, slot=-1)], r"slots are \[-1\]"),
+        ([Planting(Blueprint.NOOP)], r"blueprints are \[.*NOOP.*\]; expected values of the blueprint head, 1 to 12"),
     ],
 )
-def test_impossible_plans_are_refused(plan, message):
+def test_fixed_plan_rejects_impossible_plans(plan, message):
     with pytest.raises(ValueError, match=message):
         FixedPlanPolicy(plan, horizon=12)
 
 
-def test_a_slot_the_environment_lacks_is_named(toy_id):
+def test_fixed_plan_rejects_a_slot_that_the_environment_lacks(toy_id):
     obs, _ = gymnasium.make(toy_id).reset(seed=0)
     policy = FixedPlanPolicy([Planting(Blueprint.NORM, slot=2)], horizon=12)
     with pytest.raises(ValueError, match="plants slot 2; the environment has slots 0 to 1"):
         policy.predict(obs)
 
 
-def test_a_foreign_observation_is_refused():
+def test_predict_rejects_a_foreign_observation():
     with pytest.raises(ValueError, match=r"lacks \['features'"):
         WaitPolicy().predict({"pixels": np.zeros(3)})
     shapes = {

@@ -1,4 +1,4 @@
-"""Planting and growing: what the heuristic decides until a seed is held."""
+"""Decisions of the heuristic until a seed is in HOLDING: planting and growing."""
 
 from dataclasses import replace
 
@@ -6,24 +6,18 @@ import numpy as np
 import pytest
 from esper_agent.policies.heuristic import HeuristicConfig, HeuristicPolicy
 from esper_env.rules.gates import GateConfig
-from esper_env.rules.heads import (
-    TRANSFORMER_BLUEPRINTS,
-    AlphaTarget,
-    Blueprint,
-    Head,
-    Op,
-    Style,
-    Tempo,
-)
+from esper_env.rules.heads import AlphaTarget, Blueprint, Head, Op, Style, Tempo
 from esper_env.rules.stages import Stage
+from esper_env.seeds import register_blueprint
 from heuristic_moments import HORIZON, Moment, Seed, aged, decide, policy_with
+from torch import nn
 
 # Planting
 
 
-def test_an_idle_network_on_a_plateau_is_given_a_seed():
+def test_heuristic_plants_on_a_plateau():
     decision = decide(Moment())
-    assert (decision.op, decision.slot, decision.blueprint) == (Op.GERMINATE, 0, Blueprint.CONV_LIGHT)
+    assert (decision.op, decision.slot, decision.blueprint) == (Op.GERMINATE, 0, "conv_light")
     assert "plateau of 5 epochs" in decision.reason
     assert decision.epoch == 20
 
@@ -42,21 +36,21 @@ def test_an_idle_network_on_a_plateau_is_given_a_seed():
         ),
     ],
 )
-def test_each_condition_of_planting_flips_the_decision(holds, fails, reason):
+def test_each_condition_of_planting_can_prevent_it(holds, fails, reason):
     assert decide(Moment(**holds)).op == Op.GERMINATE
     refused = decide(Moment(**fails))
     assert refused.op == Op.WAIT
     assert reason in refused.reason
 
 
-def test_planting_needs_only_the_rules_that_are_switched_on():
+def test_conditions_of_planting_can_be_turned_off():
     early = Moment(epoch=1, plateau=0, stabilised=False)
     assert decide(early).op == Op.WAIT
     eager = policy_with(wait_for_stability=False, min_epoch=0, min_plateau=0)
     assert decide(early, policy=eager).op == Op.GERMINATE
 
 
-def test_no_planting_for_five_epochs_after_a_prune():
+def test_planting_pauses_for_five_epochs_after_a_prune():
     before = Moment(seeds={1: Seed(Stage.TRAINING)})
     gone = aged(before, {1: Seed(Stage.PRUNED)})
     for pause, op in ((4, Op.WAIT), (5, Op.GERMINATE)):
@@ -65,7 +59,7 @@ def test_no_planting_for_five_epochs_after_a_prune():
     assert "pruned" not in decision.reason
 
 
-def test_the_first_legal_slot_is_planted():
+def test_planting_takes_the_first_legal_slot():
     assert decide(Moment(seeds={0: Seed(Stage.FOSSILIZED)})).slot == 1
     assert decide(Moment(illegal=((Op.GERMINATE, 0), (Op.GERMINATE, 1)))).slot == 2
 
@@ -81,7 +75,7 @@ def test_planting_uses_the_configured_style_and_tempo():
 
 
 def planted_in_turn(policy, count):
-    """Blueprints of consecutive plantings in slots that the world fills and empties by fossilizing elsewhere."""
+    """Return the blueprints of consecutive plantings."""
     state, found = None, []
     for index in range(count):
         action, state = policy.predict(Moment(epoch=20 + index).observation(), state, np.array([index == 0]))
@@ -89,32 +83,52 @@ def planted_in_turn(policy, count):
     return found
 
 
-def test_the_rotation_goes_round():
+def test_rotation_is_cyclic():
     names = ["CONV_LIGHT", "CONV_HEAVY", "ATTENTION", "NORM", "DEPTHWISE", "CONV_LIGHT"]
     assert [blueprint.name for blueprint in planted_in_turn(policy_with(), 6)] == names
 
 
-def test_the_rotation_starts_over_with_the_episode():
+def test_rotation_restarts_with_the_episode():
     policy, state = policy_with(), None
     for start in (True, False, True):
         action, state = policy.predict(Moment().observation(), state, np.array([start]))
     assert action[Head.BLUEPRINT] == Blueprint.CONV_LIGHT
 
 
-def test_transformers_have_a_rotation_of_their_own():
-    policy = HeuristicPolicy(HORIZON, TRANSFORMER_BLUEPRINTS)
-    assert policy.rotation[0] == Blueprint.MLP
-    assert set(policy.rotation) <= set(TRANSFORMER_BLUEPRINTS)
+def test_default_rotation_of_transformers():
+    policy = HeuristicPolicy(HORIZON, "transformer")
+    assert [entry.name for entry in policy.rotation] == ["mlp", "attention", "mlp_small", "lora_large", "norm"]
 
 
-@pytest.mark.parametrize("rotation", [(Blueprint.LORA,), (), (Blueprint.NORM, Blueprint.NORM)])
-def test_a_rotation_the_environment_does_not_offer_is_refused(rotation):
-    with pytest.raises(ValueError, match="the rotation is"):
+@pytest.mark.parametrize(
+    ("rotation", "message"),
+    [
+        (("lora",), "blueprint 'lora' does not fit a cnn host"),
+        ((), r"the rotation is \[\]"),
+        (("norm", Blueprint.NORM), r"the rotation is \['norm', 'norm'\]; expected at least one blueprint, none twice"),
+    ],
+)
+def test_rotation_rejects_unknown_repeated_and_missing_blueprints(rotation, message):
+    with pytest.raises(ValueError, match=message):
         policy_with(rotation=rotation)
 
 
+@pytest.mark.usefixtures("own_tables")
+def test_custom_blueprint_has_its_registered_name_in_rotations_and_decisions():
+    """The highest value of the head, that of FLEX_ATTENTION on Transformers, is the first that custom ones get."""
+    entry = register_blueprint("mixer", "cnn", nn.Identity)
+    assert entry.value == Blueprint.FLEX_ATTENTION
+    for named in ("mixer", entry.value):
+        planted = decide(Moment(offered=(entry.value,)), policy=policy_with(rotation=(named,)))
+        assert (planted.op, planted.blueprint) == (Op.GERMINATE, "mixer")
+    seeds = {0: Seed(Stage.GERMINATED, blueprint=entry.value)}
+    assert decide(Moment(seeds=seeds)).blueprint == "mixer"
+    register_blueprint("only", "elsewhere", nn.Identity)
+    assert [entry.name for entry in HeuristicPolicy(HORIZON, "elsewhere").rotation] == ["only"]
+
+
 def prune_then_plant(policy, pause, blueprint=Blueprint.CONV_LIGHT):
-    """The decision ``pause`` epochs after a seed of ``blueprint`` was seen gone, one observation an epoch."""
+    """Return the decision ``pause`` epochs after a seed of ``blueprint`` was pruned."""
     moment = Moment(epoch=10, plateau=0, seeds={1: Seed(Stage.TRAINING, blueprint=blueprint)})
     moments = [moment, aged(moment, {1: Seed(Stage.PRUNED)})]
     for _ in range(pause):
@@ -123,24 +137,24 @@ def prune_then_plant(policy, pause, blueprint=Blueprint.CONV_LIGHT):
     return decide(*moments, policy=policy)
 
 
-def test_a_pruned_blueprint_is_skipped_and_comes_back():
-    """Default numbers: a penalty of 2 that loses 5% an epoch stays at 1 or more for 13 epochs."""
-    assert prune_then_plant(policy_with(), 5).blueprint == Blueprint.CONV_HEAVY
-    assert prune_then_plant(policy_with(), 13).blueprint == Blueprint.CONV_HEAVY
-    assert prune_then_plant(policy_with(), 14).blueprint == Blueprint.CONV_LIGHT
+def test_pruned_blueprint_is_skipped_until_its_penalty_decays():
+    """By default a penalty of 2 loses 5% per epoch, and stays at 1 or more for 13 epochs."""
+    assert prune_then_plant(policy_with(), 5).blueprint == "conv_heavy"
+    assert prune_then_plant(policy_with(), 13).blueprint == "conv_heavy"
+    assert prune_then_plant(policy_with(), 14).blueprint == "conv_light"
 
 
-def test_a_prune_penalises_the_blueprint_it_hit_and_no_other():
-    assert prune_then_plant(policy_with(), 5, Blueprint.NORM).blueprint == Blueprint.CONV_LIGHT
+def test_prune_penalises_only_its_own_blueprint():
+    assert prune_then_plant(policy_with(), 5, Blueprint.NORM).blueprint == "conv_light"
 
 
-def test_when_every_blueprint_is_penalised_nothing_is_planted():
+def test_nothing_is_planted_while_every_blueprint_is_penalised():
     decision = prune_then_plant(policy_with(rotation=(Blueprint.CONV_LIGHT,)), 5)
     assert decision.op == Op.WAIT
-    assert "every blueprint was pruned lately" in decision.reason
+    assert "every blueprint was pruned recently" in decision.reason
 
 
-def test_a_penalty_that_could_never_bite_is_refused():
+def test_heuristic_config_rejects_a_penalty_that_decays_too_fast():
     """Halving every epoch leaves 0.06 of 2 after the pause of five epochs."""
     with pytest.raises(ValueError, match=r"has decayed to 0\.0625 .* never reaches the threshold of 3"):
         HeuristicConfig(penalty_decay=0.5, penalty_threshold=3.0)
@@ -158,13 +172,13 @@ def test_a_penalty_that_could_never_bite_is_refused():
         (Seed(Stage.BLENDING, 6), Seed(Stage.BLENDING, 6, mode=1)),
     ],
 )
-def test_seeds_advance_as_soon_as_the_gate_can_pass(ready, unready):
+def test_seed_advances_as_soon_as_its_gate_can_pass(ready, unready):
     crowd = {1: Seed(Stage.FOSSILIZED), 2: Seed(Stage.FOSSILIZED)}
     assert decide(Moment(seeds={0: ready, **crowd})).op == Op.ADVANCE
     assert decide(Moment(seeds={0: unready, **crowd})).op == Op.WAIT
 
 
-def test_strict_gates_are_waited_for():
+def test_seed_waits_until_strict_gates_can_pass():
     strict = policy_with(GateConfig.strict())
     crowd = {1: Seed(Stage.FOSSILIZED), 2: Seed(Stage.FOSSILIZED)}
     for seed, op in (
@@ -176,13 +190,13 @@ def test_strict_gates_are_waited_for():
         assert decide(Moment(seeds={0: seed, **crowd}), policy=strict).op == op
 
 
-def test_a_germinated_seed_advances_at_once():
+def test_germinated_seed_advances_at_once():
     assert decide(Moment(seeds={0: Seed(Stage.GERMINATED)})).op == Op.ADVANCE
 
 
 @pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.BLENDING])
 @pytest.mark.parametrize(("epochs", "drop", "op"), [(5, 2.5, Op.PRUNE), (5, 1.5, Op.ADVANCE), (4, 2.5, Op.ADVANCE)])
-def test_a_growing_seed_is_pruned_after_five_epochs_of_falling_accuracy(stage, epochs, drop, op):
+def test_growing_seed_is_pruned_after_five_epochs_of_falling_accuracy(stage, epochs, drop, op):
     previous = Stage.GERMINATED if stage == Stage.TRAINING else Stage.TRAINING
     start = Moment(seeds={0: Seed(previous)})
     entered = aged(start, {0: Seed(stage, 1)})
@@ -194,8 +208,8 @@ def test_a_growing_seed_is_pruned_after_five_epochs_of_falling_accuracy(stage, e
         assert decision.confidence == pytest.approx(0.5 / 1.5)
 
 
-def test_a_fall_counts_from_the_entry_into_the_present_stage():
-    """Five points lost while TRAINING are no reason to prune a seed whose BLENDING loses nothing."""
+def test_fall_of_accuracy_counts_from_the_entry_into_the_stage():
+    """Five points lost in TRAINING do not count against a seed that loses nothing in BLENDING."""
     moments = [Moment(seeds={0: Seed(Stage.GERMINATED)})]
     moments.append(aged(moments[-1], {0: Seed(Stage.TRAINING, 1)}))
     moments.append(aged(moments[-1], {0: Seed(Stage.TRAINING, 4)}, epochs=3, accuracies=(45.0,) * 5))
@@ -204,8 +218,8 @@ def test_a_fall_counts_from_the_entry_into_the_present_stage():
     assert decide(*moments).op == Op.ADVANCE
 
 
-def test_one_noisy_epoch_does_not_prune():
-    """The accuracy is averaged over three epochs: a dip of five points in the last one is 1.7 on average."""
+def test_one_noisy_epoch_does_not_cause_a_prune():
+    """The accuracy is averaged over three epochs, so a dip of five points in the last one counts as 1.7."""
     start = Moment(seeds={0: Seed(Stage.GERMINATED)})
     entered = aged(start, {0: Seed(Stage.TRAINING, 1)})
     dip = aged(entered, {0: Seed(Stage.TRAINING, 5)}, epochs=4, accuracies=(50, 50, 50, 50, 45))
@@ -213,7 +227,7 @@ def test_one_noisy_epoch_does_not_prune():
     assert decide(start, entered, dip, policy=policy_with(smoothing=1)).op == Op.PRUNE
 
 
-def test_a_blend_that_rests_short_of_full_is_taken_there():
+def test_blend_that_ended_below_full_alpha_is_raised():
     moment = Moment(seeds={0: Seed(Stage.BLENDING, 6, alpha=0.5)})
     policy = policy_with()
     action, _ = policy.predict(moment.observation())

@@ -1,4 +1,4 @@
-"""Holding, and whose turn it is."""
+"""Decisions of the heuristic about HOLDING seeds, and the order of seeds."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from heuristic_moments import HORIZON, READY, Moment, Seed, aged, decide, policy
 
 
 def holding(contributions, birth=50.0, now=60.0, epoch=20, policy=None, others=None):
-    """The decision after an episode in which a seed is born at one accuracy and measured in HOLDING."""
+    """Return the decision after an episode in which a seed is born at one accuracy and measured in HOLDING."""
     others = others or {}
     moments = [Moment(epoch=epoch, accuracies=(birth,) * 5, plateau=0)]
     moments.append(aged(moments[-1], {0: Seed(Stage.BLENDING), **others}))
@@ -26,7 +26,7 @@ def holding(contributions, birth=50.0, now=60.0, epoch=20, policy=None, others=N
     return decide(*moments, policy=policy)
 
 
-def test_holding_is_judged_on_the_average_of_three_epochs():
+def test_holding_is_judged_on_the_mean_of_three_epochs():
     assert holding([0.0, 0.9]).op == Op.WAIT
     kept = holding([0.0, 0.9, 0.9])
     assert kept.op == Op.FOSSILIZE
@@ -104,11 +104,11 @@ def test_prune_speed_is_configurable():
     assert action[Head.ALPHA_SPEED] == AlphaSpeed.SLOW
 
 
-# Whose turn it is
+# Order of seeds
 
 
 @pytest.mark.parametrize(("first", "second"), [(Stage.BLENDING, Stage.TRAINING), (Stage.TRAINING, Stage.GERMINATED)])
-def test_the_furthest_along_goes_first(first, second):
+def test_later_stage_goes_first(first, second):
     assert decide(Moment(seeds={0: READY[second], 2: READY[first]})).slot == 2
 
 
@@ -118,25 +118,25 @@ def test_holding_goes_before_blending():
     assert (decision.slot, decision.op) == (1, Op.PRUNE)
 
 
-def test_within_a_stage_the_oldest_goes_first():
+def test_oldest_seed_of_a_stage_goes_first():
     born_second = Moment(seeds={1: Seed(Stage.TRAINING, 1)})
     both = aged(born_second, {0: Seed(Stage.TRAINING, 3), 1: Seed(Stage.TRAINING, 3)})
     assert decide(born_second, both).slot == 1
     assert decide(both).slot == 0
 
 
-def test_a_seed_that_waits_passes_its_turn_on():
+def test_waiting_seed_yields_to_the_others():
     """The HOLDING seed in front has one measurement and waits; the seeds behind it still get their decisions."""
     seeds = {0: Seed(Stage.HOLDING, 1), 1: Seed(Stage.BLENDING, 2, mode=1), 2: Seed(Stage.GERMINATED)}
     decision = decide(Moment(seeds=seeds))
     assert (decision.slot, decision.op) == (2, Op.ADVANCE)
 
 
-def test_growth_goes_on_while_another_seed_waits():
+def test_planting_is_possible_while_a_seed_waits():
     assert decide(Moment(seeds={0: Seed(Stage.TRAINING, 1)})).op == Op.GERMINATE
 
 
-def test_a_failed_attempt_lets_the_others_go_first():
+def test_seed_with_a_failed_attempt_goes_last():
     seeds = {0: READY[Stage.BLENDING], 1: READY[Stage.TRAINING]}
     first = Moment(seeds=seeds)
     assert decide(first).slot == 0
@@ -144,7 +144,7 @@ def test_a_failed_attempt_lets_the_others_go_first():
     assert decide(first, replace(first, epoch=21, succeeded=True)).slot == 0
 
 
-def test_nothing_illegal_is_ever_done():
+def test_heuristic_waits_if_its_proposals_are_illegal():
     wanting = Moment(
         seeds={0: READY[Stage.BLENDING]}, illegal=((Op.ADVANCE, 0), *((Op.GERMINATE, s) for s in range(3)))
     )

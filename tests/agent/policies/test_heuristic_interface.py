@@ -6,20 +6,14 @@ import pytest
 from esper_agent.evaluation.play import run_episodes
 from esper_agent.policies.baselines import POLICIES
 from esper_agent.policies.heuristic import HeuristicConfig, HeuristicPolicy
-from esper_env.rules.heads import (
-    CNN_BLUEPRINTS,
-    Op,
-    Tempo,
-)
+from esper_env.rules.heads import Op, Tempo
 from esper_env.rules.stages import Stage
 from heuristic_moments import HORIZON, READY, Moment, Seed, policy_with
 
 pytestmark = pytest.mark.numeric
 
-# The interface
 
-
-def test_a_batch_decides_row_by_row_as_single_observations_do():
+def test_predict_on_a_batch_equals_single_predictions():
     moments = [Moment(), Moment(epoch=2), Moment(seeds={0: READY[Stage.TRAINING]}), Moment(plateau=0)]
     stacked = {key: np.stack([m.observation()[key] for m in moments]) for key in moments[0].observation()}
     actions, _ = policy_with().predict(stacked)
@@ -29,7 +23,7 @@ def test_a_batch_decides_row_by_row_as_single_observations_do():
         np.testing.assert_array_equal(actions[row], single)
 
 
-def test_the_callers_state_is_left_alone_and_can_be_used_again():
+def test_predict_does_not_change_the_state_it_receives():
     policy = policy_with()
     _, state = policy.predict(Moment(seeds={0: Seed(Stage.HOLDING, 1, contribution=4.0)}).observation())
     kept = {name: column.copy() for name, column in vars(state).items()}
@@ -42,7 +36,7 @@ def test_the_callers_state_is_left_alone_and_can_be_used_again():
         np.testing.assert_array_equal(getattr(after_first, name), getattr(after_again, name))
 
 
-def test_a_state_of_other_environments_is_refused():
+def test_predict_rejects_a_state_of_other_environments():
     one = Moment().observation()
     two = {key: np.stack([value] * 2) for key, value in one.items()}
     _, state_of_one = policy_with().predict(one)
@@ -50,17 +44,17 @@ def test_a_state_of_other_environments_is_refused():
     with pytest.raises(ValueError, match="keeps the decisions of 0 environments; pass the state that its own last"):
         fresh.predict(one, state_of_one)
     fresh.predict(two)
-    with pytest.raises(ValueError, match=r"the state is of \(1, 3\) \(environments, slots\), .* \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"the state has \(1, 3\) \(environments, slots\), .* \(2, 3\)"):
         fresh.predict(two, state_of_one)
     with pytest.raises(ValueError, match="keeps the decisions of 2 environments"):
         fresh.predict(one, state_of_one)
     _, state_of_two_slots = policy_with().predict(Moment(slots=2).observation())
-    with pytest.raises(ValueError, match=r"the state is of \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"the state has \(1, 2\)"):
         policy_with().predict(one, state_of_two_slots)
-    assert [len(decisions) for decisions in fresh.decisions] == [1, 1], "refused calls leave no record"
+    assert [len(decisions) for decisions in fresh.decisions] == [1, 1], "rejected calls leave no record"
 
 
-def test_an_episode_start_forgets_that_row_only():
+def test_episode_start_resets_its_row_only():
     policy, seeds = policy_with(), {0: Seed(Stage.HOLDING, 1, contribution=4.0)}
     rows = {key: np.stack([value] * 2) for key, value in Moment(seeds=seeds).observation().items()}
     _, state = policy.predict(rows)
@@ -69,7 +63,7 @@ def test_an_episode_start_forgets_that_row_only():
     assert [len(decisions) for decisions in policy.decisions] == [1, 2]
 
 
-def test_decisions_are_kept_for_the_episode_and_no_longer():
+def test_decisions_are_limited_to_one_episode():
     policy, state = policy_with(), None
     for step in range(2 * HORIZON):
         _, state = policy.predict(Moment(epoch=step % HORIZON).observation(), state, np.array([step == 0]))
@@ -81,18 +75,18 @@ def test_decisions_are_kept_for_the_episode_and_no_longer():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"smoothing": 0}, "smoothing is 0; expected a whole number of at least 1"),
-        ({"smoothing": 6}, "the observation shows 5 epochs"),
+        ({"smoothing": 0}, "smoothing is 0; expected an integer of at least 1"),
+        ({"smoothing": 6}, "smoothing is 6; expected at most 5"),
         ({"penalty_decay": 1.5}, "penalty_decay is 1.5"),
         ({"min_epoch": -1}, "min_epoch is -1"),
     ],
 )
-def test_senseless_settings_are_refused(settings, message):
+def test_heuristic_config_rejects_invalid_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         HeuristicConfig(**settings)
 
 
-def test_a_whole_episode_with_eager_thresholds_commits_seeds(toy_id):
+def test_eager_heuristic_plants_and_prunes_in_a_whole_episode(toy_id):
     env = gymnasium.make(toy_id, horizon=30)
     eager = HeuristicConfig(wait_for_stability=False, min_epoch=0, min_plateau=0)
     policy = HeuristicPolicy.for_env(env, eager)
@@ -114,8 +108,8 @@ CHEAP = {"batches_per_step": 1, "device": "cpu"}
 @pytest.mark.slow
 @pytest.mark.parametrize(("spare", "committed"), [(0, 1), (-1, 0)])
 @pytest.mark.parametrize("tempo", list(Tempo))
-def test_on_a_real_task_a_seed_needs_exactly_the_epochs_that_are_reserved_for_it(spare, committed, tempo):
-    """Planted at once and kept whatever it contributes: in time with just enough epochs, not planted with one less."""
+def test_seed_needs_exactly_epochs_to_commit_on_a_real_task(spare, committed, tempo):
+    """It is planted at once and kept in any case: with just enough epochs in time, with one less not at all."""
     config = HeuristicConfig(
         tempo=tempo,
         wait_for_stability=False,
@@ -126,7 +120,7 @@ def test_on_a_real_task_a_seed_needs_exactly_the_epochs_that_are_reserved_for_it
         max_loss=200.0,
         commit_epochs=0,
     )
-    needed = HeuristicPolicy(1, CNN_BLUEPRINTS, config=config).epochs_to_commit
+    needed = HeuristicPolicy(1, "cnn", config=config).epochs_to_commit
     settings = CHEAP | {"horizon": needed + spare, "max_seeds": 1}
     record = run_episodes(lambda env: HeuristicPolicy.for_env(env, config), "Esper-Digits-v0", 1, env_kwargs=settings)[
         0
@@ -141,7 +135,7 @@ def test_on_a_real_task_a_seed_needs_exactly_the_epochs_that_are_reserved_for_it
     [(name, "Esper-Digits-v0") for name in sorted(POLICIES.keys() - {"mlp"})]
     + [(name, "Esper-Text-v0") for name in ("heuristic", "mlp", "random")],
 )
-def test_on_a_real_task_episodes_are_legal_and_do_not_depend_on_how_many_run_at_once(name, env_id):
+def test_episodes_on_a_real_task_are_legal_and_independent_of_num_envs(name, env_id):
     def run(num_envs):
         settings = CHEAP | {"horizon": 16, "shard_size": 1}
         return run_episodes(

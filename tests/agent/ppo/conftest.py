@@ -6,8 +6,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch as th
+from blueprints import CNN_BLUEPRINTS
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
-from esper_env.rules.heads import CNN_BLUEPRINTS, HEAD_DEFAULTS, HEAD_RELEVANCE, Blueprint, Head, Op, head_sizes
+from esper_env.rules.heads import HEAD_DEFAULTS, HEAD_RELEVANCE, Blueprint, Head, Op, head_sizes
 from gymnasium.spaces import Box, Dict, MultiDiscrete
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv

@@ -7,8 +7,9 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from blueprints import CNN_BLUEPRINTS, TRANSFORMER_BLUEPRINTS
 from esper_env.population import Optimisation, Structure
-from esper_env.rules.heads import CNN_BLUEPRINTS, TRANSFORMER_BLUEPRINTS, Operator
+from esper_env.rules.heads import Operator
 from esper_env.rules.slot_table import DOWN
 from esper_env.rules.stages import Stage
 from growing import (

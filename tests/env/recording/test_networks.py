@@ -6,10 +6,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from blueprints import CNN_BLUEPRINTS
 from esper_env.devices import memory_gauge
 from esper_env.recording.recorder import MEMORY_STEPS
 from esper_env.rules.gates import GateConfig
-from esper_env.rules.heads import CNN_BLUEPRINTS, Head, Op
+from esper_env.rules.heads import Head, Op
 from esper_env.rules.stages import Stage
 from esper_env.seeds import register_blueprint
 from esper_env.telemetry import Detail, memory

@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
+from blueprints import CNN_BLUEPRINTS, TRANSFORMER_BLUEPRINTS
 from esper_env.rules import heads
 from esper_env.rules.heads import (
-    CNN_BLUEPRINTS,
     HEAD_DEFAULTS,
     HEAD_NAMES,
     HEAD_RELEVANCE,
     NO_BLUEPRINT,
-    TRANSFORMER_BLUEPRINTS,
     AlphaSpeed,
     AlphaTarget,
     Blueprint,

@@ -5,10 +5,10 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from blueprints import CNN_BLUEPRINTS
 from esper_env.rules import lifecycle
 from esper_env.rules.gates import GateConfig
 from esper_env.rules.heads import (
-    CNN_BLUEPRINTS,
     HEAD_DEFAULTS,
     NO_BLUEPRINT,
     AlphaSpeed,

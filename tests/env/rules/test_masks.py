@@ -5,16 +5,8 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from esper_env.rules.heads import (
-    CNN_BLUEPRINTS,
-    HEAD_DEFAULTS,
-    NO_BLUEPRINT,
-    TRANSFORMER_BLUEPRINTS,
-    Blueprint,
-    Head,
-    Op,
-    head_sizes,
-)
+from blueprints import CNN_BLUEPRINTS, TRANSFORMER_BLUEPRINTS
+from esper_env.rules.heads import HEAD_DEFAULTS, NO_BLUEPRINT, Blueprint, Head, Op, head_sizes
 from esper_env.rules.masks import ActionRules, conditional_masks, sample_valid_actions, split_mask
 from esper_env.rules.slot_table import DOWN, HOLD, UP, SlotTable
 from esper_env.rules.stages import Stage

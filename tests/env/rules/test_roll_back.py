@@ -4,9 +4,10 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from blueprints import CNN_BLUEPRINTS
 from esper_env.rules import lifecycle
 from esper_env.rules.gates import GateConfig
-from esper_env.rules.heads import CNN_BLUEPRINTS, HEAD_DEFAULTS, AlphaSpeed, Head, Op, Tempo
+from esper_env.rules.heads import HEAD_DEFAULTS, AlphaSpeed, Head, Op, Tempo
 from esper_env.rules.masks import ActionRules, sample_valid_actions
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import CAN_MOVE, HAS_SEED, IN_COOLDOWN, Stage

@@ -4,8 +4,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from blueprints import CNN_BLUEPRINTS
 from esper_env.extension_checks.seeds import check_seed
-from esper_env.rules.heads import CNN_BLUEPRINTS, Blueprint
+from esper_env.rules.heads import Blueprint
 from esper_env.seeds import blueprint_entry, offered_blueprints
 from plain_seeds import scrambled
 from torch import nn

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from blueprints import TRANSFORMER_BLUEPRINTS
 from esper_env.extension_checks.seeds import check_seed
 from esper_env.population.structure import plan_slot
-from esper_env.rules.heads import TRANSFORMER_BLUEPRINTS, Blueprint, Operator
+from esper_env.rules.heads import Blueprint, Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import blueprint_entry, offered_blueprints
 from esper_env.seeds.blend import CausalBlendGate

@@ -54,6 +54,7 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         self.action_space = self._vector.single_action_space
         self.task: TaskConfig = self._vector.task
         self.slot_ids = self._vector.slot_ids
+        self.topology = self._vector.topology
         self.offered_blueprints = self._vector.offered_blueprints
         self.dataset_name = self._vector.dataset_name
         self.host_parameters = self._vector.host_parameters

@@ -98,13 +98,14 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self._clock = EpisodeClock(num_envs, max_episode_steps)
         self._growth = Growth(self.task, num_envs)
         self.slot_ids = self._growth.slot_ids
+        self.topology = self._growth.topology
         self.offered_blueprints = self._growth.offered_blueprints
         self.dataset_name = self._growth.dataset_name
         self.host_parameters = self._growth.host_parameters
         self.reward_config = self._growth.reward_config
         #: Where events go: ``env.telemetry.add_sink(JsonlSink("folder"))``.
         self.telemetry: Telemetry = self._growth.telemetry
-        self._site = Site(self.slot_ids, self._growth.topology, self._growth.max_seeds)
+        self._site = Site(self.slot_ids, self.topology, self._growth.max_seeds)
         self._generators = Generators(*zip(*(seeding.np_random() for _ in range(num_envs)), strict=True))
         slots = len(self.slot_ids)
         self.single_observation_space = observation_space(slots)

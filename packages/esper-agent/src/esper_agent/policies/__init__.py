@@ -1,1 +1,1 @@
-"""Policies that are not trained: the heuristic and the baselines."""
+"""Policies without training: the heuristic and the baselines."""

@@ -1,4 +1,4 @@
-"""Policies that nobody trained: waiting, uniform legal chance, and plans made in advance.
+"""Baselines: waiting, uniformly random legal actions, and fixed plans.
 
 Each has the ``predict(observation, state, episode_start, deterministic) -> (actions, state)`` of a
 Stable-Baselines3 model and decides from observations alone.
@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from esper_env.checks import is_whole
 from esper_env.rules.gates import GateConfig, gate_config
-from esper_env.rules.heads import Blueprint, Head, Op, Style, Tempo
+from esper_env.rules.heads import NUM_BLUEPRINTS, Head, Op, Style, Tempo
 from esper_env.rules.masks import sample_valid_actions
 from esper_env.rules.observation_view import ObservationView
 from esper_env.rules.stages import Stage
 from esper_env.seeding import derive_rng
+from esper_env.seeds import blueprint_entry
 from numpy.typing import NDArray
 
 from esper_agent.policies.batches import Actions, ObservationBatch, starting_rows
@@ -28,7 +29,7 @@ Observation = Mapping[str, NDArray]
 
 
 class WaitPolicy:
-    """Never grows anything: the host alone."""
+    """Policy that always waits, and so trains the host alone."""
 
     def predict(
         self,
@@ -37,22 +38,21 @@ class WaitPolicy:
         episode_start: NDArray[np.bool_] | None = None,  # noqa: ARG002
         deterministic: bool = True,  # noqa: ARG002
     ) -> tuple[Actions, Any]:
-        """(N, 8) WAIT actions, or (8,) for a single observation."""
+        """Return WAIT actions (N, 8), or (8,) for a single observation."""
         batch = ObservationBatch.of(observation)
         return batch.returned(batch.waiting()), state
 
 
 class RandomPolicy:
-    """Uniformly random legal actions: first the op, then a slot in which it is legal, then what the op reads.
+    """Policy of uniformly random legal actions: the op, then a slot where it is legal, then the heads that it reads.
 
-    The k-th episode that this policy sees draws from generator k of ``seed``, whichever row of a vector it runs in,
-    so results do not depend on the number of environments. ``deterministic`` changes nothing: the same seed gives
-    the same episodes anyway.
+    The k-th episode that this policy sees draws from generator k of ``seed``, whichever row of a vector it runs in.
+    Results therefore do not depend on the number of environments. ``deterministic`` is ignored.
     """
 
     def __init__(self, seed: int = 0) -> None:
         if not is_whole(seed):
-            raise ValueError(f"seed is {seed!r}; expected a whole number of at least 0")
+            raise ValueError(f"seed is {seed!r}; expected a non-negative integer")
         self.seed = seed
         self._episodes = 0
 
@@ -63,7 +63,7 @@ class RandomPolicy:
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = True,  # noqa: ARG002
     ) -> tuple[Actions, tuple[np.random.Generator, ...]]:
-        """Actions (N, 8) or (8,), and the generators of the N episodes under way."""
+        """Return actions (N, 8) or (8,), and the generators of the N current episodes."""
         batch = ObservationBatch.of(observation)
         starts = starting_rows(episode_start, state is not None, batch.num_envs)
         kept = state if state is not None else (None,) * batch.num_envs
@@ -86,15 +86,15 @@ class RandomPolicy:
 
 @dataclass(frozen=True)
 class Planting:
-    """One seed of a plan; it is blended in to alpha 1."""
+    """One seed of a plan, blended to alpha 1; ``blueprint`` is a value of the blueprint head."""
 
-    blueprint: Blueprint
+    blueprint: int
     slot: int = 0
     style: Style = Style.SIGMOID_ADD
     tempo: Tempo = Tempo.STANDARD
 
 
-#: Which op carries a seed on from each stage.
+#: Op that moves a seed on from each stage, the latest stage first.
 _NEXT_OP = {
     Stage.HOLDING: Op.FOSSILIZE,
     Stage.BLENDING: Op.ADVANCE,
@@ -104,28 +104,31 @@ _NEXT_OP = {
 
 
 class FixedPlanPolicy:
-    """Plants the seeds of a plan at once and carries each on as soon as its gate can pass, up to FOSSILIZED.
+    """Policy that plants the seeds of a plan and fossilizes each as soon as its gates can pass.
 
-    One action a step: seeds that can move come first (the furthest along before the others), then the next planting
-    whose slot is empty. A slot that was emptied by a prune is not planted again, as its episode has moved on.
+    Seeds that can move come first, the latest stage before the others. Then comes the next planting whose slot is
+    empty. Nothing is planted twice in an episode.
 
     Args:
-        plantings: the plan, in planting order; a single ``Blueprint`` stands for that blueprint at slot 0.
-        horizon: epochs of an episode, which the features are scaled by.
-        gates: the environment's gate configuration.
+        plantings: the plan, in planting order; a blueprint's value stands for that blueprint in slot 0.
+        horizon: epochs of an episode, which scale the features.
+        gates: the environment's gate configuration, by default permissive.
+
+    Raises:
+        ValueError: the plan is empty or uses a slot twice, or a slot, blueprint or the horizon is out of range.
+        TypeError: ``gates`` is not a ``GateConfig``.
     """
 
-    def __init__(
-        self, plantings: Blueprint | Sequence[Planting], horizon: int, gates: GateConfig | None = None
-    ) -> None:
-        self.plantings = (Planting(plantings),) if isinstance(plantings, Blueprint) else tuple(plantings)
+    def __init__(self, plantings: int | Sequence[Planting], horizon: int, gates: GateConfig | None = None) -> None:
+        self.plantings = (Planting(plantings),) if isinstance(plantings, int) else tuple(plantings)
         slots = [planting.slot for planting in self.plantings]
         if not slots or min(slots) < 0 or len(set(slots)) < len(slots):
             raise ValueError(f"the plan's slots are {slots}; expected at least one planting, and each slot once")
-        unknown = [planting.blueprint for planting in self.plantings if planting.blueprint not in list(Blueprint)]
-        if unknown:
+        blueprints = [planting.blueprint for planting in self.plantings]
+        if not all(is_whole(value, least=1) and value < NUM_BLUEPRINTS for value in blueprints):
             raise ValueError(
-                f"the plan names blueprints {unknown}; expected members of esper_env.rules.heads.Blueprint"
+                f"the plan's blueprints are {blueprints}; expected values of the blueprint head, 1 to "
+                f"{NUM_BLUEPRINTS - 1}, such as esper_env.rules.heads.Blueprint.NORM"
             )
         check_horizon_and_gates(horizon, gates)
         self.horizon = horizon
@@ -138,7 +141,7 @@ class FixedPlanPolicy:
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = True,  # noqa: ARG002
     ) -> tuple[Actions, NDArray[np.bool_]]:
-        """Actions (N, 8) or (8,), and a mask (N, plantings) of what has been planted in this episode."""
+        """Return actions (N, 8) or (8,), and a mask (N, plantings) of the seeds planted in this episode."""
         batch = ObservationBatch.of(observation)
         if max(planting.slot for planting in self.plantings) >= batch.num_slots:
             raise ValueError(
@@ -164,7 +167,7 @@ class FixedPlanPolicy:
         stage: NDArray[np.int64],
         ready: NDArray[np.bool_],
     ) -> None:
-        """Fill in one environment's action, and tick off what it plants."""
+        """Fill in one environment's action, and mark the planting that it carries out."""
         legal = batch.legal[row]
         for wanted, op in _NEXT_OP.items():
             for planting in self.plantings:
@@ -180,26 +183,19 @@ class FixedPlanPolicy:
                 return
 
 
-def _fixed_plan(blueprint: Blueprint) -> Callable[[Any, int], FixedPlanPolicy]:
+def _fixed_plan(name: str) -> Callable[[Any, int], FixedPlanPolicy]:
     def make(env: Any, _seed: int) -> FixedPlanPolicy:
-        task, offered = env.unwrapped.task, env.unwrapped.offered_blueprints
-        if blueprint not in offered:
-            names = ", ".join(Blueprint(value).name.lower() for value in offered)
-            raise ValueError(
-                f"the policy {blueprint.name.lower()} plants what {task.env_id} does not offer; it has {names}"
-            )
-        return FixedPlanPolicy(blueprint, task.horizon, gate_config(task.gates))
+        base = env.unwrapped
+        blueprint = blueprint_entry(name, base.topology).value
+        return FixedPlanPolicy(blueprint, base.task.horizon, gate_config(base.task.gates))
 
     return make
 
 
-#: Name -> what makes the policy for an Esper environment (single or vector) and a seed.
+#: Name -> function that makes the policy for an Esper environment (single or vector) and a seed.
 POLICIES: dict[str, Callable[[Any, int], Any]] = {
     "heuristic": lambda env, _seed: HeuristicPolicy.for_env(env),
     "random": lambda _env, seed: RandomPolicy(seed),
     "wait": lambda _env, _seed: WaitPolicy(),
-    "conv_light": _fixed_plan(Blueprint.CONV_LIGHT),
-    "conv_heavy": _fixed_plan(Blueprint.CONV_HEAVY),
-    "attention": _fixed_plan(Blueprint.ATTENTION),
-    "mlp": _fixed_plan(Blueprint.MLP),
+    **{name: _fixed_plan(name) for name in ("conv_light", "conv_heavy", "attention", "mlp")},
 }

@@ -1,4 +1,4 @@
-"""One observation or a batch of them, in the one form that every rule-based policy works with."""
+"""Observations, single or batched, in the form that rule-based policies use."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ _KEYS = ("features", "blueprints", "action_mask", "op_slot_mask")
 
 @dataclass(frozen=True)
 class ObservationBatch:
-    """Observations of N environments with S slots, and what they say is legal."""
+    """Observations of N environments with S slots, and the actions that they allow."""
 
     features: NDArray[np.float32]  # (N, 31 + 30 S)
     blueprints: NDArray[np.int64]  # (N, S)
-    legal: NDArray[np.bool_]  # (N, 6, S): is (op, slot) possible?
-    offered: NDArray[np.bool_]  # (N, 13): blueprints a GERMINATE may name
-    single: bool  # the observation came without a batch axis
+    legal: NDArray[np.bool_]  # (N, 6, S) True where (op, slot) is legal
+    offered: NDArray[np.bool_]  # (N, 13) True for blueprints that GERMINATE accepts
+    single: bool  # the observation has no batch axis
 
     @classmethod
     def of(cls, observation: Mapping[str, NDArray]) -> ObservationBatch:
-        """From a ``Dict`` observation of one environment, or of N with a leading axis.
+        """Convert a ``Dict`` observation of one environment, or of N with a leading axis.
 
-        Raises ``ValueError`` when a key is missing or the shapes do not belong together.
+        Raises:
+            ValueError: a key is missing, the shapes do not match, or a feature is not finite.
         """
         if not isinstance(observation, Mapping):
             raise ValueError(f"the observation is {observation!r}; expected the dict of an Esper environment")
@@ -67,16 +68,16 @@ class ObservationBatch:
         return self.blueprints.shape[1]
 
     def waiting(self) -> Actions:
-        """(N, 8) actions that wait, every other head at its default."""
+        """Return WAIT actions (N, 8), with every other head at its default."""
         return np.tile(np.asarray(HEAD_DEFAULTS, dtype=np.int64), (self.num_envs, 1))
 
     def returned(self, actions: Actions) -> Actions:
-        """The actions in the form the observation came in: (8,) for a single one."""
+        """Return the actions in the form of the observation, (8,) for a single one."""
         return actions[0] if self.single else actions
 
 
 def starting_rows(episode_start: NDArray[np.bool_] | None, has_state: bool, num_envs: int) -> NDArray[np.bool_]:
-    """(N,) rows that begin an episode: all of them without a state, else those flagged."""
+    """Return the rows (N,) that begin an episode: all without a state, otherwise the flagged ones."""
     if not has_state:
         return np.ones(num_envs, dtype=bool)
     if episode_start is None:

@@ -1,27 +1,27 @@
-"""A hand-written policy that grows a network by rules and says why.
+"""Heuristic: a hand-written policy that grows a network by rules and gives its reasons.
 
     policy = HeuristicPolicy.for_env(env)
     actions, state = policy.predict(observation, state, episode_start)
     policy.decisions[0][-1]     # Decision(env=0, epoch=12, op=<Op.GERMINATE: 1>, slot=0, ...)
 
-Each step the live seeds are asked in turn: HOLDING, BLENDING, TRAINING, GERMINATED, and within a stage the oldest
-first. The first whose rule wants something that is legal acts; a seed that would rather wait passes its turn on, and
-so does one whose last attempt failed. When nobody acts, a new seed may be planted.
+Each step considers the live seeds in turn: HOLDING, BLENDING, TRAINING, GERMINATED, and the oldest first within a
+stage. A seed whose last attempt failed comes last. The first seed whose rule proposes a legal op other than WAIT acts.
+If none does, a new seed may be planted.
 
 | stage | rule |
 |---|---|
-| none | plant when the host has stabilised, the plateau is long enough, the last prune is long enough ago, there is an empty slot and time left to commit a seed |
+| none | plant if the host has stabilised, the plateau is long enough, the last prune is long ago, a slot is empty and time is left to commit a seed |
 | GERMINATED | advance |
-| TRAINING, BLENDING | prune after `patience` epochs there if accuracy has fallen by more than `max_loss` points since it entered; otherwise advance as soon as the gate can pass |
-| HOLDING | once its contribution has been averaged over `holding_epochs`: prune a seed the network depends on without being any better for it; fossilize one that contributes; prune the rest |
+| TRAINING, BLENDING | prune after `patience` epochs in the stage if accuracy has fallen by more than `max_loss` points since it entered; otherwise advance as soon as the gate can pass |
+| HOLDING | average the contribution over `holding_epochs`; then prune a seed that the network depends on without having improved, fossilize one that contributes, and prune the rest |
 
-Near the horizon a HOLDING seed is judged on what has been measured so far, and is either committed or left alone.
+Near the horizon a HOLDING seed is judged on the measurements so far, and is fossilized or left alone.
 """  # noqa: E501
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -31,39 +31,39 @@ from esper_env.rules.heads import (
     TEMPO_TICKS,
     AlphaSpeed,
     AlphaTarget,
-    Blueprint,
     Head,
     Op,
 )
 from esper_env.rules.observation_view import ObservationView
 from esper_env.rules.stages import IS_LIVE, Stage
+from esper_env.seeds import BlueprintEntry, blueprint_entry
 from numpy.typing import NDArray
 
 from esper_agent.policies.batches import Actions, ObservationBatch, starting_rows
-from esper_agent.policies.heuristic_config import HeuristicConfig, checked_rotation
+from esper_agent.policies.heuristic_config import HeuristicConfig, resolve_rotation
 from esper_agent.policies.heuristic_memory import HeuristicState, remember
 from esper_agent.policies.readiness import check_horizon_and_gates, on_hold_at, ready_to_advance, ready_to_fossilize
 
-#: Order in which live seeds get their turn.
+#: Order in which live seeds are considered.
 PRIORITY = (Stage.HOLDING, Stage.BLENDING, Stage.TRAINING, Stage.GERMINATED)
 _RANK = {int(stage): rank for rank, stage in enumerate(PRIORITY)}
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the heuristic did in one environment at one epoch, and why."""
+    """Decision of the heuristic in one environment at one epoch, with its reason."""
 
     env: int
     epoch: int
     op: Op
     slot: int | None  # None for WAIT
-    blueprint: Blueprint | None  # of the seed that is planted or acted on
-    confidence: float  # 0..1: how far beyond its threshold the deciding quantity lies; 1 for a rule without one
+    blueprint: str | None  # name of the seed's blueprint
+    confidence: float  # 0..1: distance of the deciding quantity from its threshold; 1 for a rule without one
     reason: str
 
 
 class _Wish(NamedTuple):
-    """What the rule of one seed, or of planting, would like to do."""
+    """Proposal of one seed's rule."""
 
     op: Op
     reason: str
@@ -71,32 +71,36 @@ class _Wish(NamedTuple):
 
 
 class _Scene(NamedTuple):
-    """All that the rules look at: the observation, what is remembered, and what the gates would say."""
+    """Inputs of the rules: the observation, the memory, and the gates that can pass."""
 
     view: ObservationView
     batch: ObservationBatch
     memory: HeuristicState
     advance: NDArray[np.bool_]  # (N, S)
     fossilize: NDArray[np.bool_]  # (N, S)
-    remaining: NDArray[np.int64]  # (N,) actions left, this one included
+    remaining: NDArray[np.int64]  # (N,) actions left, including this one
 
 
 class HeuristicPolicy:
-    """The rules of this module behind the ``predict`` of a Stable-Baselines3 model.
+    """Heuristic policy with the ``predict`` of a Stable-Baselines3 model.
 
-    ``decisions[i]`` holds the decisions of the episode under way in environment i, waits included, the newest last.
+    ``decisions[i]`` holds the decisions in environment i's current episode, including waits, the newest last.
 
     Args:
-        horizon: epochs of an episode, which the features are scaled by.
-        offered_blueprints: what the environment can plant; a rotation with anything else is a ``ValueError``.
-        gates: the environment's gate configuration, default permissive.
-        config: the numbers.
+        horizon: epochs of an episode, which scale the features.
+        topology: the host's kind, such as "cnn", whose registered blueprints can be planted.
+        gates: the environment's gate configuration, by default permissive.
+        config: numbers of the rules.
+
+    Raises:
+        ValueError: the horizon, the topology or the rotation is invalid.
+        TypeError: ``gates`` or ``config`` has a wrong type.
     """
 
     def __init__(
         self,
         horizon: int,
-        offered_blueprints: Sequence[Blueprint],
+        topology: str,
         gates: GateConfig | None = None,
         config: HeuristicConfig | None = None,
     ) -> None:
@@ -106,7 +110,12 @@ class HeuristicPolicy:
         self.horizon = horizon
         self.gates = gates if gates is not None else GateConfig.permissive()
         self.config = config if config is not None else HeuristicConfig()
-        self.rotation = checked_rotation(self.config.rotation, offered_blueprints)
+        self.topology = topology
+        self.rotation = resolve_rotation(self.config.rotation, topology)
+        #: Position in the rotation after a blueprint was planted, by its name.
+        self._turn_after: dict[str | None, int] = {
+            entry.name: (place + 1) % len(self.rotation) for place, entry in enumerate(self.rotation)
+        }
         self.decisions: list[deque[Decision]] = []
         self._rules: dict[int, Callable[[_Scene, int, int], _Wish]] = {
             Stage.HOLDING: self._judge_holding,
@@ -117,15 +126,19 @@ class HeuristicPolicy:
 
     @classmethod
     def for_env(cls, env: Any, config: HeuristicConfig | None = None) -> HeuristicPolicy:
-        """For a (single or vector) Esper environment: its horizon, gates and blueprints."""
+        """Make the policy for an Esper environment, single or vector, with its horizon, topology and gates.
+
+        Raises:
+            TypeError: ``env`` is not an Esper environment.
+        """
         base = env.unwrapped
         if not hasattr(base, "task"):
-            raise TypeError(f"{base} is no Esper environment; make one with gymnasium.make or make_vec")
-        return cls(base.task.horizon, base.offered_blueprints, gate_config(base.task.gates), config)
+            raise TypeError(f"{base} is not an Esper environment; make one with gymnasium.make or make_vec")
+        return cls(base.task.horizon, base.topology, gate_config(base.task.gates), config)
 
     @property
     def epochs_to_commit(self) -> int:
-        """Actions a seed needs from being planted to being fossilized, both included."""
+        """Actions from planting a seed to fossilizing it, both included."""
         blending = max(int(TEMPO_TICKS[self.config.tempo]), self.gates.min_blending_epochs or 0)
         return 2 + self.gates.min_training_epochs + blending + self.config.holding_epochs
 
@@ -136,10 +149,12 @@ class HeuristicPolicy:
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = True,  # noqa: ARG002
     ) -> tuple[Actions, HeuristicState]:
-        """Actions (N, 8), or (8,) for one unbatched observation, and the state to pass in next time.
+        """Return actions (N, 8), or (8,) for an unbatched observation, and the state for the next call.
 
-        ``deterministic`` changes nothing: the rules leave nothing to chance. A state of other environments than those
-        observed, or than those this policy keeps the decisions of, is a ``ValueError``.
+        ``deterministic`` is ignored, because the rules are deterministic.
+
+        Raises:
+            ValueError: the observation is malformed, or the state belongs to other environments.
         """
         batch = ObservationBatch.of(observation)
         self._check_state(state, batch)
@@ -163,7 +178,7 @@ class HeuristicPolicy:
                 self._fill(actions[row], decision)
                 attempted[row] = decision.slot
             if decision.op == Op.GERMINATE:
-                turn[row] = (self.rotation.index(decision.blueprint) + 1) % len(self.rotation)
+                turn[row] = self._turn_after[decision.blueprint]
         return batch.returned(actions), replace(memory, turn=turn, attempted=attempted)
 
     def _check_state(self, state: HeuristicState | None, batch: ObservationBatch) -> None:
@@ -172,7 +187,7 @@ class HeuristicPolicy:
         seen, given = state.stage.shape, batch.blueprints.shape
         if seen != given or len(self.decisions) != batch.num_envs:
             raise ValueError(
-                f"the state is of {seen} (environments, slots), the observation of {given}, and this policy keeps the "
+                f"the state has {seen} (environments, slots), the observation {given}, and this policy keeps the "
                 f"decisions of {len(self.decisions)} environments; pass the state that its own last predict returned, "
                 "or None to begin"
             )
@@ -186,11 +201,11 @@ class HeuristicPolicy:
     # Decisions
 
     def _decide(self, scene: _Scene, row: int) -> Decision:
-        """The first wish, in order of priority, that is legal; else a planting; else WAIT."""
+        """Return the first legal proposal in order of priority, otherwise a planting or WAIT."""
         epoch, waits = int(scene.view.epoch[row]), []
         for slot in self._turn_order(scene, row):
             wish = self._rules[int(scene.view.stage[row, slot])](scene, row, slot)
-            blueprint = Blueprint(int(scene.batch.blueprints[row, slot]))
+            blueprint = blueprint_entry(int(scene.batch.blueprints[row, slot]), self.topology).name
             if wish.op != Op.WAIT and scene.batch.legal[row, wish.op, slot]:
                 return Decision(row, epoch, wish.op, slot, blueprint, wish.confidence, wish.reason)
             waits.append(f"slot {slot}: {wish.reason}" + ("" if wish.op == Op.WAIT else ", not legal yet"))
@@ -206,7 +221,7 @@ class HeuristicPolicy:
         return _Wish(Op.ADVANCE, "germinated, so it can start to train")
 
     def _judge_growing(self, scene: _Scene, row: int, slot: int) -> _Wish:
-        """TRAINING and BLENDING."""
+        """Rule of TRAINING and BLENDING."""
         epochs = int(scene.view.epochs_in_stage[row, slot])
         fallen = float(scene.memory.entry_accuracy[row, slot] - scene.memory.accuracy[row])
         if epochs >= self.config.patience and fallen > self.config.max_loss:
@@ -228,7 +243,7 @@ class HeuristicPolicy:
             return _Wish(Op.WAIT, f"contribution measured {count} of {config.holding_epochs} times")
         mean = float(memory.holding_sum[row, slot]) / count
         gain = float(memory.accuracy[row] - memory.birth_accuracy[row, slot])
-        # This close to the end a seed that is not committed is discarded anyway, and pruning it costs an action.
+        # This close to the end, an uncommitted seed is discarded anyway, and pruning it costs an action.
         reject = Op.WAIT if rush else Op.PRUNE
         if mean > config.dependence and gain < 0:
             reason = f"depended on ({mean:.1f} points) but accuracy is {-gain:.1f} points lower since it was planted"
@@ -244,16 +259,16 @@ class HeuristicPolicy:
         obstacle = self._obstacle(scene, row, epoch)
         blueprint = None if obstacle else self._next_blueprint(scene, row)
         if blueprint is None:
-            reason = "; ".join([*waits, f"no planting: {obstacle or 'every blueprint was pruned lately'}"])
+            reason = "; ".join([*waits, f"no planting: {obstacle or 'every blueprint was pruned recently'}"])
             return Decision(row, epoch, Op.WAIT, None, None, 1.0, reason)
         slot = int(np.flatnonzero(scene.batch.legal[row, Op.GERMINATE])[0])
         plateau = int(scene.view.plateau_epochs[row])
         reason = f"plateau of {plateau} epochs and slot {slot} is empty"
         confidence = _beyond(plateau + 1, self.config.min_plateau)
-        return Decision(row, epoch, Op.GERMINATE, slot, blueprint, confidence, reason)
+        return Decision(row, epoch, Op.GERMINATE, slot, blueprint.name, confidence, reason)
 
     def _obstacle(self, scene: _Scene, row: int, epoch: int) -> str | None:
-        """The first reason not to plant, or None."""
+        """Return the first reason not to plant, or None."""
         config, view = self.config, scene.view
         pause = epoch - int(scene.memory.last_prune[row])
         conditions = (
@@ -266,37 +281,30 @@ class HeuristicPolicy:
         )
         return next((reason for holds, reason in conditions if holds), None)
 
-    def _next_blueprint(self, scene: _Scene, row: int) -> Blueprint | None:
-        """The next of the rotation that was not pruned too lately and is offered."""
+    def _next_blueprint(self, scene: _Scene, row: int) -> BlueprintEntry | None:
+        """Return the next of the rotation that was not pruned recently and is offered, or None."""
         start = int(scene.memory.turn[row])
-        for blueprint in (*self.rotation[start:], *self.rotation[:start]):
-            lately = scene.memory.penalty[row, blueprint] >= self.config.penalty_threshold
-            if not lately and scene.batch.offered[row, blueprint]:
-                return blueprint
+        for entry in (*self.rotation[start:], *self.rotation[:start]):
+            recent = scene.memory.penalty[row, entry.value] >= self.config.penalty_threshold
+            if not recent and scene.batch.offered[row, entry.value]:
+                return entry
         return None
 
     def _fill(self, action: Actions, decision: Decision) -> None:
-        """Write a decision into one row of actions; heads its op does not read keep their defaults."""
-        config = self.config
-        heads: dict[Op, dict[Head, int]] = {
-            Op.GERMINATE: {
-                Head.BLUEPRINT: int(decision.blueprint or 0),
-                Head.STYLE: config.style,
-                Head.TEMPO: config.tempo,
-                Head.ALPHA_TARGET: AlphaTarget.FULL,
-            },
-            Op.SET_ALPHA_TARGET: {
-                Head.STYLE: config.style,
-                Head.ALPHA_TARGET: AlphaTarget.FULL,
-                Head.ALPHA_SPEED: AlphaSpeed.FAST,
-            },
-            Op.PRUNE: {Head.ALPHA_SPEED: config.prune_speed},
-        }
-        values = {Head.OP: int(decision.op), Head.SLOT: int(decision.slot or 0), **heads.get(decision.op, {})}
-        action[list(values)] = list(values.values())
+        """Write a decision into one row of actions; heads that its op does not read keep their defaults."""
+        action[[Head.OP, Head.SLOT]] = int(decision.op), int(decision.slot or 0)
+        if decision.op == Op.PRUNE:
+            action[Head.ALPHA_SPEED] = self.config.prune_speed
+        elif decision.op in (Op.GERMINATE, Op.SET_ALPHA_TARGET):
+            action[[Head.STYLE, Head.ALPHA_TARGET]] = self.config.style, AlphaTarget.FULL
+        if decision.op == Op.SET_ALPHA_TARGET:
+            action[Head.ALPHA_SPEED] = AlphaSpeed.FAST
+        elif decision.op == Op.GERMINATE and decision.blueprint is not None:
+            action[Head.BLUEPRINT] = blueprint_entry(decision.blueprint, self.topology).value
+            action[Head.TEMPO] = self.config.tempo
 
 
 def _beyond(value: float, threshold: float) -> float:
-    """0 at the threshold, towards 1 far beyond it."""
+    """Return a confidence: 0 at the threshold, approaching 1 far beyond it."""
     distance = max(value - threshold, 0.0)
     return distance / (1.0 + distance)

@@ -1,4 +1,4 @@
-"""What the heuristic remembers of the episodes under way, and how an observation changes it."""
+"""Memory of the heuristic, and its update by an observation."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _LONG_AGO = -(10**6)
 
 @dataclass(frozen=True)
 class HeuristicState:
-    """What the heuristic remembers of N episodes; predict returns a new one and never changes the one it was given."""
+    """Memory of N episodes. ``predict`` returns a new one and never changes its argument."""
 
     accuracy: NDArray[np.float64]  # (N,) smoothed accuracy at the last observation
     stage: NDArray[np.int64]  # (N, S) at the last observation
     blueprint: NDArray[np.int64]  # (N, S)
-    birth_epoch: NDArray[np.int64]  # (N, S) epoch in which the present seed was first seen
+    birth_epoch: NDArray[np.int64]  # (N, S) epoch in which the current seed was first observed
     birth_accuracy: NDArray[np.float64]  # (N, S) accuracy just before it was planted
-    entry_accuracy: NDArray[np.float64]  # (N, S) accuracy just before it entered its present stage
+    entry_accuracy: NDArray[np.float64]  # (N, S) accuracy just before it entered its current stage
     holding_sum: NDArray[np.float64]  # (N, S) contributions measured in HOLDING
     holding_count: NDArray[np.int64]  # (N, S)
-    last_prune: NDArray[np.int64]  # (N,) epoch in which a seed was first seen gone
+    last_prune: NDArray[np.int64]  # (N,) epoch in which a pruned seed was first observed
     penalty: NDArray[np.float64]  # (N, blueprints)
     turn: NDArray[np.int64]  # (N,) position in the rotation
     attempted: NDArray[np.int64]  # (N,) slot of the last action, -1 after WAIT
 
     @classmethod
     def fresh(cls, accuracy: NDArray[np.float64], num_slots: int) -> HeuristicState:
-        """The state at the start of N episodes whose accuracies are (N,)."""
+        """Return the state at the start of N episodes with accuracies (N,)."""
         rows, shape = len(accuracy), (len(accuracy), num_slots)
         return cls(
             accuracy=accuracy.copy(),
@@ -53,7 +53,7 @@ class HeuristicState:
         )
 
     def with_restarted(self, rows: NDArray[np.bool_], accuracy: NDArray[np.float64]) -> HeuristicState:
-        """This state with the given rows as at the start of an episode; the others are copied."""
+        """Return a copy in which the given rows start an episode."""
         fresh = HeuristicState.fresh(accuracy, self.stage.shape[1])
         columns = {}
         for name, column in vars(self).items():
@@ -69,9 +69,14 @@ def remember(
     starts: NDArray[np.bool_],
     config: HeuristicConfig,
 ) -> HeuristicState:
-    """The state brought up to an observation: births, stage entries, prunes, measurements in HOLDING.
+    """Update the state by births, stage entries, prunes and contributions measured in HOLDING.
 
-    ``starts`` (N,) flags the rows that begin an episode; ``state`` is None at the very beginning.
+    Args:
+        view: the observation.
+        blueprints: (N, S) blueprints in the slots.
+        state: the previous state, None for the first observation.
+        starts: (N,) rows that begin an episode.
+        config: numbers of the heuristic.
     """
     accuracy = smoothed_accuracy(view, config.smoothing)
     last = (state or HeuristicState.fresh(accuracy, view.num_slots)).with_restarted(starts, accuracy)
@@ -99,7 +104,7 @@ def remember(
 
 
 def smoothed_accuracy(view: ObservationView, epochs: int) -> NDArray[np.float64]:
-    """(N,) mean of the newest ``epochs`` accuracies of the history, of fewer while the episode is younger."""
+    """Return means (N,) of the newest ``epochs`` accuracies, or of fewer while the episode is younger."""
     newest = np.stack([view.base(f"accuracy_history_{HISTORY - 1 - age}") for age in range(epochs)]) * 100.0
     known = np.arange(epochs)[:, None] <= view.epoch
     return (newest * known).sum(axis=0) / known.sum(axis=0)

@@ -1,4 +1,4 @@
-"""Whether a gate can pass, judged from the observation, so that no step is spent on an attempt that must fail."""
+"""Gates that can pass, as far as the observation shows, so that no step is wasted on a certain failure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ _ROUNDING = 1e-5  # features are float32
 
 
 def check_horizon_and_gates(horizon: object, gates: object) -> None:
-    """``ValueError`` or ``TypeError`` unless they are an episode's number of epochs and gates, or None for gates."""
+    """Check an episode's number of epochs and a gate configuration, which may be None.
+
+    Raises:
+        ValueError: ``horizon`` is not a positive integer.
+        TypeError: ``gates`` is not a ``GateConfig``.
+    """
     if not is_whole(horizon, least=1):
         raise ValueError(f"horizon is {horizon!r}; expected the number of epochs in an episode, at least 1")
     if gates is not None and not isinstance(gates, GateConfig):
@@ -24,9 +29,9 @@ def check_horizon_and_gates(horizon: object, gates: object) -> None:
 
 
 def ready_to_advance(view: ObservationView, gates: GateConfig) -> NDArray[np.bool_]:
-    """(..., S) an ADVANCE would pass its gate, as far as the observation shows.
+    """Return slots (..., S) where ADVANCE passes its gate, as far as the observation shows.
 
-    The gradient ratio that strict gates also ask for is not observed: such an attempt can still fail.
+    Strict gates also check the gradient ratio, which is not observed, so that the attempt can still fail.
     """
     trained = (
         (view.epochs_in_stage >= gates.min_training_epochs)
@@ -39,7 +44,7 @@ def ready_to_advance(view: ObservationView, gates: GateConfig) -> NDArray[np.boo
 
 
 def ready_to_fossilize(view: ObservationView, gates: GateConfig) -> NDArray[np.bool_]:
-    """(..., S) a FOSSILIZE would pass its gate."""
+    """Return slots (..., S) where FOSSILIZE passes its gate."""
     return (
         (view.stage == Stage.HOLDING)
         & view.contribution_measured
@@ -49,7 +54,7 @@ def ready_to_fossilize(view: ObservationView, gates: GateConfig) -> NDArray[np.b
 
 
 def on_hold_at(view: ObservationView, alpha: float) -> NDArray[np.bool_]:
-    """(..., S) the alpha schedule rests, at ``alpha`` or above."""
+    """Return slots (..., S) without a ramp in progress whose alpha is at least ``alpha``."""
     return (view.alpha_mode == HOLD) & (view.alpha >= alpha - _ROUNDING)
 
 

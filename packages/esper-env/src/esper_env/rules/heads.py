@@ -1,4 +1,4 @@
-"""The eight action heads: their values, which op reads which head, and what each value means."""
+"""Action heads: their values, the heads that each op reads, and the quantities that values stand for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 
 
 class Blueprint(IntEnum):
-    """Kind of seed. NOOP is never offered; ``NO_BLUEPRINT`` marks an empty slot in observations."""
+    """Values of the blueprint head that belong to the standard blueprints.
+
+    ``esper_env.seeds`` has the blueprints of a topology, custom ones included, with their names and values. NOOP is
+    never offered, and ``NO_BLUEPRINT`` marks an empty slot in observations.
+    """
 
     NOOP = 0
     CONV_LIGHT = 1
@@ -33,7 +37,7 @@ NO_BLUEPRINT = NUM_BLUEPRINTS
 
 
 class Operator(IntEnum):
-    """How a seed's output is blended into the host's features."""
+    """Operator that blends a seed's output into the host's features."""
 
     ADD = 0
     MULTIPLY = 1
@@ -68,7 +72,7 @@ class Tempo(IntEnum):
 
 
 class AlphaTarget(IntEnum):
-    """Where a ramp ends."""
+    """Alpha at the end of a ramp."""
 
     HALF = 0
     SEVENTY = 1
@@ -76,7 +80,7 @@ class AlphaTarget(IntEnum):
 
 
 class AlphaSpeed(IntEnum):
-    """Length of a ramp asked for by SET_ALPHA_TARGET or PRUNE."""
+    """Length of the ramp of SET_ALPHA_TARGET or PRUNE."""
 
     INSTANT = 0
     FAST = 1
@@ -85,7 +89,7 @@ class AlphaSpeed(IntEnum):
 
 
 class Op(IntEnum):
-    """What the agent does this step."""
+    """Operation of the agent in one step."""
 
     WAIT = 0
     GERMINATE = 1
@@ -114,7 +118,7 @@ class Head(IntEnum):
 HEAD_NAMES: tuple[str, ...] = tuple(head.name.lower() for head in Head)
 NUM_HEADS = len(Head)
 
-#: Values of every head but the slot head, whose values are a task's slots.
+#: Values of every head except the slot head, whose values are a task's slots.
 HEAD_VALUES: dict[Head, type[IntEnum]] = {
     Head.BLUEPRINT: Blueprint,
     Head.STYLE: Style,
@@ -125,7 +129,7 @@ HEAD_VALUES: dict[Head, type[IntEnum]] = {
     Head.OP: Op,
 }
 
-#: Value that stands in for a head no legal op reads. NORM is offered by every topology.
+#: Value of a head that the op does not read. Both standard topologies offer NORM.
 HEAD_DEFAULTS: tuple[int, ...] = (
     0,
     Blueprint.NORM,
@@ -161,7 +165,7 @@ def _constant(values: Sequence[float], dtype: type) -> NDArray[Any]:
     return array
 
 
-#: ``HEAD_RELEVANCE[op, head]``: does the op read the head? Shared by the environment, the policy and the loss.
+#: ``HEAD_RELEVANCE[op, head]`` is True if the op reads the head.
 HEAD_RELEVANCE = _relevance()
 
 #: Value tables, indexed by the head's value.
@@ -170,33 +174,14 @@ ALPHA_TARGETS = _constant([0.5, 0.7, 1.0], np.float64)
 SPEED_TICKS = _constant([0, 3, 5, 8], np.int64)
 STYLE_OPERATOR = _constant([Operator.ADD, Operator.MULTIPLY, Operator.ADD, Operator.GATE], np.int64)
 STYLE_CURVE = _constant([Curve.LINEAR, Curve.LINEAR, Curve.SIGMOID, Curve.SIGMOID], np.int64)
-#: Steepness k of each curve's logistic; 0 where the curve is not a logistic.
+#: Steepness k of each curve's logistic; 0 for other curves.
 CURVE_STEEPNESS = _constant([0.0, 0.0, 6.0, 12.0, 24.0], np.float64)
-
-CNN_BLUEPRINTS: tuple[Blueprint, ...] = (
-    Blueprint.NORM,
-    Blueprint.ATTENTION,
-    Blueprint.CONV_LIGHT,
-    Blueprint.DEPTHWISE,
-    Blueprint.BOTTLENECK,
-    Blueprint.CONV_SMALL,
-    Blueprint.CONV_HEAVY,
-)
-TRANSFORMER_BLUEPRINTS: tuple[Blueprint, ...] = (
-    Blueprint.NORM,
-    Blueprint.ATTENTION,
-    Blueprint.LORA,
-    Blueprint.LORA_LARGE,
-    Blueprint.MLP_SMALL,
-    Blueprint.MLP,
-    Blueprint.FLEX_ATTENTION,
-)
 
 
 def head_sizes(num_slots: int) -> tuple[int, ...]:
-    """Number of values of each head, in action order: the ``nvec`` of the action space."""
+    """Return the number of values of each head, in action order: the ``nvec`` of the action space."""
     if num_slots < 1:
-        raise ValueError(f"num_slots is {num_slots}; an environment needs at least one slot")
+        raise ValueError(f"num_slots is {num_slots}; expected at least 1")
     return (
         num_slots,
         NUM_BLUEPRINTS,

@@ -1,4 +1,4 @@
-"""The life of a seed: stage values, legal transitions, and what each stage means for the forward pass."""
+"""Stages of a slot, the transitions between them, and lookup tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class Stage(IntEnum):
-    """Stage of a slot. The values are part of the observation and of saved states: never renumber them."""
+    """Stage of a slot. Never renumber the values: they are part of observations and saved states."""
 
     UNKNOWN = 0
     DORMANT = 1  # an empty slot
@@ -25,9 +25,9 @@ class Stage(IntEnum):
 
 
 NUM_STAGES = len(Stage)
-STAGE_VALUES = max(Stage) + 1  # length of a lookup table indexed by stage value
+STAGE_VALUES = max(Stage) + 1  # length of a lookup table over stage values
 
-#: Successors of each stage; the only source for transitions, masks and gates.
+#: Successors of each stage.
 TRANSITIONS: dict[Stage, tuple[Stage, ...]] = {
     Stage.UNKNOWN: (),
     Stage.DORMANT: (Stage.GERMINATED,),
@@ -43,7 +43,7 @@ TRANSITIONS: dict[Stage, tuple[Stage, ...]] = {
 
 
 def _lookup(*stages: Stage) -> NDArray[np.bool_]:
-    """Boolean table over stage values, True for the given stages."""
+    """Return a boolean table over stage values, True for the given stages."""
     table = np.zeros(STAGE_VALUES, dtype=np.bool_)
     table[list(stages)] = True
     table.flags.writeable = False
@@ -72,20 +72,11 @@ STAGE_INDEX = _contiguous_index()
 
 #: Lookup tables over stage values: ``HAS_SEED[table.stage]`` and so on.
 HAS_SEED = _lookup(Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
-#: A seed that is neither committed nor gone: what the agent can still decide about.
+#: The slot holds a seed that is not committed.
 IS_LIVE = _lookup(Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)
-#: The host's forward pass goes through the blend operator.
+#: The host's features pass through the blend operator.
 IS_BLENDED = _lookup(Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
 IN_COOLDOWN = _lookup(Stage.PRUNED, Stage.EMBARGOED, Stage.RESETTING)
 
 EMBARGO_TICKS = 5
 RESETTING_TICKS = 1
-
-
-def validate_stage(value: int) -> Stage:
-    """The stage of a stored value; the reserved value 5 and anything else unknown is a ``ValueError``."""
-    try:
-        return Stage(value)
-    except ValueError:
-        known = ", ".join(f"{stage.name}={stage.value}" for stage in Stage)
-        raise ValueError(f"stage value {value!r} is not known; expected one of {known}") from None

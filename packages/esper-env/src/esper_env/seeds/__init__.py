@@ -1,4 +1,4 @@
-"""Seeds: blueprints by topology, and the operators that blend them into a host."""
+"""Seeds: blueprints by topology, and operators that blend seeds into a host."""
 
 from esper_env.seeds import cnn as _cnn  # registers the CNN blueprints
 from esper_env.seeds import transformer as _transformer  # and those for Transformers

@@ -1,7 +1,7 @@
-"""Blueprints for convolutional hosts, all (B, C, H, W) -> (B, C, H, W) and close to the identity at birth.
+"""Blueprints for convolutional hosts: (B, C, H, W) -> (B, C, H, W), close to the identity at birth.
 
-Residual seeds carry a per-channel LayerScale on a branch that does not end in ReLU: every parameter gets a gradient
-from the first step on, which a zero-initialised layer behind a normalisation and a ReLU never does.
+Residual seeds have a per-channel LayerScale on a branch that does not end in ReLU. Every parameter then receives a
+gradient from the first step, unlike a zero-initialised layer behind a normalisation and a ReLU.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from esper_env.rules.heads import Blueprint
 from esper_env.seeds.registry import register_blueprint
 
 LAYER_SCALE_INIT = 1e-3
@@ -17,7 +18,7 @@ REDUCTION = 4
 
 
 class LayerScaleResidual(nn.Module):
-    """x + scale * branch(x), with one scale per channel: LayerScale (Touvron et al. 2021, arXiv:2103.17239)."""
+    """x + scale * branch(x) with one scale per channel: LayerScale (Touvron et al. 2021, arXiv:2103.17239)."""
 
     def __init__(self, channels: int, *branch: nn.Module) -> None:
         super().__init__()
@@ -30,7 +31,7 @@ class LayerScaleResidual(nn.Module):
 
 
 class NormSeed(nn.Module):
-    """x + tanh(gate) (GroupNorm(x) - x): moves each channel from raw to normalised."""
+    """x + tanh(gate) (GroupNorm(x) - x), which moves each channel from raw to normalised."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class NormSeed(nn.Module):
 class SqueezeExcite(nn.Module):
     """x * 2 sigmoid(W2 silu(W1 mean(x))): channel attention whose factor is 1.0 at birth (Hu et al. 2018).
 
-    SiLU in place of ReLU: with C/4 hidden units, as few as one, a dead unit would be the end of the seed.
+    It uses SiLU, because a dead ReLU among as few as one hidden unit would kill the seed.
     """
 
     def __init__(self, channels: int) -> None:
@@ -106,13 +107,13 @@ def bottleneck(channels: int) -> nn.Module:
     )
 
 
-for _name, _factory in {
-    "norm": NormSeed,
-    "attention": SqueezeExcite,
-    "conv_light": conv_light,
-    "depthwise": depthwise,
-    "bottleneck": bottleneck,
-    "conv_small": conv_small,
-    "conv_heavy": conv_heavy,
+for _blueprint, _factory in {
+    Blueprint.NORM: NormSeed,
+    Blueprint.ATTENTION: SqueezeExcite,
+    Blueprint.CONV_LIGHT: conv_light,
+    Blueprint.DEPTHWISE: depthwise,
+    Blueprint.BOTTLENECK: bottleneck,
+    Blueprint.CONV_SMALL: conv_small,
+    Blueprint.CONV_HEAVY: conv_heavy,
 }.items():
-    register_blueprint(_name, "cnn", _factory)
+    register_blueprint(_blueprint.name.lower(), "cnn", _factory)

@@ -1,4 +1,4 @@
-"""The open registry of blueprints: what a seed can be made from, by topology."""
+"""Registry of blueprints by topology."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ BlueprintFactory = Callable[[int], nn.Module]
 
 @dataclass(frozen=True, eq=False)
 class BlueprintEntry:
-    """A registered blueprint: its name, the value of the blueprint head, and how to build it."""
+    """Registered blueprint: its name, its value of the blueprint head and its factory."""
 
     name: str
     value: int
     factory: BlueprintFactory
 
     def build(self, channels: int) -> nn.Module:
-        """A module of the factory. ``ValueError`` when that fails, makes something else, or nothing that can learn."""
+        """Return a new module for features of ``channels`` channels.
+
+        Raises:
+            ValueError: the factory fails, or returns anything but a module with parameters.
+        """
         try:
             module: object = self.factory(channels)
         except Exception as error:
@@ -47,15 +51,19 @@ _REGISTRY: dict[str, dict[int, BlueprintEntry]] = {}
 def register_blueprint(
     name: str, topology: str, factory: BlueprintFactory, *, value: int | None = None
 ) -> BlueprintEntry:
-    """Offer a kind of seed on every host of a topology ("cnn", "transformer").
+    """Offer a blueprint on every host of a topology.
 
-    ``value`` is its value in the blueprint head: that of :class:`~esper_env.rules.heads.Blueprint` for a standard
-    name, otherwise the highest one that the topology does not use yet.
+    Args:
+        name: name in this topology.
+        topology: kind of host, such as "cnn" or "transformer".
+        factory: function from the number of channels (or the width) to a module that keeps the shape of its input.
+        value: value of the blueprint head. By default a standard name has the value of its
+            :class:`~esper_env.rules.heads.Blueprint`, and any other the highest free value of the topology.
 
     Raises:
-        ValueError: the name or the value is taken in this topology, or no value is left; or the topology differs from
-            one that has blueprints in the case of its letters alone.
-        TypeError: a name or topology that is no text, a factory that cannot be called.
+        ValueError: the name or value is taken in this topology, no value is left, or the topology differs only in case
+            from a known one.
+        TypeError: the name or topology is not a string, or the factory is not callable.
     """
     for what, text in {"name": name, "topology": topology}.items():
         if not isinstance(text, str) or not text:
@@ -67,7 +75,7 @@ def register_blueprint(
         )
     for known in _REGISTRY:
         if topology != known and topology.lower() == known.lower():
-            raise ValueError(f"topology {topology!r} of blueprint {name!r} is spelled {known!r}; write it so")
+            raise ValueError(f"topology {topology!r} of blueprint {name!r} differs only in case; expected {known!r}")
     entries = _REGISTRY.get(topology, {})
     if any(entry.name == name for entry in entries.values()):
         raise ValueError(f"blueprint {name!r} is already registered for topology {topology!r}; choose another name")
@@ -87,28 +95,28 @@ def _free_value(name: str, entries: dict[int, BlueprintEntry]) -> int:
         return int(Blueprint[name.upper()])
     free = [value for value in range(NUM_BLUEPRINTS - 1, 0, -1) if value not in entries]
     if not free:
-        raise ValueError(f"no value of the blueprint head is left for {name!r}; it has {NUM_BLUEPRINTS - 1} in all")
+        raise ValueError(f"blueprint {name!r} exceeds the {NUM_BLUEPRINTS - 1} that a topology may have")
     return free[0]
 
 
 def offered_blueprints(topology: str) -> tuple[BlueprintEntry, ...]:
-    """Blueprints of a topology, by head value.
+    """Return the blueprints of a topology, ordered by value.
 
     Raises:
-        ValueError: no blueprint is registered for it.
+        ValueError: the topology has no blueprints.
     """
     if topology not in _REGISTRY:
         hint = did_you_mean(topology, _REGISTRY)
-        raise ValueError(f"topology {topology!r} has no blueprints; known: {sorted(_REGISTRY)}{hint}")
+        raise ValueError(f"topology {topology!r} has no blueprints; expected one of {sorted(_REGISTRY)}{hint}")
     entries = _REGISTRY[topology]
     return tuple(entries[value] for value in sorted(entries))
 
 
 def blueprint_entry(blueprint: int | str, topology: str) -> BlueprintEntry:
-    """The entry of a head value or a name.
+    """Return the blueprint of a topology with a name or a value.
 
     Raises:
-        ValueError: the topology does not offer it.
+        ValueError: the topology does not have it.
     """
     known = isinstance(blueprint, str | int | np.integer) and not isinstance(blueprint, bool)
     for entry in offered_blueprints(topology):
@@ -121,8 +129,8 @@ def blueprint_entry(blueprint: int | str, topology: str) -> BlueprintEntry:
 
 
 def _where_registered(name: object) -> str:
-    """The end of an error: the topologies that have a blueprint of this name, or nothing."""
+    """Return the end of an error that names other topologies with this blueprint, or an empty string."""
     names = {topology: [entry.name for entry in entries.values()] for topology, entries in _REGISTRY.items()}
     places = [topology for topology in names if isinstance(name, str) and name in names[topology]]
     listed = " and ".join(map(repr, sorted(places)))
-    return f"; this name is registered for topology {listed}, of other hosts" if places else ""
+    return f"; it is registered for topology {listed}" if places else ""

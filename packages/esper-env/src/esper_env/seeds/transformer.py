@@ -1,4 +1,4 @@
-"""Blueprints for Transformer hosts, all (B, T, width) -> (B, T, width), close to the identity at birth, and causal."""
+"""Causal blueprints for Transformer hosts: (B, T, width) -> (B, T, width), close to the identity at birth."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from esper_env.hosts.attention import CausalSelfAttention, FlexCausalSelfAttention
+from esper_env.rules.heads import Blueprint
 from esper_env.seeds.cnn import LAYER_SCALE_INIT
 from esper_env.seeds.registry import register_blueprint
 
-HEADS = 4  # at most: as many of them as divide the width
+HEADS = 4  # at most; fewer if they do not divide the width
 LORA_RANK, LORA_LARGE_RANK = 8, 32
 MLP_SMALL_EXPANSION, MLP_EXPANSION = 2, 4
 
 
 class ScaledResidual(nn.Module):
-    """x + scale * branch(x), with one scale per feature: LayerScale (Touvron et al. 2021, arXiv:2103.17239)."""
+    """x + scale * branch(x) with one scale per feature: LayerScale (Touvron et al. 2021, arXiv:2103.17239)."""
 
     def __init__(self, width: int, *branch: nn.Module) -> None:
         super().__init__()
@@ -29,7 +30,7 @@ class ScaledResidual(nn.Module):
 
 
 class TokenNormSeed(nn.Module):
-    """x + tanh(gate) (LayerNorm(x) - x): moves each feature from raw to normalised."""
+    """x + tanh(gate) (LayerNorm(x) - x), which moves each feature from raw to normalised."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class TokenNormSeed(nn.Module):
 class LowRank(nn.Module):
     """x + up(down(x)) at a low rank: LoRA (Hu et al. 2021, arXiv:2106.09685).
 
-    The second matrix is small at birth instead of zero, so that the first one learns from the first step on.
+    The second matrix is small at birth, not zero, so that the first one learns from the first step.
     """
 
     def __init__(self, width: int, rank: int) -> None:
@@ -69,12 +70,12 @@ def lora_large(width: int) -> nn.Module:
 
 
 def attention(width: int) -> nn.Module:
-    """Causal self-attention with four heads; on a width that four do not divide, two or one."""
+    """Causal self-attention with four heads, or two or one where four do not divide the width."""
     return ScaledResidual(width, nn.LayerNorm(width), CausalSelfAttention(width, gcd(width, HEADS)))
 
 
 def flex_attention(width: int) -> nn.Module:
-    """The same mathematics through PyTorch's flex attention, where that can train."""
+    """Equivalent of ``attention`` with PyTorch's flex attention, where that can train."""
     return ScaledResidual(width, nn.LayerNorm(width), FlexCausalSelfAttention(width, gcd(width, HEADS)))
 
 
@@ -93,13 +94,13 @@ def mlp(width: int) -> nn.Module:
     return _perceptron(width, MLP_EXPANSION)
 
 
-for _name, _factory in {
-    "norm": TokenNormSeed,
-    "attention": attention,
-    "lora": lora,
-    "lora_large": lora_large,
-    "mlp_small": mlp_small,
-    "mlp": mlp,
-    "flex_attention": flex_attention,
+for _blueprint, _factory in {
+    Blueprint.NORM: TokenNormSeed,
+    Blueprint.ATTENTION: attention,
+    Blueprint.LORA: lora,
+    Blueprint.LORA_LARGE: lora_large,
+    Blueprint.MLP_SMALL: mlp_small,
+    Blueprint.MLP: mlp,
+    Blueprint.FLEX_ATTENTION: flex_attention,
 }.items():
-    register_blueprint(_name, "transformer", _factory)
+    register_blueprint(_blueprint.name.lower(), "transformer", _factory)
