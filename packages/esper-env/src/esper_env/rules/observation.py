@@ -1,4 +1,4 @@
-"""The feature vector of the observation: 31 numbers about the network and 30 about every slot, all inside [-2, 2]."""
+"""Features of the observation: 31 numbers per network and 30 per slot, all inside [-2, 2]."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Features = NDArray[np.float32]
 HISTORY = 5  # epochs of validation history shown
 BOUND = 2.0  # every feature lies inside [-BOUND, BOUND]
 
-#: What the scales end at; shared by the builder and by the view that undoes them.
+#: Ends of the scales, shared by the builder and ``ObservationView``.
 LOSS_LOG = math.log(11.0)
 CONTRIBUTION_LOG = math.log(51.0)
-MAX_LOSS = 11.0**BOUND - 1.0  # a loss of 120 nats is 2.0, and so is anything above, infinite or NaN
+MAX_LOSS = 11.0**BOUND - 1.0  # losses of 120 nats and above, infinite or NaN, become 2.0
 MAX_CONTRIBUTION = 51.0**BOUND - 1.0
 MAX_LOSS_DELTA = 2.0
 MAX_ACCURACY_DELTA = 10.0
@@ -91,36 +91,50 @@ _STAGE_SHARES = (
 
 
 def feature_count(num_slots: int) -> int:
-    """Length of the feature vector of a network with ``num_slots`` slots."""
+    """Return the length of the feature vector of a network with ``num_slots`` slots."""
     return NUM_BASE + NUM_SLOT * num_slots
 
 
 def base_index(name: str) -> int:
-    """Position of a field of ``BASE_FIELDS`` in the feature vector; an unknown name is a ``KeyError``."""
+    """Return the position of a field of ``BASE_FIELDS`` in the feature vector.
+
+    Raises:
+        KeyError: the name is unknown.
+    """
     if name not in _BASE:
-        raise KeyError(f"{name!r} is no base field; the fields are {', '.join(BASE_FIELDS)}")
+        raise KeyError(f"{name!r} is not a base field; expected one of {', '.join(BASE_FIELDS)}")
     return _BASE[name]
 
 
 def slot_index(name: str, slot: int) -> int:
-    """Position of a field of ``SLOT_FIELDS`` of one slot in the feature vector; an unknown name is a ``KeyError``."""
+    """Return the position of a field of ``SLOT_FIELDS`` of one slot in the feature vector.
+
+    Raises:
+        KeyError: the name is unknown.
+        IndexError: the slot is negative.
+    """
     if name not in _SLOT:
-        raise KeyError(f"{name!r} is no slot field; the fields are {', '.join(SLOT_FIELDS)}")
+        raise KeyError(f"{name!r} is not a slot field; expected one of {', '.join(SLOT_FIELDS)}")
     if slot < 0:
         raise IndexError(f"slot is {slot}; expected the action index of a slot, 0 or greater")
     return NUM_BASE + NUM_SLOT * slot + _SLOT[name]
 
 
 class ObservationBuilder:
-    """Turns the slot table and the signals of N environments into features, shape (N, 31 + 30 S), float32.
+    """Builder of float32 features (N, 31 + 30 S) from the slot table and the signals of N environments.
 
-    Denominators come from the running configuration: ``horizon`` (epochs of an episode), ``num_slots`` and
-    ``param_budget`` (trainable scalars). ``execution_order`` lists the slots' action indices in the order in which
-    the forward pass meets them.
+    A NaN loss becomes the worst loss (2.0), a NaN gradient norm the largest (1.0), and any other NaN 0. Infinities and
+    values beyond a scale become the end of the scale. An empty slot is all zeros. A slot in its cooldown has its stage
+    and the ticks spent there, and zeros otherwise.
 
-    Nothing unbounded gets out. A loss that is NaN reads as the worst loss (2.0), a gradient norm that is NaN as the
-    largest (1.0), and any other NaN as 0; infinities and values beyond a scale read as the end of the scale. An
-    empty slot is all zeros; a slot in its cooldown shows its stage and the ticks spent there, and nothing else.
+    Args:
+        num_slots: number of slots.
+        horizon: epochs of an episode.
+        param_budget: trainable scalars at which ``parameters_added`` is 1.
+        execution_order: action indices of the slots in the order of the forward pass.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     def __init__(self, num_slots: int, horizon: int, param_budget: float, execution_order: Sequence[int]) -> None:
@@ -140,12 +154,17 @@ class ObservationBuilder:
     def features(
         self, table: SlotTable, signals: Signals, params_total: ArrayLike, last_success: ArrayLike, last_op: ArrayLike
     ) -> Features:
-        """A fresh (N, 31 + 30 S) array.
+        """Return a new array (N, 31 + 30 S).
 
-        ``params_total`` (N,) counts the trainable scalars of all seeds present, ``last_success`` (N,) says whether
-        the last action succeeded (True at the start), ``last_op`` (N,) is the op that was carried out (WAIT at the
-        start). Raises ``ValueError`` when the table or the history has another shape than the builder, or a stage
-        is not a stage.
+        Args:
+            table: slots of N environments.
+            signals: readings of their validation curves.
+            params_total: (N,) trainable scalars of all seeds present.
+            last_success: (N,) True if the last action succeeded, also at the start.
+            last_op: (N,) op that was executed last, WAIT at the start.
+
+        Raises:
+            ValueError: the table or the history has a wrong shape.
         """
         rows, slots = table.shape
         if slots != self.num_slots or signals.loss_history.shape != (rows, HISTORY):
@@ -153,9 +172,6 @@ class ObservationBuilder:
                 f"table of shape {table.shape} with a loss history of shape {signals.loss_history.shape}; "
                 f"expected {self.num_slots} slots and {HISTORY} epochs of history"
             )
-        unknown = ~np.isin(table.stage, _STAGES)
-        if unknown.any():
-            raise ValueError(f"stage {table.stage[unknown][0]} in the slot table; expected one of {_STAGES.tolist()}")
         # Built in float64, where every clip is exact, and rounded once.
         out = np.zeros((rows, feature_count(slots)))
         self._base(out[:, :NUM_BASE], table, signals, params_total, last_success, last_op)
@@ -212,7 +228,7 @@ class ObservationBuilder:
         # fmin turns NaN into the largest norm
         out[..., _SLOT["gradient_norm"]] = _share(np.fmin(table.gradient_norm, MAX_GRADIENT_NORM), MAX_GRADIENT_NORM)
         out[..., _SLOT["gradient_health"]] = _share(table.gradient_health, 1.0)
-        # Without a measurement there is no norm and no health to show: both are 0.
+        # Norm and health are 0 without a measurement.
         out[..., _MEASURED_GRADIENT] *= table.gradient_measured[..., None]
         out[..., _SLOT["previous_gradient_health"]] = _share(table.previous_gradient_health, 1.0)
         out[..., _SLOT["gradient_vanishing"]] = table.gradient_vanishing
@@ -234,7 +250,7 @@ _STAGES: IntArray = np.array(sorted(Stage), dtype=np.int64)
 
 
 def _stage_one_hot() -> FloatArray:
-    """(stage value, 10) one-hot rows; the row of an empty slot is all zeros."""
+    """Return one-hot rows (stage value, 10); the row of DORMANT is all zeros."""
     rows = np.zeros((STAGE_VALUES, len(Stage)))
     rows[_STAGES, STAGE_INDEX[_STAGES]] = 1.0
     rows[Stage.DORMANT] = 0.0
@@ -245,24 +261,24 @@ _STAGE_ONE_HOT = _stage_one_hot()
 
 
 def _finite(values: FloatArray) -> FloatArray:
-    """The values with NaN replaced by 0."""
+    """Replace NaN by 0."""
     return np.where(np.isnan(values), 0.0, values)
 
 
 def _share(values: NDArray[Any], end: float, low: float = 0.0) -> FloatArray:
-    """The values clamped to [low, end], as a share of ``end``; NaN stays NaN."""
+    """Return the values clamped to [low, end], divided by ``end``; NaN stays NaN."""
     share: FloatArray = np.clip(values, low, end) / end
     return share
 
 
 def scale_loss(loss: FloatArray) -> FloatArray:
-    """ln(1 + x) / ln 11 inside [0, 2]; NaN is 2, the worst."""
+    """Return ln(1 + x) / ln 11, clamped to [0, 2]; NaN becomes 2, the worst."""
     scaled: FloatArray = np.log1p(np.fmax(np.fmin(loss, MAX_LOSS), 0.0)) / LOSS_LOG
     return scaled
 
 
 def scale_contribution(points: FloatArray) -> FloatArray:
-    """sign(c) ln(1 + |c|) / ln 51 inside [-2, 2]; NaN stays NaN."""
+    """Return sign(c) ln(1 + |c|) / ln 51, clamped to [-2, 2]; NaN stays NaN."""
     bounded = np.clip(points, -MAX_CONTRIBUTION, MAX_CONTRIBUTION)
     scaled: FloatArray = np.copysign(np.log1p(np.abs(bounded)) / CONTRIBUTION_LOG, bounded)
     return scaled

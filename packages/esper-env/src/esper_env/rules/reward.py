@@ -1,10 +1,10 @@
-"""What a step is worth: named components that sum to the reward, for N environments at once.
+"""Rewards of N environments, as named components that sum to the reward.
 
-The modes, with gamma the learner's discount, host the host's parameters, and 100 points of accuracy worth ``scale``:
+In these formulas, gamma is the learner's discount, host the host's parameters, and ``scale`` the value of 100 points:
 
 =============  ======================================================================================================
 accuracy       ``accuracy``  scale (acc' - acc) / 100
-               ``commitment``  at the end scale (committed - acc') / 100: what was not fossilized does not count
+               ``commitment``  at the end scale (committed - acc') / 100, so that only fossilized seeds count
                ``rent``  -rent_weight ln(1 + added / host) / horizon, for all seeds present
                ``op_cost``  -op_cost for an op other than WAIT
                ``stages``  gamma Phi' - Phi, Phi = potential_weight x the sum of the stage potentials
@@ -16,22 +16,20 @@ contribution   ``contribution``  gamma V' - V, V = scale max(sum of the measured
                ``rent``, ``stages``  as above
 =============  ======================================================================================================
 
-Every potential (Phi, V, C) is 0 after the end of an episode; after a mere cut it keeps its value, because the learner
-bootstraps there.
+Every potential (Phi, V, C) is 0 after termination. After truncation it keeps its value, because the learner bootstraps.
 
-**accuracy.** The undiscounted return is scale (committed - initial) / 100 less rent and op costs (with
-``potential_weight`` 0; otherwise that holds up to the discounting of the potentials, which vanishes at gamma 1).
+**accuracy.** The undiscounted return is scale (committed - initial) / 100 less rent and op costs. With a
+``potential_weight`` above 0 this holds for gamma 1 only.
 
-**contribution.** Paying a seed its contribution at every step would make waiting in HOLDING, a lucky peak or
-germinating in a circle an income. So a contribution is paid as the change of a held value V, which goes back to 0 at
-the end, and what stays is only what is committed then: the discounted return is gamma^(T-1) x commitment and credits
-less rent and shock, whatever happened on the way. ``gain`` is max(committed - initial accuracy, 0): a leave-one-out
-contribution measures how much the network depends on a seed, not what the seed is good for, and no dependence is worth
-more than the network gained. Below that ceiling dependence still counts as benefit; ``accuracy`` has no such weakness.
+**contribution.** Paying contributions at every step would reward waiting in HOLDING, lucky peaks and repeated
+germination. Instead the change of a potential V is paid, which returns to 0 at the end. The discounted return is
+therefore gamma^(T-1) x commitment plus credits, less rent and shock. ``gain`` is max(committed - initial accuracy, 0).
+It bounds the commitment, because a leave-one-out contribution measures dependence and not benefit. Below that bound
+dependence still counts as benefit; ``accuracy`` has no such weakness.
 
-**scaffold.** When a seed is fossilized it is credited with the boosts that the others, even those that are gone, have
-given it (see ``scaffolding.py``), in points: at most ``scaffold_cap``, and at most its own contribution. At the end a
-credit counts only up to the seed's contribution then, and up to the gain.
+**scaffold.** A fossilized seed is credited with the boosts that other seeds, even pruned ones, gave it
+(``scaffolding.py``). The credit in points is at most ``scaffold_cap`` and its own contribution. At the end it counts up
+to the seed's contribution at that time, and up to the gain.
 """
 
 from __future__ import annotations
@@ -52,21 +50,21 @@ from esper_env.rules.stages import STAGE_VALUES, Stage
 
 Components = dict[str, FloatArray]
 
-#: What a rollback costs, in units of the scale: as much as a whole network is worth.
+#: Cost of a rollback in units of the scale, that of 100 points of accuracy.
 ROLLBACK_PENALTY = 1.0
 
 
 @dataclass(frozen=True)
 class RewardInputs:
-    """What happened in one step of N environments with S slots."""
+    """Inputs of the reward of one step of N environments with S slots."""
 
-    val_accuracy: FloatArray  # (N,) of the network as it is now, 0..100
-    committed_accuracy: FloatArray  # (N,) of host and fossilized seeds alone; read only where ``terminated``
-    terminated: BoolArray  # (N,) the episode ends for good (horizon reached, governor gave up), not by a cut
+    val_accuracy: FloatArray  # (N,) of the network after the step, 0..100
+    committed_accuracy: FloatArray  # (N,) of host and fossilized seeds; read only where ``terminated``
+    terminated: BoolArray  # (N,) horizon reached or governor exhausted; False for truncation
     parameters_added: NDArray[np.number]  # (N,) trainable scalars of all seeds present
-    op: IntArray  # (N,) the op carried out; WAIT where the action was illegal or skipped
+    op: IntArray  # (N,) executed op; WAIT where the action was illegal or skipped
     table: SlotTable  # after the step and its measurements, before anything is discarded at the end
-    rolled_back: BoolArray | None = None  # (N,) the governor put the network back to its snapshot; None: no one
+    rolled_back: BoolArray | None = None  # (N,) the governor restored the network; None = nowhere
     interactions: FloatArray | None = None  # (N, S, S) I_ij in points; None = nothing measured
     interactions_measured: BoolArray | None = None  # (N, S, S) where I_ij was measured in this step
 
@@ -90,7 +88,7 @@ _POTENTIAL = _potential_table()
 
 
 class RewardModel(ArrayState):
-    """Computes the reward of ``num_envs`` environments; remembers per environment what the formulas compare with."""
+    """Reward of ``num_envs`` environments, with the quantities of the previous step that the formulas need."""
 
     STATE = (
         "_accuracy",
@@ -133,10 +131,12 @@ class RewardModel(ArrayState):
         }[config.mode]
 
     def reset(self, rows: BoolArray, val_accuracy: FloatArray, table: SlotTable) -> None:
-        """Start an episode in the environments of ``rows`` (N,).
+        """Start episodes in ``rows`` (N,). Planted seeds earn nothing for being present.
 
-        ``val_accuracy`` (N,) is that of the untrained network, and ``table`` what it starts with: seeds that are
-        there from the start are not paid for being there. Only the given rows are read.
+        Args:
+            rows: (N,) environments.
+            val_accuracy: (N,) accuracies of the untrained networks, read in ``rows`` only.
+            table: slots at the start, read in ``rows`` only.
         """
         self._accuracy[rows] = self._initial_accuracy[rows] = np.asarray(val_accuracy)[rows]
         self._accrued_rent[rows] = self._scaffold_value[rows] = 0.0
@@ -148,9 +148,10 @@ class RewardModel(ArrayState):
         self._ledger.reset(rows)
 
     def compute(self, step: RewardInputs) -> RewardOutput:
-        """The reward of one step of every environment.
+        """Return the reward of one step of every environment.
 
-        Raises ``ValueError`` when an accuracy that is read is not finite.
+        Raises:
+            ValueError: an accuracy that is read is not finite.
         """
         read = np.where(step.terminated, step.committed_accuracy, step.val_accuracy)
         if not (np.isfinite(read).all() and np.isfinite(step.val_accuracy).all()):
@@ -176,7 +177,7 @@ class RewardModel(ArrayState):
         arrays = Accessors(super().get_state, super().set_state)
         return {"episode": arrays, "ledger": self._ledger}
 
-    # The modes
+    # Modes
 
     def _accuracy_mode(self, step: RewardInputs) -> Components:
         unit = self.config.scale / 100.0
@@ -214,7 +215,7 @@ class RewardModel(ArrayState):
             "stages": self._stage_change(step),
         }
 
-    # Their parts
+    # Components
 
     def _rent(self, step: RewardInputs) -> FloatArray:
         added = np.asarray(step.parameters_added, dtype=np.float64)
@@ -265,7 +266,7 @@ class RewardModel(ArrayState):
 
 
 def _measured_contributions(table: SlotTable) -> FloatArray:
-    """(N, S) points of the seeds that are switched on and have been measured; 0 elsewhere."""
+    """Return points (N, S) of measured seeds with alpha above 0; 0 elsewhere."""
     counted = table.has_seed & (table.alpha > 0.0) & (table.contribution_age >= 0) & np.isfinite(table.contribution)
     contributions: FloatArray = np.where(counted, table.contribution, 0.0)
     return contributions

@@ -1,4 +1,4 @@
-"""A ledger of which seed raised which other seed's contribution, so that a scaffold is paid even when it is gone."""
+"""Ledger of boosts between seeds, so that a scaffold is rewarded even after it was pruned."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ PairArray = NDArray[np.float64]  # (N, S, S), indexed [environment, booster, boo
 class ScaffoldLedger(ArrayState):
     """Boosts in accuracy points, per (environment, booster, boosted).
 
-    A pair's boost is the mean of its measured interactions I_ij (noise averages out), never below 0, times
-    gamma^delay, where delay is the number of steps since the pair was last measured. A booster that left its slot
-    keeps its entry; when another seed moves in, the entry joins the slot's past and the newcomer starts at 0. A
-    boosted seed that left has nothing to collect: a newcomer's column starts at 0.
+    A pair's boost is max(mean of its measured interactions I_ij, 0) gamma^delay. The delay is the number of steps since
+    the pair was last measured. A booster that left keeps its entry. When another seed enters its slot, the entry moves
+    to the slot's past, and the new seed starts at 0, both as booster and as boosted.
     """
 
     STATE = ("_mean", "_count", "_delay", "_past", "_occupied")
@@ -28,17 +27,17 @@ class ScaffoldLedger(ArrayState):
         self._mean = np.zeros(pairs)
         self._count = np.zeros(pairs, dtype=np.int64)
         self._delay = np.zeros(pairs, dtype=np.int64)
-        self._past = np.zeros(pairs)  # discounted boosts by earlier seeds of the booster's slot
+        self._past = np.zeros(pairs)  # discounted boosts by earlier seeds in the booster's slot
         self._occupied = np.zeros((num_envs, num_slots), dtype=np.bool_)
         self._others = ~np.eye(num_slots, dtype=np.bool_)
 
     def reset(self, rows: BoolArray) -> None:
-        """Forget everything in the environments of ``rows`` (N,)."""
+        """Clear the environments of ``rows`` (N,)."""
         for array in (self._mean, self._count, self._delay, self._past, self._occupied):
             array[rows] = 0
 
     def record(self, has_seed: BoolArray, interactions: PairArray, measured: BoolArray) -> None:
-        """Enter one step: the seeds present after it (N, S), and I_ij in points (N, S, S) where ``measured``."""
+        """Record a step: its seeds (N, S), and I_ij in points (N, S, S) where ``measured`` (N, S, S)."""
         arrived = has_seed & ~self._occupied
         self._occupied = has_seed.copy()
         as_booster, as_boosted = arrived[:, :, None], arrived[:, None, :]
@@ -54,7 +53,7 @@ class ScaffoldLedger(ArrayState):
         self._delay = np.where(known, 0, self._delay + 1)
 
     def boosts(self) -> FloatArray:
-        """(N, S) points by which the others, present or gone, have raised the seed in each slot."""
+        """Return points (N, S) by which other seeds, also pruned ones, have raised the seed in each slot."""
         total: FloatArray = (self._past + self._present()).sum(axis=1)
         return total
 

@@ -1,4 +1,4 @@
-"""The slot table: everything the rules know about every slot of every environment, as columns of shape (N, S)."""
+"""Slot table: the state of every slot of every environment, as columns of shape (N, S)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ HOLD, UP, DOWN = 0, 1, 2
 
 @dataclass
 class SlotTable(ArrayState):
-    """Struct of arrays over N environments and S slots; ``table.clear(mask)`` empties slots.
+    """Struct of arrays over N environments and S slots. Every column has shape (N, S).
 
-    Every column has shape (N, S). Measured columns come with a flag or an age, so "not measured" is never
-    mistaken for zero.
+    A flag or an age tells "not measured" apart from a measured zero.
     """
 
     stage: IntArray
@@ -42,13 +41,13 @@ class SlotTable(ArrayState):
     alpha_steepness: FloatArray
     alpha_ticks_total: IntArray
     alpha_ticks_done: IntArray
-    alpha_velocity: FloatArray  # alpha after the last clock tick minus alpha before it (or a jump's size)
+    alpha_velocity: FloatArray  # change of alpha in the last clock tick or jump
     first_target: FloatArray  # alpha target chosen at germination, used by the first ramp
     first_curve: IntArray  # curve of the first ramp
     first_ticks: IntArray  # length of the first ramp
     pruning: BoolArray  # the running ramp ends in a prune
 
-    epochs_in_stage: IntArray  # completed epochs (or cooldown ticks) in the present stage
+    epochs_in_stage: IntArray  # completed epochs (or cooldown ticks) in the stage
     age: IntArray  # completed epochs since germination
 
     # Measured on the validation set, in accuracy points
@@ -70,7 +69,7 @@ class SlotTable(ArrayState):
 
     @classmethod
     def empty(cls, num_envs: int, num_slots: int) -> SlotTable:
-        """A table in which every slot is DORMANT."""
+        """Return a table in which every slot is DORMANT."""
         shape = (num_envs, num_slots)
         columns: dict[str, Any] = {}
         for column in fields(cls):
@@ -80,46 +79,46 @@ class SlotTable(ArrayState):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(number of environments, number of slots)"""
+        """Number of environments, number of slots."""
         rows, slots = self.stage.shape
         return rows, slots
 
     @property
     def has_seed(self) -> BoolArray:
-        """(N, S) a seed is in the slot, committed or not."""
+        """Slots (N, S) that hold a seed, committed or not."""
         return HAS_SEED[self.stage]
 
     @property
     def is_live(self) -> BoolArray:
-        """(N, S) a seed that can still be pruned is in the slot."""
+        """Slots (N, S) with a seed that is not committed."""
         return IS_LIVE[self.stage]
 
     @property
     def is_blended(self) -> BoolArray:
-        """(N, S) the host's features pass through the seed's blend operator."""
+        """Slots (N, S) where the host's features pass through the blend operator."""
         return IS_BLENDED[self.stage]
 
     @property
     def in_cooldown(self) -> BoolArray:
-        """(N, S) the slot waits after a prune."""
+        """Slots (N, S) in their cooldown after a prune."""
         return IN_COOLDOWN[self.stage]
 
     def copy(self) -> SlotTable:
-        """An independent table with the same values."""
+        """Return an independent copy."""
         return SlotTable(**{column.name: getattr(self, column.name).copy() for column in fields(self)})
 
     def take(self, other: SlotTable, rows: BoolArray) -> None:
-        """Take over the environments of ``rows`` (N,) from another table of the same shape."""
+        """Copy the environments of ``rows`` (N,) from another table of the same shape."""
         for column in fields(self):
             getattr(self, column.name)[rows] = getattr(other, column.name)[rows]
 
     def clear(self, mask: BoolArray) -> None:
-        """Set the slots where ``mask`` (N, S) is True back to DORMANT, every column included."""
+        """Reset every column of the slots of ``mask`` (N, S), which become DORMANT."""
         for column in fields(self):
             getattr(self, column.name)[mask] = EMPTY_VALUES.get(column.name, 0)
 
     def clear_seed(self, mask: BoolArray) -> None:
-        """Forget the seed in the slots of ``mask`` (N, S) but leave their stage as it is (cooldown)."""
+        """Reset every column but the stage of the slots of ``mask`` (N, S)."""
         stage = self.stage[mask]
         self.clear(mask)
         self.stage[mask] = stage
@@ -162,7 +161,7 @@ class SlotTable(ArrayState):
 
 SlotTable.STATE = tuple(column.name for column in fields(SlotTable))
 
-#: Value of each column in an empty slot, where it is not zero.
+#: Value of each column in an empty slot, unless it is zero.
 EMPTY_VALUES: dict[str, float | int | bool] = {
     "stage": int(Stage.DORMANT),
     "blueprint": NO_BLUEPRINT,
