@@ -1,4 +1,4 @@
-"""Networks are broken between two steps, wherever and whenever: what the governor undoes, and what it leaves alone."""
+"""Rollbacks of networks that are broken between two steps."""
 
 import gymnasium
 import numpy as np
@@ -10,13 +10,13 @@ from trips import Trip, assert_agree, check_going_on, check_rolled_back, of_rows
 
 pytestmark = [pytest.mark.usefixtures("float64_networks"), pytest.mark.numeric]
 
-#: Network 0 and the last one stay healthy; in between, one network for every fault.
+#: Networks 0 and the last one stay healthy; each other one has its own fault.
 HOST_ROWS = dict(enumerate(IN_HOST, start=1))
 SEED_ROWS = dict(enumerate(IN_SEED, start=1 + len(IN_HOST)))
 COUNT = 2 + len(IN_HOST) + len(IN_SEED)
 HEALTHY = [0, COUNT - 1]
 
-#: Steps of the shortest life of a seed until it is at a stage, and epoch of the snapshot that is there by then.
+#: Steps of the shortest life until a seed is in a stage, and epoch of the latest snapshot.
 STEPS = {
     Stage.GERMINATED: (1, 0),
     Stage.TRAINING: (3, 0),
@@ -45,7 +45,7 @@ def make(count=COUNT, **kwargs):
 
 
 def break_all(growth, slot):
-    """Every fault in a network of its own; those of seeds where there is a seed."""
+    """Put every fault into its own network, and seed faults only if there is a seed."""
     rows = {row: IN_HOST[name] for row, name in HOST_ROWS.items()}
     if slot is not None:
         rows |= {row: IN_SEED[name] for row, name in SEED_ROWS.items()}
@@ -55,15 +55,15 @@ def break_all(growth, slot):
 
 
 def pending(action, op, slot):
-    """An action about the sick seed; GERMINATE is about the slot beside it, PRUNE takes time where it can."""
+    """Return an action on the broken seed; GERMINATE uses the next slot, and PRUNE a ramp where possible."""
     if op == Op.GERMINATE:
         return action(op, 1, blueprint=Blueprint.NORM)
     return action(op, slot, alpha_speed=AlphaSpeed.FAST, alpha_target=AlphaTarget.HALF)
 
 
 @pytest.mark.parametrize(("stage", "op", "when"), CASES)
-def test_what_is_not_finite_is_undone_in_any_stage_and_whatever_is_pending(stage, op, when, script, action):
-    """Seven networks break at once, each in its own way; the healthy ones are those of a run without a fault."""
+def test_non_finite_network_is_rolled_back_in_any_stage_with_any_command(stage, op, when, script, action):
+    """All faults occur at once, and healthy networks equal those of a run without faults."""
     steps, snapshot = STEPS[stage]
     horizon = steps + (1 if when == "last" else 3)
     healthy, sick = (Trip(make(horizon=horizon)) for _ in range(2))
@@ -74,7 +74,7 @@ def test_what_is_not_finite_is_undone_in_any_stage_and_whatever_is_pending(stage
     rows = break_all(sick.growth, 0)
     for trip in (healthy, sick):
         trip.go(pending(action, op, 0))
-    if op == Op.PRUNE and stage in (Stage.GERMINATED, Stage.TRAINING):  # the sick seed went before it did any harm
+    if op == Op.PRUNE and stage in (Stage.GERMINATED, Stage.TRAINING):  # the broken seed is gone before training
         rows = list(HOST_ROWS)
         assert sick.steps[-1][4]["action_succeeded"][list(SEED_ROWS)].all()
     infos = sick.steps[-1][4]
@@ -95,8 +95,8 @@ def test_what_is_not_finite_is_undone_in_any_stage_and_whatever_is_pending(stage
 
 @pytest.mark.parametrize("horizon", [1, 3])
 @pytest.mark.parametrize("planted", [False, True])
-def test_the_first_step_of_an_episode(planted, horizon, action):
-    """The snapshot is the newborn network, with the seeds that were planted in it."""
+def test_fault_in_the_first_step_restores_the_initial_network(planted, horizon, action):
+    """The snapshot is the initial network with its planted seeds."""
     options = {"topology": {"r0c1": "conv_small", "r0c2": "conv_light"}} if planted else None
     trip = Trip(make(horizon=horizon), options=options)
     before = trip.growth.table.stage.copy()
@@ -114,7 +114,7 @@ def test_the_first_step_of_an_episode(planted, horizon, action):
 
 @pytest.mark.parametrize("fault", [*IN_HOST, *IN_SEED])
 @pytest.mark.parametrize(("row", "shard_size"), [(0, 1), (2, 2), (1, 3)])
-def test_one_network_breaks_in_shards_of_any_size(fault, row, shard_size, script, action):
+def test_fault_in_a_shard_of_any_size_rolls_back_one_network(fault, row, shard_size, script, action):
     trip = Trip(make(3, shard_size=shard_size))
     trip.go(*script(), *script(1)[:3])  # a fossil in slot 0, a TRAINING seed in slot 1
     before = trip.growth.table.stage.copy()
@@ -126,7 +126,7 @@ def test_one_network_breaks_in_shards_of_any_size(fault, row, shard_size, script
     assert HAS_SEED[trip.growth.table.stage].sum(axis=1).tolist() == [1 if other == row else 3 for other in range(3)]
 
 
-def test_a_slot_that_waits_after_a_prune_waits_on(script, action):
+def test_rollback_does_not_change_a_cooldown(script, action):
     trip = Trip(make(2, horizon=20))
     trip.go(*script()[:2], action(Op.PRUNE, 0))
     left = []
@@ -138,8 +138,8 @@ def test_a_slot_that_waits_after_a_prune_waits_on(script, action):
     assert left[-1] == [Stage.DORMANT] * 2
 
 
-def test_a_seed_that_was_not_planted_leaves_no_trace(script, action):
-    """What is germinated later starts from the same weights, whatever the rollback skipped."""
+def test_undone_germination_does_not_change_later_seeds(script, action):
+    """A later seed starts from the same weights, whatever the rollback undid."""
     waited, planted = (Trip(make(2, horizon=30)) for _ in range(2))
     for trip, skipped in ((waited, Op.WAIT), (planted, Op.GERMINATE)):
         trip.go(*wait(2))

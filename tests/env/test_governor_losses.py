@@ -1,4 +1,4 @@
-"""Networks that explode or collapse without a NaN, how often they are put back, and when they are put aside."""
+"""Divergence and collapse without a NaN, repeated rollbacks, and the schedule of snapshots."""
 
 import gymnasium
 import numpy as np
@@ -19,7 +19,7 @@ def make(count=3, **kwargs):
 
 
 def rollbacks(trip, row=1):
-    """Of one network, step by step."""
+    """Return the rollbacks of one network by step."""
     return [bool(infos["rollback"][row]) for *_, infos, _ in trip.steps[1:]]
 
 
@@ -30,7 +30,7 @@ STEPS = {Stage.GERMINATED: 1, Stage.TRAINING: 3, Stage.BLENDING: 6, Stage.HOLDIN
 
 @pytest.mark.parametrize("when", ["middle", "last"])
 @pytest.mark.parametrize("stage", STEPS)
-def test_an_explosion_is_undone_when_it_has_lasted_three_epochs(stage, when, script):
+def test_explosion_is_rolled_back_after_three_epochs(stage, when, script):
     steps = STEPS[stage]
     trip = Trip(make(horizon=steps + (3 if when == "last" else 5)))
     calm = Trip(make(horizon=steps + (3 if when == "last" else 5)))
@@ -55,7 +55,7 @@ def test_an_explosion_is_undone_when_it_has_lasted_three_epochs(stage, when, scr
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_a_spike_is_forgiven_and_the_count_starts_again(epochs):
+def test_spike_resets_the_count(epochs):
     trip = Trip(make())
     trip.go(*wait(2))
     for _ in range(2):
@@ -71,7 +71,7 @@ def test_a_spike_is_forgiven_and_the_count_starts_again(epochs):
     assert not any(rollbacks(trip))
 
 
-def test_the_first_step_explodes():
+def test_explosion_in_the_first_step_is_rolled_back():
     trip = Trip(make())
     explode(trip.growth, 1)
     trip.go(*wait(3))
@@ -79,7 +79,7 @@ def test_the_first_step_explodes():
     assert_restored(trip, 1, 0)
 
 
-def test_actions_of_the_epochs_that_were_not_yet_enough_count_until_the_rollback(action):
+def test_actions_before_the_rollback_take_effect_until_it(action):
     trip = Trip(make())
     explode(trip.growth, 1)
     trip.go(action(Op.GERMINATE, 0), action(Op.ADVANCE, 0))
@@ -89,7 +89,7 @@ def test_actions_of_the_epochs_that_were_not_yet_enough_count_until_the_rollback
     assert trip.growth.table.stage[0].tolist() == [Stage.TRAINING, Stage.GERMINATED, Stage.DORMANT]
 
 
-def test_what_was_fossilized_while_the_network_was_not_healthy_is_no_commitment(script):
+def test_seed_fossilized_in_an_unhealthy_network_is_pruned(script):
     trip = Trip(make())
     trip.go(*script()[:8])
     explode(trip.growth, 1)
@@ -105,8 +105,8 @@ def test_what_was_fossilized_while_the_network_was_not_healthy_is_no_commitment(
 
 
 @pytest.mark.parametrize("when", ["middle", "last"])
-def test_a_collapse_to_guessing_is_undone_at_once_in_any_stage(when, script):
-    """Twelve epochs, long enough to learn; then each network but the last has a seed at another stage, and dies."""
+def test_collapse_is_rolled_back_at_once_in_any_stage(when, script):
+    """After twelve epochs of learning, each network but the last has a seed in another stage, and collapses."""
     task = {"host_lr": 0.05, "seed_lr": 0.05, "batches_per_step": 17, "batch_size": 64}
     env = make(len(STEPS) + 1, horizon=13 if when == "last" else 15, **task)
     trip = Trip(env, seed=0, options={"topology": {"r0c0": "conv_heavy", "r0c1": "conv_heavy"}})
@@ -132,7 +132,7 @@ def test_a_collapse_to_guessing_is_undone_at_once_in_any_stage(when, script):
         check_going_on(trip, rows)
 
 
-def test_a_network_that_has_not_learned_may_guess():
+def test_untrained_network_may_guess():
     trip = Trip(make())
     trip.go(*wait(12))
     die(trip.growth, 1)
@@ -151,8 +151,8 @@ def break_every_step(trip, steps, row=1):
 
 
 @pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
-def test_the_third_rollback_ends_the_episode(mode, script):
-    """With final infos of the committed network; the next episode starts with a clean record."""
+def test_third_rollback_ends_the_episode(mode, script):
+    """Final infos are those of the committed network, and the next episode starts afresh."""
     trip = Trip(make(autoreset_mode=mode))
     trip.go(*script(), *wait(2))
     for k in range(3):
@@ -191,7 +191,7 @@ def test_the_third_rollback_ends_the_episode(mode, script):
     assert not trip.steps[-1][2].any()
 
 
-def test_a_network_that_waits_for_its_reset_is_nobody_s_concern():
+def test_finished_network_is_not_judged():
     """NEXT_STEP: a fault in a finished network is gone with it."""
     trip = Trip(make(horizon=3, autoreset_mode="NextStep"))
     trip.go(*wait(3))
@@ -203,7 +203,7 @@ def test_a_network_that_waits_for_its_reset_is_nobody_s_concern():
 
 
 @pytest.mark.parametrize("fault", IN_HOST)
-def test_the_single_environment(fault):
+def test_single_environment_reports_rollbacks(fault):
     env = gymnasium.make("Esper-Digits-v0", **SMALL)
     observation, info = env.reset(seed=1)
     assert info["rollbacks"] == 0
@@ -233,7 +233,7 @@ def test_the_single_environment(fault):
 
 @pytest.mark.parametrize("mode", ["accuracy", "sparse", "contribution"])
 @pytest.mark.parametrize("scale", [1.0, 5.0])
-def test_the_penalty_is_worth_a_whole_network_in_every_mode(mode, scale, action):
+def test_penalty_is_the_scale_in_every_mode(mode, scale, action):
     weights = {"scale": scale}
     trip = Trip(make(reward_mode=mode, reward_weights=weights))
     trip.go(action(Op.GERMINATE, 0))
@@ -247,7 +247,7 @@ def test_the_penalty_is_worth_a_whole_network_in_every_mode(mode, scale, action)
         assert components["op_cost"].tolist() == pytest.approx([-0.002, 0.0, -0.002])
 
 
-def test_the_return_is_the_committed_gain_less_costs_and_penalties(script):
+def test_return_is_the_committed_gain_less_costs_and_penalties(script):
     trip = Trip(make(horizon=14))
     trip.go(*script(), *wait(2))
     IN_HOST["NaN weight"](trip.growth, 1, None)
@@ -263,7 +263,7 @@ def test_the_return_is_the_committed_gain_less_costs_and_penalties(script):
 # When networks are put aside
 
 
-def test_healthy_networks_are_put_aside_at_the_start_every_five_epochs_and_after_a_fossilization(script, monkeypatch):
+def test_snapshots_are_taken_at_the_start_every_five_epochs_and_after_fossilizing(script, monkeypatch):
     env = make()
     taken, growth = [], growth_of(env)
     put_aside = growth._population.put_aside

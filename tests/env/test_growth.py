@@ -1,4 +1,4 @@
-"""The life of a seed as an agent sees it through the environment."""
+"""Life of a seed as seen through the environment."""
 
 import gymnasium
 import numpy as np
@@ -32,7 +32,7 @@ def table_of(env):
 
 
 def run(env, actions):
-    """The last observation and all infos."""
+    """Return the last observation and all infos."""
     infos = []
     for choice in actions:
         observation, _, _, _, info = env.step(choice)
@@ -40,7 +40,7 @@ def run(env, actions):
     return observation, infos
 
 
-def test_the_shortest_life_takes_nine_steps(make_digits, script):
+def test_shortest_life_takes_nine_steps(make_digits, script):
     env = make_digits(horizon=20)
     env.reset(seed=0)
     expected = [
@@ -64,7 +64,7 @@ def test_the_shortest_life_takes_nine_steps(make_digits, script):
 
 
 @pytest.mark.parametrize("index", [4, 7])
-def test_an_advance_one_epoch_early_is_a_legal_attempt_that_fails(make_digits, script, index):
+def test_advance_one_epoch_early_is_legal_and_fails(make_digits, script, index):
     env = make_digits(horizon=20)
     env.reset(seed=0)
     life = script(1)
@@ -78,7 +78,7 @@ def test_an_advance_one_epoch_early_is_a_legal_attempt_that_fails(make_digits, s
     np.testing.assert_array_equal(table_of(env).stage, before)
 
 
-def test_a_pruned_slot_is_free_after_seven_ticks(make_digits, action):
+def test_pruned_slot_is_free_after_seven_ticks(make_digits, action):
     env = make_digits(horizon=20)
     env.reset(seed=0)
     run(env, [action(Op.GERMINATE, 0)])
@@ -94,7 +94,7 @@ def test_a_pruned_slot_is_free_after_seven_ticks(make_digits, action):
 
 @pytest.mark.parametrize("env_id", ["Esper-CIFAR-v0", "Esper-CIFAR-Impaired-v0", "Esper-CIFAR-Surfaces-v0"])
 def test_every_blueprint_trains_in_isolation_on_large_hosts(env_id, tiny, action):
-    """In the last slot first, so that the other seeds train in front of what is there already."""
+    """The last slot comes first, so that later seeds train in front of others."""
     env = gymnasium.make(env_id, **(tiny(env_id) | {"horizon": 20}))
     slots = len(env.unwrapped.slot_ids)
     for first in range(0, len(env.unwrapped.offered_blueprints), slots):
@@ -108,7 +108,7 @@ def test_every_blueprint_trains_in_isolation_on_large_hosts(env_id, tiny, action
     env.close()
 
 
-def test_contribution_is_prospective_while_training_and_measured_while_blended(make_digits, script):
+def test_contribution_is_prospective_in_training_and_measured_when_blended(make_digits, script):
     env = make_digits(horizon=20)
     env.reset(seed=0)
     for choice, measured in zip(script(0), [False, *[True] * 8], strict=True):
@@ -119,7 +119,7 @@ def test_contribution_is_prospective_while_training_and_measured_while_blended(m
     assert table.contribution_alpha[0, 0] == 1.0
 
 
-def test_the_velocity_of_a_contribution_does_not_compare_prospective_with_measured(make_digits, script, monkeypatch):
+def test_contribution_velocity_ignores_prospective_contributions(make_digits, script, monkeypatch):
     env = make_digits(horizon=20)
     env.reset(seed=0)
     population = env.unwrapped._vector._growth._population
@@ -170,8 +170,8 @@ def test_parameters_are_counted_exactly(make_digits, action, slot):
     assert [info["parameters_added"] for info in infos] == sizes.tolist()
 
 
-def test_strict_gates_refuse_a_seed_that_does_not_pay(script):
-    """Where nothing is learned, permissive gates let the seed through and strict ones do not."""
+def test_strict_gates_stop_a_seed_without_contribution(script):
+    """Without learning, permissive gates pass and a strict one fails."""
     outcomes = {}
     for gates in ("permissive", "strict"):
         env = gymnasium.make(
@@ -180,13 +180,13 @@ def test_strict_gates_refuse_a_seed_that_does_not_pay(script):
         env.reset(seed=0)
         _, infos = run(env, script(0))
         outcomes[gates] = [info["action_succeeded"] for info in infos]
-        assert infos[4]["action_valid"] is True  # a gate is no mask
+        assert infos[4]["action_valid"] is True
         env.close()
     assert outcomes["permissive"] == [True] * 9
     assert outcomes["strict"][4] is False
 
 
-def test_max_seeds_bounds_what_can_be_germinated(make_digits, action):
+def test_max_seeds_limits_germination(make_digits, action):
     env = make_digits(max_seeds=1)
     observation, _ = env.reset(seed=0)
     assert observation["op_slot_mask"].reshape(6, 3)[Op.GERMINATE].tolist() == [1, 1, 1]
@@ -197,7 +197,7 @@ def test_max_seeds_bounds_what_can_be_germinated(make_digits, action):
     assert observation["blueprints"].tolist() == [13, Blueprint.NORM, 13]
 
 
-def test_a_subset_of_the_slots_is_an_environment_of_its_own(make_digits, script):
+def test_subset_of_slots_makes_a_smaller_environment(make_digits, script):
     env = make_digits(slots=["r0c2", "r0c0"], horizon=20)
     assert env.unwrapped.slot_ids == ("r0c0", "r0c2")
     assert env.action_space.nvec[0] == 2
@@ -209,7 +209,7 @@ def test_a_subset_of_the_slots_is_an_environment_of_its_own(make_digits, script)
 
 
 @pytest.mark.usefixtures("float64_networks")
-def test_a_slot_that_is_left_out_does_not_change_the_host(make_digits, action):
+def test_omitted_slot_does_not_change_the_host(make_digits, action):
     losses = []
     for slots in (None, ["r0c1"]):
         env = make_digits(slots=slots)
@@ -220,9 +220,9 @@ def test_a_slot_that_is_left_out_does_not_change_the_host(make_digits, action):
 
 
 class TestTopology:
-    """Seeds that are there from the start: what growing is compared with."""
+    """Seeds that are planted at the start."""
 
-    def test_seeds_are_committed_and_pay_rent_from_the_first_epoch(self, make_digits, action):
+    def test_planted_seeds_are_committed_and_pay_rent(self, make_digits, action):
         env = make_digits()
         observation, info = env.reset(seed=0, options={"topology": {"r0c0": "conv_light", "r0c2": "norm"}})
         assert observation["blueprints"].tolist() == [Blueprint.CONV_LIGHT, 13, Blueprint.NORM]
@@ -235,8 +235,8 @@ class TestTopology:
         assert info["reward_components"]["rent"] == pytest.approx(rent)
         assert info["reward_components"]["op_cost"] == 0.0
 
-    def test_seeds_are_trained(self, make_digits, action):
-        """In the last slot: a shift before the host's next BatchNorm has no gradient but rounding."""
+    def test_planted_seeds_train(self, make_digits, action):
+        """In other slots, a shift before the host's next BatchNorm has no gradient."""
         env = make_digits()
         env.reset(seed=0, options={"topology": {"r0c2": "conv_light"}})
         population = env.unwrapped._vector._growth._population
@@ -247,22 +247,22 @@ class TestTopology:
         assert all((after[name] != before[name]).any() for name in before)
 
     @pytest.mark.usefixtures("float64_networks")
-    def test_seeds_count_as_committed_at_the_end(self, make_digits, action):
+    def test_planted_seeds_count_as_committed_at_the_end(self, make_digits, action):
         env = make_digits(horizon=2)
         env.reset(seed=0, options={"topology": {"r0c1": "conv_light"}})
         _, infos = run(env, [action()] * 2)
         assert infos[-1]["committed_parameters_added"] == infos[-1]["parameters_added"] == CONV_LIGHT[1]
         assert infos[-1]["committed_val_accuracy"] == infos[-1]["val_accuracy"]
 
-    def test_it_is_for_one_episode(self, make_digits):
+    def test_topology_lasts_one_episode(self, make_digits):
         env = make_digits()
         env.reset(seed=0, options={"topology": {"r0c1": "norm"}})
         observation, info = env.reset()
         assert observation["blueprints"].tolist() == [13, 13, 13]
         assert info["parameters_added"] == 0
 
-    def test_the_host_starts_the_same(self, make_digits):
-        """A newborn seed is almost the identity, and its weights come from a generator of their own."""
+    def test_planting_does_not_change_the_initial_host(self, make_digits):
+        """A newborn seed is almost the identity, and has its own generator."""
         env = make_digits()
         plain = env.reset(seed=3)[1]["val_loss"]
         planted = env.reset(seed=3, options={"topology": {"r0c0": "conv_light"}})[1]["val_loss"]
@@ -272,7 +272,7 @@ class TestTopology:
         ("topology", "message"),
         [({"r5c5": "norm"}, "r5c5"), ({"r0c0": "warp"}, "warp"), ({"r0c0": "lora"}, "does not fit a cnn host")],
     )
-    def test_mistakes_are_named_before_anything_changes(self, make_digits, assert_same, topology, message):
+    def test_invalid_topology_is_rejected_before_anything_changes(self, make_digits, assert_same, topology, message):
         env, twin = make_digits(), make_digits()
         for each in (env, twin):
             each.reset(seed=0)

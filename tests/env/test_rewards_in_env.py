@@ -1,4 +1,4 @@
-"""What the environment pays, recomputed from what its infos say."""
+"""Rewards of the environment, recomputed from its infos."""
 
 import gymnasium
 import numpy as np
@@ -15,7 +15,7 @@ REAL = {"batches_per_step": 17, "batch_size": 64}
 
 
 def episode(actions, options=None, seed=0, **kwargs):
-    """Rewards and infos of one episode; the first info is that of the reset."""
+    """Return rewards and infos of one episode; the first info is that of the reset."""
     env = gymnasium.make("Esper-Digits-v0", **kwargs)
     _, info = env.reset(seed=seed, options=options)
     infos, rewards = [info], []
@@ -29,14 +29,14 @@ def episode(actions, options=None, seed=0, **kwargs):
 
 
 def expected_return(infos, horizon):
-    """Gain of the committed network, less a rent for every parameter and epoch and a cost for every op."""
+    """Return the gain of the committed network less rent and op costs."""
     gain = (infos[-1]["committed_val_accuracy"] - infos[0]["val_accuracy"]) / 100
     rents = sum(RENT * np.log(1 + info["parameters_added"] / HOST) / horizon for info in infos[1:])
     return gain - rents - sum(OP_COST for info in infos[1:] if info["op"] != Op.WAIT)
 
 
 def random_episode(seed, horizon, **kwargs):
-    """An episode of random valid actions."""
+    """Play an episode of random valid actions."""
     rng = np.random.default_rng(seed)
     env = gymnasium.make("Esper-Digits-v0", horizon=horizon, **kwargs)
     _, info = env.reset(seed=seed)
@@ -50,13 +50,13 @@ def random_episode(seed, horizon, **kwargs):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_return_is_the_committed_gain_less_what_it_cost(seed):
+def test_return_is_the_committed_gain_less_costs(seed):
     rewards, infos = random_episode(seed, 12, batches_per_step=4, batch_size=32)
     assert rewards.sum() == pytest.approx(expected_return(infos, 12), abs=1e-9)
     assert len({info["op"] for info in infos[1:]}) >= 3
 
 
-def test_what_was_there_from_the_start_pays_rent_and_counts(action):
+def test_planted_seeds_pay_rent_and_count(action):
     rewards, infos = episode(
         [action()] * 3, {"topology": {"r0c0": "conv_heavy"}}, horizon=3, batches_per_step=4, batch_size=32
     )
@@ -64,8 +64,8 @@ def test_what_was_there_from_the_start_pays_rent_and_counts(action):
     assert rewards.sum() == pytest.approx(expected_return(infos, 3), abs=1e-9)
 
 
-def test_fossilizing_in_time_is_worth_more_than_not(script, action):
-    """The two episodes are equal up to their last action, and the networks are equal to the end."""
+def test_fossilizing_in_time_returns_more(script, action):
+    """The episodes are equal up to their last action, and the networks to the end."""
     life = script(0)
     kept, kept_infos = episode(life, horizon=len(life), **REAL)
     lost, lost_infos = episode([*life[:-1], action()], horizon=len(life), **REAL)
@@ -81,7 +81,7 @@ def test_fossilizing_in_time_is_worth_more_than_not(script, action):
     assert kept[-1] - lost[-1] == pytest.approx(difference, abs=1e-9)
 
 
-def test_policies_with_different_networks_differ_by_what_the_formula_says(script, action):
+def test_returns_of_different_networks_equal_the_formula(script, action):
     horizon = 14
     returns = {}
     for name, actions in {
@@ -97,7 +97,7 @@ def test_policies_with_different_networks_differ_by_what_the_formula_says(script
     assert returns["first slot"] > returns["wait"] + 0.05
 
 
-def test_sparse_pays_at_the_end_only():
+def test_sparse_pays_only_at_the_end():
     rewards, infos = random_episode(1, 10, batches_per_step=3, batch_size=32, reward_mode="sparse")
     assert not rewards[:-1].any()
     rents = sum(RENT * np.log(1 + info["parameters_added"] / HOST) / 10 for info in infos[1:])
@@ -105,8 +105,8 @@ def test_sparse_pays_at_the_end_only():
     assert set(infos[-1]["reward_components"]) == {"commitment", "rent", "governor"}
 
 
-def test_held_contributions_and_stages_telescope_away(script, action):
-    """In contribution mode only what is committed at the end remains of them, under the learner's discount."""
+def test_contributions_and_stages_telescope_to_zero(script, action):
+    """In contribution mode they vanish under the learner's discount, apart from the commitment."""
     life = [*script(0), *script(1), action(Op.GERMINATE, 2)]
     rewards, infos = episode(life, horizon=len(life), reward_mode="contribution", batches_per_step=6, batch_size=64)
     discounts = GAMMA ** np.arange(len(life))
@@ -125,7 +125,7 @@ def test_held_contributions_and_stages_telescope_away(script, action):
         assert sum(part.values()) == pytest.approx(reward, abs=1e-12)
 
 
-def test_weights_can_be_replaced(action):
+def test_reward_weights_are_used(action):
     weights = {"rent_weight": 0.2, "op_cost": 0.03, "scale": 10.0}
     rewards, infos = episode(
         [action(Op.GERMINATE, 0), action(), action()],
@@ -141,7 +141,7 @@ def test_weights_can_be_replaced(action):
     assert rewards.sum() == pytest.approx(gain - 0.03 - 3 * rent, abs=1e-9)
 
 
-def test_an_illegal_action_costs_what_waiting_costs(action):
+def test_illegal_action_costs_the_same_as_wait(action):
     refused, infos = episode([action(Op.FOSSILIZE, 0)] * 2, horizon=2, batches_per_step=2, batch_size=16)
     waited, _ = episode([action()] * 2, horizon=2, batches_per_step=2, batch_size=16)
     assert infos[1]["action_valid"] is False

@@ -34,7 +34,7 @@ def test_holding_is_judged_on_the_mean_of_three_epochs():
     assert holding([0.9, 0.3, 0.2]).op == Op.PRUNE
 
 
-def test_dependence_without_value_is_pruned():
+def test_dependence_without_improvement_is_pruned():
     ransom = holding([10.0] * 3, birth=50.0, now=49.0)
     assert ransom.op == Op.PRUNE
     assert "depended on (10.0 points) but accuracy is 1.0 points lower" in ransom.reason
@@ -42,7 +42,7 @@ def test_dependence_without_value_is_pruned():
     assert holding([0.06] * 3, birth=50.0, now=49.0).reason == "contributes only 0.1 points"
 
 
-def test_a_second_time_in_holding_is_judged_on_its_own():
+def test_second_stay_in_holding_is_judged_separately():
     moments = [Moment(seeds={0: Seed(Stage.HOLDING, n, contribution=9.0)}, epoch=19 + n) for n in (1, 2)]
     moments.append(aged(moments[-1], {0: Seed(Stage.BLENDING, 1, mode=1)}))
     for count in (1, 2, 3):
@@ -52,12 +52,12 @@ def test_a_second_time_in_holding_is_judged_on_its_own():
     assert decide(*moments).op == Op.PRUNE
 
 
-def test_an_unmeasured_contribution_is_not_a_zero():
+def test_unmeasured_contribution_is_not_zero():
     assert holding([None, None, None, 5.0, 5.0]).op == Op.WAIT
     assert holding([None, None, None, 5.0, 5.0, 5.0]).op == Op.FOSSILIZE
 
 
-def test_holding_waits_for_a_gate_that_cannot_pass():
+def test_holding_seed_waits_while_its_gate_cannot_pass():
     """Strict gates ask for a point; more than the half that the rule itself is content with."""
     assert holding([0.8] * 3).op == Op.FOSSILIZE
     assert holding([0.8] * 3, policy=policy_with(GateConfig.strict())).op == Op.WAIT
@@ -66,7 +66,7 @@ def test_holding_waits_for_a_gate_that_cannot_pass():
 @pytest.mark.parametrize(
     ("sick", "op"), [({"health": 0.69}, Op.WAIT), ({"exploding": True}, Op.WAIT), ({"health": 0.7}, Op.FOSSILIZE)]
 )
-def test_holding_waits_for_healthy_gradients(sick, op):
+def test_holding_seed_waits_for_healthy_gradients(sick, op):
     moments = [Moment(epoch=20 + n, seeds={0: Seed(Stage.HOLDING, n, contribution=5.0, **sick)}) for n in (1, 2, 3)]
     decision = decide(*[replace(moment, plateau=0) for moment in moments])
     assert decision.op == op
@@ -74,14 +74,14 @@ def test_holding_waits_for_healthy_gradients(sick, op):
         assert "contributes 5.0 points over 3 epochs" in decision.reason
 
 
-def test_what_was_measured_before_the_first_epoch_of_holding_does_not_count():
+def test_contribution_before_the_first_epoch_of_holding_does_not_count():
     entered = Moment(plateau=0, seeds={0: Seed(Stage.HOLDING, 0, contribution=9.0)})
     moments = [entered, *(aged(entered, {0: Seed(Stage.HOLDING, n, contribution=0.1)}, epochs=n) for n in (1, 2, 3))]
     assert "contribution measured 2 of 3 times" in decide(*moments[:-1]).reason
     assert decide(*moments).reason == "contributes only 0.1 points"
 
 
-def test_near_the_horizon_what_helps_is_committed_in_time():
+def test_helpful_seed_is_fossilized_before_the_horizon():
     """The last action is at epoch 59; three epochs before that a single good measurement is enough."""
     assert holding([5.0], epoch=HORIZON - 6).op == Op.WAIT
     assert holding([5.0], epoch=HORIZON - 5).op == Op.FOSSILIZE
@@ -89,7 +89,7 @@ def test_near_the_horizon_what_helps_is_committed_in_time():
     assert holding([0.2, 0.2, 0.2], epoch=HORIZON - 5).op == Op.WAIT
 
 
-def test_every_other_live_seed_brings_the_rush_forward():
+def test_other_live_seeds_bring_the_final_epochs_forward():
     other = {1: Seed(Stage.TRAINING)}
     assert holding([5.0], epoch=HORIZON - 6, others=other).op == Op.FOSSILIZE
 

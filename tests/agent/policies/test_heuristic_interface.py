@@ -75,8 +75,8 @@ def test_decisions_are_limited_to_one_episode():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"smoothing": 0}, "smoothing is 0; expected an integer of at least 1"),
-        ({"smoothing": 6}, "smoothing is 6; expected at most 5"),
+        ({"smoothing": 0}, "smoothing is 0; expected a whole number of at least 1"),
+        ({"smoothing": 6}, "the observation shows 5 epochs"),
         ({"penalty_decay": 1.5}, "penalty_decay is 1.5"),
         ({"min_epoch": -1}, "min_epoch is -1"),
     ],

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from blueprints import CNN_BLUEPRINTS, TRANSFORMER_BLUEPRINTS
 from esper_env.rules import heads
 from esper_env.rules.heads import (
     HEAD_DEFAULTS,
@@ -21,7 +20,7 @@ from esper_env.rules.heads import (
 )
 
 
-def test_heads_come_in_a_fixed_order_with_the_op_last():
+def test_heads_have_a_fixed_order():
     assert HEAD_NAMES == (
         "slot",
         "blueprint",
@@ -39,7 +38,7 @@ def test_head_sizes(num_slots):
     assert head_sizes(num_slots) == (num_slots, 13, 4, 3, 3, 4, 5, 6)
 
 
-def test_an_environment_without_slots_is_an_error():
+def test_head_sizes_rejects_zero_slots():
     with pytest.raises(ValueError, match="num_slots is 0"):
         head_sizes(0)
 
@@ -61,11 +60,11 @@ def test_an_environment_without_slots_is_an_error():
         ),
     ],
 )
-def test_values_count_up_from_zero_in_a_fixed_order(enum, names):
+def test_head_values_have_a_fixed_order(enum, names):
     assert [(member.name, member.value) for member in enum] == [(n, i) for i, n in enumerate(names.split())]
 
 
-def test_what_the_values_stand_for():
+def test_quantities_that_head_values_stand_for():
     assert heads.TEMPO_TICKS.tolist() == [3, 5, 8]
     assert heads.ALPHA_TARGETS.tolist() == [0.5, 0.7, 1.0]
     assert heads.SPEED_TICKS.tolist() == [0, 3, 5, 8]
@@ -74,13 +73,13 @@ def test_what_the_values_stand_for():
     assert NO_BLUEPRINT == 13
 
 
-def test_linear_styles_ramp_linearly_and_the_others_along_a_logistic():
+def test_curves_of_styles():
     curves = {style.name: Curve(heads.STYLE_CURVE[style]).name for style in Style}
     assert curves["LINEAR_ADD"] == curves["LINEAR_MULTIPLY"] == "LINEAR"
     assert heads.CURVE_STEEPNESS[heads.STYLE_CURVE[Style.SIGMOID_ADD]] > 0
 
 
-def test_defaults():
+def test_head_defaults():
     assert dict(zip(HEAD_NAMES, HEAD_DEFAULTS, strict=True)) == {
         "slot": 0,
         "blueprint": Blueprint.NORM,
@@ -104,35 +103,14 @@ def test_defaults():
         (Op.ADVANCE, "op slot"),
     ],
 )
-def test_which_heads_an_op_reads(op, read):
+def test_heads_that_each_op_reads(op, read):
     assert {name for name, relevant in zip(HEAD_NAMES, HEAD_RELEVANCE[op], strict=True) if relevant} == set(
         read.split()
     )
     assert HEAD_RELEVANCE.shape == (6, 8)
 
 
-def test_what_the_hosts_offer():
-    assert {b.name for b in CNN_BLUEPRINTS} == {
-        "NORM",
-        "ATTENTION",
-        "CONV_LIGHT",
-        "DEPTHWISE",
-        "BOTTLENECK",
-        "CONV_SMALL",
-        "CONV_HEAVY",
-    }
-    assert {b.name for b in TRANSFORMER_BLUEPRINTS} == {
-        "NORM",
-        "ATTENTION",
-        "LORA",
-        "LORA_LARGE",
-        "MLP_SMALL",
-        "MLP",
-        "FLEX_ATTENTION",
-    }
-
-
-def test_the_shared_tables_cannot_be_written():
+def test_tables_are_read_only():
     tables = [value for value in vars(heads).values() if isinstance(value, np.ndarray)]
     assert len(tables) >= 7
     assert not any(table.flags.writeable for table in tables)

@@ -1,4 +1,4 @@
-"""The life of a seed: what each op does, the clock, and a naive model that every step is compared with."""
+"""Life of a seed: the effect of each op, and the clock."""
 
 from dataclasses import dataclass, field, fields
 
@@ -20,7 +20,7 @@ from esper_env.rules.heads import (
     Tempo,
 )
 from esper_env.rules.masks import ActionRules
-from esper_env.rules.slot_table import DOWN, HOLD, SlotTable
+from esper_env.rules.slot_table import DOWN, SlotTable
 from esper_env.rules.stages import Stage
 
 HEADS = ["slot", "blueprint", "style", "tempo", "alpha_target", "alpha_speed", "alpha_curve", "op"]
@@ -70,7 +70,7 @@ class World:
         return self
 
     def grow(self, to, slot=0, **germination):
-        """Take a slot from empty to a stage by the shortest way (blending ends after the ramp)."""
+        """Take a slot from empty to a stage by the shortest path; blending ends with its ramp."""
         self.step(Op.GERMINATE, slot=slot, **({"tempo": Tempo.FAST} | germination))
         for stage, before in ((Stage.TRAINING, 0), (Stage.BLENDING, 2), (Stage.HOLDING, 2)):
             if self.stage(slot) == to:
@@ -89,7 +89,7 @@ class World:
 # One op at a time
 
 
-def test_germination_puts_the_chosen_seed_into_the_empty_slot():
+def test_germinate_attaches_the_chosen_seed():
     world = World(slots=2)
     changes = world.step(
         Op.GERMINATE,
@@ -113,7 +113,7 @@ def test_germination_puts_the_chosen_seed_into_the_empty_slot():
     assert world.table.alpha_curve[0, 1] == Curve.SIGMOID
 
 
-def test_a_new_seed_inherits_nothing_that_was_written_into_its_empty_slot():
+def test_germinate_clears_the_columns_of_the_empty_slot():
     world, clean = World(), World()
     for column in (world.table.contribution_age, world.table.contribution, world.table.gradient_measured):
         column[:] = 1
@@ -124,16 +124,7 @@ def test_a_new_seed_inherits_nothing_that_was_written_into_its_empty_slot():
         np.testing.assert_array_equal(column, columns(clean.table)[name], err_msg=name)
 
 
-def test_a_seed_that_starts_training_trains_in_that_step():
-    world = World()
-    world.step(Op.GERMINATE)
-    world.step(Op.ADVANCE)
-    assert world.stage() == Stage.TRAINING
-    assert world.table.epochs_in_stage.item() == 1
-    assert world.table.age.item() == 2
-
-
-def test_blending_needs_three_epochs_of_training():
+def test_advance_to_blending_needs_three_epochs_of_training():
     world = World()
     world.step(Op.GERMINATE)
     world.step(Op.ADVANCE)
@@ -147,40 +138,7 @@ def test_blending_needs_three_epochs_of_training():
     assert world.stage() == Stage.BLENDING
 
 
-def test_the_first_ramp_ticks_in_the_step_that_starts_it():
-    world = World().grow(Stage.BLENDING, tempo=Tempo.FAST, style=Style.LINEAR_ADD)
-    assert world.alpha() == pytest.approx(1 / 3)
-    assert world.table.alpha_velocity.item() == pytest.approx(1 / 3)
-    assert world.table.epochs_in_stage.item() == 1
-    world.wait(1)
-    assert world.alpha() == pytest.approx(2 / 3)
-    world.wait(1)
-    assert world.alpha() == 1.0
-    assert world.table.alpha_mode.item() == HOLD
-    world.wait(1)
-    assert world.table.alpha_velocity.item() == 0.0
-
-
-def test_holding_waits_for_the_end_of_the_ramp():
-    world = World().grow(Stage.BLENDING)
-    assert world.step(Op.ADVANCE).gates.verdict(0).checks_failed == ("schedule_on_hold", "full_alpha")
-    world.wait(1)
-    changes = world.step(Op.ADVANCE)
-    assert changes.gates.verdict(0).passed
-    assert world.stage() == Stage.HOLDING
-
-
-def test_a_target_below_full_cannot_be_held_until_it_is_raised():
-    world = World().grow(Stage.BLENDING, alpha_target=AlphaTarget.HALF).wait(5)
-    assert world.alpha() == 0.5
-    assert not world.step(Op.ADVANCE).succeeded.item()
-    world.step(Op.SET_ALPHA_TARGET, alpha_target=AlphaTarget.FULL, alpha_speed=AlphaSpeed.FAST)
-    world.wait(2)
-    assert world.step(Op.ADVANCE).succeeded.item()
-    assert world.stage() == Stage.HOLDING
-
-
-def test_fossilizing_is_for_ever():
+def test_fossilized_seed_never_changes():
     world = World().grow(Stage.HOLDING)
     changes = world.step(Op.FOSSILIZE)
     assert changes.fossilized.tolist() == [[True]]
@@ -191,7 +149,7 @@ def test_fossilizing_is_for_ever():
         assert world.alpha() == 1.0
 
 
-def test_a_new_target_below_full_makes_a_held_seed_blend_again():
+def test_target_below_full_returns_a_holding_seed_to_blending():
     world = World().grow(Stage.HOLDING, style=Style.SIGMOID_ADD)
     changes = world.step(
         Op.SET_ALPHA_TARGET,
@@ -210,19 +168,6 @@ def test_a_new_target_below_full_makes_a_held_seed_blend_again():
     assert world.table.epochs_in_stage.item() == 1
 
 
-def test_a_full_target_leaves_a_held_seed_held_and_may_change_its_operator():
-    world = World().grow(Stage.HOLDING, style=Style.SIGMOID_ADD)
-    unchanged = world.step(Op.SET_ALPHA_TARGET, style=Style.LINEAR_ADD, alpha_speed=AlphaSpeed.SLOW)
-    assert not unchanged.operator_changed.any()
-    changed = world.step(Op.SET_ALPHA_TARGET, style=Style.GATED_GATE, alpha_speed=AlphaSpeed.SLOW)
-    assert changed.operator_changed.all()
-    assert changed.succeeded.all()
-    assert world.stage() == Stage.HOLDING
-    assert world.table.operator.item() == Operator.GATE
-    assert world.table.alpha_mode.item() == HOLD
-    assert world.alpha() == 1.0
-
-
 @pytest.mark.parametrize(
     ("heads", "forgotten"),
     [
@@ -232,25 +177,15 @@ def test_a_full_target_leaves_a_held_seed_held_and_may_change_its_operator():
         ({"style": Style.LINEAR_ADD}, False),
     ],
 )
-def test_another_operator_or_a_jump_makes_the_contribution_unmeasured(heads, forgotten):
+def test_new_operator_or_jump_makes_the_contribution_unmeasured(heads, forgotten):
     world = World().grow(Stage.HOLDING, style=Style.SIGMOID_ADD)
     command = world.rules.decode([action(Op.SET_ALPHA_TARGET, **heads)], world.table)
     lifecycle.apply(world.table, command, PERMISSIVE)
     assert world.table.contribution_age.item() == (-1 if forgotten else 0)
 
 
-@pytest.mark.parametrize("stage", [Stage.GERMINATED, Stage.TRAINING])
-@pytest.mark.parametrize("speed", list(AlphaSpeed))
-def test_a_seed_that_is_not_blended_is_pruned_at_once(stage, speed):
-    world = World().grow(stage)
-    command = world.rules.decode([action(Op.PRUNE, alpha_speed=speed)], world.table)
-    changes = lifecycle.apply(world.table, command, PERMISSIVE)
-    assert changes.detached.tolist() == [[True]]
-    assert world.stage() == Stage.PRUNED
-
-
 @pytest.mark.parametrize("stage", [Stage.BLENDING, Stage.HOLDING])
-def test_an_instant_prune_empties_the_slot_at_once_and_forgets_the_seed(stage):
+def test_instant_prune_clears_the_slot(stage):
     world = World().grow(stage).wait(2)
     changes = world.step(Op.PRUNE, alpha_speed=AlphaSpeed.INSTANT)
     assert changes.detached.tolist() == [[True]]
@@ -261,7 +196,7 @@ def test_an_instant_prune_empties_the_slot_at_once_and_forgets_the_seed(stage):
     assert world.stage() == Stage.PRUNED
 
 
-def test_a_slow_prune_blends_out_first():
+def test_slow_prune_ramps_alpha_to_zero_first():
     world = World(slots=2).grow(Stage.HOLDING, slot=1)
     changes = world.step(Op.PRUNE, slot=1, alpha_speed=AlphaSpeed.MEDIUM, alpha_curve=Curve.SIGMOID_GENTLE)
     assert changes.succeeded.tolist() == [True]
@@ -281,7 +216,7 @@ def test_a_slow_prune_blends_out_first():
 
 
 @pytest.mark.parametrize("speed", [AlphaSpeed.INSTANT, AlphaSpeed.FAST])
-def test_a_slot_is_free_seven_ticks_after_its_prune(speed):
+def test_slot_is_free_seven_ticks_after_its_prune(speed):
     world = World().grow(Stage.HOLDING)
     world.step(Op.PRUNE, alpha_speed=speed)
     while world.stage() != Stage.PRUNED:
@@ -298,7 +233,7 @@ def test_a_slot_is_free_seven_ticks_after_its_prune(speed):
     assert world.step(Op.GERMINATE).succeeded.item()
 
 
-def test_the_cooldown_is_counted_by_the_clock_alone():
+def test_only_the_clock_counts_the_cooldown():
     world = World().grow(Stage.TRAINING)
     world.step(Op.PRUNE)
     wait = world.rules.decode([action()], world.table)
@@ -310,7 +245,7 @@ def test_the_cooldown_is_counted_by_the_clock_alone():
         assert (world.stage() == Stage.DORMANT) == (tick == 7)
 
 
-def test_a_discarded_seed_cools_down_like_a_pruned_one():
+def test_discard_prunes_during_a_ramp():
     world = World(slots=2).grow(Stage.HOLDING, slot=0)
     world.step(Op.PRUNE, slot=0, alpha_speed=AlphaSpeed.SLOW)
     lifecycle.discard(world.table, world.table.is_live)
@@ -319,7 +254,7 @@ def test_a_discarded_seed_cools_down_like_a_pruned_one():
     assert world.wait(1).stage() == Stage.DORMANT
 
 
-def test_waiting_moves_nothing_but_the_clock():
+def test_wait_changes_only_epochs_and_age():
     world = World(slots=3).grow(Stage.HOLDING, slot=0).grow(Stage.TRAINING, slot=1)
     before = {name: column.copy() for name, column in columns(world.table).items()}
     changes = world.step()
@@ -329,16 +264,7 @@ def test_waiting_moves_nothing_but_the_clock():
     assert differing == {"epochs_in_stage", "age"}
 
 
-def test_an_unmeasured_contribution_or_gradient_keeps_a_seed_from_fossilizing():
-    for column, missing in (("contribution_age", -1), ("gradient_measured", False)):
-        world = World().grow(Stage.HOLDING)
-        getattr(world.table, column)[:] = missing
-        assert not world.step(Op.FOSSILIZE).succeeded.item()
-        assert world.stage() == Stage.HOLDING
-        assert world.step(Op.FOSSILIZE).succeeded.item()
-
-
-def test_strict_gates_hold_a_seed_back():
+def test_strict_gate_stops_a_seed():
     world = World(gates=STRICT).grow(Stage.TRAINING).wait(2)
     world.table.contribution[:] = 0.1
     assert world.step(Op.ADVANCE).gates.verdict(0).checks_failed == ("prospective_contribution",)

@@ -1,4 +1,4 @@
-"""The lifecycle against a naive model: one slot at a time, written from the rules in prose."""
+"""Lifecycle against a naive model of one slot, written from the rules in prose."""
 
 import math
 from dataclasses import fields
@@ -52,7 +52,7 @@ def naive_ramp(start, end, ticks, curve):
 
 
 class NaiveSlot:
-    """One slot, written from the rules in prose."""
+    """One slot by the rules in prose."""
 
     def __init__(self):
         self.stage, self.alpha, self.ramp, self.pruning = "DORMANT", 0.0, [], False
@@ -80,7 +80,7 @@ class NaiveSlot:
         }[op]
 
     def act(self, op, blueprint, style, tempo, target, speed, curve):
-        """Returns True when the action took effect."""
+        """Return True if the action took effect."""
         operator = {"LINEAR_ADD": "ADD", "LINEAR_MULTIPLY": "MULTIPLY", "SIGMOID_ADD": "ADD", "GATED_GATE": "GATE"}
         goal = {"HALF": 0.5, "SEVENTY": 0.7, "FULL": 1.0}[target]
         ticks = {"INSTANT": 0, "FAST": 3, "MEDIUM": 5, "SLOW": 8}[speed]
@@ -162,7 +162,7 @@ ARGUMENTS = st.tuples(*(st.integers(0, size - 1) for size in head_sizes(SLOTS)[1
 
 
 class LifecycleMachine(RuleBasedStateMachine):
-    """Any sequence of actions, legal or not, with measurements that come and go."""
+    """Any sequence of actions, legal or not, with and without measurements."""
 
     def __init__(self):
         super().__init__()
@@ -183,7 +183,7 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     @rule(slot=st.integers(0, SLOTS - 1), forwards=st.integers(1, 12), arguments=ARGUMENTS)
     def push_one_seed(self, slot, forwards, arguments):
-        """Germinate, advance and commit one slot, so that late stages are reached often."""
+        """Advance one slot, so that late stages are reached often."""
         for _ in range(forwards):
             stage = self.model[slot].stage
             op = {"DORMANT": Op.GERMINATE, "HOLDING": Op.SET_ALPHA_TARGET}.get(stage, Op.ADVANCE)
@@ -291,7 +291,7 @@ TestLifecycle.settings = settings(max_examples=60, stateful_step_count=30, deadl
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([PERMISSIVE, STRICT]))
-def test_environments_of_a_vector_live_as_they_would_alone(seed, gates):
+def test_environments_of_a_vector_are_independent(seed, gates):
     num_envs, num_slots = 5, 3
     rng = np.random.default_rng(seed)
     rules = ActionRules(num_slots, CNN_BLUEPRINTS, 2)
@@ -323,7 +323,7 @@ def test_environments_of_a_vector_live_as_they_would_alone(seed, gates):
             np.testing.assert_array_equal(own.detached[0], changes.detached[env])
 
 
-def test_every_op_and_every_stage_occurs_in_a_long_random_life():
+def test_random_lives_reach_every_op_and_stage():
     rng = np.random.default_rng(3)
     rules = ActionRules(3, CNN_BLUEPRINTS, 3)
     table = SlotTable.empty(64, 3)
@@ -343,7 +343,7 @@ def test_every_op_and_every_stage_occurs_in_a_long_random_life():
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_an_illegal_action_leaves_the_table_exactly_as_waiting_does(seed):
+def test_illegal_action_acts_as_wait(seed):
     rng = np.random.default_rng(seed)
     rules = ActionRules(3, CNN_BLUEPRINTS, 2)
     acting, waiting = SlotTable.empty(8, 3), SlotTable.empty(8, 3)

@@ -1,4 +1,4 @@
-"""Tables from elsewhere: planted seeds, commands that were never decoded, stored columns."""
+"""Planted seeds and restored tables."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from esper_env.rules.heads import NO_BLUEPRINT, Blueprint, Operator
 from esper_env.rules.slot_table import HOLD, UP, SlotTable
 
 
-def test_planted_seeds_are_committed_at_full_strength():
+def test_plant_commits_seeds_at_full_alpha():
     table = SlotTable.empty(2, 3)
     mask = np.array([[True, False, True], [False, False, False]])
     lifecycle.plant(table, mask, [[Blueprint.NORM, NO_BLUEPRINT, Blueprint.CONV_HEAVY]])
@@ -39,7 +39,7 @@ def test_planted_seeds_are_committed_at_full_strength():
         ("epochs_in_stage", -1, r"epochs_in_stage"),
     ],
 )
-def test_a_stored_table_that_no_life_leads_to_is_rejected(column, value, message):
+def test_restored_table_with_impossible_values_is_rejected(column, value, message):
     table = SlotTable.empty(1, 2)
     lifecycle.plant(table, np.array([[False, True]]), Blueprint.NORM)
     table.validate()

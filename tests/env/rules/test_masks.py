@@ -1,4 +1,4 @@
-"""Actions: legality, the faces of the mask, decoding and sampling."""
+"""Actions: legality, masks, decoding and sampling."""
 
 import itertools
 from dataclasses import fields
@@ -27,7 +27,7 @@ STAGES = [stage for stage in Stage if stage != Stage.UNKNOWN]
 
 
 def naive_legal(table, env, slot, op, max_seeds):
-    """Legality of one (op, slot), read off the rules one sentence at a time."""
+    """Return the legality of one (op, slot) by the rules in prose."""
     stage = Stage(table.stage[env, slot]).name
     on_hold = table.alpha_mode[env, slot] == HOLD
     seeds = 0
@@ -51,7 +51,7 @@ def naive_legal(table, env, slot, op, max_seeds):
 
 @st.composite
 def tables(draw, max_envs=3, max_slots=4):
-    """Slot tables with any stages; only BLENDING ramps."""
+    """Slot tables with any stages, of which only BLENDING ramps."""
     num_envs, num_slots = draw(st.integers(1, max_envs)), draw(st.integers(1, max_slots))
     table = SlotTable.empty(num_envs, num_slots)
     for env, slot in np.ndindex(num_envs, num_slots):
@@ -84,7 +84,7 @@ def action(op=Op.WAIT, **heads):
 
 
 @given(tables(), st.data())
-def test_legality_agrees_with_the_rules_read_slot_by_slot(table, data):
+def test_legality_equals_the_rules_in_prose(table, data):
     max_seeds = data.draw(st.integers(1, table.shape[1]))
     legal = rules_for(table, max_seeds).legal(table)
     assert legal.shape == (table.shape[0], 6, table.shape[1])
@@ -92,13 +92,13 @@ def test_legality_agrees_with_the_rules_read_slot_by_slot(table, data):
         assert legal[env, op, slot] == naive_legal(table, env, slot, op, max_seeds), (env, Op(op).name, slot)
 
 
-def test_a_committed_seed_takes_a_place_and_a_cooldown_does_not():
+def test_committed_seed_counts_towards_max_seeds_and_cooldown_does_not():
     table = slots_in(Stage.FOSSILIZED, Stage.EMBARGOED, Stage.DORMANT)
     assert not rules_for(table, max_seeds=1).legal(table)[0, Op.GERMINATE].any()
     assert rules_for(table, max_seeds=2).legal(table)[0, Op.GERMINATE].tolist() == [False, False, True]
 
 
-def test_legality_of_a_table_with_other_slots_is_an_error():
+def test_legality_rejects_a_table_with_other_slots():
     with pytest.raises(ValueError, match="table has 2 slots; expected 3"):
         ActionRules(3, CNN_BLUEPRINTS, 3).legal(SlotTable.empty(1, 2))
 
@@ -115,16 +115,16 @@ def test_legality_of_a_table_with_other_slots_is_an_error():
         ((3, (13,), 3), "13"),
     ],
 )
-def test_settings_that_make_no_sense_are_errors(settings_, message):
+def test_action_rules_reject_invalid_settings(settings_, message):
     with pytest.raises(ValueError, match=message):
         ActionRules(*settings_)
 
 
-# The faces of the mask
+# Masks
 
 
 def brute_force_marginal(table, env, offered):
-    """Every joint action of one environment, tried one value combination at a time."""
+    """Return the marginal mask of one environment from every joint action."""
     slots = table.shape[1]
     sizes = dict(zip(HEADS, head_sizes(slots), strict=True))
     on = {name: [0] * sizes[name] for name in HEADS}
@@ -146,7 +146,7 @@ def brute_force_marginal(table, env, offered):
 
 @settings(max_examples=60)
 @given(tables(max_envs=2, max_slots=3), st.sampled_from([CNN_BLUEPRINTS, TRANSFORMER_BLUEPRINTS]))
-def test_the_marginal_mask_is_what_all_legal_joint_actions_use(table, offered):
+def test_marginal_mask_is_the_union_of_legal_joint_actions(table, offered):
     rules = rules_for(table, offered=offered)
     mask = rules.marginal(rules.legal(table))
     assert mask.shape == (table.shape[0], sum(rules.nvec))
@@ -155,32 +155,8 @@ def test_the_marginal_mask_is_what_all_legal_joint_actions_use(table, offered):
         assert mask[env].tolist() == brute_force_marginal(table, env, offered)
 
 
-def test_the_marginal_mask_of_an_empty_network():
-    table = SlotTable.empty(1, 2)
-    rules = rules_for(table)
-    slot, blueprint, style, tempo, target, speed, curve, op = split_mask(
-        rules.marginal(rules.legal(table))[0], rules.nvec
-    )
-    assert slot.tolist() == [1, 1]
-    assert [Blueprint(i) for i in np.flatnonzero(blueprint)] == sorted(CNN_BLUEPRINTS)
-    assert style.all()
-    assert tempo.all()
-    assert target.all()
-    assert speed.tolist() == [1, 0, 0, 0]
-    assert curve.tolist() == [1, 0, 0, 0, 0]
-    assert op.tolist() == [1, 1, 0, 0, 0, 0]
-
-
-def test_when_only_waiting_is_left_every_argument_has_its_default_alone():
-    table = slots_in(Stage.FOSSILIZED, Stage.EMBARGOED)
-    table.stage[0, 1] = Stage.FOSSILIZED
-    rules = rules_for(table)
-    parts = split_mask(rules.marginal(rules.legal(table))[0], rules.nvec)
-    assert [np.flatnonzero(part).tolist() for part in parts] == [[value] for value in HEAD_DEFAULTS]
-
-
 @given(tables())
-def test_the_op_slot_mask_is_the_flattened_legality_and_waiting_is_always_on(table):
+def test_op_slot_mask_is_the_flattened_legality(table):
     rules = rules_for(table)
     legal = rules.legal(table)
     mask = rules.op_slot(legal)
@@ -191,7 +167,7 @@ def test_the_op_slot_mask_is_the_flattened_legality_and_waiting_is_always_on(tab
     assert mask[:, : table.shape[1]].all()
 
 
-def test_masks_are_fresh_arrays_every_time():
+def test_masks_are_new_arrays():
     table = SlotTable.empty(1, 2)
     rules = rules_for(table)
     for face in (rules.legal, lambda t: rules.marginal(rules.legal(t)), lambda t: rules.op_slot(rules.legal(t))):
@@ -203,7 +179,7 @@ def test_masks_are_fresh_arrays_every_time():
 
 @settings(max_examples=40)
 @given(tables(max_envs=1), st.integers(0, 2**32 - 1))
-def test_gymnasium_samples_with_the_split_mask(table, seed):
+def test_split_mask_works_with_gymnasium_sampling(table, seed):
     rules = rules_for(table)
     mask = rules.marginal(rules.legal(table))[0]
     parts = split_mask(mask, rules.nvec)
@@ -215,19 +191,15 @@ def test_gymnasium_samples_with_the_split_mask(table, seed):
     assert all(part[value] == 1 for part, value in zip(parts, sample, strict=True))
 
 
-def test_splitting_a_boolean_mask_gives_the_dtype_gymnasium_wants():
-    parts = split_mask(np.ones(5, dtype=bool), (2, 3))
-    assert [part.dtype for part in parts] == [np.dtype(np.int8)] * 2
-
-
-def test_splitting_a_mask_of_the_wrong_length_is_an_error():
+def test_split_mask_returns_int8_and_rejects_a_wrong_length():
+    assert [part.dtype for part in split_mask(np.ones(5, dtype=bool), (2, 3))] == [np.dtype(np.int8)] * 2
     with pytest.raises(ValueError, match=r"shape \(4,\); expected \(5,\)"):
         split_mask(np.ones(4, dtype=np.int8), (2, 3))
 
 
 @settings(max_examples=60)
 @given(tables(max_envs=1), st.data())
-def test_every_combination_left_on_by_the_conditional_masks_is_legal(table, data):
+def test_every_combination_of_conditional_masks_is_legal(table, data):
     rules = rules_for(table)
     legal = rules.legal(table)[0]
     op = data.draw(st.sampled_from([op for op in Op if legal[op].any()]))
@@ -250,7 +222,7 @@ def test_every_combination_left_on_by_the_conditional_masks_is_legal(table, data
         assert np.flatnonzero(mask).tolist() == expected, name
 
 
-def test_conditional_masks_of_an_op_that_is_illegal_everywhere_are_an_error():
+def test_conditional_masks_reject_an_illegal_op():
     table = SlotTable.empty(1, 2)
     legal = rules_for(table).legal(table)[0]
     with pytest.raises(ValueError, match="PRUNE is not legal in any slot now; legal ops are WAIT, GERMINATE"):
@@ -261,7 +233,7 @@ def test_conditional_masks_of_an_op_that_is_illegal_everywhere_are_an_error():
 
 
 @given(tables(), st.integers(0, 2**32 - 1))
-def test_sampled_actions_are_jointly_legal_with_irrelevant_heads_at_their_defaults(table, seed):
+def test_sampled_actions_are_legal_with_defaults_in_unread_heads(table, seed):
     rules = rules_for(table)
     actions = sample_valid_actions(rules.legal(table), np.random.default_rng(seed), CNN_BLUEPRINTS)
     assert actions.shape == (table.shape[0], 8)
@@ -295,7 +267,7 @@ def test_sampling_is_uniform_over_ops_then_slots_then_arguments():
     np.testing.assert_allclose(shares, [0, 0, 0.5, 0.5], atol=0.03)
 
 
-def test_sampling_depends_on_the_generator_alone():
+def test_sampling_depends_only_on_the_generator():
     legal = ActionRules(3, CNN_BLUEPRINTS, 3).legal(SlotTable.empty(50, 3))
     draw = [sample_valid_actions(legal, np.random.default_rng(seed), CNN_BLUEPRINTS) for seed in (1, 1, 2)]
     np.testing.assert_array_equal(draw[0], draw[1])
@@ -305,7 +277,7 @@ def test_sampling_depends_on_the_generator_alone():
 # Decoding
 
 
-def test_a_legal_action_is_executed_with_its_arguments():
+def test_decode_keeps_the_arguments_of_a_legal_action():
     rules = ActionRules(2, CNN_BLUEPRINTS, 2)
     requested = action(Op.GERMINATE, slot=1, blueprint=Blueprint.CONV_LIGHT, style=3, tempo=2, alpha_target=0)
     command = rules.decode(requested, SlotTable.empty(1, 2))
@@ -316,7 +288,7 @@ def test_a_legal_action_is_executed_with_its_arguments():
 
 
 @given(tables(max_envs=1), st.data())
-def test_irrelevant_heads_are_ignored(table, data):
+def test_decode_ignores_unread_heads(table, data):
     rules = rules_for(table)
     op = data.draw(st.sampled_from(list(Op)))
     wanted = [data.draw(st.integers(0, size - 1)) for size in rules.nvec[:-1]] + [op]
@@ -330,7 +302,7 @@ def test_irrelevant_heads_are_ignored(table, data):
 
 
 @given(tables(), st.integers(0, 2**32 - 1))
-def test_any_action_in_range_decodes_and_an_illegal_one_is_an_invalid_wait(table, seed):
+def test_decode_turns_illegal_actions_into_invalid_waits(table, seed):
     rules = rules_for(table)
     actions = np.random.default_rng(seed).integers(0, rules.nvec, size=(table.shape[0], 8))
     command = rules.decode(actions, table)
@@ -347,16 +319,8 @@ def test_any_action_in_range_decodes_and_an_illegal_one_is_an_invalid_wait(table
             assert effective == list(HEAD_DEFAULTS)
 
 
-@pytest.mark.parametrize("blueprint", [Blueprint.NOOP, Blueprint.LORA, Blueprint.FLEX_ATTENTION])
-def test_a_blueprint_the_host_does_not_offer_is_illegal(blueprint):
-    rules = ActionRules(1, CNN_BLUEPRINTS, 1)
-    command = rules.decode(action(Op.GERMINATE, blueprint=blueprint), SlotTable.empty(1, 1))
-    assert not command.valid.item()
-    assert command.op.item() == Op.WAIT
-
-
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, None])
-def test_any_integer_type_is_accepted(dtype):
+def test_decode_accepts_any_integer_type(dtype):
     rules = ActionRules(2, CNN_BLUEPRINTS, 2)
     assert rules.decode(np.array(action(Op.GERMINATE), dtype=dtype), SlotTable.empty(1, 2)).valid.all()
 
@@ -376,12 +340,12 @@ def test_any_integer_type_is_accepted(dtype):
         (action(alpha_curve=5), "has 5 for head alpha_curve"),
     ],
 )
-def test_malformed_actions_are_clear_errors(actions, message):
+def test_decode_rejects_malformed_actions(actions, message):
     with pytest.raises(ValueError, match=message):
         ActionRules(2, CNN_BLUEPRINTS, 2).decode(actions, SlotTable.empty(1, 2))
 
 
-def test_a_command_does_not_share_memory_with_the_action():
+def test_command_does_not_share_memory_with_the_action():
     actions = np.array(action(Op.GERMINATE, slot=1))
     command = ActionRules(2, CNN_BLUEPRINTS, 2).decode(actions, SlotTable.empty(1, 2))
     actions[:] = 0

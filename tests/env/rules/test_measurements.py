@@ -47,7 +47,7 @@ def test_gradient_statistics_by_hand(table):
     assert table.previous_gradient_health[0].tolist() == [1.0, 1.0, 1.0]
 
 
-def test_the_ratio_is_a_moving_average_and_the_health_remembers_the_last(table):
+def test_gradient_ratio_is_a_moving_average_and_health_keeps_the_previous_value(table):
     gradients(table, [1.0, 1.0, 1.0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [4, 4, 4, 0])
     gradients(table, [1.0, 3.0, 0.0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [4, 4, 4, 0])
     assert table.gradient_ratio[0, :2].tolist() == pytest.approx([0.7 * 1 + 0.3 * 3, 0.7 * 1 + 0.3 * 0])
@@ -55,12 +55,12 @@ def test_the_ratio_is_a_moving_average_and_the_health_remembers_the_last(table):
     assert table.gradient_health[0, :2].tolist() == [1.0, 1.0]
 
 
-def test_health_stays_inside_0_to_1(table):
+def test_gradient_health_is_clamped(table):
     gradients(table, [1, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0.9, 0], [4, 4, 4, 0])
     assert table.gradient_health[0, :2].tolist() == [0.0, 0.0]
 
 
-def test_a_seed_that_was_not_trained_keeps_what_was_measured(table):
+def test_untrained_seed_keeps_its_statistics(table):
     gradients(table, [1.0, 1.0, 1.0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [4, 4, 4, 0])
     before = {name: getattr(table, name).copy() for name in vars(table)}
     gradients(table, [1.0, 7.0, 7.0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [4, 0, 0, 0])
@@ -68,14 +68,14 @@ def test_a_seed_that_was_not_trained_keeps_what_was_measured(table):
         np.testing.assert_array_equal(getattr(table, name), column, err_msg=name)
 
 
-def test_statistics_of_a_slot_that_has_lost_its_seed_are_dropped(table):
+def test_slot_without_a_seed_gets_no_statistics(table):
     table.stage[0, 0] = Stage.PRUNED
     gradients(table, [1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0], [4, 4, 4, 0])
     assert table.gradient_measured[0].tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("norm", [[0.0, 1.0], [np.nan, 1.0], [1.0, np.nan], [1.0, np.inf]], ids=str)
-def test_a_ratio_that_is_no_number_counts_as_zero(table, norm):
+def test_non_finite_ratio_becomes_zero(table, norm):
     gradients(table, [*norm, 1.0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [4, 4, 4, 0])
     assert table.gradient_ratio[0, 0] == 0.0
     assert table.gradient_exploding[0, 0]
@@ -90,7 +90,7 @@ def test_contributions_by_hand(table):
     assert table.contribution_velocity[0].tolist() == [0.0, 0.0, 0.0]  # nothing to compare with yet
 
 
-def test_velocity_is_a_moving_average_of_the_change(table):
+def test_contribution_velocity_is_a_moving_average(table):
     contributions(table, [2.0, 0, 0], [True, False, False])
     contributions(table, [5.0, 0, 0], [True, False, False])
     assert table.contribution_velocity[0, 0] == pytest.approx(0.3 * 3)
@@ -98,7 +98,7 @@ def test_velocity_is_a_moving_average_of_the_change(table):
     assert table.contribution_velocity[0, 0] == pytest.approx(0.7 * 0.9 + 0.3 * -1)
 
 
-def test_what_is_not_measured_grows_old_and_stays_as_it_was(table):
+def test_unmeasured_contribution_ages_and_keeps_its_value(table):
     contributions(table, [2.0, 1.0, 0], [True, True, False])
     for age in (1, 2, 3):
         contributions(table, [8.0, 8.0, 8.0], [False, True, False])
@@ -108,7 +108,7 @@ def test_what_is_not_measured_grows_old_and_stays_as_it_was(table):
     assert table.contribution[0, 2] == 0.0
 
 
-def test_a_first_measurement_after_none_has_no_change(table):
+def test_first_measurement_has_no_velocity(table):
     contributions(table, [2.0, 0, 0], [True, False, False])
     table.contribution_age[0, 0] = -1  # it belonged to another operator
     contributions(table, [9.0, 0, 0], [True, False, False])
@@ -145,7 +145,7 @@ def test_contributions_are_recorded_only_in_the_given_rows():
     assert table.contribution_age.tolist() == [[0, 0], [1, 1]]
 
 
-def test_rows_are_recorded_apart():
+def test_gradients_of_environments_are_independent():
     table = SlotTable.empty(2, SLOTS)
     table.stage[:] = Stage.HOLDING
     norm = np.array([[1.0, 1, 2, 3], [2.0, 4, 5, 6]])

@@ -1,4 +1,4 @@
-"""The feature vector: its layout by hand numbers, its bounds for whatever the table holds."""
+"""Features: layout by hand-made numbers, and bounds for any table."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def features_of(
     )
 
 
-def test_three_slots_give_121_features() -> None:
+def test_feature_count_of_three_slots_is_121() -> None:
     assert (NUM_BASE, NUM_SLOT, len(set(BASE_FIELDS)), len(set(SLOT_FIELDS))) == (31, 30, 31, 30)
     assert feature_count(3) == 121
     assert features_of(SlotTable.empty(2, 3), signals_of(2)).shape == (2, 121)
@@ -102,13 +102,13 @@ BASE_CASES = [
 
 
 @pytest.mark.parametrize(("index", "name", "values", "expected"), BASE_CASES)
-def test_each_signal_stands_at_its_place(index: int, name: str, values: dict[str, object], expected: float) -> None:
+def test_signal_has_its_position_and_scale(index: int, name: str, values: dict[str, object], expected: float) -> None:
     assert base_index(name) == index
     features = features_of(SlotTable.empty(1, 3), signals_of(**values))[0]
     assert features[index] == pytest.approx(expected, abs=1e-6)
 
 
-def test_parameters_enter_as_logarithms_relative_to_the_budget() -> None:
+def test_parameters_are_scaled_by_the_logarithm_of_the_budget() -> None:
     table = SlotTable.empty(1, 3)
     assert base_index("parameters_added") == 19
     assert features_of(table, params=0)[0, 19] == 0.0
@@ -117,7 +117,7 @@ def test_parameters_enter_as_logarithms_relative_to_the_budget() -> None:
     assert features_of(table, params=1e30, budget=9999)[0, 19] == 2.0
 
 
-def test_slot_counts_are_shares_of_the_slots() -> None:
+def test_stage_counts_are_shares_of_the_slots() -> None:
     table = SlotTable.empty(1, 5)
     table.stage[0] = [Stage.TRAINING, Stage.BLENDING, Stage.FOSSILIZED, Stage.HOLDING, Stage.EMBARGOED]
     features = features_of(table)[0]
@@ -126,7 +126,7 @@ def test_slot_counts_are_shares_of_the_slots() -> None:
     np.testing.assert_allclose(features[20:24], [0.8, 0.2, 0.2, 0.2], atol=1e-6)
 
 
-def test_last_action_is_its_success_and_a_one_hot_of_its_op() -> None:
+def test_last_action_is_a_flag_and_a_one_hot() -> None:
     table = SlotTable.empty(1, 2)
     assert base_index("last_action_succeeded") == 24
     assert features_of(table, success=True)[0, 24] == 1.0
@@ -177,7 +177,7 @@ SLOT_CASES = [
 
 @pytest.mark.parametrize("slot", [0, 2])
 @pytest.mark.parametrize(("index", "name", "columns", "expected"), SLOT_CASES)
-def test_each_column_stands_at_its_place(
+def test_slot_column_has_its_position_and_scale(
     slot: int, index: int, name: str, columns: dict[str, float], expected: float
 ) -> None:
     table = SlotTable.empty(1, 3)
@@ -204,7 +204,7 @@ def test_stage_is_a_one_hot_over_contiguous_indices() -> None:
         assert features_of(table)[0, 32:42].tolist() == [float(k == position) for k in range(10)]
 
 
-def test_an_empty_slot_is_all_zeros_whatever_its_columns_hold() -> None:
+def test_empty_slot_is_all_zeros() -> None:
     table = SlotTable.empty(1, 2)
     for field in dataclasses.fields(table):
         if field.name != "stage":
@@ -213,7 +213,7 @@ def test_an_empty_slot_is_all_zeros_whatever_its_columns_hold() -> None:
 
 
 @pytest.mark.parametrize("stage", [Stage.PRUNED, Stage.EMBARGOED, Stage.RESETTING])
-def test_a_cooldown_shows_its_stage_and_ticks_and_nothing_else(stage: Stage) -> None:
+def test_cooldown_shows_only_stage_and_ticks(stage: Stage) -> None:
     table = SlotTable.empty(1, 2)
     for field in dataclasses.fields(table):
         getattr(table, field.name)[...] = 1
@@ -224,7 +224,7 @@ def test_a_cooldown_shows_its_stage_and_ticks_and_nothing_else(stage: Stage) -> 
     assert slot[19] == pytest.approx(0.1)
 
 
-def test_alpha_upstream_and_downstream_follow_the_forward_pass_not_the_action_index() -> None:
+def test_alpha_upstream_and_downstream_follow_the_forward_pass() -> None:
     table = SlotTable.empty(1, 4)
     table.stage[0] = [Stage.FOSSILIZED, Stage.BLENDING, Stage.HOLDING, Stage.TRAINING]
     table.alpha[0] = [1.0, 0.4, 0.8, 0.0]
@@ -236,7 +236,7 @@ def test_alpha_upstream_and_downstream_follow_the_forward_pass_not_the_action_in
     np.testing.assert_allclose(downstream, [0.4 / 4, 0.0, 1.4 / 4, 0.4 / 4], atol=1e-6)
 
 
-def test_a_slot_without_a_seed_adds_no_alpha_to_its_neighbours() -> None:
+def test_slot_without_a_seed_adds_no_alpha_to_others() -> None:
     table = SlotTable.empty(1, 2)
     table.stage[0] = [Stage.PRUNED, Stage.BLENDING]
     table.alpha[0] = 1.0
@@ -244,7 +244,7 @@ def test_a_slot_without_a_seed_adds_no_alpha_to_its_neighbours() -> None:
 
 
 @given(st.integers(1, 6), st.integers(1, 200))
-def test_each_normalised_count_reaches_exactly_its_end(slots: int, horizon: int) -> None:
+def test_normalised_counts_reach_exactly_one(slots: int, horizon: int) -> None:
     table = SlotTable.empty(1, slots)
     table.stage[:] = Stage.BLENDING
     table.epochs_in_stage[:] = horizon
@@ -272,9 +272,7 @@ def fill(data: st.DataObject, array: np.ndarray) -> np.ndarray:
 
 
 @given(st.integers(1, 6), st.integers(1, 200), st.data())
-def test_features_are_finite_and_bounded_whatever_the_table_holds(
-    slots: int, horizon: int, data: st.DataObject
-) -> None:
+def test_features_are_finite_and_bounded_for_any_table(slots: int, horizon: int, data: st.DataObject) -> None:
     table = SlotTable.empty(2, slots)
     for field in dataclasses.fields(table):
         setattr(table, field.name, fill(data, getattr(table, field.name)))
@@ -308,14 +306,14 @@ def test_features_are_finite_and_bounded_whatever_the_table_holds(
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, 1e300])
-def test_a_diverged_loss_reads_as_the_worst_loss(loss: float) -> None:
+def test_diverged_loss_becomes_the_worst_loss(loss: float) -> None:
     signals = signals_of(val_loss=loss, loss_delta=math.nan, loss_history=[0.0, 0.0, 1.0, 1.0, loss])
     features = features_of(SlotTable.empty(1, 1), signals)[0]
     assert features[base_index("val_loss")] == features[base_index("loss_history_4")] == 2.0
     assert features[base_index("loss_delta")] == 0.0
 
 
-def test_rows_are_independent_and_fresh() -> None:
+def test_features_of_environments_are_independent_and_new() -> None:
     table = SlotTable.empty(2, 2)
     table.stage[1] = Stage.HOLDING
     table.alpha[1] = 1.0
@@ -341,12 +339,12 @@ def test_rows_are_independent_and_fresh() -> None:
         ((2, 40, 1000, [0]), "execution_order"),
     ],
 )
-def test_a_builder_that_makes_no_sense_is_rejected(arguments: tuple, message: str) -> None:
+def test_builder_rejects_invalid_arguments(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ObservationBuilder(*arguments)
 
 
-def test_another_number_of_slots_and_unknown_fields_are_errors() -> None:
+def test_wrong_slots_and_unknown_fields_are_rejected() -> None:
     builder = ObservationBuilder(3, 40, 1000, [0, 1, 2])
     with pytest.raises(ValueError, match="expected 3 slots"):
         builder.features(SlotTable.empty(1, 2), signals_of(), np.zeros(1), np.ones(1), np.zeros(1, dtype=int))
@@ -358,7 +356,7 @@ def test_another_number_of_slots_and_unknown_fields_are_errors() -> None:
         slot_index("alpha", -1)
 
 
-def test_sixty_four_environments_take_less_than_a_millisecond() -> None:
+def test_features_of_64_environments_take_less_than_a_millisecond() -> None:
     table = SlotTable.empty(64, 6)
     table.stage[:] = Stage.BLENDING
     tracker = SignalTracker(64)

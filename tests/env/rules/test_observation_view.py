@@ -37,7 +37,7 @@ def some_table(rng: np.random.Generator, rows: int, slots: int, horizon: int) ->
 
 
 @given(st.integers(1, 6), st.integers(1, 200), st.integers(0, 2**32))
-def test_slot_quantities_come_back(slots: int, horizon: int, seed: int) -> None:
+def test_view_returns_slot_quantities(slots: int, horizon: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows = 4
     table = some_table(rng, rows, slots, horizon)
@@ -73,7 +73,7 @@ def test_slot_quantities_come_back(slots: int, horizon: int, seed: int) -> None:
         )
 
 
-def test_quantities_of_the_network_come_back() -> None:
+def test_view_returns_network_quantities() -> None:
     tracker = SignalTracker(1)
     tracker.reset(np.array([True]), np.array([2.3]), np.array([10.0]))
     for accuracy, loss in ((30.0, 1.5), (45.0, 1.25), (41.0, 1.27), (41.5, 1.26), (41.0, 1.26), (41.0, 1.26)):
@@ -94,7 +94,7 @@ def test_quantities_of_the_network_come_back() -> None:
     assert view.last_action_succeeded.tolist() == [False]
 
 
-def test_one_observation_reads_like_a_batch_of_one() -> None:
+def test_single_observation_equals_a_batch_of_one() -> None:
     rng = np.random.default_rng(3)
     table = some_table(rng, 1, 3, 40)
     tracker = SignalTracker(1)
@@ -108,7 +108,7 @@ def test_one_observation_reads_like_a_batch_of_one() -> None:
     np.testing.assert_array_equal(single.slot("alpha_mode") * 2, table.alpha_mode[0] * table.has_seed[0])
 
 
-def test_features_of_another_environment_are_rejected() -> None:
+def test_view_rejects_features_of_another_environment() -> None:
     with pytest.raises(ValueError, match="121 for 3 slots"):
         ObservationView(np.zeros(feature_count(2)), 3, 40)
     with pytest.raises(ValueError, match="horizon is 0"):

@@ -1,4 +1,4 @@
-"""Rewards: what the formulas say on hand-made episodes, and identities that hold on every episode."""
+"""Rewards: formulas on hand-made episodes, and identities on every episode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EMPTY = Stage.DORMANT
 
 @dataclass(frozen=True)
 class Step:
-    """What happened in one step of one environment with two slots."""
+    """One step of one environment with two slots."""
 
     accuracy: float = 10.0
     stage: tuple[Stage, Stage] = (EMPTY, EMPTY)
@@ -43,7 +43,7 @@ class Episode:
     components: list[dict[str, float]] = field(default_factory=list)
 
     def play(self, mode: str = "accuracy", **weights: float) -> np.ndarray:
-        """The rewards of the steps; the components stay in ``self.components``."""
+        """Return the rewards of the steps; ``self.components`` has the components."""
         model = RewardModel(1, SLOTS, len(self.steps), HOST, reward_config(mode, weights))
         model.reset(np.array([True]), np.array([self.initial]), SlotTable.empty(1, SLOTS))
         rewards = []
@@ -62,7 +62,7 @@ class Episode:
 def inputs_of(step: Step, committed: float | None) -> RewardInputs:
     table = SlotTable.empty(1, SLOTS)
     table.stage[0], table.alpha[0] = step.stage, step.alpha
-    # What was not measured must not be read.
+    # Unmeasured values must not be read.
     table.contribution[0] = (99.0, 99.0) if step.contribution is None else step.contribution
     table.contribution_age[0] = -1 if step.contribution is None else 0
     known = step.interaction is not None
@@ -116,7 +116,7 @@ def test_components_sum_to_the_reward(episode: Episode, mode: RewardMode, scale:
 
 
 @given(arbitrary_episodes(), st.floats(0.1, 10), st.floats(0, 1), st.floats(0, 0.1))
-def test_the_return_is_the_committed_gain_less_rent_and_op_costs(
+def test_return_is_the_committed_gain_less_rent_and_op_costs(
     episode: Episode, scale: float, rent_weight: float, op_cost: float
 ) -> None:
     rewards = episode.play("accuracy", scale=scale, rent_weight=rent_weight, op_cost=op_cost)
@@ -128,7 +128,7 @@ def test_the_return_is_the_committed_gain_less_rent_and_op_costs(
     assert rewards.sum() == pytest.approx(expected, abs=1e-9)
 
 
-def test_each_step_pays_its_own_change_and_the_last_one_moves_to_the_committed_network() -> None:
+def test_each_step_pays_its_change_and_the_last_moves_to_the_committed_network() -> None:
     steps = [Step(accuracy=a, stage=(Stage.HOLDING, EMPTY), alpha=(1.0, 0.0)) for a in (25.0, 22.0, 60.0)]
     episode = Episode(steps, committed=31.0)
     np.testing.assert_allclose(episode.play(), [0.15, -0.03, 0.09])
@@ -145,7 +145,7 @@ def test_rent_and_op_cost_by_hand() -> None:
     np.testing.assert_allclose(episode.paid("op_cost"), [-0.002, 0, -0.002, 0])
 
 
-def test_a_cut_pays_no_commitment() -> None:
+def test_truncation_pays_no_commitment() -> None:
     episode = Episode([Step(accuracy=50.0)], committed=None)
     assert episode.play().sum() == pytest.approx(0.4)
 
@@ -154,7 +154,7 @@ def test_a_cut_pays_no_commitment() -> None:
 
 
 @given(arbitrary_episodes(), st.sampled_from(["accuracy", "contribution"]), st.floats(0.5, 1), st.floats(0.01, 5))
-def test_stage_potentials_telescope_away(episode: Episode, mode: str, gamma: float, weight: float) -> None:
+def test_stage_potentials_telescope_to_zero(episode: Episode, mode: str, gamma: float, weight: float) -> None:
     episode.play(mode, gamma=gamma, potential_weight=weight)
     assert discounted(np.array(episode.paid("stages")), gamma) == pytest.approx(0.0, abs=1e-9)
 
@@ -166,7 +166,7 @@ def test_stage_potentials_by_hand() -> None:
     np.testing.assert_allclose(episode.paid("stages"), [0.9 * 0.1, 0.9 * 0.3 - 0.1, 0.9 * 0.6 - 0.3])
 
 
-def test_seeds_that_were_there_at_the_start_are_not_paid_for_being_there() -> None:
+def test_planted_seeds_earn_nothing_for_being_present() -> None:
     table = SlotTable.empty(1, SLOTS)
     table.stage[0, 0], table.alpha[0, 0] = Stage.FOSSILIZED, 1.0
     step = inputs_of(Step(stage=(Stage.FOSSILIZED, EMPTY), alpha=(1.0, 0.0)), None)
@@ -179,7 +179,7 @@ def test_seeds_that_were_there_at_the_start_are_not_paid_for_being_there() -> No
 
 
 @given(arbitrary_episodes(), st.floats(0.1, 10))
-def test_sparse_pays_once_what_accuracy_pays_in_parts(episode: Episode, scale: float) -> None:
+def test_sparse_return_equals_accuracy_return(episode: Episode, scale: float) -> None:
     sparse = episode.play("sparse", scale=scale)
     np.testing.assert_array_equal(sparse[:-1], 0.0)
     dense = episode.play("accuracy", scale=scale, op_cost=0.0)
@@ -200,9 +200,7 @@ BARE = {"rent_weight": 0.0, "potential_weight": 0.0, "shock_weight": 0.0}
 
 
 @given(arbitrary_episodes(), st.floats(0.5, 1), st.floats(0.1, 10))
-def test_the_discounted_return_depends_on_nothing_but_what_is_committed_and_its_price(
-    episode: Episode, gamma: float, scale: float
-) -> None:
+def test_contribution_return_depends_only_on_commitment_and_costs(episode: Episode, gamma: float, scale: float) -> None:
     episode.play("contribution", gamma=gamma, scale=scale)
     last = episode.steps[-1]
     assert episode.committed is not None
@@ -221,14 +219,14 @@ def test_the_discounted_return_depends_on_nothing_but_what_is_committed_and_its_
     assert -1e-9 <= credit <= 0.5 * scale * ceiling / 100 + 1e-9
 
 
-def test_contribution_is_paid_when_it_rises_and_taken_back_when_the_seed_goes() -> None:
+def test_contribution_is_paid_as_a_change_and_taken_back_with_the_seed() -> None:
     steps = [HELD, replace(HELD, contribution=(30.0, 0.0)), Step(accuracy=20.0, stage=(Stage.PRUNED, EMPTY)), Step()]
     episode = Episode(steps, committed=20.0)
     rewards = episode.play("contribution", gamma=1.0, **BARE)
     np.testing.assert_allclose(rewards, [0.2, 0.1, -0.3, 0.0], atol=1e-12)
 
 
-def test_contributions_of_all_seeds_add_up_and_harm_is_subtracted() -> None:
+def test_contributions_of_seeds_add_up_and_negative_ones_count() -> None:
     both = replace(HELD, stage=(Stage.FOSSILIZED, Stage.BLENDING), alpha=(1.0, 0.5), contribution=(20.0, -5.0))
     episode = Episode([both], committed=None)
     assert episode.play("contribution", gamma=0.9, **BARE)[0] == pytest.approx(0.9 * 0.15)
@@ -246,7 +244,7 @@ def test_only_measured_contributions_of_blended_seeds_are_paid(unmeasured: Step)
     assert Episode([unmeasured], committed=None).play("contribution", **BARE)[0] == 0.0
 
 
-def test_dependence_is_worth_no_more_than_the_network_gained() -> None:
+def test_commitment_is_bounded_by_the_gain() -> None:
     """The host leans on a seed with 67 points of accuracy, but the grown network is only 30 better than at birth."""
     leaning = replace(KEPT, contribution=(67.0, 0.0))
     assert Episode([leaning], committed=40.0).play("contribution", **BARE)[0] == pytest.approx(0.30)
@@ -282,7 +280,7 @@ def scaffold_episode(
     return Episode([together] * 3 + [alone] * 2 + [kept] * 2 + [end], committed=committed)
 
 
-def test_a_scaffold_is_paid_when_the_seed_it_helped_is_fossilized_though_it_is_gone() -> None:
+def test_pruned_scaffold_is_paid_when_its_beneficiary_is_fossilized() -> None:
     episode = scaffold_episode()
     episode.play("contribution", gamma=0.9)
     paid = episode.paid("scaffold")
@@ -294,7 +292,7 @@ def test_a_scaffold_is_paid_when_the_seed_it_helped_is_fossilized_though_it_is_g
     assert discounted(np.array(paid), 0.9) == pytest.approx(0.9**7 * credit)
 
 
-def test_without_a_scaffold_there_is_no_credit() -> None:
+def test_no_credit_without_a_scaffold() -> None:
     for interaction in (0.0, -4.0):
         episode = scaffold_episode(interaction)
         episode.play("contribution")
@@ -308,13 +306,13 @@ def test_credit_is_capped() -> None:
 
 
 @pytest.mark.parametrize(("own", "credit"), [(1.0, 1.0), (-3.0, 0.0)])
-def test_credit_is_no_more_than_the_seed_s_own_contribution(own: float, credit: float) -> None:
+def test_credit_is_bounded_by_the_own_contribution(own: float, credit: float) -> None:
     episode = scaffold_episode(own=own)
     episode.play("contribution", gamma=1.0)
     assert episode.paid("scaffold")[5:] == pytest.approx([0.5 * credit / 100, 0.0, 0.0])
 
 
-def test_seeds_that_were_committed_at_the_start_earn_no_credit() -> None:
+def test_planted_seeds_earn_no_credit() -> None:
     table = SlotTable.empty(1, SLOTS)
     table.stage[:], table.alpha[:] = Stage.FOSSILIZED, 1.0
     both = Step(stage=(Stage.FOSSILIZED,) * 2, alpha=(1.0, 1.0), contribution=(20.0, 20.0), interaction=4.0)
@@ -324,7 +322,7 @@ def test_seeds_that_were_committed_at_the_start_earn_no_credit() -> None:
 
 
 @pytest.mark.parametrize(("final", "committed"), [(0.0, 60.0), (-5.0, 60.0), (30.0, 10.0), (30.0, 4.0)])
-def test_credit_goes_back_when_the_end_does_not_back_it(final: float, committed: float) -> None:
+def test_credit_is_taken_back_without_backing_at_the_end(final: float, committed: float) -> None:
     episode = scaffold_episode(final=final, committed=committed)
     episode.play("contribution", gamma=0.9)
     assert episode.paid("scaffold")[5] > 0.0
@@ -335,7 +333,7 @@ def test_credit_goes_back_when_the_end_does_not_back_it(final: float, committed:
 
 
 @pytest.mark.parametrize("mode", list(RewardMode))
-def test_for_the_same_network_fossilizing_in_time_returns_more_than_not(mode: RewardMode) -> None:
+def test_fossilizing_in_time_returns_more_for_the_same_network(mode: RewardMode) -> None:
     steps = [replace(HELD, params=300)] * 6
     waiting = Episode(steps, committed=20.0)
     fossilizing = Episode([*steps[:-1], replace(KEPT, params=300, op=Op.FOSSILIZE)], committed=40.0)
@@ -345,7 +343,7 @@ def test_for_the_same_network_fossilizing_in_time_returns_more_than_not(mode: Re
     assert discounted(rewards[1], 0.9) > discounted(rewards[0], 0.9)
 
 
-def test_two_final_networks_differ_in_return_by_what_the_formula_says() -> None:
+def test_returns_of_two_networks_differ_as_the_formula_says() -> None:
     small = Episode([replace(KEPT, params=100)] * 5, committed=40.0)
     large = Episode([replace(KEPT, params=1200, contribution=(35.0, 0.0), accuracy=55.0)] * 5, committed=55.0)
     rent = 0.05 * (math.log(1 + 1200 / HOST) - math.log(1 + 100 / HOST))
@@ -359,7 +357,7 @@ def test_two_final_networks_differ_in_return_by_what_the_formula_says() -> None:
 # The model
 
 
-def test_an_accuracy_that_is_read_must_be_a_number() -> None:
+def test_non_finite_accuracy_is_rejected() -> None:
     model = RewardModel(1, SLOTS, 8, HOST, reward_config())
     model.reset(np.array([True]), np.array([10.0]), SlotTable.empty(1, SLOTS))
     model.compute(inputs_of(Step(), None))  # the committed accuracy is NaN, and is not read
@@ -370,7 +368,7 @@ def test_an_accuracy_that_is_read_must_be_a_number() -> None:
 
 
 @pytest.mark.parametrize("position", range(4))
-def test_sizes_below_one_are_rejected(position: int) -> None:
+def test_reward_model_rejects_sizes_below_one(position: int) -> None:
     sizes = [1, 1, 1, 1]
     sizes[position] = 0
     with pytest.raises(ValueError, match="is 0; expected at least 1"):

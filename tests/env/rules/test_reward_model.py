@@ -73,7 +73,7 @@ def totals(model: RewardModel, steps: list[RewardInputs]) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("mode", list(RewardMode))
-def test_environments_do_not_mix(mode: str) -> None:
+def test_rewards_of_environments_are_independent(mode: str) -> None:
     episodes = [random_steps(seed) for seed in range(3)]
     together = totals(fresh(mode, 3), [side_by_side(list(parts)) for parts in zip(*episodes, strict=True)])
     alone = np.concatenate([totals(fresh(mode), episode) for episode in episodes], axis=1)
@@ -83,7 +83,7 @@ def test_environments_do_not_mix(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", list(RewardMode))
 @pytest.mark.parametrize("played", [3, 6, 8])
-def test_reset_starts_its_rows_afresh_and_leaves_the_others(mode: str, played: int) -> None:
+def test_reset_changes_its_rows_only(mode: str, played: int) -> None:
     """Row 0 starts again after ``played`` steps, cut or ended, while row 1 goes on."""
     model = fresh(mode, 2)
     first, second = random_steps(1), random_steps(2)
@@ -100,7 +100,7 @@ def test_reset_starts_its_rows_afresh_and_leaves_the_others(mode: str, played: i
 
 @pytest.mark.parametrize("mode", list(RewardMode))
 @pytest.mark.parametrize("cut", range(HORIZON))
-def test_a_restored_model_goes_on_as_if_nothing_had_happened(mode: str, cut: int) -> None:
+def test_restored_model_continues_exactly(mode: str, cut: int) -> None:
     steps = random_steps(5, rows=2)
     expected = totals(fresh(mode, 2), steps)
     model = fresh(mode, 2)
@@ -113,7 +113,7 @@ def test_a_restored_model_goes_on_as_if_nothing_had_happened(mode: str, cut: int
 
 
 @pytest.mark.parametrize("mode", list(RewardMode))
-def test_the_model_may_be_given_the_same_table_every_step(mode: str) -> None:
+def test_model_does_not_keep_the_table(mode: str) -> None:
     """The environment changes one table in place; what the model remembers of it must be its own."""
     steps = random_steps(7)
     shared = SlotTable.empty(1, SLOTS)
@@ -126,7 +126,7 @@ def test_the_model_may_be_given_the_same_table_every_step(mode: str) -> None:
     assert rewards == totals(fresh(mode), steps)
 
 
-def test_a_state_that_does_not_fit_is_rejected() -> None:
+def test_state_that_does_not_fit_is_rejected() -> None:
     state = fresh("contribution", 2).get_state()
     with pytest.raises(ValueError, match=r"expected .*Restore it into the configuration"):
         fresh("contribution", 1).set_state(state)
@@ -137,7 +137,7 @@ def test_a_state_that_does_not_fit_is_rejected() -> None:
         fresh("contribution", 2).set_state(state)
 
 
-def test_inputs_are_left_alone_and_outputs_are_fresh() -> None:
+def test_inputs_do_not_change_and_outputs_are_new() -> None:
     model = fresh("contribution", 2)
     steps = random_steps(9, rows=2)
     kept = random_steps(9, rows=2)

@@ -1,4 +1,4 @@
-"""A rollback undoes the command of the step, prunes what no snapshot holds, and lets the clock tick once."""
+"""Rollbacks undo the command, prune seeds that no snapshot holds, and advance the clock once."""
 
 from dataclasses import fields
 
@@ -7,7 +7,7 @@ import pytest
 from blueprints import CNN_BLUEPRINTS
 from esper_env.rules import lifecycle
 from esper_env.rules.gates import GateConfig
-from esper_env.rules.heads import HEAD_DEFAULTS, AlphaSpeed, Head, Op, Tempo
+from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op, Tempo
 from esper_env.rules.masks import ActionRules, sample_valid_actions
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import CAN_MOVE, HAS_SEED, IN_COOLDOWN, Stage
@@ -18,7 +18,7 @@ SLOTS = 3
 RULES = ActionRules(SLOTS, CNN_BLUEPRINTS, SLOTS)
 NAMES = [column.name for column in fields(SlotTable)]
 EMPTY = SlotTable.empty(1, 1)
-#: Ticks a cooldown stage lasts, and what comes then.
+#: Clock ticks of a cooldown stage, and the stage that follows.
 COOLDOWN = {
     Stage.PRUNED: (1, Stage.EMBARGOED),
     Stage.EMBARGOED: (5, Stage.RESETTING),
@@ -27,14 +27,14 @@ COOLDOWN = {
 
 
 def step(table, actions):
-    """One step of healthy networks, up to the end of training: what the governor finds."""
+    """Run one step of healthy networks up to the end of training."""
     changes = lifecycle.apply(table, RULES.decode(actions, table), GateConfig.permissive())
     lifecycle.tick(table, changes)
     return changes
 
 
 def measure(table):
-    """Something for every column that is measured."""
+    """Fill every measured column."""
     seeds = table.has_seed
     table.contribution_age[table.contribution_age >= 0] += 1
     for name in ("gradient_health", "gradient_ratio", "contribution", "interaction_sum", "gradient_norm"):
@@ -46,7 +46,7 @@ def measure(table):
 
 
 def lived(rng, rows, steps):
-    """A table in which every stage occurs: random valid actions, of which most bring a seed on."""
+    """Return a table after random valid actions, most of which advance a seed."""
     table = SlotTable.empty(rows, SLOTS)
     for _ in range(steps):
         step(table, random_actions(rng, table))
@@ -76,7 +76,7 @@ def values_at(table, row, slot):
 
 
 def expected_at(before, row, slot, kept):
-    """What one slot must hold afterwards, from what it held before the command."""
+    """Return the expected columns of one slot after the rollback."""
     empty, own = values_at(EMPTY, 0, 0), values_at(before, row, slot)
     stage = Stage(own["stage"])
     if HAS_SEED[stage]:
@@ -89,7 +89,7 @@ def expected_at(before, row, slot, kept):
 
 
 def check(table, before, rows, kept):
-    """Roll the table back and compare every column of every slot."""
+    """Roll back, and compare every column of every slot."""
     after = table.copy()
     lifecycle.roll_back(table, before, rows, kept)
     for row, slot in np.ndindex(table.shape):
@@ -103,7 +103,7 @@ def check(table, before, rows, kept):
     steps=st.integers(0, 45),
     rows=st.lists(st.booleans(), min_size=4, max_size=4),
 )
-def test_every_slot_holds_what_it_should_after_any_life(seed, steps, rows):
+def test_roll_back_restores_every_slot_after_any_life(seed, steps, rows):
     rng = np.random.default_rng(seed)
     table = lived(rng, 4, steps)
     before = table.copy()
@@ -112,13 +112,13 @@ def test_every_slot_holds_what_it_should_after_any_life(seed, steps, rows):
     check(table, before, np.array(rows), kept)
 
 
-def test_the_lives_above_lead_through_every_stage():
+def test_lives_of_these_tests_reach_every_stage():
     stages = np.unique(np.concatenate([lived(np.random.default_rng(k), 4, 15 + k).stage.ravel() for k in range(30)]))
     assert set(stages.tolist()) == set(Stage) - {Stage.UNKNOWN}
 
 
 def at_stage(stage):
-    """One network whose first slot is at a stage after a step."""
+    """Return one network whose first slot is in a stage after a step."""
     table = SlotTable.empty(1, SLOTS)
     way = [
         action(Op.GERMINATE, tempo=Tempo.FAST),
@@ -140,21 +140,8 @@ def at_stage(stage):
     return table
 
 
-@pytest.mark.parametrize("kept", [False, True])
-@pytest.mark.parametrize("op", Op)
-@pytest.mark.parametrize("stage", [stage for stage in Stage if stage != Stage.UNKNOWN])
-def test_whatever_was_pending_is_not_carried_out(stage, op, kept):
-    """The op is about the slot at the stage, and once more about an empty slot beside it."""
-    for slot in (0, 2):
-        before = at_stage(stage)
-        table = before.copy()
-        step(table, action(op, slot, alpha_speed=AlphaSpeed.FAST, alpha_target=0, tempo=Tempo.FAST))
-        check(table, before, np.array([True]), (before.stage == Stage.FOSSILIZED) & kept)
-        assert table.stage[0, 1:].tolist() == [Stage.DORMANT] * 2
-
-
 @pytest.mark.parametrize("stage", [stage for stage in Stage if CAN_MOVE[stage, Stage.PRUNED]])
-def test_a_slot_is_free_seven_ticks_after_the_rollback_as_after_a_prune(stage):
+def test_slot_is_free_seven_ticks_after_a_rollback(stage):
     before = at_stage(stage)
     table = before.copy()
     step(table, action(Op.WAIT))
@@ -168,7 +155,7 @@ def test_a_slot_is_free_seven_ticks_after_the_rollback_as_after_a_prune(stage):
     assert ticks == 7
 
 
-def test_a_fossil_that_no_snapshot_holds_is_undone_and_the_table_stays_sound():
+def test_roll_back_prunes_a_fossil_that_no_snapshot_holds():
     before = at_stage(Stage.FOSSILIZED)
     table = before.copy()
     step(table, action(Op.GERMINATE, 1))

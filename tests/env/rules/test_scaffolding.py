@@ -30,33 +30,33 @@ class Toy:
         return self.ledger.boosts()[0].tolist()
 
 
-def test_a_pair_boosts_both_of_its_seeds() -> None:
+def test_pair_boosts_both_seeds() -> None:
     assert Toy().step("11.", i01=4.0) == [4.0, 4.0, 0.0]
 
 
-def test_boosts_add_up_over_the_boosters() -> None:
+def test_boosts_add_up_over_boosters() -> None:
     assert Toy().step("111", i01=4.0, i02=1.0) == [5.0, 4.0, 1.0]
 
 
-def test_harm_is_no_debt() -> None:
+def test_negative_interaction_counts_as_zero() -> None:
     assert Toy().step("111", i01=4.0, i12=-3.0) == [4.0, 4.0, 0.0]
 
 
-def test_noise_averages_out_instead_of_piling_up() -> None:
+def test_noise_averages_out() -> None:
     toy = Toy()
     for value in (6.0, -6.0, 6.0, -6.0):
         boosts = toy.step("11.", i01=value)
     assert boosts == pytest.approx([0.0, 0.0, 0.0])
 
 
-def test_a_boost_outlives_its_booster_at_a_discount() -> None:
+def test_boost_of_a_pruned_seed_is_discounted() -> None:
     toy = Toy()
     toy.step("11.", i01=4.0)
     assert toy.step(".1.")[1] == pytest.approx(4.0 * GAMMA)
     assert toy.step(".1.")[1] == pytest.approx(4.0 * GAMMA**2)
 
 
-def test_a_new_seed_in_the_booster_s_slot_does_not_erase_or_share_its_predecessor_s_boost() -> None:
+def test_new_seed_in_the_booster_slot_starts_its_own_boost() -> None:
     toy = Toy()
     toy.step("11.", i01=4.0)
     toy.step(".1.")
@@ -66,14 +66,14 @@ def test_a_new_seed_in_the_booster_s_slot_does_not_erase_or_share_its_predecesso
     assert boosts[0] == pytest.approx(3.0)
 
 
-def test_a_new_seed_does_not_inherit_the_boosts_of_its_slot() -> None:
+def test_new_seed_does_not_inherit_received_boosts() -> None:
     toy = Toy()
     toy.step("11.", i01=4.0)
     toy.step("1..")
     assert toy.step("11.")[1] == 0.0
 
 
-def test_a_new_seed_does_not_inherit_what_earlier_boosters_gave_its_slot() -> None:
+def test_new_seed_does_not_inherit_boosts_of_earlier_boosters() -> None:
     toy = Toy()
     toy.step("11.", i01=4.0)
     toy.step(".1.")
@@ -82,13 +82,13 @@ def test_a_new_seed_does_not_inherit_what_earlier_boosters_gave_its_slot() -> No
     assert toy.step("11.")[1] == 0.0
 
 
-def test_a_measurement_that_is_no_number_is_not_entered() -> None:
+def test_non_finite_measurement_is_ignored() -> None:
     toy = Toy()
     toy.step("11.", i01=4.0)
     assert toy.step("11.", i01=math.nan)[1] == pytest.approx(4.0 * GAMMA)
 
 
-def test_reset_forgets_only_its_rows() -> None:
+def test_reset_clears_its_rows_only() -> None:
     ledger = ScaffoldLedger(2, 2, GAMMA)
     everyone = np.ones((2, 2), dtype=bool)
     ledger.record(everyone, np.full((2, 2, 2), 4.0), np.ones((2, 2, 2), dtype=bool))

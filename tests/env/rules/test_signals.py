@@ -1,4 +1,4 @@
-"""The signals read from a validation curve, against hand-made numbers and naive loops."""
+"""Signals of a validation curve against hand-made numbers and naive loops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 
 def run(losses: list[float], accuracies: list[float], config: SignalConfig | None = None) -> list[Signals]:
-    """The records of one environment whose epoch 0 is the first value."""
+    """Return the readings of one environment whose epoch 0 is the first value."""
     tracker = SignalTracker(1, config)
     tracker.reset(np.array([True]), np.array([losses[0]]), np.array([accuracies[0]]))
     records = [tracker.peek()]
@@ -39,13 +39,13 @@ def test_epoch_zero_is_the_untrained_network() -> None:
     assert not signals.host_stabilised[0]
 
 
-def test_deltas_are_positive_when_the_network_improves() -> None:
+def test_deltas_are_positive_for_improvement() -> None:
     signals = run([2.0, 1.5], [20.0, 26.0])[-1]
     assert signals.loss_delta[0] == pytest.approx(0.5)
     assert signals.accuracy_delta[0] == pytest.approx(6.0)
 
 
-def test_history_shows_the_last_five_epochs_oldest_first_padded_on_the_left() -> None:
+def test_history_has_the_last_five_epochs_left_padded() -> None:
     losses = [2.0, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4]
     accuracies = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0]
     records = run(losses, accuracies)
@@ -54,7 +54,7 @@ def test_history_shows_the_last_five_epochs_oldest_first_padded_on_the_left() ->
     assert records[6].accuracy_history.tolist() == [[30.0, 40.0, 50.0, 60.0, 70.0]]
 
 
-def test_best_accuracy_is_global_and_best_loss_is_the_window_s() -> None:
+def test_best_accuracy_is_global_and_best_loss_of_the_window() -> None:
     losses = [0.5, *[2.0 - 0.01 * i for i in range(12)]]
     accuracies = [90.0, *[20.0 + i for i in range(12)]]
     records = run(losses, accuracies)
@@ -64,7 +64,7 @@ def test_best_accuracy_is_global_and_best_loss_is_the_window_s() -> None:
     assert records[12].best_val_accuracy[0] == 90.0
 
 
-def test_padding_never_counts_as_the_best_loss() -> None:
+def test_padding_is_never_the_best_loss() -> None:
     assert run([3.0, 2.5], [10.0, 10.0])[-1].window_best_val_loss[0] == 2.5
 
 
@@ -90,14 +90,14 @@ def test_plateau_counts_epochs_without_a_smoothed_gain(accuracies: list[float], 
     assert run(losses, accuracies, config)[-1].plateau_epochs[0] == naive_plateau(accuracies, config)
 
 
-def test_a_gain_of_exactly_the_threshold_is_progress() -> None:
+def test_gain_of_exactly_the_threshold_is_progress() -> None:
     config = SignalConfig(smoothing=1)
     assert run([2.0, 2.0], [30.0, 30.5], config)[-1].plateau_epochs[0] == 0
     assert run([2.0, 2.0], [30.0, 30.4375], config)[-1].plateau_epochs[0] == 1
 
 
-def test_noise_under_the_smoothing_does_not_end_a_plateau() -> None:
-    """A swing of four points around a standing mean is a plateau; unsmoothed it would be none."""
+def test_smoothed_noise_does_not_end_a_plateau() -> None:
+    """A swing of four points around a constant mean is a plateau only if smoothed."""
     accuracies = [40.0 + (0.0, 2.0, -2.0)[i % 3] for i in range(16)]
     losses = [2.0] * 16
     assert run(losses, accuracies)[-1].plateau_epochs[0] >= 13
@@ -115,7 +115,7 @@ def test_stabilisation_latches_and_is_announced_once() -> None:
 
 
 def naive_stabilised(losses: list[float], config: SignalConfig) -> int | None:
-    """The epoch that latches, by the definition."""
+    """Return the epoch that latches, by the definition."""
     smooth = []
     for epoch in range(len(losses)):
         recent = losses[max(0, epoch - config.smoothing + 1) : epoch + 1]
@@ -130,7 +130,7 @@ def naive_stabilised(losses: list[float], config: SignalConfig) -> int | None:
 
 
 @given(st.lists(st.floats(0.5, 3.0), min_size=2, max_size=20))
-def test_stabilisation_agrees_with_its_definition(losses: list[float]) -> None:
+def test_stabilisation_equals_its_definition(losses: list[float]) -> None:
     records = run(losses, [30.0] * len(losses))
     announced = [i for i, record in enumerate(records) if record.just_stabilised[0]]
     expected = naive_stabilised(losses, SignalConfig())
@@ -138,13 +138,13 @@ def test_stabilisation_agrees_with_its_definition(losses: list[float]) -> None:
 
 
 @pytest.mark.parametrize(("factor", "stable"), [(0.98, True), (0.96, False), (1.04, True), (1.06, False)])
-def test_the_stable_band_is_minus_five_to_plus_three_percent(factor: float, stable: bool) -> None:
+def test_stable_band_is_minus_five_to_plus_three_percent(factor: float, stable: bool) -> None:
     records = run([2.0 * factor**i for i in range(4)], [30.0] * 4, SignalConfig(smoothing=1))
     assert bool(records[-1].host_stabilised[0]) is stable
     assert not records[-2].host_stabilised[0]
 
 
-def test_peek_repeats_update_and_changes_nothing() -> None:
+def test_peek_equals_update_and_changes_nothing() -> None:
     tracker = SignalTracker(2)
     tracker.reset(np.array([True, True]), np.array([2.0, 2.0]), np.array([20.0, 30.0]))
     for step in range(12):
@@ -156,7 +156,7 @@ def test_peek_repeats_update_and_changes_nothing() -> None:
             np.testing.assert_array_equal(array, before[name])
 
 
-def test_records_are_copies() -> None:
+def test_readings_are_copies() -> None:
     tracker = SignalTracker(1)
     tracker.reset(np.array([True]), np.array([2.0]), np.array([20.0]))
     first = tracker.update(np.array([1.9]), np.array([21.0]))
@@ -169,7 +169,7 @@ def test_records_are_copies() -> None:
     assert tracker.peek().accuracy_history[0, -2] == 21.0
 
 
-def test_reset_touches_only_the_given_rows() -> None:
+def test_reset_changes_its_rows_only() -> None:
     tracker = SignalTracker(2)
     tracker.reset(np.array([True, True]), np.array([2.0, 1.0]), np.array([20.0, 70.0]))
     for _ in range(6):
@@ -196,7 +196,7 @@ def test_stable_epochs_of_an_earlier_episode_do_not_count() -> None:
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_diverged_loss_is_shown_raw_and_the_best_of_the_window_survives(loss: float) -> None:
+def test_diverged_loss_is_raw_and_not_the_best(loss: float) -> None:
     records = run([2.0, 1.8, loss, loss, 1.7], [20.0] * 5)
     np.testing.assert_array_equal(records[2].val_loss, [loss])
     assert records[3].window_best_val_loss[0] == 1.8
@@ -208,12 +208,12 @@ def test_a_diverged_loss_is_shown_raw_and_the_best_of_the_window_survives(loss: 
     "bad",
     [{"history": 0}, {"window": 4}, {"window": 3, "history": 2}, {"smoothing": 0}, {"stable_low": 0.1}],
 )
-def test_configurations_that_make_no_sense_are_rejected(bad: dict[str, float]) -> None:
+def test_signal_config_rejects_invalid_settings(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"expected|need|below"):
         SignalConfig(**bad)  # type: ignore[arg-type]
 
 
-def test_a_restored_tracker_goes_on_as_if_nothing_had_happened() -> None:
+def test_restored_tracker_continues_exactly() -> None:
     rng = np.random.default_rng(7)
     losses, accuracies = rng.uniform(1, 2, (20, 3)), rng.uniform(20, 60, (20, 3))
     original = SignalTracker(3)

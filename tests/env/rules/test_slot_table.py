@@ -24,7 +24,7 @@ def filled(num_envs, num_slots):
     return table
 
 
-def test_every_column_has_one_cell_per_slot_of_its_own():
+def test_columns_have_one_cell_per_slot():
     table = SlotTable.empty(4, 3)
     assert table.shape == (4, 3)
     assert all(column.shape == (4, 3) for column in columns(table).values())
@@ -36,7 +36,7 @@ def test_every_column_has_one_cell_per_slot_of_its_own():
     }
 
 
-def test_an_empty_slot_is_dormant_and_nothing_in_it_was_measured():
+def test_empty_slot_is_dormant_and_unmeasured():
     table = SlotTable.empty(2, 3)
     assert (table.stage == Stage.DORMANT).all()
     assert (table.blueprint == NO_BLUEPRINT).all()
@@ -46,7 +46,7 @@ def test_an_empty_slot_is_dormant_and_nothing_in_it_was_measured():
     assert not table.has_seed.any()
 
 
-def test_clear_restores_every_column_of_the_masked_slots_and_no_other():
+def test_clear_resets_masked_slots_only():
     table, untouched, empty = filled(2, 3), filled(2, 3), SlotTable.empty(2, 3)
     mask = np.array([[True, False, False], [False, False, True]])
     table.clear(mask)
@@ -55,7 +55,7 @@ def test_clear_restores_every_column_of_the_masked_slots_and_no_other():
         assert (column[~mask] == getattr(untouched, name)[~mask]).all(), name
 
 
-def test_clear_seed_keeps_the_stage_and_forgets_the_rest():
+def test_clear_seed_keeps_only_the_stage():
     table, empty = filled(1, 2), SlotTable.empty(1, 2)
     table.stage[:] = Stage.PRUNED
     table.clear_seed(np.array([[True, False]]))
@@ -80,7 +80,7 @@ def test_clear_seed_keeps_the_stage_and_forgets_the_rest():
         (Stage.RESETTING, False, False, False, True),
     ],
 )
-def test_views_on_the_stage(stage, has_seed, is_live, is_blended, in_cooldown):
+def test_properties_of_stages(stage, has_seed, is_live, is_blended, in_cooldown):
     table = SlotTable.empty(1, 1)
     table.stage[:] = stage
     assert table.has_seed.item() == has_seed

@@ -27,7 +27,7 @@ def size(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_convolutional_hosts_offer_exactly_their_blueprints():
+def test_cnn_hosts_offer_the_standard_blueprints():
     assert {entry.value for entry in ENTRIES} == set(CNN_BLUEPRINTS)
     assert all(Blueprint(entry.value).name.lower() == entry.name for entry in ENTRIES)
 
@@ -45,20 +45,20 @@ def test_convolutional_hosts_offer_exactly_their_blueprints():
         ("conv_heavy", 308, 2 * (9 * 32 * 32 + 64) + 32),
     ],
 )
-def test_exact_parameter_counts(name, at_4, at_32):
+def test_parameter_counts(name, at_4, at_32):
     factory = blueprint_entry(name, "cnn").factory
     assert size(factory(4)) == at_4
     assert size(factory(32)) == at_32
 
 
-def test_the_bottleneck_narrows_only_wide_features():
+def test_bottleneck_narrows_only_wide_features():
     assert blueprint_entry("bottleneck", "cnn").factory(64).branch[0].out_channels == 16
     assert blueprint_entry("bottleneck", "cnn").factory(8).branch[0].out_channels == 8
 
 
 @EVERY_BLUEPRINT
 @pytest.mark.parametrize("channels", [1, 4, 24])
-def test_a_seed_is_close_to_the_identity_at_birth(entry, channels):
+def test_newborn_seed_is_close_to_the_identity(entry, channels):
     x = features(channels, dtype=torch.float32)
     seed = entry.factory(channels)
     out = seed(x)
@@ -69,7 +69,7 @@ def test_a_seed_is_close_to_the_identity_at_birth(entry, channels):
 
 
 @EVERY_BLUEPRINT
-def test_seeds_keep_no_statistics_and_draw_nothing(entry):
+def test_seeds_have_no_buffers_and_no_randomness(entry):
     seed = entry.factory(4)
     assert not list(seed.buffers())
     x = features(4, dtype=torch.float32)
@@ -77,7 +77,7 @@ def test_seeds_keep_no_statistics_and_draw_nothing(entry):
 
 
 @EVERY_BLUEPRINT
-def test_samples_do_not_mix(entry):
+def test_samples_are_independent(entry):
     seed, x = scrambled(entry.name, "cnn", 8), features(8)
     torch.testing.assert_close(seed(x)[2:3], seed(x[2:3]))
 
@@ -148,12 +148,12 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_a_seed_computes_its_formula(name):
+def test_seed_equals_its_formula(name):
     seed, x = scrambled(name, "cnn", 8), features(8)
     torch.testing.assert_close(seed(x), FORMULAS[name](dict(seed.named_parameters()), x))
 
 
-def test_no_branch_ends_in_a_rectifier():
+def test_no_branch_ends_in_relu():
     """Behind one, a scale could be multiplied with zeros only."""
     for entry in ENTRIES:
         branch = getattr(entry.factory(8), "branch", None)
@@ -209,7 +209,7 @@ class ChangesNothingInPlace(nn.Module):
     ],
     ids=["mixing", "in place without effect", "noise", "shape", "type", "in place", "statistics", "dropout", "dtype"],
 )
-def test_a_module_that_cannot_be_a_seed_is_a_clear_error(module, message):
+def test_check_seed_rejects_modules_that_cannot_be_seeds(module, message):
     x = torch.linspace(-1, 1, 2 * 3 * 4 * 4).view(2, 3, 4, 4)
     before, state = x.clone(), torch.default_generator.get_state()
     with pytest.raises(ValueError, match=message):
@@ -219,7 +219,7 @@ def test_a_module_that_cannot_be_a_seed_is_a_clear_error(module, message):
 
 
 @pytest.mark.parametrize("num_envs", [1, 2])
-def test_a_blueprint_that_does_not_fit_is_refused_before_anything_is_played(own_blueprints, num_envs):
+def test_blueprint_that_changes_the_shape_is_rejected_by_make(own_blueprints, num_envs):
     own_blueprints("odd", lambda channels: nn.Conv2d(channels, channels + 1, 1))
     with pytest.raises(ValueError, match=r"blueprint 'odd' turns \(3, 4, 4, 4\).*change the blueprint's factory"):
         gymnasium.make_vec("Esper-Digits-v0", num_envs=num_envs)
@@ -246,7 +246,7 @@ class ReadsItsOutput(nn.Conv2d):
         (lambda c: nn.Conv2d(c, c, 1).requires_grad_(False), "a Conv2d has parameters that are frozen"),
     ],
 )
-def test_a_blueprint_that_cannot_work_is_a_clear_error_when_an_environment_is_made(own_blueprints, factory, message):
+def test_blueprint_that_cannot_work_is_rejected_by_make(own_blueprints, factory, message):
     own_blueprints("odd", factory)
     with pytest.raises(ValueError, match=message):
         gymnasium.make("Esper-Digits-v0")
@@ -263,7 +263,7 @@ class Looped(nn.Module):
         return torch.stack([one if one.abs().max().item() > 100 else self.conv(one[None])[0] for one in x])
 
 
-def test_a_blueprint_that_vmap_does_not_know_runs_where_networks_run_alone(own_blueprints):
+def test_blueprint_without_vmap_support_runs_in_single_networks(own_blueprints):
     own_blueprints("looped", Looped)
     with pytest.raises(ValueError, match="blueprint 'looped' cannot be trained for many networks at once"):
         gymnasium.make("Esper-Digits-v0")
@@ -275,7 +275,7 @@ def test_a_blueprint_that_vmap_does_not_know_runs_where_networks_run_alone(own_b
     env.close()
 
 
-def test_a_blueprint_whose_factory_draws_from_numpy_is_refused(own_blueprints):
+def test_factory_that_draws_from_numpy_is_rejected(own_blueprints):
     rng = np.random.default_rng(0)
 
     def factory(channels):

@@ -29,7 +29,7 @@ def features(width, dtype=torch.float64):
     return torch.rand(5, CONTEXT, width, generator=generator, dtype=dtype) * 3 - 1
 
 
-def test_transformers_offer_exactly_their_blueprints():
+def test_transformers_offer_the_standard_blueprints():
     assert {entry.value for entry in ENTRIES} == set(TRANSFORMER_BLUEPRINTS)
     assert all(Blueprint(entry.value).name.lower() == entry.name for entry in ENTRIES)
 
@@ -46,14 +46,14 @@ def test_transformers_offer_exactly_their_blueprints():
         ("mlp", 8 * 32 + 32 + 32 * 8 + 8 + 2 * 8 + 8),
     ],
 )
-def test_exact_parameter_counts(name, at_8):
+def test_parameter_counts(name, at_8):
     module = blueprint_entry(name, "transformer").factory(8)
     assert sum(parameter.numel() for parameter in module.parameters()) == at_8
 
 
 @EVERY_BLUEPRINT
 @pytest.mark.parametrize("width", [4, 24])
-def test_a_seed_is_close_to_the_identity_at_birth(entry, width):
+def test_newborn_seed_is_close_to_the_identity(entry, width):
     x = features(width, dtype=torch.float32)
     out = entry.factory(width)(x)
     assert out.dtype == x.dtype
@@ -62,14 +62,14 @@ def test_a_seed_is_close_to_the_identity_at_birth(entry, width):
 
 
 @EVERY_BLUEPRINT
-def test_samples_do_not_mix(entry):
+def test_samples_are_independent(entry):
     seed, x = scrambled(entry.name, "transformer", 8), features(8)
     torch.testing.assert_close(seed(x)[2:3], seed(x[2:3]))
 
 
 @EVERY_BLUEPRINT
 @pytest.mark.parametrize("place", range(CONTEXT))
-def test_no_seed_looks_ahead(entry, place):
+def test_seeds_are_causal(entry, place):
     seed, x = scrambled(entry.name, "transformer", 8), features(8)
     changed = x.clone()
     changed[:, place] += 1.0
@@ -116,19 +116,19 @@ FORMULAS["flex_attention"] = FORMULAS["attention"]
 
 
 @EVERY_BLUEPRINT
-def test_a_seed_computes_its_formula(entry):
+def test_seed_equals_its_formula(entry):
     seed, x = scrambled(entry.name, "transformer", 8), features(8)
     torch.testing.assert_close(seed(x), FORMULAS[entry.name](dict(seed.named_parameters()), x))
 
 
 @pytest.mark.parametrize(("width", "heads"), [(8, 4), (12, 4), (6, 2), (5, 1), (1, 1)])
 @pytest.mark.parametrize("name", ["attention", "flex_attention"])
-def test_as_many_of_four_heads_as_divide_the_width(name, width, heads):
+def test_attention_has_as_many_of_four_heads_as_divide_the_width(name, width, heads):
     seed = blueprint_entry(name, "transformer").build(width)
     assert [layer.heads for layer in seed.modules() if hasattr(layer, "heads")] == [heads]
 
 
-def test_the_gate_of_a_position_sees_it_and_what_came_before():
+def test_causal_gate_pools_up_to_its_position():
     gate, x = CausalBlendGate(8).double(), features(8)
     out = gate(x)
     assert out.shape == (5, CONTEXT, 1)

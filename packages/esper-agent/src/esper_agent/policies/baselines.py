@@ -52,7 +52,7 @@ class RandomPolicy:
 
     def __init__(self, seed: int = 0) -> None:
         if not is_whole(seed):
-            raise ValueError(f"seed is {seed!r}; expected a non-negative integer")
+            raise ValueError(f"seed is {seed!r}; expected a whole number of at least 0")
         self.seed = seed
         self._episodes = 0
 

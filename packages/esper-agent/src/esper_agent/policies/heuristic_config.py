@@ -30,25 +30,22 @@ _NAMES: dict[str, type[IntEnum]] = {"style": Style, "tempo": Tempo, "prune_speed
 
 @dataclass(frozen=True)
 class HeuristicConfig:
-    """Numbers of the heuristic. Epochs are environment steps, and points are accuracy points (0..100 scale).
+    """Every number of the heuristic. Epochs are environment steps, points are accuracy points on the 0..100 scale.
 
-    Each prune adds ``prune_penalty`` to its blueprint's penalty, which decays by ``penalty_decay`` per epoch. A
-    blueprint is skipped while its penalty is at least ``penalty_threshold``. Nothing is planted for
-    ``epochs_after_prune`` epochs, so a decay that is too fast for the rule to apply is rejected.
-
-    Raises:
-        ValueError: a number is out of range.
+    Each prune adds ``prune_penalty`` to its blueprint, the sum decays by ``penalty_decay`` an epoch, and a blueprint
+    is skipped while it stands at ``penalty_threshold`` or above. Because nothing is planted for
+    ``epochs_after_prune`` epochs, a fast decay would make the rule empty; such a configuration is refused.
     """
 
-    rotation: tuple[str | int, ...] | None = None  # names or values; None: that of the topology
+    rotation: tuple[str | int, ...] | None = None  # names or values; None: the rotation of the topology
     style: Style = Style.SIGMOID_ADD
     tempo: Tempo = Tempo.STANDARD
     prune_speed: AlphaSpeed = AlphaSpeed.INSTANT
 
-    wait_for_stability: bool = True  # plant only after the host has stabilised
+    wait_for_stability: bool = True  # plant only once the host has stabilised
     min_epoch: int = 5  # earliest epoch to plant in
     min_plateau: int = 3  # epochs without progress before planting
-    epochs_after_prune: int = 5  # epochs without planting after a prune
+    epochs_after_prune: int = 5  # no planting for so long after a prune
 
     prune_penalty: float = 2.0
     penalty_decay: float = 0.95  # factor per epoch
@@ -59,9 +56,9 @@ class HeuristicConfig:
     smoothing: int = 3  # epochs the accuracy is averaged over
 
     holding_epochs: int = 3  # contributions averaged before a HOLDING seed is judged
-    min_contribution: float = 0.5  # points above which a seed is kept
-    dependence: float = 0.1  # points above which a network that did not improve depends on the seed
-    commit_epochs: int = 3  # this close to the horizon, seeds are judged on the measurements so far
+    min_contribution: float = 0.5  # points that make a seed worth keeping
+    dependence: float = 0.1  # points beyond which a network that got no better depends on the seed
+    commit_epochs: int = 3  # this close to the horizon seeds are committed on what is known
 
     def __post_init__(self) -> None:
         least = {
@@ -76,7 +73,7 @@ class HeuristicConfig:
         for name, bound in least.items():
             value = getattr(self, name)
             if not is_whole(value, bound):
-                raise ValueError(f"heuristic setting {name} is {value!r}; expected an integer of at least {bound}")
+                raise ValueError(f"heuristic setting {name} is {value!r}; expected a whole number of at least {bound}")
         for name in _NUMBERS:
             if not is_finite(getattr(self, name)):
                 raise ValueError(f"heuristic setting {name} is {getattr(self, name)!r}; expected a finite number")
@@ -86,15 +83,13 @@ class HeuristicConfig:
                 known = ", ".join(f"{member.name} {member.value}" for member in kind)
                 raise ValueError(f"heuristic setting {name} is {value!r}; expected one of {known}")
         if self.smoothing > HISTORY:
-            raise ValueError(
-                f"heuristic setting smoothing is {self.smoothing}; expected at most {HISTORY}, the epochs observed"
-            )
+            raise ValueError(f"heuristic setting smoothing is {self.smoothing}; the observation shows {HISTORY} epochs")
         if not 0.0 < self.penalty_decay <= 1.0:
             raise ValueError(f"heuristic setting penalty_decay is {self.penalty_decay}; expected a factor in (0, 1]")
         left = self.prune_penalty * self.penalty_decay**self.epochs_after_prune
         if left < self.penalty_threshold:
             raise ValueError(
-                f"a penalty of {self.prune_penalty} has decayed to {left:.3g} when planting is allowed again, "
+                f"a prune's penalty of {self.prune_penalty} has decayed to {left:.3g} when planting is allowed again, "
                 f"{self.epochs_after_prune} epochs later, and never reaches the threshold of {self.penalty_threshold}; "
                 "raise prune_penalty or penalty_decay, or lower penalty_threshold"
             )

@@ -59,7 +59,8 @@ class GateConfig:
     min_training_epochs: int = 3
     min_gradient_health: float = 0.7
     full_alpha: float = 1.0
-    #: An older contribution counts as missing. Its age is normally 0, because every epoch measures.
+    #: A contribution older than this counts as missing. Every epoch measures, so its age is normally 0; one epoch
+    #: that did not is tolerated.
     max_contribution_age: int = 1
     min_prospective_contribution: float | None = None
     min_gradient_ratio: float | None = None
@@ -69,17 +70,17 @@ class GateConfig:
     def __post_init__(self) -> None:
         for name in ("min_training_epochs", "max_contribution_age", "min_blending_epochs"):
             value = getattr(self, name)
-            off = name == "min_blending_epochs" and value is None
-            if not off and not is_whole(value):
-                raise ValueError(f"gate setting {name} is {value!r}; expected a non-negative integer")
+            unasked = name == "min_blending_epochs" and value is None
+            if not unasked and not is_whole(value):
+                raise ValueError(f"gate setting {name} is {value!r}; it must be a whole number, 0 or more")
         for name in ("min_gradient_health", "full_alpha"):
             value = getattr(self, name)
             if not is_finite(value) or not 0.0 <= value <= 1.0:
-                raise ValueError(f"gate setting {name} is {value!r}; expected a number inside [0, 1]")
+                raise ValueError(f"gate setting {name} is {value!r}; it must be a number inside [0, 1]")
         for name in ("min_prospective_contribution", "min_gradient_ratio", "min_contribution"):
             value = getattr(self, name)
             if value is not None and not is_finite(value):
-                raise ValueError(f"gate setting {name} is {value!r}; expected a finite number or None")
+                raise ValueError(f"gate setting {name} is {value!r}; it must be a finite number or None")
 
     @classmethod
     def permissive(cls) -> GateConfig:

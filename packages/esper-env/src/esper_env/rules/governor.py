@@ -38,15 +38,15 @@ class GovernorConfig:
     """
 
     window: int = 20  # healthy losses remembered
-    min_history: int = 10  # healthy losses needed to distinguish a collapse from an untrained network
-    collapse_mean: float = 0.6  # the network was trained if the mean of the history is below it
+    min_history: int = 10  # of them, before a collapse can be told from a network that has not learned yet
+    collapse_mean: float = 0.6  # of the history: below it the network had learned
     collapse_width: float = 0.065  # around the loss of guessing
     sigmas: float = 6.0  # above the mean, in standard deviations
     mean_factor: float = 3.0
     guessing_factor: float = 2.0
-    patience: int = 3  # consecutive divergent epochs
+    patience: int = 3  # divergent epochs in a row
     snapshot_epochs: int = 5
-    max_rollbacks: int = 3  # in an episode; the last one ends it
+    max_rollbacks: int = 3  # of an episode; the last one ends it
 
     def __post_init__(self) -> None:
         for name in ("window", "min_history", "patience", "snapshot_epochs", "max_rollbacks"):

@@ -23,12 +23,12 @@ class SignalConfig:
     """
 
     window: int = 10  # epochs kept
-    history: int = 5  # epochs in the observation
-    smoothing: int = 3  # epochs averaged for plateau and stabilisation
-    plateau_points: float = 0.5  # a smaller smoothed gain counts as a plateau
+    history: int = 5  # epochs shown
+    smoothing: int = 3  # epochs averaged before plateau and stabilisation are judged
+    plateau_points: float = 0.5  # a smaller smoothed gain counts as standing still
     stable_low: float = -0.05  # open interval of the relative loss improvement that counts as stable
     stable_high: float = 0.03
-    stable_epochs: int = 3  # consecutive stable epochs that latch "stabilised"
+    stable_epochs: int = 3  # stable epochs in a row that latch "stabilised"
 
     def __post_init__(self) -> None:
         for name in ("history", "smoothing", "stable_epochs"):
