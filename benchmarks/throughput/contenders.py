@@ -150,9 +150,8 @@ class BareLoop:
     def __init__(self, env_id: str, n: int, **env_kwargs: Any) -> None:
         task = make_task(env_id, **env_kwargs)
         self.n = n
-        self._population = build_population(task, n).population
-        for row in range(n):
-            self._population.reset_row(row, row)
+        self._population = build_population(task, n)
+        self._population.reset(np.ones(n, dtype=np.bool_), np.arange(n))
         leaves = [list(shard.host.parameters.values()) for shard in self._population.shards]
         self._optimizers = [
             torch.optim.SGD([leaf.requires_grad_() for leaf in own], lr=task.host_lr, momentum=0.9) for own in leaves

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from contenders import PlainLoop, train_minibatch
 from esper_env.population import Structure
@@ -20,10 +21,9 @@ class Engine:
 
     def __init__(self, task: TaskConfig, n: int) -> None:
         self.n = n
-        self.population = build_population(task, n).population
+        self.population = build_population(task, n)
         self._structure = Structure.of(SlotTable.empty(n, self.population.slots))
-        for row in range(n):
-            self.population.reset_row(row, row)
+        self.population.reset(np.ones(n, dtype=np.bool_), np.arange(n))
 
     def step(self) -> None:
         self.population.train(self._structure)

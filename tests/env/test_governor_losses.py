@@ -266,13 +266,13 @@ def test_return_is_the_committed_gain_less_costs_and_penalties(script):
 def test_snapshots_are_taken_at_the_start_every_five_epochs_and_after_fossilizing(script, monkeypatch):
     env = make()
     taken, growth = [], growth_of(env)
-    put_aside = growth._population.put_aside
+    take_snapshots = growth._population.take_snapshots
 
     def listen(structure, rows):
         taken.extend((int(growth.epoch[row]), int(row)) for row in np.flatnonzero(rows))
-        put_aside(structure, rows)
+        take_snapshots(structure, rows)
 
-    monkeypatch.setattr(growth._population, "put_aside", listen)
+    monkeypatch.setattr(growth._population, "take_snapshots", listen)
     trip = Trip(env)
     trip.go(*script()[:4])
     explode(growth, 1)

@@ -146,12 +146,14 @@ def test_another_operator_starts_without_momentum(make_digits, script, action, m
     population = env.unwrapped._vector._growth._population
     run(env, script(0)[:8])  # HOLDING under ADD
     forgotten = []
-    monkeypatch.setattr(population, "forget_momentum", lambda *place: forgotten.append(place))
+    monkeypatch.setattr(population, "clear_momentum", lambda *masks: forgotten.append(masks))
     full = {"alpha_target": AlphaTarget.FULL}
     run(env, [action(Op.SET_ALPHA_TARGET, 0, style=Style.LINEAR_ADD, **full)])
-    assert forgotten == []
+    assert not forgotten.pop()[0].any()
     run(env, [action(Op.SET_ALPHA_TARGET, 0, style=Style.GATED_GATE, **full)])
-    assert forgotten == [(0, 0, Blueprint.CONV_LIGHT)]
+    mask, blueprint = forgotten.pop()
+    assert np.argwhere(mask).tolist() == [[0, 0]]
+    assert blueprint[0, 0] == Blueprint.CONV_LIGHT
 
 
 @pytest.mark.parametrize("slot", [0, 1, 2])

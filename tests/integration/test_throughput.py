@@ -35,10 +35,9 @@ def assert_same_hosts(networks, shards):
 def test_the_plain_loop_trains_the_same_networks_on_the_same_minibatches(throughput, env_id):
     settings = TINY | ({"dataset": "procedural"} if "CIFAR" in env_id else {})
     loop = throughput.PlainLoop(env_id, 2, threads=1, **settings)
-    population = build_population(make_task(env_id, **settings), 2).population
+    population = build_population(make_task(env_id, **settings), 2)
     structure = Structure.of(SlotTable.empty(2, population.slots))
-    for row in range(2):
-        population.reset_row(row, row)
+    population.reset(np.ones(2, dtype=np.bool_), np.arange(2))
     loop.step()
     population.train(structure)
     assert_same_hosts(loop.networks, population.shards)

@@ -100,14 +100,24 @@ def make_population(stripes: ImageData) -> Iterator[Callable[..., Population]]:
             try_host=host is not None,
         )
         population = Population(host or small_host(kernel), count, data, config)
-        for row in range(count):
-            population.reset_row(row, first_seed + row)
+        population.reset(np.ones(count, dtype=np.bool_), np.arange(first_seed, first_seed + count))
         made.append(population)
         return population
 
     yield make
     for population in made:
         population.close()
+
+
+def reset_row(population: Population, row: int, seed: int) -> None:
+    rows = np.arange(len(population._streams))
+    population.reset(rows == row, np.full(len(rows), seed))
+
+
+def attach_seed(population: Population, row: int, slot: int, blueprint: int) -> None:
+    mask = np.zeros((len(population._streams), population.slots), dtype=np.bool_)
+    mask[row, slot] = True
+    population.attach(mask, np.full(mask.shape, blueprint))
 
 
 Planted = tuple[int, int, str, int, Stage, float, bool]
@@ -129,12 +139,12 @@ def grow() -> Callable[..., Structure]:
         for row, slot, name, op, stage, *rest in seeds:
             at = row, slot
             value = blueprint_entry(name, population.shards[0].topology).value
-            if attach:
-                population.attach(row, slot, value)
             blueprint[at], operator[at], blended[at] = value, op, IS_BLENDED[stage]
             training[at], fossilized[at] = stage == Stage.TRAINING, stage == Stage.FOSSILIZED
             alpha[at] = (rest[0] if rest else 1.0) if blended[at] else 0.0
             frozen[at] = len(rest) > 1 and rest[1]
+        if attach:
+            population.attach(blueprint != NO_BLUEPRINT, blueprint)
         return Structure(blueprint, operator, alpha, blended, training, frozen, fossilized)
 
     return build

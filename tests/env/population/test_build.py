@@ -17,7 +17,7 @@ def build():
     made = []
 
     def make(env_id="Esper-Digits-v0", count=3, **overrides):
-        made.append(build_population(make_task(env_id, device="cpu", **overrides), count).population)
+        made.append(build_population(make_task(env_id, device="cpu", **overrides), count))
         return made[-1]
 
     yield make
@@ -48,10 +48,10 @@ def test_a_device_that_is_not_there_is_noticed_before_any_data_is_loaded(monkeyp
 
 
 def test_names_and_sizes_come_with_the_population():
-    built = build_population(make_task("Esper-Digits-v0", device="cpu"), 2)
-    built.population.close()
-    assert (built.dataset_name, built.classes, built.is_text) == ("digits", 10, False)
-    assert built.population.predictions == 800
+    population = build_population(make_task("Esper-Digits-v0", device="cpu"), 2)
+    population.close()
+    assert (population.dataset_name, population.classes, population.reads_text) == ("digits", 10, False)
+    assert population.predictions == 800
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_tasks_numbers_reach_the_training(build):
     moved = {}
     for rate in (1e-12, 0.05):
         population = build(count=1, host_lr=rate, batches_per_step=2, batch_size=16)
-        population.reset_row(0, 0)
+        population.reset(np.ones(1, dtype=np.bool_), np.zeros(1, dtype=np.int64))
         before = population.shards[0].host.parameters["segments.0.0.weight"].clone()
         population.train(nothing)
         moved[rate] = float((population.shards[0].host.parameters["segments.0.0.weight"] - before).abs().max())
@@ -103,10 +103,9 @@ def test_isolation_and_slots_reach_the_networks(build):
 @pytest.mark.slow
 def test_digits_are_learnt_by_the_host_alone(build):
     population = build(count=2)
-    for row in range(2):
-        population.reset_row(row, row)
     nothing = Structure.of(SlotTable.empty(2, 3))
     everyone = np.ones(2, dtype=np.bool_)
+    population.reset(everyone, np.arange(2))
     untrained = population.measure(nothing, everyone).accuracy
     for _ in range(20):
         population.train(nothing)

@@ -9,6 +9,7 @@ import torch
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
+from small_networks import attach_seed, reset_row
 
 pytestmark = pytest.mark.numeric
 
@@ -208,8 +209,8 @@ def test_resetting_a_row_forgets_everything_and_leaves_the_others(make_populatio
     for _ in range(2):
         population.train(structure)
     before = [network(population, structure, row) for row in range(3)]
-    population.reset_row(1, 101)
-    population.attach(1, 1, int(structure.blueprint[1, 1]))
+    reset_row(population, 1, 101)
+    attach_seed(population, 1, 1, int(structure.blueprint[1, 1]))
     grow(fresh, 3, *seeds)
     assert_equal(network(population, structure, 1), network(fresh, structure, 1))
     for row in (0, 2):
@@ -219,7 +220,7 @@ def test_resetting_a_row_forgets_everything_and_leaves_the_others(make_populatio
     assert_equal(network(population, structure, 1), network(fresh, structure, 1))
     value, births = int(structure.blueprint[0, 1]), []
     for each in (population, fresh):
-        each.attach(0, 1, value)  # the second seed that this network has had there, whoever was reset
+        attach_seed(each, 0, 1, value)  # the second seed that this network has had there, whoever was reset
         births.append(each.shards[0].seed_stack(1, value).parameters["branch.0.weight"][0])
     assert torch.equal(*births)
 
@@ -231,14 +232,14 @@ def test_a_newborn_seed_is_new(make_population, grow):
     value = {entry.name: entry.value for entry in offered_blueprints("cnn")}["conv_light"]
     births = []
     for row, slot in [(0, 1), (0, 1), (1, 1)]:
-        population.attach(row, slot, value)
+        attach_seed(population, row, slot, value)
         stack = shard.seed_stack(slot, value)
         births.append(stack.parameters["branch.0.weight"][row].clone())
         assert all((velocity[row] == 0).all() for velocity in stack.momentum.values())
     assert len({tuple(weights.flatten().tolist()) for weights in births}) == 3
     structure = grow(population, 2, (0, 1, "conv_light", Operator.ADD, Stage.HOLDING), attach=False)
     population.train(structure)
-    population.attach(0, 1, value)
+    attach_seed(population, 0, 1, value)
     assert (shard.seed_stack(1, value).momentum["branch.0.weight"][0] == 0).all()
 
 
@@ -304,7 +305,7 @@ def test_no_global_generator_is_touched(make_population, grow, together):
     population.train(structure)
     population.measure(structure, np.ones(2, dtype=np.bool_))
     population.appraise(structure, np.arange(2))
-    population.reset_row(1, 5)
+    reset_row(population, 1, 5)
     assert torch.equal(torch.default_generator.get_state(), torch_state)
     after = np.random.get_state()  # noqa: NPY002
     assert after[0] == numpy_state[0]
@@ -377,7 +378,7 @@ def test_hundreds_of_epochs_hold_no_more_tensors(make_population, grow, together
 
     def epochs(count):
         for index in range(count):
-            population.reset_row(0, index)
+            reset_row(population, 0, index)
             stage = (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)[index % 3]
             structure = grow(population, 1, (0, index % 3, "conv_light", Operator(index % 3), stage))
             population.train(structure)

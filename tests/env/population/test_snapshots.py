@@ -67,7 +67,7 @@ def test_a_network_comes_back_bit_for_bit_and_at_rest(make_population, grow, lay
     structure = grow(population, COUNT, *SEEDS)
     population.train(structure)
     aside = {row: copies(population, row, structure) for row in (0, 2, 3)}
-    population.put_aside(structure, mask(0, 2, 3))
+    population.take_snapshots(structure, mask(0, 2, 3))
     for _ in range(2):
         population.train(structure)
     for row, kept in aside.items():
@@ -75,7 +75,7 @@ def test_a_network_comes_back_bit_for_bit_and_at_rest(make_population, grow, lay
         moved = [name for name in kept if not torch.equal(now[name], kept[name])]
         assert {name.split()[0] for name in moved} == MOVING[row]
         others = [copies(population, other, structure, False, True) for other in range(COUNT) if other != row]
-        assert population.put_back(structure, row) == ((), ())
+        assert population.restore_snapshot(structure, row) == ((), ())
         assert_equal(copies(population, row, structure), kept)
         for _, stack, local in stacks(population, row, structure, only_fossils=True):
             assert not any(value[local].any() for value in stack.momentum.values())
@@ -98,45 +98,45 @@ def test_what_comes_back_are_parameters_statistics_and_gates(make_population, gr
 def test_momentum_is_there_before_it_is_cleared(make_population, grow):
     population = make_population(COUNT)
     structure = grow(population, COUNT, *SEEDS)
-    population.put_aside(structure, mask(1))
+    population.take_snapshots(structure, mask(1))
     population.train(structure)
     moving = [stack for _, stack, _ in stacks(population, 1, structure, only_fossils=True)]
     assert all(any(value[1].any() for value in stack.momentum.values()) for stack in moving[:2])
-    population.put_back(structure, 1)
+    population.restore_snapshot(structure, 1)
     assert not any(value[1].any() for stack in moving for value in stack.momentum.values())
 
 
 def test_live_seeds_are_neither_kept_nor_put_back(make_population, grow):
     population = make_population(COUNT)
     structure = grow(population, COUNT, *SEEDS)
-    population.put_aside(structure, mask(3))
+    population.take_snapshots(structure, mask(3))
     assert set(population._snapshots[0]._shelves) == {"host"}
     population.train(structure)
     shard, _ = population._locate(3)
     seed = shard.seed_stack(1, blueprint_entry("conv_small", "cnn").value)
     before = {name: value.clone() for name, value in seed.values().items()}
-    population.put_back(structure, 3)
+    population.restore_snapshot(structure, 3)
     assert_equal(before, seed.values())
 
 
 def test_the_last_snapshot_counts_and_replaces_no_other_network_s(make_population, grow):
     population = make_population(COUNT, shard_size=3)
     structure = grow(population, COUNT, *SEEDS)
-    population.put_aside(structure, mask(*range(COUNT)))
+    population.take_snapshots(structure, mask(*range(COUNT)))
     first = [copies(population, row, structure) for row in range(COUNT)]
     population.train(structure)
-    population.put_aside(structure, mask(1, 3))
+    population.take_snapshots(structure, mask(1, 3))
     second = [copies(population, row, structure) for row in range(COUNT)]
     population.train(structure)
     for row in range(COUNT):
-        population.put_back(structure, row)
+        population.restore_snapshot(structure, row)
         assert_equal(copies(population, row, structure), (second if row in (1, 3) else first)[row])
 
 
 def test_snapshots_share_no_memory_with_the_networks(make_population, grow):
     population = make_population(COUNT)
     structure = grow(population, COUNT, *SEEDS)
-    population.put_aside(structure, mask(0, 1, 2))
+    population.take_snapshots(structure, mask(0, 1, 2))
     shelves = population._snapshots[0]._shelves
     kept = {
         (name, kind, key): value.clone()
@@ -160,11 +160,11 @@ def test_training_goes_on_from_a_snapshot_as_from_the_network_it_was_taken_of(ma
         population = make_population(1)
         structure = grow(population, 1, *SEEDS[:1])
         population.train(structure)
-        population.put_aside(structure, np.array([True]))
+        population.take_snapshots(structure, np.array([True]))
         if astray:
             for value in population.shards[0].host.values().values():
                 value.fill_(3)
-        population.put_back(structure, 0)
+        population.restore_snapshot(structure, 0)
         losses.append(population.train(structure).loss.tolist())
     assert losses[0] == losses[1]
 

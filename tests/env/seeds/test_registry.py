@@ -55,7 +55,7 @@ def test_custom_module_trains_as_in_a_plain_loop(make_population, grow, twin, ba
 def test_module_that_cannot_be_a_seed_is_rejected_when_planted(make_population):
     entry = register_blueprint("batchy", "cnn", nn.BatchNorm2d)
     with pytest.raises(ValueError, match="blueprint 'batchy' writes into its buffer 'running_mean'"):
-        make_population().attach(0, 0, entry.value)
+        make_population().attach(np.array([[True, False, False]]), np.full((1, 3), entry.value))
 
 
 def env_with_blueprint_12(name):

@@ -64,9 +64,8 @@ class Growth(ArrayState):
             check_length(task.dataset, DataFamily(task.family), task.host.context)
         self._gates = gate_config(task.gates)
         self.reward_config = reward_config(task.reward_mode, task.reward_weights)
-        built = build_population(task, count)
-        self._population, self._is_text = built.population, built.is_text
-        self.dataset_name, self.data_digest = built.dataset_name, built.data_digest
+        self._population = build_population(task, count)
+        self.dataset_name, self.data_digest = self._population.dataset_name, self._population.data_digest
         shard = self._population.shards[0]
         self.slot_ids: tuple[str, ...] = tuple(spec.slot_id for spec in shard.slots)
         self.topology = shard.topology
@@ -79,7 +78,7 @@ class Growth(ArrayState):
         self._builder = ObservationBuilder(slots, task.horizon, task.param_budget, shard.execution_order)
         self._signals = SignalTracker(count, SignalConfig(plateau_points=task.plateau_points))
         self._reward = RewardModel(count, slots, task.horizon, self.host_parameters, self.reward_config)
-        self._governor = Governor(count, slots, built.classes)
+        self._governor = Governor(count, slots, self._population.classes)
         self.telemetry = Telemetry()
         gauge = memory_gauge(shard.device)
         self.recorder = Recorder(self.telemetry, count, self.slot_ids, self.blueprint_names, gauge)
@@ -111,9 +110,8 @@ class Growth(ArrayState):
             mask[rows, slot] = True
             lifecycle.plant(self.table, mask, blueprint)
             planted |= mask
-        for row in np.flatnonzero(rows):
-            self._population.reset_row(int(row), int(seeds[row]))
-        self._attach(planted)
+        self._population.reset(rows, seeds)
+        self._population.attach(planted, self.table.blueprint)
         structure = Structure.of(self.table)
         measured = self._population.measure(structure, rows)
         self._record(measured, rows)
@@ -168,7 +166,7 @@ class Growth(ArrayState):
         epoch = self._train(before)
         rescued, structure, measured = epoch.judgement.roll_back, epoch.structure, epoch.measured
         command = asked.waiting(rescued) if rescued.any() else asked
-        self._withdraw(changes.attached & rescued[:, None])
+        self._population.withdraw(changes.attached & rescued[:, None])
         succeeded = changes.succeeded & ~rescued
         self._record_epoch(epoch)
         # A restored network equals its snapshot and has not been judged yet.
@@ -214,11 +212,10 @@ class Growth(ArrayState):
         changes = lifecycle.apply(self.table, command, self._gates)
         was_falling = self.table.alpha_mode == DOWN
         lifecycle.tick(self.table, changes)
-        self._attach(changes.attached)
+        self._population.attach(changes.attached, self.table.blueprint)
         falling = (self.table.alpha_mode == DOWN) | was_falling
         stale = (falling | changes.operator_changed) & self.table.is_blended
-        for row, slot in np.argwhere(stale):
-            self._population.forget_momentum(int(row), int(slot), int(self.table.blueprint[row, slot]))
+        self._population.clear_momentum(stale, self.table.blueprint)
         return changes
 
     def _train(self, before: SlotTable) -> TrainedEpoch:
@@ -258,7 +255,7 @@ class Growth(ArrayState):
         """Restore the networks of ``rows`` (N,) to their snapshots, roll the table back and measure again."""
         lifecycle.roll_back(self.table, before, rows, self._governor.saved)
         structure = Structure.of(self.table)
-        rescues = {row: self._population.put_back(structure, row) for row in np.flatnonzero(rows).tolist()}
+        rescues = {row: self._population.restore_snapshot(structure, row) for row in np.flatnonzero(rows).tolist()}
         measured = updated(measured, self._population.measure(structure, rows), rows)
         self._governor.rolled_back(rows, measured.loss)
         return structure, measured, rescues
@@ -266,7 +263,7 @@ class Growth(ArrayState):
     def _take_snapshots(self, structure: Structure, rows: Mask) -> None:
         if not rows.any():
             return
-        self._population.put_aside(structure, rows)
+        self._population.take_snapshots(structure, rows)
         self._governor.snapshots_taken(rows, self.epoch, structure.fossilized)
 
     def observe(self) -> Observation:
@@ -280,14 +277,6 @@ class Growth(ArrayState):
             "action_mask": self.rules.marginal(legal),
             "op_slot_mask": self.rules.op_slot(legal),
         }
-
-    def _attach(self, mask: Mask) -> None:
-        for row, slot in np.argwhere(mask):
-            self._population.attach(int(row), int(slot), int(self.table.blueprint[row, slot]))
-
-    def _withdraw(self, mask: Mask) -> None:
-        for row, slot in np.argwhere(mask):
-            self._population.withdraw(int(row), int(slot))
 
     def _record(self, measured: Measurement, rows: Mask) -> None:
         """Record the measurements of ``rows`` (N,) in the table."""
@@ -348,7 +337,7 @@ class Growth(ArrayState):
             "action_mask": self.rules.marginal(self.rules.legal(self.table)),
             "val_accuracy": signals.val_accuracy,
             "val_loss": signals.val_loss,
-            **({"val_bits_per_byte": signals.val_loss / np.log(2.0)} if self._is_text else {}),
+            **({"val_bits_per_byte": signals.val_loss / np.log(2.0)} if self._population.reads_text else {}),
             "parameters_added": self._population.parameters_added(structure, self.table.has_seed),
             "rollbacks": self._governor.rollbacks,
             "slot_stage": self.table.stage.copy(),

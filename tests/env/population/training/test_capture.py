@@ -18,6 +18,7 @@ from esper_env.population.training.capture import Captured
 from esper_env.population.training.minibatches import Draw, draw_epoch
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
+from small_networks import attach_seed, reset_row
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -201,8 +202,8 @@ def test_a_row_that_starts_anew_is_what_the_captured_step_trains(both_ways, grow
     for epoch in range(3):
         for population, structure in zip((eager, recorded), structures, strict=True):
             if epoch == 1:
-                population.reset_row(1, 555)
-                population.attach(1, 0, int(structure.blueprint[1, 0]))
+                reset_row(population, 1, 555)
+                attach_seed(population, 1, 0, int(structure.blueprint[1, 0]))
             population.train(structure)
     assert recorded.captures == 1
     assert_same(eager, recorded)

@@ -114,7 +114,7 @@ def test_a_thawed_seed_starts_from_rest(make_population, grow):
     population = make_population()
     frozen = grow(population, 1, (*seed, True))
     population.train(frozen)
-    population.forget_momentum(0, SLOT, int(frozen.blueprint[0, SLOT]))
+    population.clear_momentum(frozen.blended, frozen.blueprint)
     for name, velocity in own_tensors(population.shards[0], frozen, 0, SLOT, "momentum").items():
         assert (velocity == 0).all(), name
 
@@ -124,8 +124,7 @@ def test_the_loss_falls_when_only_the_seed_learns(make_population, build_host, g
     """All kinds on the same host and the same minibatches."""
     settings = {"host_lr": 1e-12, "seed_lr": 0.1, "batches": 8, "dtype": torch.float64}
     population = make_population(len(KINDS), host=build_host(norm_momentum=0.5), **settings)
-    for row in range(len(KINDS)):
-        population.reset_row(row, 5)
+    population.reset(np.ones(len(KINDS), dtype=np.bool_), np.full(len(KINDS), 5))
     structure = grow(population, len(KINDS), *planted(stage))
     train = HeldOutImages(stripes.train_images, stripes.train_labels, stripes, torch.device("cpu"), torch.float64)
     on = ConfigurationSet.of(np.arange(len(KINDS)), np.full(len(KINDS), 1 << SLOT), population.slots)
@@ -154,7 +153,7 @@ def test_twenty_epochs_of_isolation_on_digits_do_not_spoil_a_seed():
     """
     per_kind = 3
     kinds = [kind for kind in KINDS for _ in range(per_kind)]
-    population = build_population(make_task("Esper-Digits-v0", device="cpu"), len(kinds)).population
+    population = build_population(make_task("Esper-Digits-v0", device="cpu"), len(kinds))
     shape = (len(kinds), population.slots)
     blueprint = np.full(shape, NO_BLUEPRINT, dtype=np.int64)
     operator, off = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
@@ -162,11 +161,11 @@ def test_twenty_epochs_of_isolation_on_digits_do_not_spoil_a_seed():
     values = {entry.name: entry.value for entry in offered_blueprints("cnn")}
     for row, (name, op) in enumerate(kinds):
         slot = row % 3
-        population.reset_row(row, row)
-        population.attach(row, slot, values[name])
         blueprint[row, slot], operator[row, slot], training[row, slot] = values[name], op, True
     structure = Structure(blueprint, operator, np.zeros(shape), off, training, off, off)
     everyone = np.ones(len(kinds), dtype=np.bool_)
+    population.reset(everyone, np.arange(len(kinds)))
+    population.attach(training, blueprint)
     born = population.measure(structure, everyone).contribution[training]
     late = []
     for epoch in range(20):

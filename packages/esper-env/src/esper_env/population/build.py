@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -124,18 +123,8 @@ def _made_data(env_id: str, make: Callable[[], object]) -> object:
         ) from error
 
 
-class Built(NamedTuple):
-    """A task's networks and what is known of their data."""
-
-    population: Population
-    dataset_name: str
-    data_digest: str
-    classes: int
-    is_text: bool
-
-
-def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.float32) -> Built:
-    """The population of a task's networks."""
+def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.float32) -> Population:
+    """Build the population of ``count`` networks of a task."""
     device = resolve_device(task.device)
     shard_size = _shard_size(task, count, device)
     data = load_task_data(task)
@@ -151,8 +140,7 @@ def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.fl
         capture=task.capture,
         try_host=not isinstance(task.host, CNNSpec | TransformerSpec),
     )
-    population = Population(host_builder(task, data), count, data, config)
-    return Built(population, data.name, data.digest, data.classes, isinstance(data, TextData))
+    return Population(host_builder(task, data), count, data, config)
 
 
 def _shard_size(task: TaskConfig, count: int, device: torch.device) -> int:

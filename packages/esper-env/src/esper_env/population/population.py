@@ -31,6 +31,8 @@ from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_rng, derive_seed
 from esper_env.tasks.choices import FULL_PRECISION
 
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
 T = TypeVar("T", bound=tuple[NDArray[Any], ...])
 R = TypeVar("R")
 
@@ -93,6 +95,8 @@ class Population:
             raise ValueError(f"shard_size is {config.shard_size}; expected 1 or more, or 'auto'")
         device, dtype = config.device, config.dtype
         self._config = config
+        self.dataset_name, self.data_digest, self.classes = data.name, data.digest, data.classes
+        self.reads_text = isinstance(data, TextData)
         starts = range(0, count, config.shard_size)
         self._slices = [slice(start, min(start + config.shard_size, count)) for start in starts]
         workers = min(len(self._slices), torch.get_num_threads()) if device.type == "cpu" else 1
@@ -111,7 +115,7 @@ class Population:
             ]
             self._splits = splits_for(self.shards[0].slots[0], data, device, dtype)
             if config.try_host:
-                self._try_host(data.classes)
+                self._try_host()
             try_blueprints(self.shards[0])
             self._trainers = [
                 Trainers(shard, config.optimisation, self._splits.train, config.capture) for shard in self.shards
@@ -123,11 +127,11 @@ class Population:
         self._seed_sizes = np.zeros((self.slots, NO_BLUEPRINT), dtype=np.int64)
         self._gate_sizes = np.zeros(self.slots, dtype=np.int64)
 
-    def _try_host(self, classes: int) -> None:
+    def _try_host(self) -> None:
         """On the first samples of the validation data."""
         samples, _ = next(self._splits.validation.chunks(self.shards[0]))
         some = some_of(samples)
-        check_forward(self.shards[0].host.template, some, classes)
+        check_forward(self.shards[0].host.template, some, self.classes)
         try_host(self.shards[0], some)
 
     @property
@@ -147,23 +151,25 @@ class Population:
             self._pool = None
 
     @_own_settings()
-    def reset_row(self, row: int, seed: int) -> None:
-        """Start one network anew from a seed: weights, data order and seeds to come."""
-        shard, local = self._locate(row)
-        shard.reset_row(local, seed)
-        self._streams[row].seed(derive_seed(seed, "minibatches"))
+    def reset(self, rows: BoolArray, seeds: IntArray) -> None:
+        """Reset the networks of ``rows`` (N,) from ``seeds`` (N,): weights, data order and later seeds."""
+        for row in np.flatnonzero(rows).tolist():
+            shard, local = self._locate(row)
+            shard.reset_row(local, int(seeds[row]))
+            self._streams[row].seed(derive_seed(int(seeds[row]), "minibatches"))
 
     @_own_settings()
-    def attach(self, row: int, slot: int, blueprint: int) -> None:
-        """Give one network a newborn seed."""
-        shard, local = self._locate(row)
-        shard.attach(local, slot, blueprint)
-        self._note_sizes(row, slot, blueprint)
+    def attach(self, mask: BoolArray, blueprint: IntArray) -> None:
+        """Attach newborn seeds of ``blueprint`` (N, S) to the slots of ``mask`` (N, S)."""
+        for row, slot in np.argwhere(mask).tolist():
+            shard, local = self._locate(row)
+            shard.attach(local, slot, int(blueprint[row, slot]))
+            self._note_sizes(row, slot, int(blueprint[row, slot]))
 
-    def withdraw(self, row: int, slot: int) -> None:
-        """Undo the latest birth: the next seed there starts as if this one had never been attached."""
-        shard, local = self._locate(row)
-        shard.births[local, slot] -= 1
+    def withdraw(self, mask: BoolArray) -> None:
+        """Undo the latest births in the slots of ``mask`` (N, S): the next seeds start as these did."""
+        for shard, own in zip(self.shards, self._slices, strict=True):
+            shard.births -= mask[own]
 
     def _note_sizes(self, row: int, slot: int, blueprint: int) -> None:
         shard, _ = self._locate(row)
@@ -171,11 +177,12 @@ class Population:
         self._gate_sizes[slot] = shard.gate_stack(slot).size
 
     @_own_settings()
-    def forget_momentum(self, row: int, slot: int, blueprint: int) -> None:
-        """Clear the optimizer's momentum of a seed and its gate: it was frozen, or blends in another way now."""
-        shard, local = self._locate(row)
-        shard.seed_stack(slot, blueprint).clear_momentum([local])
-        shard.gate_stack(slot).clear_momentum([local])
+    def clear_momentum(self, mask: BoolArray, blueprint: IntArray) -> None:
+        """Clear the optimizer's momentum of the seeds in ``mask`` (N, S), made from ``blueprint`` (N, S), and gates."""
+        for row, slot in np.argwhere(mask).tolist():
+            shard, local = self._locate(row)
+            shard.seed_stack(slot, int(blueprint[row, slot])).clear_momentum([local])
+            shard.gate_stack(slot).clear_momentum([local])
 
     @_own_settings()
     def train(self, structure: Structure, check_isolation: bool = False) -> TrainStats:
@@ -188,15 +195,15 @@ class Population:
         return TrainStats(self._each_shard(one))
 
     @_own_settings()
-    def put_aside(self, structure: Structure, rows: NDArray[np.bool_]) -> None:
-        """Snapshot the hosts and fossilized seeds of the networks of ``rows`` (N,), in main memory."""
+    def take_snapshots(self, structure: Structure, rows: BoolArray) -> None:
+        """Copy the hosts and fossilized seeds of the networks of ``rows`` (N,) to main memory."""
         for snapshots, own in zip(self._snapshots, self._slices, strict=True):
             if rows[own].any():
                 snapshots.take(structure.rows(own), np.flatnonzero(rows[own]))
 
     @_own_settings()
-    def put_back(self, structure: Structure, row: int) -> Mismatch:
-        """Give one network the weights of its snapshot back, of which ``structure`` has the fossilized seeds."""
+    def restore_snapshot(self, structure: Structure, row: int) -> Mismatch:
+        """Restore one network from its snapshot; ``structure`` has the fossilized seeds of the snapshot."""
         own = self._slices[row // self._config.shard_size]
         return self._snapshots[row // self._config.shard_size].restore(structure.rows(own), row - own.start)
 
