@@ -1,4 +1,4 @@
-"""docs/results.md and docs/headroom.md, made from the files in benchmarks/results/.
+"""Write docs/results.md and docs/headroom.md from the files in benchmarks/results/.
 
 python benchmarks/report.py
 """
@@ -15,18 +15,18 @@ import report_speed
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE, PLANTED_PAGE = ROOT / "docs" / "results.md", ROOT / "docs" / "headroom.md"
+PAGE, HEADROOM_PAGE = ROOT / "docs" / "results.md", ROOT / "docs" / "headroom.md"
 
 HEAD = """# {title}
 
-This page is made by `python benchmarks/report.py` from the files in `benchmarks/results/`. The commands are those that
-were given, from the root of the checkout; `python` is that of the environment, `.venv/bin/python`.
+`python benchmarks/report.py` writes this page from the files in `benchmarks/results/`. The commands were run in the
+root of the checkout; `python` is `.venv/bin/python`.
 """
 
 STUDY = """
 ## Policies on {env}
 
-{runs} of {timesteps:,} steps each, {episodes} held-out episodes, the same for every policy. Data:
+{runs} of {timesteps:,} steps each, and {episodes} held-out episodes, the same for every policy. Dataset:
 {dataset}. Machine: {machine}. Raw results: `benchmarks/results/{folder}/`. Command:
 
 ```
@@ -37,9 +37,9 @@ STUDY = """
 |---|---|---|---|---|---|---|
 {rows}
 
-"learned" samples its actions, as in training; "likeliest" is the same policies taking the most probable action instead.
-IQM is the interquartile mean over runs and episodes; intervals resample training runs and episodes. Interquartile mean
-return of each training run: {by_seed}; taking the likeliest actions: {likeliest_by_seed}. {verdict}
+"learned" samples its actions, as in training; "likeliest" is the greedy form of the same policies. IQM is the
+interquartile mean over runs and episodes. Intervals resample training runs and episodes. The interquartile mean returns
+of the training runs are {by_seed}, and {likeliest_by_seed} for the greedy form. {verdict}
 
 ![Returns and training curves](../benchmarks/results/{folder}/comparison.png)
 """
@@ -47,35 +47,35 @@ return of each training run: {by_seed}; taking the likeliest actions: {likeliest
 HEADROOM = """
 ## {env}{settings}
 
-Data: {dataset}. Machine: {machine}. File: `benchmarks/results/{file}`. Command: `{command}`
+Dataset: {dataset}. Machine: {machine}. File: `benchmarks/results/{file}`. Command: `{command}`
 
-| planted from the start | parameters | test % | epoch-to-epoch noise, points | stabilised | plateau | episodes |
+| planted at the start | parameters | test % | epoch-to-epoch noise, points | stabilised | plateau | episodes |
 |---|---|---|---|---|---|---|
 {rows}
 """
 
 HEADROOM_HEAD = """
-## What a task leaves to growth
+## Headroom of the tasks
 
-Networks that wait through an episode, with seeds planted at its start and trained from scratch with the host.
-Accuracies are means ± standard deviations over the episodes; of plans that are closer than that, the best is the best
-of these episodes. [All plans](headroom.md), with commands.
+These networks wait through an episode, with seeds that are planted at its start and train from scratch with the host.
+Accuracies are means ± standard deviations over the episodes. Plans within a standard deviation may rank differently on
+other episodes. [All plans](headroom.md), with commands.
 
-| task | data | host alone, test % | best of what was planted, test % | parameters added | planted |
+| task | dataset | host alone, test % | best plan, test % | parameters added | planted |
 |---|---|---|---|---|---|
 {rows}
 """
 
-PLANTED_HEAD = """
-All that was planted to see [what a task leaves to growth](results.md#what-a-task-leaves-to-growth). The noise is the
-standard deviation of the change of validation accuracy over the last 12 epochs; "stabilised" and "plateau" are the
-shares of episodes in which these signals are given.
+PLANS_HEAD = """
+Plans behind the [headroom of the tasks](results.md#headroom-of-the-tasks). The noise is the standard deviation of the
+change of validation accuracy over the last 12 epochs. "stabilised" and "plateau" are the shares of episodes in which
+these signals occur.
 """
 
 CALIBRATION = """
 ### Calibration of the procedural stand-in for CIFAR
 
-What the CIFAR tasks are meant to be like on it, and what they are, in means over the episodes below.
+Target ranges for the CIFAR tasks on the stand-in, and means over the episodes below.
 Machine: {machine}. File: `benchmarks/results/{file}`. Command: `{command}`
 
 | target | found | range | met | planted |
@@ -85,37 +85,37 @@ Machine: {machine}. File: `benchmarks/results/{file}`. Command: `{command}`
 
 
 def interval(estimate: Mapping[str, float | None]) -> str:
-    """An estimate in one cell; the value alone where there is no interval."""
+    """Text of an estimate; the value alone if there is no interval."""
     if estimate["low"] is None:
         return f"{estimate['iqm']:.3f}"
     return f"{estimate['iqm']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
 def mean(value: float | None, form: str) -> str:
-    """A mean in one cell, which is empty where no episode has the number."""
+    """Text of a mean; empty for None."""
     return "" if value is None else format(value, form)
 
 
 def verdict(differences: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Which of the other policies the learned one beats, and which beat it."""
+    """Sentence that compares the learned policy with the others."""
     if not differences:
         return "Learned was compared with no other policy."
     if any(d["low"] is None for d in differences.values()):
         return (
-            "One training run, or one episode, gives no intervals: whether learned is better or worse than "
-            f"{', '.join(differences)} is not said."
+            "One training run, or one episode, gives no intervals, so learned cannot be compared with "
+            f"{', '.join(differences)}."
         )
     groups = {
         "better than": [name for name, d in differences.items() if d["low"] > 0],
         "worse than": [name for name, d in differences.items() if d["high"] < 0],
-        "not told apart from": [name for name, d in differences.items() if d["low"] <= 0 <= d["high"]],
+        "indistinguishable from": [name for name, d in differences.items() if d["low"] <= 0 <= d["high"]],
     }
     said = [f"{relation} {', '.join(names)}" for relation, names in groups.items() if names]
     return f"Learned is {'; '.join(said)}."
 
 
 def study(folder: Path) -> str:
-    """The section of one policy study."""
+    """Section of one policy study."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     estimates, settings = summary["estimates"], summary["settings"]
     seeds, rows = len(settings["seeds"]), []
@@ -144,13 +144,13 @@ def study(folder: Path) -> str:
 
 
 def accuracy(numbers: Mapping[str, float | None]) -> str:
-    """Mean and standard deviation over the episodes in one cell; the mean alone of a single episode."""
+    """Text of mean and standard deviation over the episodes; the mean alone for one episode."""
     spread = numbers["test_accuracy_std"]
     return f"{numbers['test_accuracy_mean']:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
 
 
 def headroom(file: Path) -> str:
-    """The section of one task's headroom."""
+    """Section of one headroom measurement."""
     content = json.loads(file.read_text(encoding="utf-8"))
     rows = []
     for plan, numbers in content["plans"].items():
@@ -171,7 +171,7 @@ def headroom(file: Path) -> str:
 
 
 def headroom_of_all(files: Sequence[Path]) -> str:
-    """The headroom of all tasks, a line for each as it comes: what all its files have of it."""
+    """Section with the headroom of all tasks, one line per task over all its files."""
     tasks: dict[tuple[str, str], dict[str, Any]] = {}
     for content in (json.loads(file.read_text(encoding="utf-8")) for file in files):
         if not content.get("env_settings"):
@@ -188,7 +188,7 @@ def headroom_of_all(files: Sequence[Path]) -> str:
 
 
 def calibration(file: Path) -> str:
-    """The section of the calibration."""
+    """Section of the calibration."""
     content = json.loads(file.read_text(encoding="utf-8"))
     rows = []
     for one in content["verdicts"]:
@@ -200,7 +200,7 @@ def calibration(file: Path) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """The whole pages, by file."""
+    """Whole pages by file."""
     sections = [HEAD.format(title="Results")]
     sections += [study(folder.parent) for folder in sorted(RESULTS.glob("*/summary.json"))]
     tasks = sorted(RESULTS.glob("headroom-*.json"), key=lambda file: file.stem)
@@ -208,8 +208,8 @@ def pages() -> dict[Path, str]:
     sections += [calibration(file) for file in sorted(RESULTS.glob("calibration-*.json"))]
     sections += report_speed.sections(RESULTS)
     sections += report_reliability.sections(RESULTS)
-    planted = [HEAD.format(title="What was planted"), PLANTED_HEAD, *map(headroom, tasks)]
-    return {PAGE: "".join(sections), PLANTED_PAGE: "".join(planted)}
+    planted = [HEAD.format(title="Headroom: all plans"), PLANS_HEAD, *map(headroom, tasks)]
+    return {PAGE: "".join(sections), HEADROOM_PAGE: "".join(planted)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The sections of docs/results.md on what telemetry costs and what a soak survived."""
+"""Sections of docs/results.md on the cost of telemetry and on soaks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 TELEMETRY = """
-### What telemetry costs: {env}
+### Cost of telemetry: {env}
 
-A vector plays {steps} steps without a sink, is put back, and plays them again with a sink that writes files, and again
-in full detail, in changing order, {rounds} times. The overhead is what the sink adds to a step, in percent:
-interquartile means of the rounds' own ratios [95% bootstrap intervals]; CPU is the time of the whole process, the
-writing thread included. Own work is the CPU time that telemetry's own code takes in both threads, in percent of all
-other CPU time: a small number measured directly, where the overheads are differences of large ones.
-Machine: {machine}. File: `benchmarks/results/{file}`.
-Command: `{command}`
+In each of {rounds} rounds, a vector plays the same {steps} steps without a sink, with a sink that writes files, and
+with a sink in full detail, in changing order. The overhead is what the sink adds to a step, in percent: the
+interquartile mean of the ratios of each round [95% bootstrap interval]. CPU is the time of the whole process, including
+the writing thread. Own work is the CPU time of telemetry's own code in both threads, in percent of all other CPU time.
+It is a small number measured directly, while the overheads are differences of large numbers. Machine: {machine}. File:
+`benchmarks/results/{file}`. Command: `{command}`
 
 | policy | n | sink | events a step | ms a step | own work | overhead, wall | overhead, CPU |
 |---|---|---|---|---|---|---|---|
@@ -24,17 +23,17 @@ Command: `{command}`
 """
 
 SOAK = """
-### A soak: {env}, {num_envs} networks, {minutes:.0f} minutes
+### Soak: {env}, {num_envs} networks, {minutes:.0f} minutes
 
-Random legal and illegal actions, with faults put into the networks; every step is checked, faulty ones against the same
-step without the fault, and stretches of steps are played twice. Machine: {machine}. File: `benchmarks/results/{file}`.
+Random legal and illegal actions, with injected faults. Every step is checked. A step with faults is compared with the
+same step without them, and stretches of steps are played twice. Machine: {machine}. File: `benchmarks/results/{file}`.
 Command: `{command}`
 
 | what | count |
 |---|---|
 {rows}
 
-Memory grew by {growth:+.1f} MiB between the first and the last tenth of the readings, which begin after a fifth of the
+Memory grew by {growth:+.1f} MiB between the first and the last tenth of the readings. These begin after a fifth of the
 time, at {first:,.0f} MiB.
 """
 
@@ -43,12 +42,14 @@ def _lines(rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def _share(share: Mapping[str, float]) -> str:
+def _share(share: Mapping[str, float | None]) -> str:
+    if share["low"] is None or share["high"] is None or share["value"] is None:
+        return "no interval"  # of a single round
     return f"{100 * share['value']:+.2f} [{100 * share['low']:+.2f}, {100 * share['high']:+.2f}]"
 
 
 def telemetry(file: Path) -> str:
-    """One run of the telemetry benchmark."""
+    """Section of one run of the telemetry benchmark."""
     content = json.loads(file.read_text(encoding="utf-8"))
     rows = []
     for result in content["results"]:
@@ -63,7 +64,7 @@ def telemetry(file: Path) -> str:
 
 
 def soak(file: Path) -> str:
-    """One soak."""
+    """Section of one soak."""
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     counts = {name.replace("_", " "): f"{count:,}" for name, count in content["counts"].items()}
     mismatches = f"{sum(content['mismatches'].values()):,}"
@@ -77,11 +78,11 @@ def soak(file: Path) -> str:
     )
 
 
-#: What each kind of file becomes, by the beginning of its name.
+#: Section of each kind of file, by the prefix of its name.
 SECTIONS = {"telemetry": telemetry, "soak": soak}
 
 
 def sections(results: Path) -> list[str]:
-    """Every section on reliability."""
+    """All sections on reliability."""
     made = [make(file) for kind, make in SECTIONS.items() for file in sorted(results.glob(f"{kind}-*.json"))]
     return ["\n## Over long runs\n", *made] if made else []

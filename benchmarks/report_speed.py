@@ -1,4 +1,4 @@
-"""The sections of docs/results.md on speed."""
+"""Sections of docs/results.md on speed."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 HEAD = """
 ## Speed
 
-Contenders take turns in one run; rates are medians over rounds. An environment step is one of one network, so a step of
-a vector counts n times; training samples are those of the hosts. "Native faster by" is the median of the rounds' own
-ratios, above 1 where native is the faster one; "training alone" is the same for the part of a native step that trains.
+Contenders take turns in one run, and rates are medians over rounds. An environment step is a step of one network, so a
+step of a vector counts n times. Training samples are those of the hosts. "Native faster by" is the median of the ratios
+of each round, above 1 if native is faster. "Training alone" is the same for the training part of a native step.
 
-* native: the vector environment. A shard of networks (up to 32 of Digits, 1 of CIFAR) takes a thread, so 32 Digits
+* native: the vector environment. A shard of networks (up to 32 of Digits, 1 of CIFAR) runs on one thread, so 32 Digits
   networks use one core and 64 use two.
-* plain loop: trains the same hosts one after the other, an optimizer each, clipped alike, and does nothing else.
-* bare loop: trains them in the environment's own layout, without clipping, on one thread whatever n is.
-* SyncVectorEnv, AsyncVectorEnv: Gymnasium's, over single environments of this package.
+* plain loop: trains the same hosts one by one, each with its own clipped optimizer, and does nothing else.
+* bare loop: trains them in the environment's own layout on one thread, without clipping.
+* SyncVectorEnv and AsyncVectorEnv: Gymnasium's vectors over single environments of this package.
 
-Workloads: "host" is networks that wait, so that all contenders train the same; "planted" has a conv_light seed in every
-slot; "growing" is uniformly random legal actions. Seeds cost time whatever trains them, and the more kinds of them
-there are at once, the less there is to be shared.
+Under the workload "host", networks wait, so all contenders train the same networks. Under "planted", every slot has a
+conv_light seed. Under "growing", the policy draws uniformly random legal actions. Seeds cost time in every contender,
+and networks with different seeds share less work.
 
-A median leaves out the one step in an episode that also measures the committed network and starts the next; it takes
-about twice as long. Of a native step, "observe" is the observations, "decide" the policy, "rest" all other work of the
-environment. "Evaluation / training" is the ratio of these two; "without evaluation / bare loop" is what a step takes
-without its evaluation, over what the bare loop takes: below 1 it is quicker.
+Medians leave out the last step of an episode, which also measures the committed network and starts the next episode,
+and takes about twice as long. Of a native step, "observe" is the observations, "decide" the policy, and "rest" all
+other work of the environment. "Without evaluation / bare loop" is the time of a native step without its evaluation,
+over that of the bare loop; below 1, native is faster.
 """
 
 THROUGHPUT = """
@@ -46,12 +46,12 @@ Machine: {machine}. The plain loop has {threads} intra-op threads. File: `benchm
 """
 
 DECISIONS = """
-### The decision side: {n} networks on {env}
+### Decision side: {n} networks on {env}
 
 Uniformly random legal actions, NumPy on one core. The whole observation contains legality, masks and features.
 Machine: {machine}. File: `benchmarks/results/{file}`. Command: `{command}`
 
-| part | ms a call, all networks | calls a step |
+| part | ms per call, all networks | calls per step |
 |---|---|---|
 {rows}
 """
@@ -60,8 +60,8 @@ FORMULATIONS = """
 ### Ways to run the layers of {n} networks: {env}
 
 Forward and backward, minibatches of {batch_size}, {precision}, {threads} intra-op thread{plural}. Each cell is a time
-over that of the fastest, which is bold; a dash is where a way does not apply. Not measured here: {missing}. Machine:
-{machine}. File: `benchmarks/results/{file}`. Command: `{command}`
+over that of the fastest way, which is bold. A dash marks a way that does not apply. Not measured here: {missing}.
+Machine: {machine}. File: `benchmarks/results/{file}`. Command: `{command}`
 
 | layer | fastest, ms | {names} |
 |---|---|{rule}
@@ -69,7 +69,7 @@ over that of the fastest, which is bold; a dash is where a way does not apply. N
 """
 
 NO_ACCELERATOR = """
-No machine with an accelerator was at hand: what is said above is of CPUs, and no figure of a GPU is measured yet.
+These figures are from CPUs; GPU performance has not been measured.
 """
 
 
@@ -78,7 +78,7 @@ def _lines(rows: Iterable[Iterable[str]]) -> str:
 
 
 def throughput(file: Path) -> str:
-    """One throughput run."""
+    """Section of one throughput run."""
     content = json.loads(file.read_text(encoding="utf-8"))
     rows, shares = [], []
     for result in content["results"]:
@@ -118,17 +118,17 @@ def throughput(file: Path) -> str:
 
 
 def _remarks(result: Mapping[str, Any]) -> str:
-    """What only accelerators have."""
-    said = ""
+    """Remarks on captures and memory bandwidth, which only accelerators have."""
+    remarks = ""
     if result["captures"]:
-        said += f"\nAt n = {result['n']}, {result['captures']} captures in {result['native_steps']} steps.\n"
+        remarks += f"\nAt n = {result['n']}, {result['captures']} captures in {result['native_steps']} steps.\n"
     if "bandwidth" in result:
-        said += f"\nAt n = {result['n']}, {result['bandwidth']['share']:.1%} of the limit set by memory bandwidth.\n"
-    return said
+        remarks += f"\nAt n = {result['n']}, {result['bandwidth']['share']:.1%} of the limit set by memory bandwidth.\n"
+    return remarks
 
 
 def decisions(file: Path) -> str:
-    """One run of the decision side."""
+    """Section of one run of the decision side."""
     content = json.loads(file.read_text(encoding="utf-8"))
     rows = [
         [name, f"{row['milliseconds']:.3f}", f"{row['calls_per_step']:.0f}"] for name, row in content["parts"].items()
@@ -137,7 +137,7 @@ def decisions(file: Path) -> str:
 
 
 def formulations(file: Path) -> str:
-    """One table of formulations: a row for each layer, a column for each way, and what was not measured."""
+    """Section of one run of formulations: a row per layer, a column per formulation."""
     content = json.loads(file.read_text(encoding="utf-8"))
     cases: dict[str, dict[str, Any]] = {}
     for row in content["rows"]:
@@ -165,7 +165,7 @@ def _ratio(row: Mapping[str, Any] | None) -> str:
     return f"**{ratio}**" if row["fastest"] else ratio
 
 
-#: What each kind of file becomes, by the beginning of its name.
+#: Section of each kind of file, by the prefix of its name.
 SECTIONS = {
     "throughput": throughput,
     "decisions": decisions,
@@ -174,7 +174,7 @@ SECTIONS = {
 
 
 def sections(results: Path) -> list[str]:
-    """Every section on speed."""
+    """All sections on speed."""
     files = {kind: sorted(results.glob(f"{kind}-*.json")) for kind in SECTIONS}
     made = [SECTIONS[kind](file) for kind, own in files.items() for file in own]
     machines = [json.loads(file.read_text(encoding="utf-8"))["machine"] for own in files.values() for file in own]

@@ -1,4 +1,4 @@
-"""The figure of a policy study."""
+"""Figure of a policy study."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 LEARNED = "#1f4e9e"
-#: Colour and dashes of the other policies in turn: safe for the colour-blind, and told apart in grey too.
+#: Colours and dashes of the other policies, colour-blind safe and distinguishable in grey.
 OTHERS = (
     ("#d55e00", (0, (5, 2))),
     ("#009e73", (0, (5, 2, 1, 2))),
@@ -33,9 +33,13 @@ WINDOW = 50  # episodes in a running mean
 def draw_comparison(
     summary: Mapping[str, Any], played: Mapping[str, Sequence[EpisodeRecord]], training: str, path: Path
 ) -> None:
-    """Left: return of every policy, each episode a dot, the interquartile mean with its interval. Right: training.
+    """Draw the figure: returns of every policy at the left, training curves at the right.
 
-    ``training`` is the text of training.csv.
+    Args:
+        summary: content of summary.json.
+        played: evaluated episodes by policy.
+        training: text of training.csv.
+        path: path of the PNG.
     """
     figure = Figure(figsize=(12, 4.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
@@ -79,9 +83,9 @@ def _draw_training(axis: Axes, summary: Mapping[str, Any], training: str) -> Non
         own = [row for row in rows if row["training_seed"] == str(seed)]
         steps = np.array([float(row["timesteps"]) for row in own])
         returns = np.array([float(row["return"]) for row in own])
-        # Environments that run at once finish at the same timestep: draw the mean once all of them are in it.
+        # Parallel environments finish at the same timestep; draw the mean after the last of them.
         last = np.flatnonzero(np.diff(steps, append=np.inf) > 0)
-        label = "learned, one line a training seed" if seed == summary["settings"]["seeds"][0] else None
+        label = "learned, one line per training seed" if seed == summary["settings"]["seeds"][0] else None
         mean = running_mean(returns, WINDOW)[last]
         axis.plot(steps[last], mean, color=LEARNED, linewidth=1.2, alpha=0.8, label=label, zorder=3)
     estimates = summary["estimates"]["return"]

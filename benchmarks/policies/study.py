@@ -1,4 +1,4 @@
-"""Does a learned growth policy pay? Train over several seeds and compare with fixed policies on held-out episodes.
+"""Policy study: train over several seeds and compare with fixed policies on held-out episodes.
 
     python benchmarks/policies/study.py --out benchmarks/results/policies-digits-v0
 
@@ -6,37 +6,31 @@ Training seeds run side by side, one process and one thread each. The output fol
 
 * episodes.csv: one line per evaluated episode, the raw results;
 * training.csv: one line per finished training episode;
-* summary.json: settings, data set, versions, machine, and every estimate with its interval;
+* summary.json: settings, dataset, versions, machine, and every estimate with its interval;
 * comparison.png: the returns of all policies, and the training curves.
 
-A study goes on where it stopped: a seed trained to the end is not trained again, one that was interrupted is removed
-and trained afresh. Runs with other settings than those asked for are refused. The output folder is always written anew
-from the runs, over what an earlier study left there.
+A study resumes: it keeps complete training runs, and removes and repeats interrupted ones. Runs with other settings are
+an error. Each study replaces the files in the output folder.
 
 Exit codes: 0 done, 1 failed (training diverged, or a file could not be written), 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
-import tyro
-from esper_agent.cli.main import FAILED, OK, exit_code
+from esper_agent.cli.main import FAILED, OK
+from esper_agent.cli.script import origin, run_script, write_json
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.statistics import Estimate, bootstrap_interval, crossed_bootstrap, interquartile_mean
 from esper_agent.settings.config_file import parse_env_settings, plain
 from esper_agent.training.run import HELD_OUT_SEED, TrainSettings
-from esper_agent.training.run_folder import EPISODES, PolicyByName, package_versions
+from esper_agent.training.run_folder import EPISODES, PolicyByName
 from esper_agent.vectors import make_vector
 from esper_env.persistence import atomic
 from figure import draw_comparison
@@ -59,10 +53,9 @@ from tqdm import tqdm
 
 
 def check_playable(settings: StudySettings) -> None:
-    """Make the environment and every baseline once, so that what is wrong with them is said before hours of training.
+    """Make the environment and every baseline once, so that errors show before hours of training.
 
-    Raises:
-        ConfigError, RunError, ValueError: the environment, its settings or a baseline cannot be used.
+    Raises ``ValueError`` (or a subclass) for an unusable environment, setting or baseline.
     """
     vector = make_vector(settings.env, 1, AutoresetMode.DISABLED, **parse_env_settings(settings.env_settings))
     try:
@@ -109,12 +102,12 @@ def estimates(
 
 
 def as_json(estimate: Estimate) -> dict[str, float]:
-    """An estimate as plain numbers; NaN where there is no interval."""
+    """An estimate as plain numbers; NaN if there is no interval."""
     return {"iqm": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
 def describe(records: Sequence[EpisodeRecord]) -> dict[str, float]:
-    """Means over episodes of what else is worth knowing."""
+    """Further means over episodes."""
     returns = [record.episode_return for record in records]
     return {
         "return_mean": float(np.mean(returns)),
@@ -128,22 +121,13 @@ def describe(records: Sequence[EpisodeRecord]) -> dict[str, float]:
 
 
 def mean_where_measured(values: Sequence[float | None]) -> float:
-    """Mean of what was measured at the horizon; NaN when every episode was cut before it."""
+    """Mean over the episodes that reached the horizon; NaN if none did."""
     measured = [value for value in values if value is not None]
     return float(np.mean(measured)) if measured else math.nan
 
 
-def json_ready(value: Any) -> Any:
-    """The value with None in place of NaN, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: json_ready(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def table(summary: Mapping[str, Any], title: str) -> Table:
-    """The comparison for the terminal."""
+    """Table of the comparison."""
     rows = Table(title=title)
     for column in (
         "policy",
@@ -170,39 +154,36 @@ def table(summary: Mapping[str, Any], title: str) -> Table:
 
 
 def number(value: float, form: str) -> str:
-    """A number in one cell, which is empty for NaN."""
+    """Text of a number; empty for NaN."""
     return "" if math.isnan(value) else format(value, form)
 
 
 def interval(estimate: Mapping[str, float]) -> str:
-    """An estimate in one cell; the value alone where there is no interval."""
+    """Text of an estimate; the value alone if there is no interval."""
     if math.isnan(estimate["low"]):
         return f"{estimate['iqm']:.3f}"
     return f"{estimate['iqm']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
 def summarise(
-    settings: StudySettings, command: Sequence[str], training: TrainSettings, played: Mapping[str, list[EpisodeRecord]]
+    settings: StudySettings, flags: Sequence[str], training: TrainSettings, played: Mapping[str, list[EpisodeRecord]]
 ) -> dict[str, Any]:
-    """All that the study found and what it was made with; NaN where something has no value."""
+    """Content of summary.json; NaN for missing values."""
     learned, likeliest = ([played[f"{kind}-{seed}"] for seed in settings.seeds] for kind in (LEARNED, LIKELIEST))
     fixed = {name: played[name] for name in settings.baselines}
     pooled = {LEARNED: list(chain(*learned)), LIKELIEST: list(chain(*likeliest))} | fixed
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU used"
     return {
-        "command": shlex.join(["python", "benchmarks/policies/study.py", *command]),
+        **origin("benchmarks/policies/study.py", flags),
         "settings": plain(settings),
         "training": {name: value for name, value in learning(plain(training)).items() if name != "seed"},
         "dataset": learned[0][0].dataset,
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {gpu}",
-        "versions": package_versions(),
         "estimates": estimates(learned, likeliest, fixed),
         "policies": {name: describe(records) for name, records in pooled.items()},
     }
 
 
 def training_curves(settings: StudySettings) -> str:
-    """The training episodes of every run as one CSV text, with the training seed in the first column."""
+    """Training episodes of every run as one CSV text, with the training seed in the first column."""
     lines: list[str] = []
     for seed in settings.seeds:
         header, *rows = (run_folder(settings, seed) / EPISODES).read_text(encoding="utf-8").splitlines()
@@ -211,8 +192,8 @@ def training_curves(settings: StudySettings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def study(settings: StudySettings, command: Sequence[str], console: Console) -> None:
-    """Train what is missing, play every policy, and write the results."""
+def study(settings: StudySettings, flags: Sequence[str], console: Console) -> int:
+    """Train the missing runs, play every policy, and write the results; return the exit code."""
     settings.checked()
     wanted = {seed: train_settings(settings, seed) for seed in settings.seeds}
     check_playable(settings)
@@ -225,36 +206,32 @@ def study(settings: StudySettings, command: Sequence[str], console: Console) -> 
         bar = tqdm(policies.items(), desc="evaluating", unit="policy")
         played = {name: play(settings, name, policy) for name, policy in bar}
         training = training_curves(settings)
-    summary = summarise(settings, command, wanted[settings.seeds[0]], played)
+    summary = summarise(settings, flags, wanted[settings.seeds[0]], played)
     write_csv([record for records in played.values() for record in records], settings.out / "episodes.csv")
     atomic.write_text(settings.out / "training.csv", training)
-    content = json.dumps(json_ready(summary), indent=2, allow_nan=False)
-    atomic.write_text(settings.out / "summary.json", content + "\n")
+    write_json(summary, settings.out / "summary.json")
     draw_comparison(summary, played, training, settings.out / "comparison.png")
     seeds = f"{len(settings.seeds)} training seed{'s' * (len(settings.seeds) > 1)}"
     title = f"{settings.env} on {summary['dataset']}: {seeds}, {settings.episodes} held-out episodes"
     console.print(table(summary, title))
     console.print(f"Written to {settings.out}")
+    return OK
+
+
+def run(settings: StudySettings, flags: Sequence[str], console: Console) -> int:
+    """Run the study with messages for interrupts and failed training runs; return the exit code."""
+    try:
+        return study(settings, flags, console)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Interrupted; repeat the command to resume with the complete runs") from None
+    except TrainingFailedError as error:
+        Console(stderr=True).print(f"Training failed: {error}", soft_wrap=True, markup=False, highlight=False)
+        return FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study and return its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    errors = Console(stderr=True)
-
-    def run(console: Console) -> int:
-        settings = tyro.cli(StudySettings, description=__doc__, args=given)
-        try:
-            study(settings, given, console)
-        except KeyboardInterrupt:
-            message = "Interrupted; the same command goes on with the runs that are complete"
-            raise KeyboardInterrupt(message) from None
-        except TrainingFailedError as error:
-            errors.print(f"Training failed: {error}", soft_wrap=True, markup=False, highlight=False)
-            return FAILED
-        return OK
-
-    return exit_code(run)
+    """Run the benchmark and return its exit code."""
+    return run_script(StudySettings, run, arguments, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Faults that are put into the state of a vector environment."""
+"""Faults that a soak injects into the state of a vector environment."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-#: By what an explosion multiplies the weights of the host.
+#: Factor of the host's weights in an explosion.
 EXPLOSION = 30.0
 
 
 class Fault(Enum):
-    """A kind of fault, and whether the governor has to act at once whatever the network was like."""
+    """A kind of fault; ``must_be_caught`` is True if the governor must roll every network back at once."""
 
     NAN_WEIGHT = ("a parameter of host or seed is not a number", True)
     INFINITE_BUFFER = ("a running statistic of the host is infinite", True)
@@ -31,7 +31,7 @@ FAULTS = tuple(Fault)
 
 
 def inject(fault: Fault, state: Mapping[str, Any], row: int, rng: np.random.Generator) -> int | None:
-    """Put a fault into one network of a state, in place; the slot whose seed has it, None where it is the host."""
+    """Inject a fault into one network of a state, in place; return the seed's slot, or None for the host."""
     return _INJECT[fault](state, row, rng)
 
 
@@ -67,7 +67,7 @@ _INJECT: dict[Fault, Callable[[Mapping[str, Any], int, np.random.Generator], int
 
 
 def _parameters(state: Mapping[str, Any], row: int) -> Iterator[tuple[int | None, np.ndarray, int]]:
-    """The parameters of a network's host (slot None) and seeds: slots, arrays, and the network's row in each."""
+    """Parameters of a network's host (slot None) and seeds, as (slot, array, row of the network)."""
     population, blueprint = state["population"], state["table"]["blueprint"]
     yield from ((None, values, row) for values in population["host"]["parameters"].values())
     for slot, kinds in population.get("seeds", {}).items():

@@ -1,39 +1,38 @@
-"""Is the procedural stand-in for CIFAR as hard as it is meant to be? Measures the CIFAR tasks on it and judges them.
+"""Calibrate the procedural stand-in for CIFAR: measure the CIFAR tasks on it and judge their difficulty.
 
     python benchmarks/tasks/calibration.py --out benchmarks/results/calibration-cifar.json
 
-Measured, as `benchmarks/tasks/headroom.py` does it, into files beside the result: every blueprint alone in every slot,
-and topologies with a seed in every slot, on Esper-CIFAR-v0; the host alone on both tasks, Esper-CIFAR-Impaired-v0 being
-the other. Judged: three ranges of test accuracy, and that no single seed explains what growth gains: the best of them
-stays two standard errors of the difference below the best topology, and seeds of several blueprints and slots help.
+`benchmarks/tasks/headroom.py` measures, into files beside the result: on Esper-CIFAR-v0 every blueprint alone in every
+slot, and topologies with a seed in every slot; on both Esper-CIFAR-v0 and Esper-CIFAR-Impaired-v0 the host alone. There
+are targets for three test accuracies. Further targets ensure that no single seed explains the gain of growth: the best
+single seed stays two standard errors of the difference below the best topology, and several blueprints and slots help.
 
-Exit codes: 0 every target is met, 1 one is missed, or the file could not be written, 2 bad input, 130 interrupted.
+Exit codes: 0 all targets met, 1 a target missed or an unwritable file, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-from esper_agent.cli.main import FAILED, OK, exit_code
+import headroom
+from esper_agent.cli.main import FAILED, OK
+from esper_agent.cli.script import check_least, origin, run_script, write_json
 from esper_agent.settings.config_file import ConfigError
 from esper_env.checks import is_finite
-from esper_env.persistence import atomic
 from esper_env.seeds import offered_blueprints
-from headroom import HOST, HeadroomSettings, headroom
+from headroom import HOST, HeadroomSettings
 from rich.console import Console
 from rich.table import Table
 
-#: What was measured: {plan: {"test_accuracy_mean": %, ...}}.
+#: Measurements: {plan: {"test_accuracy_mean": %, ...}}.
 Plans = Mapping[str, Mapping[str, Any]]
-#: What is read of a plan, and the least that it can be.
+#: Numbers that a plan needs, with their minima.
 NUMBERS = {"test_accuracy_mean": 0.0, "test_accuracy_std": 0.0, "episodes": 2}
 
 SLOTS = ("r0c0", "r0c1", "r0c2")
@@ -46,13 +45,13 @@ GROWN = (
     "r0c0=conv_heavy,r0c1=conv_heavy,r0c2=conv_heavy",
 )
 
-DATASET = "procedural-cifar"  # as it is on record
+DATASET = "procedural-cifar"  # dataset_name
 TASK, IMPAIRED = "Esper-CIFAR-v0", "Esper-CIFAR-Impaired-v0"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One file of measurements: networks of a task, of which those of ``judged`` are needed for the verdicts."""
+    """A file of measurements: the plans of a task. The verdicts need those of ``judged``."""
 
     file: str
     env: str
@@ -60,22 +59,22 @@ class Measurement:
     unjudged: tuple[str, ...] = ()
 
     def plans(self) -> tuple[str, ...]:
-        """What `headroom.py` is to measure."""
+        """Plans for `headroom.py`."""
         return ("", *self.judged, *self.unjudged)
 
 
 def measurements() -> tuple[Measurement, ...]:
-    """All that is measured."""
+    """All measurements."""
     return (
         Measurement("headroom-cifar-v0.json", TASK, (*GROWN, *SINGLE)),
         Measurement("headroom-cifar-impaired-v0.json", IMPAIRED, (), ("r0c0=conv_light", GROWN[2])),
     )
 
 
-#: Test accuracies in percent that the tasks are meant to have.
+#: Target ranges of test accuracies in percent.
 HOST_ALONE, BEST_GROWN, IMPAIRED_ALONE = (40.0, 50.0), (65.0, 75.0), (18.0, 25.0)
-STANDARD_ERRORS = 2  # of their difference, by which the best single seed has to stay below the best topology
-#: Share of the best topology's gain over the host that a single seed has to bring to be a help.
+STANDARD_ERRORS = 2  # of the difference between the best single seed and the best topology
+#: Share of the best topology's gain over the host from which a single seed counts as helpful.
 LEAST_OF_SEVERAL = 0.25
 SEVERAL_BLUEPRINTS, SEVERAL_SLOTS = 3, 2
 ONE_SEED = f"best single seed, share of the best topology's gain; at most all but {STANDARD_ERRORS} standard errors"
@@ -83,15 +82,15 @@ ONE_SEED = f"best single seed, share of the best topology's gain; at most all bu
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """Measure the CIFAR tasks on the procedural stand-in and judge whether they are as hard as they are meant to be."""
+    """Measure the CIFAR tasks on the procedural stand-in and judge their difficulty."""
 
     out: Path
-    """JSON file of the verdicts; what is measured goes beside it, as headroom-cifar-v0.json and
+    """JSON file of the verdicts; the measurements go beside it, as headroom-cifar-v0.json and
     headroom-cifar-impaired-v0.json."""
     episodes: int = 4
-    """Episodes of each network, two at the least: accuracies are compared with their spread."""
+    """Episodes of each network, at least two, because the verdicts need the spread."""
     judge_only: bool = False
-    """Judge the files that are there, and measure nothing."""
+    """Judge existing files without measuring."""
 
 
 def measure(settings: CalibrationSettings, console: Console) -> None:
@@ -100,13 +99,13 @@ def measure(settings: CalibrationSettings, console: Console) -> None:
         file, episodes = settings.out.parent / one.file, settings.episodes
         chosen = HeadroomSettings(out=file, env=one.env, episodes=episodes, plans=one.plans(), dataset="procedural")
         command = ["--env", one.env, "--dataset", "procedural", "--episodes", str(episodes)]
-        headroom(chosen, [*command, "--out", str(file), "--plans", *one.plans()], console)
+        headroom.run(chosen, [*command, "--out", str(file), "--plans", *one.plans()], console)
 
 
 def judge(augmented: Plans, impaired: Plans) -> list[dict[str, Any]]:
-    """Every target with what was found, from the plans of the two tasks.
+    """Compare every target with the measurements of the two tasks.
 
-    Where no topology gains anything over the host, nobody has a share of it: the one that is largest is None.
+    Without a gain of any topology over the host, there are no shares: the largest share is None.
     """
     accuracy = {plan: float(row["test_accuracy_mean"]) for plan, row in augmented.items()}
     host = accuracy[HOST]
@@ -133,8 +132,7 @@ def _several(what: str) -> str:
 
 
 def _error_of_difference(*rows: Mapping[str, Any]) -> float:
-    """Standard error of the difference of two means, as in Welch's test: episodes of the same seed, in which networks
-    start alike, count as independent ones."""
+    """Standard error of the difference of two means, as in Welch's test; episodes count as independent."""
     return math.sqrt(sum(row["test_accuracy_std"] ** 2 / row["episodes"] for row in rows))
 
 
@@ -144,11 +142,13 @@ def _verdict(target: str, plan: str, value: float | None, low: float, high: floa
 
 
 def measured(file: Path, env: str, plans: Sequence[str]) -> dict[str, Any]:
-    """The measurements in the file; ``ConfigError`` unless they are of the task on the stand-in as it is, of all these
-    plans, and say the machine."""
+    """Read a file of measurements.
+
+    Raises ``ConfigError`` unless it has the task on the unchanged stand-in, the machine, and all these plans.
+    """
     again = "measure again, without --judge-only"
     if not file.is_file():
-        raise ConfigError(f"{file} is not there; measure first, without --judge-only")
+        raise ConfigError(f"{file} does not exist; measure first, without --judge-only")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -167,7 +167,7 @@ def measured(file: Path, env: str, plans: Sequence[str]) -> dict[str, Any]:
 
 
 def _lacks(row: object) -> str | None:
-    """The first number that a plan's measurement lacks, or that cannot be."""
+    """Name of the first number that is missing or out of range, or None."""
     known = row if isinstance(row, dict) else {}
     return next((name for name, least in NUMBERS.items() if not _is_number(known.get(name), least)), None)
 
@@ -176,30 +176,29 @@ def _is_number(value: object, least: float) -> bool:
     return is_finite(value) and value >= least
 
 
-def calibrate(settings: CalibrationSettings, command: Sequence[str], console: Console) -> bool:
-    """Measure, judge, write the verdicts down and print them; whether every target is met."""
+def run(settings: CalibrationSettings, flags: Sequence[str], console: Console) -> int:
+    """Measure, judge, write the verdicts and print them; return the exit code."""
     if settings.out.is_dir() or settings.out.name in [one.file for one in measurements()]:
-        raise ConfigError(f"out is {settings.out}; expected a JSON file beside those of the measurements")
-    if settings.episodes < 2:
-        raise ConfigError(f"episodes is {settings.episodes}; expected at least 2, for their spread")
+        raise ConfigError(f"out is {settings.out}; expected a JSON file with a name that no measurement has")
+    check_least(settings, episodes=2)
     if not settings.judge_only:
         measure(settings, console)
     found = {one.env: measured(settings.out.parent / one.file, one.env, (HOST, *one.judged)) for one in measurements()}
     verdicts = judge(*(found[env]["plans"] for env in (TASK, IMPAIRED)))
     content = {
-        "command": shlex.join(["python", "benchmarks/tasks/calibration.py", *command]),
+        **origin("benchmarks/tasks/calibration.py", flags),
         "measured": [one.file for one in measurements()],
-        "machine": found[TASK]["machine"],
+        "machine": found[TASK]["machine"],  # that of the measurements
         "verdicts": verdicts,
     }
-    atomic.write_text(settings.out, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_json(content, settings.out)
     console.print(table(verdicts))
     console.print(f"Written to {settings.out}", soft_wrap=True)
-    return all(verdict["met"] for verdict in verdicts)
+    return OK if all(verdict["met"] for verdict in verdicts) else FAILED
 
 
 def table(verdicts: Sequence[Mapping[str, Any]]) -> Table:
-    """The verdicts for the terminal."""
+    """Table of the verdicts."""
     rows = Table(title="Calibration of the procedural stand-in")
     for column in ("target", "found", "range", "met", "planted"):
         rows.add_column(column, justify="right" if column in ("found", "range") else "left", overflow="fold")
@@ -211,14 +210,8 @@ def table(verdicts: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Calibrate and return the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-
-    def run(console: Console) -> int:
-        met = calibrate(tyro.cli(CalibrationSettings, description=__doc__, args=given), given, console)
-        return OK if met else FAILED
-
-    return exit_code(run)
+    """Run the benchmark and return its exit code."""
+    return run_script(CalibrationSettings, run, arguments, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,16 @@
-"""How much a task leaves to growth: accuracy of the host alone and of hosts with seeds in place from the start.
+"""Measure the headroom of a task: accuracy of the host alone, and of hosts with seeds planted at the start.
 
     python benchmarks/tasks/headroom.py --env Esper-Digits-v0 --out benchmarks/results/headroom-digits-v0.json
 
-Every network waits through its episode, so what differs is only what was planted in it at the start and trained from
-scratch with it. Also measured: the noise of the validation accuracy from one epoch to the next at the end of the
-episode, and in how many episodes the signals that a policy may wait for are ever given.
+Every network waits through its episode, so networks differ only in their planted seeds, which train from scratch with
+the host. Also measured are the noise of the validation accuracy between late epochs, and the share of episodes in which
+the signals "stabilised" and "plateau" occur.
 
 Exit codes: 0 done, 1 the file could not be written, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import tyro
-from esper_agent.cli.main import OK, exit_code
+from esper_agent.cli.main import OK
+from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
 from esper_agent.policies.baselines import WaitPolicy
 from esper_agent.settings.config_file import ConfigError, parse_env_settings
-from esper_agent.training.run_folder import package_versions
 from esper_agent.vectors import make_vector
-from esper_env.persistence import atomic
 from esper_env.population.build import resolve_device
 from esper_env.rules.observation_view import ObservationView
 from gymnasium.vector import AutoresetMode
@@ -37,17 +30,17 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-AT_ONCE = 16  # episodes that run at once, at most
+AT_ONCE = 16  # episodes at once, at most
 HOST = "host alone"  # name of the plan without seeds
 LATE = 12  # epochs at the end over which noise is measured
 
 
 @dataclass(frozen=True)
 class HeadroomSettings:
-    """Train static networks on a task and write down how good they become."""
+    """Train static networks on a task and record their accuracies."""
 
     out: Path
-    """JSON file of the results; one that is there is replaced."""
+    """JSON file of the results; an existing one is replaced."""
     env: str = "Esper-Digits-v0"
     """Task; `esper info` lists them."""
     episodes: int = 32
@@ -55,24 +48,18 @@ class HeadroomSettings:
     seed: int = 1000
     """Seed of the first episode."""
     plans: tuple[str, ...] = ("", "r0c0=conv_light", "r0c1=conv_light", "r0c2=conv_light", "r0c0=conv_heavy")
-    """Seeds planted from the start, as SLOT=BLUEPRINT joined by commas; empty is the host alone."""
+    """Seeds planted at the start, as SLOT=BLUEPRINT joined by commas; an empty text is the host alone."""
     dataset: str = "auto"
-    """Data set, as for gymnasium.make."""
+    """Dataset, as for gymnasium.make."""
     env_settings: tuple[str, ...] = ()
     """Further settings of the environment as NAME=VALUE, such as precision=bfloat16."""
 
     def checked(self) -> HeadroomSettings:
-        """These settings, or a ``ConfigError`` for those that cannot work."""
-        for name, bound in {"episodes": 1, "seed": 0}.items():
-            if getattr(self, name) < bound:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least {bound}")
+        """These settings, or a ``ConfigError``."""
+        check_least(self, episodes=1, seed=0)
         if not self.plans or len(set(self.plans)) < len(self.plans):
-            raise ConfigError(f"plans are {list(self.plans)}; expected at least one, none twice")
-        if self.out.is_dir():
-            raise ConfigError(f"out is {self.out}, a folder; give the path of a JSON file")
-        present = next(path for path in self.out.absolute().parents if path.exists())
-        if not present.is_dir() or not os.access(present, os.W_OK):
-            raise ConfigError(f"out is {self.out}, but {present} is not a folder to write to; give another path")
+            raise ConfigError(f"plans are {list(self.plans)}; expected one or more distinct plans")
+        check_out(self.out)
         return self
 
 
@@ -91,7 +78,7 @@ def parse_plan(plan: str) -> dict[str, str]:
 
 
 def check_plans(envs: Any, plans: Sequence[dict[str, str]], seed: int) -> None:
-    """``ConfigError`` for a plan that the environments cannot start from; no episode is played."""
+    """Raise ``ConfigError`` for a plan that the environments reject; no episode is played."""
     for plan in plans:
         try:
             envs.reset(seed=seed, options={"topology": plan})
@@ -101,7 +88,7 @@ def check_plans(envs: Any, plans: Sequence[dict[str, str]], seed: int) -> None:
 
 
 def measure(envs: Any, plan: dict[str, str], seed: int, count: int) -> dict[str, Any]:
-    """One episode with the plan's seeds in place in each of the first ``count`` environments; the others run idly."""
+    """Play one episode with a plan; results are those of the first ``count`` environments."""
     task, policy = envs.unwrapped.task, WaitPolicy()
     observations, _ = envs.reset(seed=seed, options={"topology": plan})
     accuracies, plateau = [], np.zeros(envs.num_envs)
@@ -124,7 +111,7 @@ def measure(envs: Any, plan: dict[str, str], seed: int, count: int) -> dict[str,
 
 
 def summarise(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Numbers over all episodes of a plan."""
+    """Statistics over all episodes of a plan."""
     test = np.concatenate([one["test_accuracy"] for one in rounds])
     return {
         "parameters_added": rounds[0]["parameters_added"],
@@ -140,7 +127,7 @@ def summarise(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure_plans(envs: Any, settings: HeadroomSettings) -> dict[str, dict[str, Any]]:
-    """Every plan over the episodes; the last round may have environments to spare."""
+    """Measure every plan over all episodes; the last round may have spare environments."""
     plans = [parse_plan(plan) for plan in settings.plans]
     check_plans(envs, plans, settings.seed)
     end = settings.seed + settings.episodes
@@ -154,8 +141,8 @@ def measure_plans(envs: Any, settings: HeadroomSettings) -> dict[str, dict[str, 
     return results
 
 
-def headroom(settings: HeadroomSettings, command: Sequence[str], console: Console) -> None:
-    """Measure every plan, write the results down and print a table."""
+def run(settings: HeadroomSettings, flags: Sequence[str], console: Console) -> int:
+    """Measure every plan, write the file and print the table."""
     for plan in settings.checked().plans:
         parse_plan(plan)
     rounds = -(-settings.episodes // AT_ONCE)
@@ -163,26 +150,24 @@ def headroom(settings: HeadroomSettings, command: Sequence[str], console: Consol
     envs: Any = make_vector(settings.env, -(-settings.episodes // rounds), AutoresetMode.DISABLED, **kwargs)
     try:
         results = measure_plans(envs, settings)
-        device = resolve_device(envs.unwrapped.task.device).type
-        content = {
-            "command": shlex.join(["python", "benchmarks/tasks/headroom.py", *command]),
+        content: dict[str, Any] = {
+            **origin("benchmarks/tasks/headroom.py", flags),
             "env": settings.env,
             "env_settings": list(settings.env_settings),
             "dataset": envs.unwrapped.dataset_name,
-            "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {device} device",
-            "versions": package_versions(),
-            "cuda": torch.cuda.is_available(),
             "plans": results,
         }
+        content["machine"] += f"; run on {resolve_device(envs.unwrapped.task.device)}"
     finally:
         envs.close()
-    atomic.write_text(settings.out, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_json(content, settings.out)
     console.print(table(content, settings.episodes))
     console.print(f"Written to {settings.out}", soft_wrap=True)
+    return OK
 
 
 def table(content: dict[str, Any], episodes: int) -> Table:
-    """The results for the terminal."""
+    """Table of the results."""
     rows = Table(title=f"{content['env']} on {content['dataset']}, {episodes} episodes each")
     for column in ("planted", "parameters", "test %", "late noise", "stabilised", "plateau"):
         rows.add_column(column, justify="left" if column == "planted" else "right", overflow="fold")
@@ -200,14 +185,8 @@ def table(content: dict[str, Any], episodes: int) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and return the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-
-    def run(console: Console) -> int:
-        headroom(tyro.cli(HeadroomSettings, description=__doc__, args=given), given, console)
-        return OK
-
-    return exit_code(run)
+    """Run the benchmark and return its exit code."""
+    return run_script(HeadroomSettings, run, arguments, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How fast training could be if nothing but memory limited it: measured copy bandwidth over the bytes of a minibatch.
+"""Upper limit of the training speed from memory bandwidth: measured copy bandwidth over the bytes of a minibatch.
 
-This is meant for accelerators. A CPU keeps the features of a small network in its caches, where they move faster than
-the copy that is measured here, so that a share of the limit can be above 1 there and says little.
+It is meant for accelerators. A CPU keeps the features of a small network in its caches, so the share of the limit can
+exceed 1 there.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from esper_env.hosts.cnn import GlobalAveragePool
 from torch import Tensor, nn
 
-COPY_BYTES = 1 << 30  # of each of the two buffers: far more than caches hold
+COPY_BYTES = 1 << 30  # per buffer; much more than caches hold
 COPY_REPEATS = 7
 
 
 class Traffic(NamedTuple):
-    """How often a layer moves each tensor, besides writing its output and, where needed, its input's gradient."""
+    """Memory moves of a layer per tensor, besides writing its output and its input's gradient."""
 
     input_reads: int  # forward
     saved_input_reads: int  # backward
@@ -29,8 +29,8 @@ class Traffic(NamedTuple):
     gradient_reads: int  # backward, of the output's gradient
 
 
-#: BatchNorm sums over the whole minibatch before it can write anything, forward and backward: it reads all twice. ReLU
-#: knows from its output what to let through; max-pooling from one position for each output, as wide as a value.
+#: BatchNorm sums over the minibatch before it writes, forward and backward, so it reads everything twice. The backward
+#: pass of ReLU reads its output. That of max-pooling reads one position per output, as wide as a value.
 TRAFFIC: dict[type[nn.Module], Traffic] = {
     nn.Conv2d: Traffic(1, 1, 0, 1),
     nn.Linear: Traffic(1, 1, 0, 1),
@@ -40,35 +40,35 @@ TRAFFIC: dict[type[nn.Module], Traffic] = {
     GlobalAveragePool: Traffic(1, 0, 0, 1),
 }
 
-#: Of each parameter: read forward and backward; its gradient written, read for its norm and read for the update; the
-#: momentum and the parameter itself read and written.
+#: Moves of each parameter: read forward and backward; gradient written, read for the norm and read for the update;
+#: momentum and parameter read and written.
 PARAMETER_MOVES = 9
 
-#: Of the logits, by the loss: read, and their gradient written.
+#: Moves of the logits by the loss: read, and gradient written.
 LOGIT_MOVES = 2
 
 
 class BandwidthLimit(NamedTuple):
-    """Training at the speed of memory."""
+    """Training speed that memory bandwidth allows."""
 
-    samples_per_second: float  # of all networks together
-    share: float  # of it that was measured
+    samples_per_second: float  # over all networks
+    share: float  # measured speed over the limit
 
 
 def copy_bandwidth(device: torch.device, size: int = COPY_BYTES, repeats: int = COPY_REPEATS) -> float:
-    """Bytes per second, read and written ones counted, of copying ``size`` bytes on a device; the median of repeats.
+    """Measure the copy bandwidth of a device: bytes read and written per second, the median of the repeats.
 
-    On the CPU it is that of the intra-op threads that PyTorch has.
+    On the CPU, the copy uses PyTorch's intra-op threads.
 
     Raises:
-        ValueError: no byte or no repeat.
+        ValueError: ``size`` or ``repeats`` is below 1.
     """
     if size < 1 or repeats < 1:
         raise ValueError(f"size is {size} and repeats {repeats}; expected at least 1 of both")
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     timed = _seconds_on_cuda if device.type == "cuda" else _seconds
-    timed(target, source)  # warm: the first touch of memory costs more
+    timed(target, source)  # warm-up: the first touch of memory costs more
     return 2 * size / float(np.median([timed(target, source) for _ in range(repeats)]))
 
 
@@ -89,33 +89,35 @@ def _seconds_on_cuda(target: Tensor, source: Tensor) -> float:
 
 
 def bytes_per_minibatch(host: nn.Module, batch_size: int, image_shape: Sequence[int], element_size: int) -> int:
-    """Bytes that one training minibatch of one network moves between memory and processor, if all goes well.
+    """Return the bytes that a training minibatch of one network moves between memory and processor.
 
-    The accounting takes each layer as one perfect kernel forward and one backward, with nothing kept in caches from
-    one kernel to the next. It counts, in values of ``element_size`` bytes:
+    Each layer counts as one ideal kernel forward and one backward, and caches keep nothing between kernels. The sum
+    has, in values of ``element_size`` bytes:
 
-    * forward, each layer: its input read (by BatchNorm twice), its output written;
-    * backward, each layer: its output's gradient read, what it saved read (the input of convolutions, linear layers
-      and BatchNorm, which reads both twice; the output of ReLU, a position for each output of max-pooling), and its
-      input's gradient written, except that of the images;
-    * the loss: the logits read, their gradient written;
+    * forward, each layer: input read (twice by BatchNorm), output written;
+    * backward, each layer: output gradient read, saved tensor read, and input gradient written, except that of the
+      images. Convolutions, linear layers and BatchNorm save their input; BatchNorm reads both twice. ReLU saves its
+      output, and max-pooling a position per output;
+    * the loss: logits read, their gradient written;
     * each parameter: ``PARAMETER_MOVES``, for both passes, clipping and SGD with momentum.
 
-    Left out are drawing the minibatch, labels, running statistics and sums over channels. Fused layers and caches can
-    move less; workspaces, transpositions and further kernels move more.
+    The sum leaves out sampling, labels, running statistics and sums over channels. Fused layers and caches can move
+    less; workspaces, transpositions and further kernels move more.
 
     Args:
-        host: maps (B, C, H, W) to logits; it is copied and stays as it is.
+        host: maps (B, C, H, W) to logits; the function works on a copy.
+        batch_size: samples of the minibatch.
         image_shape: (C, H, W).
+        element_size: bytes of a value.
 
     Raises:
         ValueError: the host has a layer that is not in ``TRAFFIC``.
     """
-    twin = copy.deepcopy(host).to("meta").train()  # shapes without numbers
+    twin = copy.deepcopy(host).to("meta").train()  # shapes without values
     leaves = [layer for layer in twin.modules() if next(layer.children(), None) is None]
     unknown = sorted({type(layer).__name__ for layer in leaves} - {kind.__name__ for kind in TRAFFIC})
     if unknown:
-        raise ValueError(f"the traffic of {', '.join(unknown)} is not known; add it to TRAFFIC")
+        raise ValueError(f"layer {', '.join(unknown)} is not in TRAFFIC; add its memory traffic there")
     values = 0
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -138,15 +140,15 @@ def bytes_per_minibatch(host: nn.Module, batch_size: int, image_shape: Sequence[
 def bandwidth_limit(
     bandwidth: float, minibatch_bytes: int, batch_size: int, measured_samples_per_second: float
 ) -> BandwidthLimit:
-    """The training samples per second that ``bandwidth`` in bytes per second allows, and the share of them measured.
+    """Return the training samples per second that a bandwidth allows, and the measured share of them.
 
-    The networks of a population share the memory: n of them move n times the bytes for n times the samples, so the
-    limit on all their samples together does not depend on n.
+    The limit does not depend on the number of networks: n networks move n times the bytes for n times the samples.
 
     Args:
-        minibatch_bytes: of one network, from :func:`bytes_per_minibatch`.
+        bandwidth: bytes per second.
+        minibatch_bytes: bytes of one network's minibatch, from :func:`bytes_per_minibatch`.
         batch_size: samples in that minibatch.
-        measured_samples_per_second: of all networks together.
+        measured_samples_per_second: measured speed over all networks.
 
     Raises:
         ValueError: a bandwidth, byte count or batch size that is not positive.

@@ -1,4 +1,4 @@
-"""What comes of a race: rates, ratios, and where the time of a native step goes."""
+"""Results of a race: rates, ratios, and the time shares of a native step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compare(
     seconds: float,
     bandwidth: float | None,
 ) -> dict[str, Any]:
-    """All contenders at one number of networks; ``bandwidth`` in bytes per second, or None."""
+    """Race all contenders with ``n`` networks; ``bandwidth`` is in bytes per second, or None."""
     contenders: dict[str, Contender] = {}
     try:
         for name, make in makers.items():
@@ -49,7 +49,7 @@ def compare(
 
 
 def rates(times: Mapping[str, np.ndarray], n: int, samples: int) -> dict[str, dict[str, Any]]:
-    """Each contender's row, from its seconds per step of n networks on so many training samples."""
+    """Return each contender's row from its seconds per step of ``n`` networks on ``samples`` training samples."""
     rows = {}
     for name, values in times.items():
         seconds = float(np.median(values))
@@ -66,7 +66,7 @@ def rates(times: Mapping[str, np.ndarray], n: int, samples: int) -> dict[str, di
 def shares_of_a_step(
     rows: dict[str, dict[str, Any]], times: Mapping[str, Sequence[float]], shares: Shares, samples: int
 ) -> dict[str, Any]:
-    """Where a native step's time goes; also what the loops, which only train, are compared with."""
+    """Time shares of a native step. Adds to the loops' rows the comparisons that account for their missing work."""
     whole = shares.seconds["step"]
     parts = {part: shares.seconds.get(part, 0.0) / whole for part in PARTS}
     if LOOP in rows:
@@ -82,7 +82,7 @@ def shares_of_a_step(
 
 
 def memory_limit(task: TaskConfig, bandwidth: float, measured: float) -> dict[str, float]:
-    """What memory allows, and the share of it that was measured in training samples per second."""
+    """Limit that memory bandwidth sets, and the measured share of it, in training samples per second."""
     spec = task.host
     shape = (spec.in_channels, spec.image_size, spec.image_size)
     size = bytes_per_minibatch(host_builder(task)(), task.batch_size, shape, ELEMENT_SIZE[task.precision])
@@ -91,7 +91,7 @@ def memory_limit(task: TaskConfig, bandwidth: float, measured: float) -> dict[st
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """The rates for the terminal."""
+    """Table of the rates."""
     lines = Table()
     columns = ("n", "contender", "env steps/s", "samples/s", "native faster by")
     for column in columns:
@@ -113,7 +113,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def shares_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """Where the time of a native step goes, and what it takes without evaluation over the bare loop."""
+    """Table of the time shares of a native step."""
     lines = Table(title="A native step", title_justify="left")
     names = list(results[0]["native_time_shares"])
     for column in ("n", *names, "evaluate/train", "over bare loop"):
@@ -130,7 +130,7 @@ def shares_table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def remarks(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the tables have no column for."""
+    """Remarks that have no column in the tables."""
     said = []
     for result in results:
         if result["captures"]:

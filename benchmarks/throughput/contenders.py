@@ -1,4 +1,4 @@
-"""Ways to train n networks side by side, each with the same ``step``: one epoch of every network."""
+"""Ways to train n networks; ``step`` trains each network for one epoch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from gymnasium.vector import AutoresetMode
 from timing import intra_op_threads, waiter
 from torch import Tensor, nn
 
-#: Steps that no benchmark reaches.
+#: Horizon beyond the steps of any benchmark.
 ENDLESS = 1_000_000
 
-#: What every slot holds under the workload "planted".
+#: Blueprint in every slot under the workload "planted".
 PLANTED_BLUEPRINT = "conv_light"
 
-#: What acts in an environment.
+#: Policy of each workload.
 WORKLOADS: dict[str, Callable[[], Any]] = {
     "host": WaitPolicy,
     "growing": lambda: RandomPolicy(0),
@@ -38,7 +38,7 @@ WORKLOADS: dict[str, Callable[[], Any]] = {
 
 
 class Contender(Protocol):
-    """Something that is timed."""
+    """Interface of a contender."""
 
     n: int
 
@@ -47,15 +47,15 @@ class Contender(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Release resources."""
         ...
 
 
 @dataclass
 class Shares:
-    """Seconds by part of a step, and how many steps they are of."""
+    """Seconds by part of a step, summed over ``steps`` steps."""
 
-    wait: Callable[[], object]  # until the device has done its part
+    wait: Callable[[], object]  # returns when the device is idle
     seconds: dict[str, float] = field(default_factory=dict)
     steps: int = 0
 
@@ -68,7 +68,7 @@ class Shares:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
     def wrap(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its time added to ``part``."""
+        """Return the function with its time added to ``part``."""
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             with self.timed(part):
@@ -78,15 +78,15 @@ class Shares:
 
 
 class Environments:
-    """A vector environment under a policy: the native one, or Gymnasium's over single ones."""
+    """A vector environment and a policy: the native vector (``mode`` None), or one of Gymnasium's."""
 
     def __init__(self, env_id: str, n: int, workload: str, mode: str | None, **env_kwargs: Any) -> None:
         task = make_task(env_id, **env_kwargs)
         self.n, self.shares = n, Shares(waiter(resolve_device(task.device)))
-        # All reset in the step that ends an episode: under Gymnasium's default the step behind it trains nothing.
+        # Same-step resets: under Gymnasium's default, the step after the end of an episode trains nothing.
         same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
         how = {} if mode is None else {"vectorization_mode": mode, "vector_kwargs": same_step}
-        if workload == "planted":  # what is planted lives as long as its episode
+        if workload == "planted":  # planted seeds live until their episode ends
             env_kwargs["horizon"] = ENDLESS
         self._envs = gymnasium.make_vec(env_id, num_envs=n, **how, **env_kwargs)
         self._policy, self._state = WORKLOADS[workload](), None
@@ -109,7 +109,7 @@ class Environments:
 
     @property
     def captures(self) -> int:
-        """How often the native vector has captured a step of training."""
+        """Number of training steps that the native vector captured."""
         return self._population.captures
 
     def step(self) -> None:
@@ -131,7 +131,7 @@ def train_minibatch(
     labels: Tensor,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> None:
-    """One step of clipped SGD on images (B, C, H, W) and labels (B,), the forward pass within ``autocast``."""
+    """One step of clipped SGD on images (B, C, H, W) and labels (B,); the forward pass runs under ``autocast``."""
     with autocast or nullcontext():
         logits = network(images)
     loss = nn.functional.cross_entropy(logits.float(), labels)
@@ -142,9 +142,9 @@ def train_minibatch(
 
 
 class BareLoop:
-    """The engine's training with nothing around it: its layout and minibatches, a stock optimizer, one thread.
+    """Training alone in the engine's layout: its minibatches, a stock optimizer, one thread.
 
-    No environment, no clipping, no statistics, no evaluation: what the rest of a step adds shows beside it.
+    It has no environment, clipping, statistics or evaluation, so the difference shows the cost of those.
     """
 
     def __init__(self, env_id: str, n: int, **env_kwargs: Any) -> None:
@@ -159,7 +159,7 @@ class BareLoop:
 
     @property
     def shards(self) -> list[Any]:
-        """The hosts, stacked."""
+        """Shards with the stacked hosts."""
         return self._population.shards
 
     def step(self) -> None:
@@ -184,10 +184,10 @@ class BareLoop:
 
 
 class PlainLoop:
-    """What one would write without this project: each network with an optimizer of its own, one after the other.
+    """The loop one would write without this project: networks one by one, each with its own optimizer.
 
-    It trains the same hosts on the same minibatches, clipped alike, and does nothing else: no evaluation, no
-    observation, no seeds.
+    It trains the same hosts on the same minibatches with the same clipping. It has no evaluation,
+    observations or seeds.
     """
 
     def __init__(self, env_id: str, n: int, threads: int, **env_kwargs: Any) -> None:
@@ -195,7 +195,7 @@ class PlainLoop:
         device = resolve_device(task.device)
         data = load_data(task.dataset, task.data_dir, family=DataFamily(task.family))
         images = TrainingImages(data, device, torch.float32)
-        # The quicker layout of a network on its own: channels_last for pictures, not for the tiny Digits host.
+        # The faster layout of a single network: channels_last for CIFAR images, not for the tiny Digits host.
         memory_format = torch.channels_last if task.auto_shard_size == 1 else torch.contiguous_format
         self.n, self._threads = n, threads
         mixed = task.precision == "bfloat16"
@@ -220,4 +220,4 @@ class PlainLoop:
                     train_minibatch(network, optimizer, images[0], labels[0], self._autocast)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""

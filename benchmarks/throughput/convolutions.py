@@ -1,7 +1,7 @@
-"""Ways to run a convolution of n networks, each with its own weights on its own minibatch, forward and backward.
+"""Ways to run a convolution of n networks forward and backward, each network with its own weights and minibatch.
 
-``FORMULATIONS`` maps a name to one of them. Each keeps its features in the layout that suits it, and is timed from
-features to features of that layout: what it has to rearrange in between is part of it.
+``FORMULATIONS`` maps names to formulations. Each keeps its features in its own layout and is timed from features to
+features in that layout; rearrangements in between count.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional as F
 
-#: Up to this many pixels the unrolled matrix is tried: four times as many as the engine unrolls.
+#: Largest map, in pixels, for which the unrolled matrix is timed: four times what the engine unrolls.
 UNROLL_TRIED_PIXELS = 4 * batched.UNROLL_MAX_PIXELS
 
 NEEDS_CUDA, TOO_LARGE = "needs a CUDA device", "too large a map"
 
 
 class Passed(NamedTuple):
-    """What a forward and a backward pass give."""
+    """Results of a forward and a backward pass."""
 
     output: Tensor  # (n, B, O, H, W), or the same in a formulation's own layout
     weight_gradient: Tensor  # (n, O, I, k, k)
@@ -35,7 +35,7 @@ class Passed(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """A case with numbers in it. The type of the features is that of the computation, weights are always float32."""
+    """A case with values. The dtype of the features is that of the computation; weights are float32."""
 
     case: Case
     weight: Tensor  # (n, O, I, k, k)
@@ -44,7 +44,7 @@ class Problem:
 
     @classmethod
     def random(cls, case: Case, n: int, samples: int, device: torch.device, dtype: torch.dtype) -> Problem:
-        """Normal features and gradients of ``dtype``, and weights that keep their scale; always the same."""
+        """Draw features and gradients of ``dtype``, and scaled weights, from a fixed seed."""
         generator = torch.Generator(device).manual_seed(0)
         normal = partial(torch.randn, generator=generator, device=device)
         weight = normal(n, case.outputs, case.inputs, case.kernel, case.kernel)
@@ -55,17 +55,17 @@ class Problem:
 
 
 class Prepared(NamedTuple):
-    """A formulation on a problem: ``works`` is run, and ``standard`` puts what came of it into the usual layout."""
+    """A formulation on a problem: functions to run, and ``standard``, which converts their results."""
 
     works: Sequence[Callable[[], Passed]]  # one for all networks, or one for each
     standard: Callable[[Sequence[Passed]], Passed]
 
 
 class Layout(NamedTuple):
-    """Where networks, channels and samples are."""
+    """Conversions to a layout of networks, channels and samples, and back."""
 
     of: Callable[[Tensor], Tensor]  # from (n, B, C, H, W), contiguous
-    back: Callable[[Tensor, int], Tensor]  # and back again, given n
+    back: Callable[[Tensor, int], Tensor]  # inverse, given n
 
 
 SAMPLES_FIRST = Layout(  # (B, n*C, H, W)
@@ -80,9 +80,9 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 
 
 def _passes(forward: Forward, weight: Tensor, x: Tensor, gradient: Tensor) -> Passed:
-    """Forward, then backward to the weights and, where x asks for it, to x.
+    """Run forward, then backward to the weights and, if x requires a gradient, to x.
 
-    Weights are converted to the type of x each time, as autocast does, which ``vmap`` does not support everywhere.
+    Weights are converted to the dtype of x, as autocast does; ``vmap`` does not support autocast everywhere.
     """
     output = forward(weight.to(x.dtype), x)
     wanted = (weight, x) if x.requires_grad else (weight,)
@@ -95,7 +95,7 @@ def _leaf(value: Tensor, wants_gradient: bool = True) -> Tensor:
 
 
 def _stacked(layout: Layout, forward: Forward) -> Callable[[Problem], Prepared]:
-    """All networks at once."""
+    """All networks in one call."""
 
     def prepare(problem: Problem) -> Prepared:
         n, wanted = len(problem.weight), problem.case.input_gradient
@@ -113,7 +113,7 @@ def _stacked(layout: Layout, forward: Forward) -> Callable[[Problem], Prepared]:
 
 
 def _one_by_one(problem: Problem) -> Prepared:
-    """Each network for itself, wider kernels in channels_last: the library's quicker layout for them."""
+    """One call per network, in channels_last for kernels wider than 1x1, which is the faster layout."""
     wide, wanted = problem.case.kernel > 1, problem.case.input_gradient
     memory_format = torch.channels_last if wide else torch.contiguous_format
 
@@ -144,8 +144,11 @@ def _grouped(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def _unfolded(weight: Tensor, x: Tensor) -> Tensor:
-    """On (n, I, H, W, B). Rows and samples as one axis of H x (W*B) pixels, whose neighbours are B apart: the columns
-    come out as (n, I*k*k, H*W*B) and nothing is transposed."""
+    """On (n, I, H, W, B).
+
+    Columns and samples form one axis of W*B pixels whose neighbours are B apart, so ``unfold`` returns
+    (n, I*k*k, H*W*B) without a transposition.
+    """
     n, inputs, height, width, samples = x.shape
     kernel = weight.shape[-1]
     pad = kernel // 2
@@ -162,25 +165,25 @@ def _by_unrolled_matrix(weight: Tensor, x: Tensor) -> Tensor:
 def _engine(weight: Tensor, x: Tensor) -> Tensor:
     """The engine's rule for 1x1 kernels, on (n, I, H, W, B)."""
     outputs, inputs = weight.shape[1:3]
-    layer = nn.Conv2d(inputs, outputs, 1, bias=False, device="meta")  # only its geometry is read
+    layer = nn.Conv2d(inputs, outputs, 1, bias=False, device="meta")  # only its geometry matters
     return batched.run(layer, {"weight": weight}, x, training=True)
 
 
 @dataclass(frozen=True)
 class Formulation:
-    """How to prepare it, and what it is for."""
+    """A way to run a convolution, and its limits."""
 
     prepare: Callable[[Problem], Prepared]
     kernels: str = "any"  # "any", "1x1", "wider"
     max_pixels: int | None = None
-    on_streams: bool = False  # its works run in CUDA graphs on several streams
+    on_streams: bool = False  # runs in CUDA graphs on several streams
 
     def suits(self, case: Case) -> bool:
-        """Whether there is a point in running the case so."""
+        """True if the formulation applies to the case's kernel."""
         return self.kernels == "any" or (self.kernels == "1x1") == (case.kernel == 1)
 
     def obstacle(self, case: Case, device: torch.device) -> str | None:
-        """Why a case that it suits cannot be run on this device, or None."""
+        """Reason why the case cannot run on this device, or None."""
         if self.max_pixels is not None and case.height * case.width > self.max_pixels:
             return TOO_LARGE
         return NEEDS_CUDA if self.on_streams and device.type != "cuda" else None

@@ -1,18 +1,16 @@
-"""How long the decision side of a step takes: masks, decoding, transitions, reward, observation of N networks.
+"""Time the decision side of a step: masks, decoding, transitions, reward and observation of N networks.
 
     python benchmarks/throughput/decisions.py --out benchmarks/results/decisions-cpu.json
 
-Uniformly random legal actions on a task whose training is cut to next to nothing. Times are medians over the calls of
-the run, in milliseconds of a call for all networks together; all of it is NumPy on one core. The whole observation
-contains legality, masks and features.
+The policy draws uniformly random legal actions, with minimal training. Times are medians over the calls of the run, in
+milliseconds per call for all networks. All of it is NumPy on one core. The whole observation contains legality, masks
+and features.
 
 Exit codes: 0 done, 1 the file could not be written, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,18 +23,14 @@ from unittest import mock
 import esper_env  # noqa: F401  registers the ids
 import gymnasium
 import numpy as np
-import tyro
-from esper_agent.cli.main import OK, exit_code
-from esper_agent.settings.config_file import ConfigError
-from esper_agent.training.run_folder import package_versions
-from esper_env.persistence import atomic
+from esper_agent.cli.main import OK
+from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
 from esper_env.rules import lifecycle
 from rich.console import Console
 from rich.table import Table
-from timing import machine
 from tqdm import trange
 
-#: As little training as a step can have.
+#: The least training that a step can have.
 LITTLE_TRAINING = {"batch_size": 2, "batches_per_step": 1}
 
 
@@ -55,15 +49,13 @@ class DecisionSettings:
 
     def checked(self) -> DecisionSettings:
         """These settings, or a ``ConfigError``."""
-        if self.n < 1 or self.steps < 1:
-            raise ConfigError(f"n is {self.n} and steps {self.steps}; expected at least 1 of both")
-        if self.out.is_dir():
-            raise ConfigError(f"out is {self.out}, a folder; expected the name of a file")
+        check_least(self, n=1, steps=1)
+        check_out(self.out)
         return self
 
 
 def parts_of(growth: Any) -> dict[str, tuple[Any, str]]:
-    """Where each part of the decision side is found."""
+    """Owner and method of each part of the decision side."""
     return {
         "decoding": (growth.rules, "decode"),
         "transitions": (lifecycle, "apply"),
@@ -77,7 +69,7 @@ def parts_of(growth: Any) -> dict[str, tuple[Any, str]]:
 
 
 def timed(function: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
-    """The function, the seconds of each call added to ``times``."""
+    """Return the function with the seconds of each call added to ``times``."""
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -89,7 +81,7 @@ def timed(function: Callable[..., Any], times: list[float]) -> Callable[..., Any
 
 
 def play(settings: DecisionSettings) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each part, and how often a step calls it."""
+    """Median milliseconds of each part, and its calls per step."""
     envs = gymnasium.make_vec(settings.env, num_envs=settings.n, **LITTLE_TRAINING)
     vector: Any = envs.unwrapped
     rng, times = np.random.default_rng(0), {}
@@ -109,19 +101,17 @@ def play(settings: DecisionSettings) -> dict[str, dict[str, float]]:
     }
 
 
-def measure(settings: DecisionSettings, command: Sequence[str], console: Console) -> None:
-    """Play, write the file, print the table."""
+def measure(settings: DecisionSettings, flags: Sequence[str], console: Console) -> int:
+    """Play, write the file and print the table."""
     parts = play(settings.checked())
     content = {
-        "command": shlex.join(["python", "benchmarks/throughput/decisions.py", *command]),
+        **origin("benchmarks/throughput/decisions.py", flags),
         "env": settings.env,
         "n": settings.n,
         "steps": settings.steps,
-        "machine": machine(),
-        "versions": package_versions(),
         "parts": parts,
     }
-    atomic.write_text(settings.out, json.dumps(content, indent=2) + "\n")
+    write_json(content, settings.out)
     console.print(f"{settings.env}, {settings.n} networks, {content['machine']}", highlight=False)
     lines = Table()
     for column in ("part", "ms a call", "calls a step"):
@@ -130,17 +120,12 @@ def measure(settings: DecisionSettings, command: Sequence[str], console: Console
         lines.add_row(name, f"{row['milliseconds']:.3f}", f"{row['calls_per_step']:.1f}")
     console.print(lines)
     console.print(f"Written to {settings.out}")
+    return OK
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-
-    def run(console: Console) -> int:
-        measure(tyro.cli(DecisionSettings, description=__doc__, args=given), given, console)
-        return OK
-
-    return exit_code(run)
+    return run_script(DecisionSettings, measure, arguments, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,19 @@
-"""Ways to run the convolutions of N networks, and a whole training minibatch of them, timed side by side in one run.
+"""Time ways to run the convolutions of N networks, and whole training minibatches, side by side in one run.
 
     python benchmarks/throughput/formulations.py --out benchmarks/results/formulations-digits-cpu.json
 
-Each network has its own weights and its own minibatch. A convolution is timed forward and backward, features in to
-features out in the layout that its formulation keeps them in. The cases are the convolutions of the task's host, the
-first of which needs no gradient of its input, and of a conv_light seed at each slot. The time of a whole minibatch is
-that of an epoch, drawing and set-up included, divided by its minibatches. What cannot run here is a row without a
-time. Formulations take turns, round after round; times are medians over rounds, and a ratio is the median of the
-rounds' own ratios.
+Each network has its own weights and minibatch. A convolution is timed forward and backward, with features in the layout
+of its formulation. The cases are the convolutions of the task's host, and of a conv_light seed at each slot. The host's
+first convolution needs no input gradient. The time of a whole minibatch is that of an epoch, including sampling and
+set-up, divided by its minibatches. A formulation that cannot run here has a row without a time. Formulations take
+turns, round after round. Times are medians over rounds. A ratio is the median of the ratios of each round.
 
 Exit codes: 0 done, 1 the file could not be written, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -29,25 +26,24 @@ import torch
 import tyro
 from contenders import Contender, PlainLoop
 from convolutions import FORMULATIONS, NEEDS_CUDA, Problem
-from esper_agent.cli.main import OK, exit_code
+from esper_agent.cli.main import OK
+from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
 from esper_agent.settings.config_file import ConfigError, parse_env_settings
-from esper_agent.training.run_folder import package_versions
 from esper_env.data import DataFamily, load_data
-from esper_env.persistence import atomic
 from esper_env.population.build import resolve_device
 from esper_env.tasks import TaskConfig, make_task
 from layers import Case, cases
 from rich.console import Console
 from rich.table import Table
 from runners import MAX_STREAMS, GraphsOnStreams, OneAfterTheOther, Runner
-from timing import intra_op_threads, machine, race, waiter
+from timing import intra_op_threads, race, waiter
 from tqdm import tqdm
 from whole_steps import Engine, RunnerLoop
 
 MEASURED, WHOLE_STEP, LOOP_PRECISION = "measured", "whole minibatch", "the loop trains in float32"
-OWN_SETTINGS = ("batch_size", "device", "shard_size")  # which this benchmark gives the environment
+OWN_SETTINGS = ("batch_size", "device", "shard_size")  # set by this benchmark
 
-#: What is timed, or why it cannot be.
+#: The step to time, or the reason why it cannot run.
 Entrant = Callable[[], object] | str
 
 
@@ -58,65 +54,65 @@ class FormulationSettings:
     out: Path
     """JSON file of the results; an existing one is replaced."""
     env: str = "Esper-Digits-v0"
-    """Task whose host and slots give the cases."""
+    """Task that provides the host and the slots."""
     env_settings: tuple[str, ...] = ()
     """Further settings of the environment as NAME=VALUE."""
     n: int = 64
     """Number of networks."""
     batch_size: Annotated[int | None, tyro.conf.DisallowNone] = None
-    """Samples of each network's minibatch; the task's own number unless given."""
+    """Samples of each network's minibatch, default the task's."""
     device: str = "auto"
-    """Where to run: auto, cpu, cuda or cuda:N."""
+    """Device: auto, cpu, cuda or cuda:N."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """float32: in full. tf32: products of convolutions and matmuls alike in TF32 (CUDA). bfloat16: features
-    in bfloat16, and float32 weights that are converted in every forward pass, as autocast does."""
+    """float32; tf32: convolutions and matmuls in TF32 (CUDA); bfloat16: features in bfloat16, with float32 weights
+    that every forward pass converts, as autocast does."""
     rounds: int = 5
-    """Times that each formulation has its turn."""
+    """Turns of each formulation."""
     seconds: float = 0.5
-    """About how long a turn lasts; at least one step."""
+    """Approximate seconds of a turn; a turn has at least one step."""
     threads: int = os.cpu_count() or 1
-    """Intra-op threads on the CPU; for the engine, worker threads of one shard each."""
+    """Intra-op threads on the CPU; for the engine, worker threads, one shard each."""
     streams: int = 8
     """CUDA streams of the formulations that use several."""
     cudnn_benchmark: bool = False
-    """Let cuDNN try its algorithms and take the fastest."""
+    """Let cuDNN choose its fastest algorithm by trial."""
 
     def checked(self) -> FormulationSettings:
         """These settings, or a ``ConfigError``."""
         if self.n < 2:
-            raise ConfigError(f"n is {self.n}; expected at least 2: a single network is not run together with others")
-        for name in ("rounds", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+            raise ConfigError(f"n is {self.n}; expected at least 2, because this compares ways to run several networks")
+        check_least(self, rounds=1, threads=1)
         if not 0 < self.seconds < float("inf"):
             raise ConfigError(f"seconds are {self.seconds}; expected a number above 0")
         if not 1 <= self.streams <= MAX_STREAMS:
             raise ConfigError(f"streams is {self.streams}; expected 1 to {MAX_STREAMS}")
-        if self.out.is_dir():
-            raise ConfigError(f"out is {self.out}, a folder; expected the name of a file")
+        check_out(self.out)
         if self.precision == "tf32" and resolve_device(self.device).type != "cuda":
-            raise ConfigError("precision is 'tf32', which only CUDA devices have; use 'float32', or another device")
+            raise ConfigError("precision is 'tf32', which needs a CUDA device; use 'float32', or another device")
         self.task()
         return self
 
     def task(self, **changes: Any) -> TaskConfig:
-        """The task with these settings and some changes."""
+        """The task with these settings and ``changes``."""
         return make_task(self.env, **self.env_kwargs(), **changes)
 
     def env_kwargs(self) -> dict[str, Any]:
         """Settings of the environment by name."""
         given = parse_env_settings(self.env_settings)
         for name in set(given) & set(OWN_SETTINGS):
-            raise ConfigError(f"env_settings name {name!r}; --batch-size and --device are flags, shards are compared")
+            raise ConfigError(
+                f"env_settings contain {name!r}; use the flags --batch-size and --device, and leave the shards to the "
+                "benchmark"
+            )
         batch = {} if self.batch_size is None else {"batch_size": self.batch_size}
         return given | batch | {"device": self.device}
 
 
 @contextmanager
 def backends(settings: FormulationSettings, device: torch.device) -> Iterator[None]:
-    """Threads and library switches as the settings say, and as they were behind it.
+    """Set threads and library switches inside the context.
 
-    Without it PyTorch would run convolutions in TF32 and matmuls in float32, which could not be compared.
+    By default, PyTorch runs convolutions in TF32 and matmuls in float32, which would not be comparable.
     """
     cudnn, matmul, tf32 = torch.backends.cudnn, torch.backends.cuda.matmul, settings.precision == "tf32"
     before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
@@ -132,7 +128,7 @@ def backends(settings: FormulationSettings, device: torch.device) -> Iterator[No
 def layer_entrants(
     case: Case, settings: FormulationSettings, batch_size: int, device: torch.device
 ) -> dict[str, Entrant]:
-    """Every formulation that suits a case, by name."""
+    """Formulations that apply to a case, by name."""
     dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
     problem = Problem.random(case, settings.n, batch_size, device, dtype)
     entrants: dict[str, Entrant] = {}
@@ -150,7 +146,7 @@ def layer_entrants(
 
 
 def step_contenders(settings: FormulationSettings, device: torch.device) -> dict[str, Callable[[], Contender] | str]:
-    """How to make what trains the hosts for an epoch, by name, or why it cannot be had."""
+    """Factories of the contenders of a whole minibatch, by name, or the reason why one cannot run."""
     kwargs, n = settings.env_kwargs(), settings.n
     precision = "bfloat16" if settings.precision == "bfloat16" else "float32"
 
@@ -174,7 +170,7 @@ def step_contenders(settings: FormulationSettings, device: torch.device) -> dict
 def compare(
     case: str, entrants: Mapping[str, Entrant], settings: FormulationSettings, wait: Callable[[], object], parts: int
 ) -> list[dict[str, Any]]:
-    """The rows of one case, a step of which has so many equal ``parts``."""
+    """Rows of one case; a step has ``parts`` equal parts."""
     steps = {name: step for name, step in entrants.items() if not isinstance(step, str)}
     times = {name: np.array(own) / parts for name, own in race(steps, settings.rounds, settings.seconds, wait).items()}
     medians = {name: float(np.median(own)) for name, own in times.items()}
@@ -192,7 +188,7 @@ def compare(
 
 
 def layer_rows(settings: FormulationSettings, device: torch.device) -> Iterator[dict[str, Any]]:
-    """The rows of every convolution."""
+    """Rows of every convolution."""
     task = settings.task()
     for case in tqdm(cases(task), desc=settings.env, unit="case"):
         entrants = layer_entrants(case, settings, task.batch_size, device)
@@ -200,7 +196,7 @@ def layer_rows(settings: FormulationSettings, device: torch.device) -> Iterator[
 
 
 def step_rows(settings: FormulationSettings, device: torch.device) -> list[dict[str, Any]]:
-    """The rows of a whole minibatch."""
+    """Rows of a whole minibatch."""
     contenders: dict[str, Contender] = {}
     entrants: dict[str, Entrant] = {}
     try:
@@ -217,7 +213,7 @@ def step_rows(settings: FormulationSettings, device: torch.device) -> list[dict[
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows for the terminal, those of a case below its name."""
+    """Table of the rows, grouped by case."""
     lines = Table()
     for column in ("case, formulation", "ms", "x fastest", ""):
         lines.add_column(column, justify="right" if column in ("ms", "x fastest") else "left", no_wrap=True)
@@ -238,7 +234,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def unmeasured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What has no time, each with its reason and the cases it is missing from."""
+    """Lines about rows without a time: formulation, reason and number of cases."""
     missing: dict[str, list[str]] = {}
     for row in rows:
         if row["status"] != MEASURED:
@@ -246,15 +242,14 @@ def unmeasured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{name} ({len(own)} cases)" for name, own in missing.items()]
 
 
-def measure(settings: FormulationSettings, command: Sequence[str], console: Console) -> None:
-    """Run every case, write the file, print the table."""
+def measure(settings: FormulationSettings, flags: Sequence[str], console: Console) -> int:
+    """Run every case, write the file and print the table."""
     task, device = settings.checked().task(), resolve_device(settings.device)
-    load_data(task.dataset, task.data_dir, family=DataFamily(task.family))  # what is wrong with it is said now
+    load_data(task.dataset, task.data_dir, family=DataFamily(task.family))  # fail before anything is timed
     with backends(settings, device):
         rows = [*layer_rows(settings, device), *step_rows(settings, device)]
-        place = f"{machine()}; run on {device}"
-    content = {
-        "command": shlex.join(["python", "benchmarks/throughput/formulations.py", *command]),
+    content: dict[str, Any] = {
+        **origin("benchmarks/throughput/formulations.py", flags),
         "env": settings.env,
         "env_settings": list(settings.env_settings),
         "n": settings.n,
@@ -263,28 +258,22 @@ def measure(settings: FormulationSettings, command: Sequence[str], console: Cons
         "cudnn_benchmark": settings.cudnn_benchmark,
         "threads": settings.threads,
         "streams": settings.streams,
-        "machine": place,
-        "versions": package_versions(),
         "rows": rows,
     }
-    atomic.write_text(settings.out, json.dumps(content, indent=2) + "\n")
-    title = f"{settings.env}, {settings.n} networks, minibatches of {task.batch_size}, {settings.precision}, {place}"
-    console.print(title, highlight=False)
+    content["machine"] += f"; run on {device}"
+    write_json(content, settings.out)
+    title = f"{settings.env}, {settings.n} networks, minibatches of {task.batch_size}, {settings.precision}"
+    console.print(f"{title}, {content['machine']}", highlight=False)
     console.print(table(rows))
     for line in unmeasured(rows):
         console.print(line, highlight=False)
     console.print(f"Written to {settings.out}")
+    return OK
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-
-    def run(console: Console) -> int:
-        measure(tyro.cli(FormulationSettings, description=__doc__, args=given), given, console)
-        return OK
-
-    return exit_code(run)
+    return run_script(FormulationSettings, measure, arguments, __doc__)
 
 
 if __name__ == "__main__":

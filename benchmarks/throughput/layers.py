@@ -1,4 +1,4 @@
-"""The convolutions of a task, found by running its host and its seeds: nothing about them is typed in."""
+"""The convolutions of a task, found by running its host and seeds."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Place, channels, kernel and map."""
+        """Place, channels, kernel and size of the map."""
         kernel, size = f"{self.kernel}x{self.kernel}", f"{self.height}x{self.width}"
         return f"{self.place} {self.inputs}->{self.outputs}, {kernel} at {size}"
 
 
 def cases(task: TaskConfig) -> list[Case]:
-    """Each convolution of the task's host, then that of a ``conv_light`` seed at each of its slots."""
+    """Convolutions of the task's host, then of a ``conv_light`` seed at each slot."""
     spec = task.host
     with seeded_construction(0):
         host = host_builder(task)()
@@ -51,7 +51,7 @@ def cases(task: TaskConfig) -> list[Case]:
 
 
 def _convolutions(place: str, module: nn.Module, x: Tensor) -> Iterator[Case]:
-    """The convolutions that ``module`` runs on x, in their order."""
+    """Convolutions that ``module`` runs on x, in order."""
     seen: list[Case] = []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], _output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Ways to run one piece of work for each of n networks: one after the other, or captured in CUDA graphs on streams."""
+"""Ways to run one function per network: serially, or captured in CUDA graphs on several streams."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 
 R = TypeVar("R")
 
-#: Runs of a piece of work before it is captured, so that libraries have chosen their kernels and made their workspaces.
+#: Runs before the capture, in which libraries choose kernels and allocate workspaces.
 WARMUPS = 3
 
-#: PyTorch hands out this many different streams of one priority; more of them would share.
+#: PyTorch has this many distinct streams per priority.
 MAX_STREAMS = 32
 
 
 class Runner(Protocol):
-    """Runs every piece of work once."""
+    """Runs every function once."""
 
     def __call__(self) -> Sequence[object]:
-        """What each of them returned, in their order."""
+        """Return their results in order."""
         ...
 
 
 class OneAfterTheOther(Generic[R]):
-    """Calls each piece of work."""
+    """Calls the functions one after the other."""
 
     def __init__(self, works: Sequence[Callable[[], R]]) -> None:
         self._works = works
@@ -35,10 +35,10 @@ class OneAfterTheOther(Generic[R]):
 
 
 class GraphsOnStreams(Generic[R]):
-    """Each stream replays a CUDA graph of its share of the work, all streams at once. Needs a CUDA device.
+    """Streams that replay CUDA graphs concurrently, each with its share of the functions. Needs a CUDA device.
 
-    A piece of work must not wait for the device, and must read and write the same tensors each time; its results are
-    overwritten by the next run. It is run a few times before it is captured: what trains has trained by then.
+    A function must not wait for the device and must use the same tensors in each call. The next run overwrites its
+    results. Each function runs ``WARMUPS`` times before the capture, so networks have already trained.
     """
 
     def __init__(self, works: Sequence[Callable[[], R]], streams: int, device: torch.device) -> None:
@@ -55,10 +55,9 @@ class GraphsOnStreams(Generic[R]):
     def _captured(
         self, works: Sequence[Callable[[], R]], stream: torch.cuda.Stream
     ) -> tuple[torch.cuda.CUDAGraph, list[R]]:
-        """A graph of some work and its results.
+        """Capture a graph on the stream that will replay it; return the graph and its results.
 
-        It is captured on the stream that will replay it, into a memory pool of its own: graphs that share a pool, or a
-        stream's cuBLAS workspace, must not run at once.
+        Each graph has its own memory pool: graphs that share a pool or a cuBLAS workspace must not run concurrently.
         """
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):

@@ -1,22 +1,19 @@
-"""What telemetry costs: the same steps of the same networks with and without a sink.
+"""Time telemetry: the same steps of the same networks with and without a sink.
 
     python benchmarks/throughput/telemetry.py --out benchmarks/results/telemetry-cpu.json
 
-One vector plays a few steps without a sink, is put back to where it was, plays them again with a sink that writes JSON
-lines to a temporary folder, and again with one in full detail; each round begins with another of the three. Actions are
-chosen off the clock, by random legal growth and by the heuristic. The overhead is a ratio of times of the same round;
-its interquartile mean over the rounds is given, with its 95% bootstrap interval. Wall-clock time is what a run takes
-longer; the process's CPU time includes the thread that writes. Both are differences of large numbers. So the CPU time
-of telemetry's own work is taken as well: telling and emitting, checking isolation, and encoding and writing in the
-other thread, as a share of the rest of the process's CPU time.
+One vector plays a few steps without a sink, then from the same state with a sink that writes JSON lines to a temporary
+folder, and again with a sink in full detail. The order changes from round to round. Actions are chosen off the clock,
+by random legal growth and by the heuristic. The overhead is the ratio of two times of a round. Its interquartile mean
+over the rounds is reported with a 95% bootstrap interval, for wall-clock time and for the CPU time of the process,
+which includes the writing thread. Both are differences of large numbers. Therefore the CPU time of telemetry's own code
+is measured as well: recording, emitting, isolation checks, encoding and writing, as a share of all other CPU time.
 
 Exit codes: 0 done, 1 the file could not be written, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 import tempfile
 import time
@@ -28,26 +25,24 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
-from esper_agent.cli.main import OK, exit_code
+from esper_agent.cli.main import OK
+from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
 from esper_agent.evaluation.statistics import bootstrap_interval
 from esper_agent.policies.baselines import POLICIES
 from esper_agent.settings.config_file import ConfigError
-from esper_agent.training.run_folder import package_versions
 from esper_agent.vectors import make_vector
-from esper_env.persistence import atomic
 from esper_env.telemetry import Detail, JsonlSink, MemoryWarning
 from gymnasium.vector import AutoresetMode, VectorEnv
 from rich.console import Console
 from rich.table import Table
-from timing import machine, waiter
+from timing import waiter
 from tqdm import tqdm
 
-#: What takes turns: the detail of what is written, None where no sink is attached.
+#: Contenders: the detail of the events, or None without a sink.
 CONTENDERS: dict[str, Detail | None] = {"no sink": None, "normal": Detail.NORMAL, "full": Detail.FULL}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
-#: Seconds per step of each round, by clock and contender.
+#: Seconds per step by clock, contender and round.
 Times = dict[str, dict[str, list[float]]]
 
 
@@ -60,30 +55,25 @@ class TelemetrySettings:
     env: str = "Esper-Digits-v0"
     """Task."""
     policies: tuple[str, ...] = ("random", "heuristic")
-    """Who acts; see `esper evaluate --help`."""
+    """Policies; `esper evaluate --help` lists them."""
     counts: tuple[int, ...] = (16, 32)
     """Numbers of networks."""
     rounds: int = 50
-    """How often the contenders take turns."""
+    """Turns of each contender."""
     steps: int = 4
     """Steps of a turn."""
     warmup: int = 60
-    """Steps before the first round, with a sink: in them each blueprint's isolation is checked for the first time."""
+    """Steps with a sink before the first round, which include the first isolation check of each blueprint."""
 
     def checked(self) -> TelemetrySettings:
         """These settings, or a ``ConfigError``."""
-        for name in ("rounds", "steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.warmup < 0:
-            raise ConfigError(f"warmup is {self.warmup}; expected 0 or more")
+        check_least(self, rounds=1, steps=1, warmup=0)
         if not self.counts or min(self.counts) < 1:
             raise ConfigError(f"counts is {self.counts}; expected at least one number of networks, each at least 1")
         unknown = [name for name in self.policies if name not in POLICIES]
         if not self.policies or unknown:
             raise ConfigError(f"policies is {self.policies}; expected at least one of {', '.join(POLICIES)}")
-        if self.out.is_dir():
-            raise ConfigError(f"out is {self.out}, a folder; expected the name of a file")
+        check_out(self.out)
         return self
 
 
@@ -91,7 +81,7 @@ _FIRST = MemoryWarning(kind="resident", used_mib=0.0, limit_mib=1.0)
 
 
 class OwnWork:
-    """CPU seconds of telemetry's own work, in whichever thread it is done."""
+    """CPU seconds of telemetry's own code, over all threads."""
 
     def __init__(self, vector: Any, sinks: Iterable[JsonlSink]) -> None:
         self.seconds = 0.0
@@ -115,7 +105,7 @@ class OwnWork:
 
 
 class Player:
-    """One vector and one policy, which play the same steps with each contender's sink."""
+    """A vector and a policy that play the same steps with each contender's sink."""
 
     def __init__(self, envs: VectorEnv, policy: str, folder: Path) -> None:
         self.envs = envs
@@ -130,14 +120,14 @@ class Player:
         self._starts = np.ones(envs.num_envs, dtype=np.bool_)
 
     def forget(self) -> None:
-        """Count from here."""
+        """Reset the counters."""
         self.own, self.cpu = (dict.fromkeys(CONTENDERS, 0.0) for _ in range(2))  # seconds of all turns
         self.events = dict.fromkeys(CONTENDERS, 0)
 
     def round(self, order: Sequence[str], steps: int) -> dict[str, dict[str, float]]:
-        """Contender -> clock -> seconds per step, of the same steps.
+        """Play the same steps with each contender; return seconds per step by contender and clock.
 
-        ``RuntimeError`` where the rewards are not the same.
+        Raises ``RuntimeError`` if the rewards differ.
         """
         before = self.vector.get_state()
         actions: list[Any] = []
@@ -147,16 +137,16 @@ class Player:
             times[name], earned = self._turn(name, actions, steps)
             rewards.add(earned)
         if len(rewards) > 1:
-            raise RuntimeError("the contenders did not play the same steps: telemetry changed what they do")
+            raise RuntimeError("the contenders earned different rewards: telemetry changed what they do")
         return times
 
     def _turn(self, name: str, actions: list[Any], steps: int) -> tuple[dict[str, float], float]:
-        """Play the actions; the first to do so chooses them. The events are on disk when the turn ends."""
+        """Play the actions, or choose them in the first turn. All events are on disk when the turn ends."""
         telemetry, sink, detail = self.vector.telemetry, self.sinks.get(name), CONTENDERS[name]
         if sink is not None and detail is not None:
             telemetry.detail = detail
             telemetry.add_sink(sink)
-            telemetry.emit(_FIRST)  # begins the thread and the file, as a run does once
+            telemetry.emit(_FIRST)  # starts the thread and opens the file
             telemetry.flush()
         elapsed, earned, choosing = dict.fromkeys(CLOCKS, 0.0), 0.0, not actions
         own, events = self.work.seconds, telemetry.next_id
@@ -190,12 +180,12 @@ class Player:
         return {clock: read() for clock, read in CLOCKS.items()}
 
     def own_share(self, name: str) -> float:
-        """Telemetry's own CPU time over that of everything else."""
+        """CPU time of telemetry's own code over all other CPU time."""
         return self.own[name] / (self.cpu[name] - self.own[name])
 
 
 def race(player: Player, settings: TelemetrySettings, progress: tqdm[Any]) -> Times:
-    """Rounds, each in the order after that of the round before, and every other one backwards."""
+    """Play all rounds, rotating and reversing the order of the contenders."""
     times: Times = {clock: {name: [] for name in CONTENDERS} for clock in CLOCKS}
     names = list(CONTENDERS)
     for index in range(settings.rounds):
@@ -209,7 +199,7 @@ def race(player: Player, settings: TelemetrySettings, progress: tqdm[Any]) -> Ti
 
 
 def overheads(times: Times) -> dict[str, dict[str, dict[str, float]]]:
-    """By contender and clock: the share of a step that telemetry adds, and the interval of that share."""
+    """Share of a step that telemetry adds, with its interval, by contender and clock."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in CONTENDERS:
         for clock, rows in times.items():
@@ -219,7 +209,7 @@ def overheads(times: Times) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def measure_one(settings: TelemetrySettings, policy: str, count: int) -> dict[str, Any]:
-    """The result for one policy and one number of networks."""
+    """Measure one policy with ``count`` networks."""
     envs = make_vector(settings.env, count, AutoresetMode.SAME_STEP)
     with closing(envs), tempfile.TemporaryDirectory() as folder:
         player = Player(envs, policy, Path(folder))
@@ -242,28 +232,27 @@ def measure_one(settings: TelemetrySettings, policy: str, count: int) -> dict[st
     return {"policy": policy, "n": count, "contenders": contenders}
 
 
-def measure(settings: TelemetrySettings, command: Sequence[str], console: Console) -> None:
-    """Play, write the file, print the table."""
+def measure(settings: TelemetrySettings, flags: Sequence[str], console: Console) -> int:
+    """Measure, write the file and print the table."""
     settings.checked()
     results = [measure_one(settings, policy, count) for policy in settings.policies for count in settings.counts]
     content = {
-        "command": shlex.join(["python", "benchmarks/throughput/telemetry.py", *command]),
+        **origin("benchmarks/throughput/telemetry.py", flags),
         "env": settings.env,
         "rounds": settings.rounds,
         "steps": settings.steps,
         "warmup": settings.warmup,
-        "machine": machine(),
-        "versions": package_versions(),
         "results": results,
     }
-    atomic.write_text(settings.out, json.dumps(content, indent=2) + "\n")
+    write_json(content, settings.out)
     console.print(f"{settings.env}, {content['machine']}", highlight=False)
     console.print(table_of(results))
     console.print(f"Written to {settings.out}")
+    return OK
 
 
 def table_of(results: Sequence[Mapping[str, Any]]) -> Table:
-    """The overheads in percent of a step, with their intervals."""
+    """Table of the overheads in percent of a step, with their intervals."""
     lines = Table(caption="own work and overheads [95% interval]: % of a step")
     for column in ("policy", "n", "sink", "events a step", "ms a step", "own work", "wall", "CPU"):
         lines.add_column(column, justify="left" if column in ("policy", "sink") else "right")
@@ -286,13 +275,7 @@ def table_of(results: Sequence[Mapping[str, Any]]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and return its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-
-    def run(console: Console) -> int:
-        measure(tyro.cli(TelemetrySettings, description=__doc__, args=given), given, console)
-        return OK
-
-    return exit_code(run)
+    return run_script(TelemetrySettings, measure, arguments, __doc__)
 
 
 if __name__ == "__main__":

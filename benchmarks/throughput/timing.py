@@ -1,4 +1,4 @@
-"""Contenders take turns, so that what else happens on the machine falls on all alike."""
+"""Timing in turns, so that other load on the machine affects all contenders alike."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from esper_agent.cli.info import machine as machine  # for the benchmarks beside this file
 
 
 def waiter(device: torch.device) -> Callable[[], object]:
-    """What returns once the device has done all that it was given: a CUDA device works on behind the program's back."""
+    """Return a function that waits for the device's pending work; CUDA devices run asynchronously."""
     return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
 
 
 def turn(step: Callable[[], object], steps: int, wait: Callable[[], object]) -> float:
-    """Seconds per step over some steps, the device's work included."""
+    """Seconds per step, including the device's work."""
     wait()
     start = time.perf_counter()
     for _ in range(steps):
@@ -29,10 +28,10 @@ def turn(step: Callable[[], object], steps: int, wait: Callable[[], object]) -> 
 def race(
     contenders: Mapping[str, Callable[[], object]], rounds: int, seconds: float, wait: Callable[[], object]
 ) -> dict[str, list[float]]:
-    """Seconds per step of each contender in each round; a turn is as many steps as fit into ``seconds``, or one."""
+    """Seconds per step of each contender, by round; a turn takes about ``seconds`` and at least one step."""
     steps = {}
     for name, step in contenders.items():
-        step()  # warm
+        step()  # warm-up
         steps[name] = max(1, round(seconds / turn(step, 1, wait)))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -43,7 +42,7 @@ def race(
 
 @contextmanager
 def intra_op_threads(count: int) -> Iterator[None]:
-    """PyTorch's operations use this many threads inside, and as many as before behind it."""
+    """Set the number of PyTorch's intra-op threads inside the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""One training minibatch of n hosts, drawn, run forward and backward, and followed by a step of clipped SGD."""
+"""Whole training minibatches of n hosts: sampling, forward and backward pass, clipped SGD."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runners import Runner
 
 
 class Engine:
-    """The population without an environment around it; a step is one epoch of every host."""
+    """The population without an environment; a step is one epoch of every host."""
 
     def __init__(self, task: TaskConfig, n: int) -> None:
         self.n = n
@@ -33,9 +33,10 @@ class Engine:
 
 
 class RunnerLoop:
-    """The networks of a plain loop, their minibatches drawn together and then trained on by a runner.
+    """The networks of a plain loop, trained by a runner on minibatches that are drawn together.
 
-    ``make_runner`` gets what trains network i on minibatch i, for each i. A step is one epoch of every host.
+    ``make_runner`` receives one function per network, which trains it on its minibatch. A step is one epoch of every
+    host.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class RunnerLoop:
         self.n, self._loop, data = loop.n, loop, loop.images
         pixels = data.crops.shape[3:]  # (H, W, C)
         device = data.labels.device
-        # What a captured graph reads stays in one place; the order in memory is that of the minibatches.
+        # A captured graph reads fixed addresses; the memory order is that of the minibatches.
         images = torch.zeros(loop.n, batch_size, *pixels, device=device).permute(0, 1, 4, 2, 3)
         labels = torch.zeros(loop.n, batch_size, dtype=torch.int64, device=device)
         each = zip(loop.networks, loop.optimizers, images, labels, strict=True)

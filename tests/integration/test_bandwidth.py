@@ -1,4 +1,4 @@
-"""The limit that memory bandwidth sets is what the accounting says it is."""
+"""Limit of training from memory bandwidth."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def tiny_host():
     )
 
 
-def test_the_bytes_of_a_tiny_host_are_those_counted_by_hand(bandwidth):
+def test_bytes_of_a_tiny_host_equal_a_count_by_hand(bandwidth):
     # For each of 7 samples: image 3*4*4 = 48, full map 2*4*4 = 32, pooled map 2*2*2 = 8, means 2, logits 5 values.
     image, full, pooled, means, logits = (7 * size for size in (48, 32, 8, 2, 5))
     convolution = image + full + (full + image)  # forward; gradient and saved input, and none for the images
@@ -50,7 +50,7 @@ def test_the_bytes_of_a_tiny_host_are_those_counted_by_hand(bandwidth):
     assert bandwidth.bytes_per_minibatch(tiny_host(), 7, (3, 4, 4), 2) == 2 * values
 
 
-def test_counting_leaves_the_host_as_it_is(bandwidth):
+def test_bytes_per_minibatch_leaves_the_host_unchanged(bandwidth):
     host = tiny_host().eval()
     before = {name: value.clone() for name, value in host.state_dict().items()}
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_counting_leaves_the_host_as_it_is(bandwidth):
 
 
 @pytest.mark.parametrize("env_id", ["Esper-Digits-v0", "Esper-CIFAR-Surfaces-v0"])
-def test_activations_grow_with_the_minibatch_and_parameters_do_not(bandwidth, env_id):
+def test_only_activations_grow_with_the_minibatch(bandwidth, env_id):
     task = make_task(env_id)
     host, spec = host_builder(task)(), task.host
     shape = (spec.in_channels, spec.image_size, spec.image_size)
@@ -71,12 +71,12 @@ def test_activations_grow_with_the_minibatch_and_parameters_do_not(bandwidth, en
     assert one - (two - one) == 4 * 9 * sum(parameter.numel() for parameter in host.parameters())
 
 
-def test_a_layer_without_an_accounting_is_refused(bandwidth):
-    with pytest.raises(ValueError, match="Softplus is not known"):
+def test_unknown_layer_is_rejected(bandwidth):
+    with pytest.raises(ValueError, match="Softplus is not in TRAFFIC"):
         bandwidth.bytes_per_minibatch(nn.Sequential(nn.Flatten(), nn.Softplus()), 2, (1, 2, 2), 4)
 
 
-def test_the_limit_is_bandwidth_over_bytes_per_sample(bandwidth):
+def test_limit_is_bandwidth_over_bytes_per_sample(bandwidth):
     limit = bandwidth.bandwidth_limit(1e9, 64_000, 64, 250_000.0)
     assert limit.samples_per_second == pytest.approx(1e6)
     assert limit.share == pytest.approx(0.25)
@@ -84,8 +84,8 @@ def test_the_limit_is_bandwidth_over_bytes_per_sample(bandwidth):
         bandwidth.bandwidth_limit(0.0, 64_000, 64, 1.0)
 
 
-def test_bandwidth_counts_bytes_read_and_written_in_the_median_time(bandwidth, monkeypatch):
-    copies, seconds = [], iter([100.0, 4.0, 1.0, 2.0])  # the first one warms
+def test_copy_bandwidth_counts_reads_and_writes_in_the_median_time(bandwidth, monkeypatch):
+    copies, seconds = [], iter([100.0, 4.0, 1.0, 2.0])  # the first is the warm-up
 
     def timed(target, source):
         copies.append((target.nbytes, source.nbytes))
@@ -96,7 +96,7 @@ def test_bandwidth_counts_bytes_read_and_written_in_the_median_time(bandwidth, m
     assert copies == [(1000, 1000)] * 4
 
 
-def test_a_timed_copy_copies(bandwidth):
+def test_timed_copy_copies(bandwidth):
     source, target = torch.arange(100), torch.zeros(100, dtype=torch.int64)
     assert bandwidth._seconds(target, source) > 0
     assert torch.equal(source, target)

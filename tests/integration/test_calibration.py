@@ -1,4 +1,4 @@
-"""The calibration of the stand-in for CIFAR: what is judged, and that what is written down is what was measured."""
+"""Calibration of the stand-in for CIFAR: verdicts, and their agreement with the measurements."""
 
 import importlib
 import json
@@ -18,12 +18,12 @@ def calibration(monkeypatch):
 
 
 def row(mean, std=3.0, episodes=4):
-    """What is measured of a plan."""
+    """Measurement of a plan."""
     return {"test_accuracy_mean": mean, "test_accuracy_std": std, "episodes": episodes}
 
 
 def plans(calibration, host=45.0, single=50.0, grown=70.0):
-    """Measurements by plan: one for every single seed, one for every topology."""
+    """Measurements of the host, every single seed and every topology."""
     found = {
         calibration.HOST: host,
         **dict.fromkeys(calibration.SINGLE, single),
@@ -38,7 +38,7 @@ def judged(calibration, impaired=20.0, changes=None, **accuracies):
     return [verdict["met"] for verdict in verdicts], verdicts
 
 
-def test_a_calibrated_task_meets_every_target(calibration):
+def test_judge_meets_every_target_of_a_calibrated_task(calibration):
     met, verdicts = judged(calibration, single=52.0)
     assert met == [True] * 6
     assert [verdict["value"] for verdict in verdicts] == [45.0, 70.0, 20.0, pytest.approx(7 / 25), 7, 3]
@@ -56,12 +56,12 @@ def test_a_calibrated_task_meets_every_target(calibration):
         ({"impaired": 25.1}, 2),
     ],
 )
-def test_a_range_that_is_left_is_missed(calibration, accuracies, missed):
+def test_judge_misses_a_target_outside_its_range(calibration, accuracies, missed):
     met, _ = judged(calibration, **({"single": 52.0} | accuracies))
     assert met == [index != missed for index in range(6)]
 
 
-def test_one_seed_that_explains_the_gain_is_missed(calibration):
+def test_judge_misses_when_one_seed_explains_the_gain(calibration):
     met, verdicts = judged(calibration, single=46.0, changes={"r0c0=conv_heavy": row(67.0)})
     assert met == [True, True, True, False, False, False]
     assert [verdict["value"] for verdict in verdicts[3:]] == [pytest.approx(22 / 25), 1, 1]
@@ -69,7 +69,7 @@ def test_one_seed_that_explains_the_gain_is_missed(calibration):
 
 
 @pytest.mark.parametrize("index", range(3))
-def test_the_best_topology_is_the_one_that_is_judged(calibration, index):
+def test_judge_uses_the_best_topology(calibration, index):
     best = calibration.GROWN[index]
     changes = {calibration.GROWN[-1]: row(60.0), best: row(73.0)}
     met, verdicts = judged(calibration, single=52.0, changes=changes)
@@ -78,10 +78,8 @@ def test_the_best_topology_is_the_one_that_is_judged(calibration, index):
     assert verdicts[3]["value"] == pytest.approx(7 / 28)
 
 
-@pytest.mark.parametrize("host", [40.0, 50.0])
-@pytest.mark.parametrize("impaired", [18.0, 25.0])
-@pytest.mark.parametrize("grown", [65.0, 75.0])
-def test_the_ends_of_the_ranges_are_in_them(calibration, host, impaired, grown):
+@pytest.mark.parametrize(("host", "impaired", "grown"), [(40.0, 18.0, 65.0), (50.0, 25.0, 75.0)])
+def test_judge_includes_the_ends_of_the_ranges(calibration, host, impaired, grown):
     met, _ = judged(calibration, host=host, impaired=impaired, grown=grown, single=host + (grown - host) / 2)
     assert met == [True] * 6
 
@@ -95,7 +93,7 @@ def test_the_ends_of_the_ranges_are_in_them(calibration, host, impaired, grown):
     ],
 )
 @pytest.mark.parametrize(("beyond", "met"), [(-0.1, True), (0.1, False)])
-def test_the_best_seed_stays_two_standard_errors_below_the_best_topology(calibration, single, best, short, beyond, met):
+def test_judge_keeps_the_best_seed_below_the_best_topology(calibration, single, best, short, beyond, met):
     single = single | {"test_accuracy_mean": 70.0 - short + beyond}
     _, verdicts = judged(calibration, single=46.0, changes={"r0c1=norm": single, calibration.GROWN[-1]: best})
     assert verdicts[3]["value"] == pytest.approx((25 - short + beyond) / 25)
@@ -104,7 +102,7 @@ def test_the_best_seed_stays_two_standard_errors_below_the_best_topology(calibra
 
 
 @pytest.mark.parametrize(("single", "helps"), [(52.0, True), (51.9, False)])
-def test_a_seed_helps_from_a_quarter_of_the_gain(calibration, single, helps):
+def test_judge_counts_a_seed_from_a_quarter_of_the_gain(calibration, single, helps):
     _, verdicts = judged(calibration, host=46.0, grown=70.0, single=single)
     assert [verdict["value"] for verdict in verdicts[4:]] == ([7, 3] if helps else [0, 0])
 
@@ -117,19 +115,19 @@ def test_a_seed_helps_from_a_quarter_of_the_gain(calibration, single, helps):
         (("r0c0=norm", "r0c0=attention", "r0c0=conv_light"), [True, False]),
     ],
 )
-def test_three_blueprints_and_two_slots_have_to_help(calibration, helpful, met):
+def test_judge_needs_three_blueprints_and_two_slots(calibration, helpful, met):
     assert set(helpful) < set(calibration.SINGLE)
     _, verdicts = judged(calibration, single=46.0, changes={plan: row(56.0) for plan in helpful})
     assert [verdict["met"] for verdict in verdicts[4:]] == met
 
 
-def test_every_blueprint_is_tried_in_every_slot(calibration):
+def test_calibration_plans_every_blueprint_in_every_slot(calibration):
     assert len(set(calibration.SINGLE)) == 7 * 3
     assert {"r0c0=norm", "r0c1=bottleneck", "r0c2=conv_heavy"} <= set(calibration.SINGLE)
 
 
 def written(calibration, folder, **accuracies):
-    """The measurements of both tasks as files in a folder; the path of the verdicts."""
+    """Write the measurements of both tasks to a folder; return the path of the verdicts."""
     hosts = {calibration.IMPAIRED: accuracies.pop("impaired", 20.0), calibration.TASK: accuracies.get("host", 45.0)}
     found = plans(calibration, **accuracies)
     for one in calibration.measurements():
@@ -140,7 +138,7 @@ def written(calibration, folder, **accuracies):
     return folder / "verdicts.json"
 
 
-def test_files_that_are_there_are_judged(calibration, tmp_path, capsys):
+def test_judge_only_reads_existing_files(calibration, tmp_path, capsys):
     out = written(calibration, tmp_path, single=52.0)
     assert calibration.main(["--out", str(out), "--judge-only"]) == OK
     content = json.loads(out.read_text(encoding="utf-8"))
@@ -149,54 +147,52 @@ def test_files_that_are_there_are_judged(calibration, tmp_path, capsys):
     assert "40 to 50" in capsys.readouterr().out
 
 
-def test_a_missed_target_is_written_down_and_fails(calibration, tmp_path):
+def test_calibration_fails_and_records_a_missed_target(calibration, tmp_path):
     out = written(calibration, tmp_path, single=52.0, impaired=10.0)
     assert calibration.main(["--out", str(out), "--judge-only"]) == FAILED
     assert [one["met"] for one in json.loads(out.read_text(encoding="utf-8"))["verdicts"]].count(False) == 1
 
 
-def test_nothing_to_judge_is_bad_input(calibration, tmp_path, capsys):
-    assert calibration.main(["--out", str(tmp_path / "verdicts.json"), "--judge-only"]) == BAD_INPUT
-    assert "headroom-cifar-v0.json is not there; measure first" in capsys.readouterr().err
-
-
-def test_one_episode_has_no_spread(calibration, tmp_path, capsys):
-    assert calibration.main(["--out", str(tmp_path / "verdicts.json"), "--episodes", "1"]) == BAD_INPUT
-    assert "episodes is 1; expected at least 2" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("verdicts.json", ["--judge-only"], "headroom-cifar-v0.json does not exist; measure first"),
+        ("verdicts.json", ["--episodes", "1"], "episodes is 1; expected at least 2"),
+        ("headroom-cifar-v0.json", [], "expected a JSON file with a name that no measurement has"),
+    ],
+)
+def test_calibration_rejects_bad_input(calibration, tmp_path, capsys, name, flags, message):
+    assert calibration.main(["--out", str(tmp_path / name), *flags]) == BAD_INPUT
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_result_in_place_of_a_measurement_is_bad_input(calibration, tmp_path, capsys):
-    assert calibration.main(["--out", str(tmp_path / "headroom-cifar-v0.json")]) == BAD_INPUT
-    assert "expected a JSON file beside those of the measurements" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+def test_calibration_judges_its_own_measurements(calibration, tmp_path, monkeypatch):
+    """A few plans, trained on Digits for two short epochs."""
+    made, asked = calibration.headroom.make_vector, []
 
+    def make_vector(env_id, num_envs, mode, dataset):
+        asked.append((env_id, dataset))
+        return made("Esper-Digits-v0", num_envs, mode, horizon=2, batches_per_step=1, batch_size=8)
 
-def test_what_is_measured_is_what_is_judged(calibration, tmp_path, monkeypatch):
-    """A few plans of a shrunken task, really trained."""
-    headroom = importlib.import_module("headroom")
-    made = headroom.make_vector
-    small = {"horizon": 2, "batches_per_step": 1, "batch_size": 8}
-    monkeypatch.setattr(headroom, "make_vector", lambda *a, **k: made(*a, **k, **small))
+    monkeypatch.setattr(calibration.headroom, "make_vector", make_vector)
+    monkeypatch.setattr(calibration, "DATASET", "digits")
     monkeypatch.setattr(calibration, "SINGLE", ("r0c2=norm",))
     monkeypatch.setattr(calibration, "GROWN", ("r0c0=norm,r0c2=norm", "r0c1=norm,r0c2=norm", "r0c0=norm,r0c1=norm"))
+    monkeypatch.setattr(calibration, "IMPAIRED_ALONE", (101.0, 102.0))
     out = tmp_path / "verdicts.json"
     assert calibration.main(["--out", str(out), "--episodes", "2"]) == FAILED
+    assert asked == [(env_id, "procedural") for env_id in ("Esper-CIFAR-v0", "Esper-CIFAR-Impaired-v0")]
     found = json.loads((tmp_path / "headroom-cifar-v0.json").read_text(encoding="utf-8"))
     assert list(found["plans"]) == ["host alone", *calibration.GROWN, "r0c2=norm"]
-    assert found["dataset"] == "procedural-cifar"
     verdicts = json.loads(out.read_text(encoding="utf-8"))["verdicts"]
     assert verdicts[0]["value"] == found["plans"]["host alone"]["test_accuracy_mean"]
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda content: content["plans"].update({"host alone": {}}), "lacks test_accuracy_mean of 'host alone';"),
-        (
-            lambda content: content["plans"].pop("host alone"),
-            "lacks test_accuracy_mean of 'host alone'; measure again",
-        ),
         (lambda content: content["plans"].update({"host alone": row(math.nan)}), "test_accuracy_mean of 'host alone';"),
         (lambda content: content["plans"].update({"host alone": row(45.0, std=None)}), "test_accuracy_std of 'host"),
         (lambda content: content["plans"].update({"host alone": row(45.0, episodes=1)}), "lacks episodes of 'host"),
@@ -207,22 +203,20 @@ def test_what_is_measured_is_what_is_judged(calibration, tmp_path, monkeypatch):
         (lambda content: content.clear(), "lacks 'machine', 'plans';"),
     ],
 )
-@pytest.mark.parametrize("name", ["cifar-v0", "cifar-impaired-v0"])
-def test_what_measurements_lack_is_told(calibration, tmp_path, capsys, name, change, said):
+def test_judge_only_names_missing_numbers(calibration, tmp_path, capsys, change, message):
     out = written(calibration, tmp_path, single=52.0)
-    file = tmp_path / f"headroom-{name}.json"
+    file = tmp_path / "headroom-cifar-impaired-v0.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     change(content)
     file.write_text(json.dumps(content), encoding="utf-8")
     assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT
     error = capsys.readouterr().err
     assert f"{file} lacks" in error
-    assert said in error
+    assert message in error
     assert not out.exists()
 
 
-def test_plans_that_were_not_measured_are_named(calibration, tmp_path, capsys):
-    """As `headroom.py` leaves them where other plans are named."""
+def test_judge_only_names_missing_plans(calibration, tmp_path, capsys):
     out = written(calibration, tmp_path, single=52.0)
     file = tmp_path / "headroom-cifar-v0.json"
     content = json.loads(file.read_text(encoding="utf-8"))
@@ -235,32 +229,32 @@ def test_plans_that_were_not_measured_are_named(calibration, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("env", "Esper-CIFAR-Deep-v0", "has env 'Esper-CIFAR-Deep-v0'; expected 'Esper-CIFAR-v0'"),
         ("dataset", "cifar10", "has dataset 'cifar10'; expected 'procedural-cifar'"),
         ("env_settings", ["horizon=1"], r"has env_settings ['horizon=1']; expected []"),
     ],
 )
-def test_measurements_of_something_else_are_not_judged(calibration, tmp_path, capsys, name, value, said):
+def test_judge_only_rejects_other_measurements(calibration, tmp_path, capsys, name, value, message):
     out = written(calibration, tmp_path, single=52.0)
     file = tmp_path / "headroom-cifar-v0.json"
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {name: value}), encoding="utf-8")
     assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT
-    assert f"{file} {said}" in capsys.readouterr().err
+    assert f"{file} {message}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "is not JSON: "), ("[]", "holds no JSON object; measure again")])
-def test_what_are_no_measurements_is_told(calibration, tmp_path, capsys, text, said):
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON: "), ("[]", "holds no JSON object; measure again")])
+def test_judge_only_rejects_other_files(calibration, tmp_path, capsys, text, message):
     out = written(calibration, tmp_path, single=52.0)
     file = tmp_path / "headroom-cifar-impaired-v0.json"
     file.write_text(text, encoding="utf-8")
     assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT
-    assert f"{file} {said}" in capsys.readouterr().err
+    assert f"{file} {message}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("host", [60.0, 62.0])
-def test_where_growth_gains_nothing_nobody_has_a_share_of_it(calibration, tmp_path, capsys, host):
+def test_judge_has_no_shares_without_a_gain(calibration, tmp_path, capsys, host):
     out = written(calibration, tmp_path, single=52.0, host=host, grown=45.0)
     assert calibration.main(["--out", str(out), "--judge-only"]) == FAILED
     share, *several = json.loads(out.read_text(encoding="utf-8"))["verdicts"][3:]

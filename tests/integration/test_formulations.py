@@ -1,4 +1,4 @@
-"""Every way to run the layers of many networks computes the same, and is timed as the benchmark says."""
+"""Ways to run the layers of many networks: equal results, and the benchmark that times them."""
 
 import json
 from contextlib import contextmanager
@@ -21,11 +21,11 @@ pytestmark = [pytest.mark.usefixtures("throughput_modules"), pytest.mark.numeric
 def case_of(kernel, input_gradient=True):
     from layers import Case
 
-    return Case("host", 3, 5, kernel, 4, 6, input_gradient)  # no two numbers alike, so that none passes for another
+    return Case("host", 3, 5, kernel, 4, 6, input_gradient)  # all sizes differ
 
 
 def by_hand(problem):
-    """Output, weight gradient and input gradient of each network, from its own convolution."""
+    """Output and gradients of each network from its own convolution."""
     weight, x = (value.double().requires_grad_() for value in (problem.weight, problem.features))
     own = [F.conv2d(x[i], weight[i], padding=problem.case.kernel // 2) for i in range(len(weight))]
     (torch.stack(own) * problem.output_gradient.double()).sum().backward()
@@ -34,7 +34,7 @@ def by_hand(problem):
 
 @pytest.mark.parametrize("input_gradient", [True, False])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_every_formulation_gives_what_each_network_gives_alone(kernel, input_gradient):
+def test_every_formulation_equals_single_networks(kernel, input_gradient):
     from convolutions import FORMULATIONS, Problem
     from runners import OneAfterTheOther
 
@@ -46,7 +46,7 @@ def test_every_formulation_gives_what_each_network_gives_alone(kernel, input_gra
             prepared = formulation.prepare(problem)
             run = OneAfterTheOther(prepared.works)
             run()
-            got = prepared.standard(run())  # the second run: nothing is left over from the first
+            got = prepared.standard(run())  # the second run must not depend on the first
             close = {"atol": 1e-4, "rtol": 1e-4, "check_dtype": False, "msg": lambda text, name=name: f"{name}: {text}"}
             torch.testing.assert_close(got.output, output, **close)
             torch.testing.assert_close(got.weight_gradient, weight_gradient, **close)
@@ -60,7 +60,7 @@ def test_every_formulation_gives_what_each_network_gives_alone(kernel, input_gra
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_bfloat16_runs_in_every_formulation(kernel):
+def test_every_formulation_runs_in_bfloat16(kernel):
     from convolutions import FORMULATIONS, Problem
     from runners import OneAfterTheOther
 
@@ -75,7 +75,7 @@ def test_bfloat16_runs_in_every_formulation(kernel):
                 assert (value.double() - reference).norm() < 0.02 * reference.norm(), name
 
 
-def test_the_engines_own_formulations_are_the_ones_timed(monkeypatch):
+def test_formulations_call_the_engine(monkeypatch):
     from convolutions import FORMULATIONS, Problem
     from esper_env.population.engine import images as batched
     from runners import OneAfterTheOther
@@ -96,7 +96,7 @@ def test_the_engines_own_formulations_are_the_ones_timed(monkeypatch):
     assert called == ["_conv_grouped", "_conv_by_matrix", "run"]
 
 
-def test_cases_are_the_convolutions_of_the_host_and_of_a_seed_at_each_slot():
+def test_cases_are_the_convolutions_of_host_and_seeds():
     from layers import cases
 
     found = cases(make_task("Esper-CIFAR-v0"))
@@ -119,7 +119,7 @@ def test_cases_are_the_convolutions_of_the_host_and_of_a_seed_at_each_slot():
     ]
 
 
-def test_what_cannot_run_says_why():
+def test_obstacle_names_the_reason():
     from convolutions import FORMULATIONS
     from layers import Case
 
@@ -135,7 +135,7 @@ def test_what_cannot_run_says_why():
 
 
 @pytest.mark.parametrize("env_id", ["Esper-Digits-v0", "Esper-CIFAR-v0"])
-def test_whole_steps_train_the_same_networks_on_the_same_minibatches(env_id):
+def test_whole_steps_train_equal_networks(env_id):
     from contenders import PlainLoop
     from runners import OneAfterTheOther
     from whole_steps import Engine, RunnerLoop
@@ -161,7 +161,7 @@ def test_whole_steps_train_the_same_networks_on_the_same_minibatches(env_id):
 
 
 class FakeCuda:
-    """Stands in for ``torch.cuda``: notes the order of events, and a replay runs the captured work again."""
+    """Stand-in for ``torch.cuda`` that records events."""
 
     def __init__(self):
         self.events, self.now, self.made = [], "default", 0
@@ -191,7 +191,7 @@ class FakeCuda:
             yield
 
 
-def test_graphs_are_warmed_captured_and_replayed_on_a_stream_each(monkeypatch):
+def test_graphs_are_captured_and_replayed_on_their_streams(monkeypatch):
     import runners
 
     fake = FakeCuda()
@@ -222,7 +222,7 @@ def test_graphs_are_warmed_captured_and_replayed_on_a_stream_each(monkeypatch):
     ]
 
 
-def test_a_turn_waits_for_the_device_before_and_behind_its_steps(monkeypatch):
+def test_turn_waits_for_the_device_before_and_after_its_steps(monkeypatch):
     import timing
 
     events = []
@@ -232,7 +232,7 @@ def test_a_turn_waits_for_the_device_before_and_behind_its_steps(monkeypatch):
     assert events == ["wait", "clock", "step", "step", "step", "wait", "clock"]
 
 
-def test_formulations_take_turns_and_the_file_says_what_came_of_it(tmp_path, capsys):
+def test_formulations_record_every_case(tmp_path, capsys):
     import formulations
 
     switches = (torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
@@ -269,7 +269,7 @@ def test_formulations_take_turns_and_the_file_says_what_came_of_it(tmp_path, cap
     assert switches == (torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
 
 
-def test_a_step_counts_as_its_minibatches_and_what_is_not_run_has_no_time(monkeypatch):
+def test_compare_divides_by_parts_and_leaves_obstacles_untimed(monkeypatch):
     import formulations
 
     times = {"a": [4.0, 2.0, 6.0], "b": [2.0, 4.0, 2.0]}
@@ -283,7 +283,7 @@ def test_a_step_counts_as_its_minibatches_and_what_is_not_run_has_no_time(monkey
     assert (a["status"], c["status"]) == ("measured", "not measured: no reason")
 
 
-def test_the_precision_holds_for_convolutions_and_matmuls_alike():
+def test_backends_set_one_precision_for_convolutions_and_matmuls():
     import formulations
 
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
@@ -312,7 +312,7 @@ def test_the_precision_holds_for_convolutions_and_matmuls_alike():
         (["--env-settings", "dataset=cifar10"], "cifar10"),
     ],
 )
-def test_bad_settings_are_refused_before_anything_is_timed(monkeypatch, tmp_path, capsys, wrong, said):
+def test_formulations_reject_bad_settings_before_timing(monkeypatch, tmp_path, capsys, wrong, said):
     import formulations
 
     monkeypatch.setattr(formulations, "race", lambda *_: pytest.fail("something was timed"))

@@ -1,4 +1,4 @@
-"""Each check of the soak passes a sound step and finds what it is there to find, and each fault is one."""
+"""Checks and faults of the soak: sound steps pass, and every kind of defect is found."""
 
 import copy
 import importlib
@@ -66,7 +66,7 @@ ILLEGAL = {"op": Op.FOSSILIZE, "slot": 0}
 
 
 @pytest.mark.parametrize("heads", [{}, {"op": Op.GERMINATE, "blueprint": 1}, ILLEGAL])
-def test_a_sound_step_passes_to_the_end_of_the_episode(env, checks, heads):
+def test_check_step_passes_sound_steps_to_the_end_of_the_episode(env, checks, heads):
     for _ in range(TINY["horizon"]):
         before = env.observe()
         result = env.step(actions(**heads))
@@ -79,27 +79,27 @@ def test_a_sound_step_passes_to_the_end_of_the_episode(env, checks, heads):
     [
         ({}, lambda result: result[0]["features"].__setitem__((ROW, 0), 2.5), "an observation outside its space"),
         ({}, lambda result: result[1].__setitem__(ROW, np.nan), "a reward that is not finite"),
-        ({}, lambda result: flip(result[4], "action_valid", False), "an action judged otherwise than by the masks"),
+        ({}, lambda result: flip(result[4], "action_valid", False), "an action whose validity differs from the masks"),
         (ILLEGAL, lambda result: flip(result[4], "op", Op.FOSSILIZE), "an illegal action that was carried out"),
         (
             ILLEGAL,
             lambda result: flip(result[4], "action_valid", True),
-            "an action judged otherwise than by the masks",
+            "an action whose validity differs from the masks",
         ),
     ],
 )
-def test_what_is_wrong_with_a_step_is_found(env, checks, heads, spoil, name):
+def test_check_step_finds_a_defect(env, checks, heads, spoil, name):
     before, result = env.observe(), env.step(actions(**heads))
     spoil(result)
     assert found(checks.check_step(env, before, actions(**heads), result)) == {name: 1}
 
 
-# Networks that were put back
+# Restored networks
 
 
 @pytest.fixture
-def rescued(env, faults):
-    """The state after network 1 was put back, and lost a seed in slot 0; the others have one."""
+def rolled_back(env, faults):
+    """State after a rollback of network 1, which lost its seed in slot 0; the others have one."""
     planted = actions()
     planted[:, Head.OP], planted[:, Head.BLUEPRINT] = Op.GERMINATE, 1
     env.step(planted)
@@ -113,46 +113,46 @@ def rescued(env, faults):
     return state
 
 
-def test_a_network_that_was_put_back_passes(rescued, checks):
-    assert found(checks.check_rescued(rescued, ROW)) == {}
+def test_check_rolled_back_passes_a_restored_network(rolled_back, checks):
+    assert found(checks.check_rolled_back(rolled_back, ROW)) == {}
 
 
 @pytest.mark.parametrize(
     ("path", "kind", "name"),
     [
-        (("host",), "parameters", "a tensor that is not that of the snapshot"),
-        (("host",), "buffers", "a tensor that is not that of the snapshot"),
-        (SEED, "parameters", "a tensor that is not that of the snapshot"),
-        (GATE, "parameters", "a tensor that is not that of the snapshot"),
+        (("host",), "parameters", "a tensor that differs from the snapshot"),
+        (("host",), "buffers", "a tensor that differs from the snapshot"),
+        (SEED, "parameters", "a tensor that differs from the snapshot"),
+        (GATE, "parameters", "a tensor that differs from the snapshot"),
         (("host",), "momentum", "a momentum that is not zero"),
         (SEED, "momentum", "a momentum that is not zero"),
     ],
 )
-def test_what_was_not_put_back_is_found(rescued, checks, path, kind, name):
-    state = copy.deepcopy(rescued)
+def test_check_rolled_back_finds_a_changed_tensor(rolled_back, checks, path, kind, name):
+    state = copy.deepcopy(rolled_back)
     values = next(iter(checks._at(state["population"], path)[kind].values()))
     values[0] += 1
-    assert found(checks.check_rescued(state, ROW)) == {}, "it is another network's"
+    assert found(checks.check_rolled_back(state, ROW)) == {}, "this row belongs to another network"
     values[ROW] += 1
-    assert found(checks.check_rescued(state, ROW)) == {name: 1}
+    assert found(checks.check_rolled_back(state, ROW)) == {name: 1}
 
 
-def test_a_seed_that_lives_on_is_found(rescued, checks):
-    rescued["table"]["stage"][ROW, 0] = Stage.TRAINING
-    assert found(checks.check_rescued(rescued, ROW)) == {"a live seed after a rollback": 1}
+def test_check_rolled_back_finds_a_live_seed(rolled_back, checks):
+    rolled_back["table"]["stage"][ROW, 0] = Stage.TRAINING
+    assert found(checks.check_rolled_back(rolled_back, ROW)) == {"a live seed after a rollback": 1}
 
 
 # Faults
 
 
-def test_a_fault_is_in_one_network_and_nowhere_else(env, checks, faults):
+def test_inject_changes_one_network_only(env, checks, faults):
     for fault in faults.FAULTS:
         for number in range(5):
             state = env.get_state()
             slot = faults.inject(fault, state, ROW, np.random.default_rng(number))
             kinds = [part["population"]["host" if slot is None else "seeds"] for part in (state, env.get_state())]
             assert checks.differences(*kinds) > 0, fault
-            assert checks.differences(*kinds, besides=np.array([ROW])) == 0, fault
+            assert checks.differences(*kinds, ignored=np.array([ROW])) == 0, fault
             numbers = np.concatenate([leaf[ROW].ravel() for _, leaf in checks._leaves(kinds[0])])
             assert np.isfinite(numbers).all() != fault.must_be_caught, fault
 
@@ -163,7 +163,7 @@ def test_a_fault_is_in_one_network_and_nowhere_else(env, checks, faults):
 def soaked(tmp_path, *arguments):
     soak = importlib.import_module("soak")
     settings = soak.tyro.cli(soak.SoakSettings, args=["--out", str(tmp_path / "soak.json"), *LITTLE, *arguments])
-    with soak.soaked(settings) as made:
+    with soak.open_soak(settings) as made:
         yield made
 
 
@@ -172,14 +172,14 @@ def soak(tmp_path):
     yield from soaked(tmp_path)
 
 
-def test_a_fault_that_nobody_catches_is_found(soak):
+def test_soak_finds_an_uncaught_fault(soak):
     module = sys.modules["soak"]
     with mock.patch.object(module, "inject", return_value=None), mock.patch.object(module, "FAULTS", module.FAULTS[:1]):
         soak._step_with_faults(soak._actions())
     assert found(soak.mismatches)["a fault that was not caught"] >= 1
 
 
-def test_a_state_that_does_not_come_back_is_found(soak):
+def test_soak_finds_a_state_that_is_not_loaded(soak):
     soak._replay()
     assert found(soak.mismatches) == {}
     with mock.patch.object(soak.vector, "load_state"):
@@ -187,7 +187,7 @@ def test_a_state_that_does_not_come_back_is_found(soak):
     assert found(soak.mismatches)["a stretch that was played twice"] > 0
 
 
-def test_memory_that_grows_is_told(soak):
+def test_soak_reports_memory_growth(soak):
     soak.memory = [float(mib) for mib in range(100)]
     assert soak.growth == 90.0
     assert soak.readings(3) == [0.0, 49.0, 99.0]

@@ -1,4 +1,4 @@
-"""The benchmark scripts: what they refuse, what they use again, and that what they write down is what was done."""
+"""The policy study and the headroom benchmark: settings, reuse of training runs, and result files."""
 
 import csv
 import importlib.util
@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tyro
 import yaml
 from esper_agent.cli.main import BAD_INPUT, FAILED, OK
 from esper_agent.settings.config_file import ConfigError, plain
@@ -50,7 +51,7 @@ def settings(study, tmp_path):
 
 
 def leave_run(study, settings, *, complete, **changes):
-    """What `esper train` leaves of seed 0, without having trained."""
+    """Files of a training run of seed 0, without training."""
     folder = study.run_folder(settings, 0)
     folder.mkdir(parents=True)
     config = plain(study.train_settings(settings, 0)) | changes
@@ -64,7 +65,7 @@ def complete(study, settings):
     return study.is_complete(study.run_folder(settings, 0), study.train_settings(settings, 0))
 
 
-def test_a_run_counts_as_complete_only_once_training_went_through(study, settings):
+def test_run_is_complete_only_after_training(study, settings):
     folder = leave_run(study, settings, complete=False)
     assert not complete(study, settings)
     (folder / "complete").touch()
@@ -72,30 +73,29 @@ def test_a_run_counts_as_complete_only_once_training_went_through(study, setting
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"total_timesteps": 999_999}, "total_timesteps 640 instead of 999999"),
         ({"train_flags": "--n-steps 8 --ent-coef 0.02"}, "n_steps 40 instead of 8, ent_coef 0.03 instead of 0.02"),
         ({"env_settings": ("horizon=4",)}, r"env_settings \[\] instead of \['horizon=4'\]"),
     ],
 )
-@pytest.mark.parametrize("finished", [True, False])
-def test_a_run_of_other_settings_is_refused(study, settings, changes, said, finished):
-    folder = leave_run(study, settings, complete=finished)
-    with pytest.raises(RunError, match=f"{said}; give another folder with --runs"):
+def test_run_with_other_settings_is_rejected(study, settings, changes, message):
+    folder = leave_run(study, settings, complete=False)
+    with pytest.raises(RunError, match=f"{message}; give another folder with --runs"):
         complete(study, replace(settings, **changes))
     assert (folder / "model.zip").exists()
 
 
 @pytest.mark.parametrize("flag", ["--env-settings horizon=4", "--env_settings=horizon=4", "--seed 3", "--no-progress"])
-def test_train_flags_cannot_say_what_the_study_says(study, settings, flag):
+def test_train_flags_reject_flags_of_the_study(study, settings, flag):
     with pytest.raises(
-        ConfigError, match=f"train_flags have {flag.partition(' ')[0].partition('=')[0]}".replace("_", ".")
+        ConfigError, match=f"train_flags contain {flag.partition(' ')[0].partition('=')[0]}".replace("_", ".")
     ):
         study.train_settings(replace(settings, train_flags=flag), 0)
 
 
-def test_train_flags_are_read_as_a_shell_reads_them(study, settings):
+def test_train_flags_are_split_as_in_a_shell(study, settings):
     flags = "--logit-bias op.WAIT=-1 'op.PRUNE= 2' --n-steps 8"
     wanted = study.train_settings(replace(settings, train_flags=flags, seeds=(3,)), 3)
     assert (wanted.ppo.logit_bias, wanted.ppo.n_steps, wanted.seed) == (("op.WAIT=-1", "op.PRUNE= 2"), 8, 3000)
@@ -116,12 +116,12 @@ def test_train_flags_are_read_as_a_shell_reads_them(study, settings):
         {"baselines": ("learned",)},
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings, changes):
+def test_study_rejects_bad_settings(settings, changes):
     with pytest.raises(ConfigError, match=f"{next(iter(changes))} (is|are) .*; expected"):
         replace(settings, **changes).checked()
 
 
-def test_results_are_not_written_over_a_run_or_a_file(settings, tmp_path):
+def test_study_rejects_a_run_or_a_file_as_output(settings, tmp_path):
     with pytest.raises(ConfigError, match="folder of a training run"):
         replace(settings, out=settings.runs / "seed-0").checked()
     (tmp_path / "file").touch()
@@ -129,7 +129,7 @@ def test_results_are_not_written_over_a_run_or_a_file(settings, tmp_path):
         replace(settings, out=tmp_path / "file" / "out").checked()
 
 
-def test_two_studies_do_not_share_a_folder_of_runs(study, settings):
+def test_study_locks_the_folder_of_runs(study, settings):
     with study.locked(settings.runs), pytest.raises(RunError, match="another study"), study.locked(settings.runs):
         pass
     with study.locked(settings.runs):
@@ -137,22 +137,22 @@ def test_two_studies_do_not_share_a_folder_of_runs(study, settings):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--env", "Esper-Nothing-v0"], "not a registered environment"),
         (["--env-settings", "horizont=4"], "did you mean 'horizon'"),
         (["--baselines", "waits"], "did you mean 'wait'"),
     ],
 )
-def test_bad_input_is_told_in_a_line_before_anything_is_made(study, tmp_path, capsys, arguments, said):
+def test_study_rejects_bad_input_before_it_writes(study, tmp_path, capsys, arguments, message):
     code = study.main(["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs"), *arguments])
     assert code == BAD_INPUT
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_where_it_stopped_and_says_what_it_did(study, tmp_path, capsys):
+def test_study_resumes_and_records_its_results(study, tmp_path, capsys):
     command = [
         "--out",
         str(tmp_path / "out"),
@@ -163,7 +163,7 @@ def test_a_study_goes_on_where_it_stopped_and_says_what_it_did(study, tmp_path, 
         "--total-timesteps",
         "32",
     ]
-    wanted = study.tyro.cli(study.StudySettings, args=command)
+    wanted = tyro.cli(study.StudySettings, args=command)
     stale = leave_run(study, wanted, complete=False) / "stale"
     stale.touch()
     assert study.main(command) == OK
@@ -186,7 +186,7 @@ def test_a_study_goes_on_where_it_stopped_and_says_what_it_did(study, tmp_path, 
     report = load("report.py")
     section = report.study(tmp_path / "out")
     assert "1 training run of 32 steps" in section
-    assert "whether learned is better or worse than wait is not said" in section
+    assert "so learned cannot be compared with wait." in section
     assert "nan" not in section
 
     model = tmp_path / "runs" / "seed-0" / "model.zip"
@@ -199,7 +199,7 @@ def test_a_study_goes_on_where_it_stopped_and_says_what_it_did(study, tmp_path, 
     assert (tmp_path / "out" / "summary.json").read_text(encoding="utf-8") == text
 
 
-def test_a_run_that_fails_stops_neither_the_others_nor_goes_unsaid(study, seeds, settings, monkeypatch, capsys):
+def test_study_reports_a_failed_run_after_the_others(study, seeds, settings, monkeypatch, capsys):
     def start(settings, seed, _lock):
         study.run_folder(settings, seed).mkdir(parents=True)
         return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({int(seed == 0)})"])
@@ -216,7 +216,7 @@ def test_a_run_that_fails_stops_neither_the_others_nor_goes_unsaid(study, seeds,
 
 
 @pytest.mark.parametrize("code", [130, 143])
-def test_an_interrupted_run_ends_the_study(seeds, settings, monkeypatch, code):
+def test_interrupted_run_ends_the_study(seeds, settings, monkeypatch, code):
     started = []
 
     def start(_settings, seed, _lock):
@@ -229,20 +229,21 @@ def test_an_interrupted_run_ends_the_study(seeds, settings, monkeypatch, code):
     assert started == [0]
 
 
-def test_what_has_no_value_is_null_in_json_and_absent_in_tables(study):
+def test_missing_values_are_null_in_json_and_absent_in_tables(study, tmp_path):
     estimate = {"iqm": 0.5, "low": math.nan, "high": math.nan}
-    assert study.json_ready({"a": [estimate]}) == {"a": [{"iqm": 0.5, "low": None, "high": None}]}
+    study.write_json({"a": [estimate]}, tmp_path / "x.json")
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [{"iqm": 0.5, "low": None, "high": None}]}
     assert study.interval(estimate) == "0.500"
     assert study.number(math.nan, ".1f") == ""
     assert study.mean_where_measured([None, 2.0, 4.0]) == 3.0
     assert math.isnan(study.mean_where_measured([None]))
 
 
-def test_the_verdict_is_a_sentence_for_every_study():
+def test_verdict_compares_the_learned_policy():
     report = load("report.py")
     known, unknown = {"low": 0.1, "high": 0.2}, {"low": None, "high": None}
     assert report.verdict({"wait": known}) == "Learned is better than wait."
-    assert report.verdict({"wait": unknown, "random": unknown}).endswith("wait, random is not said.")
+    assert report.verdict({"wait": unknown, "random": unknown}).endswith("cannot be compared with wait, random.")
     assert report.verdict({}) == "Learned was compared with no other policy."
     assert report.interval({"iqm": 0.5, "low": None, "high": None}) == "0.500"
 
@@ -253,7 +254,7 @@ def headroom():
 
 
 @pytest.mark.numeric
-def test_headroom_plays_as_many_episodes_as_asked_for(headroom, tmp_path, monkeypatch, capsys):
+def test_headroom_plays_the_requested_episodes(headroom, tmp_path, monkeypatch, capsys):
     made, quick = headroom.make_vector, {"horizon": 4, "batches_per_step": 1, "shard_size": 1}
     monkeypatch.setattr(headroom, "make_vector", lambda *a, **k: made(*a, **k, **quick))
     contents = {}
@@ -264,7 +265,7 @@ def test_headroom_plays_as_many_episodes_as_asked_for(headroom, tmp_path, monkey
         contents[at_once] = json.loads(out.read_text(encoding="utf-8"))
     assert [row["episodes"] for row in contents[2]["plans"].values()] == [3, 3]
     assert list(contents[2]["plans"]) == ["host alone", "r0c0=norm,r0c1=norm"]
-    for name, row in contents[2]["plans"].items():  # which episodes are played does not depend on how many run at once
+    for name, row in contents[2]["plans"].items():  # the batch size does not change the episodes
         assert row["test_accuracy_mean"] == pytest.approx(contents[3]["plans"][name]["test_accuracy_mean"])
         assert row["val_accuracy_curve"] == pytest.approx(contents[3]["plans"][name]["val_accuracy_curve"])
     assert contents[2]["command"].endswith("--plans '' r0c0=norm,r0c1=norm")
@@ -272,28 +273,24 @@ def test_headroom_plays_as_many_episodes_as_asked_for(headroom, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--episodes", "-3"], "episodes is -3; expected at least 1"),
         (["--seed", "-1"], "seed is -1; expected at least 0"),
         (["--plans", "r0c0"], "plan 'r0c0' has 'r0c0'; expected SLOT=BLUEPRINT"),
         (["--plans", "r0c0=norm,r0c0=conv_light"], "each slot once"),
-        (["--plans", "", ""], "none twice"),
+        (["--plans", "", ""], "expected one or more distinct plans"),
         (["--plans", "", "r0c0=conv_heavi"], "plan 'r0c0=conv_heavi': blueprint 'conv_heavi' does not fit"),
         (["--plans", "r9c9=norm"], "names slot 'r9c9'"),
         (["--dataset", "nothing"], "nothing"),
         (["--env", "Esper-Nothing-v0"], "not a registered environment"),
+        (["--out", "."], "out is ., a folder; expected the path of a file"),
     ],
 )
-def test_headroom_refuses_bad_input_before_it_plays(headroom, tmp_path, monkeypatch, capsys, arguments, said):
+def test_headroom_rejects_bad_input_before_it_plays(headroom, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(headroom, "measure", lambda *_: pytest.fail("an episode was played"))
     assert headroom.main(["--out", str(tmp_path / "out.json"), *arguments]) == BAD_INPUT
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
-
-
-def test_headroom_does_not_write_to_a_folder(headroom, tmp_path, capsys):
-    assert headroom.main(["--out", str(tmp_path)]) == BAD_INPUT
-    assert "a folder; give the path of a JSON file" in capsys.readouterr().err

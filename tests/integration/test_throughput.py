@@ -1,4 +1,4 @@
-"""The throughput benchmark times what it says it times."""
+"""The benchmarks of throughput, the decision side and telemetry."""
 
 import json
 
@@ -6,10 +6,6 @@ import numpy as np
 import pytest
 import torch
 from esper_agent.cli.main import BAD_INPUT, OK
-from esper_env.population import Structure
-from esper_env.population.build import build_population
-from esper_env.rules.slot_table import SlotTable
-from esper_env.tasks import make_task
 
 pytestmark = pytest.mark.numeric
 
@@ -31,20 +27,7 @@ def assert_same_hosts(networks, shards):
             torch.testing.assert_close(parameter, stack[name][row % size], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("env_id", ["Esper-Digits-v0", "Esper-CIFAR-v0"])
-def test_the_plain_loop_trains_the_same_networks_on_the_same_minibatches(throughput, env_id):
-    settings = TINY | ({"dataset": "procedural"} if "CIFAR" in env_id else {})
-    loop = throughput.PlainLoop(env_id, 2, threads=1, **settings)
-    population = build_population(make_task(env_id, **settings), 2)
-    structure = Structure.of(SlotTable.empty(2, population.slots))
-    population.reset(np.ones(2, dtype=np.bool_), np.arange(2))
-    loop.step()
-    population.train(structure)
-    assert_same_hosts(loop.networks, population.shards)
-    population.close()
-
-
-def test_contenders_take_turns_and_the_file_says_what_came_of_it(throughput, tmp_path, capsys):
+def test_throughput_records_every_contender(throughput, tmp_path, capsys):
     out = tmp_path / "t.json"
     arguments = ["--out", str(out), "--counts", "1", "2", "--rounds", "3", "--seconds", "0.01", "--threads", "1"]
     assert throughput.main([*arguments, "--env-settings", "batches_per_step=1", "horizon=4"]) == OK
@@ -68,7 +51,7 @@ def test_contenders_take_turns_and_the_file_says_what_came_of_it(throughput, tmp
 
 
 @pytest.mark.parametrize("env_id", ["Esper-Digits-v0", "Esper-CIFAR-v0"])
-def test_the_bare_loop_trains_as_the_plain_loop_does_without_clipping(throughput, env_id, monkeypatch):
+def test_bare_loop_equals_plain_loop_without_clipping(throughput, env_id, monkeypatch):
     settings = TINY | ({"dataset": "procedural"} if "CIFAR" in env_id else {})
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
     plain, bare = throughput.PlainLoop(env_id, 2, threads=1, **settings), throughput.BareLoop(env_id, 2, **settings)
@@ -79,7 +62,7 @@ def test_the_bare_loop_trains_as_the_plain_loop_does_without_clipping(throughput
 
 
 @pytest.mark.usefixtures("throughput")
-def test_what_the_environment_adds_to_the_bare_loop_is_all_but_evaluation():
+def test_shares_of_a_step_account_for_training_and_evaluation():
     from comparison import Shares, shares_of_a_step
 
     rows = {name: {} for name in ("native", "bare loop", "plain loop")}
@@ -94,7 +77,7 @@ def test_what_the_environment_adds_to_the_bare_loop_is_all_but_evaluation():
 
 
 @pytest.mark.parametrize("workload", ["growing", "planted"])
-def test_growing_networks_are_compared_with_environments_only(throughput, tmp_path, capsys, workload):
+def test_workloads_with_seeds_exclude_the_loops(throughput, tmp_path, capsys, workload):
     out = tmp_path / "t.json"
     arguments = ["--out", str(out), "--counts", "2", "--rounds", "1", "--seconds", "0.01", "--workload", workload]
     assert throughput.main([*arguments, "--env-settings", "batches_per_step=1", "horizon=4"]) == OK
@@ -103,7 +86,7 @@ def test_growing_networks_are_compared_with_environments_only(throughput, tmp_pa
     capsys.readouterr()
 
 
-def test_planted_networks_hold_a_seed_in_every_slot_for_good(throughput):
+def test_planted_workload_keeps_a_seed_in_every_slot(throughput):
     contender = throughput.Environments("Esper-Digits-v0", 2, "planted", None, batches_per_step=1, horizon=2)
     for _ in range(5):
         contender.step()
@@ -111,7 +94,7 @@ def test_planted_networks_hold_a_seed_in_every_slot_for_good(throughput):
     contender.close()
 
 
-def test_the_limit_of_memory_is_stated_where_it_is_asked_for(throughput, tmp_path, capsys, monkeypatch):
+def test_bandwidth_flag_reports_the_share_of_the_limit(throughput, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(throughput, "copy_bandwidth", lambda _: 1e9)
     out = tmp_path / "t.json"
     arguments = ["--out", str(out), "--counts", "2", "--rounds", "1", "--seconds", "0.01", "--rivals", "bare"]
@@ -125,7 +108,7 @@ def test_the_limit_of_memory_is_stated_where_it_is_asked_for(throughput, tmp_pat
 
 
 @pytest.mark.usefixtures("throughput")
-def test_the_parts_of_the_decision_side_are_timed_and_left_as_they_were(tmp_path, capsys):
+def test_decisions_times_every_part_and_restores_it(tmp_path, capsys):
     import decisions
 
     apply, out = decisions.lifecycle.apply, tmp_path / "d.json"
@@ -141,11 +124,12 @@ def test_the_parts_of_the_decision_side_are_timed_and_left_as_they_were(tmp_path
 
 
 @pytest.mark.usefixtures("throughput")
-def test_telemetry_is_timed_on_the_same_episodes_with_and_without_it(tmp_path, capsys):
+def test_telemetry_benchmark_compares_equal_steps(tmp_path, capsys):
     import telemetry
 
     out = tmp_path / "telemetry.json"
     arguments = ["--out", str(out), "--counts", "2", "--policies", "random", "--rounds", "6", "--steps", "1"]
+    arguments += ["--warmup", "3"]
     assert telemetry.main(arguments) == OK
     (result,) = json.loads(out.read_text())["results"]
     rows = result["contenders"]
@@ -168,7 +152,7 @@ def test_telemetry_is_timed_on_the_same_episodes_with_and_without_it(tmp_path, c
 @pytest.mark.parametrize(
     "wrong", [["--counts", "0"], ["--rounds", "0"], ["--seconds", "inf"], ["--env-settings", "x=1"]]
 )
-def test_bad_settings_are_refused(throughput, tmp_path, capsys, wrong):
+def test_throughput_rejects_bad_settings(throughput, tmp_path, capsys, wrong):
     assert throughput.main(["--out", str(tmp_path / "t.json"), *wrong]) == BAD_INPUT
     assert not (tmp_path / "t.json").exists()
     capsys.readouterr()

@@ -240,7 +240,7 @@ def test_the_demo_compares_the_trained_policy_and_says_where_things_are(toy_id, 
 def test_the_demo_leaves_what_is_not_its_own_alone(toy_id, tmp_path, capsys):
     assert main(["train", "--env", toy_id, "--out", str(tmp_path / "run"), *SMALL]) == OK
     assert demo_main(["--out", str(tmp_path), "--env", toy_id]) == BAD_INPUT
-    assert "was not made by the demo" in text_of(capsys)[1]
+    assert "is not the folder of a demo" in text_of(capsys)[1]
     assert (tmp_path / "run" / "model.zip").exists()
 
 

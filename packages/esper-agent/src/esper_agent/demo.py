@@ -1,9 +1,9 @@
-"""Some minutes from nothing to a comparison: train on Esper-Digits-v0, then play the model against three policies.
+"""Demonstration: train on Esper-Digits-v0, then compare the model with three policies. It takes some minutes.
 
     python -m esper_agent.demo
 
-Leaves in demo/: its settings, the run folder with the model, episodes.csv (one line per evaluated episode), summary.csv
-and training.png.
+The folder demo/ then has the settings, the run folder with the model, episodes.csv (one line per evaluated episode),
+summary.csv and training.png.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tyro
 import yaml
 from esper_env.persistence import atomic
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
-from esper_agent.cli.main import OK, SIGNALLED, exit_code
+from esper_agent.cli.main import OK, SIGNALLED
 from esper_agent.cli.play import episode_bar
+from esper_agent.cli.script import check_least, run_script
 from esper_agent.evaluation.curves import plot_training
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.tables import print_summaries, summarise_all, write_summaries
-from esper_agent.settings.config_file import ConfigError, parse_env_settings, plain
+from esper_agent.settings.config_file import parse_env_settings, plain
 from esper_agent.training.callbacks import SingleThreadedPolicy
 from esper_agent.training.run import HELD_OUT_SEED, Trained, TrainSettings, train
 from esper_agent.training.run_folder import PolicyByName, RunError
 from esper_agent.vectors import make_vector
 
-#: What the demo leaves in its folder besides the run.
+#: Files and the run folder in the demo folder.
 MARKER, RUN = "demo.yaml", "run"
 FILES = EPISODES_CSV, SUMMARY_CSV, FIGURE = "episodes.csv", "summary.csv", "training.png"
 
@@ -41,12 +41,12 @@ OTHERS = ("heuristic", "random", "wait")
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Train FactoredRecurrentPPO on a task, compare it with hand-written policies on held-out episodes, draw curves."""
+    """Train FactoredRecurrentPPO on a task, compare it with fixed policies on held-out episodes, and draw curves."""
 
     out: Path = Path("demo")
-    """Folder for everything; the results of an earlier demo in it are replaced."""
+    """Folder of the results; those of an earlier demo are replaced."""
     env: str = "Esper-Digits-v0"
-    """Task to train and to evaluate on."""
+    """Task of training and evaluation."""
     total_timesteps: int = 12_800
     """Environment steps of training."""
     episodes: int = 20
@@ -59,10 +59,9 @@ class DemoSettings:
     """Show progress bars."""
 
 
-def run_demo(settings: DemoSettings, console: Console) -> int:
-    """Train, evaluate, report; see the module."""
-    if settings.episodes < 1:
-        raise ConfigError(f"episodes is {settings.episodes}; expected at least 1")
+def run_demo(settings: DemoSettings, _flags: Sequence[str], console: Console) -> int:
+    """Train, evaluate and report; return the exit code."""
+    check_least(settings, episodes=1)
     wanted = _train_settings(settings)
     make_vector(settings.env, 1, AutoresetMode.DISABLED, **parse_env_settings(settings.env_settings)).close()
     clear(settings.out)
@@ -79,7 +78,7 @@ def run_demo(settings: DemoSettings, console: Console) -> int:
 
 
 def compare(settings: DemoSettings, trained: Trained, console: Console) -> int:
-    """Play the model and the hand-written policies on the same episodes and report."""
+    """Play the model and the fixed policies on the same episodes, and report."""
     results = {name: _play(name, trained, settings, console) for name in (LEARNED, *OTHERS)}
     summaries = summarise_all(results)
     everything = [record for records in results.values() for record in records]
@@ -103,18 +102,17 @@ def compare(settings: DemoSettings, trained: Trained, console: Console) -> int:
         "training curves": figure,
     }
     for label, path in files.items():
-        if not path.exists():  # no training episode finished, so there are no curves
-            continue
-        console.print(f"  {label:16} {path}", soft_wrap=True, markup=False)
+        if path.exists():  # no curves if no training episode finished
+            console.print(f"  {label:16} {path}", soft_wrap=True, markup=False)
     return OK
 
 
 def clear(out: Path) -> None:
-    """Remove what an earlier demo left; a folder with anything else in it is left alone and an error."""
+    """Remove the results of an earlier demo. Raises ``RunError`` for a folder that no demo made."""
     if not out.exists():
         return
     if not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file()):
-        raise RunError(f"{out} exists and was not made by the demo; give another folder with --out")
+        raise RunError(f"{out} exists and is not the folder of a demo; give another folder with --out")
     if (out / RUN).exists():
         shutil.rmtree(out / RUN)
     for name in (*FILES, MARKER):
@@ -149,12 +147,7 @@ def _play(name: str, trained: Trained, settings: DemoSettings, console: Console)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit code, as ``esper`` does."""
-
-    def run(console: Console) -> int:
-        arguments = list(sys.argv[1:] if argv is None else argv)
-        return run_demo(tyro.cli(DemoSettings, prog="python -m esper_agent.demo", args=arguments), console)
-
-    return exit_code(run)
+    return run_script(DemoSettings, run_demo, argv, prog="python -m esper_agent.demo")
 
 
 if __name__ == "__main__":

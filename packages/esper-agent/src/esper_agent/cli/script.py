@@ -1,0 +1,90 @@
+"""Scripts with flags and result files: the demonstration and the benchmarks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from esper_env.persistence import atomic
+from rich.console import Console
+
+from esper_agent.cli.info import machine
+from esper_agent.cli.main import exit_code
+from esper_agent.settings.config_file import ConfigError
+from esper_agent.training.run_folder import package_versions
+
+S = TypeVar("S")
+
+
+def run_script(
+    kind: type[S],
+    work: Callable[[S, list[str], Console], int],
+    arguments: Sequence[str] | None = None,
+    description: str | None = None,
+    prog: str | None = None,
+) -> int:
+    """Parse flags, do the work, and return its exit code; errors become exit codes as in the `esper` command.
+
+    Args:
+        kind: dataclass of the settings.
+        work: called with the settings, the flags as given, and the console; returns the exit code.
+        arguments: the flags, default those of the process.
+        description: head of the help text, default the docstring of ``kind``.
+        prog: name of the script in the help text.
+    """
+    flags = list(sys.argv[1:] if arguments is None else arguments)
+    return exit_code(
+        lambda console: work(tyro.cli(kind, prog=prog, description=description, args=flags), flags, console)
+    )
+
+
+def check_least(settings: object, **bounds: int) -> None:
+    """Raise ``ConfigError`` for a setting below its bound."""
+    for name, bound in bounds.items():
+        if getattr(settings, name) < bound:
+            raise ConfigError(f"{name} is {getattr(settings, name)}; expected at least {bound}")
+
+
+def check_out(out: Path) -> None:
+    """Raise ``ConfigError`` for the path of a result file that cannot be written."""
+    if out.is_dir():
+        raise ConfigError(f"out is {out}, a folder; expected the path of a file")
+    check_writable(out.absolute().parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ``ConfigError`` unless ``folder`` is, or can become, a folder to write to."""
+    present = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not present.is_dir():
+        raise ConfigError(f"{folder} cannot be written to: {present} is not a folder; give another path")
+    if not os.access(present, os.W_OK):
+        raise ConfigError(f"{folder} cannot be written to: {present} is read-only; give another path")
+
+
+def origin(script: str, flags: Sequence[str]) -> dict[str, Any]:
+    """Command, machine and versions: the part of a result file that says how to repeat it."""
+    return {
+        "command": shlex.join(["python", script, *flags]),
+        "machine": machine(),
+        "versions": package_versions(),
+    }
+
+
+def write_json(content: Mapping[str, Any], out: Path) -> None:
+    """Write a result file, complete or not at all; NaN becomes null."""
+    atomic.write_text(out, json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
