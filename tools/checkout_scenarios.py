@@ -1,4 +1,4 @@
-"""The scenarios of ``compare_checkouts.py``, run in a child process that imports one checkout's packages.
+"""Scenarios of ``compare_checkouts.py``, run in a child process that imports one checkout's packages.
 
     python tools/checkout_scenarios.py FOLDER SCENARIO RESULT [IDS ...]
 
@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from compare_checkouts import ComparisonError, require_packages
 from numpy.typing import NDArray
 
 Record = dict[str, NDArray[Any]]
 
 
-class ScenarioError(Exception):
-    """A scenario could not be played."""
+class ScenarioError(ComparisonError):
+    """A scenario failed."""
 
 
 #: Short episodes on data that need no download.
@@ -214,7 +215,7 @@ TIMES = ("time/", "fps", "seconds")
 
 
 def play_training(_ids: Sequence[str]) -> Record:
-    """A run that is killed as soon as it has a checkpoint, and resumed."""
+    """A training run that is killed after a checkpoint, and resumed."""
     from esper_agent import FactoredRecurrentPPO
 
     record: Record = {}
@@ -225,7 +226,7 @@ def play_training(_ids: Sequence[str]) -> Record:
         command = [sys.executable, "-m", "esper_agent", "train", "--no-progress"]
         with (Path(folder) / "errors").open("w+") as errors:
             process = subprocess.Popen([*command, *flags], stdout=subprocess.DEVNULL, stderr=errors)
-            while process.poll() is None and rollouts_logged(run) < 2:  # one checkpoint is complete by then
+            while process.poll() is None and rollouts_logged(run) < 2:  # the first checkpoint is then complete
                 time.sleep(0.02)
             interrupted = process.poll() is None
             process.kill()
@@ -240,7 +241,7 @@ def play_training(_ids: Sequence[str]) -> Record:
         for index, moments in model.policy.optimizer.state_dict()["state"].items():
             record |= {f"optimizer {index} {name}": value.numpy() for name, value in moments.items()}
         with (run / "vecnormalize.pkl").open("rb") as file:
-            returns = pickle.load(file).ret_rms  # written by the run just trained
+            returns = pickle.load(file).ret_rms  # written by the run above
         note(record, "normaliser", {"mean": returns.mean, "var": returns.var, "count": returns.count})
         for name in ("episodes.csv", "progress.csv"):
             with (run / name).open(newline="", encoding="utf-8") as file:
@@ -279,12 +280,7 @@ SCENARIOS: dict[str, Callable[[Sequence[str]], Record]] = {
 
 def main(folder: str, scenario: str, result: str, *ids: str) -> None:
     """Run a scenario and save its record."""
-    import esper_agent
-    import esper_env
-
-    for package in (esper_env, esper_agent):
-        if not Path(str(package.__file__)).is_relative_to(folder):
-            raise ScenarioError(f"{package.__name__} was imported from {package.__file__}, not from {folder}")
+    require_packages(folder)
     record = SCENARIOS[scenario](ids)
     if not record:
         raise ScenarioError(f"{scenario} recorded nothing")
@@ -295,5 +291,5 @@ def main(folder: str, scenario: str, result: str, *ids: str) -> None:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except ScenarioError as error:
+    except ComparisonError as error:
         sys.exit(f"error: {error}")

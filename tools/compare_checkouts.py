@@ -31,6 +31,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,18 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[1]
 PLAYER = Path(__file__).resolve().with_name("checkout_scenarios.py")
 PACKAGES = ("packages/esper-env/src", "packages/esper-agent/src")
-#: In the order in which they are played, the quick ones first.
+#: In order of play, quick ones first.
 SCENARIOS = ("info", "telemetry", "heuristic", "training", "environments")
 Record = dict[str, NDArray[Any]]
 
 
 class ComparisonError(Exception):
-    """A scenario could not be played, or a checkout is not one."""
+    """A checkout is invalid, or a scenario failed."""
 
 
 @contextmanager
 def checkout(name: str) -> Iterator[Path]:
-    """The folder of a checkout; a revision is exported to a temporary one."""
+    """Folder of a checkout; a revision is exported to a temporary folder."""
     if Path(name).is_dir():
         yield checked(Path(name).resolve(), name)
         return
@@ -63,30 +64,39 @@ def checkout(name: str) -> Iterator[Path]:
         if made.returncode != 0:
             raise ComparisonError(f"{name!r} is neither a folder nor a revision of this repository")
         with tarfile.open(archive) as file:
-            file.extractall(folder)  # made by git just now
+            file.extractall(folder)  # git has just written it
         yield checked(Path(folder), name)
 
 
 def checked(folder: Path, name: str) -> Path:
-    """The folder, if it has both packages."""
+    """Return the folder if it has both packages."""
     missing = [package for package in PACKAGES if not (folder / package).is_dir()]
     if missing:
         raise ComparisonError(f"{name!r} has no folder {missing[0]}; expected a checkout of this repository")
     return folder
 
 
+def environment(folder: Path, threads: int) -> dict[str, str]:
+    """Environment variables of a process that imports a checkout's packages."""
+    paths = os.pathsep.join(str(folder / package) for package in PACKAGES)
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
+
+
+def require_packages(folder: str) -> None:
+    """Raise ``ComparisonError`` unless this process imports the packages of the checkout."""
+    for name in ("esper_env", "esper_agent"):
+        place = str(import_module(name).__file__)
+        if not Path(place).is_relative_to(folder):
+            raise ComparisonError(f"{name} was imported from {place}, not from {folder}")
+
+
 def play(folder: Path, scenario: str, ids: Sequence[str]) -> tuple[Record, float]:
     """Run a scenario with a checkout's packages; return its record and the seconds it took."""
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "record.npz"
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(str(folder / package) for package in PACKAGES),
-            "OMP_NUM_THREADS": "1",
-        }
         command = [sys.executable, str(PLAYER), str(folder), scenario, str(result), *ids]
         started = time.monotonic()
-        done = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment(folder, 1), cwd=scratch, capture_output=True, text=True)
         if done.returncode != 0:
             raise ComparisonError(f"{scenario} failed with {folder}:\n{done.stderr[-4000:]}")
         with np.load(result) as stored:

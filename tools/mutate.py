@@ -29,25 +29,25 @@ ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "tools" / "mutations.toml"
 SOURCES = ("packages/esper-env/src", "packages/esper-agent/src")
 ROOMS = ("rules", "population", "ppo", "state", "data", "cli")
-#: What a copy does without: in any folder, and at the root.
+#: Names left out of the copy, in any folder and at the root.
 LEFT_OUT = {".git", ".venv", "__pycache__", ".pytest_cache", ".hypothesis", ".ruff_cache", ".mypy_cache"}
 LEFT_OUT_AT_ROOT = {"runs", "demo", "dist", "build"}
-#: What pytest's exit statuses say of a fault; all others say that the tests did not run.
+#: Verdicts by pytest's exit status; with any other status the tests did not run.
 STATUSES = {0: "SURVIVED", 1: "caught"}
-#: All quick tests but one, which fails where the process has so much free memory that it asks for none.
+#: All quick tests except one, which fails if the process has enough free memory to allocate none.
 UNSTEADY = "tests/env/telemetry/test_memory_watch.py::test_the_resident_size_grows_with_what_is_held"
 QUICK = ["-m", "not slow", "--deselect", UNSTEADY]
-#: Seconds after which tests count as hanging: those of a fault, and all quick ones.
+#: Time limits in seconds for the tests of a fault, and for all quick tests.
 LIMIT, LIMIT_OF_ALL = 600, 7200
 
 
 class BadListError(Exception):
-    """The list of faults cannot be used."""
+    """The list of faults is invalid."""
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """One fault: the text ``old`` of the sources becomes ``new``, and one of ``tests`` has to fail."""
+    """One fault: ``new`` replaces ``old`` in the sources, and one of ``tests`` must fail."""
 
     name: str
     room: str
@@ -67,14 +67,14 @@ class Verdict:
 
 
 def read_list(path: Path) -> list[Mutation]:
-    """The faults of the list. Raises ``BadListError`` for a list that is malformed."""
+    """Read the list of faults. Raises ``BadListError`` for a malformed list."""
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8")).get("mutation", [])
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise BadListError(f"{path} cannot be read: {error}") from error
     mutations = {entry.get("name"): _mutation(entry) for entry in entries}
     if len(mutations) < len(entries):
-        raise BadListError(f"{path} has {len(entries)} faults and {len(mutations)} names; give each its own")
+        raise BadListError(f"{path} has {len(entries)} faults and {len(mutations)} names; expected unique names")
     return list(mutations.values())
 
 
@@ -91,7 +91,7 @@ def _mutation(entry: dict[str, Any]) -> Mutation:
 
 
 def copy_checkout(place: Path) -> Path:
-    """A copy of the files that tests may read."""
+    """Copy the files that tests may read."""
 
     def left_out(folder: str, names: list[str]) -> set[str]:
         return set(names) & (LEFT_OUT | LEFT_OUT_AT_ROOT if Path(folder) == ROOT else LEFT_OUT)
@@ -100,7 +100,7 @@ def copy_checkout(place: Path) -> Path:
 
 
 def find_places(root: Path, mutations: Sequence[Mutation]) -> dict[str, Path]:
-    """The source file of each fault. Raises ``BadListError`` unless every text and every test is found."""
+    """Source file of each fault. Raises ``BadListError`` if a text or a test file is missing."""
     texts = {path: path.read_text(encoding="utf-8") for place in SOURCES for path in (root / place).rglob("*.py")}
     places, wrong = {}, []
     for mutation in mutations:
@@ -108,7 +108,7 @@ def find_places(root: Path, mutations: Sequence[Mutation]) -> dict[str, Path]:
         if len(found) != 1:
             wrong.append(f"{mutation.name}: the old text occurs {len(found)} times in the sources; expected once")
         lost = [test for test in mutation.tests if not (root / test.partition("::")[0]).exists()]
-        wrong += [f"{mutation.name}: there is no {test}" for test in lost]
+        wrong += [f"{mutation.name}: {test} does not exist" for test in lost]
         places[mutation.name] = found[0] if found else root
     if wrong:
         raise BadListError("\n".join(wrong))
@@ -116,16 +116,16 @@ def find_places(root: Path, mutations: Sequence[Mutation]) -> dict[str, Path]:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """Variables with which Python imports the copy. Compiled files could outlive a fault: none is kept."""
+    """Variables for Python to import the copy, without compiled files, which could outlive a fault."""
     path = os.pathsep.join(str(root / place) for place in SOURCES)
     return os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": ""}
 
 
 def check_imports(root: Path) -> None:
-    """End the program unless both packages come from the copy."""
+    """Exit unless Python imports both packages from the copy."""
     program = "import esper_agent, esper_env; print(esper_env.__file__, esper_agent.__file__, sep='\\n')"
-    told = subprocess.check_output([sys.executable, "-c", program], cwd=root, env=environment(root), text=True)
-    for name, place in zip(told.splitlines(), SOURCES, strict=True):
+    output = subprocess.check_output([sys.executable, "-c", program], cwd=root, env=environment(root), text=True)
+    for name, place in zip(output.splitlines(), SOURCES, strict=True):
         if not Path(name).resolve().is_relative_to((root / place).resolve()):
             sys.exit(f"error: Python imports {name} and not the copy in {root / place}")
 
@@ -150,7 +150,7 @@ def run_all(root: Path, mutations: Sequence[Mutation], places: dict[str, Path], 
     print(f"{'passed' if passed else 'FAILED':8}  {sound.seconds:6.1f} s  without a fault", flush=True)
     if not passed:
         print(sound.output)
-        return 1  # what fails anyway tells nothing
+        return 1  # failing tests cannot show a fault
     caught = 0
     for mutation in mutations:
         path = places[mutation.name]
@@ -169,7 +169,7 @@ def run_all(root: Path, mutations: Sequence[Mutation], places: dict[str, Path], 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what the arguments ask for; see the module for the exit code."""
+    """Apply the chosen faults; see the module for the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

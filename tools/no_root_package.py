@@ -1,7 +1,7 @@
-"""The build backend of the repository root: every build of it fails, saying what to install instead.
+"""Build backend of the repository root: every build fails with a message that names the packages to install.
 
-The root is a workspace that holds tools and no package. Without a backend of its own, `pip install .` there falls back
-to setuptools, which finds some folder and installs it.
+The root is a workspace without a package. Without this backend, `pip install .` falls back to setuptools, which
+installs some folder.
 """
 
 from typing import NoReturn

@@ -55,15 +55,15 @@ class Variant(NamedTuple):
     threads: int
 
     def environment(self) -> dict[str, str]:
-        """This process's environment with the variant's kernel levels and threads."""
+        """Environment variables of this process with the variant's kernel levels and threads."""
         levels = {name for table in (ATEN, ONEDNN, BLAS) for level in table.values() for name in level} | OVERRIDES
         inherited = {name: value for name, value in os.environ.items() if name not in levels}
         chosen = ATEN[self.aten] | ONEDNN[self.onednn] | BLAS[self.aten]
-        # Threads that wait for others give up their core: test processes and threads are more than there are cores.
+        # Waiting threads yield their core, because there are more test processes and threads than cores.
         return inherited | chosen | {"ESPER_TEST_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
     def third(self) -> int:
-        """Which third of the tests ``--every`` runs: each test meets every level of ATen and of oneDNN."""
+        """Third of the tests that ``--every`` runs, so that each test meets every level of ATen and of oneDNN."""
         return (list(ATEN).index(self.aten) + list(ONEDNN).index(self.onednn)) % 3
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class Variant(NamedTuple):
 
 
 def variants(*, short: bool, every: bool) -> list[Variant]:
-    """The machines to imitate, in order."""
+    """Machines to imitate, in order."""
     if short:
         return [Variant("SSE4", "SSE4", 1)]
     if every:
@@ -80,7 +80,7 @@ def variants(*, short: bool, every: bool) -> list[Variant]:
 
 
 def run(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Exit status of a command; on Ctrl-C it waits until the command, which is interrupted too, has ended."""
+    """Exit status of a command; Ctrl-C interrupts the command too, and this waits for its end."""
     process = subprocess.Popen(command, env=environment)
     try:
         return process.wait()
@@ -90,7 +90,7 @@ def run(command: Sequence[str], environment: dict[str, str]) -> int:
 
 
 def capability(environment: dict[str, str]) -> str:
-    """The instruction set that PyTorch reports under these variables."""
+    """Instruction set that PyTorch reports under these variables."""
     code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""The adapter hands Stable-Baselines3 exactly what its own DummyVecEnv would."""
+"""Adapter for Stable-Baselines3: transitions equal those of its own DummyVecEnv."""
 
 import gymnasium
 import numpy as np
@@ -27,7 +27,7 @@ def actions_for(space, steps, num_envs):
 
 
 def assert_same(left, right):
-    """Equal values, types and keys, all the way down."""
+    """Assert equal values, types and keys."""
     if isinstance(left, dict):
         assert left.keys() == right.keys()
         for key in left:
@@ -62,7 +62,7 @@ def test_transitions_equal_those_of_dummy_vec_env(toy_id):
     assert ended == 9
 
 
-def test_terminal_observation_is_the_final_one_and_not_the_next_first(toy_id):
+def test_terminal_observation_is_that_of_the_final_step(toy_id):
     env = adapted(toy_id)
     env.reset()
     for actions in actions_for(env.action_space, HORIZON, 3):
@@ -75,7 +75,7 @@ def test_terminal_observation_is_the_final_one_and_not_the_next_first(toy_id):
         assert "committed_val_accuracy" not in env.reset_infos[index]
 
 
-def test_a_cut_is_marked_and_an_end_is_not(toy_id):
+def test_truncated_flag_is_true_only_before_the_horizon(toy_id):
     for limit, expected in ((2, True), (HORIZON, False), (HORIZON + 1, False)):
         env = adapted(toy_id, max_episode_steps=limit)
         env.reset()
@@ -86,7 +86,7 @@ def test_a_cut_is_marked_and_an_end_is_not(toy_id):
         assert infos[0]["TimeLimit.truncated"] is expected
 
 
-def test_infos_are_plain_python_values_and_own_arrays(toy_id):
+def test_infos_have_python_values_and_copied_arrays(toy_id):
     env = adapted(toy_id)
     env.reset()
     _, _, _, infos = env.step(actions_for(env.action_space, 1, 3)[0])
@@ -100,9 +100,9 @@ def test_infos_are_plain_python_values_and_own_arrays(toy_id):
     assert infos[1]["action_mask"].max() == 1
 
 
-def test_observations_are_not_reused_between_calls(toy_id):
+def test_observations_are_copies(toy_id):
     class Reusing(gymnasium.vector.VectorWrapper):
-        """Returns the same arrays every step, overwritten."""
+        """Returns the same arrays in every step."""
 
         def reset(self, **kwargs):
             self.buffer, infos = self.env.reset(**kwargs)
@@ -121,7 +121,7 @@ def test_observations_are_not_reused_between_calls(toy_id):
     np.testing.assert_array_equal(first["features"], kept)
 
 
-def test_seeds_are_used_once_and_equal_single_environments(toy_id):
+def test_seeds_apply_to_one_reset_and_equal_single_environments(toy_id):
     env = adapted(toy_id)
     env.seed(7)
     seeded, again = env.reset()["features"], env.reset()["features"]
@@ -131,14 +131,14 @@ def test_seeds_are_used_once_and_equal_single_environments(toy_id):
     assert not np.array_equal(seeded, again)
 
 
-def test_seeding_without_a_seed_leaves_the_global_generator_alone(toy_id):
+def test_seed_none_leaves_the_global_generator_unchanged(toy_id):
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     first, second = adapted(toy_id).seed(None), adapted(toy_id).seed(None)
     assert first != second
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
 
 
-def test_masks_and_attributes_come_one_per_environment(toy_id):
+def test_masks_and_attributes_have_one_entry_per_environment(toy_id):
     env = adapted(toy_id)
     env.reset()
     masks = env.env_method("action_masks")
@@ -155,19 +155,19 @@ def test_masks_and_attributes_come_one_per_environment(toy_id):
     assert env.env_is_wrapped(gymnasium.Wrapper) == [False] * 3
 
 
-def test_one_environment_of_a_vector_has_no_attributes_of_its_own(toy_id):
-    with pytest.raises(ValueError, match=r"set_attr\('dataset_name'\) was given environments \[1\]"):
+def test_set_attr_rejects_single_environments_of_a_vector(toy_id):
+    with pytest.raises(ValueError, match=r"set_attr\('dataset_name'\) received environments \[1\]"):
         adapted(toy_id).set_attr("dataset_name", "other", indices=1)
 
 
-def test_a_method_that_answers_for_the_whole_vector_is_refused(toy_id):
+def test_env_method_rejects_one_result_for_all(toy_id):
     env = adapted(toy_id)
     env.vec_env.unwrapped.total = lambda: 3
-    with pytest.raises(TypeError, match="returned a int, expected one entry for each of its 3 environments"):
+    with pytest.raises(TypeError, match="returned a int; expected one entry for each of its 3 environments"):
         env.env_method("total")
 
 
-def test_sync_vector_env_reaches_into_its_environments(toy_id):
+def test_attributes_of_sync_vector_env_are_per_environment(toy_id):
     sync = SyncVectorEnv([lambda: gymnasium.make(toy_id)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
     env = GymVecEnv(sync)
     env.reset()
@@ -179,17 +179,17 @@ def test_sync_vector_env_reaches_into_its_environments(toy_id):
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
-def test_other_autoreset_modes_are_refused(toy_id, mode):
+def test_adapter_rejects_other_autoreset_modes(toy_id, mode):
     with pytest.raises(ValueError, match=r"needs AutoresetMode.SAME_STEP"):
         adapted(toy_id, autoreset_mode=mode.value)
 
 
-def test_something_else_is_refused(toy_id):
-    with pytest.raises(TypeError, match=r"adapts a gymnasium\.vector\.VectorEnv, not a"):
+def test_adapter_rejects_a_single_environment(toy_id):
+    with pytest.raises(TypeError, match=r"vec_env is a .*; expected a gymnasium\.vector\.VectorEnv"):
         GymVecEnv(gymnasium.make(toy_id))
 
 
-def test_missing_final_observation_is_an_error(toy_id):
+def test_step_rejects_infos_without_final_observation(toy_id):
     class Forgetful(gymnasium.vector.VectorWrapper):
         def step(self, actions):
             *rest, infos = self.env.step(actions)
@@ -201,7 +201,7 @@ def test_missing_final_observation_is_an_error(toy_id):
         env.step(np.zeros((1, 8), dtype=np.int64))
 
 
-def test_options_reach_the_vector_once(toy_id):
+def test_options_apply_to_one_reset(toy_id):
     env = adapted(toy_id)
     seen = []
     reset = env.vec_env.unwrapped.reset
@@ -215,7 +215,7 @@ def test_options_reach_the_vector_once(toy_id):
         env.reset()
 
 
-def test_made_env_is_monitored_and_takes_env_kwargs(toy_id):
+def test_make_sb3_env_monitors_and_passes_env_kwargs(toy_id):
     env = make_sb3_env(toy_id, num_envs=2, seed=3, horizon=2)
     assert isinstance(env, VecMonitor)
     normalised = VecNormalize(env, norm_obs=False)
@@ -234,17 +234,16 @@ def test_made_env_is_monitored_and_takes_env_kwargs(toy_id):
     ("arguments", "message"),
     [
         ({"n_envs": 2}, r"make_sb3_env has no argument 'n_envs'; did you mean 'num_envs'\?"),
-        ({"num_env": 2}, r"no argument 'num_env'; did you mean 'num_envs'\?"),
-        ({"env_kwargs": {"horizon": 3}}, "no argument 'env_kwargs'; give settings .* as arguments of their own"),
+        ({"env_kwargs": {"horizon": 3}}, "no argument 'env_kwargs'; give settings .* as keyword arguments"),
         ({"monitor_dir": "x"}, "no argument 'monitor_dir'; did you mean 'monitor_file'"),
     ],
 )
-def test_names_of_stable_baselines3_are_told_what_they_are_called_here(arguments, message):
+def test_make_sb3_env_names_the_argument_for_stable_baselines3_names(arguments, message):
     with pytest.raises(TypeError, match=message):
         make_sb3_env("Esper-Text-v0", **arguments)
 
 
-def test_split_keeps_to_the_masks_at_every_depth():
+def test_split_infos_applies_masks_at_every_depth():
     infos = {
         "a": np.array([1.5, 2.5]),
         "_a": np.array([True, False]),
@@ -272,7 +271,7 @@ SMALL_TASK = {"batches_per_step": 1, "horizon": 6, "device": "cpu"}
     [(PPO, "MultiInputPolicy"), (MaskablePPO, "MultiInputPolicy"), (RecurrentPPO, "MultiInputLstmPolicy")],
 )
 def test_stock_algorithms_learn_on_a_real_task(algorithm, policy):
-    """Episodes of six epochs cut after four, so both ends of an episode occur."""
+    """Episodes of six epochs, truncated after four in training."""
     env = make_sb3_env("Esper-Digits-v0", num_envs=2, seed=0, max_episode_steps=4, **SMALL_TASK)
     model = algorithm(policy, env, n_steps=10, batch_size=10, n_epochs=1, device="cpu", seed=0)
     before = [parameter.clone() for parameter in model.policy.parameters()]
@@ -287,7 +286,7 @@ def test_stock_algorithms_learn_on_a_real_task(algorithm, policy):
 
 @pytest.mark.slow
 def test_stock_evaluation_agrees_with_ours_on_a_real_task():
-    """evaluate_policy carries the state; on the same seeds both see the same episodes."""
+    """Both play the same seeds and carry the recurrent state."""
     env = make_sb3_env("Esper-Digits-v0", num_envs=3, seed=50, **SMALL_TASK)
     model = RecurrentPPO("MultiInputLstmPolicy", env, n_steps=6, device="cpu", seed=0)
     env.seed(50)
@@ -298,7 +297,7 @@ def test_stock_evaluation_agrees_with_ours_on_a_real_task():
 
 
 @pytest.mark.slow
-def test_transitions_of_a_real_task_are_those_of_the_vector_itself():
+def test_transitions_of_digits_equal_those_of_the_vector():
     env = GymVecEnv(gymnasium.make_vec("Esper-Digits-v0", num_envs=2, **SMALL_TASK))
     vector = gymnasium.make_vec("Esper-Digits-v0", num_envs=2, **SMALL_TASK)
     env.seed(3)

@@ -1,4 +1,4 @@
-"""Reset requests are checked whole; the clock counts episodes as Gymnasium's TimeLimit does."""
+"""Reset requests, and the clock of episodes, which equals Gymnasium's TimeLimit."""
 
 import gymnasium
 import numpy as np
@@ -16,7 +16,7 @@ def mask(*values):
     return np.array(values, dtype=bool)
 
 
-def test_a_bare_reset_is_for_every_environment():
+def test_reset_without_arguments_includes_every_environment():
     request = parse_reset(None, None, 3, SITE)
     assert request.seeds == [None] * 3
     assert request.rows.all()
@@ -33,7 +33,7 @@ def test_a_bare_reset_is_for_every_environment():
         (np.array([4, 5, 6]), [4, 5, 6]),
     ],
 )
-def test_seeds(seed, expected):
+def test_parse_reset_accepts_seeds(seed, expected):
     seeds = parse_reset(seed, None, 3, SITE).seeds
     assert seeds == expected
     assert all(value is None or type(value) is int for value in seeds)
@@ -55,12 +55,12 @@ def test_seeds(seed, expected):
         ({0: 1}, TypeError, "expected an integer"),
     ],
 )
-def test_bad_seeds(seed, error, message):
+def test_parse_reset_rejects_bad_seeds(seed, error, message):
     with pytest.raises(error, match=message):
         parse_reset(seed, None, 3, SITE)
 
 
-def test_options():
+def test_parse_reset_accepts_options():
     rows = mask(True, False, True)
     request = parse_reset(
         None, {"reset_mask": rows, "topology": {"r0c2": "conv_light", "r0c0": Blueprint.NORM}}, 3, SITE
@@ -89,18 +89,18 @@ def test_options():
         ({"topology": dict.fromkeys(SITE.slot_ids, "norm")}, ValueError, "plants 3 seeds; max_seeds is 2"),
     ],
 )
-def test_bad_options(options, error, message):
+def test_parse_reset_rejects_bad_options(options, error, message):
     with pytest.raises(error, match=message):
         parse_reset(None, options, 3, SITE)
 
 
-def test_what_is_no_option_here_is_refused():
+def test_parse_reset_rejects_options_that_are_not_known():
     with pytest.raises(ValueError, match=r"\['reset_mask'\] are not known; expected topology"):
         parse_reset(None, {"reset_mask": ALL}, 3, SITE, ("topology",))
 
 
 class Endless(gymnasium.Env):
-    """Terminates after a given number of steps."""
+    """An episode of a given length."""
 
     observation_space = gymnasium.spaces.Discrete(1)
     action_space = gymnasium.spaces.Discrete(1)
@@ -119,7 +119,7 @@ class Endless(gymnasium.Env):
 
 
 @pytest.mark.parametrize("limit", [1, 3, 4, 5])
-def test_flags_are_those_of_time_limit(limit):
+def test_clock_equals_time_limit(limit):
     env = TimeLimit(Endless(4), limit)
     env.reset()
     clock = EpisodeClock(1, limit)
@@ -132,13 +132,13 @@ def test_flags_are_those_of_time_limit(limit):
         assert clock.finished.tolist() == [over]
 
 
-def test_without_a_limit_nothing_is_cut():
+def test_clock_without_limit_never_truncates():
     clock = EpisodeClock(1, None)
     clock.start(mask(True))
     assert not any(clock.count(mask(True), mask(False))[0] for _ in range(1000))
 
 
-def test_environments_are_counted_apart():
+def test_clock_counts_environments_separately():
     clock = EpisodeClock(3, 3)
     clock.start(ALL)
     clock.count(ALL, ~ALL)
@@ -148,7 +148,7 @@ def test_environments_are_counted_apart():
     assert clock.finished.tolist() == [True, False, False]
 
 
-def test_a_step_needs_a_reset():
+def test_clock_requires_a_reset():
     clock = EpisodeClock(2, None)
     with pytest.raises(ResetNeeded, match=r"\[0, 1\] have not been reset"):
         clock.require_running(finished_too=True)
@@ -165,6 +165,6 @@ def test_a_step_needs_a_reset():
 
 
 @pytest.mark.parametrize("limit", [0, -1, 2.0, True, "9"])
-def test_a_bad_limit_is_refused(limit):
+def test_clock_rejects_bad_limits(limit):
     with pytest.raises(ValueError, match="max_episode_steps is"):
         EpisodeClock(1, limit)

@@ -1,4 +1,4 @@
-"""Infos have Gymnasium's vector format: what its own vector environments build one by one from single infos."""
+"""Vector infos: equal to those that Gymnasium builds from single infos."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ rows_of = st.lists(st.booleans(), min_size=COUNT, max_size=COUNT).map(np.array)
 
 
 def values(offset=0.0):
-    """Batched values of every kind an info holds."""
+    """Batched values of every kind."""
     return {
         "loss": np.arange(COUNT) + 0.5 + offset,
         "op": np.arange(COUNT) + int(offset),
@@ -24,7 +24,7 @@ def values(offset=0.0):
 
 
 def single_infos(batch):
-    """The info of each environment, written out."""
+    """Info of each environment, spelled out."""
 
     def plain(entry):
         return entry.item() if isinstance(entry, np.generic) else entry
@@ -41,7 +41,7 @@ def single_infos(batch):
 
 
 def gymnasium_infos(infos_by_row):
-    """What ``gymnasium.vector.VectorEnv`` makes of the infos of some environments."""
+    """Vector infos that ``gymnasium.vector.VectorEnv`` makes of single infos."""
     vector = VectorEnv()
     vector.num_envs = COUNT
     infos = {}
@@ -60,7 +60,7 @@ def test_infos_equal_those_of_gymnasium(assert_same, rows):
 
 
 @given(rows_of)
-def test_merging_disjoint_infos_equals_adding_them_one_by_one(assert_same, rows):
+def test_merge_equals_adding_infos_one_by_one(assert_same, rows):
     first, second = values(), values(offset=100.0)
     del first["name"], second["op"], second["parts"]["gain"]
     assume(rows.any() and not rows.all())
@@ -70,7 +70,7 @@ def test_merging_disjoint_infos_equals_adding_them_one_by_one(assert_same, rows)
     assert_same(ours, theirs)
 
 
-def test_merging_leaves_its_arguments_alone(assert_same):
+def test_merge_keeps_its_arguments(assert_same):
     rows = np.array([True, True, False, False, False])
     first, second = vector_infos(values(), rows), vector_infos(values(9.0), ~rows)
     merge_infos(first, second)
@@ -79,11 +79,11 @@ def test_merging_leaves_its_arguments_alone(assert_same):
 
 
 @pytest.mark.parametrize("row", range(COUNT))
-def test_the_info_of_one_environment_has_plain_values(assert_same, row):
+def test_single_info_has_python_values(assert_same, row):
     assert_same(single_info(vector_infos(values(), np.ones(COUNT, bool)), row), single_infos(values())[row])
 
 
-def test_what_does_not_hold_for_an_environment_is_not_in_its_info():
+def test_single_info_omits_keys_of_other_environments():
     rows = np.array([True, False, True, False, False])
     infos = merge_infos(vector_infos(values(), np.ones(COUNT, bool)), vector_infos({"final": np.zeros(COUNT)}, rows))
     assert "final" in single_info(infos, 2)

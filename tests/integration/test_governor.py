@@ -1,4 +1,4 @@
-"""The governor under real growth, and what reaches an agent of it."""
+"""The governor under real growth, and its rewards and infos for an agent."""
 
 import gymnasium
 import numpy as np
@@ -11,11 +11,11 @@ from trips import wait
 
 pytestmark = pytest.mark.numeric
 
-COUNT = 16
+COUNT = 8
 
 
-def test_the_penalty_reaches_a_normalised_agent_as_it_is():
-    """As reward, as a named component, and with the end of the episode at the third rollback."""
+def test_penalty_reaches_a_normalised_agent_unchanged():
+    """The reward includes the penalty as a component, and the third rollback ends the episode."""
     vector = gymnasium.make_vec("Esper-Digits-v0", num_envs=2, horizon=8, batches_per_step=2, batch_size=16)
     env = VecNormalize(GymVecEnv(vector), norm_obs=False, gamma=0.98)
     env.reset()
@@ -54,9 +54,9 @@ def random_growth(env, _observation, state):
     ("behave", "ops_seen", "tolerated"), [(waiting, 1, 0), (heuristic, 4, 1), (random_growth, 5, 1)]
 )
 def test_healthy_episodes_are_not_rolled_back(behave, ops_seen, tolerated):
-    """Sixteen episodes of Digits at its own settings.
+    """Eight episodes of Digits with its own settings.
 
-    Pruning a seed that the host depends on can push the loss close to guessing, so one false alarm is tolerated.
+    Pruning a seed that the host depends on can raise the loss close to guessing, so one rollback is tolerated.
     """
     env = gymnasium.make_vec("Esper-Digits-v0", num_envs=COUNT, autoreset_mode="Disabled")
     observation, _ = env.reset(seed=0)

@@ -1,4 +1,4 @@
-"""The repository as something to install: pins, declared dependencies, the direction of imports, and a tidy tree."""
+"""Packaging: pins, declared dependencies, direction of imports, commands, and files of the repository."""
 
 import ast
 import importlib.metadata
@@ -28,16 +28,16 @@ PINS = {
 }
 RULES = ROOT / "packages/esper-env/src/esper_env/rules"
 
-# What the tree must not name. Written so that this file does not match itself.
+# Forbidden in the repository. The patterns do not match this file.
 MACHINE_PATH = re.compile(r"(?<![\w.~})\]>-])/(?:home|work|tmp|root|opt|mnt|Users)\b")
 REGISTRY_HOST = re.compile(
     r"pypi[.]org|pythonhosted[.]org|npmjs[.]org|download[.]pytorch[.]org|(?:deb|security)[.]debian"
 )
-# torch builds for an accelerator bring packages of their own, which torch itself pins.
+# torch builds for accelerators depend on packages that torch pins.
 ACCELERATOR_PACKAGE = re.compile(r"nvidia-|cuda-|triton|pytorch-triton")
 
 
-# A program that answers `--version` and `-c PROGRAM` as Python 3.9.2 would.
+# Imitation of Python 3.9.2 for `--version` and `-c PROGRAM`.
 OLD_PYTHON = (
     "import sys; sys.version_info = (3, 9, 2); "
     'print("Python 3.9.2") if sys.argv[1] == "--version" else exec(sys.argv[2])'
@@ -50,7 +50,7 @@ def source_files(module: str) -> list[Path]:
 
 
 def imported_modules(path: Path) -> Iterator[str]:
-    """The absolute dotted names that a file imports, wherever in the file it does so."""
+    """Absolute dotted names of all imports in a file."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -78,7 +78,7 @@ def all_declared_requirements() -> list[Requirement]:
 
 
 def third_party_closure(requirements: list[Requirement]) -> set[str]:
-    """Canonical names of everything the requirements need here, directly or through one another."""
+    """Canonical names of all direct and indirect requirements on this machine."""
     found: set[tuple[str, frozenset[str]]] = set()
     waiting = list(requirements)
     while waiting:
@@ -96,7 +96,7 @@ def third_party_closure(requirements: list[Requirement]) -> set[str]:
 
 
 def run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """make as a person types it, without the variables of the make that may have started these tests."""
+    """Run make without the variables of a make that runs these tests."""
     inherited = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHON", "VENV", "PYTEST_OPTIONS", "TEST_WORKERS")
     environment = {name: value for name, value in os.environ.items() if name not in inherited}
     return subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -110,19 +110,19 @@ def write_command(path: Path, script: str) -> Path:
 
 @pytest.fixture(scope="module")
 def tree() -> list[Path]:
-    """Every file that is, or is about to be, part of the repository."""
+    """Every file of the repository, including new ones."""
     listing = subprocess.run(
         ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if listing.returncode != 0:
-        pytest.skip(f"only a git checkout says which files belong to it: {listing.stderr.strip()}")
+        pytest.skip(f"this is not a git checkout: {listing.stderr.strip()}")
     files = sorted({ROOT / name for name in listing.stdout.split("\0") if name})
     return [path for path in files if path.is_file()]
 
 
 def text_of(path: Path) -> str | None:
-    """The text of a file, or None where it is binary."""
+    """Text of a file, or None for a binary file."""
     content = path.read_bytes()
     return None if b"\0" in content else content.decode()
 
@@ -144,17 +144,17 @@ def test_every_pin_is_one_exact_version():
     assert [line for line, parts in specifiers.items() if parts[0].version.endswith("*") or "+" in line] == []
 
 
-@pytest.mark.parametrize("requirement", all_declared_requirements(), ids=str)
-def test_every_declared_requirement_admits_the_pinned_version(requirement: Requirement):
-    if requirement.name in PACKAGES:
-        version = PROJECTS[requirement.name]["project"]["version"]
-    else:
-        version = PINS[canonicalize_name(requirement.name)].split("==")[1]
-    assert requirement.specifier.contains(version)
-    assert any(part.operator == ">=" for part in requirement.specifier), "a lower bound is missing"
+def test_every_declared_requirement_admits_the_pinned_version():
+    for requirement in all_declared_requirements():
+        if requirement.name in PACKAGES:
+            version = PROJECTS[requirement.name]["project"]["version"]
+        else:
+            version = PINS[canonicalize_name(requirement.name)].split("==")[1]
+        assert requirement.specifier.contains(version), requirement
+        assert any(part.operator == ">=" for part in requirement.specifier), f"{requirement} lacks a lower bound"
 
 
-def test_everything_that_is_needed_directly_or_indirectly_is_pinned():
+def test_every_direct_or_indirect_requirement_is_pinned():
     needed = third_party_closure(all_declared_requirements())
     assert {"torch", "sympy", "pytest", "iniconfig", "trove-classifiers"} <= needed
     assert sorted(needed - PINS.keys()) == []
@@ -177,29 +177,33 @@ def test_every_third_party_import_is_declared(project: str):
     assert undeclared == set()
 
 
-def test_the_environment_knows_nothing_about_agents():
+def test_environment_does_not_import_agents():
     agents = {"esper_agent", "stable_baselines3", "sb3_contrib"}
     assert imported_top_levels(source_files("esper_env")) & agents == set()
 
 
-def test_the_decision_side_never_names_torch():
+def test_decision_side_does_not_import_torch():
     assert "torch" not in imported_top_levels(sorted(RULES.rglob("*.py")))
 
 
-def test_neither_the_registration_nor_the_decision_side_loads_torch():
-    modules = ["esper_env", "esper_env.seeding"]
+def test_import_of_packages_and_rules_registers_ids_without_torch():
+    modules = ["esper_agent", "esper_env", "esper_env.seeding"]
     modules += [f"esper_env.rules.{path.stem}" for path in sorted(RULES.glob("*.py")) if path.stem != "__init__"]
     assert "esper_env.rules.masks" in modules
     program = (
-        "import importlib, sys\n"
+        "import importlib, sys, gymnasium\n"
         f"for name in {modules!r}:\n"
         "    importlib.import_module(name)\n"
-        "    assert 'torch' not in sys.modules, name\n"
+        "    heavy = {'torch', 'sklearn', 'stable_baselines3', 'esper_env.vector_env'}.intersection(sys.modules)\n"
+        "    assert not heavy, (name, heavy)\n"
+        "print(*sorted(id for id in gymnasium.registry if id.startswith('Esper-')))\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, capture_output=True, text=True)
+    cifar = ["Esper-CIFAR-Deep-v0", "Esper-CIFAR-Impaired-v0", "Esper-CIFAR-Surfaces-v0", "Esper-CIFAR-v0"]
+    assert done.stdout.split() == [*cifar, "Esper-Digits-v0", "Esper-Text-v0", "Esper-TinyStories-v0"]
 
 
-def test_the_learning_side_knows_nothing_about_rewards_or_observations():
+def test_learning_side_does_not_import_rewards_or_observations():
     rooms = {"hosts", "seeds", "population", "extension_checks"}
     learning = {room: [path for path in source_files("esper_env") if room in path.parts] for room in rooms}
     names = {name for paths in learning.values() for path in paths for name in imported_modules(path)}
@@ -212,14 +216,14 @@ def test_the_learning_side_knows_nothing_about_rewards_or_observations():
 
 
 @pytest.mark.parametrize("project", PACKAGES)
-def test_each_package_ships_its_types_its_licence_and_its_readme(project: str):
+def test_package_ships_types_licence_and_readme(project: str):
     folder = ROOT / "packages" / project
     assert (folder / "src" / PACKAGES[project] / "py.typed").is_file()
     assert (folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert (folder / "README.md").read_text().startswith(f"# {project}\n")
 
 
-def test_both_packages_have_the_version_of_the_changelog():
+def test_packages_have_the_version_of_the_changelog():
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     assert {project["project"]["version"] for project in PROJECTS.values()} == {newest[1]}
@@ -240,14 +244,14 @@ def test_installing_the_root_fails_and_names_the_packages(tmp_path: Path):
 # The commands of a checkout
 
 
-def test_the_readme_begins_with_the_two_commands():
+def test_readme_begins_with_two_commands():
     block = re.search(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert block is not None
     commands = [line.split("#")[0].strip() for line in block[1].splitlines()]
     assert [command for command in commands if command][:2] == ["make demo", "make test"]
 
 
-def test_make_test_leaves_no_test_out():
+def test_make_test_runs_every_test():
     commands = run_make("--dry-run", "test").stdout
     assert "-m pytest" in commands
     assert "not slow" not in commands
@@ -261,7 +265,7 @@ def test_make_test_leaves_no_test_out():
     ],
     ids=["too old", "without venv"],
 )
-def test_a_python_that_does_not_do_is_named_with_the_remedy(tmp_path: Path, script: str, message: str):
+def test_make_names_an_unusable_python_with_the_remedy(tmp_path: Path, script: str, message: str):
     python = write_command(tmp_path / "python", script)
     result = run_make("install", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}")
     assert result.returncode != 0
@@ -269,14 +273,14 @@ def test_a_python_that_does_not_do_is_named_with_the_remedy(tmp_path: Path, scri
     assert not (tmp_path / "venv").exists()
 
 
-def test_a_missing_python_is_named(tmp_path: Path):
+def test_make_names_a_missing_python(tmp_path: Path):
     result = run_make("install", "PYTHON=no-such-python", f"VENV={tmp_path / 'venv'}")
     assert result.returncode != 0
     assert "'no-such-python' was not found" in result.stderr
 
 
 @pytest.mark.parametrize(("failing", "status"), [("none", 0), ("lint", 1), ("test-portable", 1), ("test", 1)])
-def test_integration_runs_lint_and_tests_and_ends_with_the_summary(tmp_path: Path, failing: str, status: int):
+def test_ci_runs_lint_and_tests_and_ends_with_the_summary(tmp_path: Path, failing: str, status: int):
     write_command(
         tmp_path / "make",
         'for target; do :; done; echo "ran $target CI=$CI"; [ "$target" = test ] && echo "== 3 passed in 1s =="\n'
@@ -301,28 +305,24 @@ def test_no_file_is_longer_than_400_lines(tree: list[Path]):
     assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
-def test_no_file_names_a_folder_of_somebodys_machine(tree: list[Path]):
+def test_no_file_has_a_machine_path(tree: list[Path]):
     assert matches_in(tree, MACHINE_PATH) == []
 
 
-def test_no_file_names_the_host_of_a_package_registry(tree: list[Path]):
+def test_no_file_names_a_package_registry(tree: list[Path]):
     assert matches_in(tree, REGISTRY_HOST) == []
 
 
-@pytest.mark.parametrize("line", [f"cd {'/'}home/ada/esper", f'open("{"/"}tmp/x.csv")', f"data={'/'}work"])
-def test_a_machine_path_is_recognised(line: str):
-    assert MACHINE_PATH.search(line)
-
-
-@pytest.mark.parametrize("line", [f"rollout{'/'}work/x", f"https://example.com{'/'}home/x", f".{'/'}tmp/x"])
-def test_other_slashes_are_no_machine_paths(line: str):
-    assert not MACHINE_PATH.search(line)
+def test_machine_path_matches_absolute_paths_only():
+    paths = [f"cd {'/'}home/ada/esper", f'open("{"/"}tmp/x.csv")', f"data={'/'}work"]
+    others = [f"rollout{'/'}work/x", f"https://example.com{'/'}home/x", f".{'/'}tmp/x"]
+    assert [line for line in [*paths, *others] if MACHINE_PATH.search(line)] == paths
 
 
 # The test run itself
 
 
-def test_tests_run_on_one_thread_and_on_the_same_examples_every_time():
+def test_tests_run_on_one_thread_with_fixed_examples():
     assert torch.get_num_threads() == 1
     assert hypothesis.settings().derandomize
     assert hypothesis.settings().deadline is None

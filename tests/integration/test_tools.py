@@ -1,7 +1,10 @@
-"""The tools for contributors: variants of portable runs, differences of two checkouts, and the list of mutations."""
+"""Tools for contributors: portable runs, comparisons of two checkouts, and the list of mutations."""
 
+import importlib
 import importlib.util
+import io
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +13,11 @@ import numpy as np
 import pytest
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+@pytest.fixture(autouse=True)
+def _tools_on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
 
 
 def load(name):
@@ -21,7 +29,7 @@ def load(name):
 
 @pytest.fixture
 def portable(monkeypatch):
-    """The tool without its child processes: ``calls`` keeps their commands, ``statuses`` what they return."""
+    """The tool without child processes: ``calls`` records commands, ``statuses`` has their exit statuses."""
     module = load("portable")
     module.calls, module.statuses = [], iter(())
 
@@ -102,13 +110,49 @@ def test_one_in_rejects_parts_that_do_not_exist(parts, part):
 
 
 @pytest.fixture
-def compare():
-    return load("compare_checkouts")
+def scenarios():
+    return importlib.import_module("checkout_scenarios")
 
 
 @pytest.fixture
-def scenarios():
-    return load("checkout_scenarios")
+def compare():
+    return importlib.import_module("compare_checkouts")
+
+
+@pytest.fixture
+def speed():
+    return importlib.import_module("compare_speed")
+
+
+def test_speed_players_take_turns_in_changing_order(speed):
+    class Player:
+        def __init__(self, name, seconds):
+            self.name, self.seconds = name, seconds
+
+        def seconds_per_step(self, steps):
+            turns.append((self.name, steps))
+            return self.seconds
+
+    turns = []
+    times = speed.race(Player("old", 0.2), Player("new", 0.1), rounds=3, seconds=1.0)
+    assert times == [(0.2, 0.1)] * 3
+    assert turns[4:] == [(name, 5) for name in ("old", "new", "new", "old", "old", "new")]
+
+
+def test_speed_report_has_medians_and_ratios_of_rounds(speed):
+    line = speed.report("x", 4, [(2.0, 1.0), (4.0, 4.0), (8.0, 5.0)])
+    assert line.split() == ["x", "1.0", "1.0", "1.600", "[1.000,", "2.000]"]
+
+
+@pytest.mark.slow
+def test_speed_plays_this_checkout_and_reports_a_failing_one(speed, monkeypatch):
+    case = speed.Case("Esper-Digits-v0", 2, True, {"batches_per_step": 1, "horizon": 3})
+    orders, answers = io.StringIO("1\n4\n"), io.StringIO()
+    speed.play(case, orders, answers)
+    assert len([float(line) for line in answers.getvalue().split()]) == 2
+    monkeypatch.setattr(speed, "environment", lambda _folder, _threads: {"PATH": os.environ["PATH"]})
+    with speed.player(TOOLS, "no-such-case", 1) as player, pytest.raises(speed.ComparisonError, match="failed"):
+        player.seconds_per_step(1)
 
 
 def test_compare_plays_every_scenario(compare, scenarios):
@@ -147,13 +191,13 @@ def test_compare_treats_equal_nan_and_strings_of_other_widths_as_equal(compare):
     assert compare.differences({"x": np.array("a", dtype="U1")}, {"x": np.array("a", dtype="U9")}) == []
 
 
-def test_compare_names_what_is_no_checkout(compare, tmp_path):
+def test_compare_rejects_folders_and_names_without_a_checkout(compare, tmp_path):
     for name, message in ((str(tmp_path), "has no folder"), ("no-such-revision", "neither a folder nor a revision")):
         with pytest.raises(compare.ComparisonError, match=message), compare.checkout(name):
             pass
 
 
-def test_scenarios_break_the_host_and_nothing_else(scenarios):
+def test_scenarios_break_only_the_host(scenarios):
     weight, other = np.ones((2, 3)), np.ones((2, 3))
     state = {"population": {"seeds": {"host": other}, "host": {"momentum": {"weight": other}, "p": {"weight": weight}}}}
     scenarios.break_first_network(state)

@@ -1,4 +1,4 @@
-"""Runs that are cut off and go on, and what tells two runs apart."""
+"""Runs that are interrupted and resumed, and comparisons of two runs."""
 
 import csv
 import json
@@ -10,14 +10,14 @@ from esper_agent.training.run_folder import load_run
 from esper_env.telemetry import Detail, read_events
 from stable_baselines3.common.callbacks import BaseCallback
 
-#: Four environments whose episodes are under way whenever one of these rollouts ends.
+#: Rollouts of four environments that end within episodes.
 N_STEPS, NUM_ENVS = 3, 4
 ROLLOUT = N_STEPS * NUM_ENVS
 REAL = ("Esper-Digits-v0", ("horizon=5", "batches_per_step=2"))
 
 
 def small_settings(out, env, env_settings=(), **changes):
-    """Six rollouts of two updates each, on one CPU; a checkpoint before every rollout but the first."""
+    """Settings of six rollouts with two updates each on the CPU, with a checkpoint before each but the first."""
     ppo = {"n_steps": N_STEPS, "batch_size": 6, "n_epochs": 1} | changes.pop("ppo", {})
     values = {"total_timesteps": 6 * ROLLOUT, "num_envs": NUM_ENVS, "checkpoint_every": 1, "seed": 3} | changes
     return TrainSettings(
@@ -26,7 +26,7 @@ def small_settings(out, env, env_settings=(), **changes):
 
 
 class Crash(BaseCallback):
-    """Ends the process at a timestep, as far as the run can tell: not even the model is saved."""
+    """Imitates a kill at a timestep: the run cannot save its model."""
 
     class Killed(BaseException):
         pass
@@ -42,14 +42,14 @@ class Crash(BaseCallback):
 
 
 def progress(folder):
-    """progress.csv without what depends on the clock."""
+    """Rows of progress.csv without clock times."""
     with (folder / "progress.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
 
 def policy_bytes(folder):
-    """Every tensor of the policy and of its optimizer."""
+    """Bytes of every tensor of the policy and its optimizer."""
     model = load_run(folder, device="cpu").model
     moments = model.policy.optimizer.state_dict()["state"]
     return {name: value.numpy().tobytes() for name, value in model.policy.state_dict().items()} | {
@@ -58,16 +58,16 @@ def policy_bytes(folder):
 
 
 def normaliser(folder):
-    """The statistics of the returns that are saved beside the model."""
+    """Saved statistics of the returns."""
     with (folder / "vecnormalize.pkl").open("rb") as file:
         statistics = pickle.load(file).ret_rms
     return float(statistics.mean), float(statistics.var), float(statistics.count)
 
 
 def events(run):
-    """What happened to networks and policy; not when, nor how often the run was begun, saved and inspected."""
-    told = read_events(run / "events") if (run / "events").is_dir() else []
-    own = [each for each in told if "CHECKPOINT" not in each.type and each.type != "TRAINING_STARTED"]
+    """Events of networks and policy, without times and without events of the run itself."""
+    recorded = read_events(run / "events") if (run / "events").is_dir() else []
+    own = [each for each in recorded if "CHECKPOINT" not in each.type and each.type != "TRAINING_STARTED"]
     kept = [each for each in own if each.payload.DETAIL == Detail.NORMAL]
     return [
         (each.type, each.env, each.episode, each.epoch, each.slot, json.dumps(vars(each.payload), sort_keys=True))
@@ -76,7 +76,7 @@ def events(run):
 
 
 def differences(folder, other):
-    """What tells two finished runs apart, but for the clock: empty if one could stand for the other."""
+    """Names of the parts in which two finished runs differ, ignoring clock times."""
     looks = {
         "weights": policy_bytes,
         "normaliser": normaliser,
@@ -89,7 +89,7 @@ def differences(folder, other):
 
 
 def flat(tree, place=""):
-    """A state as path -> leaf that compares bit for bit: dtype, shape and bytes of an array, repr of a value."""
+    """Map paths of a state to comparable leaves: dtype, shape and bytes of an array, repr of a value."""
     leaves = {}
     for key, value in tree.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Environments led through lives, their states, and states with one leaf altered."""
+"""Environments that play plans of lives, and states with one changed leaf."""
 
 import copy
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ TINY = {"horizon": 9, "batches_per_step": 2, "batch_size": 8, "device": "cpu"}
 
 
 def new_env(num_envs=3, **kwargs):
-    """A tiny vector; ``num_envs=None``: a single environment."""
+    """Make a tiny vector, or a single environment for ``num_envs=None``."""
     settings = TINY | kwargs
     return EsperEnv(ENV, **settings) if num_envs is None else EsperVectorEnv(ENV, num_envs, **settings)
 
@@ -27,8 +27,8 @@ def growth_of(env):
 def measured_by_script(env):
     """Replace measured accuracies, contributions and interactions with a script; losses and gradients stay real.
 
-    The script depends on epoch and place only. Contributions suffice for strict gates, seeds boost each other, and
-    committed networks gain, whatever the CPU.
+    The script depends on epoch, network and slot only. On every CPU, contributions pass strict gates, seeds have
+    positive interactions, and committed networks gain.
     """
     growth = growth_of(env)
     population = growth._population
@@ -58,7 +58,7 @@ def measured_by_script(env):
 
 
 def drive(env, plan, steps):
-    """All that the steps of a plan lead to; episodes that end begin anew, without a seed."""
+    """Play steps of a plan and return the results; finished episodes are reset without a seed."""
     results = []
     for step in steps:
         actions = np.array(choose(growth_of(env), plan, step % len(plan[0].moves)))
@@ -94,7 +94,7 @@ def leaves(tree, path=()):
 
 
 def changed(state, path, change):
-    """A copy of the state in which the leaf at ``path`` is ``change(leaf)``, or missing where that is None."""
+    """Copy the state with ``change(leaf)`` at ``path``, or without that leaf if it is None."""
     result = copy.deepcopy(state)
     node = result
     for key in path[:-1]:

@@ -1,4 +1,4 @@
-"""Tables and figures show the numbers they were given."""
+"""Tables and figures of evaluated policies."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ def records(policy, returns, first_seed=0, test=50.0, added=10):
     ]
 
 
-def test_a_summary_against_hand_numbers():
+def test_summary_equals_numbers_by_hand():
     summary = summarise(records("p", [0.1, 0.2, 0.3, 0.8]))
     assert summary.episode_return.mean == pytest.approx(0.35)
     assert summary.episode_return.deviation == pytest.approx(np.std([0.1, 0.2, 0.3, 0.8], ddof=1))
@@ -52,7 +52,7 @@ def test_differences_are_paired_by_seed():
     assert first.difference is None
     assert second.difference.value == pytest.approx(0.1)
     assert second.difference.low == pytest.approx(0.1)
-    with pytest.raises(ValueError, match="other seeds"):
+    with pytest.raises(ValueError, match="different seeds"):
         summarise(records("b", [0.1, 0.2], first_seed=5), reference=records("a", [0.1, 0.2]))
 
 
@@ -62,7 +62,7 @@ def rendered(table):
     return console.file.getvalue()
 
 
-def test_the_table_shows_each_policy_with_its_spread():
+def test_table_shows_each_policy_with_its_spread():
     results = {"a": records("a", [0.25, 0.75], added=1000), "b": records("b", [0.5, 1.5])}
     text = rendered(summary_table(summarise_all(results, "a"), "a title"))
     assert "a title" in text
@@ -89,7 +89,7 @@ def test_summaries_are_written_without_nan(tmp_path):
     assert rows[0]["return_difference_low"] == ""
 
 
-def test_running_mean_against_a_loop():
+def test_running_mean_equals_a_loop():
     values = np.random.default_rng(0).normal(size=20)
     expected = [values[max(0, end - 6) : end].mean() for end in range(1, 21)]
     np.testing.assert_allclose(running_mean(values, 6), expected)
@@ -103,7 +103,7 @@ def training_rows(count):
     ]
 
 
-def test_the_figure_is_a_picture_with_lines_for_the_baselines(tmp_path):
+def test_figure_draws_the_baselines(tmp_path):
     plain, compared = tmp_path / "plain.png", tmp_path / "deep" / "compared.png"
     plot_training(training_rows(200), plain, title="t")
     plot_training(training_rows(200), compared, title="t", baselines={"wait": records("wait", [0.2, 0.3, 0.4])})
@@ -114,8 +114,8 @@ def test_the_figure_is_a_picture_with_lines_for_the_baselines(tmp_path):
     assert [path.name for path in compared.parent.iterdir()] == ["compared.png"]
 
 
-def test_one_finished_episode_is_enough_and_none_is_an_error(tmp_path):
+def test_figure_needs_one_finished_episode(tmp_path):
     plot_training(training_rows(1), tmp_path / "one.png", title="t", baselines={"wait": records("wait", [0.2])})
     assert (tmp_path / "one.png").exists()
-    with pytest.raises(ValueError, match="no training episode has finished"):
+    with pytest.raises(ValueError, match="there are no finished training episodes"):
         plot_training([], tmp_path / "none.png", title="t")

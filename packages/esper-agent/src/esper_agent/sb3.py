@@ -1,4 +1,4 @@
-"""Any Gymnasium vector environment as a Stable-Baselines3 ``VecEnv``.
+"""Adapter from Gymnasium vector environments to Stable-Baselines3's ``VecEnv``.
 
 from esper_agent import make_sb3_env
 from stable_baselines3 import PPO
@@ -30,15 +30,18 @@ _SINGLE_SPACES = {"observation_space": "single_observation_space", "action_space
 
 
 class GymVecEnv(VecEnv):
-    """Stable-Baselines3's view of a Gymnasium ``VectorEnv`` that resets in the same step.
+    """A Gymnasium ``VectorEnv`` with same-step autoreset as a Stable-Baselines3 ``VecEnv``.
 
-    Observations and rewards are own copies. When an episode ends, the info of that environment is the info of the
-    final step with ``terminal_observation`` added, and the info of the reset goes to ``reset_infos``;
-    ``TimeLimit.truncated`` is True where the episode was cut without having terminated.
+    Observations and rewards are copies. At the end of an episode, the info is that of the final step with
+    ``terminal_observation``, and ``reset_infos`` has the info of the reset. ``TimeLimit.truncated`` is True if the
+    episode was truncated and not terminated.
 
-    ``env_method(name)`` calls a method of the vector once, which has to return one entry per environment;
-    ``get_attr(name)`` repeats an attribute of the vector. On ``SyncVectorEnv`` and ``AsyncVectorEnv`` both
-    reach into the single environments.
+    ``env_method(name)`` calls a method of the vector once; it must return one entry per environment. ``get_attr(name)``
+    repeats an attribute of the vector. On ``SyncVectorEnv`` and ``AsyncVectorEnv``, both access the single
+    environments.
+
+    Args:
+        vec_env: the vector environment.
 
     Raises:
         TypeError: ``vec_env`` is not a ``gymnasium.vector.VectorEnv``.
@@ -48,16 +51,16 @@ class GymVecEnv(VecEnv):
     def __init__(self, vec_env: VectorEnv) -> None:
         if not isinstance(vec_env, VectorEnv):
             raise TypeError(
-                f"GymVecEnv adapts a gymnasium.vector.VectorEnv, not a {type(vec_env).__name__}; "
-                "make one with gymnasium.make_vec"
+                f"vec_env is a {type(vec_env).__name__}; expected a gymnasium.vector.VectorEnv, such as "
+                "gymnasium.make_vec returns"
             )
         mode = vec_env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
                 f"the vector environment's autoreset mode is {mode}; Stable-Baselines3 needs AutoresetMode.SAME_STEP, "
-                "so pass autoreset_mode=AutoresetMode.SAME_STEP when you make it"
+                "so make it with autoreset_mode=AutoresetMode.SAME_STEP"
             )
-        self.vec_env: Any = vec_env  # some of its methods are beyond what VectorEnv declares
+        self.vec_env: Any = vec_env  # VectorEnv does not declare all methods used here
         self.spec = vec_env.spec
         self._actions: np.ndarray | None = None
         super().__init__(vec_env.num_envs, vec_env.single_observation_space, vec_env.single_action_space)
@@ -85,12 +88,12 @@ class GymVecEnv(VecEnv):
         return _copied(observation), np.array(rewards, dtype=np.float32), done, step_infos
 
     def _take_final(self, step_infos: list[dict[str, Any]], infos: dict[str, Any], done: np.ndarray) -> None:
-        """Swap each finished environment's info (that of its reset) for the info of its final step."""
+        """Replace the info of each finished environment, which is that of the reset, with that of its final step."""
         missing = {"final_obs", "final_info"} - infos.keys()
         if missing:
             raise RuntimeError(
-                f"an episode ended but the vector environment's infos lack {sorted(missing)}; "
-                "a SAME_STEP environment has to report both"
+                f"an episode ended, but the vector environment's infos lack {sorted(missing)}; "
+                "a SAME_STEP environment must return both"
             )
         finals = split_infos({"obs": infos["final_obs"], "info": infos["final_info"]}, self.num_envs)
         for index in np.flatnonzero(done):
@@ -98,7 +101,7 @@ class GymVecEnv(VecEnv):
             step_infos[index] = {**finals[index]["info"], "terminal_observation": _copied(finals[index]["obs"])}
 
     def _next_seed(self) -> int | list[int | None] | None:
-        """What to pass to the vector's ``reset``: consecutive seeds as their first, which every vector accepts."""
+        """Seed for the vector's ``reset``; consecutive seeds become their first, which every vector accepts."""
         first = self._seeds[0]
         if all(seed is None for seed in self._seeds):
             return None
@@ -110,13 +113,13 @@ class GymVecEnv(VecEnv):
         first = self._options[0]
         if any(options != first for options in self._options):
             raise ValueError(
-                "set_options was given different options per environment; a Gymnasium vector environment takes one "
-                "dict for all, so pass a single dict"
+                "set_options received different options per environment; expected one dict for all, as Gymnasium's "
+                "vector environments take"
             )
         return first or None
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seeds ``seed, seed + 1, ...`` for the next reset; None draws fresh entropy (and no global generator)."""
+        """Set seeds ``seed, seed + 1, ...`` for the next reset; None draws entropy without a global generator."""
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         return super().seed(seed)
@@ -131,11 +134,11 @@ class GymVecEnv(VecEnv):
     # State
 
     def get_state(self) -> Tree:
-        """The state of the vector environment, which has to have a ``get_state`` of its own."""
+        """Return the state of the vector environment, which must have ``get_state``."""
         return self.vec_env.get_state()
 
     def set_state(self, state: Tree) -> None:
-        """Go on from a state that ``get_state`` returned; seeds and options for a coming reset are forgotten."""
+        """Restore a state of ``get_state``, and drop seeds and options for the next reset."""
         self.vec_env.set_state(state)
         self._reset_seeds()
         self._reset_options()
@@ -150,7 +153,7 @@ class GymVecEnv(VecEnv):
         return [values[index] for index in self._get_indices(indices)]
 
     def _find(self, name: str) -> Any:
-        """The attribute on the outermost layer of the vector environment that has it."""
+        """Attribute of the outermost wrapper, or of the vector, that has it."""
         layer = self.vec_env
         while not hasattr(layer, name) and isinstance(layer, VectorWrapper):
             layer = layer.env
@@ -175,8 +178,8 @@ class GymVecEnv(VecEnv):
             return
         if sorted(targets) != list(range(self.num_envs)):
             raise ValueError(
-                f"set_attr({attr_name!r}) was given environments {targets}, but the vector environment has one "
-                "attribute for all of them; leave indices out"
+                f"set_attr({attr_name!r}) received environments {targets}, but the vector environment has one "
+                "attribute for all; omit indices"
             )
         setattr(self.vec_env.unwrapped, attr_name, value)
 
@@ -198,7 +201,7 @@ class GymVecEnv(VecEnv):
         if isinstance(result, (np.ndarray, list, tuple)) and len(result) == self.num_envs:
             return result
         raise TypeError(
-            f"env_method({name!r}): the vector environment returned a {type(result).__name__}, expected one entry "
+            f"env_method({name!r}): the vector environment returned a {type(result).__name__}; expected one entry "
             f"for each of its {self.num_envs} environments; call it on `.vec_env` instead"
         )
 
@@ -218,23 +221,23 @@ def _copied(observation: Any) -> Any:
     return np.array(observation)
 
 
-#: Arguments of Stable-Baselines3's ``make_vec_env``, and what does the same here.
-_CALLED_OTHERWISE = {
-    "env_kwargs": "give settings of the environment as arguments of their own, such as horizon=20",
-    "vec_env_kwargs": "give settings of the environment as arguments of their own, such as horizon=20",
+#: Arguments of Stable-Baselines3's ``make_vec_env`` that differ here, with the remedy.
+_REPLACED_ARGUMENTS = {
+    "env_kwargs": "give settings of the environment as keyword arguments, such as horizon=20",
+    "vec_env_kwargs": "give settings of the environment as keyword arguments, such as horizon=20",
 }
 
 _OWN_ARGUMENTS = ("num_envs", "seed", "monitor_file")
 
 
-def _refuse_misnamed(env_id: str, given: Iterable[str]) -> None:
-    """``TypeError`` for an argument that is called otherwise here; not all those of foreign environments are known."""
+def _reject_misnamed(env_id: str, given: Iterable[str]) -> None:
+    """Raise ``TypeError`` for an argument that has a different name here; environments of others may take any."""
     known = (*_OWN_ARGUMENTS, *TASK_KWARGS)
     for name in given:
         near = closest(name, known) if name not in known and find_id(env_id) in TASKS else None
         hint = f"did you mean {near!r}?" if near in _OWN_ARGUMENTS else ""
-        if name in _CALLED_OTHERWISE or hint:
-            raise TypeError(f"make_sb3_env has no argument {name!r}; {_CALLED_OTHERWISE.get(name, hint)}")
+        if name in _REPLACED_ARGUMENTS or hint:
+            raise TypeError(f"make_sb3_env has no argument {name!r}; {_REPLACED_ARGUMENTS.get(name, hint)}")
 
 
 def make_sb3_env(
@@ -243,17 +246,17 @@ def make_sb3_env(
     """``gymnasium.make_vec`` + :class:`GymVecEnv` + ``VecMonitor``, seeded for its first reset.
 
     Args:
-        env_id: a registered id, such as ``Esper-Digits-v0``; the ids of ``esper_env`` are registered on the way.
-        num_envs: environments in the vector.
-        seed: environment i is first reset with ``seed + i``; None draws fresh entropy.
-        monitor_file: where ``VecMonitor`` writes its CSV; None writes none.
+        env_id: a registered id, such as ``Esper-Digits-v0``; importing this module registers Esper's ids.
+        num_envs: number of environments.
+        seed: environment i is first reset with ``seed + i``; None draws entropy.
+        monitor_file: path of the CSV of ``VecMonitor``; None for no file.
         **env_kwargs: passed to ``make_vec``, for example ``horizon=20`` or ``max_episode_steps=10``.
 
     Raises:
-        TypeError: an argument that is called otherwise here, as those of Stable-Baselines3's ``make_vec_env`` are.
-        ValueError: an unknown id, numbers or settings that cannot be used.
+        TypeError: an argument that has a different name here, such as those of Stable-Baselines3's ``make_vec_env``.
+        ValueError: an unknown id, or invalid numbers or settings.
     """
-    _refuse_misnamed(env_id, env_kwargs)
+    _reject_misnamed(env_id, env_kwargs)
     if seed is not None and not is_whole(seed):
         raise ValueError(f"seed is {seed!r}; expected a whole number of at least 0, or None")
     adapted = GymVecEnv(make_vector(env_id, num_envs, AutoresetMode.SAME_STEP, **env_kwargs))

@@ -1,4 +1,4 @@
-"""Gymnasium vector environments: making one of any id, and taking its infos apart by environment."""
+"""Vector environments of any registered id, and their infos by environment."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 
 def find_id(env_id: str) -> str:
-    """The registered id that ``env_id`` names: itself, or of "package.module:Id-v0" the last part, once the module has
-    been imported, which may lie in the current folder.
+    """Return the registered id of ``env_id``.
 
-    Raises ``ValueError`` for a module that cannot be imported and for an id that is not registered.
+    "package.module:Id-v0" imports the module first, also from the current folder, and then names "Id-v0".
+
+    Raises:
+        ValueError: the module cannot be imported, or the id is not registered.
     """
     module, colon, name = env_id.rpartition(":") if isinstance(env_id, str) else ("", "", env_id)
     if colon:
-        _refuse_file(module, name)
+        _reject_file(module, name)
         _import(module, env_id)
     if not isinstance(name, str) or name not in gymnasium.registry:
         raise ValueError(_unknown(name, module))
@@ -33,17 +35,17 @@ def find_id(env_id: str) -> str:
 
 
 def _unknown(name: object, module: str) -> str:
-    """What is wrong with an id that no import of ``module`` ("" without one) has registered."""
+    """Error text for an id that is not registered after the import of ``module`` ("" for none)."""
     own = {known: f"{module}:{known}" if module else known for known in TASKS if known not in esper_env.ENV_IDS}
     known = ", ".join([*own.values(), *esper_env.ENV_IDS])
-    elsewhere = "" if module else f"; a task of your own needs the module that registers it in front: my_tasks:{name}"
+    elsewhere = "" if module else f"; put the module that registers a custom task in front: my_tasks:{name}"
     near = closest(name, TASKS)
     hint = f"; did you mean {own.get(near, near)!r}?" if near else ""
     return f"{name!r} is not a registered environment; expected one of {known}{elsewhere}{hint}"
 
 
-def _refuse_file(module: str, name: str) -> None:
-    """``ValueError`` for the path of a module, with what to write."""
+def _reject_file(module: str, name: str) -> None:
+    """Raise ``ValueError`` for the path of a module, with the correct name."""
     path = PurePath(module.replace("\\", "/"))
     if path.suffix != ".py" and len(path.parts) == 1 and not module.startswith("."):
         return
@@ -52,8 +54,8 @@ def _refuse_file(module: str, name: str) -> None:
     dotted = ".".join(parts[-1:] if outside else parts).lstrip(".")
     where = f" in the folder that holds {dotted}" if outside else ""
     raise ValueError(
-        f"{f'{module}:{name}'!r} has the path of a file in front; expected the name of a module, without .py and with "
-        f"dots for folders: write {f'{dotted}:{name}'!r}{where}"
+        f"{f'{module}:{name}'!r} starts with the path of a file; expected the name of a module, with dots for folders "
+        f"and without .py: write {f'{dotted}:{name}'!r}{where}"
     )
 
 
@@ -61,14 +63,14 @@ def _import(module: str, env_id: str) -> None:
     try:
         folder = str(Path.cwd())
         if folder not in sys.path and "" not in sys.path:
-            sys.path.append(folder)  # `python -m` has it, the `esper` command does not
+            sys.path.append(folder)  # `python -m` adds it, the `esper` command does not
         import_module(module)
     except SystemExit as error:
         raise ValueError(
-            f"{env_id!r} names a module that ends the process while it is imported: {error!r}; expected one that only "
+            f"{env_id!r} names a module that exits during its import: {error!r}; expected a module that only "
             "registers tasks"
         ) from error
-    except Exception as error:  # whatever a user's module does while it is imported
+    except Exception as error:  # the import runs the user's code
         top = module.partition(".")[0]
         absent = isinstance(error, ModuleNotFoundError) and error.name in (module, top)
         remedy = f"; install its package, or run the command in the folder that holds {top}" if absent else ""
@@ -82,9 +84,16 @@ def _esper_ids() -> str:
 
 
 def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env_kwargs: Any) -> VectorEnv:
-    """``gymnasium.make_vec`` with an autoreset mode, for ids with and without a vector environment of their own.
+    """Call ``gymnasium.make_vec`` with an autoreset mode, for ids with and without a vector entry point.
 
-    Raises ``ValueError`` as :func:`find_id`, for a ``num_envs`` below 1 and for settings that it does not take.
+    Args:
+        env_id: a registered id, or "module:id"; see :func:`find_id`.
+        num_envs: number of environments.
+        autoreset_mode: Gymnasium's autoreset mode.
+        **env_kwargs: settings of the environment.
+
+    Raises:
+        ValueError: an unknown id, a ``num_envs`` below 1, or an unknown setting.
     """
     if not is_whole(num_envs, least=1):
         raise ValueError(f"num_envs is {num_envs!r}; expected a whole number of at least 1")
@@ -95,27 +104,33 @@ def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env
         modes = {"autoreset_mode": autoreset_mode.value}
     try:
         return gymnasium.make_vec(env_id, num_envs=num_envs, **modes, **env_kwargs)
-    except TypeError as error:  # a setting that the environment does not have
-        foreign, known = ("", "") if env_id in TASKS else ("is no Esper task and ", f"; expected one of {_esper_ids()}")
+    except TypeError as error:  # an unknown setting
+        foreign, known = (
+            ("", "") if env_id in TASKS else ("is not an Esper task and ", f"; expected one of {_esper_ids()}")
+        )
         raise ValueError(f"{env_id} {foreign}cannot be made with these settings: {error}{known}") from error
 
 
 def check_growth(observations: gymnasium.Space, env_id: str) -> None:
-    """``ValueError`` unless these are the observations of a growing network."""
+    """Raise ``ValueError`` unless these are the observations of a growing network."""
     if not isinstance(observations, gymnasium.spaces.Dict) or "action_mask" not in observations.spaces:
         raise ValueError(
-            f"{env_id} is no Esper task: its observations are {shown(observations)}, without an action_mask; expected "
-            f"one of {_esper_ids()}, or a task of your own by register_task"
+            f"{env_id} is not an Esper task: its observations are {shown(observations)}, without an action_mask; "
+            f"expected one of {_esper_ids()}, or a custom task from register_task"
         )
 
 
 def split_infos(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
-    """One info dict per environment, of plain Python scalars and own arrays.
+    """Split the infos of a Gymnasium vector environment into one dict per environment.
 
-    ``infos`` is what a Gymnasium vector environment returns: every ``key`` holds one entry per environment (an array
-    with first axis ``num_envs``, a list, or a nested dict of the same form), and the boolean array ``_key`` says which
-    environments have it; a key without a mask belongs to all. A value that is not one entry per environment (a
-    string, a scalar) is given to every environment.
+    Args:
+        infos: each ``key`` has one entry per environment: an array with first axis ``num_envs``, a list, or a nested
+            dict. The boolean array ``_key`` marks the environments that have it; without it, all have it. Every
+            environment receives values of another form, such as a string.
+        num_envs: number of environments.
+
+    Returns:
+        Dicts with Python scalars and copied arrays.
     """
     rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
     for key, value in infos.items():
@@ -129,7 +144,7 @@ def split_infos(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]
 
 
 def _entries(value: Any, num_envs: int) -> list[Any]:
-    """The entry of each environment; arrays are copied, NumPy scalars become Python ones."""
+    """Entry of each environment, with copied arrays and Python scalars."""
     if isinstance(value, Mapping):
         return list(split_infos(value, num_envs))
     if isinstance(value, np.ndarray) and value.ndim == 1 and len(value) == num_envs and value.dtype != object:

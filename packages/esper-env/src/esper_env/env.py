@@ -23,7 +23,7 @@ from esper_env.vector_env import EsperVectorEnv
 
 
 class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
-    """A network that grows while it trains; see :class:`esper_env.vector_env.EsperVectorEnv` for the contract.
+    """A growing network as an environment; :class:`esper_env.vector_env.EsperVectorEnv` documents the contract.
 
     >>> import gymnasium, esper_env
     >>> env = gymnasium.make("Esper-Digits-v0", horizon=5)
@@ -39,13 +39,13 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
     Args:
         env_id: a registered task; ``gymnasium.make`` fills it in.
         render_mode: None, "ansi" (text) or "rgb_array" (a picture).
-        task_kwargs: numbers of the task to replace (``esper_env.tasks.config.TASK_KWARGS``).
+        task_kwargs: settings of the task to replace (``esper_env.tasks.config.TASK_KWARGS``).
     """
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 4}  # noqa: RUF012
 
     def __init__(self, env_id: str, *, render_mode: str | None = None, **task_kwargs: Any) -> None:
-        make_task(env_id, **task_kwargs)  # what only a vector has, such as autoreset_mode, is unknown here
+        make_task(env_id, **task_kwargs)  # rejects arguments of vectors, such as autoreset_mode
         self._vector = EsperVectorEnv(
             env_id, 1, autoreset_mode=AutoresetMode.DISABLED, render_mode=render_mode, **task_kwargs
         )
@@ -63,13 +63,18 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
 
     @property
     def data_digest(self) -> str:
-        """Tells the data apart from all others, whatever their name."""
+        """Digest that identifies the dataset's content."""
         return self._vector.data_digest
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Infos]:
-        """Start an episode; ``options={"topology": {slot id: blueprint name}}`` plants seeds from the start.
+        """Start an episode.
 
-        Raises ``ValueError`` or ``TypeError`` for a seed or options that make no sense; nothing has changed then.
+        Args:
+            seed: seed of the environment's generator; None continues the present one.
+            options: ``{"topology": {slot id: blueprint name}}`` plants seeds at the start.
+
+        Raises:
+            ValueError, TypeError: invalid seed or options; nothing has changed.
         """
         if isinstance(seed, Sequence | np.ndarray):
             raise TypeError(f"seed is {seed!r}; expected an integer or None, as this is one environment")
@@ -80,61 +85,61 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         return _first(observations), single_info(infos, 0)
 
     def step(self, action: NDArray[np.int64]) -> tuple[Observation, float, bool, bool, Infos]:
-        """Carry out one action (8,), train and measure one epoch."""
+        """Apply an action (8,), then train and evaluate one epoch."""
         observations, rewards, terminated, truncated, infos = self._vector.step(np.asarray(action)[None])
         return _first(observations), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), single_info(infos, 0)
 
     def observe(self) -> Observation:
-        """The present observation, as the last reset or step returned it; ``ResetNeeded`` before the first reset."""
+        """Return the last observation of reset or step. Raises ``ResetNeeded`` before the first reset."""
         return _first(self._vector.observe())
 
     def get_state(self) -> Tree:
-        """All that the future depends on, as :meth:`EsperVectorEnv.get_state`; ``np_random`` is part of it."""
+        """Return the state, as :meth:`EsperVectorEnv.get_state`, including ``np_random``."""
         self._share_generator()
         return self._vector.get_state()
 
     def set_state(self, state: Tree) -> None:
-        """Go on from :meth:`get_state`, as :meth:`EsperVectorEnv.set_state`; ``ValueError`` before anything changes."""
+        """Restore a state, as :meth:`EsperVectorEnv.set_state`. Raises ``ValueError`` and then changes nothing."""
         self._vector.set_state(state)
         (self._np_random,), (self._np_random_seed,) = self._vector.np_random, self._vector.np_random_seed
 
     def save_state(self, path: str | Path) -> Path:
-        """Write :meth:`get_state` to a file; see :meth:`EsperVectorEnv.save_state`."""
+        """Save the state to a file, as :meth:`EsperVectorEnv.save_state`."""
         return write_checkpoint(path, self.get_state(), kind=KIND)
 
     def load_state(self, path: str | Path) -> None:
-        """Call :meth:`set_state` with the state in a file; see :meth:`EsperVectorEnv.load_state`."""
+        """Load the state from a file, as :meth:`EsperVectorEnv.load_state`."""
         self.set_state(read_checkpoint(path, kind=KIND))
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """(sum of the head sizes,) the marginal mask under sb3-contrib's name."""
+        """Marginal mask (sum of the head sizes,), under the name that sb3-contrib expects."""
         masks: NDArray[np.bool_] = self._vector.action_masks()[0]
         return masks
 
     def sample_valid_actions(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """(8,) a legal action: op uniform, then the slot, then the heads the op reads."""
+        """Sample a legal action (8,): a uniform op, then the slot, then the heads that the op reads."""
         actions: NDArray[np.int64] = self._vector.sample_valid_actions(rng)[0]
         return actions
 
     def split_mask(self) -> tuple[MaskArray, ...]:
-        """The marginal mask by head, for ``action_space.sample(mask=...)``."""
+        """Marginal mask by head, for ``action_space.sample(mask=...)``."""
         return self._vector.split_mask(0)
 
     def conditional_masks(self, op: int) -> tuple[MaskArray, ...]:
-        """Masks by head given the op: any combination of what is on is legal; an impossible op is a ``ValueError``."""
+        """Masks by head given an op: every combination they allow is legal. Raises ``ValueError`` for an illegal op."""
         return self._vector.conditional_masks(op, 0)
 
     def render(self) -> str | Picture | None:
-        """The network as text or picture, None without a render mode."""
+        """Return the network as text or picture, or None without a render mode."""
         frames = self._vector.render()
         return frames[0] if frames is not None else None
 
     def _share_generator(self) -> None:
-        """Let the vector draw from the generator that Gymnasium keeps for this environment."""
+        """Make the vector use Gymnasium's generator of this environment."""
         self._vector.share_generators((self.np_random,), (self.np_random_seed,))
 
     def close(self) -> None:
-        """Stop the worker threads, write what waits for the telemetry's sinks, and close them."""
+        """Stop the worker threads, flush and close the telemetry sinks."""
         self._vector.close()
 
 

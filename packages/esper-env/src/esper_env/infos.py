@@ -1,4 +1,4 @@
-"""Infos of a vector environment in Gymnasium's format: arrays over environments with a ``_key`` mask beside each."""
+"""Infos of a vector environment in Gymnasium's format: arrays over environments, each with a ``_key`` mask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Infos = dict[str, Any]
 
 
 def vector_infos(values: Mapping[str, Any], rows: Mask) -> Infos:
-    """Batched values, (N, ...) arrays or mappings of them, as infos that hold for ``rows`` (N,); 0 elsewhere."""
+    """Return batched values, (N, ...) arrays or mappings of them, as infos of ``rows`` (N,); 0 elsewhere."""
     infos: Infos = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -25,7 +25,7 @@ def vector_infos(values: Mapping[str, Any], rows: Mask) -> Infos:
 
 
 def restrict_infos(infos: Infos, rows: Mask) -> Infos:
-    """Copies of infos that hold for ``rows`` (N,) alone; keys that hold nowhere are left out."""
+    """Return copies of infos, limited to ``rows`` (N,), without keys that are then empty."""
     kept: Infos = {}
     for key, value in infos.items():
         if key.startswith("_"):
@@ -38,7 +38,7 @@ def restrict_infos(infos: Infos, rows: Mask) -> Infos:
 
 
 def merge_infos(first: Infos, second: Infos) -> Infos:
-    """Infos of two disjoint sets of environments in one."""
+    """Merge the infos of two disjoint sets of environments."""
     merged = dict(first)
     for key, value in second.items():
         if key not in merged:
@@ -55,7 +55,7 @@ def merge_infos(first: Infos, second: Infos) -> Infos:
 
 
 def single_info(infos: Mapping[str, Any], row: int) -> Infos:
-    """The info of one environment: Python scalars, arrays of its own, nested dicts."""
+    """Return the info of one environment: Python scalars, copied arrays, nested dicts."""
     info: Infos = {}
     for key, value in infos.items():
         if key.startswith("_") or not infos[f"_{key}"][row]:

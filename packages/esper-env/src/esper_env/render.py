@@ -20,7 +20,7 @@ RENDER_MODES = ("ansi", "rgb_array")
 WIDTH, LINE, MARGIN = 240, 24, 4  # pixels
 _BACKGROUND, _TRACK = (255, 255, 255), (230, 230, 230)
 _EPOCH, _ACCURACY, _GAIN, _LOSS = (120, 120, 120), (46, 125, 50), (21, 101, 192), (198, 40, 40)
-#: Colour of the box in front of a slot's line, and of its alpha bar.
+#: Colour of a slot's box and alpha bar, by stage.
 STAGE_COLOURS: dict[Stage, tuple[int, int, int]] = {
     Stage.DORMANT: (230, 230, 230),
     Stage.GERMINATED: (197, 225, 165),
@@ -37,15 +37,17 @@ STAGE_COLOURS: dict[Stage, tuple[int, int, int]] = {
 def describe_networks(
     table: SlotTable, signals: Signals, slot_ids: Sequence[str], blueprint_names: Mapping[int, str], horizon: int
 ) -> tuple[str, ...]:
-    """One text per environment: the epoch, the validation accuracy, and a line for every slot."""
+    """Return one text per environment: epoch, validation accuracy, and a line for every slot."""
     return tuple(_describe(row, table, signals, slot_ids, blueprint_names, horizon) for row in range(table.shape[0]))
 
 
 def draw_networks(table: SlotTable, signals: Signals, horizon: int) -> tuple[Picture, ...]:
-    """One RGB picture (24 (2 + S), 240, 3) per environment, from top to bottom: how far the episode has come, the
-    validation accuracy (full width: 100%), and for every slot a box in the colour of its stage, a bar for alpha, and
-    below it the measured contribution (of a TRAINING seed: the prospective one), to the right in blue or to the left in
-    red of the middle, on the logarithmic scale of the observation.
+    """Return one RGB picture (24 (2 + S), 240, 3) per environment.
+
+    The first two lines are bars for the share of the episode that has passed, and for the validation accuracy (full
+    width: 100%). Each slot has a box in the colour of its stage, a bar for alpha, and below it the measured
+    contribution on the logarithmic scale of the observation. Gains extend to the right in blue, losses to the left in
+    red. The contribution of a TRAINING seed is the prospective one.
     """
     return tuple(_draw(row, table, signals, horizon) for row in range(table.shape[0]))
 
@@ -70,7 +72,7 @@ def _slot_line(row: int, slot: int, table: SlotTable, name: str, blueprint_names
     blueprint = blueprint_names[int(table.blueprint[row, slot])]
     operator = Operator(table.operator[row, slot]).name.lower()
     alpha, points = table.alpha[row, slot], table.contribution[row, slot]
-    # A TRAINING seed is measured as if it were on; its alpha is 0.
+    # A TRAINING seed has alpha 0 and is measured at alpha 1.
     kind = "prospective contribution" if table.stage[row, slot] == Stage.TRAINING else "contribution"
     measured = f"{points:+.1f} points" if table.contribution_age[row, slot] >= 0 else "not measured"
     return f"  {name:6s} {stage:10s} {blueprint:15s} {operator:8s} alpha {alpha:.2f}  {kind} {measured}"
@@ -94,7 +96,7 @@ def _draw(row: int, table: SlotTable, signals: Signals, horizon: int) -> Picture
 
 
 def _bar(line: Picture, left: int, share: float, colour: tuple[int, int, int]) -> None:
-    """Fill a share 0..1 of the line from ``left`` on."""
+    """Fill a share 0..1 of the line, from ``left`` to the right."""
     line[:, left : WIDTH - MARGIN] = _TRACK
     line[:, left : left + round(min(max(share, 0.0), 1.0) * (WIDTH - MARGIN - left))] = colour
 

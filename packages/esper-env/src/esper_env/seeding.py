@@ -1,4 +1,4 @@
-"""Seeds of independent generators, derived from (run seed, purpose, index) and from nothing else."""
+"""Seeds of independent generators, derived from (run seed, purpose, index) only."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import numpy as np
 
 
 def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
-    """A 63-bit seed for one purpose: equal arguments give equal seeds on every machine and in every process.
+    """Return a 63-bit seed for one purpose; equal arguments give equal seeds on every machine.
 
-    Raises ``ValueError`` for a negative seed or index.
+    Args:
+        seed: seed of the run.
+        purpose: what the generator draws.
+        index: of the network or run.
+
+    Raises:
+        ValueError: ``seed`` or ``index`` is negative.
     """
     if seed < 0 or index < 0:
-        raise ValueError(f"seed is {seed} and index {index}; both must be 0 or greater")
+        raise ValueError(f"seed is {seed} and index is {index}; expected integers of at least 0")
     sequence = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), index])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def derive_rng(seed: int, purpose: str, index: int = 0) -> np.random.Generator:
-    """A NumPy generator on :func:`derive_seed`."""
+    """Return a NumPy generator with the seed of :func:`derive_seed`."""
     return np.random.default_rng(derive_seed(seed, purpose, index))

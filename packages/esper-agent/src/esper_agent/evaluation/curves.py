@@ -1,4 +1,4 @@
-"""Figures of training: return and test accuracy over timesteps, with other policies as lines to compare with."""
+"""Training curves: return and test accuracy over timesteps, with baselines as horizontal lines."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from esper_agent.evaluation.play import EpisodeRecord
 from esper_agent.evaluation.statistics import bootstrap_interval
 
-#: Panel: axis label -> (column of the training episodes, attribute of the evaluated ones).
+#: Panels: axis label -> (column of the training episodes, attribute of the evaluated episodes).
 PANELS = {
     "return": ("return", "episode_return"),
     "test accuracy, %": ("test_accuracy", "test_accuracy"),
 }
 _TRAINING, _RAW = "#1f4e9e", "#9db8e0"
-#: Colour-blind safe, and none of them near the training curve's blue.
+#: Colour-blind safe, and distinct from the blue of the training curve.
 _BASELINES = ("#d55e00", "#009e73", "#7f7f7f", "#cc79a7", "#e0a100", "#5c3a1e")
 
 
@@ -35,17 +35,20 @@ def plot_training(
     baselines: Mapping[str, Sequence[EpisodeRecord]] | None = None,
     window: int = 50,
 ) -> None:
-    """Draw a PNG.
+    """Draw the training curves to a PNG file.
 
     Args:
         episodes: finished training episodes in order, rows of ``CurvesRecorder``.
-        path: of the PNG.
-        title: of the figure.
+        path: path of the PNG.
+        title: title of the figure.
         baselines: evaluated policies, each a horizontal line at its mean with its 95% bootstrap interval as a band.
         window: episodes in the running mean, fewer at the start.
+
+    Raises:
+        ValueError: there are no episodes.
     """
     if not episodes:
-        raise ValueError("no training episode has finished, so there is nothing to draw; train for longer")
+        raise ValueError("there are no finished training episodes to draw; train for more timesteps")
     figure = Figure(figsize=(11, 4.4), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(PANELS))
@@ -70,13 +73,13 @@ def plot_training(
 
 
 def _draw_training(axis: Axes, episodes: Sequence[Mapping[str, Any]], column: str, window: int) -> None:
-    known = [episode for episode in episodes if episode[column] is not None]  # not of episodes that were cut
+    known = [episode for episode in episodes if episode[column] is not None]  # truncated episodes have no accuracy
     if not known:
         return
     steps = np.array([episode["timesteps"] for episode in known], dtype=float)
     values = np.array([episode[column] for episode in known], dtype=float)
     axis.plot(steps, values, ".", color=_RAW, markersize=2.5, label="training episode", zorder=1)
-    # Environments that run at once finish at the same timestep: draw the mean once all of them are in it.
+    # Parallel environments finish at the same timestep; draw the mean after the last of them.
     last = np.flatnonzero(np.append(np.diff(steps) > 0, True))
     label = f"training, mean of {min(window, len(values))} episodes"
     mean = running_mean(values, window)[last]
@@ -94,7 +97,7 @@ def _draw_baseline(axis: Axes, name: str, values: Sequence[float | None], colour
 
 
 def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Mean of each value and the up to ``window - 1`` before it."""
+    """Mean of each value and up to ``window - 1`` values before it."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)

@@ -1,4 +1,4 @@
-"""Playing a policy for a number of episodes, each with its own seed, and what is written down about them."""
+"""Evaluation episodes of a policy, each with its own seed, and their records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from esper_agent.vectors import check_growth, make_vector, split_infos
 
-#: What an episode comes to, and where the info of its last step has it, unless it was cut before the horizon.
+#: Fields of a record that are measured at the horizon, with their keys in the last info.
 COMMITTED = {
     "committed_val_accuracy": "committed_val_accuracy",
     "test_accuracy": "test_accuracy",
@@ -28,36 +28,36 @@ COMMITTED = {
 
 
 class Policy(Protocol):
-    """Whatever has the ``predict`` of a Stable-Baselines3 model."""
+    """Interface of a policy: ``predict`` as in Stable-Baselines3."""
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, Any]: ...
 
 
-#: A policy, or what makes one for a vector environment.
+#: A policy, or a function that makes one for a vector environment.
 PolicySource = Policy | Callable[[VectorEnv], Policy]
 
 
 @dataclass(frozen=True)
 class EpisodeRecord:
-    """One episode, played to its end. Accuracies are percentages, returns are undiscounted.
+    """A complete episode. Accuracies are percentages, returns are undiscounted.
 
-    What an episode comes to is measured at the horizon: it is None where ``max_episode_steps`` cut the episode before.
+    The fields of ``COMMITTED`` are measured at the horizon, and None if ``max_episode_steps`` truncated the episode.
     """
 
     policy: str
     env_id: str
     dataset: str
     episode: int  # 0, 1, ... of this evaluation
-    seed: int  # the environment was reset with it
+    seed: int  # of the environment's reset
     episode_return: float
     length: int  # steps
-    truncated: bool  # cut before the horizon
+    truncated: bool  # before the horizon
     committed_val_accuracy: float | None
     test_accuracy: float | None  # of the committed network
     parameters_added: int | None  # trainable scalars of the committed seeds
-    germinated: int  # actions of the kind that succeeded
+    germinated: int  # successful actions, as in the next two
     fossilized: int
     pruned: int
     invalid_actions: int
@@ -65,11 +65,11 @@ class EpisodeRecord:
 
     @property
     def wait_share(self) -> float:
-        """Share of the steps in which the effective op was WAIT."""
+        """Share of the steps whose effective op was WAIT."""
         return self.op_counts[Op.WAIT] / self.length
 
     def row(self) -> dict[str, Any]:
-        """Columns of a CSV file; one per op instead of ``op_counts``, and ``return`` for ``episode_return``."""
+        """Columns of a CSV file; ``return`` for ``episode_return``, and one column per op for ``op_counts``."""
         columns = {"return" if name == "episode_return" else name: value for name, value in vars(self).items()}
         counts = columns.pop("op_counts")
         return columns | {"wait_share": self.wait_share} | {f"op_{op.name.lower()}": counts[op] for op in Op}
@@ -87,26 +87,29 @@ def run_episodes(
     deterministic: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> list[EpisodeRecord]:
-    """Play ``episodes`` episodes; episode i starts from environment seed ``seed + i``, however many run at once.
+    """Play episodes of a policy; episode i uses environment seed ``seed + i``, independent of ``num_envs``.
 
-    The policy's recurrent state is carried through an episode and started afresh with the next. Policies that draw
-    from torch's generator (``deterministic=False``) do so from one seeded with ``seed``, and the global generator is
-    left as it was; how their draws fall to the episodes depends on ``num_envs``.
+    The policy's recurrent state is reset with each episode. Torch's global generator is seeded with ``seed`` for the
+    evaluation and restored afterwards. With ``deterministic=False``, the samples of a policy depend on ``num_envs``.
 
     Args:
-        policy: anything with ``predict``, or a callable that makes it from the vector environment.
+        policy: an object with ``predict``, or a function that makes it from the vector environment.
         env_id: a registered id.
-        episodes: how many.
-        seed: of the first episode.
-        name: of the policy in the records, default its class.
-        num_envs: episodes run at once, at most.
-        env_kwargs: for ``gymnasium.make_vec``.
-        deterministic: passed to ``predict``. Of a learned policy it takes the likeliest action. Where acting now and a
-            step later are worth the same, the likeliest may be to WAIT for ever though the policy acts soon.
-        progress: called after every step with the number of episodes that it finished; may raise to end the play.
+        episodes: number of episodes.
+        seed: seed of the first episode.
+        name: name of the policy in the records, default its class.
+        num_envs: maximum number of parallel episodes.
+        env_kwargs: keyword arguments of ``gymnasium.make_vec``.
+        deterministic: passed to ``predict``; True plays the greedy policy. If acting now and later are worth the same,
+            the greedy policy may WAIT forever although the sampled policy acts soon.
+        progress: called after every step with the number of episodes that it finished; an exception ends the play.
 
     Returns:
         The records in the order of the episodes.
+
+    Raises:
+        ValueError: invalid numbers, an unknown id or settings, or a task other than Esper's.
+        TypeError: ``policy`` is neither.
     """
     for what, value, least in (("episodes", episodes, 1), ("num_envs", num_envs, 1), ("seed", seed, 0)):
         if not is_whole(value, least):
@@ -130,23 +133,23 @@ def _policy_for(policy: PolicySource, vector: VectorEnv) -> Policy:
     if callable(policy):
         return policy(vector)
     raise TypeError(
-        f"the policy is a {type(policy).__name__}; expected an object with predict, or a callable making one"
+        f"the policy is a {type(policy).__name__}; expected an object with predict, or a function that makes one"
     )
 
 
 class _Play:
-    """Episodes in the rows of a vector environment that does not reset itself; a free row takes the next episode."""
+    """Episodes in the rows of a vector environment without autoreset; a finished row takes the next episode."""
 
     def __init__(
         self, vector: VectorEnv, policy: Policy, name: str, env_id: str, episodes: int, seed: int, deterministic: bool
     ) -> None:
-        self.vector: Any = vector  # its reset takes one seed per environment, which VectorEnv does not declare
+        self.vector: Any = vector  # VectorEnv does not declare one seed per environment
         self.policy, self.name, self.env_id = policy, name, env_id
         self.episodes, self.seed, self.deterministic = episodes, seed, deterministic
-        # MaskablePPO and its kind take the mask as an argument; the others find it in the observation.
+        # MaskablePPO takes the mask as an argument; other policies read it from the observation.
         self.wants_masks = "action_masks" in inspect.signature(policy.predict).parameters
         rows = vector.num_envs
-        self.episode = np.arange(rows)  # played in each row; from ``episodes`` on the row has nothing to do
+        self.episode = np.arange(rows)  # of each row; rows with numbers from ``episodes`` on are not recorded
         self.returns = np.zeros(rows)
         self.lengths = np.zeros(rows, dtype=np.int64)
         self.invalid = np.zeros(rows, dtype=np.int64)
@@ -207,7 +210,7 @@ class _Play:
         ]
 
     def _restart(self, rows: NDArray[np.bool_]) -> Any:
-        """Give finished rows the next episodes; a row that gets none plays on unrecorded, as a vector has no gaps."""
+        """Start the next episodes in finished rows; surplus rows play on unrecorded."""
         following = self.episode.max() + 1
         self.episode[rows] = np.arange(following, following + rows.sum())
         for column in (self.returns, self.lengths, self.invalid, self.op_counts, self.successes):
@@ -218,9 +221,9 @@ class _Play:
 
 
 def write_csv(records: Sequence[EpisodeRecord], path: str | Path) -> None:
-    """One line an episode; the file appears complete or not at all."""
+    """Write one line per episode to a CSV file, complete or not at all."""
     if not records:
-        raise ValueError("there are no episodes to write; run at least one")
+        raise ValueError("there are no episodes to write; play at least one")
     with replaced(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(records[0].row()))
         writer.writeheader()

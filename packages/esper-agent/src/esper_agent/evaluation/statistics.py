@@ -1,7 +1,7 @@
-"""Interquartile means and bootstrap intervals for returns of few episodes.
+"""Interquartile means and bootstrap intervals for the returns of few episodes.
 
-The interquartile mean drops the lowest and the highest quarter of the values: steadier than the mean when a few
-episodes go astray, and less blind to them than the median. Intervals are percentile bootstrap intervals.
+The interquartile mean drops the lowest and the highest quarter of the values. It is more robust than the mean and more
+efficient than the median. Intervals are percentile bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy import stats
 
 Statistic = Callable[..., Any]
 
-#: What to pass instead, by number of dimensions.
+#: Expected input, by number of dimensions.
 _EXPECTED = {
     1: "one dimension; strata need stratified=True, and a (runs, episodes) table crossed_bootstrap",
     2: "(runs, episodes)",
@@ -25,21 +25,21 @@ _EXPECTED = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic with its bootstrap interval; ``low`` and ``high`` are NaN where one value cannot give an interval."""
+    """A statistic with its bootstrap interval; ``low`` and ``high`` are NaN for a single value."""
 
     value: float
     low: float
     high: float
 
     def excludes_zero(self) -> bool:
-        """True when the interval lies on one side of zero."""
+        """True if the interval lies on one side of zero."""
         return self.low > 0 or self.high < 0
 
 
 def interquartile_mean(values: ArrayLike, axis: int = -1) -> Any:
-    """Mean of the middle half: ``floor(n/4)`` values are dropped at either end.
+    """Mean of the middle half of the values, without ``floor(n/4)`` values at either end.
 
-    A float for one-dimensional values, an array otherwise.
+    Returns a float for one-dimensional values, an array otherwise.
     """
     return stats.trim_mean(_checked(values), 0.25, axis=axis)
 
@@ -53,16 +53,19 @@ def bootstrap_interval(
     resamples: int = 5_000,
     seed: int = 0,
 ) -> Estimate:
-    """The statistic of the values and its percentile bootstrap interval.
+    """Compute a statistic of the values and its percentile bootstrap interval.
 
     Args:
-        samples: the values; with ``stratified`` a sequence of strata (one per task, or per run), each resampled
-            within itself and pooled for the statistic, so that every stratum keeps its weight.
-        statistic: called as ``statistic(values, axis=-1)``; it has to be vectorised.
-        stratified: whether ``samples`` are strata.
-        level: share of intervals that should cover the truth.
-        resamples: bootstrap resamples.
-        seed: of the resampling; the same seed gives the same interval.
+        samples: the values; with ``stratified`` a sequence of strata (one per task, or per run). Each stratum is
+            resampled separately and keeps its weight in the pooled statistic.
+        statistic: called as ``statistic(values, axis=-1)``; must be vectorised.
+        stratified: True if ``samples`` are strata.
+        level: confidence level.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resampling.
+
+    Raises:
+        ValueError: no values, values that are not finite, a wrong shape, or an invalid level.
     """
     parts: Any = samples if stratified else [samples]
     strata = [_checked(part, 1) for part in parts]
@@ -82,9 +85,9 @@ def paired_difference(
     resamples: int = 5_000,
     seed: int = 0,
 ) -> Estimate:
-    """``statistic(first) - statistic(second)`` where entry i of both comes from the same episode seed.
+    """Compute ``statistic(first) - statistic(second)``, where entry i of both has the same episode seed.
 
-    Pairs are resampled together, so what makes an episode easy for both does not widen the interval.
+    Pairs are resampled together, so the shared difficulty of an episode does not widen the interval.
     """
     left, right = _checked(first, 1), _checked(second, 1)
     if left.shape != right.shape:
@@ -106,11 +109,11 @@ def crossed_bootstrap(
     resamples: int = 5_000,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic of a (runs, episodes) table whose rows and columns are both samples, with its interval.
+    """Compute a statistic of a (runs, episodes) table and its interval.
 
-    Training runs and episodes are resampled independently of each other (Owen 2007, "The pigeonhole bootstrap"), so
-    the interval speaks about other training seeds and other episodes alike. For a difference between two policies, pass
-    the table of paired differences.
+    Training runs and episodes are resampled independently (Owen 2007, "The pigeonhole bootstrap"). So the interval
+    covers other training seeds and other episodes. For a difference of two policies, pass the table of paired
+    differences.
     """
     values = _checked(table, 2)
     if not 0 < level < 1:
@@ -153,9 +156,11 @@ def _bootstrap(
 def _checked(values: ArrayLike, dimensions: int | None = None) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
-        raise ValueError("there are no values to take a statistic of; run at least one episode")
+        raise ValueError("there are no values for a statistic; play at least one episode")
     if dimensions is not None and array.ndim != dimensions:
         raise ValueError(f"the values have shape {array.shape}; expected {_EXPECTED[dimensions]}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{int((~np.isfinite(array)).sum())} of {array.size} values are not finite")
+        raise ValueError(
+            f"{int((~np.isfinite(array)).sum())} of {array.size} values are not finite; expected finite numbers"
+        )
     return array

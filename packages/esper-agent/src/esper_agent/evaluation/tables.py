@@ -1,4 +1,4 @@
-"""Summaries of evaluated policies: numbers for files, a table for the terminal."""
+"""Summaries of evaluated policies, as numbers for files and as a table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from esper_agent.evaluation.statistics import Estimate, bootstrap_interval, pair
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation over episodes; NaN where there are too few of them."""
+    """Mean and standard deviation over episodes; NaN if there are too few."""
 
     mean: float
     deviation: float
@@ -35,7 +35,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Summary:
-    """One policy over its episodes."""
+    """Summary of one policy."""
 
     policy: str
     dataset: str
@@ -46,11 +46,11 @@ class Summary:
     committed_val_accuracy: Spread
     parameters_added: Spread
     wait_share: float
-    fossilized: float  # mean seeds an episode
-    difference: Estimate | None = None  # mean return minus that of the reference, paired by episode seed
+    fossilized: float  # mean per episode
+    difference: Estimate | None = None  # mean return minus the reference's, paired by episode seed
 
     def row(self) -> dict[str, Any]:
-        """Flat columns for a CSV file or JSON; a missing number is None."""
+        """Flat columns for CSV or JSON; missing numbers are None."""
         row: dict[str, Any] = {"policy": self.policy, "dataset": self.dataset, "episodes": self.episodes}
         spreads = {
             "return": self.episode_return,
@@ -69,12 +69,14 @@ class Summary:
 
 
 def summarise(records: Sequence[EpisodeRecord], reference: Sequence[EpisodeRecord] | None = None) -> Summary:
-    """The numbers of one policy; with ``reference`` also how its return differs on the same episode seeds."""
+    """Summarise one policy; with ``reference`` including the paired difference of the returns."""
     returns = [record.episode_return for record in records]
     difference = None
     if reference is not None:
         if [record.seed for record in records] != [record.seed for record in reference]:
-            raise ValueError("the episodes of the two policies have other seeds; evaluate both with the same --seed")
+            raise ValueError(
+                "the episodes of the two policies have different seeds; evaluate both with the same --seed"
+            )
         difference = paired_difference(returns, [record.episode_return for record in reference])
     return Summary(
         policy=records[0].policy,
@@ -92,13 +94,13 @@ def summarise(records: Sequence[EpisodeRecord], reference: Sequence[EpisodeRecor
 
 
 def summarise_all(results: Mapping[str, Sequence[EpisodeRecord]], reference: str | None = None) -> list[Summary]:
-    """One summary per policy, each compared with the policy named ``reference``."""
+    """Summarise every policy, compared with the policy named ``reference``."""
     base = results[reference] if reference is not None else None
     return [summarise(records, None if name == reference else base) for name, records in results.items()]
 
 
 def _known(values: Iterable[float | None]) -> list[float]:
-    """The values of the episodes that reached the horizon."""
+    """Values of the episodes that reached the horizon."""
     return [value for value in values if value is not None]
 
 
@@ -106,7 +108,7 @@ NOTE = "± is the standard deviation over episodes; brackets are 95% bootstrap i
 
 
 def print_summaries(console: Console, summaries: Sequence[Summary], title: str) -> None:
-    """The table, or, where the terminal is too narrow for it, a block of lines for each policy."""
+    """Print the table or, on a narrow terminal, a block of lines per policy."""
     table = summary_table(summaries, title)
     needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
     if needed <= console.width:
@@ -121,7 +123,7 @@ def print_summaries(console: Console, summaries: Sequence[Summary], title: str) 
 
 
 def _cells(summary: Summary) -> dict[str, str]:
-    """What is shown of a policy, by heading."""
+    """Cells of a policy, by heading."""
     cells = {
         "return": _spread(summary.episode_return, 2),
         "return\nIQM": _estimate(summary.interquartile_return),
@@ -135,12 +137,12 @@ def _cells(summary: Summary) -> dict[str, str]:
 
 
 def summary_table(summaries: Sequence[Summary], title: str) -> Table:
-    """A rich table, one line per policy; with a column of differences where a summary has one."""
+    """Table with one line per policy, and a column of differences if a summary has one."""
     table = Table(title=escape(title), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     table.caption = NOTE
     rows = [_cells(summary) for summary in summaries]
-    headings = max(rows, key=len)  # the first policy is not compared with itself
-    table.add_column("policy", overflow="fold", min_width=10, max_width=28)  # a run's path may be long
+    headings = max(rows, key=len)  # the reference has no difference
+    table.add_column("policy", overflow="fold", min_width=10, max_width=28)  # paths of runs can be long
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for summary, cells in zip(summaries, rows, strict=True):
@@ -152,7 +154,7 @@ RECENT = 50  # episodes
 
 
 def training_table(episodes: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """How the first and the last training episodes went; rows of ``CurvesRecorder``."""
+    """Table of the first and the last training episodes, rows of ``CurvesRecorder``."""
     count = min(RECENT, max(1, len(episodes) // 2))
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("training episodes")
@@ -175,7 +177,7 @@ def training_table(episodes: Sequence[Mapping[str, Any]], title: str) -> Table:
 
 
 def write_summaries(summaries: Sequence[Summary], path: str | Path) -> None:
-    """One CSV line per policy; the file appears complete or not at all."""
+    """Write one line per policy to a CSV file, complete or not at all."""
     with replaced(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(summaries[0].row()))
         writer.writeheader()
