@@ -16,7 +16,7 @@ from esper_agent.policies.baselines import RandomPolicy, WaitPolicy
 from esper_env.data import DataFamily, load_data
 from esper_env.extension_checks.construction import seeded_construction
 from esper_env.population.build import build_population, host_builder, resolve_device
-from esper_env.population.training.minibatches import MinibatchStream, TrainingImages, minibatches
+from esper_env.population.training.minibatches import MinibatchStream, TrainingImages, draw_epoch
 from esper_env.seeding import derive_seed
 from esper_env.tasks import make_task
 from gymnasium.vector import AutoresetMode
@@ -166,8 +166,8 @@ class BareLoop:
         population = self._population
         with intra_op_threads(1):
             for shard, rows, optimizer in zip(population.shards, population._slices, self._optimizers, strict=True):
-                for images, labels in minibatches(population._splits.train, population._streams[rows]):
-                    self._minibatch(shard, optimizer, images, labels)
+                for draw in draw_epoch(population._streams[rows]):
+                    self._minibatch(shard, optimizer, *population._splits.train.assemble(draw))
 
     def _minibatch(self, shard: Any, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
         host = {**shard.host.parameters, **shard.host.buffers}
@@ -216,7 +216,7 @@ class PlainLoop:
         with intra_op_threads(self._threads):
             for network, optimizer, stream in zip(self.networks, self.optimizers, self.streams, strict=True):
                 network.train()
-                for images, labels in minibatches(self.images, [stream]):
+                for images, labels in map(self.images.assemble, draw_epoch([stream])):
                     train_minibatch(network, optimizer, images[0], labels[0], self._autocast)
 
     def close(self) -> None:

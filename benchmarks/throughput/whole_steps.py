@@ -10,7 +10,7 @@ import torch
 from contenders import PlainLoop, train_minibatch
 from esper_env.population import Structure
 from esper_env.population.build import build_population
-from esper_env.population.training.minibatches import minibatches
+from esper_env.population.training.minibatches import draw_epoch
 from esper_env.rules.slot_table import SlotTable
 from esper_env.tasks import TaskConfig
 from runners import Runner
@@ -54,7 +54,7 @@ class RunnerLoop:
         self._run = make_runner(works)
 
     def step(self) -> None:
-        for images, labels in minibatches(self._loop.images, self._loop.streams):
+        for images, labels in map(self._loop.images.assemble, draw_epoch(self._loop.streams)):
             self._images.copy_(images)
             self._labels.copy_(labels)
             self._run()

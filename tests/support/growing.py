@@ -1,4 +1,4 @@
-"""Networks that grow under the rules through any sequence of actions, with everything they show and hold on record."""
+"""Networks that grow under the rules through any sequence of actions, and records of all their values."""
 
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -13,7 +13,7 @@ from esper_env import growth as growth_module
 from esper_env.growth import Growth
 from esper_env.population import Measurement, build
 from esper_env.population.engine import images as batched
-from esper_env.population.evaluation import scoring as evaluate
+from esper_env.population.evaluation import held_out
 from esper_env.rules.heads import AlphaSpeed, AlphaTarget, Blueprint, Curve, Op, Style, Tempo
 from esper_env.rules.slot_table import HOLD, SlotTable
 from esper_env.rules.stages import Stage
@@ -21,7 +21,7 @@ from esper_env.tasks import CNNSpec, TaskConfig, TransformerSpec
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
-#: A task on the stripes of the networks' tests, which the caller hands over as data.
+#: A task on the stripes of the networks' tests; the caller passes the data.
 STRIPES = TaskConfig(
     "stripes",
     CNNSpec(3, 4, 2, 1, in_channels=1, image_size=8, classes=4),
@@ -34,10 +34,10 @@ STRIPES = TaskConfig(
     param_budget=5000,
     auto_shard_size=32,
 )
-#: Both surfaces: six slots, whose order of execution is not that of their numbers.
+#: Both surfaces: six slots, which run in another order than their action indices.
 SURFACES = replace(STRIPES, host=replace(STRIPES.host, kernel=3, surfaces="both"))
 
-#: A Transformer on the bytes of the networks' tests: two slots.
+#: A Transformer on the text of the networks' tests, with two slots.
 SEQUENCES = replace(
     STRIPES,
     host=TransformerSpec(width=8, heads=2, layers=4, context=6, segments=2, expansion=2),
@@ -45,7 +45,7 @@ SEQUENCES = replace(
     batch_size=5,
 )
 
-#: What a population's methods report.
+#: Columns that a population's methods return.
 MEASURED = {
     "train": ("loss", "gradient_norm", "vanishing", "exploding", "sizes"),
     "measure": Measurement._fields,
@@ -56,23 +56,23 @@ SEEDS = st.integers(0, 2**32 - 1)  # of lives
 
 
 def examples(count):
-    """So many examples, which take seconds: a failure is shown as it was found, not searched for a shorter one."""
+    """Settings for slow examples, without shrinking."""
     return settings(max_examples=count, phases=[Phase.explicit, Phase.generate])
 
 
 def in_shards(task, size):
-    """The task with ``size`` networks to a shard, in the layout of many."""
+    """The task with ``size`` networks in a shard, batched."""
     return replace(task, shard_size=size)
 
 
-def alone(task):
-    """The task with every network in the layout of a single one."""
+def unbatched(task):
+    """The task with every network in the single layout."""
     return replace(task, shard_size=1, auto_shard_size=1)
 
 
 @contextmanager
 def built_with(dtype, data=None):
-    """Environments made inside have networks of ``dtype`` on ``data`` (None: the task's own)."""
+    """Environments made inside have networks of ``dtype`` on ``data`` (None: the task's data)."""
     with patch.object(growth_module, "build_population", partial(build.build_population, dtype=dtype)):
         if data is None:
             yield
@@ -87,36 +87,36 @@ def make_growth(task, count, data, dtype=torch.float64):
 
 
 def lower_limits(monkeypatch):
-    """Shards of two and more take the ways that are worth it in large ones only: see the limits' own comments."""
+    """Make small shards use the code paths of large ones."""
     monkeypatch.setattr(batched, "GREY_MIN_VALUES", 2 * 4 * 12 * 8 * 8)  # two networks of STRIPES
-    # Five networks see 12 images at a time; two networks with the same seed pass it at a time.
-    monkeypatch.setattr(evaluate, "CPU_GRAIN", evaluate.Grain(chunk=1 << 12, block=1 << 11))
+    # Five networks evaluate 12 images at a time, and two networks with the same seed pass it at a time.
+    monkeypatch.setattr(held_out, "CPU_GRAIN", held_out.Grain(chunk=1 << 12, block=1 << 11))
 
 
-# What is done
+# Actions
 
 
 class Move(NamedTuple):
-    """What a network is up to in one step; the state it is in makes an action of it."""
+    """The intent of a network in one step; its state determines the action."""
 
     intent: str
-    op: int  # of an intent for anything at all
+    op: int  # for the intent "anything"
     slot: int
     heads: tuple[int, ...]  # from blueprint to alpha_curve
 
 
 class Life(NamedTuple):
-    """One network from its seeds at the start to its last step."""
+    """The plan of one network from its first seeds to its last step."""
 
     planted: dict[int, int]  # blueprint by slot
-    favourite: int  # the slot that is brought on first
+    favourite: int  # the slot that advances first
     moves: list[Move]
 
 
 def lives(seed, count, steps, slots, offered=CNN_BLUEPRINTS):
-    """Lives of ``count`` networks in which most stages occur within a dozen steps, beside much that is illegal.
+    """Lives of ``count`` networks with most stages within a dozen steps, and with many illegal actions.
 
-    The seeds are mostly of two blueprints and two styles, so that several networks share what runs together.
+    Most seeds have one of two blueprints and styles, so networks share groups.
     """
     rng = np.random.default_rng(seed)
     blueprints, styles = rng.choice(offered, 2, replace=False), rng.choice(Style, 2, replace=False)
@@ -143,10 +143,10 @@ def lives(seed, count, steps, slots, offered=CNN_BLUEPRINTS):
 
 
 def action_of(life, step, table, legal):
-    """One network's action in the first row of ``table``, of which ``legal`` (6, S) is possible.
+    """The action of the network in the first row of ``table``, where ``legal`` (6, S) ops are legal.
 
-    To grow is to bring on the first seed that can go on, the favourite's before all others; what to prune or retarget
-    is looked for from the move's slot on.
+    The intent to grow advances the first seed that can advance, starting at the favourite slot. The intents to prune or
+    retarget take the first legal slot, starting at the move's slot.
     """
     move, slots = life.moves[step], table.shape[1]
     if move.intent == "grow":
@@ -163,7 +163,7 @@ def action_of(life, step, table, legal):
 
 
 def next_op(table, slot):
-    """The op that brings a slot on; None where only time does."""
+    """The op that advances a slot; None if it must wait."""
     stage, settled = Stage(table.stage[0, slot]), table.alpha_mode[0, slot] == HOLD
     if stage == Stage.TRAINING and table.epochs_in_stage[0, slot] < 3:
         return None
@@ -173,18 +173,18 @@ def next_op(table, slot):
     return growing.get(stage, Op.ADVANCE if stage in (Stage.GERMINATED, Stage.TRAINING) else None)
 
 
-# What is seen
+# Records
 
 
 class Run(NamedTuple):
-    """Actions (T, N, 8), and everything on record by name, each with a leading N."""
+    """Actions (T, N, 8), and every recorded array by name, each with a leading N."""
 
     actions: list
     record: dict[str, np.ndarray]
 
 
 def play(growth, plan, actions=None, before=None):
-    """Lead networks through their lives, or through ``actions``; ``before(growth, step)`` may meddle with them."""
+    """Play the lives of networks, or ``actions``; ``before(growth, step)`` may modify the networks."""
     record, done = begin(growth, plan), []
     for step in range(len(plan[0].moves)):
         done.append(choose(growth, plan, step) if actions is None else actions[step])
@@ -195,7 +195,7 @@ def play(growth, plan, actions=None, before=None):
 
 
 def choose(growth, plan, step):
-    """(N, 8) what the networks are up to."""
+    """(N, 8) actions of the networks."""
     legal = growth.rules.legal(growth.table)
     return [action_of(life, step, row_of(growth.table, row), legal[row]) for row, life in enumerate(plan)]
 
@@ -206,7 +206,7 @@ def row_of(table, row):
 
 
 def begin(growth, plan):
-    """Network i starts from seed ``FIRST_SEED`` + i with the seeds that its life plants."""
+    """Start network i from seed ``FIRST_SEED`` + i with the planted seeds of its life."""
     seeds = np.arange(FIRST_SEED, FIRST_SEED + len(plan))
     growth.begin(np.ones(len(plan), dtype=np.bool_), seeds, {})
     for row, life in enumerate(plan):
@@ -216,7 +216,7 @@ def begin(growth, plan):
 
 
 def advance(growth, actions):
-    """One step; all that an agent sees, all that is measured, and the slot table."""
+    """Play one step; return observations, infos, measurements and the slot table."""
     population, heard = growth._population, {}
 
     def listen(name):
@@ -224,7 +224,7 @@ def advance(growth, actions):
 
         def call(*args):
             result = method(*args)
-            for column in MEASURED[name]:  # networks that were put back are measured once more, without the others
+            for column in MEASURED[name]:  # networks that are rolled back are measured again, without the others
                 heard.setdefault(f"{name} {column}", getattr(result, column))
             return result
 
@@ -240,7 +240,7 @@ def advance(growth, actions):
 
 
 def tensors(growth):
-    """Every tensor of every network as (N, ...); zeros where a network's shard never had that seed in that slot."""
+    """Every tensor of every network as (N, ...); zeros if a network's shard never had that seed in that slot."""
     shards = growth._population.shards
     places = sorted({("seed", *key) for shard in shards for key in shard._seeds})
     places = [("host",), *places, *sorted({("gate", slot) for shard in shards for slot in shard._gates})]

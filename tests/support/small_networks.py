@@ -1,4 +1,4 @@
-"""Small networks under test, and their plain twins: the same network and training written with ordinary PyTorch."""
+"""Small networks under test, and the same networks and training in ordinary PyTorch."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ import torch
 from esper_env.data import ImageData, TextData
 from esper_env.hosts import CNNHost
 from esper_env.population import Optimisation, Population, PopulationConfig, Structure
-from esper_env.population.training.minibatches import MinibatchStream, TrainingImages, minibatches
-from esper_env.rules.heads import NO_BLUEPRINT, Operator
+from esper_env.population.training.minibatches import TrainingImages
+from esper_env.rules.heads import NO_BLUEPRINT
 from esper_env.rules.stages import IS_BLENDED, Stage
-from esper_env.seeding import derive_seed
 from esper_env.seeds import blueprint_entry, register_blueprint
-from esper_env.seeds.blend import BlendGate
-from plain_seeds import blended
+from plain_network import PlainNetwork, epochs_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 CLASSES, BLOCKS, BASE, POOLS = 4, 3, 4, 2
 BATCH, BATCHES = 12, 4
+KINDS = ("parameters", "momentum", "buffers")
+#: Parametrizes a test over the layouts of many networks and of a single one.
+LAYOUTS = pytest.mark.parametrize("batched", [True, False], ids=["batched", "single"])
+
+# Data and populations
 
 
 def images(count: int, rng: np.random.Generator, size: int, channels: int) -> tuple[Any, Any]:
-    """Noisy stripes whose direction and phase are the class: learnable, and too noisy to be learnt at once."""
+    """Noisy stripes whose direction and phase are the class: learnable, but not at once."""
     labels = rng.integers(CLASSES, size=count)
     row, col = np.mgrid[:size, :size]
     patterns = np.stack([(row // 2) % 2, (col // 2) % 2, (row + col) // 2 % 2, (row // 4 + col // 4) % 2])
@@ -59,13 +62,13 @@ def small_host(kernel: int = 1, **options: Any) -> Callable[[], nn.Module]:
 
 @pytest.fixture
 def build_host() -> Callable[..., Callable[[], nn.Module]]:
-    """``build_host(kernel, **options)`` is what a population builds its hosts with."""
+    """``build_host(kernel, **options)`` returns the function with which a population builds its hosts."""
     return small_host
 
 
 @pytest.fixture
 def make_population(stripes: ImageData) -> Iterator[Callable[..., Population]]:
-    """Populations of networks 0, 1, ... reset from seeds 100, 101, ...; their threads end with the test."""
+    """Make populations whose networks are reset from seeds 100, 101, ...; close them after the test."""
     made: list[Population] = []
 
     def make(
@@ -74,7 +77,7 @@ def make_population(stripes: ImageData) -> Iterator[Callable[..., Population]]:
         host: Callable[[], nn.Module] | None = None,
         data: ImageData | TextData = stripes,
         shard_size: int | None = None,
-        together: bool = True,
+        batched: bool = True,
         dtype: torch.dtype = torch.float32,
         batch_size: int = BATCH,
         batches: int = BATCHES,
@@ -85,14 +88,12 @@ def make_population(stripes: ImageData) -> Iterator[Callable[..., Population]]:
         device: str = "cpu",
         **optimisation: Any,
     ) -> Population:
-        settings = Optimisation(**{"host_lr": 0.05, "seed_lr": 0.05, **optimisation})
-        size = shard_size or (count if together else 1)
         config = PopulationConfig(
             batch_size,
             batches,
-            settings,
-            size,
-            together,
+            Optimisation(**{"host_lr": 0.05, "seed_lr": 0.05, **optimisation}),
+            shard_size or (count if batched else 1),
+            batched,
             torch.device(device),
             dtype,
             precision,
@@ -100,13 +101,17 @@ def make_population(stripes: ImageData) -> Iterator[Callable[..., Population]]:
             try_host=host is not None,
         )
         population = Population(host or small_host(kernel), count, data, config)
-        population.reset(np.ones(count, dtype=np.bool_), np.arange(first_seed, first_seed + count))
+        population.reset(everyone(count), np.arange(first_seed, first_seed + count))
         made.append(population)
         return population
 
     yield make
     for population in made:
         population.close()
+
+
+def everyone(count: int) -> Any:
+    return np.ones(count, dtype=np.bool_)
 
 
 def reset_row(population: Population, row: int, seed: int) -> None:
@@ -120,14 +125,11 @@ def attach_seed(population: Population, row: int, slot: int, blueprint: int) -> 
     population.attach(mask, np.full(mask.shape, blueprint))
 
 
-Planted = tuple[int, int, str, int, Stage, float, bool]
-
-
 @pytest.fixture
 def grow() -> Callable[..., Structure]:
     """``grow(population, count, (row, slot, blueprint, operator, stage, alpha, frozen), ...)`` attaches seeds.
 
-    Returns the structure; alpha is 1 and nothing is frozen unless told. With ``attach=False`` the seeds are there.
+    Returns the structure. The defaults are alpha 1 and not frozen; ``attach=False`` only describes existing seeds.
     """
 
     def build(population: Population, count: int, *seeds: tuple[Any, ...], attach: bool = True) -> Structure:
@@ -135,110 +137,108 @@ def grow() -> Callable[..., Structure]:
         blueprint = np.full(shape, NO_BLUEPRINT, dtype=np.int64)
         operator = np.zeros(shape, dtype=np.int64)
         alpha = np.zeros(shape)
-        blended, training, frozen, fossilized = (np.zeros(shape, dtype=np.bool_) for _ in range(4))
+        is_blended, training, frozen, fossilized = (np.zeros(shape, dtype=np.bool_) for _ in range(4))
         for row, slot, name, op, stage, *rest in seeds:
             at = row, slot
-            value = blueprint_entry(name, population.shards[0].topology).value
-            blueprint[at], operator[at], blended[at] = value, op, IS_BLENDED[stage]
+            blueprint[at] = blueprint_entry(name, population.shards[0].topology).value
+            operator[at], is_blended[at] = op, IS_BLENDED[stage]
             training[at], fossilized[at] = stage == Stage.TRAINING, stage == Stage.FOSSILIZED
-            alpha[at] = (rest[0] if rest else 1.0) if blended[at] else 0.0
+            alpha[at] = (rest[0] if rest else 1.0) if is_blended[at] else 0.0
             frozen[at] = len(rest) > 1 and rest[1]
         if attach:
             population.attach(blueprint != NO_BLUEPRINT, blueprint)
-        return Structure(blueprint, operator, alpha, blended, training, frozen, fossilized)
+        return Structure(blueprint, operator, alpha, is_blended, training, frozen, fossilized)
 
     return build
 
 
 @pytest.fixture
 def own_blueprints(own_tables: None) -> Callable[..., Any]:  # noqa: ARG001
-    """``own_blueprints(name, factory)`` offers a seed of one's own, on CNN hosts unless told, until the test ends."""
+    """``own_blueprints(name, factory)`` registers a custom blueprint, by default for CNN hosts, for this test."""
     return lambda name, factory, topology="cnn": register_blueprint(name, topology, factory)
 
 
-class PlainTwin(nn.Module):
-    """One network of a population as an ordinary module, trained by an ordinary loop."""
+# Tensors of networks
+
+
+def stacks_of(population: Population, structure: Structure, row: int, *, fossils_only: bool = False) -> dict[str, Any]:
+    """{"host" | "seed SLOT" | "gate SLOT": stack} of one network."""
+    shard, _ = population._locate(row)
+    stacks = {"host": shard.host}
+    held = structure.fossilized[row] if fossils_only else structure.blueprint[row] != NO_BLUEPRINT
+    for slot in np.flatnonzero(held).tolist():
+        stacks[f"seed {slot}"] = shard.seed_stack(slot, int(structure.blueprint[row, slot]))
+        stacks[f"gate {slot}"] = shard.gate_stack(slot)
+    return stacks
+
+
+def network_tensors(
+    population: Population, structure: Structure, row: int, *, kinds: Iterable[str] = KINDS, fossils_only: bool = False
+) -> dict[str, Tensor]:
+    """Copies of one network's tensors, by "PLACE KIND NAME"."""
+    _, local = population._locate(row)
+    return {
+        f"{place} {kind} {name}": value[local].clone()
+        for place, stack in stacks_of(population, structure, row, fossils_only=fossils_only).items()
+        for kind in kinds
+        for name, value in stack.tensors()[kind].items()
+    }
+
+
+def host_tensors(population: Population) -> dict[str, Tensor]:
+    """Copies of all tensors of all hosts."""
+    return {
+        f"shard {number} {kind} {name}": value.clone()
+        for number, shard in enumerate(population.shards)
+        for kind, named in shard.host.tensors().items()
+        for name, value in named.items()
+    }
+
+
+def all_tensors(population: Population) -> dict[str, Tensor]:
+    """Every tensor of every stack, not copied."""
+    stacks = [s for shard in population.shards for s in (shard.host, *shard._seeds.values(), *shard._gates.values())]
+    return {
+        f"stack {number} {kind} {name}": value
+        for number, stack in enumerate(stacks)
+        for kind, named in stack.tensors().items()
+        for name, value in named.items()
+    }
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: float = 0.0) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        if tolerance:
+            torch.testing.assert_close(value, right[name], atol=tolerance, rtol=0, msg=name)
+        else:
+            assert torch.equal(value, right[name]), name
+
+
+# The same network in ordinary PyTorch
+
+
+class PlainCNN(PlainNetwork):
+    """A network with a host of :func:`small_host`."""
+
+    topology, dims = "cnn", 3
 
     def __init__(self, population: Population, row: int, structure: Structure) -> None:
-        super().__init__()
-        size = population.shards[0].rows
-        self.shard, self.place, self.row = population.shards[row // size], row, row % size
-        self.structure = structure.rows(slice(row, row + 1))
-        host, self.order = self.shard.host, self.shard.execution_order
+        super().__init__(population, row, structure)
         self.both = len(self.order) == 2 * BLOCKS  # surfaces: a slot in front of the pool and one behind it
-        weights = [host.parameters[f"segments.{self.segment(block)}.0.weight"] for block in range(BLOCKS)]
+        weights = [self.shard.host.parameters[f"segments.{self.segment(block)}.0.weight"] for block in range(BLOCKS)]
         self.convs = nn.ModuleList(
             nn.Conv2d(w.shape[2], w.shape[1], w.shape[3], padding=w.shape[3] // 2, bias=False) for w in weights
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(w.shape[1]) for w in weights)
         self.head = nn.Linear(weights[-1].shape[1], CLASSES)
-        self.seeds, self.gates = nn.ModuleDict(), nn.ModuleDict()
-        self._take_in_seeds()
-        self.to(host.parameters["segments.0.0.weight"].dtype)
-        with torch.no_grad():
-            for name, own, there in self._pairs():
-                assert own.shape == there.shape, name
-                own.copy_(there)
-        self.optimizers: dict[str, torch.optim.SGD] = {}
+        self.copy_from_population()
 
-    def follow(self, structure: Structure) -> None:
-        """Go on under another structure, of which the population has yet to train the first epoch.
-
-        The optimizer of a seed starts anew where the seed was frozen, or blends in another way now.
-        """
-        before, self.structure = self.structure, structure.rows(slice(self.place, self.place + 1))
-        gone = self.structure.blueprint == NO_BLUEPRINT
-        restless = before.frozen | self.structure.frozen | (before.operator != self.structure.operator)
-        for slot in map(str, np.flatnonzero((gone | restless)[0])):
-            self.optimizers.pop(f"seed {slot}", None)
-        for slot in map(str, np.flatnonzero(gone[0])):
-            for modules in (self.seeds, self.gates):
-                if slot in modules:
-                    del modules[slot]
-        self._take_in_seeds()
-
-    def _take_in_seeds(self) -> None:
-        """Copies of the seeds and gates that the structure has and this network has not."""
-        for slot in np.flatnonzero(self.structure.blueprint[0] != NO_BLUEPRINT):
-            key, channels = str(slot), self.shard.slots[slot].channels
-            entry = blueprint_entry(int(self.structure.blueprint[0, slot]), "cnn")
-            if key not in self.seeds:
-                self.seeds[key] = self._copied(entry.factory(channels), self.shard.seed_stack(int(slot), entry.value))
-            if self._gated(slot) and key not in self.gates:
-                self.gates[key] = self._copied(BlendGate(channels), self.shard.gate_stack(int(slot)))
-
-    def _copied(self, module: nn.Module, stack: Any) -> nn.Module:
-        rows = {name: value[self.row] for name, value in {**stack.parameters, **stack.buffers}.items()}
-        module.to(self.shard.dtype).load_state_dict(rows)
-        return module
-
-    def _gated(self, slot: int) -> bool:
-        return bool(self.structure.operator[0, slot] == Operator.GATE)
-
-    def _pairs(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(name, own tensor, the population's tensor) of everything the network consists of."""
-
-        def rows(prefix: str, module: nn.Module, stack: Any, there: str) -> Iterator[tuple[str, Tensor, Tensor]]:
-            stored = {**stack.parameters, **stack.buffers}
-            for name, own in [*module.named_parameters(), *module.named_buffers()]:
-                yield prefix + name, own, stored[there + name][self.row]
-
+    def host_pairs(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         for block, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            yield from rows(f"conv {block} ", conv, self.shard.host, f"segments.{self.segment(block)}.0.")
-            yield from rows(f"norm {block} ", norm, self.shard.host, f"segments.{self.segment(block)}.1.")
-        yield from rows("head ", self.head, self.shard.host, f"segments.{len(self.order)}.1.")
-        for slot, seed in self.seeds.items():
-            stack = self.shard.seed_stack(int(slot), int(self.structure.blueprint[0, int(slot)]))
-            yield from rows(f"seed {slot} ", seed, stack, "")
-        for slot, gate in self.gates.items():
-            yield from rows(f"gate {slot} ", gate, self.shard.gate_stack(int(slot)), "")
-
-    def distances(self) -> dict[str, float]:
-        """Largest difference to the population's network, by tensor."""
-        return {name: float((own.detach() - there).abs().max()) for name, own, there in self._pairs()}
-
-    def distance(self) -> float:
-        return max(self.distances().values())
+            yield from self.rows(f"conv {block} ", conv, self.shard.host, f"segments.{self.segment(block)}.0.")
+            yield from self.rows(f"norm {block} ", norm, self.shard.host, f"segments.{self.segment(block)}.1.")
+        yield from self.rows("head ", self.head, self.shard.host, f"segments.{len(self.order)}.1.")
 
     def segment(self, block: int) -> int:
         """The host's segment that a block begins."""
@@ -252,81 +252,29 @@ class PlainTwin(nn.Module):
         x = F.relu(self.norms[index](self.convs[index](x)))
         return x if self.both else self.pool(index, x)
 
-    def blend(self, slot: int, h: Tensor, alpha: float) -> Tensor:
-        operator = Operator(int(self.structure.operator[0, slot]))
-        gate = self.gates[str(slot)] if operator is Operator.GATE else None
-        return blended(operator, h, self.seeds[str(slot)](h), alpha, gate)
+    def start(self, x: Tensor) -> Tensor:
+        return self.block(0, x)
 
     def from_slot(self, slot: int, h: Tensor, on: dict[int, float], seen: dict[int, Tensor] | None = None) -> Tensor:
-        """Logits from the features in front of a slot; ``seen`` collects the features in front of every slot."""
-        for slot_on_the_way in self.order[self.order.index(slot) :]:
-            spec = self.shard.slots[slot_on_the_way]
+        for passed in self.order[self.order.index(slot) :]:
+            spec = self.shard.slots[passed]
             if seen is not None:
-                seen[slot_on_the_way] = h
-            if slot_on_the_way in on:
-                h = self.blend(slot_on_the_way, h, on[slot_on_the_way])
+                seen[passed] = h
+            if passed in on:
+                h = self.blend(passed, h, on[passed])
             if self.both and spec.row == 0:
                 h = self.pool(spec.col, h)
             elif spec.col + 1 < BLOCKS:
                 h = self.block(spec.col + 1, h)
         return self.head(h.mean(dim=(2, 3)))
 
-    def logits(self, x: Tensor, on: dict[int, float]) -> Tensor:
-        return self.from_slot(0, self.block(0, x), on)
-
-    def blended(self) -> dict[int, float]:
-        return {int(slot): float(self.structure.alpha[0, slot]) for slot in np.flatnonzero(self.structure.blended[0])}
-
-    def isolated(self) -> list[int]:
-        """TRAINING seeds in order of execution."""
-        return [slot for slot in self.order if self.structure.training[0, slot]]
-
-    def seed_parameters(self, slot: int) -> list[nn.Parameter]:
-        gate = self.gates[str(slot)].parameters() if self._gated(slot) else []
-        return [*self.seeds[str(slot)].parameters(), *gate]
-
-    def host_parameters(self) -> list[nn.Parameter]:
-        return [p for module in (self.convs, self.norms, self.head) for p in module.parameters()]
-
-    def train_epoch(self, batches: Iterable[tuple[Tensor, Tensor]], settings: Optimisation) -> float:
-        """Clipped SGD with momentum on host and seeds; returns the mean loss."""
-        groups = {"host": (self.host_parameters(), settings.host_lr)}
-        frozen = {slot for slot in self.blended() if self.structure.frozen[0, slot]}
-        for slot in [*self.blended(), *self.isolated()]:
-            if slot not in frozen:
-                groups[f"seed {slot}"] = (self.seed_parameters(slot), settings.seed_lr)
-        for name, (parameters, rate) in groups.items():
-            if name not in self.optimizers:
-                self.optimizers[name] = torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum)
-        losses = []
-        for x, labels in batches:
-            self.zero_grad()
-            self.train()
-            seen: dict[int, Tensor] = {}
-            loss = F.cross_entropy(self.from_slot(0, self.block(0, x), self.blended(), seen), labels)
-            loss.backward()
-            if self.isolated():
-                self._shadow(seen, labels, settings.shadow_fraction)
-            for name, (parameters, _) in groups.items():
-                torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-                self.optimizers[name].step()
-            losses.append(float(loss.detach()))
-        return float(np.mean(losses))
-
-    def _shadow(self, seen: dict[int, Tensor], labels: Tensor, fraction: float) -> None:
-        self.eval()
-        slots = self.isolated()
-        kept = max(1, round(len(labels) * fraction))
-        on = {**self.blended(), **dict.fromkeys(slots, 1.0)}
-        loss = F.cross_entropy(self.from_slot(slots[0], seen[slots[0]].detach()[:kept], on), labels[:kept])
-        parameters = [p for slot in slots for p in self.seed_parameters(slot)]
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = gradient
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels)
 
 
 @pytest.fixture
-def twin() -> Callable[[Population, int, Structure], PlainTwin]:
-    return PlainTwin
+def twin() -> Callable[[Population, int, Structure], PlainCNN]:
+    return PlainCNN
 
 
 @pytest.fixture
@@ -336,9 +284,6 @@ def batches_of(stripes: ImageData) -> Callable[..., Callable[[], list[tuple[Tens
     def build(
         seed: int, dtype: torch.dtype = torch.float32, *, data: ImageData = stripes
     ) -> Callable[[], list[tuple[Tensor, Tensor]]]:
-        source = TrainingImages(data, torch.device("cpu"), dtype)
-        stream = MinibatchStream(source, BATCH, BATCHES)
-        stream.seed(derive_seed(seed, "minibatches"))
-        return lambda: [(x[0], y[0]) for x, y in minibatches(source, [stream])]
+        return epochs_of(TrainingImages(data, torch.device("cpu"), dtype), seed, BATCH, BATCHES)
 
     return build

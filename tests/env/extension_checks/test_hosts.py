@@ -1,4 +1,4 @@
-"""What a host of one's own must honour, and what is said of one that does not."""
+"""Checks of custom hosts, and the errors for hosts that fail them."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ class PeekingHost(TransformerHost):
 
 
 class HiddenPeekingHost(TransformerHost):
-    """The same behind a scale that is zero at birth."""
+    """The same behind a scale that starts at zero."""
 
     def __init__(self):
         super().__init__(10, 4, 2, 1, 6, 1)
@@ -44,7 +44,7 @@ class HiddenPeekingHost(TransformerHost):
 
 
 class HiddenMixingHost(Perceptron):
-    """Adds what the samples have in common, behind a scale that is zero at birth; or the first one, to the others."""
+    """Adds the mean over samples behind a scale that starts at zero, or the first sample to the others."""
 
     def __init__(self, place=None):
         super().__init__()
@@ -52,7 +52,7 @@ class HiddenMixingHost(Perceptron):
 
 
 class FirstToOthers(nn.Module):
-    """What is made of the first sample is of that sample alone."""
+    """Only the first sample is independent of the batch."""
 
     def forward(self, x):
         return torch.cat([x[:1], x[1:] + x[:1]])
@@ -70,7 +70,20 @@ class MeanOfAll(nn.Module):
 def changed(**attributes):
     host = Perceptron()
     for name, value in attributes.items():
-        setattr(host, name, value)
+        host._modules.pop(name, None)
+        object.__setattr__(host, name, value)
+    return host
+
+
+def with_extra_layer():
+    host = Perceptron()
+    host.extra = nn.Linear(2, 2)
+    return host
+
+
+def with_segments(*segments):
+    host = Perceptron()
+    host.segments = nn.ModuleList(segments)
     return host
 
 
@@ -82,7 +95,7 @@ IMAGES = torch.linspace(-1, 1, 8).view(2, 1, 2, 2)
 TOKENS = torch.arange(12).view(2, 6) % 10
 
 
-def test_hosts_that_honour_it():
+def test_checks_accept_sound_hosts():
     for host, samples, classes in (
         (Perceptron(), IMAGES, 4),
         (CNNHost(4, 2, 2, 0, 1, in_channels=1, image_size=2), IMAGES, 4),
@@ -103,7 +116,7 @@ def test_hosts_that_honour_it():
         (None, "the host is a NoneType"),
     ],
 )
-def test_what_is_no_host_is_a_type_error(host, message):
+def test_check_host_rejects_objects_that_are_not_hosts(host, message):
     with pytest.raises(TypeError, match=message):
         check_host(host)
 
@@ -111,20 +124,29 @@ def test_what_is_no_host_is_a_type_error(host, message):
 @pytest.mark.parametrize(
     ("host", "message"),
     [
+        (changed(slots=5), "slots is 5, expected at least one SlotSpec"),
+        (changed(slots=(slot(shape=5),)), "expected a string as id, integers, and a tuple of integers as shape"),
+        (changed(slots=(slot(slot_id=["x"]),)), "expected a string as id"),
+        (changed(slots=(slot(channels=5.0),)), "expected a string as id, integers"),
+        (changed(execution_order=None), "execution_order is None, expected each of 0..0 once"),
+        (changed(execution_order=(False,)), r"execution_order is \(False,\), expected each of 0..0 once"),
+        (changed(topology=["cnn"]), r"topology is \['cnn'\], expected a string"),
+        (changed(segments=[nn.Conv2d(2, 5, 1), nn.Linear(5, 3)]), "segments is a list, expected a torch.nn.ModuleList"),
+        (changed(segments=None), "segments is a NoneType, expected a torch.nn.ModuleList"),
         (changed(slots=()), r"slots is \(\), expected at least one SlotSpec"),
         (changed(slots=("r0c0",)), "expected at least one SlotSpec"),
         (changed(slots=(slot(), slot())), "expected different ids"),
         (changed(slots=(slot(action_index=1),)), r"action indices of its slots are \[1\], expected 0, 1"),
         (changed(execution_order=(1,)), r"execution_order is \(1,\), expected each of 0..0 once"),
-        (changed(segments=Perceptron().segments[:1]), "it has 1 segments for 1 slots, expected 2"),
+        (with_segments(*Perceptron().segments[:1]), "it has 1 segments for 1 slots, expected 2"),
         (changed(slots=(slot(shape=(3,)),)), r"the shapes of its slots are \[\(3,\)\], expected"),
         (changed(slots=(slot(channels=2),)), r"slot r0c0 has 2 channels and features of \(3, 2, 2\)"),
         (changed(topology="mine"), "topology 'mine' has no blueprints"),
-        (changed(extra=nn.Linear(2, 2)), "extra.weight, extra.bias belong to none of its segments"),
-        (changed(segments=nn.ModuleList([nn.Dropout(), nn.Linear(2, 2)])), "it has dropout"),
+        (with_extra_layer(), "extra.weight, extra.bias belong to none of its segments"),
+        (with_segments(nn.Dropout(), nn.Linear(2, 2)), "it has dropout"),
     ],
 )
-def test_a_host_that_does_not_fit_together_is_a_clear_error(host, message):
+def test_check_host_rejects_inconsistent_attributes(host, message):
     with pytest.raises(ValueError, match=message):
         check_host(host)
 
@@ -132,26 +154,26 @@ def test_a_host_that_does_not_fit_together_is_a_clear_error(host, message):
 @pytest.mark.parametrize(
     ("host", "samples", "classes", "message"),
     [
-        (changed(slots=(slot(shape=(3, 4, 4)),)), IMAGES, 4, r"features of \(3, 2, 2\) at slot r0c0, which says"),
+        (changed(slots=(slot(shape=(3, 4, 4)),)), IMAGES, 4, r"features of \(3, 2, 2\) at slot r0c0, which decl"),
         (Perceptron(), IMAGES, 5, r"turns \(2, 1, 2, 2\) into \(2, 4\); expected \(2, 5\)"),
         (TransformerHost(10, 4, 2, 2, 6, 2), TOKENS, 11, r"expected \(2, 6, 11\)"),
-        (PeekingHost(), TOKENS, 10, "looks ahead: what it predicts before position 1 depends on the tokens from there"),
-        (HiddenPeekingHost(), TOKENS, 10, "looks ahead: what it predicts before position 1 depends on the tokens from"),
+        (PeekingHost(), TOKENS, 10, "looks ahead: its predictions before position 1 depend on the tokens from there"),
+        (HiddenPeekingHost(), TOKENS, 10, "looks ahead: its predictions before position 1 depend on the tokens from"),
         (HiddenMixingHost(place=1), IMAGES, 4, "mixes samples"),
-        (HiddenMixingHost(), IMAGES, 4, "mixes samples: in eval mode, what it predicts for one depends on the others"),
+        (HiddenMixingHost(), IMAGES, 4, "mixes samples: in eval mode, its prediction for one depends on the others"),
     ],
 )
-def test_a_host_that_does_something_else_than_it_says_is_a_clear_error(host, samples, classes, message):
+def test_check_forward_rejects_wrong_behaviour(host, samples, classes, message):
     check_host(host)
     with pytest.raises(ValueError, match=message):
         check_forward(host, samples, classes)
 
 
-# A host of one's own in every layout
+# A custom host in every layout
 
 
 class NormedBlock(nn.Module):
-    """A convolution and a BatchNorm in a module that no batching rule knows."""
+    """A convolution and a BatchNorm in a module without a batching rule."""
 
     def __init__(self):
         super().__init__()
@@ -161,7 +183,7 @@ class NormedBlock(nn.Module):
         return torch.tanh(self.norm(self.conv(x)))
 
 
-class OwnImages(SegmentedHost):
+class CustomImages(SegmentedHost):
     topology = "cnn"
 
     def __init__(self):
@@ -180,7 +202,7 @@ class NormedTokens(nn.Module):
         return self.norm(self.table(tokens).transpose(1, 2)).transpose(1, 2)
 
 
-class OwnSequences(SegmentedHost):
+class CustomSequences(SegmentedHost):
     topology = "transformer"
 
     def __init__(self):
@@ -191,12 +213,12 @@ class OwnSequences(SegmentedHost):
 
 
 @pytest.mark.parametrize("kind", ["images", "sequences"])
-def test_a_host_of_ones_own_is_the_same_in_every_layout(make_population, grow, stripes, kind):
-    """Its statistics move while it trains, and stay while it is measured."""
-    host, data = {"images": (OwnImages, stripes), "sequences": (OwnSequences, made_text())}[kind]
-    seen = []
-    for together in (True, False):
-        population = make_population(2, host=host, data=data, together=together, dtype=torch.float64)
+def test_custom_host_trains_equally_in_every_layout(make_population, grow, stripes, kind):
+    """Its statistics change in training and stay unchanged in measurement."""
+    host, data = {"images": (CustomImages, stripes), "sequences": (CustomSequences, made_text())}[kind]
+    results = []
+    for batched in (True, False):
+        population = make_population(2, host=host, data=data, batched=batched, dtype=torch.float64)
         seeds = [(row, 0, "norm", Operator.ADD, stage) for row, stage in enumerate((Stage.HOLDING, Stage.TRAINING))]
         structure = grow(population, 2, *seeds)
         rows = []
@@ -207,26 +229,24 @@ def test_a_host_of_ones_own_is_the_same_in_every_layout(make_population, grow, s
             after = [shard.host.buffers["segments.0.norm.running_mean"] for shard in population.shards]
             assert all(torch.equal(old, new) for old, new in zip(statistics, after, strict=True))
             rows.append(torch.cat(after).abs().sum(1).numpy().copy())
-        seen.append(np.array(rows))
-    assert (seen[0][3] > 0).all()
-    np.testing.assert_array_equal(seen[0][1], seen[0][2])
-    np.testing.assert_allclose(seen[0], seen[1], rtol=0, atol=1e-9)
+        results.append(np.array(rows))
+    assert (results[0][3] > 0).all()
+    np.testing.assert_array_equal(results[0][1], results[0][2])
+    np.testing.assert_allclose(results[0], results[1], rtol=0, atol=1e-9)
 
 
-# Random numbers and blueprints that do not fit
+# Random numbers and statistics
 
 
 class Dropping(nn.Module):
-    """Dropout as a function, which only training draws for."""
+    """Functional dropout, which draws in training only."""
 
     def forward(self, x):
         return torch.nn.functional.dropout(x, 0.5, self.training)
 
 
-def test_a_host_that_draws_random_numbers_in_training_is_refused():
-    host = changed(
-        segments=nn.ModuleList([nn.Sequential(*Perceptron().segments[0], Dropping()), Perceptron().segments[1]])
-    )
+def test_check_forward_rejects_random_numbers_in_training():
+    host = with_segments(nn.Sequential(*Perceptron().segments[0], Dropping()), Perceptron().segments[1])
     check_host(host)
     state = torch.default_generator.get_state()
     with pytest.raises(ValueError, match="the host Perceptron draws from the global generator when it runs"):
@@ -234,7 +254,7 @@ def test_a_host_that_draws_random_numbers_in_training_is_refused():
     assert torch.equal(torch.default_generator.get_state(), state)
 
 
-def test_the_check_leaves_the_hosts_statistics_alone():
+def test_check_forward_keeps_statistics():
     host = CNNHost(4, 2, 2, 0, 1, in_channels=1, image_size=2)
     before = {name: value.clone() for name, value in host.named_buffers()}
     check_forward(host, IMAGES, 4)

@@ -1,20 +1,20 @@
-"""Blueprints tried when an environment is made: no legal action fails afterwards, and nothing learns by peeking."""
+"""Trials of custom blueprints when an environment is made."""
 
 import subprocess
 import sys
 
 import pytest
 import torch
+from custom_hosts import LAYOUT, SINGLE, Images, blobs, play, reject_or_play
 from esper_env.extension_checks.seeds import check_seed
 from esper_env.population.engine.layouts import LAYOUTS
-from own_hosts import ALONE, LAYOUT, Images, blobs, played, told_or_played
 from torch import nn
 
 pytestmark = pytest.mark.usefixtures("own_tables")
 
 
 class Peeking(nn.Module):
-    """Shows a position the next one, behind a scale that begins with nothing, as ReZero does."""
+    """Reads the next position, behind a scale that starts at zero, as in ReZero."""
 
     def __init__(self, width):
         super().__init__()
@@ -25,7 +25,7 @@ class Peeking(nn.Module):
 
 
 class Least(nn.Module):
-    """Looks at the least value of all times, which a ramp has first."""
+    """Reads the minimum over all positions, which is the first value of a ramp."""
 
     def __init__(self, width):
         super().__init__()
@@ -36,7 +36,7 @@ class Least(nn.Module):
 
 
 class OverSamples(nn.Module):
-    """A GRU whose ``batch_first=True`` was forgotten: it runs along the samples."""
+    """A GRU without ``batch_first=True``, which runs along the samples."""
 
     def __init__(self, width):
         super().__init__()
@@ -59,18 +59,18 @@ class Centred(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
+    ("kind", "message"),
     [(Peeking, "looks ahead"), (Least, "looks ahead"), (OverSamples, "mixes samples"), (Centred, "mixes samples")],
 )
-def test_a_seed_that_looks_where_it_must_not_is_refused_whatever_its_scale_at_birth(kind, says):
+def test_check_seed_rejects_look_ahead_and_mixing_at_any_initial_scale(kind, message):
     torch.manual_seed(0)
     x = torch.linspace(-1, 1, 2 * 8 * 8).view(2, 8, 8)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         check_seed(kind(8), "mine", x)
 
 
 class Windows(nn.Module):
-    """Each position sees its window of five, the last positions none."""
+    """Each position reads its window of five; the last positions read nothing."""
 
     def __init__(self, width):
         super().__init__()
@@ -83,13 +83,13 @@ class Windows(nn.Module):
 
 
 @pytest.mark.parametrize("length", [8, 64, 299])
-def test_a_seed_that_looks_ahead_in_places_is_refused(length):
-    with pytest.raises(ValueError, match="blueprint 'mine' looks ahead: what it makes of the positions before"):
+def test_check_seed_rejects_look_ahead_within_windows(length):
+    with pytest.raises(ValueError, match="blueprint 'mine' looks ahead: its output before position"):
         check_seed(Windows(4), "mine", torch.linspace(-1, 1, 2 * length * 4).view(2, length, 4))
 
 
 class Remembering(nn.Module):
-    """Keeps something of the last pass, which is a tensor with a graph."""
+    """Keeps a tensor with a graph from the last pass."""
 
     def __init__(self, channels):
         super().__init__()
@@ -102,7 +102,7 @@ class Remembering(nn.Module):
 
 
 class Spectral(nn.Module):
-    """Complex weights, of which ``module.to(torch.float32)`` takes the imaginary parts away."""
+    """Complex weights, which ``module.to(torch.float32)`` would make real."""
 
     def __init__(self, channels):
         super().__init__()
@@ -113,7 +113,7 @@ class Spectral(nn.Module):
 
 
 class Scattered(nn.Module):
-    """Writes to the channels that a buffer names."""
+    """Writes to the channels listed in a buffer."""
 
     def __init__(self, _channels):
         super().__init__()
@@ -128,16 +128,16 @@ class Scattered(nn.Module):
 
 @LAYOUT
 @pytest.mark.parametrize("kind", [Remembering, Scattered])
-def test_a_seed_that_cannot_be_played_is_told_when_an_environment_is_made(own_blueprints, kind, layout):
+def test_environment_rejects_or_plays_unusual_blueprint(own_blueprints, kind, layout):
     own_blueprints("mine", kind)
-    told_or_played(Images, blobs(), "mine", envs=2, **layout)
+    reject_or_play(Images, blobs(), "mine", envs=2, **layout)
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex")
-def test_complex_weights_are_kept_or_refused(own_blueprints):
+def test_environment_rejects_complex_parameters(own_blueprints):
     own_blueprints("mine", Spectral)
     with pytest.raises(ValueError, match="complex"):
-        played(Images, blobs(), "mine", **ALONE)
+        play(Images, blobs(), "mine", **SINGLE)
 
 
 def hooked(channels):
@@ -146,18 +146,18 @@ def hooked(channels):
     return layer
 
 
-def one_pass(module, x, *, together):
-    layout = LAYOUTS[3, together]()
+def one_pass(module, x, *, batched):
+    layout = LAYOUTS[3, batched]()
     tensors = {name: value.detach()[None] for name, value in [*module.named_parameters(), *module.named_buffers()]}
     out = layout.call(module, tensors, layout.from_samples(x[None]), training=True)
-    return out[0].movedim(-1, 0) if together else out[0].permute(0, 3, 1, 2)
+    return out[0].movedim(-1, 0) if batched else out[0].permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_a_module_with_hooks_computes_in_a_layout_what_it_does_by_itself(together):
+@pytest.mark.parametrize("batched", [False, True])
+def test_hooks_run_in_every_layout(batched):
     torch.manual_seed(0)
     module, x = hooked(4), torch.randn(2, 4, 4, 4)
-    torch.testing.assert_close(one_pass(module, x, together=together), module(x))
+    torch.testing.assert_close(one_pass(module, x, batched=batched), module(x))
 
 
 FUNCTIONAL_GROUP_NORM = """
@@ -177,6 +177,6 @@ gymnasium.make("Esper-CIFAR-Impaired-v0", dataset="procedural", device="cpu").cl
 """
 
 
-def test_group_norm_as_a_function_does_not_end_the_process():
+def test_functional_group_norm_does_not_crash_process():
     done = subprocess.run([sys.executable, "-c", FUNCTIONAL_GROUP_NORM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-300:]

@@ -1,4 +1,4 @@
-"""Hosts of one's own tried when an environment is made: what cannot be played is told, what can be is."""
+"""Trials of custom hosts when an environment is made: it rejects hosts that cannot be played, and no others."""
 
 import threading
 from functools import partial
@@ -7,9 +7,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from esper_env import register_task
+from custom_hosts import BATCHED, LAYOUT, SINGLE, Images, Sequences, blobs, play, reject_or_play, trees
 from esper_env.hosts import CNNHost, SlotSpec, TransformerHost
-from own_hosts import ALONE, LAYOUT, SMALL, TOGETHER, Images, Sequences, blobs, played, told_or_played, trees
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("own_tables")
 
 
 class Squeezed(nn.Module):
-    """``squeeze()`` without a dimension takes the sample away where there is only one."""
+    """``squeeze()`` without a dimension removes the batch dimension of a single sample."""
 
     def __init__(self):
         super().__init__()
@@ -28,13 +27,13 @@ class Squeezed(nn.Module):
 
 
 @LAYOUT
-def test_a_host_that_fails_on_a_single_sample_is_told_when_it_is_made(layout):
-    """A last chunk has one, and so has the shadow pass of a batch of two."""
-    told_or_played(lambda data: Images(data, second=Squeezed), blobs(328, 20), "norm", steps=6, **layout)
+def test_environment_rejects_or_plays_host_that_fails_on_single_sample(layout):
+    """The last chunk can have one sample, and so can the shadow pass."""
+    reject_or_play(lambda data: Images(data, second=Squeezed), blobs(328, 20), "norm", steps=6, **layout)
 
 
 class Guarded(nn.Module):
-    """Looks at its values in eval mode alone."""
+    """Waits for a value in eval mode only."""
 
     def __init__(self, channels):
         super().__init__()
@@ -46,7 +45,7 @@ class Guarded(nn.Module):
 
 
 class Spread(nn.Module):
-    """Features that are one value spread over the map, as a view."""
+    """Features that are an expanded view of one value."""
 
     def __init__(self, channels):
         super().__init__()
@@ -57,7 +56,7 @@ class Spread(nn.Module):
 
 
 class Masking(nn.Module):
-    """Dropout where it should not be."""
+    """Functional dropout in eval mode."""
 
     def __init__(self, channels):
         super().__init__()
@@ -69,12 +68,12 @@ class Masking(nn.Module):
 
 @LAYOUT
 @pytest.mark.parametrize("kind", [Guarded, Spread, Masking])
-def test_a_host_that_fails_where_it_is_measured_is_told_when_it_is_made(kind, layout):
-    told_or_played(lambda data: Images(data, first=kind), blobs(), "norm", steps=6, **layout)
+def test_environment_rejects_or_plays_host_that_is_unusual_in_eval_mode(kind, layout):
+    reject_or_play(lambda data: Images(data, first=kind), blobs(), "norm", steps=6, **layout)
 
 
-def test_a_host_of_ones_own_reads_tokens_in_mixed_precision():
-    assert played(Sequences, trees(), "norm", precision="bfloat16", **TOGETHER)["val_loss"] > 0
+def test_custom_host_reads_tokens_in_mixed_precision():
+    assert play(Sequences, trees(), "norm", precision="bfloat16", **BATCHED)["val_loss"] > 0
 
 
 class NumpyNoise(nn.Module):
@@ -91,17 +90,17 @@ def batch_statistics(channels):
 
 
 @pytest.mark.parametrize("first", [batch_statistics, NumpyNoise])
-def test_a_host_whose_predictions_are_not_of_the_sample_alone_is_refused(first):
+def test_environment_rejects_host_whose_predictions_depend_on_batch_or_chance(first):
     with pytest.raises(ValueError, match="the host Images"):
-        played(lambda data: Images(data, first=first), blobs(), "norm", **ALONE)
+        play(lambda data: Images(data, first=first), blobs(), "norm", **SINGLE)
 
 
 @pytest.mark.parametrize("settings", [{"momentum": None}, {"affine": False}], ids=str)
-def test_a_host_with_an_unusual_batch_norm_is_played_among_others(settings):
+def test_environment_plays_batched_host_with_unusual_batch_norm(settings):
     def first(channels):
         return nn.Sequential(nn.Conv2d(channels, 5, 1, bias=False), nn.BatchNorm2d(5, **settings), nn.ReLU())
 
-    assert played(lambda data: Images(data, first=first), blobs(), "norm", **TOGETHER)["val_loss"] > 0
+    assert play(lambda data: Images(data, first=first), blobs(), "norm", **BATCHED)["val_loss"] > 0
 
 
 class Shifted(nn.Module):
@@ -109,7 +108,7 @@ class Shifted(nn.Module):
         return x + torch.roll(x, -1, 1)
 
 
-def mended(host, layer):
+def extended(host, layer):
     """A host of the package with a layer behind its first segment."""
     host.segments[0] = nn.Sequential(host.segments[0], layer)
     return host
@@ -120,18 +119,18 @@ def mended(host, layer):
     [Shifted, lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)],
     ids=["shifted", "attending to all"],
 )
-def test_a_host_of_the_package_with_a_layer_of_ones_own_is_tried_like_any_other(build):
+def test_environment_tries_package_host_with_custom_layer(build):
     with pytest.raises(ValueError, match="the host TransformerHost looks ahead"):
-        played(lambda _: mended(TransformerHost(256, 8, 2, 1, 8, 1), build()), trees(), "norm", **ALONE)
+        play(lambda _: extended(TransformerHost(256, 8, 2, 1, 8, 1), build()), trees(), "norm", **SINGLE)
 
 
-def test_a_host_of_the_package_for_other_classes_is_told():
+def test_environment_rejects_package_host_with_wrong_classes():
     with pytest.raises(ValueError, match=r"the host CNNHost turns .*; expected .*: one logit for each of the 3 classe"):
-        played(lambda _: CNNHost(7, 3, 4, 1, 1, in_channels=2, image_size=8), blobs(), "norm", **TOGETHER)
+        play(lambda _: CNNHost(7, 3, 4, 1, 1, in_channels=2, image_size=8), blobs(), "norm", **BATCHED)
 
 
 class Assigning(nn.Module):
-    """Keeps a running mean as a new tensor each time."""
+    """Keeps a running mean, optionally as a new tensor each time."""
 
     def __init__(self, channels, *, lost):
         super().__init__()
@@ -150,18 +149,18 @@ class Assigning(nn.Module):
 
 
 @LAYOUT
-def test_a_buffer_that_is_assigned_is_told(layout):
+def test_environment_rejects_host_that_assigns_buffer(layout):
     with pytest.raises(ValueError, match="the host Images assigns a new tensor to its buffer 'mean', which is lost"):
-        played(lambda data: Images(data, first=partial(Assigning, lost=True)), blobs(), "norm", **layout)
+        play(lambda data: Images(data, first=partial(Assigning, lost=True)), blobs(), "norm", **layout)
 
 
 @LAYOUT
-def test_a_buffer_that_is_written_into_is_kept(layout):
-    assert played(lambda data: Images(data, first=partial(Assigning, lost=False)), blobs(), "norm", **layout)
+def test_environment_plays_host_that_writes_into_buffer(layout):
+    assert play(lambda data: Images(data, first=partial(Assigning, lost=False)), blobs(), "norm", **layout)
 
 
 class ByProtocol(nn.Module):
-    """All that ``HostProtocol`` asks for, which is no forward."""
+    """Has the attributes of ``HostProtocol`` and no forward pass."""
 
     topology = "transformer"
     slots = (SlotSpec("r0c0", 8, "hidden", 0, 0, 0, (8, 8)),)
@@ -171,25 +170,23 @@ class ByProtocol(nn.Module):
         super().__init__()
         self.segments = nn.ModuleList([nn.Embedding(256, 8), nn.Linear(8, 256)])
 
+
+class OtherForward(ByProtocol):
+    """Its methods are for other users; ``forward_between`` was part of an earlier protocol."""
+
     def forward_between(self, features, start, stop):
-        if start is None:
-            features = self.segments[0](features)
-        return self.segments[1](features) if stop is None else features
-
-
-class Normalised(ByProtocol):
-    """Its forward is for whoever uses it elsewhere."""
+        raise NotImplementedError
 
     def forward(self, tokens):
-        return self.forward_between(tokens, None, None).log_softmax(-1)
+        return self.segments[1](self.segments[0](tokens)).log_softmax(-1)
 
 
-@pytest.mark.parametrize("host", [ByProtocol, Normalised])
-def test_a_host_that_follows_the_protocol_is_played(host):
-    assert played(host, trees(), "norm", **ALONE)["val_loss"] > 0
+@pytest.mark.parametrize("host", [ByProtocol, OtherForward])
+def test_environment_plays_host_that_follows_protocol(host):
+    assert play(host, trees(), "norm", **SINGLE)["val_loss"] > 0
 
 
-# What is refused and should not be, or with an error that is not ours
+# Hosts that are easily rejected by mistake, or with an error of another library
 
 
 class Encoder(nn.Module):
@@ -203,17 +200,17 @@ class Encoder(nn.Module):
         return self.layer(self.table(tokens), src_mask=mask, is_causal=True)
 
 
-def test_dropout_that_drops_nothing_is_no_dropout(own_blueprints):
-    assert played(lambda data: Sequences(data, first=Encoder), trees(), "norm", **ALONE)["val_loss"] > 0
+def test_environment_plays_dropout_with_probability_zero(own_blueprints):
+    assert play(lambda data: Sequences(data, first=Encoder), trees(), "norm", **SINGLE)["val_loss"] > 0
     own_blueprints("mine", lambda channels: nn.Sequential(nn.Conv2d(channels, channels, 1), nn.Dropout(0.0)))
     gymnasium.make("Esper-Digits-v0").close()
 
 
-def test_one_image_to_validate_on_is_enough_for_a_host_with_batch_norm():
+def test_environment_plays_batch_norm_host_with_one_validation_image():
     def head():
         return nn.Sequential(nn.Flatten(), nn.Linear(5 * 64, 7), nn.BatchNorm1d(7), nn.Linear(7, 3))
 
-    assert played(lambda data: Images(data, second=head), blobs(val=1), "norm", **ALONE)["val_loss"] > 0
+    assert play(lambda data: Images(data, second=head), blobs(val=1), "norm", **SINGLE)["val_loss"] > 0
 
 
 class Locked(nn.Conv2d):
@@ -226,37 +223,5 @@ class Locked(nn.Conv2d):
 @pytest.mark.parametrize(
     "first", [Locked, lambda channels: nn.utils.weight_norm(nn.Conv2d(channels, 5, 1)), lambda _c: nn.LazyConv2d(5, 1)]
 )
-def test_a_host_that_cannot_be_copied_or_has_no_shape_yet_is_our_error(first):
-    told_or_played(lambda data: Images(data, first=first), blobs(), "norm", **ALONE)
-
-
-def with_changes(data, **changes):
-    host = Images(data)
-    for name, value in changes.items():
-        host._modules.pop(name, None)
-        object.__setattr__(host, name, value)
-    return host
-
-
-SLOT = SlotSpec("r0c0", 5, "hidden", 0, 0, 0, (5, 8, 8))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"slots": 5},
-        {"slots": (SLOT._replace(shape=5),)},
-        {"slots": (SLOT._replace(slot_id=["x"]),)},
-        {"slots": (SLOT._replace(channels=5.0),)},
-        {"execution_order": None},
-        {"execution_order": (False,)},
-        {"topology": ["cnn"]},
-        {"segments": [nn.Conv2d(2, 5, 1), nn.Linear(5, 3)]},
-        {"segments": None},
-    ],
-    ids=lambda changes: str(next(iter(changes))),
-)
-def test_a_host_put_together_wrongly_is_our_error_when_it_is_made(changes):
-    register_task("Own-v0", host=lambda data: with_changes(data, **changes), data=blobs(), **SMALL)
-    with pytest.raises((ValueError, TypeError), match="the host Images"):
-        gymnasium.make("Own-v0")
+def test_environment_rejects_or_plays_host_that_is_lazy_or_cannot_be_copied(first):
+    reject_or_play(lambda data: Images(data, first=first), blobs(), "norm", **SINGLE)

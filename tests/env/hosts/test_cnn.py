@@ -1,4 +1,4 @@
-"""The convolutional host: sizes, slots, routing and clear errors."""
+"""The convolutional host: sizes, slots, segments and clear errors."""
 
 import pytest
 import torch
@@ -17,10 +17,6 @@ def host(classes=10, n_blocks=3, base_channels=8, pool_layers=3, kernel=3, **opt
     return CNNHost(classes, n_blocks, base_channels, pool_layers, kernel, **{**CIFAR, **options})
 
 
-def size(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 @pytest.mark.parametrize(
     ("env_id", "parameters"),
     [
@@ -32,61 +28,53 @@ def size(module):
         ("Esper-CIFAR-Deep-v0", 9 * (24 + 128 + 512 + 2048 + 8192) + 496 + 1290),
     ],
 )
-def test_hosts_have_exactly_their_parameters(env_id, parameters):
-    assert size(host_builder(TASKS[env_id])()) == parameters
+def test_task_host_has_exact_number_of_parameters(env_id, parameters):
+    assert sum(parameter.numel() for parameter in host_builder(TASKS[env_id])().parameters()) == parameters
 
 
 @pytest.mark.parametrize("env_id", TASKS)
-def test_no_task_has_a_slot_where_a_kernel_sees_a_single_pixel(env_id):
+def test_task_slots_have_at_least_two_by_two_features(env_id):
     built = host_builder(TASKS[env_id])()
     assert isinstance(built, HostProtocol)
     for spec in built.slots:
         assert min(spec.shape[-2:]) >= 2, spec
 
 
-@pytest.mark.parametrize("surfaces", ["post", "both"])
-@pytest.mark.parametrize("pool_layers", [1, 3])
-def test_slots_say_what_arrives_there(surfaces, pool_layers):
-    built = host(surfaces=surfaces, pool_layers=pool_layers)
-    x = torch.rand(2, 3, 32, 32)
-    for spec in built.slots:
-        assert built.forward_between(x, None, spec.slot_id).shape == (2, *spec.shape)
-
-
-def naive_forward(built, x, surfaces):
+def plain_features(built, x, surfaces, pools):
     """conv -> BatchNorm -> ReLU -> max-pool per block, global average pool, linear, from the host's own layers."""
     convs = [layer for layer in built.modules() if isinstance(layer, nn.Conv2d)]
     norms = [layer for layer in built.modules() if isinstance(layer, nn.BatchNorm2d)]
     (linear,) = (layer for layer in built.modules() if isinstance(layer, nn.Linear))
-    seen = {}
+    features = {}
     for block, (conv, norm) in enumerate(zip(convs, norms, strict=True)):
         x = F.relu(norm(conv(x)))
         if surfaces == "both":
-            seen[f"r0c{block}"] = x
-        x = F.max_pool2d(x, 2) if block < 2 else x
-        seen[f"r{int(surfaces == 'both')}c{block}"] = x
-    return linear(x.mean(dim=(2, 3))), seen
+            features[f"r0c{block}"] = x
+        x = F.max_pool2d(x, 2) if block < pools else x
+        features[f"r{int(surfaces == 'both')}c{block}"] = x
+    return linear(x.mean(dim=(2, 3))), features
 
 
+@pytest.mark.parametrize("pools", [1, 2, 3])
 @pytest.mark.parametrize("surfaces", ["post", "both"])
-def test_the_forward_pass_is_its_blocks_in_order(surfaces):
-    built = host(surfaces=surfaces, pool_layers=2).eval()
+def test_segments_compute_blocks_in_order_with_declared_shapes(surfaces, pools):
+    built = host(surfaces=surfaces, pool_layers=pools).eval()
     with torch.no_grad():
         for layer in built.modules():
-            if isinstance(layer, nn.BatchNorm2d):  # statistics and weights that would betray a wrong order
+            if isinstance(layer, nn.BatchNorm2d):  # statistics and weights that reveal a wrong order
                 layer.running_mean.uniform_(-1, 1)
                 layer.running_var.uniform_(0.5, 2)
                 layer.weight.uniform_(-1, 1)
                 layer.bias.uniform_(-1, 1)
         x = torch.randn(4, 3, 32, 32)
-        logits, seen = naive_forward(built, x, surfaces)
+        logits, features = plain_features(built, x, surfaces, pools)
         torch.testing.assert_close(built(x), logits)
-        for slot_id, features in seen.items():
-            torch.testing.assert_close(built.forward_between(x, None, slot_id), features)
-            torch.testing.assert_close(built.forward_between(features, slot_id, None), logits)
-        torch.testing.assert_close(
-            built.forward_between(seen["r0c0"], "r0c0", "r0c2"), seen["r0c2"], msg="between two slots"
-        )
+        for index, segment in zip(built.execution_order, built.segments[:-1], strict=True):
+            x = segment(x)
+            spec = built.slots[index]
+            torch.testing.assert_close(x, features[spec.slot_id])
+            assert x.shape == (4, *spec.shape)
+        torch.testing.assert_close(built.segments[-1](x), logits)
 
 
 def test_post_pool_slots_run_in_action_order():
@@ -97,7 +85,7 @@ def test_post_pool_slots_run_in_action_order():
     assert [spec.shape[:2] for spec in built.slots] == [(8, 16), (16, 8), (32, 4)]
 
 
-def test_with_both_surfaces_action_order_is_row_major_and_execution_alternates():
+def test_slots_on_both_surfaces_are_row_major_and_run_alternately():
     built = host(surfaces="both")
     assert [spec.slot_id for spec in built.slots] == ["r0c0", "r0c1", "r0c2", "r1c0", "r1c1", "r1c2"]
     assert [spec.action_index for spec in built.slots] == list(range(6))
@@ -108,7 +96,7 @@ def test_with_both_surfaces_action_order_is_row_major_and_execution_alternates()
     assert [spec.shape[1] for spec in built.slots] == [32, 16, 8, 16, 8, 4]
 
 
-def test_a_subset_of_slots_leaves_the_network_as_it_is():
+def test_subset_of_slots_leaves_network_unchanged():
     full, some = host(surfaces="both"), host(surfaces="both", slots=["r1c2", "r0c1"])
     assert [spec.slot_id for spec in some.slots] == ["r0c1", "r1c2"]
     assert [spec.action_index for spec in some.slots] == [0, 1]
@@ -122,24 +110,10 @@ def test_a_subset_of_slots_leaves_the_network_as_it_is():
     assert host_builder(make_task("Esper-CIFAR-v0", slots=["r0c2"]))().slots[0].slot_id == "r0c2"
 
 
-def test_convolutions_are_channels_last():
+def test_convolution_weights_are_channels_last():
     for parameter in host().parameters():
         if parameter.dim() == 4:
             assert parameter.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize(
-    ("start", "stop", "message"),
-    [
-        ("r0c1", "r0c0", "cannot run from slot 'r0c1' to slot 'r0c0': the host only runs forward"),
-        ("r0c1", "r0c1", "cannot run from slot 'r0c1' to slot 'r0c1'"),
-        ("r9c9", None, "slot 'r9c9' is not known; this host has r0c0, r0c1, r0c2"),
-        (None, "r1c0", "slot 'r1c0' is not known; this host has r0c0, r0c1, r0c2"),
-    ],
-)
-def test_a_misrouted_request_is_a_clear_error(start, stop, message):
-    with pytest.raises(ValueError, match=message):
-        host().forward_between(torch.rand(1, 3, 32, 32), start, stop)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +132,6 @@ def test_a_misrouted_request_is_a_clear_error(start, stop, message):
         ({"slots": []}, "slots is empty; an environment needs at least one slot"),
     ],
 )
-def test_a_geometry_that_makes_no_sense_is_a_clear_error(options, message):
+def test_host_rejects_bad_geometry(options, message):
     with pytest.raises(ValueError, match=message):
         host(**options)

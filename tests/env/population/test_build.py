@@ -1,11 +1,11 @@
-"""From a task to a population: devices, layout and what the task's numbers become."""
+"""Construction of populations: devices, layouts and settings."""
 
 import numpy as np
 import pytest
 import torch
 from esper_env.population import Structure
 from esper_env.population.build import build_population, resolve_device
-from esper_env.population.engine.layouts import ImagesAlone, ImagesTogether
+from esper_env.population.engine.layouts import BatchedImages, SingleImages
 from esper_env.rules.slot_table import SlotTable
 from esper_env.tasks import make_task
 
@@ -25,7 +25,7 @@ def build():
         population.close()
 
 
-def test_auto_is_the_cpu_unless_there_is_an_accelerator(monkeypatch):
+def test_auto_device_is_cpu_without_accelerator(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -33,12 +33,12 @@ def test_auto_is_the_cpu_unless_there_is_an_accelerator(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "", "cpu:x"])
-def test_a_device_that_cannot_be_used_is_a_clear_error(name):
+def test_resolve_device_rejects_unusable_device(name):
     with pytest.raises(ValueError, match=rf"device is '{name}', which is not usable here; expected 'auto'"):
         resolve_device(name)
 
 
-def test_a_device_that_is_not_there_is_noticed_before_any_data_is_loaded(monkeypatch):
+def test_build_rejects_missing_device_before_loading_data(monkeypatch):
     def loaded(*_args, **_kwargs):
         raise AssertionError("data was loaded")
 
@@ -47,7 +47,7 @@ def test_a_device_that_is_not_there_is_noticed_before_any_data_is_loaded(monkeyp
         build_population(make_task("Esper-Digits-v0", device="cuda:99"), 1)
 
 
-def test_names_and_sizes_come_with_the_population():
+def test_population_describes_its_data():
     population = build_population(make_task("Esper-Digits-v0", device="cpu"), 2)
     population.close()
     assert (population.dataset_name, population.classes, population.reads_text) == ("digits", 10, False)
@@ -65,21 +65,21 @@ def test_names_and_sizes_come_with_the_population():
         ({"shard_size": 100}, 5, 1, [5]),
     ],
 )
-def test_small_networks_share_shards(build, use_threads, overrides, count, threads, sizes):
+def test_digits_networks_share_batched_shards(build, use_threads, overrides, count, threads, sizes):
     use_threads(threads)
     population = build(count=count, **overrides)
     assert [shard.rows for shard in population.shards] == sizes
-    assert all(isinstance(shard.layout, ImagesTogether) for shard in population.shards)
+    assert all(isinstance(shard.layout, BatchedImages) for shard in population.shards)
 
 
-@pytest.mark.parametrize(("shard_size", "layout"), [("auto", ImagesAlone), (1, ImagesAlone), (2, ImagesTogether)])
-def test_large_networks_run_alone_unless_told_otherwise(build, shard_size, layout):
+@pytest.mark.parametrize(("shard_size", "layout"), [("auto", SingleImages), (1, SingleImages), (2, BatchedImages)])
+def test_cifar_networks_have_single_layout_by_default(build, shard_size, layout):
     population = build("Esper-CIFAR-v0", 2, dataset="procedural", shard_size=shard_size)
     assert all(isinstance(shard.layout, layout) for shard in population.shards)
 
 
-def test_a_tasks_numbers_reach_the_training(build):
-    """One epoch with a learning rate of next to nothing changes next to nothing; the other way round it does."""
+def test_training_uses_settings_of_task(build):
+    """A tiny learning rate hardly moves the weights, a usual one does."""
     nothing = Structure.of(SlotTable.empty(1, 3))
     moved = {}
     for rate in (1e-12, 0.05):
@@ -92,7 +92,7 @@ def test_a_tasks_numbers_reach_the_training(build):
     assert moved[1e-12] < 1e-9 < moved[0.05]
 
 
-def test_isolation_and_slots_reach_the_networks(build):
+def test_networks_use_isolation_and_slots_of_task(build):
     population = build(slots=["r0c1"], isolation="straight_through")
     assert population.slots == 1
     assert population._config.optimisation.isolation == "straight_through"
@@ -101,7 +101,7 @@ def test_isolation_and_slots_reach_the_networks(build):
 
 
 @pytest.mark.slow
-def test_digits_are_learnt_by_the_host_alone(build):
+def test_host_without_seeds_learns_digits(build):
     population = build(count=2)
     nothing = Structure.of(SlotTable.empty(2, 3))
     everyone = np.ones(2, dtype=np.bool_)

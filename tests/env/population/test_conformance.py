@@ -1,4 +1,4 @@
-"""Whatever is done to networks that grow: how they are laid out changes nothing, and a plain loop does the same."""
+"""Growing networks are equal in every layout and equal to a plain loop, for any sequence of actions."""
 
 from collections import Counter
 from dataclasses import replace
@@ -18,7 +18,6 @@ from growing import (
     SEQUENCES,
     STRIPES,
     SURFACES,
-    alone,
     assert_close,
     begin,
     choose,
@@ -28,6 +27,7 @@ from growing import (
     lower_limits,
     make_growth,
     play,
+    unbatched,
 )
 from hypothesis import example, given
 from plain_transformer import made_text
@@ -35,7 +35,7 @@ from plain_transformer import made_text
 pytestmark = pytest.mark.numeric
 
 COUNT, STEPS = 5, 12
-EVENTFUL = 21  # lives in which everything occurs
+EVENTFUL = 21  # seed of lives in which everything occurs
 TASKS = {
     "shadow": STRIPES,
     "surfaces": replace(SURFACES, reward_mode="contribution", max_seeds=3),
@@ -45,7 +45,7 @@ TASKS = {
 
 
 def seen_in(run):
-    """What occurred in a run: stages, (blueprint, operator) pairs that were blended, and what became of actions."""
+    """Counts of stages, blended (blueprint, operator) pairs, and legal and illegal actions in a run."""
     seen = Counter()
     for step in range(STEPS):
         there = {name: run.record[f"step {step}: {name}"] for name in ("action_valid", "table stage", "table alpha")}
@@ -69,12 +69,11 @@ def assert_everything_occurred(seen):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
-def test_no_layout_changes_anything(make_data, monkeypatch, name):
-    """All together, in threes with two left over, one by one, and each in the layout of a single network.
+def test_networks_are_equal_in_every_layout(make_data, monkeypatch, name):
+    """In one shard, in shards of three and of one, and in the single layout.
 
-    Shadow passes, rows sorted by seed, momentum kept or forgotten: it all comes to the same, every number that is
-    measured or shown, and at the end every weight, momentum and buffer. The networks are float64, so that what differs
-    by more than 1e-6 is no rounding. An accuracy is a count of images, and equal as long as no two logits tie.
+    Compares every measured or observed number, and finally every weight, momentum and buffer. The networks are
+    float64, so a difference above 1e-6 is not rounding. Accuracies are equal unless two logits tie.
     """
     lower_limits(monkeypatch)
     task, seen = TASKS[name], Counter()
@@ -89,7 +88,7 @@ def test_no_layout_changes_anything(make_data, monkeypatch, name):
         plan = lives(seed, COUNT, STEPS, slots, offered)
         first = play(make_growth(in_shards(task, COUNT), COUNT, data), plan)
         seen.update(seen_in(first))
-        for other in (in_shards(task, 3), in_shards(task, 1), alone(task)):
+        for other in (in_shards(task, 3), in_shards(task, 1), unbatched(task)):
             run = play(make_growth(other, COUNT, data), plan, first.actions)
             assert_close(first.record, run.record)
 
@@ -99,8 +98,8 @@ def test_no_layout_changes_anything(make_data, monkeypatch, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["shadow", "surfaces"])
-def test_plain_loops_keep_up_with_a_shard_through_any_growth(make_data, twin, batches_of, name):
-    """Each network has a twin in ordinary PyTorch, which is told of the structure and otherwise left to itself."""
+def test_shard_equals_plain_loops_through_any_growth(make_data, twin, batches_of, name):
+    """Each network has a twin in ordinary PyTorch that follows the structure."""
     data, task = make_data(val=20), TASKS[name]
 
     @examples(3)

@@ -1,10 +1,11 @@
-"""On a CUDA device: networks train as they do on the CPU, captured or not, and nothing waits before the end."""
+"""On a CUDA device, networks train as on a CPU, captured or not, and no step waits for the device."""
 
 import numpy as np
 import pytest
 import torch
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
+from small_networks import LAYOUTS, all_tensors, everyone
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -14,32 +15,23 @@ SEEDS = [
     (1, 2, "attention", Operator.MULTIPLY, Stage.HOLDING),
     (2, 1, "bottleneck", Operator.ADD, Stage.TRAINING),
 ]
-EVERYONE = np.ones(3, dtype=np.bool_)
-LAYOUTS = pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
-
-
-def tensors(population):
-    stacks = [s for shard in population.shards for s in (shard.host, *shard._seeds.values(), *shard._gates.values())]
-    return [t for s in stacks for kind in (s.parameters, s.momentum, s.buffers) for t in kind.values()]
 
 
 @LAYOUTS
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_captured_or_not_it_measures_what_the_cpu_does_for_the_same_minibatches(
-    make_population, grow, together, kernel, monkeypatch
-):
-    """In double precision, with each network's minibatches drawn on the CPU: the devices have other generators."""
+def test_cuda_equals_cpu_for_same_minibatches(make_population, grow, batched, kernel, monkeypatch):
+    """In double precision, with minibatches drawn on the CPU because the generators of the devices differ."""
     results = []
     for device, capture in (("cpu", "off"), ("cuda", "off"), ("cuda", "auto")):
         population = make_population(
-            3, together=together, kernel=kernel, dtype=torch.float64, device=device, capture=capture
+            3, batched=batched, kernel=kernel, dtype=torch.float64, device=device, capture=capture
         )
-        reference = make_population(3, together=together, kernel=kernel, dtype=torch.float64)
+        reference = make_population(3, batched=batched, kernel=kernel, dtype=torch.float64)
         for own, stream in zip(population._streams, reference._streams, strict=True):
             monkeypatch.setattr(own, "draw", _drawn_on_the_cpu(stream, device))
         structure = grow(population, 3, *SEEDS)
         losses = [population.train(structure).loss for _ in range(3)]
-        results.append((losses, population.measure(structure, EVERYONE), tensors(population)))
+        results.append((losses, population.measure(structure, everyone(3)), list(all_tensors(population).values())))
         assert (population.captures > 0) == (capture == "auto")
     for losses, measured, own in results[1:]:
         np.testing.assert_allclose(losses, results[0][0], atol=1e-6)
@@ -54,8 +46,8 @@ def _drawn_on_the_cpu(stream, device):
 
 
 @LAYOUTS
-def test_nothing_waits_for_the_device_between_minibatches(make_population, grow, together):
-    population = make_population(3, together=together, kernel=3, device="cuda")
+def test_training_does_not_wait_for_device(make_population, grow, batched):
+    population = make_population(3, batched=batched, kernel=3, device="cuda")
     structure = grow(population, 3, *SEEDS)
     population.train(structure).loss.sum()
     torch.cuda.synchronize()
@@ -68,8 +60,8 @@ def test_nothing_waits_for_the_device_between_minibatches(make_population, grow,
 
 
 @LAYOUTS
-def test_mixed_precision_trains(make_population, grow, together):
-    population = make_population(3, together=together, kernel=3, device="cuda", precision="bfloat16")
+def test_mixed_precision_trains(make_population, grow, batched):
+    population = make_population(3, batched=batched, kernel=3, device="cuda", precision="bfloat16")
     structure = grow(population, 3, *SEEDS)
     losses = [population.train(structure).loss.mean() for _ in range(6)]
     assert losses[-1] < losses[0]

@@ -1,4 +1,4 @@
-"""A broken network changes no other network, whatever breaks and wherever."""
+"""A broken network changes no other network, whatever breaks."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from esper_env.rules.heads import NO_BLUEPRINT
-from growing import SEEDS, STRIPES, SURFACES, alone, examples, in_shards, lives, lower_limits, make_growth, play
+from growing import SEEDS, STRIPES, SURFACES, examples, in_shards, lives, lower_limits, make_growth, play, unbatched
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,15 +15,15 @@ pytestmark = pytest.mark.numeric
 COUNT, STEPS = 4, 9
 #: The default layouts of Digits and of CIFAR; the last step ends the episode.
 LAYOUTS = {
-    "together": in_shards(replace(STRIPES, horizon=STEPS), COUNT),
-    "alone": alone(replace(SURFACES, horizon=STEPS)),
+    "batched": in_shards(replace(STRIPES, horizon=STEPS), COUNT),
+    "single": unbatched(replace(SURFACES, horizon=STEPS)),
 }
 
 KINDS = ["host parameters", "host momentum", "host buffers", "seed parameters", "seed momentum", "gate parameters"]
 
 
 def tensors_of(growth, row):
-    """(what it is, the tensor itself) of everything one network consists of now."""
+    """(place and kind, tensor) of every floating-point tensor of one network."""
     population = growth._population
     shard, local = population._locate(row)
     stacks = [("host", shard.host)]
@@ -42,7 +42,7 @@ def tensors_of(growth, row):
 
 
 def assert_agree(record, other, rows, tolerance):
-    """A seed that only the broken network ever had is on one record only; the other networks have zeros there."""
+    """A seed that only the broken network had is in one record only, with zeros for the other networks."""
     for name in record.keys() | other.keys():
         here, there = (side[name][rows] if name in side else None for side in (record, other))
         if here is None or there is None:
@@ -54,17 +54,17 @@ def assert_agree(record, other, rows, tolerance):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "dtype", "tolerance"),
-    [("together", torch.float64, 1e-6), ("together", torch.float32, 1.0), ("alone", torch.float32, 0.0)],
+    [("batched", torch.float64, 1e-6), ("batched", torch.float32, 1.0), ("single", torch.float32, 0.0)],
 )
-def test_a_fault_in_one_network_changes_no_other(make_data, monkeypatch, layout, dtype, tolerance):
+def test_fault_in_one_network_changes_no_other(make_data, monkeypatch, layout, dtype, tolerance):
     """NaN or infinity in a weight, a running statistic or a momentum of host, seed or gate, before any step.
 
-    Networks that run one by one keep every bit. Together, removing one seed may move others to another vector lane,
-    where a sigmoid rounds differently; in float32, only finite losses and the absence of rollbacks are compared then.
+    Single networks keep every bit. In a batch, removing one seed may move others to another vector lane, where a
+    sigmoid rounds differently. In float32, the test then compares only finite losses and the absence of rollbacks.
     """
     lower_limits(monkeypatch)
     data, task = make_data(val=80, pad=1), LAYOUTS[layout]
-    slots, hit, fatal = 3 if task is LAYOUTS["together"] else 6, set(), 0
+    slots, hit, fatal = 3 if task is LAYOUTS["batched"] else 6, set(), 0
 
     @examples(8 if tolerance < 1.0 else 4)
     @given(

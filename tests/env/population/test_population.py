@@ -1,4 +1,4 @@
-"""Networks of a population never influence each other, however they are laid out; nothing global is touched."""
+"""Networks of a population are independent of each other, of the layout, and of global state."""
 
 import gc
 import time
@@ -9,7 +9,7 @@ import torch
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
-from small_networks import attach_seed, reset_row
+from small_networks import LAYOUTS, assert_same, attach_seed, everyone, network_tensors, reset_row
 
 pytestmark = pytest.mark.numeric
 
@@ -18,7 +18,7 @@ STAGES = [Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage
 
 
 def random_seeds(rng, rows):
-    """Seeds of any kind in about two thirds of the slots, some of them frozen."""
+    """Seeds of any kind in about two thirds of the slots; some are frozen."""
     seeds = []
     for row in rows:
         for slot in range(3):
@@ -31,88 +31,35 @@ def random_seeds(rng, rows):
     return seeds
 
 
-def network(population, structure, row):
-    """Every tensor of one network that anything could have changed, copied."""
-    size = population.shards[0].rows
-    shard, local = population.shards[row // size], row % size
-    stacks = {"host": shard.host}
-    for slot in np.flatnonzero(structure.blueprint[row] != NO_BLUEPRINT):
-        stacks[f"seed {slot}"] = shard.seed_stack(int(slot), int(structure.blueprint[row, slot]))
-        stacks[f"gate {slot}"] = shard.gate_stack(int(slot))
-    return {
-        f"{place} {kind} {name}": value[local].clone()
-        for place, stack in stacks.items()
-        for kind in ("parameters", "momentum", "buffers")
-        for name, value in getattr(stack, kind).items()
-    }
-
-
-def assert_equal(left, right):
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        assert torch.equal(value, right[name]), name
-
-
-def assert_close(left, right):
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        torch.testing.assert_close(value, right[name], atol=1e-9, rtol=0, msg=name)
-
-
 @pytest.mark.parametrize("choice", range(3))
-def test_every_shard_size_gives_the_same_networks(make_population, grow, choice):
-    """One by one, in threes with one left over, all together, and each in the layout of a single one."""
+def test_networks_are_equal_for_every_shard_size_and_layout(make_population, grow, choice):
     count, rng = 7, np.random.default_rng(choice)
     seeds = random_seeds(rng, range(count))
     layouts = [(7, True), (3, True), (1, True), (1, False)]
     results = []
-    for shard_size, together in layouts:
-        population = make_population(count, shard_size=shard_size, together=together, dtype=torch.float64, kernel=3)
+    for shard_size, batched in layouts:
+        population = make_population(count, shard_size=shard_size, batched=batched, dtype=torch.float64, kernel=3)
         structure = grow(population, count, *seeds)
         losses = [population.train(structure).loss for _ in range(4)]
-        measured = population.measure(structure, np.ones(count, dtype=np.bool_))
+        measured = population.measure(structure, everyone(count))
         committed = population.appraise(structure, np.arange(count))
         added = population.parameters_added(structure, structure.blueprint != NO_BLUEPRINT)
-        networks = [network(population, structure, row) for row in range(count)]
+        networks = [network_tensors(population, structure, row) for row in range(count)]
         results.append((losses, measured, committed, added, networks))
     for losses, measured, committed, added, networks in results[1:]:
         np.testing.assert_allclose(losses, results[0][0], atol=1e-6)
-        for mine, first in zip(measured, results[0][1], strict=True):
-            np.testing.assert_allclose(mine, first, atol=1e-6)
-        for mine, first in zip(committed, results[0][2], strict=True):
+        for mine, first in zip((*measured, *committed), (*results[0][1], *results[0][2]), strict=True):
             np.testing.assert_allclose(mine, first, atol=1e-6)
         assert (added == results[0][3]).all()
         for mine, first in zip(networks, results[0][4], strict=True):
-            for name, value in mine.items():
-                torch.testing.assert_close(value, first[name], atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("choice", range(4))
-def test_the_first_minibatches_round_little_in_any_layout(make_population, grow, choice):
-    """Three minibatches in float32. Rounding grows with every further minibatch, as in any training."""
-    count, rng = 7, np.random.default_rng(100 + choice)
-    seeds, results = random_seeds(rng, range(count)), []
-    for shard_size, together in [(7, True), (3, True), (1, True), (1, False)]:
-        population = make_population(count, shard_size=shard_size, together=together, batches=3, kernel=3)
-        structure = grow(population, count, *seeds)
-        stats = population.train(structure)
-        loss = population.measure(structure, np.ones(count, dtype=np.bool_)).loss
-        numbers = [stats.loss, stats.gradient_norm, loss]
-        results.append((numbers, [network(population, structure, row) for row in range(count)]))
-    for numbers, networks in results[1:]:
-        for mine, first in zip(numbers, results[0][0], strict=True):
-            np.testing.assert_allclose(mine, first, rtol=0, atol=1e-4)
-        for mine, first in zip(networks, results[0][1], strict=True):
-            for name, value in mine.items():
-                torch.testing.assert_close(value, first[name], atol=1e-4, rtol=0)
+            assert_same(mine, first, tolerance=1e-6)
 
 
 @pytest.mark.slow
-def test_rounding_favours_no_layout(make_population, grow, make_data):
-    """48 networks as good on average one by one as all together, after 72 minibatches in float32.
+def test_mean_accuracy_is_equal_for_every_shard_size(make_population, grow, make_data):
+    """After 72 minibatches in float32, rounding changes the class of single images, in either direction.
 
-    Rounding turns single images on the border between two classes, one way in one network and the other way in the
-    next. The bound lets it turn one of the 400 images in every network, all of them the same way.
+    The bound allows one of the 400 images to change in every network, all in the same direction.
     """
     count, images = 48, 400
     data = make_data(train=200, val=images)
@@ -122,7 +69,7 @@ def test_rounding_favours_no_layout(make_population, grow, make_data):
         structure = grow(population, count, *seeds)
         for _ in range(12):
             population.train(structure)
-        measured.append(population.measure(structure, np.ones(count, dtype=np.bool_)))
+        measured.append(population.measure(structure, everyone(count)))
     assert measured[0].accuracy.mean() > 70  # of 25 by chance: there is something to compare
     assert abs(np.mean(measured[0].accuracy - measured[1].accuracy)) < 100 / images
     assert abs(np.mean(measured[0].loss - measured[1].loss)) < 1e-3
@@ -131,8 +78,8 @@ def test_rounding_favours_no_layout(make_population, grow, make_data):
 
 @pytest.mark.parametrize("place", [0, 2, 3])
 @pytest.mark.parametrize("choice", range(3))
-def test_a_network_trains_the_same_whatever_the_others_do(make_population, grow, place, choice):
-    """Within rounding: the tail of a vectorised loop may round differently."""
+def test_network_trains_equally_beside_any_neighbours(make_population, grow, place, choice):
+    """Up to rounding, because the tail of a vectorised loop may round differently."""
     count = 4
     own = random_seeds(np.random.default_rng(50 + choice), [place])
     others = [row for row in range(count) if row != place]
@@ -141,15 +88,14 @@ def test_a_network_trains_the_same_whatever_the_others_do(make_population, grow,
         population = make_population(count, dtype=torch.float64)
         structure = grow(population, count, *own, *neighbours)
         losses = [population.train(structure).loss[place] for _ in range(3)]
-        numbers = [*losses, *(field[place].sum() for field in population.measure(structure, np.ones(count, bool)))]
-        seen.append((network(population, structure, place), numbers))
-    assert_close(seen[0][0], seen[1][0])
+        numbers = [*losses, *(field[place].sum() for field in population.measure(structure, everyone(count)))]
+        seen.append((network_tensors(population, structure, place), numbers))
+    assert_same(seen[0][0], seen[1][0], tolerance=1e-9)
     assert seen[0][1] == pytest.approx(seen[1][1], abs=1e-9)
 
 
 @pytest.mark.parametrize("choice", range(3))
-def test_structures_that_change_every_epoch_leave_the_others_alone(make_population, grow, choice):
-    """One network is pruned, blended and grown at random while the other stays as it is."""
+def test_network_trains_equally_beside_neighbour_that_changes_every_epoch(make_population, grow, choice):
     steady = (0, 1, "conv_light", Operator.GATE, Stage.BLENDING, 0.5)
     seen = []
     for restless in (False, True):
@@ -162,71 +108,56 @@ def test_structures_that_change_every_epoch_leave_the_others_alone(make_populati
                 grow(population, 2, *seeds)  # newborn each time
                 structure = grow(population, 2, steady, *seeds, attach=False)
             population.train(structure if restless else first)
-        seen.append(network(population, first, 0))
-    assert_close(*seen)
+        seen.append(network_tensors(population, first, 0))
+    assert_same(*seen, tolerance=1e-9)
 
 
-def test_a_broken_network_shows_that_it_is(make_population, grow):
-    """What it does to the others, nothing, is in test_faults.py."""
+def test_statistics_show_broken_network(make_population, grow):
     population = make_population(2)
     for value in population.shards[0].host.parameters.values():
         value[1] = torch.nan
     structure = grow(population, 2, (1, 0, "conv_light", Operator.GATE, Stage.BLENDING, 0.5))
     stats = population.train(structure)
-    loss = population.measure(structure, np.ones(2, dtype=np.bool_)).loss
+    loss = population.measure(structure, everyone(2)).loss
     assert np.isnan([stats.loss, loss]).tolist() == [[False, True]] * 2
     assert stats.exploding[:, 0].tolist() == [0, 1]
 
 
-def test_the_same_seed_gives_the_same_bits(make_population, grow):
-    seeds = random_seeds(np.random.default_rng(8), range(3))
-    seen = []
-    for _ in range(2):
-        population = make_population(3)
-        structure = grow(population, 3, *seeds)
-        for _ in range(2):
-            population.train(structure)
-        seen.append([network(population, structure, row) for row in range(3)])
-    for left, right in zip(*seen, strict=True):
-        assert_equal(left, right)
-
-
-def test_networks_start_from_their_own_seed_wherever_they_stand(make_population, grow):
+def test_network_depends_on_its_seed_and_not_on_its_row(make_population, grow):
     """Network 2 of a population from seed 100 is network 0 of one from seed 102."""
     many, single = make_population(4), make_population(1, first_seed=102)
     seed = (0, "conv_light", Operator.GATE, Stage.HOLDING)
     structure, alone = grow(many, 4, (2, *seed)), grow(single, 1, (0, *seed))
-    for name, value in network(single, alone, 0).items():
-        assert torch.equal(value, network(many, structure, 2)[name]), name
+    assert_same(network_tensors(single, alone, 0), network_tensors(many, structure, 2))
     weights = many.shards[0].host.parameters["segments.0.0.weight"]
     assert not torch.equal(weights[0], weights[1])
 
 
-def test_resetting_a_row_forgets_everything_and_leaves_the_others(make_population, grow):
+def test_reset_restarts_one_network_and_keeps_the_others(make_population, grow):
     seeds = [(row, 1, "conv_light", Operator.GATE, Stage.HOLDING) for row in range(3)]
     population, fresh = make_population(3), make_population(3)
     structure = grow(population, 3, *seeds)
     for _ in range(2):
         population.train(structure)
-    before = [network(population, structure, row) for row in range(3)]
+    before = [network_tensors(population, structure, row) for row in range(3)]
     reset_row(population, 1, 101)
     attach_seed(population, 1, 1, int(structure.blueprint[1, 1]))
     grow(fresh, 3, *seeds)
-    assert_equal(network(population, structure, 1), network(fresh, structure, 1))
+    assert_same(network_tensors(population, structure, 1), network_tensors(fresh, structure, 1))
     for row in (0, 2):
-        assert_equal(network(population, structure, row), before[row])
+        assert_same(network_tensors(population, structure, row), before[row])
     population.train(structure)
     fresh.train(structure)
-    assert_equal(network(population, structure, 1), network(fresh, structure, 1))
+    assert_same(network_tensors(population, structure, 1), network_tensors(fresh, structure, 1))
     value, births = int(structure.blueprint[0, 1]), []
     for each in (population, fresh):
-        attach_seed(each, 0, 1, value)  # the second seed that this network has had there, whoever was reset
+        attach_seed(each, 0, 1, value)  # the second birth in this slot
         births.append(each.shards[0].seed_stack(1, value).parameters["branch.0.weight"][0])
     assert torch.equal(*births)
 
 
-def test_a_newborn_seed_is_new(make_population, grow):
-    """Another birth in the same slot, another slot, another network: other weights each time, at rest."""
+def test_newborn_seeds_differ_and_have_zero_momentum(make_population, grow):
+    """By birth in the same slot, and by network."""
     population = make_population(2)
     shard = population.shards[0]
     value = {entry.name: entry.value for entry in offered_blueprints("cnn")}["conv_light"]
@@ -243,7 +174,7 @@ def test_a_newborn_seed_is_new(make_population, grow):
     assert (shard.seed_stack(1, value).momentum["branch.0.weight"][0] == 0).all()
 
 
-def test_worker_threads_change_nothing(make_population, grow, use_threads):
+def test_results_are_reproducible_with_any_number_of_worker_threads(make_population, grow, use_threads):
     count = 5
     seeds = random_seeds(np.random.default_rng(4), range(count))
     seen = []
@@ -253,27 +184,27 @@ def test_worker_threads_change_nothing(make_population, grow, use_threads):
         assert (population._pool is None) == (threads == 1)
         structure = grow(population, count, *seeds)
         losses = [population.train(structure).loss.tolist() for _ in range(3)]
-        measured = population.measure(structure, np.ones(count, dtype=np.bool_))
+        measured = population.measure(structure, everyone(count))
         committed = population.appraise(structure, np.array([0, 3, 4]))
-        tensors = [network(population, structure, row) for row in range(count)]
+        tensors = [network_tensors(population, structure, row) for row in range(count)]
         seen.append((losses, [field.tolist() for field in (*measured, *committed)], tensors))
     assert seen[0][0] == seen[1][0]
     assert seen[0][1] == seen[1][1]
     for left, right in zip(seen[0][2], seen[1][2], strict=True):
-        assert_equal(left, right)
+        assert_same(left, right)
 
 
-def test_an_error_in_a_worker_reaches_the_caller(make_population, grow, use_threads):
+def test_train_raises_error_of_worker(make_population, grow, use_threads):
     use_threads(2)
     population = make_population(2, shard_size=1)
     structure = grow(population, 2)
-    structure.blended[1, 0] = True  # a seed that was never planted
+    structure.blended[1, 0] = True  # no seed is attached there
     with pytest.raises(ValueError, match="blueprint 13 does not fit"):
         population.train(structure)
 
 
-def test_no_shard_is_still_at_work_when_an_error_is_seen(make_population, grow, use_threads, monkeypatch):
-    """Else its result would be written over what the caller does next, a reset for instance."""
+def test_train_waits_for_all_shards_before_it_raises(make_population, grow, use_threads, monkeypatch):
+    """Otherwise a late result would overwrite what the caller does next, such as a reset."""
     use_threads(2)
     population = make_population(2, shard_size=1)
     structure, done = grow(population, 2), []
@@ -289,7 +220,7 @@ def test_no_shard_is_still_at_work_when_an_error_is_seen(make_population, grow, 
     assert done
 
 
-def test_a_closed_population_still_trains_without_threads(make_population, grow, use_threads):
+def test_closed_population_trains_without_threads(make_population, grow, use_threads):
     use_threads(2)
     population = make_population(2, shard_size=1)
     population.close()
@@ -297,13 +228,13 @@ def test_a_closed_population_still_trains_without_threads(make_population, grow,
     assert np.isfinite(population.train(grow(population, 2)).loss).all()
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
-def test_no_global_generator_is_touched(make_population, grow, together):
+@LAYOUTS
+def test_global_generators_stay_unchanged(make_population, grow, batched):
     torch_state, numpy_state = torch.default_generator.get_state(), np.random.get_state()  # noqa: NPY002
-    population = make_population(2, together=together)
+    population = make_population(2, batched=batched)
     structure = grow(population, 2, (0, 0, "conv_heavy", Operator.GATE, Stage.TRAINING))
     population.train(structure)
-    population.measure(structure, np.ones(2, dtype=np.bool_))
+    population.measure(structure, everyone(2))
     population.appraise(structure, np.arange(2))
     reset_row(population, 1, 5)
     assert torch.equal(torch.default_generator.get_state(), torch_state)
@@ -313,7 +244,7 @@ def test_no_global_generator_is_touched(make_population, grow, together):
     assert after[2:] == numpy_state[2:]
 
 
-def test_the_global_generator_decides_nothing(make_population, grow):
+def test_networks_do_not_depend_on_global_generator(make_population, grow):
     seen = []
     for seed in (1, 2):
         with torch.random.fork_rng():
@@ -321,8 +252,8 @@ def test_the_global_generator_decides_nothing(make_population, grow):
             population = make_population(1)
             structure = grow(population, 1, (0, 1, "conv_light", Operator.GATE, Stage.TRAINING))
             population.train(structure)
-            seen.append(network(population, structure, 0))
-    assert_equal(*seen)
+            seen.append(network_tensors(population, structure, 0))
+    assert_same(*seen)
 
 
 CALLERS_MODES = {
@@ -333,24 +264,23 @@ CALLERS_MODES = {
 
 
 @pytest.mark.parametrize("mode", CALLERS_MODES.values(), ids=CALLERS_MODES)
-@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
-def test_networks_train_as_ever_inside_a_callers_mode(make_population, grow, mode, together):
-    """Evaluation loops often step their environment there."""
+@LAYOUTS
+def test_networks_train_equally_inside_callers_mode(make_population, grow, mode, batched):
     seed = (0, 1, "conv_light", Operator.GATE, Stage.HOLDING)
-    outside = make_population(together=together)
+    outside = make_population(batched=batched)
     structure = grow(outside, 1, seed)
     outside.train(structure)
     with mode():
-        inside = make_population(together=together)
+        inside = make_population(batched=batched)
         grow(inside, 1, seed)
         inside.train(structure)
     for population in (outside, inside):
-        population.measure(structure, np.ones(1, dtype=np.bool_))
-        population.train(structure)  # and outside of it again
-    assert_equal(network(outside, structure, 0), network(inside, structure, 0))
+        population.measure(structure, everyone(1))
+        population.train(structure)
+    assert_same(network_tensors(outside, structure, 0), network_tensors(inside, structure, 0))
 
 
-def test_parameters_added_counts_seeds_and_the_gates_in_use(make_population, grow):
+def test_parameters_added_counts_seeds_and_gates_in_use(make_population, grow):
     population = make_population(3)
     structure = grow(
         population,
@@ -362,8 +292,7 @@ def test_parameters_added_counts_seeds_and_the_gates_in_use(make_population, gro
     )
     conv_light, norm, conv_small = 9 * 16 + 3 * 4, 3 * 8, 16 * 16 + 3 * 16
     gate = (4 * 1 + 1) + (1 + 1)
-    everyone = structure.blueprint != NO_BLUEPRINT
-    assert population.parameters_added(structure, everyone).tolist() == [
+    assert population.parameters_added(structure, structure.blueprint != NO_BLUEPRINT).tolist() == [
         conv_light + norm,
         conv_light + gate + conv_small,
         0,
@@ -371,10 +300,9 @@ def test_parameters_added_counts_seeds_and_the_gates_in_use(make_population, gro
     assert population.parameters_added(structure, structure.fossilized).tolist() == [norm, 0, 0]
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
-def test_hundreds_of_epochs_hold_no_more_tensors(make_population, grow, together):
-    population = make_population(together=together, batches=1, batch_size=4)
-    everyone = np.ones(1, dtype=np.bool_)
+@LAYOUTS
+def test_epochs_leak_no_tensors(make_population, grow, batched):
+    population = make_population(batched=batched, batches=1, batch_size=4)
 
     def epochs(count):
         for index in range(count):
@@ -383,7 +311,7 @@ def test_hundreds_of_epochs_hold_no_more_tensors(make_population, grow, together
             structure = grow(population, 1, (0, index % 3, "conv_light", Operator(index % 3), stage))
             population.train(structure)
             if index % 10 == 0:
-                population.measure(structure, everyone)
+                population.measure(structure, everyone(1))
         gc.collect()
         return sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects())
 
@@ -391,11 +319,11 @@ def test_hundreds_of_epochs_hold_no_more_tensors(make_population, grow, together
     assert epochs(120) <= after_some
 
 
-def test_a_shard_size_below_one_is_an_error(make_population):
+def test_population_rejects_shard_size_below_one(make_population):
     with pytest.raises(ValueError, match="shard_size is -1; expected 1 or more, or 'auto'"):
         make_population(2, shard_size=-1)
 
 
-def test_the_layout_of_one_network_holds_one(make_population):
-    with pytest.raises(ValueError, match="laid out for one network was asked to hold 2"):
-        make_population(2, shard_size=2, together=False)
+def test_population_rejects_single_layout_for_two_networks(make_population):
+    with pytest.raises(ValueError, match="shard size is 2; the layout of a single network expects 1"):
+        make_population(2, shard_size=2, batched=False)

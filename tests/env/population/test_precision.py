@@ -1,4 +1,4 @@
-"""Mixed precision: passes in bfloat16, everything that lives on in float32."""
+"""Mixed precision: passes in bfloat16, parameters and statistics in float32."""
 
 import numpy as np
 import pytest
@@ -6,44 +6,39 @@ import torch
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
+from small_networks import LAYOUTS, assert_same, everyone, host_tensors
 from torch import nn
 
 pytestmark = pytest.mark.numeric
 
 BLUEPRINTS = [entry.name for entry in offered_blueprints("cnn")]
 STAGES = (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)
-LAYOUTS = pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
 BATCHES = 4
-EVERYONE = np.ones(1, dtype=np.bool_)
-
-
-def host(population):
-    return {**population.shards[0].host.parameters, **population.shards[0].host.buffers}
 
 
 @LAYOUTS
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_it_rounds_and_no_more(make_population, grow, together, kernel):
-    """After three epochs: another loss than in float32, by less than a few of bfloat16's rounding errors (2^-8)."""
-    full, mixed = (make_population(together=together, kernel=kernel, precision=p) for p in ("float32", "bfloat16"))
+def test_bfloat16_differs_from_float32_by_rounding_only(make_population, grow, batched, kernel):
+    """The losses differ by less than a few rounding errors of bfloat16 (2^-8)."""
+    full, mixed = (make_population(batched=batched, kernel=kernel, precision=p) for p in ("float32", "bfloat16"))
     structures = [
         grow(population, 1, (0, 0, "conv_light", Operator.ADD, Stage.HOLDING)) for population in (full, mixed)
     ]
-    measured = [p.measure(s, EVERYONE).loss[0] for p, s in zip((full, mixed), structures, strict=True)]
-    assert measured[0] != measured[1]  # of the same weights
+    measured = [p.measure(s, everyone(1)).loss[0] for p, s in zip((full, mixed), structures, strict=True)]
+    assert measured[0] != measured[1]
     assert measured[1] == pytest.approx(measured[0], rel=0.02)
     for _ in range(3):
         losses = [float(p.train(s).loss[0]) for p, s in zip((full, mixed), structures, strict=True)]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
-    assert {value.dtype for value in host(mixed).values()} == {torch.float32, torch.int64}
+    assert {value.dtype for value in host_tensors(mixed).values()} == {torch.float32, torch.int64}
 
 
 @LAYOUTS
 @pytest.mark.parametrize("operator", list(Operator))
 @pytest.mark.parametrize("name", BLUEPRINTS)
-def test_every_seed_trains_in_it(make_population, grow, together, operator, name):
-    population = make_population(together=together, kernel=3, precision="bfloat16")
+def test_every_seed_trains_in_bfloat16(make_population, grow, batched, operator, name):
+    population = make_population(batched=batched, kernel=3, precision="bfloat16")
     seeds = [(0, slot, name, operator, stage) for slot, stage in enumerate(STAGES)]
     structure = grow(population, 1, *seeds)
     stacks = [population.shards[0].seed_stack(slot, int(structure.blueprint[0, slot])) for slot in range(3)]
@@ -56,23 +51,22 @@ def test_every_seed_trains_in_it(make_population, grow, together, operator, name
         for name, value in stack.parameters.items():
             assert torch.isfinite(value).all()
             assert not torch.equal(value, old[name]), name
-    assert np.isfinite(population.measure(structure, EVERYONE).contribution).all()
+    assert np.isfinite(population.measure(structure, everyone(1)).contribution).all()
 
 
 @LAYOUTS
-def test_the_host_does_not_notice_a_seed_in_isolation(make_population, grow, together):
-    bare, grown = (make_population(together=together, precision="bfloat16") for _ in range(2))
+def test_host_equals_host_without_isolated_seed_in_bfloat16(make_population, grow, batched):
+    bare, grown = (make_population(batched=batched, precision="bfloat16") for _ in range(2))
     seed = (0, 0, "conv_heavy", Operator.GATE, Stage.TRAINING)
     for _ in range(2):
         bare.train(grow(bare, 1))
         grown.train(grow(grown, 1, seed))
-    for name, value in host(bare).items():
-        assert torch.equal(value, host(grown)[name]), name
+    assert_same(host_tensors(bare), host_tensors(grown))
 
 
 @LAYOUTS
-def test_losses_and_decisions_are_taken_in_full_precision(make_population, grow, together, monkeypatch):
-    population, seen = make_population(together=together, precision="bfloat16", batches=BATCHES), []
+def test_losses_and_hits_are_computed_in_float32(make_population, grow, batched, monkeypatch):
+    population, seen = make_population(batched=batched, precision="bfloat16", batches=BATCHES), []
     structure = grow(population, 1, (0, 1, "conv_light", Operator.ADD, Stage.TRAINING))
     layout = population.shards[0].layout
     for name in ("losses", "correct"):
@@ -83,14 +77,14 @@ def test_losses_and_decisions_are_taken_in_full_precision(make_population, grow,
     population.train(structure)
     assert seen == [("losses", torch.float32)] * 2 * BATCHES  # the main pass and the shadow pass
     seen.clear()
-    population.measure(structure, EVERYONE)
+    population.measure(structure, everyone(1))
     assert set(seen) == {("losses", torch.float32), ("correct", torch.float32)}
 
 
 @pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
 @pytest.mark.parametrize("name", ["norm", "conv_light", "attention"])
-def test_networks_do_not_notice_each_other_in_it(make_population, grow, isolation, name):
-    """Neither what the neighbour does nor when its rows enter the shadow pass changes the type of anything."""
+def test_network_trains_equally_beside_neighbour_in_bfloat16(make_population, grow, isolation, name):
+    """The neighbour changes no dtype, wherever its rows enter the shadow pass."""
     own, neighbours = (0, 2, name, Operator.ADD, Stage.TRAINING), (1, 0, name, Operator.GATE, Stage.TRAINING)
     types, networks = [], []
     for others in ([], [neighbours]):
@@ -114,15 +108,15 @@ def test_networks_do_not_notice_each_other_in_it(make_population, grow, isolatio
 
 
 @LAYOUTS
-def test_a_module_without_a_batching_rule_trains_in_it(make_population, grow, together, own_blueprints):
+def test_module_without_batching_rule_trains_in_bfloat16(make_population, grow, batched, own_blueprints):
     own_blueprints("dilated", lambda c: nn.Sequential(nn.Conv2d(c, c, 3, padding=2, dilation=2), nn.ReLU()))
-    population = make_population(together=together, precision="bfloat16")
+    population = make_population(batched=batched, precision="bfloat16")
     for stage in (Stage.TRAINING, Stage.HOLDING):
         structure = grow(population, 1, (0, 0, "dilated", Operator.ADD, stage))
         assert np.isfinite(population.train(structure).loss).all()
-        assert np.isfinite(population.measure(structure, EVERYONE).contribution).all()
+        assert np.isfinite(population.measure(structure, everyone(1)).contribution).all()
 
 
-def test_an_unknown_precision_is_an_error(make_population):
+def test_population_rejects_unknown_precision(make_population):
     with pytest.raises(ValueError, match="precision is 'half'; expected one of"):
         make_population(precision="half")

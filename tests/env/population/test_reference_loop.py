@@ -1,4 +1,4 @@
-"""A population trains each network exactly as an ordinary PyTorch loop would."""
+"""A population trains each network exactly as an ordinary PyTorch loop does."""
 
 import pytest
 import torch
@@ -6,13 +6,13 @@ from esper_env.population import Optimisation
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
+from small_networks import LAYOUTS
 
 pytestmark = pytest.mark.numeric
 
 SEED = 100
 SETTINGS = Optimisation(host_lr=0.05, seed_lr=0.05)
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of float32 after one epoch of four minibatches
-BOTH_LAYOUTS = pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
 BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 
 
@@ -20,131 +20,130 @@ BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], i
 def agree(make_population, build_host, grow, twin, batches_of):
     """Train a network both ways and compare every tensor and the loss."""
 
-    def check(*seeds, together, dtype, epochs, kernel=1, surfaces="post", **optimisation):
+    def check(*seeds, batched, dtype, epochs, kernel=1, surfaces="post", **optimisation):
         settings = Optimisation(**{"host_lr": 0.05, "seed_lr": 0.05, **optimisation})
         host = build_host(kernel, surfaces=surfaces)
-        population = make_population(together=together, dtype=dtype, host=host, **optimisation)
+        population = make_population(batched=batched, dtype=dtype, host=host, **optimisation)
         structure = grow(population, 1, *[(0, *seed) for seed in seeds])
         plain, batches = twin(population, 0, structure), batches_of(SEED, dtype)
-        before = {name: own.clone() for name, own, _ in plain._pairs()}
+        before = {name: own.clone() for name, own, _ in plain.pairs()}
         for _ in range(epochs):
             stats = population.train(structure)
             loss = plain.train_epoch(batches(), settings)
             assert stats.loss[0] == pytest.approx(loss, abs=TOLERANCE[dtype])
         assert plain.distance() < TOLERANCE[dtype], plain.distances()
-        moved = {name: not torch.equal(own, before[name]) for name, own, _ in plain._pairs()}
+        moved = {name: not torch.equal(own, before[name]) for name, own, _ in plain.pairs()}
         frozen = {f"seed {seed[0]} " for seed in seeds if len(seed) > 5 and seed[5]}
         for name, has_moved in moved.items():
             if any(name.startswith(prefix) for prefix in frozen):
                 assert not has_moved, name
             elif not (name.startswith("seed") and name.endswith("bias")):
-                assert has_moved, name  # a seed's bias before the host's next BatchNorm gets no gradient but rounding
+                assert has_moved, name  # BatchNorm behind a seed's bias leaves it no gradient but rounding
 
     return check
 
 
-@BOTH_LAYOUTS
+@LAYOUTS
 @BOTH_DTYPES
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_a_host_alone(agree, together, dtype, kernel):
-    agree(together=together, dtype=dtype, kernel=kernel, epochs=3 if dtype is torch.float64 else 1)
+def test_host_without_seeds(agree, batched, dtype, kernel):
+    agree(batched=batched, dtype=dtype, kernel=kernel, epochs=3 if dtype is torch.float64 else 1)
 
 
-@BOTH_LAYOUTS
+@LAYOUTS
 @BOTH_DTYPES
 @pytest.mark.parametrize("operator", Operator)
-def test_blended_seeds(agree, together, dtype, operator):
+def test_blended_seeds(agree, batched, dtype, operator):
     agree(
         (0, "conv_light", operator, Stage.BLENDING, 0.4),
         (2, "norm", operator, Stage.FOSSILIZED),
-        together=together,
+        batched=batched,
         dtype=dtype,
         epochs=3 if dtype is torch.float64 else 1,
     )
 
 
-@BOTH_LAYOUTS
+@LAYOUTS
 @BOTH_DTYPES
 @pytest.mark.parametrize("operator", Operator)
-def test_a_seed_that_trains_in_isolation(agree, together, dtype, operator):
+def test_isolated_seed(agree, batched, dtype, operator):
     agree(
         (1, "bottleneck", operator, Stage.TRAINING),
-        together=together,
+        batched=batched,
         dtype=dtype,
         epochs=3 if dtype is torch.float64 else 1,
     )
 
 
-@BOTH_LAYOUTS
+@LAYOUTS
 @pytest.mark.parametrize("entry", offered_blueprints("cnn"), ids=lambda entry: entry.name)
-def test_every_blueprint(agree, together, entry):
-    agree((0, entry.name, Operator.ADD, Stage.HOLDING), together=together, dtype=torch.float64, epochs=1)
+def test_every_blueprint(agree, batched, entry):
+    agree((0, entry.name, Operator.ADD, Stage.HOLDING), batched=batched, dtype=torch.float64, epochs=1)
 
 
-@BOTH_LAYOUTS
-def test_isolated_seeds_before_and_behind_blended_ones(agree, together):
+@LAYOUTS
+def test_isolated_seeds_around_blended_seed(agree, batched):
     agree(
         (0, "depthwise", Operator.MULTIPLY, Stage.TRAINING),
         (1, "conv_light", Operator.GATE, Stage.BLENDING, 0.6),
         (2, "attention", Operator.GATE, Stage.TRAINING),
-        together=together,
+        batched=batched,
         dtype=torch.float64,
         epochs=2,
     )
 
 
-@BOTH_LAYOUTS
-def test_slots_that_do_not_run_in_action_order(agree, together):
+@LAYOUTS
+def test_slots_in_another_order_than_action_order(agree, batched):
     """With both surfaces, action slots 0 to 5 run as 0, 3, 1, 4, 2, 5."""
     agree(
         (0, "conv_small", Operator.ADD, Stage.HOLDING),
         (1, "depthwise", Operator.ADD, Stage.TRAINING),
         (3, "conv_light", Operator.GATE, Stage.TRAINING),
         (4, "norm", Operator.MULTIPLY, Stage.BLENDING, 0.6),
-        together=together,
+        batched=batched,
         dtype=torch.float64,
         epochs=2,
         surfaces="both",
     )
 
 
-@BOTH_LAYOUTS
-def test_a_frozen_seed_passes_gradients_and_stays(agree, together):
+@LAYOUTS
+def test_frozen_seed_passes_gradients_and_stays_unchanged(agree, batched):
     agree(
         (1, "conv_heavy", Operator.ADD, Stage.BLENDING, 0.7, True),
         (2, "conv_small", Operator.ADD, Stage.TRAINING),
-        together=together,
+        batched=batched,
         dtype=torch.float64,
         epochs=2,
     )
 
 
-@BOTH_LAYOUTS
-def test_a_shadow_pass_on_a_part_of_the_minibatch(agree, together):
+@LAYOUTS
+def test_shadow_pass_on_fraction_of_minibatch(agree, batched):
     agree(
         (0, "conv_light", Operator.ADD, Stage.TRAINING),
-        together=together,
+        batched=batched,
         dtype=torch.float64,
         epochs=2,
         shadow_fraction=0.4,
     )
 
 
-@BOTH_LAYOUTS
-def test_clipping_is_per_host_and_per_seed(agree, together):
-    """With a clip norm that every gradient exceeds, one joint norm would give other weights."""
+@LAYOUTS
+def test_clipping_is_per_host_and_per_seed(agree, batched):
+    """Every gradient exceeds the clip norm, so one joint norm would give other weights."""
     agree(
         (0, "conv_light", Operator.GATE, Stage.BLENDING, 0.5),
         (2, "norm", Operator.ADD, Stage.TRAINING),
-        together=together,
+        batched=batched,
         dtype=torch.float64,
         epochs=2,
         clip_norm=1e-3,
     )
 
 
-def test_a_network_in_a_shard_of_different_ones(make_population, grow, twin, batches_of):
-    """Sorting rows by seed, running parts together and putting them back mixes nothing up."""
+def test_networks_with_different_seeds_in_one_shard(make_population, grow, twin, batches_of):
     population = make_population(4, dtype=torch.float64)
     structure = grow(
         population,
@@ -166,7 +165,7 @@ def test_a_network_in_a_shard_of_different_ones(make_population, grow, twin, bat
         assert network.distance() < 1e-9, network.distances()
 
 
-def test_a_seed_keeps_its_momentum_from_isolation_into_blending(make_population, grow, twin, batches_of):
+def test_seed_keeps_momentum_from_isolation_into_blending(make_population, grow, twin, batches_of):
     seed = (0, 1, "conv_light", Operator.ADD)
     population = make_population(dtype=torch.float64)
     isolated = grow(population, 1, (*seed, Stage.TRAINING))
@@ -179,7 +178,7 @@ def test_a_seed_keeps_its_momentum_from_isolation_into_blending(make_population,
     assert plain.distance() < 1e-9, plain.distances()
 
 
-def test_gradient_statistics_are_those_of_the_plain_gradients(make_population, grow, twin, batches_of):
+def test_gradient_statistics_equal_those_of_plain_gradients(make_population, grow, twin, batches_of):
     population = make_population(dtype=torch.float64, clip_norm=1e9)
     structure = grow(population, 1, (0, 1, "conv_light", Operator.GATE, Stage.HOLDING))
     plain, batches = twin(population, 0, structure), batches_of(SEED, torch.float64)

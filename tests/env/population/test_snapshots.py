@@ -1,4 +1,4 @@
-"""Snapshots give a network back bit for bit and at rest, and touch no other; what is not finite is found anywhere."""
+"""Snapshots restore one network bit for bit with zero momentum; checks find values that are not finite."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from esper_env.population.snapshots import Snapshots
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import blueprint_entry
-from torch import nn
+from small_networks import assert_same, network_tensors, stacks_of
 
 pytestmark = pytest.mark.numeric
 
@@ -25,88 +25,60 @@ SEEDS = [
     (3, 1, "conv_small", ADD, Stage.HOLDING),
     (3, 2, "bottleneck", ADD, Stage.GERMINATED),
 ]
-#: What training moves of what is kept: no ADD trains a gate.
+#: Places in a snapshot that training moves; ADD trains no gate.
 MOVING = {0: {"host", "seed"}, 2: {"host", "seed", "gate"}, 3: {"host"}}
-LAYOUTS = {"alone": {"together": False}, "three": {"shard_size": 3}, "all": {}, "one": {"shard_size": 1}}
+SHARDS = {"single": {"batched": False}, "three": {"shard_size": 3}, "all": {}, "one": {"shard_size": 1}}
 
 
 def mask(*rows):
     return np.isin(np.arange(COUNT), rows)
 
 
-def stacks(population, row, structure, only_fossils):
-    """(name, stack, place of the row) of a network's host and of its seeds with their gates."""
-    shard, local = population._locate(row)
-    yield "host", shard.host, local
-    held = structure.fossilized[row] if only_fossils else structure.blueprint[row] != 13
-    for slot in np.flatnonzero(held).tolist():
-        yield f"seed {slot}", shard.seed_stack(slot, int(structure.blueprint[row, slot])), local
-        yield f"gate {slot}", shard.gate_stack(slot), local
+def snapshot(population, structure, row):
+    """The tensors that a snapshot of the network holds."""
+    return network_tensors(population, structure, row, kinds=("parameters", "buffers"), fossils_only=True)
 
 
-def copies(population, row, structure, only_fossils=True, momentum=False):
-    """One network's tensors by name."""
-    found = {}
-    for place, stack, local in stacks(population, row, structure, only_fossils):
-        found |= {f"{place} {name}": value[local].clone() for name, value in stack.values().items()}
-        if momentum:
-            found |= {f"{place} momentum {name}": value[local].clone() for name, value in stack.momentum.items()}
-    return found
-
-
-def assert_equal(left, right):
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        assert torch.equal(value, right[name]), name
+def fossils(population, structure, row):
+    return stacks_of(population, structure, row, fossils_only=True).values()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_network_comes_back_bit_for_bit_and_at_rest(make_population, grow, layout, precision):
-    population = make_population(COUNT, precision=precision, **LAYOUTS[layout])
+@pytest.mark.parametrize("layout", SHARDS)
+def test_restored_network_equals_snapshot_with_zero_momentum_and_others_stay(make_population, grow, layout, precision):
+    population = make_population(COUNT, precision=precision, **SHARDS[layout])
     structure = grow(population, COUNT, *SEEDS)
     population.train(structure)
-    aside = {row: copies(population, row, structure) for row in (0, 2, 3)}
+    kept = {row: snapshot(population, structure, row) for row in (0, 2, 3)}
     population.take_snapshots(structure, mask(0, 2, 3))
     for _ in range(2):
         population.train(structure)
-    for row, kept in aside.items():
-        now = copies(population, row, structure)
-        moved = [name for name in kept if not torch.equal(now[name], kept[name])]
-        assert {name.split()[0] for name in moved} == MOVING[row]
-        others = [copies(population, other, structure, False, True) for other in range(COUNT) if other != row]
+    for row, expected in kept.items():
+        now = snapshot(population, structure, row)
+        moved = {name.split()[0] for name in expected if not torch.equal(now[name], expected[name])}
+        assert moved == MOVING[row]
+        others = [other for other in range(COUNT) if other != row]
+        before = [network_tensors(population, structure, other) for other in others]
         assert population.restore_snapshot(structure, row) == ((), ())
-        assert_equal(copies(population, row, structure), kept)
-        for _, stack, local in stacks(population, row, structure, only_fossils=True):
-            assert not any(value[local].any() for value in stack.momentum.values())
-        left = [copies(population, other, structure, False, True) for other in range(COUNT) if other != row]
-        for before, after in zip(others, left, strict=True):
-            assert_equal(before, after)
+        assert_same(snapshot(population, structure, row), expected)
+        local = population._locate(row)[1]
+        assert not any(v[local].any() for stack in fossils(population, structure, row) for v in stack.momentum.values())
+        for other, old in zip(others, before, strict=True):
+            assert_same(network_tensors(population, structure, other), old)
 
 
-def test_what_comes_back_are_parameters_statistics_and_gates(make_population, grow):
+def test_snapshot_holds_parameters_statistics_and_gates(make_population, grow):
     population = make_population(COUNT)
-    structure = grow(population, COUNT, *SEEDS)
-    names = copies(population, 2, structure)
-    for part in ("host segments.0.1.running_mean", "host segments.2.1.running_var", "host segments.0.0.weight"):
-        assert part in names
-    assert {name.split()[0] + " " + name.split()[1] for name in names if name[0] != "h"} == {
-        "seed 0", "seed 1", "gate 0", "gate 1",
-    }  # fmt: skip
+    names = snapshot(population, grow(population, COUNT, *SEEDS), 2)
+    assert {
+        "host parameters segments.0.0.weight",
+        "host buffers segments.0.1.running_mean",
+        "host buffers segments.2.1.running_var",
+    } < names.keys()
+    assert {" ".join(name.split()[:2]) for name in names if name[0] != "h"} == {"seed 0", "seed 1", "gate 0", "gate 1"}
 
 
-def test_momentum_is_there_before_it_is_cleared(make_population, grow):
-    population = make_population(COUNT)
-    structure = grow(population, COUNT, *SEEDS)
-    population.take_snapshots(structure, mask(1))
-    population.train(structure)
-    moving = [stack for _, stack, _ in stacks(population, 1, structure, only_fossils=True)]
-    assert all(any(value[1].any() for value in stack.momentum.values()) for stack in moving[:2])
-    population.restore_snapshot(structure, 1)
-    assert not any(value[1].any() for stack in moving for value in stack.momentum.values())
-
-
-def test_live_seeds_are_neither_kept_nor_put_back(make_population, grow):
+def test_snapshot_leaves_out_live_seeds(make_population, grow):
     population = make_population(COUNT)
     structure = grow(population, COUNT, *SEEDS)
     population.take_snapshots(structure, mask(3))
@@ -116,24 +88,24 @@ def test_live_seeds_are_neither_kept_nor_put_back(make_population, grow):
     seed = shard.seed_stack(1, blueprint_entry("conv_small", "cnn").value)
     before = {name: value.clone() for name, value in seed.values().items()}
     population.restore_snapshot(structure, 3)
-    assert_equal(before, seed.values())
+    assert_same(before, seed.values())
 
 
-def test_the_last_snapshot_counts_and_replaces_no_other_network_s(make_population, grow):
+def test_latest_snapshot_replaces_only_its_networks_own(make_population, grow):
     population = make_population(COUNT, shard_size=3)
     structure = grow(population, COUNT, *SEEDS)
     population.take_snapshots(structure, mask(*range(COUNT)))
-    first = [copies(population, row, structure) for row in range(COUNT)]
+    first = [snapshot(population, structure, row) for row in range(COUNT)]
     population.train(structure)
     population.take_snapshots(structure, mask(1, 3))
-    second = [copies(population, row, structure) for row in range(COUNT)]
+    second = [snapshot(population, structure, row) for row in range(COUNT)]
     population.train(structure)
     for row in range(COUNT):
         population.restore_snapshot(structure, row)
-        assert_equal(copies(population, row, structure), (second if row in (1, 3) else first)[row])
+        assert_same(snapshot(population, structure, row), (second if row in (1, 3) else first)[row])
 
 
-def test_snapshots_share_no_memory_with_the_networks(make_population, grow):
+def test_snapshots_share_no_memory_with_networks(make_population, grow):
     population = make_population(COUNT)
     structure = grow(population, COUNT, *SEEDS)
     population.take_snapshots(structure, mask(0, 1, 2))
@@ -145,7 +117,7 @@ def test_snapshots_share_no_memory_with_the_networks(make_population, grow):
         for key, value in own.items()
     }
     population.train(structure)
-    for stack in [stack for row in range(3) for _, stack, _ in stacks(population, row, structure, only_fossils=True)]:
+    for stack in [stack for row in range(3) for stack in fossils(population, structure, row)]:
         for value in stack.values().values():
             value.fill_(7)
     for (name, kind, key), value in kept.items():
@@ -153,15 +125,15 @@ def test_snapshots_share_no_memory_with_the_networks(make_population, grow):
         assert shelves[name].tensors()[kind][key].device.type == "cpu"
 
 
-def test_training_goes_on_from_a_snapshot_as_from_the_network_it_was_taken_of(make_population, grow):
-    """Two populations with the same data order, of which one went astray in between."""
+def test_training_continues_from_snapshot_as_from_original(make_population, grow):
+    """Two populations with the same data order; one is damaged and restored in between."""
     losses = []
-    for astray in (False, True):
+    for damaged in (False, True):
         population = make_population(1)
         structure = grow(population, 1, *SEEDS[:1])
         population.train(structure)
         population.take_snapshots(structure, np.array([True]))
-        if astray:
+        if damaged:
             for value in population.shards[0].host.values().values():
                 value.fill_(3)
         population.restore_snapshot(structure, 0)
@@ -169,7 +141,7 @@ def test_training_goes_on_from_a_snapshot_as_from_the_network_it_was_taken_of(ma
     assert losses[0] == losses[1]
 
 
-def test_a_mismatch_names_the_tensors(make_population, grow):
+def test_mismatch_names_tensors(make_population, grow):
     population = make_population(COUNT)
     structure = grow(population, COUNT, *SEEDS)
     shard = population.shards[0]
@@ -192,15 +164,14 @@ def test_a_mismatch_names_the_tensors(make_population, grow):
     assert snapshots.restore(bare, 0) == wanted
 
 
-# What is finite
+# Checks of finite values
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_one_bad_number_anywhere_is_found_in_its_network_alone(make_population, grow, layout, value):
-    population = make_population(COUNT, **LAYOUTS[layout])
+@pytest.mark.parametrize("layout", SHARDS)
+def test_finite_finds_one_bad_value_in_its_network_only(make_population, grow, layout, value):
+    population = make_population(COUNT, **SHARDS[layout])
     structure = grow(population, COUNT, *SEEDS)
-    size = population.shards[0].rows
 
     def finite():
         shards = zip(population.shards, population._slices, strict=True)
@@ -208,17 +179,18 @@ def test_one_bad_number_anywhere_is_found_in_its_network_alone(make_population, 
 
     assert finite() == [True] * COUNT
     for row in range(COUNT):
-        for name, stack, local in list(stacks(population, row, structure, only_fossils=False)):
+        local = population._locate(row)[1]
+        for name, stack in stacks_of(population, structure, row).items():
             for key, tensor in stack.values().items():
                 if tensor.is_floating_point():
                     last = tensor[local].view(-1)[-1]
                     before = last.clone()
                     last.fill_(value)
-                    assert finite() == [other != row for other in range(COUNT)], (row, name, key, size)
+                    assert finite() == [other != row for other in range(COUNT)], (row, name, key)
                     last.copy_(before)
 
 
-def test_what_a_network_no_longer_holds_does_not_count(make_population, grow):
+def test_finite_ignores_seeds_of_other_networks(make_population, grow):
     population = make_population(COUNT)
     structure = grow(population, COUNT, *SEEDS)
     shard = population.shards[0]
@@ -232,7 +204,7 @@ def test_what_a_network_no_longer_holds_does_not_count(make_population, grow):
 
 
 @pytest.mark.parametrize("stage", [Stage.GERMINATED, Stage.TRAINING, Stage.HOLDING, Stage.FOSSILIZED])
-def test_training_reports_what_is_not_finite(make_population, grow, stage):
+def test_train_reports_networks_that_are_not_finite(make_population, grow, stage):
     population = make_population(2, shard_size=1)
     structure = grow(population, 2, (1, 0, "conv_light", ADD, stage))
     assert population.train(structure).finite.tolist() == [True, True]
@@ -240,10 +212,3 @@ def test_training_reports_what_is_not_finite(make_population, grow, stage):
     stats = population.train(structure)
     assert stats.finite.tolist() == [True, False]
     assert np.isfinite(stats.loss).all()  # no ADD reads a gate
-
-
-class Half(nn.Module):
-    """Nothing to train, nothing to keep."""
-
-    def forward(self, x):
-        return 0.5 * x

@@ -1,4 +1,4 @@
-"""What a host's data are checked for before anything is put on a device."""
+"""Checks of a host's data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SLOT = SlotSpec("r0c0", 8, "post-layers", 0, 0, 0, (128, 8))
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_a_split_that_is_shorter_than_the_context_is_named_with_its_text(split: str) -> None:
+def test_splits_reject_text_shorter_than_context(split: str) -> None:
     short = TextData("alphabet", **{"train": TEXT, "val": TEXT, "test": TEXT} | {split: TEXT[:100]})
     said = f"alphabet, {split} split: 100 bytes are held out; a context of 128 needs at least 129: give more text"
     with pytest.raises(ValueError, match=said):

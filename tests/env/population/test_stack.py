@@ -1,4 +1,4 @@
-"""Stacks hold n copies of a module; building them moves no global generator."""
+"""Stacks of n copies of a module."""
 
 import torch
 from esper_env.population.stack import Stack
@@ -11,7 +11,7 @@ def build():
     return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
 
 
-def test_rows_are_zero_until_they_are_reset():
+def test_rows_are_zero_until_reset():
     stack = Stack(build, 3, CPU, torch.float32)
     assert all((value == 0).all() for value in stack.parameters.values())
     stack.reset(1, 5)
@@ -21,7 +21,7 @@ def test_rows_are_zero_until_they_are_reset():
     assert (stack.buffers["1.running_var"][1] == 1).all()
 
 
-def test_a_reset_row_is_what_pytorch_builds_from_the_seed():
+def test_reset_row_equals_module_built_from_seed():
     stack = Stack(build, 2, CPU, torch.float64)
     stack.reset(1, 1234)
     with torch.random.fork_rng():
@@ -31,7 +31,7 @@ def test_a_reset_row_is_what_pytorch_builds_from_the_seed():
         assert torch.equal(stack.parameters[name][1], value.double()), name
 
 
-def test_a_reset_row_is_at_rest_and_the_others_keep_their_momentum():
+def test_reset_clears_momentum_of_its_row_only():
     stack = Stack(build, 2, CPU, torch.float32)
     for value in stack.momentum.values():
         value.fill_(3.0)
@@ -41,15 +41,15 @@ def test_a_reset_row_is_at_rest_and_the_others_keep_their_momentum():
     assert all((value == 0).all() for value in stack.momentum.values())
 
 
-def test_the_size_counts_one_copys_trainable_scalars():
+def test_size_counts_trainable_scalars_of_one_copy():
     assert Stack(build, 7, CPU, torch.float32).size == (2 * 3 * 9 + 3) + 6
 
 
-def test_integer_buffers_stay_integers():
+def test_integer_buffers_keep_their_type():
     assert Stack(build, 1, CPU, torch.float64).buffers["1.num_batches_tracked"].dtype == torch.int64
 
 
-def test_a_users_default_device_changes_no_weight():
+def test_default_device_does_not_change_weights():
     plain, other = Stack(build, 1, CPU, torch.float32), Stack(build, 1, CPU, torch.float32)
     plain.reset(0, 9)
     with torch.device("meta"):  # stands for an accelerator that is the default

@@ -8,13 +8,12 @@ from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
 from plain_transformer import BATCH, BATCHES, CONTEXT, PlainTransformer, made_text, small_transformer, text_batches
-from torch.nn import functional as F
+from small_networks import LAYOUTS, everyone
 
 pytestmark = pytest.mark.numeric
 
 FIRST_SEED = 100
 SETTINGS = Optimisation(host_lr=0.05, seed_lr=0.05)
-BOTH_LAYOUTS = pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
 ENTRIES = offered_blueprints("transformer")
 EVERY_BLUEPRINT = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 EVERY_OPERATOR = pytest.mark.parametrize("operator", Operator, ids=lambda operator: operator.name)
@@ -34,18 +33,18 @@ def networks(make_population):
 def agree(networks, grow):
     """Train networks both ways and compare every tensor and the loss."""
 
-    def check(*seeds, count=1, together=True, dtype=torch.float64, epochs=2):
-        population = networks(count, together=together, dtype=dtype)
+    def check(*seeds, count=1, batched=True, dtype=torch.float64, epochs=2):
+        population = networks(count, batched=batched, dtype=dtype)
         structure = grow(population, count, *seeds)
         plain = [PlainTransformer(population, row, structure) for row in range(count)]
         batches = [text_batches(TEXT, FIRST_SEED + row) for row in range(count)]
-        before = [{name: own.detach().clone() for name, (own, _) in network.pairs().items()} for network in plain]
+        before = [{name: own.detach().clone() for name, own, _ in network.pairs()} for network in plain]
         tolerance = 1e-9 if dtype is torch.float64 else 1e-4  # after one epoch
         stats = population.train(structure)
         for row, (network, draw) in enumerate(zip(plain, batches, strict=True)):
             assert stats.loss[row] == pytest.approx(network.train_epoch(draw(), SETTINGS), abs=tolerance)
             assert network.distance() < tolerance
-            still = [name for name, (own, _) in network.pairs().items() if torch.equal(own, before[row][name])]
+            still = [name for name, own, _ in network.pairs() if torch.equal(own, before[row][name])]
             assert still == []
         for _ in range(epochs - 1):
             population.train(structure)
@@ -54,24 +53,24 @@ def agree(networks, grow):
     return check
 
 
-@BOTH_LAYOUTS
+@LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-def test_a_host_alone(agree, together, dtype):
-    agree(together=together, dtype=dtype)
+def test_host_without_seeds(agree, batched, dtype):
+    agree(batched=batched, dtype=dtype)
 
 
-@BOTH_LAYOUTS
+@LAYOUTS
 @EVERY_OPERATOR
 @EVERY_BLUEPRINT
-def test_every_blueprint_that_is_blended(agree, together, operator, entry):
-    agree((0, 0, entry.name, operator, Stage.BLENDING, 0.4), together=together)
+def test_every_blueprint_blended(agree, batched, operator, entry):
+    agree((0, 0, entry.name, operator, Stage.BLENDING, 0.4), batched=batched)
 
 
-@BOTH_LAYOUTS
+@LAYOUTS
 @EVERY_OPERATOR
 @EVERY_BLUEPRINT
-def test_every_blueprint_in_isolation(agree, together, operator, entry):
-    agree((0, 0, entry.name, operator, Stage.TRAINING), together=together)
+def test_every_blueprint_in_isolation(agree, batched, operator, entry):
+    agree((0, 0, entry.name, operator, Stage.TRAINING), batched=batched)
 
 
 def test_networks_with_different_seeds_side_by_side(agree):
@@ -84,11 +83,11 @@ def test_networks_with_different_seeds_side_by_side(agree):
     )
 
 
-@BOTH_LAYOUTS
-def test_measurements_are_those_of_the_plain_network(networks, grow, together):
-    """Loss in nats per byte and the share of bytes that are foretold, with and without each seed."""
-    count = 3 if together else 1
-    population = networks(count, together=together, dtype=torch.float64)
+@LAYOUTS
+def test_measurements_equal_those_of_plain_network(networks, grow, batched):
+    """Loss in nats per byte and the share of bytes predicted correctly, with and without each seed."""
+    count = 3 if batched else 1
+    population = networks(count, batched=batched, dtype=torch.float64)
     seeds = [
         (row, slot, name, operator, Stage.BLENDING, 0.6)
         for row, (first, second) in enumerate([("mlp", "norm"), ("lora_large", "attention"), ("norm", "mlp")][:count])
@@ -97,7 +96,7 @@ def test_measurements_are_those_of_the_plain_network(networks, grow, together):
     structure = grow(population, count, *seeds)
     for _ in range(3):
         population.train(structure)
-    measured = population.measure(structure, np.ones(count, dtype=np.bool_))
+    measured = population.measure(structure, everyone(count))
     windows = (len(TEXT.val) - 1) // CONTEXT
     tokens = torch.from_numpy(TEXT.val[: windows * CONTEXT].astype(np.int64)).view(windows, CONTEXT)
     following = torch.from_numpy(TEXT.val[1 : windows * CONTEXT + 1].astype(np.int64)).view(windows, CONTEXT)
@@ -109,7 +108,7 @@ def test_measurements_are_those_of_the_plain_network(networks, grow, together):
                 logits = plain.logits(tokens, on)
                 found[tuple(on)] = 100.0 * float((logits.argmax(2) == following).double().mean())
             whole = plain.logits(tokens, {0: 0.6, 1: 0.6})
-        loss = float(F.cross_entropy(whole.transpose(1, 2), following))
+        loss = float(plain.loss(whole, following))
         assert measured.loss[row] == pytest.approx(loss, abs=1e-9)
         assert measured.accuracy[row] == pytest.approx(found[0, 1], abs=1e-9)
         assert measured.contribution[row] == pytest.approx([found[0, 1] - found[1,], found[0, 1] - found[0,]], abs=1e-9)

@@ -197,7 +197,7 @@ class ChangesNothingInPlace(nn.Module):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (MixesSamples(), "blueprint 'mine' mixes samples: what it makes of one depends on the others"),
+        (MixesSamples(), "blueprint 'mine' mixes samples: its output for one depends on the others"),
         (ChangesNothingInPlace(), "blueprint 'mine' writes into its input"),
         (Noisy(), "blueprint 'mine' draws from the global generator when it runs"),
         (Widens(), r"blueprint 'mine' turns \(2, 3, 4, 4\) torch.float32 into \(2, 6, 4, 4\)"),

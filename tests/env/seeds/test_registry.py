@@ -30,11 +30,11 @@ class Mixer(nn.Module):
         return x + self.strength * self.mix(y.movedim(1, -1)).movedim(-1, 1)
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+@pytest.mark.parametrize("batched", [True, False], ids=["batched", "single"])
 @pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.HOLDING], ids=lambda stage: stage.name)
-def test_custom_module_trains_as_in_a_plain_loop(make_population, grow, twin, batches_of, together, stage):
+def test_custom_module_trains_as_in_a_plain_loop(make_population, grow, twin, batches_of, batched, stage):
     register_blueprint("mixer", "cnn", Mixer)
-    population = make_population(2, together=together, dtype=torch.float64)
+    population = make_population(2, batched=batched, dtype=torch.float64)
     seeds = [(row, 1, "mixer", Operator.GATE, stage) for row in range(2)]
     structure = grow(population, 2, *seeds, (1, 2, "mixer", Operator.ADD, Stage.HOLDING))
     settings = Optimisation(0.05, 0.05)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from blueprints import TRANSFORMER_BLUEPRINTS
 from esper_env.extension_checks.seeds import check_seed
-from esper_env.population.structure import plan_slot
+from esper_env.population.slot_plan import plan_slot
 from esper_env.rules.heads import Blueprint, Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import blueprint_entry, offered_blueprints
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.numeric
 ENTRIES = offered_blueprints("transformer")
 EVERY_BLUEPRINT = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 EVERY_OPERATOR = pytest.mark.parametrize("operator", Operator, ids=lambda operator: operator.name)
-BOTH_LAYOUTS = pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
+BOTH_LAYOUTS = pytest.mark.parametrize("batched", [True, False], ids=["batched", "single"])
 TEXT = made_text()
 
 
@@ -148,16 +148,16 @@ def logits_of(population, structure, tokens):
     for position, slot in enumerate(shard.execution_order):
         on = structure.blended[:, slot] | structure.training[:, slot]
         plan = plan_slot(structure, slot, np.arange(count), on, shard.device, shard.dtype)
-        x = shard.pass_slot(slot, plan, x, [shard.stored(slot, part) for part in plan.parts] if plan else [])
+        x = shard.pass_slot(slot, plan, x, [shard.gather_seeds(slot, group) for group in plan.groups] if plan else [])
         x = shard.infer_segment(position + 1, shard.inference_tensors(position + 1, host), x)
     return x
 
 
 @pytest.fixture
 def networks(make_population):
-    def make(count=1, together=True, **options):
+    def make(count=1, batched=True, **options):
         host = small_transformer()
-        return make_population(count, host=host, data=TEXT, together=together, batch_size=8, **options)
+        return make_population(count, host=host, data=TEXT, batched=batched, batch_size=8, **options)
 
     return make
 
@@ -166,9 +166,9 @@ def networks(make_population):
 @EVERY_OPERATOR
 @EVERY_BLUEPRINT
 @pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.BLENDING, Stage.FOSSILIZED], ids=lambda stage: stage.name)
-def test_networks_with_any_seed_never_look_ahead(networks, grow, together, operator, entry, stage):
-    count = 3 if together else 1
-    population = networks(count, together, dtype=torch.float64)
+def test_networks_with_any_seed_never_look_ahead(networks, grow, batched, operator, entry, stage):
+    count = 3 if batched else 1
+    population = networks(count, batched, dtype=torch.float64)
     structure = grow(population, count, *((row, 0, entry.name, operator, stage, 0.5) for row in range(count)))
     population.train(structure)
     tokens = torch.from_numpy(TEXT.val[: 4 * CONTEXT].astype(np.int64)).view(4, CONTEXT)
@@ -184,9 +184,9 @@ def test_networks_with_any_seed_never_look_ahead(networks, grow, together, opera
 @BOTH_LAYOUTS
 @EVERY_OPERATOR
 @EVERY_BLUEPRINT
-def test_a_newborn_seed_changes_nothing(networks, grow, together, operator, entry):
+def test_a_newborn_seed_changes_nothing(networks, grow, batched, operator, entry):
     """Exactly nothing at alpha 0 and in isolation, next to nothing when it is on."""
-    population = networks(1, together)
+    population = networks(1, batched)
     tokens = torch.from_numpy(TEXT.val[: 4 * CONTEXT].astype(np.int64)).view(4, CONTEXT)
     alone = logits_of(population, grow(population, 1), tokens)
     off = grow(population, 1, (0, 0, entry.name, operator, Stage.BLENDING, 0.0))
@@ -202,8 +202,8 @@ def test_a_newborn_seed_changes_nothing(networks, grow, together, operator, entr
 @EVERY_OPERATOR
 @EVERY_BLUEPRINT
 @pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.BLENDING], ids=lambda stage: stage.name)
-def test_every_parameter_learns_within_three_steps(networks, grow, together, operator, entry, stage):
-    population = networks(1, together, batches=3)
+def test_every_parameter_learns_within_three_steps(networks, grow, batched, operator, entry, stage):
+    population = networks(1, batched, batches=3)
     structure = grow(population, 1, (0, 0, entry.name, operator, stage, 0.5))
     population.train(structure)
     shard = population.shards[0]
@@ -241,13 +241,13 @@ class OwnTokenSeed(nn.Module):
 def test_a_seed_of_ones_own_trains_like_the_same_alone(networks, grow, own_blueprints):
     own_blueprints("own", OwnTokenSeed, "transformer")
     rows = [(row, 0, "own", Operator.ADD, Stage.BLENDING, 0.5) for row in range(3)]
-    together = networks(3, dtype=torch.float64)
-    together.train(grow(together, 3, *rows))
-    single = networks(1, together=False, dtype=torch.float64, first_seed=102)
+    many = networks(3, dtype=torch.float64)
+    many.train(grow(many, 3, *rows))
+    single = networks(1, batched=False, dtype=torch.float64, first_seed=102)
     single.train(grow(single, 1, (0, *rows[0][1:])))
     value = blueprint_entry("own", "transformer").value
     torch.testing.assert_close(
-        together.shards[0].seed_stack(0, value).parameters["weight"][2],
+        many.shards[0].seed_stack(0, value).parameters["weight"][2],
         single.shards[0].seed_stack(0, value).parameters["weight"][0],
     )
 

@@ -1,14 +1,12 @@
-"""Batching rules compute what each module computes on its own: outputs, gradients and running statistics."""
+"""Batching rules for images equal each module: outputs, gradients and running statistics."""
 
 import pytest
 import torch
 from esper_env.hosts import CNNHost
 from esper_env.population.engine import images as batched
-from esper_env.population.engine.layouts import ImagesAlone, ImagesTogether
 from esper_env.seeds import offered_blueprints
 from esper_env.seeds.blend import BlendGate
 from torch import nn
-from torch.nn import functional as F
 
 pytestmark = pytest.mark.numeric
 
@@ -16,7 +14,7 @@ COPIES, SAMPLES = 3, 5
 
 
 def copies(build):
-    """Modules with weights of their own, far from their initial values."""
+    """Modules with different weights, far from their initial values."""
     generator = torch.Generator().manual_seed(0)
     modules = [build().double() for _ in range(COPIES)]
     with torch.no_grad():
@@ -38,18 +36,18 @@ def check(modules, x, *, training=True, tolerance=1e-9, input_gradient=True):
         tensors[name] = torch.stack(rows)
     for name, _ in modules[0].named_parameters():
         tensors[name].requires_grad_()
-    separate, together = (x.clone().requires_grad_(input_gradient) for _ in range(2))
+    separate, joint = (x.clone().requires_grad_(input_gradient) for _ in range(2))
     for module in modules:
         module.train(training)
     expected = torch.stack([module(separate[row]) for row, module in enumerate(modules)])
-    samples_last = together.movedim(1, -1).contiguous()
+    samples_last = joint.movedim(1, -1).contiguous()
     out = batched.run(modules[0], tensors, samples_last, training=training).movedim(-1, 1)
     torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2), dtype=expected.dtype)
     (expected * weights).sum().backward()
     (out * weights).sum().backward()
     if input_gradient:
-        torch.testing.assert_close(together.grad, separate.grad, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(joint.grad, separate.grad, atol=tolerance, rtol=tolerance)
     for name, _ in modules[0].named_parameters():
         gradients = torch.stack([dict(module.named_parameters())[name].grad for module in modules])
         torch.testing.assert_close(tensors[name].grad, gradients, atol=tolerance, rtol=tolerance, msg=name)
@@ -61,7 +59,7 @@ def check(modules, x, *, training=True, tolerance=1e-9, input_gradient=True):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("surfaces", ["post", "both"])
 @pytest.mark.parametrize("size", [8, 16])
-def test_hosts(training, surfaces, size):
+def test_hosts_equal_modules(training, surfaces, size):
     def build():
         host = CNNHost(10, 3, 4, 2, 3, in_channels=2, image_size=size, surfaces=surfaces)
         for layer in host.modules():
@@ -77,8 +75,8 @@ def test_hosts(training, surfaces, size):
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("pools", [0, 2])
 @pytest.mark.parametrize("limit", [0, 1 << 30], ids=["from the input", "from the output"])
-def test_statistics_of_a_first_layer_on_grey_images(monkeypatch, channels, kernel, pools, limit):
-    """Two passes, so that running statistics are used as they were left; the layer's gradients agree too."""
+def test_first_layer_on_grey_images_equals_modules(monkeypatch, channels, kernel, pools, limit):
+    """In two passes, so the second one starts from the updated statistics."""
     monkeypatch.setattr(batched, "GREY_MIN_VALUES", limit)
     calls = []
     grey_start = batched._grey_start
@@ -94,7 +92,7 @@ def test_statistics_of_a_first_layer_on_grey_images(monkeypatch, channels, kerne
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.5])
-def test_a_group_norm_is_the_same_without_gradients(eps):
+def test_group_norm_equals_module_without_gradients(eps):
     modules = copies(lambda: nn.GroupNorm(1, 3, eps=eps))
     x = 5 + 3 * features(3, 4, 2)
     stacked = {name: torch.stack([getattr(m, name).detach() for m in modules]) for name in ("weight", "bias")}
@@ -106,14 +104,14 @@ def test_a_group_norm_is_the_same_without_gradients(eps):
 
 @pytest.mark.parametrize("entry", offered_blueprints("cnn"), ids=lambda entry: entry.name)
 @pytest.mark.parametrize(("channels", "size"), [(1, 4), (4, 2), (8, 6)], ids=str)
-def test_blueprints(entry, channels, size):
+def test_blueprints_equal_modules(entry, channels, size):
     check(copies(lambda: entry.factory(channels)), features(channels, size, size))
 
 
 @pytest.mark.parametrize("front", [nn.Identity, lambda: nn.Conv2d(1, 3, 1, bias=False)], ids=["alone", "behind"])
 @pytest.mark.parametrize("settings", [{"momentum": None}, {"affine": False}, {"track_running_stats": False}], ids=str)
-def test_unusual_batch_norms(monkeypatch, front, settings):
-    """Networks that have seen different numbers of minibatches, in training and then with what they remember."""
+def test_unusual_batch_norms_equal_modules(monkeypatch, front, settings):
+    """With different numbers of minibatches so far, in training and then in eval mode."""
     monkeypatch.setattr(batched, "GREY_MIN_VALUES", 0)
     modules = copies(lambda: nn.Sequential(front(), nn.BatchNorm2d(1 if front is nn.Identity else 3, **settings)))
     for seen, module in enumerate(modules):
@@ -127,7 +125,7 @@ def test_unusual_batch_norms(monkeypatch, front, settings):
 
 @pytest.mark.parametrize("hooked_layer", range(3))
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_layers_that_are_run_together_are_not_where_something_is_hooked_to_them(monkeypatch, hooked_layer, training):
+def test_layers_with_hooks_are_not_fused(monkeypatch, hooked_layer, training):
     monkeypatch.setattr(batched, "GREY_MIN_VALUES", 0)
 
     def build():
@@ -138,7 +136,7 @@ def test_layers_that_are_run_together_are_not_where_something_is_hooked_to_them(
     check(copies(build), features(1, 4, 4) + 0.3, training=training, input_gradient=False)
 
 
-def test_gates():
+def test_gates_equal_modules():
     check(copies(lambda: BlendGate(8)), features(8, 3, 3))
 
 
@@ -166,12 +164,12 @@ def test_gates():
         *("strided", "dilated", "circular", "same", "oblong"),
     ],
 )
-def test_convolutions(build, size):
-    """On maps small enough to be unrolled and on larger ones; unusual kinds take the general way."""
+def test_convolutions_equal_modules(build, size):
+    """On small maps, which are unrolled, and on larger ones; unusual kinds run through vmap."""
     check(copies(build), features(4, size, size))
 
 
-def test_an_oblong_map():
+def test_convolutions_on_oblong_maps_equal_modules():
     check(copies(lambda: nn.Conv2d(4, 6, 3, padding=1)), features(4, 2, 5))
     check(copies(lambda: nn.Conv2d(4, 6, 3, padding=1)), features(4, 3, 9))
 
@@ -193,52 +191,18 @@ def test_an_oblong_map():
     ],
     ids=["pool", "ceil", "overlapping", "dilated", "gn1", "gn2", "plain gn", "bn", "nested", "last axis", "leaky"],
 )
-def test_other_layers(build):
+def test_other_layers_equal_modules(build):
     check(copies(build), features(4, 5, 5))
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_on_vectors(bias):
+def test_linear_on_vectors_equals_modules(bias):
     check(copies(lambda: nn.Linear(6, 3, bias=bias)), features(6))
 
 
-def test_a_subclass_is_not_taken_for_its_parent():
+def test_subclass_does_not_use_rule_of_its_parent():
     class Doubled(nn.Conv2d):
         def forward(self, x):
             return 2 * super().forward(x)
 
     check(copies(lambda: Doubled(4, 4, 3, padding=1)), features(4, 4, 4))
-
-
-@pytest.mark.parametrize("layout", [ImagesTogether(), ImagesAlone()], ids=["together", "alone"])
-def test_layouts_agree_on_losses_and_hits(layout):
-    rows, classes = (3 if isinstance(layout, ImagesTogether) else 1), 4
-    logits, labels = torch.randn(rows, SAMPLES, classes), torch.randint(classes, (rows, SAMPLES))
-    stored = logits.movedim(-1, 1) if isinstance(layout, ImagesTogether) else logits
-    expected = torch.stack([F.cross_entropy(logits[r], labels[r], reduction="none") for r in range(rows)])
-    torch.testing.assert_close(layout.losses(stored, labels), expected)
-    assert torch.equal(layout.correct(stored, labels), logits.argmax(-1) == labels)
-
-
-@pytest.mark.parametrize("layout", [ImagesTogether(), ImagesAlone()], ids=["together", "alone"])
-def test_the_head_of_a_minibatch_is_its_first_samples(layout):
-    images = torch.rand(2, SAMPLES, 3, 4, 4)
-    whole, part = layout.from_samples(images), layout.from_samples(images[:, :2])
-    assert torch.equal(layout.head(whole, 2), part)
-
-
-@pytest.mark.parametrize("size", [2, 16])
-def test_a_group_norm_alone_learns_from_features_without_gradient(size):
-    """PyTorch's own backward pass ends the process here in channels_last."""
-    norm = nn.GroupNorm(1, 8)
-    tensors = {name: torch.randn(1, 8).requires_grad_() for name in ("weight", "bias")}
-    x = torch.randn(1, 4, size, size, 8)
-    (ImagesAlone().call(norm, tensors, x, training=True) ** 2).sum().backward()
-    own = nn.GroupNorm(1, 8)
-    with torch.no_grad():
-        own.weight.copy_(tensors["weight"][0])
-        own.bias.copy_(tensors["bias"][0])
-    (own(x[0].permute(0, 3, 1, 2).contiguous()) ** 2).sum().backward()
-    torch.testing.assert_close(tensors["weight"].grad[0], own.weight.grad, atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(tensors["bias"].grad[0], own.bias.grad, atol=1e-3, rtol=1e-4)
-    assert x.grad is None

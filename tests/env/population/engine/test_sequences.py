@@ -1,4 +1,4 @@
-"""The rules for sequences against the plain modules, one network at a time."""
+"""Batching rules for sequences equal each module."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ MODULES = {
 
 
 def stacked(module):
-    """Other values for every network."""
+    """Different values for every network."""
     generator = torch.Generator().manual_seed(1)
     values = [*module.named_parameters(), *module.named_buffers()]
     return {
@@ -52,7 +52,7 @@ def stacked(module):
 
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("prefix", ["", "deep.inside."])
-def test_networks_run_together_as_each_does_alone(name, prefix):
+def test_rules_equal_modules(name, prefix):
     module, generator = MODULES[name].double(), torch.Generator().manual_seed(2)
     tensors = stacked(module)
     x = torch.rand(NETWORKS, SAMPLES, LENGTH, WIDTH, generator=generator, dtype=torch.float64) * 4 - 2
@@ -65,7 +65,7 @@ def test_networks_run_together_as_each_does_alone(name, prefix):
         torch.testing.assert_close(out[row], alone, rtol=1e-12, atol=1e-12)
 
 
-def test_a_module_without_a_rule_keeps_its_precision_under_autocast():
+def test_run_mapped_keeps_precision_of_tensors_under_autocast():
     module, x = Odd(), torch.linspace(-1, 1, 2 * 3 * WIDTH).view(2, 1, 3, WIDTH).bfloat16()
     tensors = {"weight": torch.full((2, WIDTH), 1.2345)}
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Configurations are distinct and can be found again; Shapley values are the mean marginal gain over orders."""
+"""Sets of configurations, and Shapley values as mean marginal gains over orders."""
 
 from itertools import permutations
 
@@ -17,7 +17,7 @@ SLOTS = 9
 
 
 def by_orders(mask, value):
-    """Shapley values by their definition: every order in which the players can arrive."""
+    """Shapley values by definition, over every order of the players."""
     players = players_of(mask)
     result, orders = np.zeros(SLOTS), list(permutations(players))
     for order in orders:
@@ -29,19 +29,19 @@ def by_orders(mask, value):
 
 
 def random_game(seed):
-    """A value for every coalition, without any structure."""
+    """A random value for every coalition."""
     values = np.random.default_rng(seed).normal(size=1 << SLOTS) * 10
     return lambda mask: float(values[mask])
 
 
 @pytest.mark.parametrize("mask", [0, 0b1, 0b100010000, 0b10110, 0b111001, 0b101010111 & 0b11111])
-def test_exact_values_equal_the_mean_over_all_orders(mask):
+def test_exact_values_equal_mean_over_all_orders(mask):
     value, game = random_game(mask), ShapleyGame(mask, np.random.default_rng(0))
     known = {coalition: value(coalition) for coalition in game.masks}
     np.testing.assert_allclose(game.values(known, SLOTS), by_orders(mask, value), atol=1e-10)
 
 
-def test_a_hand_made_game():
+def test_exact_values_of_game_by_hand():
     """Seed 0 is worth 4 alone, seed 2 is worth 1, and together they are worth 11: each gets half of the surplus 6."""
     game = ShapleyGame(0b101, np.random.default_rng(0))
     assert game.masks == [0b000, 0b001, 0b100, 0b101]
@@ -50,14 +50,14 @@ def test_a_hand_made_game():
 
 
 @pytest.mark.parametrize("mask", [0b11, 0b111011, 0b1111111, 0b111111111])
-def test_the_values_share_out_exactly_what_all_seeds_add(mask):
+def test_values_sum_to_gain_of_all_seeds(mask):
     value, game = random_game(mask), ShapleyGame(mask, np.random.default_rng(1))
     values = game.values({coalition: value(coalition) for coalition in game.masks}, SLOTS)
     assert values.sum() == pytest.approx(value(mask) - value(0))
     assert all(values[slot] == 0 for slot in range(SLOTS) if not mask >> slot & 1)
 
 
-def test_above_the_limit_values_are_sampled_from_the_given_generator():
+def test_values_are_sampled_from_given_generator_above_limit():
     mask = (1 << (EXACT_SHAPLEY_SEEDS + 1)) - 1
     additive = {slot: float(slot + 1) for slot in range(SLOTS)}
 
@@ -72,7 +72,7 @@ def test_above_the_limit_values_are_sampled_from_the_given_generator():
     assert ShapleyGame(mask, np.random.default_rng(6)).masks != game.masks
 
 
-def test_sampled_values_approach_the_exact_ones():
+def test_sampled_values_approach_exact_values():
     mask = (1 << (EXACT_SHAPLEY_SEEDS + 1)) - 1
     value = random_game(3)
     estimates = []
@@ -83,7 +83,7 @@ def test_sampled_values_approach_the_exact_ones():
     assert (np.abs(np.mean(estimates, axis=0) - by_orders(mask, value)) < 5 * error + 1e-9).all()
 
 
-def test_a_set_holds_each_configuration_once_and_finds_it():
+def test_set_holds_each_configuration_once_and_finds_it():
     networks, masks = np.array([3, 0, 3, 0, 3]), np.array([5, 2, 5, 0, 1])
     configurations = ConfigurationSet.of(networks, masks, 3)
     pairs = list(zip(configurations.networks.tolist(), configurations.masks.tolist(), strict=True))
@@ -92,7 +92,7 @@ def test_a_set_holds_each_configuration_once_and_finds_it():
     assert [pairs[at] for at in found] == list(zip(networks.tolist(), masks.tolist(), strict=True))
 
 
-def test_bits_of_rows_and_their_subsets():
+def test_masks_pack_and_list_bits():
     assert bits(np.array([[True, False, True], [False, False, False]])).tolist() == [0b101, 0]
     assert players_of(0b1101) == [0, 2, 3]
     assert sorted(submasks(0b101)) == [0b000, 0b001, 0b100, 0b101]

@@ -1,9 +1,9 @@
-"""The form in which host segments are evaluated computes what they compute in eval mode."""
+"""The evaluated form of a host segment computes the same as the segment in eval mode."""
 
 import pytest
 import torch
 from esper_env.hosts import CNNHost
-from esper_env.population.engine.layouts import ImagesAlone, ImagesTogether
+from esper_env.population.engine.layouts import BatchedImages, SingleImages
 from esper_env.population.evaluation.inference import ChannelShift, InferenceForm, Rectifier
 from torch import nn
 
@@ -33,13 +33,13 @@ def trained(build):
 
 
 def outputs(modules, x, layout):
-    """What the modules make of x (B, C, H, W), and what their forms make of it."""
+    """Outputs of the modules for x (B, C, H, W), and of their evaluated forms."""
     rows = [dict([*module.named_parameters(), *module.named_buffers()]) for module in modules]
     stacked = {name: torch.stack([row[name].detach() for row in rows]) for name in rows[0]}
     form = InferenceForm(modules[0])
     folded = form.tensors(stacked)
     expected = torch.stack([module(x) for module in modules])
-    if isinstance(layout, ImagesTogether):
+    if isinstance(layout, BatchedImages):
         features = layout.from_samples(x.expand(COPIES, *x.shape))
         return expected, layout.call(form.module, folded, features, training=False).movedim(-1, 1)
     rows = [{name: value[k : k + 1] for name, value in folded.items()} for k in range(COPIES)]
@@ -49,11 +49,11 @@ def outputs(modules, x, layout):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layout", [ImagesTogether(), ImagesAlone()], ids=["together", "alone"])
+@pytest.mark.parametrize("layout", [BatchedImages(), SingleImages()], ids=["batched", "single"])
 @pytest.mark.parametrize("surfaces", ["post", "both"])
 @pytest.mark.parametrize("pools", [0, 2])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_every_segment_of_a_host(layout, surfaces, pools, kernel):
+def test_form_equals_every_segment_of_host(layout, surfaces, pools, kernel):
     def build():
         return CNNHost(10, 3, 4, pools, kernel, in_channels=2, image_size=8, surfaces=surfaces)
 
@@ -82,17 +82,17 @@ def test_every_segment_of_a_host(layout, surfaces, pools, kernel):
     ],
     ids=["bias", "apart", "not affine", "before", "alone"],
 )
-def test_other_layers_stay_as_they_are(build):
+def test_form_leaves_other_layers_unchanged(build):
     modules = trained(build)
     x = torch.randn(5, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    expected, out = outputs(modules, x, ImagesAlone())
+    expected, out = outputs(modules, x, SingleImages())
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layout", [ImagesTogether(), ImagesAlone()], ids=["together", "alone"])
+@pytest.mark.parametrize("layout", [BatchedImages(), SingleImages()], ids=["batched", "single"])
 @pytest.mark.parametrize("place", range(4))
-def test_what_is_hooked_to_a_layer_is_called_where_the_layer_is(layout, place):
+def test_form_calls_hooks_in_place(layout, place):
     def build():
         layers = nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.ReLU())
         layers[place].register_forward_hook(lambda _module, _given, out: out * out - 1)
@@ -103,7 +103,7 @@ def test_what_is_hooked_to_a_layer_is_called_where_the_layer_is(layout, place):
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)
 
 
-def test_the_segment_itself_keeps_its_layers():
+def test_segment_keeps_its_layers():
     segment = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.MaxPool2d(2), nn.ReLU())
     form = InferenceForm(segment)
     assert [type(layer) for layer in segment] == [nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.ReLU]
@@ -112,8 +112,8 @@ def test_the_segment_itself_keeps_its_layers():
 
 @pytest.mark.parametrize("front", [nn.Identity, nn.Flatten, nn.BatchNorm2d], ids=lambda front: front.__name__)
 @torch.no_grad()
-def test_what_goes_into_a_segment_is_not_overwritten(front):
-    """ReLU works in place only behind a layer whose result is its own."""
+def test_form_does_not_overwrite_its_input(front):
+    """ReLU works in place only behind a layer that returns a new tensor."""
     layer = front(2) if front is nn.BatchNorm2d else front()
     for segment in (nn.Sequential(nn.ReLU()), nn.Sequential(layer, nn.ReLU())):
         x = torch.linspace(-1, 1, 16).view(2, 2, 2, 2)

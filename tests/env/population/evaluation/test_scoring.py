@@ -1,20 +1,20 @@
-"""One forked pass gives what a separate pass for every configuration gives."""
+"""One forked pass equals a separate pass for every configuration."""
 
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
-from esper_env.population.evaluation import scoring as evaluate
+from esper_env.population.evaluation import held_out
 from esper_env.population.evaluation.configurations import ConfigurationSet
 from esper_env.population.evaluation.scoring import score
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
+from small_networks import LAYOUTS, assert_same, everyone, host_tensors
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.numeric
 
-BOTH_LAYOUTS = pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
 SEEDS = [
     (0, 0, "conv_light", Operator.ADD, Stage.BLENDING, 0.4),
     (0, 1, "norm", Operator.MULTIPLY, Stage.HOLDING),
@@ -29,10 +29,10 @@ NETWORKS = 4  # the last one has no seed
 
 @pytest.fixture
 def grown(make_population, grow):
-    """Networks that have trained for a while, with seeds that make a difference."""
+    """Networks after some training, with seeds that make a difference."""
 
-    def make(together, dtype=torch.float64):
-        population = make_population(NETWORKS, together=together, dtype=dtype, seed_lr=0.3, host_lr=0.1)
+    def make(batched, dtype=torch.float64):
+        population = make_population(NETWORKS, batched=batched, dtype=dtype, seed_lr=0.3, host_lr=0.1)
         structure = grow(population, NETWORKS, *SEEDS)
         for _ in range(4):
             population.train(structure)
@@ -43,7 +43,7 @@ def grown(make_population, grow):
 
 @pytest.fixture
 def naive(twin, stripes):
-    """``naive(population, structure, row, {slot: alpha}, split)``: loss and accuracy by a pass of its own."""
+    """``naive(population, structure, row, {slot: alpha}, split)``: loss and accuracy from a separate pass."""
 
     def evaluate_one(population, structure, row, on, split="val"):
         network = twin(population, row, structure).eval()
@@ -70,17 +70,17 @@ def possible_masks(structure, row):
     return [mask for mask in range(8) if mask & ~held == 0]
 
 
-@BOTH_LAYOUTS
+@LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-def test_every_configuration_equals_a_pass_of_its_own(grown, naive, together, dtype):
-    """In float32, an image whose two largest logits almost tie may change class."""
-    population, structure = grown(together, dtype)
+def test_every_configuration_equals_separate_pass(grown, naive, batched, dtype):
+    """In float32, an image whose two largest logits nearly tie may change class."""
+    population, structure = grown(batched, dtype)
     exact, one_image = dtype is torch.float64, 100 / population.predictions
     for index, shard in enumerate(population.shards):
-        rows = range(NETWORKS) if together else [index]
+        rows = range(NETWORKS) if batched else [index]
         pairs = [(row, mask) for row in rows for mask in possible_masks(structure, row)]
-        local = [row if together else 0 for row, _ in pairs]
-        own = structure if together else structure.rows(slice(index, index + 1))
+        local = [row if batched else 0 for row, _ in pairs]
+        own = structure if batched else structure.rows(slice(index, index + 1))
         configurations = ConfigurationSet.of(np.array(local), np.array([mask for _, mask in pairs]), 3)
         result = score(shard, own, configurations, population._splits.validation)
         for at, (row, mask) in enumerate(pairs):
@@ -90,9 +90,9 @@ def test_every_configuration_equals_a_pass_of_its_own(grown, naive, together, dt
 
 
 @pytest.mark.parametrize("choice", range(12))
-def test_any_subset_of_configurations_forks_correctly(grown, naive, choice):
-    """Also where no configuration of a network continues another: {only the first seed, only the second}."""
-    population, structure = grown(together=True)
+def test_any_subset_of_configurations_equals_separate_passes(grown, naive, choice):
+    """Including {only the first seed, only the second}, where no configuration extends another."""
+    population, structure = grown(batched=True)
     rng = np.random.default_rng(choice)
     everything = [(row, mask) for row in range(NETWORKS) for mask in possible_masks(structure, row)]
     chosen = [(0, 0b01), (0, 0b10)]
@@ -107,10 +107,10 @@ def test_any_subset_of_configurations_forks_correctly(grown, naive, choice):
         assert result.accuracy[at] == pytest.approx(accuracy, abs=1e-9)
 
 
-@BOTH_LAYOUTS
-def test_measurements_equal_naive_differences(grown, naive, together):
-    population, structure = grown(together)
-    measured = population.measure(structure, np.ones(NETWORKS, dtype=np.bool_))
+@LAYOUTS
+def test_measurements_equal_naive_differences(grown, naive, batched):
+    population, structure = grown(batched)
+    measured = population.measure(structure, everyone(NETWORKS))
     for row in range(NETWORKS):
         blended = {slot for slot in range(3) if structure.blended[row, slot]}
         training = {slot for slot in range(3) if structure.training[row, slot]}
@@ -139,9 +139,9 @@ def test_measurements_equal_naive_differences(grown, naive, together):
     assert np.abs(measured.interaction).max() > 1
 
 
-@BOTH_LAYOUTS
-def test_committed_networks_are_the_fossilized_seeds_alone(grown, naive, together):
-    population, structure = grown(together)
+@LAYOUTS
+def test_committed_networks_have_fossilized_seeds_only(grown, naive, batched):
+    population, structure = grown(batched)
     rows = np.array([0, 2, 3])
     result = population.appraise(structure, rows)
     for at, row in enumerate(rows):
@@ -159,80 +159,77 @@ def test_committed_networks_are_the_fossilized_seeds_alone(grown, naive, togethe
 
 
 @pytest.mark.parametrize("surfaces", ["post", "both"])
-def test_slots_are_reported_in_action_order(make_population, build_host, grow, surfaces):
+def test_measurements_and_statistics_are_in_action_order(make_population, build_host, grow, surfaces):
     """With both surfaces a seed in the fourth action slot is the second to run."""
     population = make_population(host=build_host(surfaces=surfaces), seed_lr=0.3)
     slot = 3 if surfaces == "both" else 1
     structure = grow(population, 1, (0, slot, "conv_light", Operator.ADD, Stage.HOLDING))
     for _ in range(3):
         stats = population.train(structure)
-    measured = population.measure(structure, np.ones(1, dtype=np.bool_))
+    measured = population.measure(structure, everyone(1))
     assert np.flatnonzero(measured.measured[0]).tolist() == [slot]
     assert np.flatnonzero(stats.sizes[0, 1:]).tolist() == [slot]
 
 
-def test_networks_that_are_not_asked_for_are_not_measured(grown):
-    population, structure = grown(together=True)
-    everyone = population.measure(structure, np.ones(NETWORKS, dtype=np.bool_))
+def test_measure_leaves_out_other_networks(grown):
+    population, structure = grown(batched=True)
+    every = population.measure(structure, everyone(NETWORKS))
     one = population.measure(structure, np.array([False, True, False, False]))
     assert not one.measured[[0, 2, 3]].any()
     assert not one.interaction_measured[[0, 2, 3]].any()
-    np.testing.assert_allclose(one.contribution[1], everyone.contribution[1])
-    np.testing.assert_allclose(one.loss[1], everyone.loss[1])
-    apart, structure = grown(together=False)
+    np.testing.assert_allclose(one.contribution[1], every.contribution[1])
+    np.testing.assert_allclose(one.loss[1], every.loss[1])
+    apart, structure = grown(batched=False)
     nobody = apart.measure(structure, np.zeros(NETWORKS, dtype=np.bool_))
     assert not nobody.measured.any()
 
 
-def test_a_seed_at_alpha_zero_or_still_waiting_is_not_measured(make_population, grow):
+def test_measure_leaves_out_waiting_seeds_and_alpha_zero(make_population, grow):
     population = make_population()
     waiting = (0, 0, "norm", Operator.ADD, Stage.GERMINATED)
     silent = (0, 1, "conv_light", Operator.ADD, Stage.BLENDING, 0.0)
     structure = grow(population, 1, waiting, silent, (0, 2, "norm", Operator.ADD, Stage.HOLDING))
-    measured = population.measure(structure, np.ones(1, dtype=np.bool_))
+    measured = population.measure(structure, everyone(1))
     assert measured.measured.tolist() == [[False, False, True]]
     assert not measured.interaction_measured.any()
 
 
-def test_the_prospective_contribution_of_a_helpful_seed_is_positive(make_population, grow):
-    """accuracy(with) - accuracy(without), and not the other way round."""
+def test_prospective_contribution_of_helpful_seed_is_positive(make_population, grow):
     population = make_population(3, host_lr=1e-12, seed_lr=0.3)
     structure = grow(population, 3, *[(row, 0, "conv_heavy", Operator.ADD, Stage.TRAINING) for row in range(3)])
     for _ in range(25):
         population.train(structure)
-    measured = population.measure(structure, np.ones(3, dtype=np.bool_))
+    measured = population.measure(structure, everyone(3))
     assert measured.contribution[:, 0].mean() > 5
 
 
-def test_chunks_and_blocks_cover_everything_once_whatever_their_size(grown, monkeypatch):
-    population, structure = grown(together=True)
+def test_scores_do_not_depend_on_chunk_and_block_size(grown, monkeypatch):
+    population, structure = grown(batched=True)
     images, shard = population._splits.validation, population.shards[0]
     configurations = ConfigurationSet.of(np.array([0, 0, 1, 1, 2, 2, 3]), np.array([0, 7, 3, 7, 0, 2, 0]), 3)
     whole = score(shard, structure, configurations, images)
     # 60 images in chunks of 7, and a row at a time
-    monkeypatch.setattr(evaluate, "CPU_GRAIN", evaluate.Grain(chunk=7 * 64 * NETWORKS, block=1))
+    monkeypatch.setattr(held_out, "CPU_GRAIN", held_out.Grain(chunk=7 * 64 * NETWORKS, block=1))
     assert [len(labels) for _, labels in images.chunks(shard)] == [7] * 8 + [4]
     parts = score(shard, structure, configurations, images)
     np.testing.assert_allclose(parts.loss, whole.loss, atol=1e-12)
     np.testing.assert_allclose(parts.accuracy, whole.accuracy, atol=1e-12)
 
 
-def test_losses_are_of_those_that_were_asked_for(grown):
-    population, structure = grown(together=True)
+def test_score_computes_requested_losses_only(grown):
+    population, structure = grown(batched=True)
     shard, images = population.shards[0], population._splits.validation
     configurations = ConfigurationSet.of(np.array([0, 0, 1, 1, 2, 2, 3]), np.array([0, 7, 3, 7, 0, 2, 0]), 3)
     whole = score(shard, structure, configurations, images)
     some = score(shard, structure, configurations, images, np.array([5, 1]))
-    asked = np.isin(np.arange(7), (1, 5))
-    assert (np.isnan(some.loss) == ~asked).all()
-    np.testing.assert_allclose(some.loss[asked], whole.loss[asked], atol=1e-12)
+    requested = np.isin(np.arange(7), (1, 5))
+    assert (np.isnan(some.loss) == ~requested).all()
+    np.testing.assert_allclose(some.loss[requested], whole.loss[requested], atol=1e-12)
     np.testing.assert_array_equal(some.accuracy, whole.accuracy)
 
 
-def test_measuring_changes_nothing(grown):
-    population, structure = grown(together=True)
-    host = population.shards[0].host
-    before = {name: value.clone() for name, value in {**host.parameters, **host.buffers}.items()}
-    population.measure(structure, np.ones(NETWORKS, dtype=np.bool_))
-    for name, value in {**host.parameters, **host.buffers}.items():
-        assert torch.equal(value, before[name]), name
+def test_measuring_keeps_tensors(grown):
+    population, structure = grown(batched=True)
+    before = host_tensors(population)
+    population.measure(structure, everyone(NETWORKS))
+    assert_same(host_tensors(population), before)

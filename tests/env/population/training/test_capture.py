@@ -1,8 +1,7 @@
-"""A step can be captured once and replayed on other minibatches, values and freezings, and waits for no device.
+"""A step is captured once, replayed on other minibatches, alphas and freezings, and never waits for the device.
 
-A CUDA graph replays kernels on fixed addresses. The stand-in here does the same with PyTorch's operations: it records
-every one of them, with the very tensors that it read and wrote, and carries them out again without running any Python
-of the step.
+A CUDA graph replays kernels on fixed addresses. The stand-in here does the same with PyTorch's operations. It records
+each operation with the tensors that it reads and writes, and replays it without running any Python of the step.
 """
 
 import copy
@@ -14,18 +13,18 @@ import numpy as np
 import pytest
 import torch
 from esper_env.population.training import capture
-from esper_env.population.training.capture import Captured
+from esper_env.population.training.capture import CapturingRunner
 from esper_env.population.training.minibatches import Draw, draw_epoch
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
-from small_networks import attach_seed, reset_row
+from small_networks import LAYOUTS, all_tensors, assert_same, attach_seed, everyone, reset_row
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 
-#: Operations whose result, or the size of it, the host has to wait for.
+#: Operations that wait for the device to know their result or its size.
 WAITS = {
     aten._local_scalar_dense,
     aten.equal,
@@ -38,11 +37,11 @@ WAITS = {
 
 
 class WaitForDeviceError(AssertionError):
-    """The step asks for a value in the middle of its work."""
+    """The step waits for a value."""
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses operations that wait for the device."""
+    """Rejects operations that wait for the device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket in WAITS or _index_by_mask(func, args):
@@ -55,7 +54,7 @@ def _index_by_mask(func, args):
 
 
 class Tape(NoWaiting):
-    """Records operations while they are carried out."""
+    """Records operations while they run."""
 
     def __init__(self):
         super().__init__()
@@ -75,7 +74,7 @@ class Tape(NoWaiting):
                     place.detach().copy_(value)
 
 
-class Recording(Captured):
+class Recording(CapturingRunner):
     """Steps recorded on a tape."""
 
     def warm_up(self, inputs):
@@ -87,11 +86,11 @@ class Recording(Captured):
             self._step(inputs)
         with torch.no_grad():
             for tensor, value in zip(self.state(), before, strict=True):
-                tensor.copy_(value)  # capturing carries nothing out
+                tensor.copy_(value)  # capturing runs nothing
         return tape.replay
 
     def state(self):
-        """Everything that a step changes and that outlives it."""
+        """Every tensor that a step changes and that outlives it."""
         trainer = self._step.__self__
         own = trainer._set
         return [
@@ -104,39 +103,33 @@ class Recording(Captured):
         ]
 
 
-def plans_anew(population):
-    """The population, its trainers forgotten after every epoch: nothing of one can be left in the next."""
+def without_cache(population):
+    """The population with its trainers dropped before every epoch, so no state can survive in them."""
     train = population.train
 
-    def forgetful(structure):
+    def train_afresh(structure):
         for trainers in population._trainers:
             trainers._kept.clear()
         return train(structure)
 
-    population.train = forgetful
+    population.train = train_afresh
     return population
 
 
 @pytest.fixture
 def both_ways(make_population, monkeypatch):
-    """``both_ways(count, **options)``: the same population, planned anew for every epoch, and recorded and kept."""
+    """``both_ways(count, **options)``: equal populations, one without cached trainers and one with recorded steps."""
 
     def make(count, **options):
-        eager = plans_anew(make_population(count, **options))
+        eager = without_cache(make_population(count, **options))
         monkeypatch.setitem(capture.CAPTURES, "cpu", lambda _: Recording)
         return eager, make_population(count, **options)
 
     return make
 
 
-def everything(population):
-    stacks = [s for shard in population.shards for s in (shard.host, *shard._seeds.values(), *shard._gates.values())]
-    return [t for s in stacks for kind in (s.parameters, s.momentum, s.buffers) for t in kind.values()]
-
-
-def assert_same(eager, recorded):
-    for left, right in zip(everything(eager), everything(recorded), strict=True):
-        assert torch.equal(left, right)
+def assert_equal(eager, recorded):
+    assert_same(all_tensors(eager), all_tensors(recorded))
 
 
 SEEDS = [
@@ -147,26 +140,25 @@ SEEDS = [
     (2, 1, "bottleneck", Operator.ADD, Stage.TRAINING),
     (2, 2, "depthwise", Operator.ADD, Stage.GERMINATED),
 ]
-LAYOUTS = pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
 
 
 @LAYOUTS
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
-def test_replaying_equals_running_bit_for_bit(both_ways, grow, together, kernel, isolation):
-    eager, recorded = both_ways(3, together=together, kernel=kernel, isolation=isolation)
+def test_replaying_equals_running_bit_for_bit(both_ways, grow, batched, kernel, isolation):
+    eager, recorded = both_ways(3, batched=batched, kernel=kernel, isolation=isolation)
     for epoch, alpha in enumerate((0.3, 0.7, 0.2)):
         seeds = [(*seed[:5], alpha, epoch == 2) if seed[4] == Stage.BLENDING else seed for seed in SEEDS]
         structures = [grow(population, 3, *seeds, attach=epoch == 0) for population in (eager, recorded)]
         stats = [p.train(s) for p, s in zip((eager, recorded), structures, strict=True)]
         for column in ("loss", "gradient_norm", "vanishing", "exploding", "sizes"):
             assert (getattr(stats[0], column) == getattr(stats[1], column)).all(), column
-        assert_same(eager, recorded)
+        assert_equal(eager, recorded)
     assert recorded.captures == len(recorded.shards)  # alphas and freezing are values: captured once
     assert eager.captures == 0
 
 
-def test_random_crops_and_flips_are_inputs_of_the_step(both_ways, make_data, grow):
+def test_crops_and_flips_are_inputs_of_captured_step(both_ways, make_data, grow):
     data = make_data(pad=2, flip=True)
     eager, recorded = both_ways(2, data=data)
     for population in (eager, recorded):
@@ -174,10 +166,10 @@ def test_random_crops_and_flips_are_inputs_of_the_step(both_ways, make_data, gro
         for _ in range(2):
             population.train(structure)
     assert recorded.captures == 1
-    assert_same(eager, recorded)
+    assert_equal(eager, recorded)
 
 
-def test_another_structure_is_captured_and_the_old_one_is_still_there(both_ways, grow):
+def test_new_structure_is_captured_and_old_capture_is_kept(both_ways, grow):
     eager, recorded = both_ways(3)
     grown = [grow(population, 3, *SEEDS) for population in (eager, recorded)]
     plans = [
@@ -192,11 +184,11 @@ def test_another_structure_is_captured_and_the_old_one_is_still_there(both_ways,
     for plan in plans:
         for population, structure in zip((eager, recorded), grown, strict=True):
             population.train(plan(population, structure))
-        assert_same(eager, recorded)
+        assert_equal(eager, recorded)
     assert recorded.captures == 5
 
 
-def test_a_row_that_starts_anew_is_what_the_captured_step_trains(both_ways, grow):
+def test_captured_step_trains_row_that_was_reset(both_ways, grow):
     eager, recorded = both_ways(3)
     structures = [grow(population, 3, *SEEDS) for population in (eager, recorded)]
     for epoch in range(3):
@@ -206,11 +198,11 @@ def test_a_row_that_starts_anew_is_what_the_captured_step_trains(both_ways, grow
                 attach_seed(population, 1, 0, int(structure.blueprint[1, 0]))
             population.train(structure)
     assert recorded.captures == 1
-    assert_same(eager, recorded)
+    assert_equal(eager, recorded)
 
 
 class Offset(nn.Module):
-    """x plus what its birth drew into a buffer, times a parameter."""
+    """Adds a buffer, drawn in the constructor, times a parameter."""
 
     def __init__(self, channels):
         super().__init__()
@@ -221,29 +213,30 @@ class Offset(nn.Module):
         return x + self.scale * self.offset
 
 
-def test_a_newborn_seeds_buffers_are_what_the_captured_step_reads(both_ways, grow, own_blueprints):
+def test_captured_step_reads_buffers_of_newborn_seed(both_ways, grow, own_blueprints):
     own_blueprints("offset", Offset)
     eager, recorded = both_ways(1)
     for _ in range(3):  # a birth in each epoch, under the same signature
         for population in (eager, recorded):
             population.train(grow(population, 1, (0, 0, "offset", Operator.ADD, Stage.HOLDING)))
-        assert_same(eager, recorded)
+        assert_equal(eager, recorded)
     assert recorded.captures == 1
 
 
-def test_the_latest_structures_are_kept_not_the_first(both_ways, grow):
+def test_latest_trainers_are_kept_and_dropped_captures_are_counted(both_ways, grow):
     _, recorded = both_ways(1)
-    names = ["conv_light", "norm", "attention", "conv_small", "conv_light", "depthwise", "conv_light"]
-    for name in names:  # conv_light is used again before it would be the oldest
+    names = ["conv_light", "norm", "attention", "conv_small", "conv_light", "depthwise", "conv_light", "bottleneck"]
+    for name in names:  # conv_light is used again before it is the oldest
         recorded.train(grow(recorded, 1, (0, 0, name, Operator.ADD, Stage.HOLDING)))
-    assert recorded.captures == 5
+    assert recorded.captures == len(set(names)) == 6
+    assert len(recorded._trainers[0]._kept) < 6
 
 
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda x: cloudpickle.loads(cloudpickle.dumps(x))}
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-def test_a_copy_goes_on_as_the_original_does(make_population, grow, copied):
+def test_copied_trainers_train_like_the_originals(make_population, grow, copied):
     population = make_population(3)
     structure = grow(population, 3, *SEEDS)
     population.train(structure)
@@ -258,30 +251,21 @@ def test_a_copy_goes_on_as_the_original_does(make_population, grow, copied):
         assert torch.equal(value, other.host.parameters[name]), name
 
 
-def test_captures_are_counted_when_their_trainers_are_gone(both_ways, grow):
-    _, recorded = both_ways(1)
-    names = ["conv_light", "norm", "attention", "conv_small", "depthwise", "bottleneck"]
-    for name in names:
-        recorded.train(grow(recorded, 1, (0, 0, name, Operator.ADD, Stage.HOLDING)))
-    assert recorded.captures == len(names)
-    assert len(recorded._trainers[0]._kept) < len(names)
-
-
-def test_nothing_is_captured_where_it_is_switched_off_or_there_is_no_way_to(monkeypatch):
+def test_new_runner_captures_if_enabled_and_possible(monkeypatch):
     cpu = torch.device("cpu")
-    assert capture.runners(cpu, "auto") is capture.Eager
+    assert capture.new_runner(cpu, "auto") is capture.Runner
     monkeypatch.setitem(capture.CAPTURES, "cpu", lambda _: Recording)
-    assert capture.runners(cpu, "auto") is Recording
-    assert capture.runners(cpu, "off") is capture.Eager
+    assert capture.new_runner(cpu, "auto") is Recording
+    assert capture.new_runner(cpu, "off") is capture.Runner
 
 
-def test_an_unknown_way_to_capture_is_an_error():
+def test_new_runner_rejects_unknown_mode():
     with pytest.raises(ValueError, match="capture is 'always'; expected one of"):
-        capture.runners(torch.device("cpu"), "always")
+        capture.new_runner(torch.device("cpu"), "always")
 
 
-def test_a_cuda_graph_is_warmed_up_captured_and_replayed_behind_what_came_before(monkeypatch):
-    """The order of calls, on a stand-in for torch.cuda; what a real device does with them is in test_cuda.py."""
+def test_cuda_graph_warms_up_captures_and_replays_in_stream_order(monkeypatch):
+    """Compares calls on a stand-in for torch.cuda; test_cuda.py uses a real device."""
     log = []
 
     class Stream:
@@ -327,20 +311,20 @@ def test_a_cuda_graph_is_warmed_up_captured_and_replayed_behind_what_came_before
     warm_up = [*around, "step", *behind]
     captured = [*around, "begin in the pool, thread_local", "step", "end", *behind]
     assert log == warm_up + captured + 3 * replay
-    assert seen[0] is seen[1]  # the same memory each time, never the caller's
+    assert seen[0] is seen[1]  # fixed memory, not the caller's
     assert all(draw.samples is not seen[0] for draw in inputs)
     assert seen[0].item() == 3
     assert runner.captures == 1
 
 
 class Uncapturable(Recording):
-    """As a device that refuses what the step does."""
+    """Fails to capture, like a device that does not support the step."""
 
     def capture(self, inputs):  # noqa: ARG002
         raise RuntimeError("operation not permitted when stream is capturing\nand many lines more")
 
 
-def test_a_step_that_cannot_be_captured_is_said_and_runs_all_the_same(both_ways, grow):
+def test_step_that_cannot_be_captured_warns_and_runs(both_ways, grow):
     eager, other = both_ways(3)
     for trainers in other._trainers:
         trainers._make.keywords["new_runner"] = Uncapturable
@@ -349,10 +333,10 @@ def test_a_step_that_cannot_be_captured_is_said_and_runs_all_the_same(both_ways,
     with pytest.warns(RuntimeWarning, match=r"captured \(operation not permitted when stream is capturing\) and"):
         other.train(structures[1])
     assert other.captures == 0
-    assert_same(eager, other)
+    assert_equal(eager, other)
 
 
-def test_a_step_that_fails_ends_its_capture(monkeypatch):
+def test_failing_step_ends_its_capture(monkeypatch):
     ended = []
 
     class Graph:
@@ -377,16 +361,16 @@ def test_a_step_that_fails_ends_its_capture(monkeypatch):
 
 @LAYOUTS
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_neither_training_nor_measuring_waits_for_the_device_before_the_end(make_population, grow, together, kernel):
-    population = make_population(3, together=together, kernel=kernel)
+def test_training_and_measuring_never_wait_for_device(make_population, grow, batched, kernel):
+    population = make_population(3, batched=batched, kernel=kernel)
     structure = grow(population, 3, *SEEDS, (1, 1, "conv_heavy", Operator.ADD, Stage.FOSSILIZED))
     with NoWaiting():
         population.train(structure)
-        population.measure(structure, np.ones(3, dtype=np.bool_))
+        population.measure(structure, everyone(3))
         population.appraise(structure, np.arange(3))
 
 
-def test_waiting_is_noticed():
+def test_no_waiting_detects_operations_that_wait():
     with NoWaiting():
         for wait in (lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: bool((x > 0).any()), torch.nonzero):
             with pytest.raises(WaitForDeviceError):

@@ -1,26 +1,16 @@
-"""A seed in TRAINING learns, and its network does not notice: bit for bit as if the seed were not there."""
+"""A seed in TRAINING learns, and its network equals one without the seed, bit for bit."""
 
 import pytest
 import torch
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
+from small_networks import LAYOUTS, assert_same, host_tensors
 
 pytestmark = pytest.mark.numeric
 
 BLUEPRINTS = [entry.name for entry in offered_blueprints("cnn")]
-BOTH_LAYOUTS = pytest.mark.parametrize("together", [True, False], ids=["together", "alone"])
 EPOCHS = 3
-
-
-def everything(shard):
-    """Copies of all tensors of a shard's hosts, optimizer momentum included."""
-    host = shard.host
-    return {
-        f"{kind} {name}": value.clone()
-        for kind, tensors in (("parameter", host.parameters), ("momentum", host.momentum), ("buffer", host.buffers))
-        for name, value in tensors.items()
-    }
 
 
 def seed_tensors(shard, slot, structure, row=0):
@@ -28,11 +18,11 @@ def seed_tensors(shard, slot, structure, row=0):
     return {name: value[row].clone() for name, value in stack.parameters.items()}
 
 
-@BOTH_LAYOUTS
+@LAYOUTS
 @pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
 @pytest.mark.parametrize("blueprint", BLUEPRINTS)
-def test_the_host_is_bit_identical_to_one_without_the_seed(make_population, grow, together, isolation, blueprint):
-    host = {"shard_size": 3 if together else 1, "together": together, "isolation": isolation}
+def test_host_equals_host_without_isolated_seed(make_population, grow, batched, isolation, blueprint):
+    host = {"shard_size": 3 if batched else 1, "batched": batched, "isolation": isolation}
     bare, grown = make_population(3, **host), make_population(3, **host)
     without = grow(bare, 3)
     operators = list(Operator)
@@ -42,10 +32,7 @@ def test_the_host_is_bit_identical_to_one_without_the_seed(make_population, grow
     before = seed_tensors(grown.shards[0], 1, structure)
     for _ in range(EPOCHS):
         assert (bare.train(without).loss == grown.train(structure).loss).all()
-    for left, right in zip(bare.shards, grown.shards, strict=True):
-        right_tensors = everything(right)
-        for name, value in everything(left).items():
-            assert torch.equal(value, right_tensors[name]), name
+    assert_same(host_tensors(bare), host_tensors(grown))
     after = seed_tensors(grown.shards[0], 1, structure)
     assert all(not torch.equal(value, before[name]) for name, value in after.items())
 
@@ -53,8 +40,7 @@ def test_the_host_is_bit_identical_to_one_without_the_seed(make_population, grow
 SLOTS = [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]
 
 
-def test_blended_neighbours_do_not_notice_either(make_population, grow):
-    """An isolated seed behind a blended one: the blended seed trains as if it were alone."""
+def test_blended_seed_equals_one_without_isolated_neighbour(make_population, grow):
     blended = (0, 0, "conv_light", Operator.GATE, Stage.BLENDING, 0.5)
     first, second = make_population(), make_population()
     alone = grow(first, 1, blended)
@@ -62,15 +48,13 @@ def test_blended_neighbours_do_not_notice_either(make_population, grow):
     for _ in range(EPOCHS):
         first.train(alone)
         second.train(both)
-    for name, value in everything(first.shards[0]).items():
-        assert torch.equal(value, everything(second.shards[0])[name]), name
-    for name, value in seed_tensors(first.shards[0], 0, alone).items():
-        assert torch.equal(value, seed_tensors(second.shards[0], 0, both)[name]), name
+    assert_same(host_tensors(first), host_tensors(second))
+    assert_same(seed_tensors(first.shards[0], 0, alone), seed_tensors(second.shards[0], 0, both))
 
 
-@BOTH_LAYOUTS
-def test_accuracy_and_loss_are_those_of_the_bare_host(make_population, grow, together):
-    bare, grown = (make_population(together=together, dtype=torch.float64) for _ in range(2))
+@LAYOUTS
+def test_measurements_equal_those_without_isolated_seed(make_population, grow, batched):
+    bare, grown = (make_population(batched=batched, dtype=torch.float64) for _ in range(2))
     without = grow(bare, 1)
     structure = grow(grown, 1, (0, 1, "conv_heavy", Operator.ADD, Stage.TRAINING))
     bare.train(without)
@@ -81,10 +65,9 @@ def test_accuracy_and_loss_are_those_of_the_bare_host(make_population, grow, tog
     assert left.loss == pytest.approx(right.loss, abs=1e-9)  # the configurations share a pass of other sizes
 
 
-@BOTH_LAYOUTS
-def test_germinating_changes_neither_data_nor_host(make_population, grow, together):
-    """A seed that is attached and waits (GERMINATED) draws from a generator of its own."""
-    bare, grown = make_population(together=together), make_population(together=together)
+@LAYOUTS
+def test_germinated_seed_changes_neither_minibatches_nor_host(make_population, grow, batched):
+    bare, grown = make_population(batched=batched), make_population(batched=batched)
     without = grow(bare, 1)
     bare.train(without)
     grown.train(without)
@@ -92,16 +75,13 @@ def test_germinating_changes_neither_data_nor_host(make_population, grow, togeth
     before = seed_tensors(grown.shards[0], 2, structure)
     bare.train(without)
     grown.train(structure)
-    for name, value in everything(bare.shards[0]).items():
-        assert torch.equal(value, everything(grown.shards[0])[name]), name
-    for name, value in seed_tensors(grown.shards[0], 2, structure).items():
-        assert torch.equal(value, before[name]), name
+    assert_same(host_tensors(bare), host_tensors(grown))
+    assert_same(seed_tensors(grown.shards[0], 2, structure), before)
 
 
 @pytest.mark.parametrize("operator", Operator)
 @pytest.mark.parametrize("blueprint", BLUEPRINTS)
-def test_many_epochs_of_isolation_do_not_run_away(make_population, grow, blueprint, operator):
-    """A seed that feels the effect it will have stays bounded (the straight-through form does not)."""
+def test_isolated_seed_stays_bounded_over_many_epochs(make_population, grow, blueprint, operator):
     population = make_population(2, seed_lr=0.02, host_lr=0.02)
     structure = grow(population, 2, *[(row, 1, blueprint, operator, Stage.TRAINING) for row in range(2)])
     for _ in range(20):
@@ -115,8 +95,8 @@ def test_many_epochs_of_isolation_do_not_run_away(make_population, grow, bluepri
     assert (stats.exploding == 0).all()
 
 
-def test_straight_through_runs_away(make_population, grow):
-    """Why the shadow pass is the default: a loss that is linear in the seed pushes it for ever."""
+def test_straight_through_seed_grows_beyond_shadow_seed(make_population, grow):
+    """The reason for the default: a loss that is linear in the seed never stops growing it."""
     count, sizes = 6, {}
     for isolation in ("shadow", "straight_through"):
         population = make_population(count, seed_lr=0.05, host_lr=0.02, isolation=isolation)
@@ -129,21 +109,18 @@ def test_straight_through_runs_away(make_population, grow):
     assert sizes["straight_through"] > 1.5 * sizes["shadow"], sizes
 
 
-@BOTH_LAYOUTS
+@LAYOUTS
 @pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
 @pytest.mark.parametrize("blueprint", BLUEPRINTS)
-def test_a_look_at_isolation_sees_no_breach_and_leaves_no_trace(make_population, grow, together, isolation, blueprint):
-    """Some networks have the blueprint blended behind a seed that trains, so that the shadow pass reads it by rows."""
-    settings = {"shard_size": 3 if together else 1, "together": together, "isolation": isolation}
-    looked, trusted = make_population(3, **settings), make_population(3, **settings)
+def test_isolation_check_finds_no_breach_and_changes_nothing(make_population, grow, batched, isolation, blueprint):
+    """Networks have the blueprint blended behind a TRAINING seed, so the shadow pass reads some of its rows."""
+    settings = {"shard_size": 3 if batched else 1, "batched": batched, "isolation": isolation}
+    checked, unchecked = make_population(3, **settings), make_population(3, **settings)
     seeds = [(row, slot, blueprint, Operator.GATE, Stage.BLENDING, 0.5) for row in range(3) for slot in (1, 2)]
     seeds += [(1, 0, "norm", Operator.ADD, Stage.TRAINING)]
-    first, second = (grow(population, 3, *seeds) for population in (looked, trusted))
+    first, second = (grow(population, 3, *seeds) for population in (checked, unchecked))
     for _ in range(EPOCHS):
-        seen = looked.train(first, True)
+        seen = checked.train(first, True)
         assert not seen.breached.any()
-        assert (seen.loss == trusted.train(second).loss).all()
-    for left, right in zip(looked.shards, trusted.shards, strict=True):
-        right_tensors = everything(right)
-        for name, value in everything(left).items():
-            assert torch.equal(value, right_tensors[name]), name
+        assert (seen.loss == unchecked.train(second).loss).all()
+    assert_same(host_tensors(checked), host_tensors(unchecked))

@@ -1,10 +1,11 @@
-"""Minibatches: every image in turn, valid crops and flips, and nothing shared between networks."""
+"""Minibatches: permutations of the training set, valid crops and flips, and independent streams."""
 
 import numpy as np
 import pytest
 import torch
 from esper_env.data import TextData
-from esper_env.population.training.minibatches import Draw, MinibatchStream, TrainingImages, TrainingText, minibatches
+from esper_env.population.training.minibatches import Draw, MinibatchStream, TrainingImages, TrainingText
+from plain_network import minibatches
 
 CPU = torch.device("cpu")
 
@@ -20,8 +21,8 @@ def stream(images, seed=0, batch=8, batches=4):
 
 
 @pytest.mark.parametrize(("batch", "batches"), [(8, 4), (8, 5), (10, 25), (7, 1)], ids=str)
-def test_every_image_comes_once_before_any_comes_again(make_data, batch, batches):
-    """Also from one epoch to the next, and when an epoch is longer than the training set."""
+def test_stream_draws_every_image_once_before_it_repeats(make_data, batch, batches):
+    """Including across epochs, and in epochs longer than the training set."""
     count = 100
     own = stream(source(make_data(train=count)), batch=batch, batches=batches)
     drawn = torch.cat([own.draw()[0].flatten() for _ in range(30)])
@@ -31,7 +32,7 @@ def test_every_image_comes_once_before_any_comes_again(make_data, batch, batches
         assert drawn[:count].tolist() != drawn[count : 2 * count].tolist()
 
 
-def test_the_same_seed_gives_the_same_minibatches_and_another_seed_others(make_data):
+def test_stream_is_determined_by_its_seed(make_data):
     images = source(make_data(pad=1, flip=True))
 
     def epochs(seed):
@@ -42,7 +43,7 @@ def test_the_same_seed_gives_the_same_minibatches_and_another_seed_others(make_d
     assert not torch.equal(epochs(5)[0], epochs(6)[0])
 
 
-def test_seeding_starts_anew_in_the_middle_of_a_pass(make_data):
+def test_seeding_restarts_stream_in_the_middle_of_a_pass(make_data):
     images = source(make_data())
     own, fresh = stream(images, 3), stream(images, 4)
     own.draw()
@@ -51,7 +52,7 @@ def test_seeding_starts_anew_in_the_middle_of_a_pass(make_data):
         assert torch.equal(own.draw()[0], fresh.draw()[0])
 
 
-def test_a_stream_does_not_depend_on_the_others(make_data):
+def test_stream_does_not_depend_on_other_streams(make_data):
     images = source(make_data(pad=1, flip=True))
     alone = [x for x, _ in minibatches(images, [stream(images, 2)])]
     among = [x for x, _ in minibatches(images, [stream(images, seed) for seed in (1, 2, 3)])]
@@ -73,7 +74,7 @@ def naive(data, index, crop, flip):
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("pad", [0, 2])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_are_crops_of_the_padded_ones_mirrored_and_normalised(make_data, channels, pad, flip):
+def test_images_are_cropped_mirrored_and_normalised(make_data, channels, pad, flip):
     data = make_data(channels=channels, pad=pad, flip=flip)
     images = source(data)
     streams, twins = ([stream(images, seed) for seed in (1, 2)] for _ in range(2))
@@ -100,13 +101,13 @@ def test_offsets_and_flips_are_uniform(make_data):
     assert abs(float(np.corrcoef(crops[0].flatten(), crops[1].flatten())[0, 1])) < 0.05
 
 
-def test_data_without_augmentation_draws_none(make_data):
+def test_stream_without_augmentation_draws_no_offsets_or_flips(make_data):
     _, crops, flips = stream(source(make_data())).draw()
     assert crops is None
     assert flips is None
 
 
-def test_images_are_not_copied_for_every_crop(make_data):
+def test_crops_are_a_view_of_the_padded_images(make_data):
     images = source(make_data(pad=2))
     assert images.crops.untyped_storage().data_ptr() == images.padded.untyped_storage().data_ptr()
 
@@ -115,12 +116,12 @@ def test_images_are_not_copied_for_every_crop(make_data):
 
 
 def text_source(length=100, context=8):
-    """A text in which every byte is its own place."""
+    """A text in which every byte is its own position."""
     text = np.arange(length, dtype=np.uint8)
     return TrainingText(TextData("places", text, text, text), context, CPU)
 
 
-def test_windows_are_followed_by_the_next_bytes():
+def test_labels_of_text_are_the_next_bytes():
     text = text_source()
     own, twin = (stream(text, batch=5, batches=7) for _ in range(2))
     indices, offsets, flips = twin.draw()
@@ -132,7 +133,7 @@ def test_windows_are_followed_by_the_next_bytes():
         torch.testing.assert_close(following, tokens + 1)
 
 
-def test_a_pass_takes_every_window_once_and_windows_begin_anywhere():
+def test_pass_draws_every_window_once_from_any_offset():
     text = text_source(length=2_000 // 8, context=4)
     assert text.count == (250 - 1) // 4 - 1
     own = stream(text, batch=text.count, batches=200)
@@ -144,7 +145,7 @@ def test_a_pass_takes_every_window_once_and_windows_begin_anywhere():
     assert starts.max() < 2 * starts.double().mean()
 
 
-def test_the_last_byte_is_never_passed():
+def test_text_windows_end_within_the_text():
     text = text_source(length=17, context=8)
     assert text.count == 1
     _, following = text.assemble(Draw(torch.tensor([[0]]), torch.tensor([[[7]]]), None))

@@ -1,4 +1,4 @@
-"""The flat working set takes the steps that torch.optim.SGD and clip_grad_norm_ take, unit by unit."""
+"""The flat working set takes the same steps as torch.optim.SGD with clip_grad_norm_ per unit."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ RATES = (0.1, 0.03)
 
 @pytest.fixture
 def stacks():
-    """Two kinds of module, three copies each, away from rest."""
+    """Two kinds of module, three initialised copies each."""
     made = [
         Stack(lambda: nn.Linear(3, 2), 3, CPU, torch.float64),
         Stack(lambda: nn.Linear(2, 1), 3, CPU, torch.float64),
@@ -38,7 +38,7 @@ def loaded(*arguments):
 
 
 def flat(working):
-    """All parameters in their order, so that gradients reach them."""
+    """All parameters in order, as one differentiable vector."""
     return torch.cat([value.flatten() for own in working.views() for value in own.values()])
 
 
@@ -62,7 +62,7 @@ def row_of(tensors, row):
 @pytest.mark.parametrize("clip_norm", [0.05, 1.0, 1e6])
 def test_steps_equal_plain_sgd_per_unit(stacks, clip_norm):
     first, second = stacks
-    rows = [0, 2]  # copy 1 of either stack takes no part
+    rows = [0, 2]  # copy 1 of either stack does not train
     plain = [
         [{name: v.clone().requires_grad_() for name, v in row_of(stack.parameters, row).items()} for stack in stacks]
         for row in rows
@@ -70,7 +70,7 @@ def test_steps_equal_plain_sgd_per_unit(stacks, clip_norm):
     groups = [(list(own.values()), rate) for pair in plain for own, rate in zip(pair, RATES, strict=True)]
     optimizers = [torch.optim.SGD(own, lr=rate, momentum=0.9) for own, rate in groups]
     untouched = {name: value[1].clone() for name, value in first.parameters.items()}
-    for _ in range(2):  # momentum lives on in the stacks between working sets
+    for _ in range(2):  # the stacks keep the momentum between working sets
         working = loaded(
             [member(first, rows, [0, 1], RATES[0]), member(second, rows, [2, 3], RATES[1])], 4, clip_norm, 0.9
         )
@@ -94,7 +94,7 @@ def test_steps_equal_plain_sgd_per_unit(stacks, clip_norm):
         assert torch.equal(value[1], untouched[name])
 
 
-def test_a_unit_can_span_two_stacks(stacks):
+def test_unit_can_span_two_stacks(stacks):
     """A seed and its gate are clipped by their common norm."""
     working = loaded([member(stacks[0], [0], [0], 1.0), member(stacks[1], [0], [0], 1.0)], 1, 0.5, 0.0)
     before = working.theta.detach().clone()
@@ -104,7 +104,7 @@ def test_a_unit_can_span_two_stacks(stacks):
     torch.testing.assert_close(moved / moved[0], torch.arange(1.0, len(moved) + 1, dtype=torch.float64))
 
 
-def test_rows_that_are_not_trainable_stay_exactly(stacks):
+def test_frozen_rows_stay_unchanged(stacks):
     working = loaded([member(stacks[0], [0, 1], [0, 1], 0.1, [True, False])], 2, 1.0, 0.9)
     before = {name: value.clone() for name, value in stacks[0].parameters.items()}
     for _ in range(3):
@@ -115,7 +115,7 @@ def test_rows_that_are_not_trainable_stay_exactly(stacks):
         assert torch.equal(value[1], before[name][1])
 
 
-def test_norms_are_means_over_the_steps_before_clipping(stacks):
+def test_gradient_norms_are_means_before_clipping(stacks):
     working = loaded([member(stacks[0], [0, 1], [0, 2], 1e-9)], 3, 1.0, 0.0)
     size = working.theta.numel() // 2
     # Tensors lie as weight rows 0 and 1, then bias rows 0 and 1.
@@ -131,14 +131,14 @@ def test_norms_are_means_over_the_steps_before_clipping(stacks):
 
 
 @pytest.mark.parametrize(("factor", "share"), [(9.9, 0.0), (10.1, 0.5), (float("nan"), 0.5), (float("inf"), 0.5)])
-def test_a_tensor_explodes_above_ten_times_the_clip_norm_or_when_not_finite(stacks, factor, share):
+def test_tensor_explodes_above_ten_times_clip_norm_or_if_not_finite(stacks, factor, share):
     working = loaded([member(stacks[0], [0], [0], 1e-9)], 1, 1.0, 0.0)
     working.gradient[0] = factor
     working.step()
     assert working.gradient_norms(steps=1).exploding.item() == share
 
 
-def test_a_gradient_that_is_not_finite_stays_in_its_unit(stacks):
+def test_nonfinite_gradient_stays_in_its_unit(stacks):
     working = loaded([member(stacks[0], [0, 1], [0, 1], 0.1)], 2, 1.0, 0.9)
     working.gradient.fill_(1.0)
     working.gradient[0] = torch.nan
@@ -157,13 +157,13 @@ def test_learning_rates_keep_double_precision(stacks):
     torch.testing.assert_close(before - working.theta.detach(), torch.full_like(before, 0.1), atol=1e-15, rtol=0)
 
 
-def test_loading_anew_is_as_good_as_a_new_working_set_and_stays_where_it_is(stacks):
+def test_reloading_equals_new_working_set_and_keeps_memory(stacks):
     members = [member(stacks[0], [0, 2], [0, 1], 0.1, [True, True]), member(stacks[1], [1], [2], 0.3)]
     used = loaded(members, 3, 1.0, 0.9)
     places = [tensor.data_ptr() for tensor in (used.theta, used.gradient, used._velocity, used._rate)]
     descend(used, flat(used).pow(2).sum())
     used.write_back()
-    flat(used).pow(2).sum().backward()  # and interrupted before the step
+    flat(used).pow(2).sum().backward()  # interrupted before the step
     stacks[0].reset(2, 77)  # another network in the same row
     stacks[0].clear_momentum([0])
     members[0].trainable.copy_(torch.tensor([False, True]))

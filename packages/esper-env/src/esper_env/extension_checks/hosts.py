@@ -1,4 +1,4 @@
-"""What a module must honour to be a host, checked where a population is built."""
+"""Checks of a host before a population uses it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from esper_env.checks import is_whole
-from esper_env.extension_checks.construction import alike, cuts, drops, scrambled, watched_generator
+from esper_env.extension_checks.probes import cut_positions, has_dropout, is_close, scrambled, watched_generator
 from esper_env.hosts.protocol import HostProtocol, SlotSpec
 from esper_env.seeds.registry import offered_blueprints
 
-#: What is to run instead of a module's parameters.
+#: Maps a module's parameters to the ones that it runs with.
 Change = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 REMEDY = "see HostProtocol in esper_env.hosts"
 
 
 def check_host(host: object) -> None:
-    """Check how a host is put together.
+    """Check the attributes of a host.
 
     Raises:
-        TypeError: no ``torch.nn.Module``, or attributes are missing.
-        ValueError: slots and segments that do not fit together, parameters outside the segments, dropout.
+        TypeError: the host is not a ``torch.nn.Module`` or lacks attributes.
+        ValueError: slots and segments do not fit together, parameters lie outside the segments, or there is dropout.
     """
     if not isinstance(host, nn.Module) or not isinstance(host, HostProtocol):
-        missing = [name for name in (*HostProtocol.__annotations__, "forward_between") if not hasattr(host, name)]
-        kind = "it lacks " + ", ".join(missing) if missing else "it is no torch.nn.Module"
+        missing = [name for name in HostProtocol.__annotations__ if not hasattr(host, name)]
+        kind = "it lacks " + ", ".join(missing) if missing else "it is not a torch.nn.Module"
         raise TypeError(f"the host is a {type(host).__name__}, which cannot be grown: {kind}; {REMEDY}")
     problem = _kind_problem(host) or _slot_problem(host) or _module_problem(host)
     if problem:
@@ -37,9 +37,9 @@ def check_host(host: object) -> None:
 
 
 def _kind_problem(host: HostProtocol) -> str | None:
-    """Whether the attributes are what they are called."""
+    """Check attribute types; return the problem, or None."""
     if not isinstance(host.topology, str):
-        return f"topology is {host.topology!r}, expected a text such as 'cnn'"
+        return f"topology is {host.topology!r}, expected a string such as 'cnn'"
     if not isinstance(host.segments, nn.ModuleList):
         return f"segments is a {type(host.segments).__name__}, expected a torch.nn.ModuleList"
     slots = host.slots
@@ -49,7 +49,7 @@ def _kind_problem(host: HostProtocol) -> str | None:
         whole = (slot.channels, slot.row, slot.col, slot.action_index)
         shape = slot.shape if isinstance(slot.shape, tuple) else (None,)
         if not isinstance(slot.slot_id, str) or not all(is_whole(value) for value in (*whole, *shape)):
-            return f"a slot is {slot!r}, expected a text as id, whole numbers, and a tuple of them as shape"
+            return f"a slot is {slot!r}, expected a string as id, integers, and a tuple of integers as shape"
     order = host.execution_order
     if not isinstance(order, Sequence) or not all(is_whole(place) for place in order):
         return f"execution_order is {order!r}, expected each of 0..{len(slots) - 1} once"
@@ -57,6 +57,7 @@ def _kind_problem(host: HostProtocol) -> str | None:
 
 
 def _slot_problem(host: HostProtocol) -> str | None:
+    """Check that slots and segments fit together; return the problem, or None."""
     slots, order = host.slots, host.execution_order
     if len({slot.slot_id for slot in slots}) < len(slots):
         return f"its slots are {[slot.slot_id for slot in slots]}, expected different ids"
@@ -76,7 +77,8 @@ def _slot_problem(host: HostProtocol) -> str | None:
 
 
 def _module_problem(host: nn.Module) -> str | None:
-    if any(drops(layer) for layer in host.modules()):
+    """Check for dropout and for tensors outside the segments; return the problem, or None."""
+    if has_dropout(host):
         return "it has dropout, which draws from the global generator"
     segments = host.segments
     assert isinstance(segments, nn.ModuleList)
@@ -87,11 +89,11 @@ def _module_problem(host: nn.Module) -> str | None:
 
 @torch.no_grad()
 def check_forward(host: nn.Module, samples: Tensor, classes: int) -> None:
-    """Run a host of :func:`check_host` on a few samples (B, ...) with B > 1; its buffers stay as they are.
+    """Run a host that passed :func:`check_host` on samples (B, ...) with B > 1; its buffers stay unchanged.
 
     Raises:
-        ValueError: a segment that fails or writes into its input; features or logits of another shape than announced;
-            random numbers; predictions that depend on other samples or on later tokens.
+        ValueError: a segment fails or writes into its input, features or logits have another shape than declared, the
+            host draws random numbers, or a prediction depends on other samples or on later tokens.
     """
     assert isinstance(host, HostProtocol)
     what = f"the host {type(host).__name__}"
@@ -106,7 +108,7 @@ def check_forward(host: nn.Module, samples: Tensor, classes: int) -> None:
 
 
 def _check_predictions(host: nn.Module, samples: Tensor, change: Change) -> None:
-    """With parameters so changed: the same every time, of each sample alone, and of no later token."""
+    """Check that predictions are deterministic and depend on no other sample and on no later token."""
     assert isinstance(host, HostProtocol)
     what = f"the host {type(host).__name__}"
 
@@ -114,30 +116,31 @@ def _check_predictions(host: nn.Module, samples: Tensor, change: Change) -> None
         return run_segments(host, x, training=False, change=change)[-1]
 
     logits = predict(samples)
-    if not alike(predict(samples), logits):
-        raise ValueError(f"{what} predicts something else every time it runs; {REMEDY}")
+    if not is_close(predict(samples), logits):
+        raise ValueError(f"{what} is not deterministic: two passes on the same samples differ; {REMEDY}")
     for place in range(len(samples)):
-        alone = predict(samples[place : place + 1])
-        if alone.shape != logits[:1].shape or not alike(alone[0], logits[place]):
+        single = predict(samples[place : place + 1])
+        if single.shape != logits[:1].shape or not is_close(single[0], logits[place]):
             raise ValueError(
-                f"{what} mixes samples: in eval mode, what it predicts for one depends on the others; {REMEDY}"
+                f"{what} mixes samples: in eval mode, its prediction for one depends on the others; {REMEDY}"
             )
     if len(host.slots[0].shape) == 2:
-        places = cuts(samples.shape[1])
+        places = cut_positions(samples.shape[1])
         for changed, cut in zip(predict(_with_other_ends(samples[0], places)), places, strict=True):
-            if not alike(changed[:cut], logits[0, :cut]):
+            if not is_close(changed[:cut], logits[0, :cut]):
                 raise ValueError(
-                    f"{what} looks ahead: what it predicts before position {cut} depends on the tokens from there on"
+                    f"{what} looks ahead: its predictions before position {cut} depend on the tokens from there on"
                 )
 
 
 def run_segments(host: nn.Module, x: Tensor, *, training: bool, change: Change = dict) -> list[Tensor]:
-    """What each segment makes of what the one before it made; ``ValueError`` for one that fails.
+    """Run the segments with copies of their tensors and changed parameters; return the output of each segment.
 
-    Segments run with copies of their tensors, so that running statistics stay; parameters are changed before.
+    Raises:
+        ValueError: a segment fails or writes into its input.
     """
     assert isinstance(host, HostProtocol)
-    made, name = [], type(host).__name__
+    outputs, name = [], type(host).__name__
     for number, segment in enumerate(host.segments):
         segment.train(training)
         tensors = {**dict(segment.named_buffers()), **change(dict(segment.named_parameters()))}
@@ -149,14 +152,14 @@ def run_segments(host: nn.Module, x: Tensor, *, training: bool, change: Change =
         except Exception as error:
             raise ValueError(f"segment {number} of the host {name} cannot run on {shape} ({error})") from error
         if not isinstance(x, Tensor):
-            raise ValueError(f"segment {number} of the host {name} makes a {type(x).__name__} of {shape}; {REMEDY}")
+            raise ValueError(f"segment {number} of the host {name} returns a {type(x).__name__} for {shape}; {REMEDY}")
         if given._version != untouched:
             raise ValueError(
                 f"segment {number} of the host {name} writes into its input, which seeds still need; begin it with a "
-                "layer that does not (inplace=False)"
+                "layer that does not work in place (inplace=False)"
             )
-        made.append(x)
-    return made
+        outputs.append(x)
+    return outputs
 
 
 def _check_shapes(host: HostProtocol, features: list[Tensor], samples: Tensor, classes: int) -> None:
@@ -165,7 +168,7 @@ def _check_shapes(host: HostProtocol, features: list[Tensor], samples: Tensor, c
         slot = host.slots[index]
         if x.shape[1:] != slot.shape:
             raise ValueError(
-                f"the host {name} has features of {tuple(x.shape[1:])} at slot {slot.slot_id}, which says "
+                f"the host {name} has features of {tuple(x.shape[1:])} at slot {slot.slot_id}, which declares "
                 f"{slot.shape}; {REMEDY}"
             )
     logits = features[-1]
@@ -178,7 +181,7 @@ def _check_shapes(host: HostProtocol, features: list[Tensor], samples: Tensor, c
 
 
 def _with_other_ends(tokens: Tensor, places: list[int]) -> Tensor:
-    """For each place the tokens (T,), others from there on."""
+    """(places, T) the tokens (T,), changed from each place on."""
     changed = tokens.repeat(len(places), 1)
     for sequence, cut in zip(changed, places, strict=True):
         sequence[cut:] = (sequence[cut:] + 1) % 2

@@ -1,4 +1,4 @@
-"""A host, and every blueprint that it is offered at every slot, tried as they will run before anything is played."""
+"""Trials of a host, and of every blueprint at each of its slots, in the layout in which they will run."""
 
 from __future__ import annotations
 
@@ -12,65 +12,58 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from esper_env.extension_checks.construction import alike, build_reproducibly
+from esper_env.extension_checks.construction import build_reproducibly
 from esper_env.extension_checks.hosts import run_segments
+from esper_env.extension_checks.probes import SAMPLES, is_close
 from esper_env.extension_checks.seeds import check_seed
 from esper_env.hosts.protocol import HostProtocol
 from esper_env.population.engine.layouts import LAYOUTS
 from esper_env.population.shard import Shard
 from esper_env.seeds.registry import BlueprintEntry, offered_blueprints
 
-SAMPLES = 3  # of a trial: an odd number that few layers have
-
-
-def some_of(samples: Tensor) -> Tensor:
-    """``SAMPLES`` of the samples (B, ...), one more than once if there are fewer."""
-    return samples[torch.arange(SAMPLES, device=samples.device) % len(samples)]
-
 
 def try_blueprints(shard: Shard) -> None:
-    """Build every blueprint of the host's topology for every slot and run it forward and backward, on the CPU.
+    """Build every blueprint of the host's topology for every slot, and run it forward and backward on the CPU.
 
     Raises:
-        ValueError: a factory fails, or makes what cannot be a seed (see
-            :func:`~esper_env.extension_checks.seeds.check_seed`) or does not run with many networks at once.
+        ValueError: a factory fails, or its module fails :func:`~esper_env.extension_checks.seeds.check_seed` or does
+            not run in the shard's layout.
     """
     for slot in shard.slots:
         for entry in offered_blueprints(shard.topology):
-            try_blueprint(entry, slot.shape, shard.dtype, shard.together)
+            try_blueprint(entry, slot.shape, shard.dtype, shard.batched)
 
 
 @cache
-def try_blueprint(entry: BlueprintEntry, shape: tuple[int, ...], dtype: torch.dtype, together: bool) -> None:
-    """Try a blueprint on features of a shape, (C, H, W) or (T, C). What has passed is not tried again."""
+def try_blueprint(entry: BlueprintEntry, shape: tuple[int, ...], dtype: torch.dtype, batched: bool) -> None:
+    """Try a blueprint on features of a shape, (C, H, W) or (T, C); a blueprint that passed is not tried again."""
     module = build_reproducibly(lambda: entry.build(shape[0] if len(shape) == 3 else shape[1])).to(dtype)
     generator = torch.Generator().manual_seed(0)
     samples = (2 * torch.rand(SAMPLES, math.prod(shape), generator=generator) - 1).to(dtype).view(SAMPLES, *shape)
     check_seed(module, entry.name, samples)
-    layout, what = LAYOUTS[len(shape), together](), f"blueprint {entry.name!r}"
+    layout, what = LAYOUTS[len(shape), batched](), f"blueprint {entry.name!r}"
     own = {name: value.detach().clone() for name, value in [*module.named_parameters(), *module.named_buffers()]}
-    tried = [samples, samples, samples[:1]]  # twice the same: nothing of the first pass may be in the second
+    tried = [samples, samples, samples[:1]]  # the same twice, to detect state that is kept between passes
     with torch.no_grad():
         expected = [layout.from_samples(functional_call(module, own, (x,))[None]) for x in tried]
-    for x, alone in zip(tried, expected, strict=True):
-        with _told_of(what, "the blueprint's factory", together):
+    for x, result in zip(tried, expected, strict=True):
+        with _failures_as_value_errors(what, "the blueprint's factory", batched):
             out = layout.call(module, _one_row(module), layout.from_samples(x[None]), training=True)
             torch.autograd.backward(out.float().square().mean())
-        _check_same(what, out.detach(), alone)
+        _check_same(what, out.detach(), result)
 
 
 def try_host(shard: Shard, samples: Tensor) -> None:
-    """Run the host of :func:`~esper_env.extension_checks.hosts.check_forward`, laid out as it will be, on samples
-    (B, ...): forward and backward in training, forward in eval mode.
+    """Run a host on samples (B, ...) in the shard's layout: forward and backward in training, forward in eval mode.
 
     Raises:
-        ValueError: it fails, or computes something else than by itself.
+        ValueError: the host fails, or computes something else than outside the layout.
     """
     template = shard.host.template
     assert isinstance(template, HostProtocol)
     what = f"the host {type(template).__name__}"
     trained = [_one_row(segment) for segment in template.segments]
-    with _told_of(what, "the host", shard.together), shard.autocast():
+    with _failures_as_value_errors(what, "the host", shard.batched), shard.autocast():
         x = shard.layout.from_samples(samples[None])
         for segment, own in zip(template.segments, trained, strict=True):
             x = shard.layout.call(segment, own, x, training=True)
@@ -83,11 +76,11 @@ def try_host(shard: Shard, samples: Tensor) -> None:
 
 
 def _try_inference(shard: Shard, rows: dict[str, Tensor], samples: Tensor, expected: list[Tensor], what: str) -> None:
-    """The segments as they are evaluated, against the features and logits that they make by themselves."""
+    """Compare the segments in their evaluated form with the features and logits of the plain segments."""
     layout, *features, logits = shard.layout, *expected
     out = layout.from_samples(samples[None])
     for number in range(len(expected)):
-        with _told_of(what, "the host", shard.together):
+        with _failures_as_value_errors(what, "the host", shard.batched):
             out = shard.infer_segment(number, shard.inference_tensors(number, rows), out)
         if number < len(features):
             _check_same(what, out, layout.from_samples(features[number][None]))
@@ -97,7 +90,7 @@ def _try_inference(shard: Shard, rows: dict[str, Tensor], samples: Tensor, expec
 
 
 def _check_buffers(template: HostProtocol, trained: list[dict[str, Tensor]], samples: Tensor, what: str) -> None:
-    """Whatever buffer a pass in training has changed where the host is run by itself, it has changed here."""
+    """Check that a training pass changed the same buffers as a pass of the plain segments does."""
     x = samples
     for segment, own in zip(template.segments, trained, strict=True):
         held = [(module, dict(module._buffers)) for module in segment.modules()]
@@ -105,27 +98,27 @@ def _check_buffers(template: HostProtocol, trained: list[dict[str, Tensor]], sam
         with torch.no_grad():
             x = segment.train()(x)
         found = {name: value.detach().clone() for name, value in segment.named_buffers()}
-        for module, buffers in held:  # as they were: the same tensors with the same values
+        for module, buffers in held:  # restore the tensors, then their values
             module._buffers.update(buffers)
         for name, value in segment.named_buffers():
             value.copy_(values[name])
             if torch.equal(own[name][0], values[name]) and not torch.equal(found[name], values[name]):
                 raise ValueError(
-                    f"{what} assigns a new tensor to its buffer {name!r}, which is lost: a network's buffers are kept "
-                    "outside its module; write into the buffer instead (copy_, lerp_, add_)"
+                    f"{what} assigns a new tensor to its buffer {name!r}, which is lost, because buffers are stored "
+                    "outside the module; write into the buffer instead (copy_, lerp_, add_)"
                 )
 
 
 def _check_same(what: str, out: Tensor, expected: Tensor) -> None:
-    if not alike(out, expected):
+    if not is_close(out, expected):
         raise ValueError(
-            f"{what} computes something else among other networks than by itself; it has to be a function of its input "
-            "and its parameters alone, without state of its own, and one that torch.func.vmap can batch"
+            f"{what} computes something else in a batch of networks than stand-alone; its output must depend on its "
+            "input and parameters only, without hidden state, and torch.func.vmap must be able to batch it"
         )
 
 
 def _one_row(module: nn.Module) -> dict[str, Tensor]:
-    """A module's tensors as those of one network."""
+    """A module's tensors with a leading dimension of one network."""
     rows = {name: value.detach()[None].clone() for name, value in module.named_buffers(remove_duplicate=False)}
     for name, value in module.named_parameters(remove_duplicate=False):
         rows[name] = value.detach()[None].clone().requires_grad_()
@@ -133,16 +126,16 @@ def _one_row(module: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _told_of(what: str, culprit: str, together: bool) -> Iterator[None]:
-    """Errors of PyTorch as a ``ValueError`` that says what could not be run, and what helps."""
+def _failures_as_value_errors(what: str, culprit: str, batched: bool) -> Iterator[None]:
+    """Convert errors of a pass to a ``ValueError`` with a remedy."""
     try:
         yield
     except Exception as error:
         first_line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        if together:
+        if batched:
             raise ValueError(
-                f"{what} cannot be trained for many networks at once, which goes through torch.func.vmap where a layer "
-                f"has no rule of its own ({first_line}); change {culprit}, or register the task with auto_shard_size=1 "
+                f"{what} cannot be trained for many networks at once, which uses torch.func.vmap for layers without a "
+                f"batching rule ({first_line}); change {culprit}, or register the task with auto_shard_size=1 "
                 "and make it with shard_size=1"
             ) from error
         raise ValueError(f"{what} cannot be trained ({first_line}); change {culprit}") from error

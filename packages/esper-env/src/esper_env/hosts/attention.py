@@ -10,17 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: Query, key and value, each (B, heads, T, d / heads), to what the heads see, of the same shape.
+#: Maps query, key and value, each (B, heads, T, d / heads), to the attended values, of the same shape.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017) in which a position sees itself and what came before.
+    """Causal multi-head attention (Vaswani et al. 2017): (..., T, width) -> (..., T, width).
 
-    (..., T, width) -> (..., T, width).
+    Args:
+        width: size of the features.
+        heads: number of heads; they divide the width.
 
     Raises:
-        ValueError: a width that the heads do not divide.
+        ValueError: the heads do not divide the width.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -36,20 +38,20 @@ class CausalSelfAttention(nn.Module):
         return out
 
     def mixed(self, inputs: Tensor) -> Tensor:
-        """What the heads see, side by side: (..., T, 3 width) -> (..., T, width)."""
+        """Attend and concatenate the heads: (..., T, 3 width) -> (..., T, width)."""
         *leading, length, _ = inputs.shape
         split = inputs.reshape(-1, length, 3, self.heads, inputs.shape[-1] // (3 * self.heads))
         query, key, value = split.permute(2, 0, 3, 1, 4)
-        seen = self.attend(query, key, value)
-        return seen.transpose(1, 2).reshape(*leading, length, -1)
+        attended = self.attend(query, key, value)
+        return attended.transpose(1, 2).reshape(*leading, length, -1)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(B, heads, T, d / heads) each."""
+        """Attend to this and earlier positions; every tensor is (B, heads, T, d / heads)."""
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 class FlexCausalSelfAttention(CausalSelfAttention):
-    """The same through flex attention where it works, see :func:`flex_obstacle`; elsewhere the same operation."""
+    """The same through flex attention, unless :func:`flex_obstacle` returns a reason against it."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if flex_obstacle(query.device, query.shape[-1], query.dtype) is None:
@@ -59,15 +61,16 @@ class FlexCausalSelfAttention(CausalSelfAttention):
 
 @lru_cache(maxsize=64)
 def flex_obstacle(device: torch.device, head_width: int = 16, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why flex attention is not used on a device; None where it is.
+    """Return the reason that flex attention cannot be used on a device, or None.
 
-    On a CPU it has no backward pass. Elsewhere it is tried once, and has to agree with scaled_dot_product_attention.
+    On a CPU it has no backward pass. On other devices it is tried once and must agree with
+    scaled_dot_product_attention.
     """
     if device.type == "cpu":
         return "flex attention cannot train on a CPU"
     try:
         return _trial(device, head_width, dtype)
-    except Exception as error:  # a missing compiler, an old device, a width it does not have: all mean the same here
+    except Exception as error:  # such as a missing compiler, an old device, or an unsupported width
         return f"flex attention fails on {device}: {str(error).splitlines()[0][:100] if str(error) else type(error)}"
 
 

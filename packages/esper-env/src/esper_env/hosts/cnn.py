@@ -1,4 +1,4 @@
-"""A small convolutional classifier with a slot behind (or before) every pooling."""
+"""A small convolutional classifier with slots behind, and optionally before, its pools."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from esper_env.hosts.protocol import SlotSpec
-from esper_env.hosts.segmented import SegmentedHost, in_action_order
+from esper_env.hosts.protocol import SegmentedHost, SlotSpec, in_action_order
 
 
 class GlobalAveragePool(nn.Module):
-    """(B, C, H, W) -> (B, C): the mean over space."""
+    """Mean over space: (B, C, H, W) -> (B, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3))
 
 
-#: Slots of each block under the ``surfaces`` option: (surface, row), in the order of execution.
+#: Slots of each block by the ``surfaces`` option, as (surface, row) in order of execution.
 SURFACES: dict[str, tuple[tuple[str, int], ...]] = {
     "post": (("post-pool", 0),),
     "both": (("pre-pool", 0), ("post-pool", 1)),
@@ -32,11 +31,17 @@ class CNNHost(SegmentedHost):
     (B, in_channels, height, width), output (B, classes).
 
     Args:
+        classes: number of classes, at least 2.
+        n_blocks: number of blocks, at least 2.
+        base_channels: channels of the first block.
+        pool_layers: number of blocks with a pool.
+        kernel: odd size of the convolution kernels.
+        in_channels: channels of the images.
         image_size: height and width, or one number for both.
         surfaces: "post" puts one slot behind each block (r0c0, r0c1, ...); "both" puts row 0 before the pool and
             row 1 behind it.
-        norm_momentum: weight of the newest minibatch in BatchNorm's running statistics. While weights move fast, old
-            statistics are wrong ones: a higher value makes evaluation less noisy.
+        norm_momentum: weight of the newest minibatch in BatchNorm's running statistics. A higher value makes
+            evaluation less noisy while weights change fast and old statistics are stale.
         slots: ids of the slots to keep; None keeps all.
 
     Raises:
@@ -77,7 +82,7 @@ class CNNHost(SegmentedHost):
             channels = width
             pool = [nn.MaxPool2d(2)] if block < pool_layers else []
             if surfaces == "post":
-                # Max-pooling and ReLU commute exactly; pooling first leaves a quarter of the elements to rectify.
+                # Max-pooling and ReLU commute exactly, and pooling first leaves ReLU a quarter of the elements.
                 pieces[-1] += [*pool, nn.ReLU()]
             else:
                 pieces[-1] += [nn.ReLU()]
@@ -118,8 +123,8 @@ def _check_geometry(
 def _mix_signs(segments: nn.ModuleList) -> None:
     """Alternate the signs of first-layer filters that are a single weight.
 
-    Such a filter only scales the image, and where it is negative, max-pooling keeps the background. With all of them
-    negative, which chance deals to one small host in sixteen, nothing is left to learn from.
+    Such a filter only scales the image, and max-pooling behind a negative one keeps the background. One in sixteen
+    small hosts would have negative filters only and could not learn.
     """
     first = next(layer for layer in segments.modules() if isinstance(layer, nn.Conv2d))
     if first.weight[0].numel() == 1:
@@ -130,7 +135,7 @@ def _mix_signs(segments: nn.ModuleList) -> None:
 
 
 def _use_channels_last(module: nn.Module) -> None:
-    """Convolution weights in channels_last, the faster layout for CPU and accelerator convolutions."""
+    """Store convolution weights in channels_last, the faster layout for CPU and accelerator convolutions."""
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,8 @@
-"""What a host must offer so that seeds can be attached to it."""
+"""The contract of a host, and a base class for hosts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -21,11 +22,16 @@ class SlotSpec(NamedTuple):
 
 @runtime_checkable
 class HostProtocol(Protocol):
-    """A network cut into ``len(slots) + 1`` segments; it has no knowledge of seeds.
+    """An ``nn.Module`` cut into ``len(slots) + 1`` segments; it has no knowledge of seeds.
 
-    Segment k maps the features behind slot k-1 (in execution order; the input for k = 0) to those in front of slot k
-    (the logits for the last one). ``slots`` is in action order, ``execution_order[k]`` is the action index of the
-    k-th slot on the way forward. ``topology`` names the family of blueprints that fit.
+    In order of execution, segment k maps the features behind slot k-1 to the features in front of slot k. The first
+    segment takes the input, the last one returns the logits.
+
+    Attributes:
+        topology: family of the blueprints that fit, such as "cnn".
+        slots: the slots in action order.
+        execution_order: action index of each slot in order of execution.
+        segments: the segments in order of execution.
     """
 
     topology: str
@@ -33,6 +39,45 @@ class HostProtocol(Protocol):
     execution_order: tuple[int, ...]
     segments: nn.ModuleList
 
-    def forward_between(self, features: Tensor, start: str | None, stop: str | None) -> Tensor:
-        """Run from behind slot ``start`` (None: the input) to in front of slot ``stop`` (None: the logits)."""
-        ...
+
+class SegmentedHost(nn.Module):
+    """Base class of hosts, see :class:`HostProtocol`; its forward pass runs the segments in turn.
+
+    A subclass sets ``topology``, ``segments``, ``slots`` and ``execution_order``.
+    """
+
+    topology: str
+    slots: tuple[SlotSpec, ...]
+    execution_order: tuple[int, ...]
+    segments: nn.ModuleList
+
+    def forward(self, x: Tensor) -> Tensor:
+        for segment in self.segments:
+            x = segment(x)
+        return x
+
+
+def in_action_order(
+    placed: list[SlotSpec], wanted: Sequence[str] | None
+) -> tuple[tuple[SlotSpec, ...], tuple[int, ...]]:
+    """Sort slots row-major and number them.
+
+    Args:
+        placed: the slots in order of execution, only the ``wanted`` ones.
+        wanted: ids of the slots that the user wants; None for all.
+
+    Returns:
+        The slots in action order, and the action index of each slot in order of execution.
+
+    Raises:
+        ValueError: a wanted id that does not exist, or no slot at all.
+    """
+    unknown = sorted(set(wanted or ()) - {spec.slot_id for spec in placed})
+    if unknown:
+        raise ValueError(f"slots {unknown} do not exist in this host; its slots are named r<row>c<column>, as in r0c0")
+    if not placed:
+        raise ValueError("slots is empty; an environment needs at least one slot")
+    ordered = sorted(placed, key=lambda spec: (spec.row, spec.col))
+    slots = tuple(spec._replace(action_index=index) for index, spec in enumerate(ordered))
+    index_of = {spec.slot_id: spec.action_index for spec in slots}
+    return slots, tuple(index_of[spec.slot_id] for spec in placed)

@@ -8,15 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esper_env.hosts.attention import CausalSelfAttention
-from esper_env.hosts.protocol import SlotSpec
-from esper_env.hosts.segmented import SegmentedHost, in_action_order
+from esper_env.hosts.protocol import SegmentedHost, SlotSpec, in_action_order
 
 INIT_STD = 0.02
 SURFACE = "post-layers"
 
 
 class TokenEmbedding(nn.Module):
-    """(B, T) tokens -> (B, T, width): a vector for each token plus one for each position."""
+    """Sum of token and position embeddings: (B, T) tokens -> (B, T, width)."""
 
     def __init__(self, vocab: int, width: int, context: int) -> None:
         super().__init__()
@@ -31,7 +30,7 @@ class TokenEmbedding(nn.Module):
 
 
 class TiedHead(nn.Module):
-    """(B, T, width) -> (B, T, vocab) logits, with the vectors of the embedding as weights (Press and Wolf 2017)."""
+    """Output tied to the embedding (Press and Wolf 2017): (B, T, width) -> (B, T, vocab) logits."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -54,7 +53,7 @@ class Residual(nn.Module):
 
 
 def transformer_layer(width: int, heads: int, expansion: int) -> nn.Sequential:
-    """A pre-norm layer (Xiong et al. 2020): attention, then, if any, ``expansion * width`` GELU units."""
+    """Build a pre-norm layer (Xiong et al. 2020): attention, then ``expansion * width`` GELU units, if any."""
     inner = expansion * width
     attention = Residual(nn.LayerNorm(width), CausalSelfAttention(width, heads))
     if not inner:
@@ -65,19 +64,24 @@ def transformer_layer(width: int, heads: int, expansion: int) -> nn.Sequential:
 
 
 class TransformerHost(SegmentedHost):
-    """Token and position embedding, ``layers`` pre-norm layers, a last LayerNorm, and an output tied to the embedding.
+    """A causal Transformer with pre-norm layers and an output tied to the embedding.
 
     The layers are cut into ``segments`` groups of equal length, with one slot behind each: r0c0, r0c1, ... Input is
-    (B, T) tokens, T at most ``context``; output (B, T, vocab) logits of the token that follows each position. Nothing
-    looks ahead.
+    (B, T) tokens, T at most ``context``. Output is (B, T, vocab) logits of the token that follows each position.
 
     Args:
-        expansion: hidden units of a layer's perceptron, as a multiple of the width; 0: layers of attention alone.
+        vocab: number of tokens.
+        width: size of the features.
+        heads: attention heads; they divide the width.
+        layers: number of layers.
+        context: longest sequence.
+        segments: number of groups; it divides the layers.
+        expansion: hidden units of a layer's perceptron, as a multiple of the width; 0 for layers of attention only.
         slots: ids of the slots to keep; None keeps all.
 
     Raises:
-        ValueError: numbers that make no network, layers that ``segments`` does not divide, a width that ``heads`` does
-            not divide, an unknown slot id.
+        ValueError: a number is too small, ``segments`` does not divide ``layers``, ``heads`` does not divide ``width``,
+            or a slot id is unknown.
     """
 
     topology = "transformer"

@@ -1,11 +1,11 @@
-"""N networks trained at once."""
+"""N networks that train side by side."""
 
 from esper_env.population.evaluation.measurement import Commitment, Measurement, updated
 from esper_env.population.population import Population, PopulationConfig
 from esper_env.population.snapshots import Mismatch
 from esper_env.population.structure import Structure
 from esper_env.population.training.optimisation import Optimisation
-from esper_env.population.training.trainers import TrainStats
+from esper_env.population.training.trainer import TrainStats
 
 __all__ = [
     "Commitment",

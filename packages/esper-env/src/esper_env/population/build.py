@@ -1,4 +1,4 @@
-"""From a task to the population that runs it."""
+"""Construction of the population of a task."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from esper_env.tasks import CNNSpec, TaskConfig, TransformerSpec
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a name; "auto" is the first CUDA device if there is one, else the CPU.
+    """Return the device of a name; "auto" is the first CUDA device if there is one, else the CPU.
 
     Raises:
-        ValueError: a device that PyTorch does not know or this machine does not have.
+        ValueError: PyTorch does not know the device, or this machine does not have it.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -37,83 +37,60 @@ def resolve_device(name: str) -> torch.device:
 
 
 def host_builder(task: TaskConfig, data: ImageData | TextData | None = None) -> Callable[[], nn.Module]:
-    """A function that builds one freshly initialised host of the task.
+    """Return a function that builds one freshly initialised host of the task.
 
-    It fits ``data``: classes, channels and size of the images. Without data it fits what the task is meant for; a host
-    of the user's own is given the task's data then.
+    Args:
+        task: the task.
+        data: data that the host must fit. None: the sizes in the task's spec, or the task's data for a custom host.
     """
     spec = task.host
     if isinstance(spec, CNNSpec):
         return partial(_cnn, spec, data, task.slots)
     if isinstance(spec, TransformerSpec):
-        return partial(_transformer, spec, task.slots)
-    return partial(_own_host, task, data if data is not None else load_task_data(task))
+        return partial(TransformerHost, VOCABULARY, **vars(spec), slots=task.slots)
+    return partial(_custom_host, task, data if data is not None else load_task_data(task))
 
 
-def _own_host(task: TaskConfig, data: ImageData | TextData) -> nn.Module:
+def _custom_host(task: TaskConfig, data: ImageData | TextData) -> nn.Module:
     assert not isinstance(task.host, CNNSpec | TransformerSpec)
     try:
         host: object = task.host(data)
     except Exception as error:
         raise ValueError(
             f"the host of {task.env_id} cannot be built from the data {data.name} ({type(error).__name__}: {error}); "
-            "host is a function of the data, such as the class of a module"
+            "expected a function from the data to a torch.nn.Module, such as a class"
         ) from error
     if not isinstance(host, nn.Module):
         raise TypeError(
-            f"the host of {task.env_id} for the data {data.name} is {shown(host)}; expected a torch.nn.Module, which "
-            "the function of the data returns"
+            f"the host of {task.env_id} for the data {data.name} is {shown(host)}; expected a torch.nn.Module"
         )
     return host
 
 
 def _cnn(spec: CNNSpec, data: ImageData | TextData | None, slots: Sequence[str] | None) -> CNNHost:
-    classes, channels, height, width = spec.classes, spec.in_channels, spec.image_size, spec.image_size
+    sizes = vars(spec)
     if isinstance(data, ImageData):
-        classes, (channels, height, width) = data.classes, data.image_shape
-    return CNNHost(
-        classes,
-        spec.n_blocks,
-        spec.base_channels,
-        spec.pool_layers,
-        spec.kernel,
-        in_channels=channels,
-        image_size=(height, width),
-        surfaces=spec.surfaces,
-        norm_momentum=spec.norm_momentum,
-        slots=slots,
-    )
-
-
-def _transformer(spec: TransformerSpec, slots: Sequence[str] | None) -> TransformerHost:
-    return TransformerHost(
-        VOCABULARY,
-        spec.width,
-        spec.heads,
-        spec.layers,
-        spec.context,
-        spec.segments,
-        expansion=spec.expansion,
-        slots=slots,
-    )
+        channels, *size = data.image_shape
+        sizes = sizes | {"classes": data.classes, "in_channels": channels, "image_size": tuple(size)}
+    return CNNHost(**sizes, slots=slots)
 
 
 def load_task_data(task: TaskConfig) -> ImageData | TextData:
-    """The data of a task: its own, or the data set of its name.
+    """Return the data of a task: its custom data, or the dataset of its name.
 
     Raises:
-        ValueError: a function for the data that fails; what :func:`~esper_env.data.load_data` raises.
-        TypeError: own data that is none.
+        ValueError: a data function fails, or :func:`~esper_env.data.load_data` does.
+        TypeError: custom data of another type.
     """
     if task.data is None:
         return load_data(task.dataset, task.data_dir, family=DataFamily(task.family))
-    data: object = _made_data(task.env_id, task.data) if callable(task.data) else task.data
+    data: object = _call_data_function(task.env_id, task.data) if callable(task.data) else task.data
     if not isinstance(data, ImageData | TextData):
         raise TypeError(f"the data of {task.env_id} is {shown(data)}; expected an ImageData or a TextData")
     return data
 
 
-def _made_data(env_id: str, make: Callable[[], object]) -> object:
+def _call_data_function(env_id: str, make: Callable[[], object]) -> object:
     try:
         return make()
     except Exception as error:
@@ -133,7 +110,7 @@ def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.fl
         batches_per_step=task.batches_per_step,
         optimisation=Optimisation(task.host_lr, task.seed_lr, isolation=task.isolation),
         shard_size=shard_size,
-        together=shard_size > 1 or task.auto_shard_size > 1,
+        batched=shard_size > 1 or task.auto_shard_size > 1,
         device=device,
         dtype=dtype,
         precision=task.precision,
@@ -144,7 +121,7 @@ def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.fl
 
 
 def _shard_size(task: TaskConfig, count: int, device: torch.device) -> int:
-    """Networks run together: all on an accelerator, a task's own number on CPU, whatever the number of cores."""
+    """Number of networks in a shard: all on an accelerator, the task's number on a CPU with any number of cores."""
     if task.shard_size != "auto":
         return min(int(task.shard_size), count)
     return count if device.type != "cpu" else min(task.auto_shard_size, count)

@@ -1,4 +1,4 @@
-"""N networks as a list of shards: structural changes, training and measurement."""
+"""N growing networks in shards: structural changes, training, snapshots and measurement."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from esper_env.data import ImageData, TextData
-from esper_env.extension_checks.hosts import check_forward
-from esper_env.extension_checks.trial import some_of, try_blueprints, try_host
+from esper_env.extension_checks.construction import build_reproducibly
+from esper_env.extension_checks.hosts import check_forward, check_host
+from esper_env.extension_checks.probes import trial_samples
+from esper_env.extension_checks.trial import try_blueprints, try_host
 from esper_env.persistence.tree import Tree
 from esper_env.population.evaluation.measurement import Commitment, Measurement, appraise, measure, nothing_measured
 from esper_env.population.shard import Shard
@@ -25,8 +27,9 @@ from esper_env.population.state import Networks, get_networks, set_networks
 from esper_env.population.structure import Structure
 from esper_env.population.training.minibatches import MinibatchStream, draw_epoch
 from esper_env.population.training.optimisation import Optimisation
-from esper_env.population.training.readback import Readback
-from esper_env.population.training.trainers import Trainers, TrainStats
+from esper_env.population.training.trainer import TrainStats
+from esper_env.population.training.trainer_cache import TrainerCache
+from esper_env.population.transfer import Readback
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_rng, derive_seed
 from esper_env.tasks.choices import FULL_PRECISION
@@ -39,28 +42,23 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class PopulationConfig:
-    """How a population is trained and laid out.
-
-    ``shard_size`` networks run together on one thread; with ``together`` False each shard holds one network in the
-    layout of a single one. ``precision`` is that of the passes, ``capture`` whether an accelerator captures the step of
-    a minibatch. ``try_host`` is off for hosts that are known to do what they say, as those of the package's specs are.
-    """
+    """Settings of training and of the layout in shards."""
 
     batch_size: int
     batches_per_step: int
     optimisation: Optimisation
-    shard_size: int
-    together: bool
+    shard_size: int  # networks that run together on one thread
+    batched: bool  # False: each shard holds a single network in its own layout
     device: torch.device
     dtype: torch.dtype = torch.float32
-    precision: str = FULL_PRECISION
-    capture: str = "auto"
-    try_host: bool = True
+    precision: str = FULL_PRECISION  # of the passes
+    capture: str = "auto"  # captures the step of a minibatch on an accelerator; "off" never does
+    try_host: bool = True  # False: the host is one of the package's specs
 
 
 @contextmanager
 def _no_autocast() -> Iterator[None]:
-    """The caller's mixed precision is not the networks' own."""
+    """Disable the caller's autocast."""
     with ExitStack() as stack:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
@@ -70,11 +68,11 @@ def _no_autocast() -> Iterator[None]:
 
 @contextmanager
 def _own_settings() -> Iterator[None]:
-    """PyTorch's switches as a population needs them, whatever the caller has set; put back on leaving.
+    """Set PyTorch's switches as a population needs them, and restore the caller's on exit.
 
-    Gradients are on, also when the caller steps the environment under ``no_grad``. The caller's thread works with one
-    intra-op thread: shards are the parallelism, results do not depend on the number of cores, and a process that has
-    never run a parallel region can be forked, as Gymnasium's AsyncVectorEnv does.
+    Gradients are enabled, even if the caller steps the environment under ``no_grad``. The calling thread uses one
+    intra-op thread, because the shards are the parallelism. So results do not depend on the number of cores. And a
+    process that has never run a parallel region can be forked, as Gymnasium's AsyncVectorEnv does.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -86,7 +84,18 @@ def _own_settings() -> Iterator[None]:
 
 
 class Population:
-    """N growing networks over one data set. Networks never influence each other."""
+    """N growing networks over one dataset. Networks never influence each other.
+
+    Args:
+        build_host: builds one host, see :class:`~esper_env.hosts.HostProtocol`.
+        count: number of networks.
+        data: dataset that all networks share.
+        config: settings of training and of the layout.
+
+    Raises:
+        TypeError: the host is not a ``torch.nn.Module`` with the attributes of a host.
+        ValueError: a setting, the host or a blueprint does not work.
+    """
 
     def __init__(
         self, build_host: Callable[[], nn.Module], count: int, data: ImageData | TextData, config: PopulationConfig
@@ -100,13 +109,14 @@ class Population:
         starts = range(0, count, config.shard_size)
         self._slices = [slice(start, min(start + config.shard_size, count)) for start in starts]
         workers = min(len(self._slices), torch.get_num_threads()) if device.type == "cpu" else 1
-        self._pool = ThreadPoolExecutor(workers, initializer=_one_thread) if workers > 1 else None
+        self._pool = ThreadPoolExecutor(workers, initializer=_use_one_thread) if workers > 1 else None
         with _own_settings():
+            check_host(build_reproducibly(build_host))
             self.shards = [
                 Shard(
                     build_host,
                     rows.stop - rows.start,
-                    together=config.together,
+                    batched=config.batched,
                     device=device,
                     dtype=dtype,
                     precision=config.precision,
@@ -118,21 +128,21 @@ class Population:
                 self._try_host()
             try_blueprints(self.shards[0])
             self._trainers = [
-                Trainers(shard, config.optimisation, self._splits.train, config.capture) for shard in self.shards
+                TrainerCache(shard, config.optimisation, self._splits.train, config.capture) for shard in self.shards
             ]
             self._snapshots = [Snapshots(shard) for shard in self.shards]
             stream = (self._splits.train, config.batch_size, config.batches_per_step)
             self._streams = [MinibatchStream(*stream) for _ in range(count)]
-        # Trainable scalars of what has been attached so far, by slot and blueprint: the same in every shard.
+        # Trainable scalars of the seeds and gates attached so far, by slot and blueprint; equal in every shard.
         self._seed_sizes = np.zeros((self.slots, NO_BLUEPRINT), dtype=np.int64)
         self._gate_sizes = np.zeros(self.slots, dtype=np.int64)
 
     def _try_host(self) -> None:
-        """On the first samples of the validation data."""
+        """Try the host on the first samples of the validation data."""
         samples, _ = next(self._splits.validation.chunks(self.shards[0]))
-        some = some_of(samples)
-        check_forward(self.shards[0].host.template, some, self.classes)
-        try_host(self.shards[0], some)
+        few = trial_samples(samples)
+        check_forward(self.shards[0].host.template, few, self.classes)
+        try_host(self.shards[0], few)
 
     @property
     def slots(self) -> int:
@@ -141,7 +151,7 @@ class Population:
 
     @property
     def predictions(self) -> int:
-        """Predictions on the validation split, of which an accuracy is a share."""
+        """Number of predictions on the validation split; an accuracy is a share of them."""
         return self._splits.validation.predictions
 
     def close(self) -> None:
@@ -167,7 +177,7 @@ class Population:
             self._note_sizes(row, slot, int(blueprint[row, slot]))
 
     def withdraw(self, mask: BoolArray) -> None:
-        """Undo the latest births in the slots of ``mask`` (N, S): the next seeds start as these did."""
+        """Undo the latest births in the slots of ``mask`` (N, S): the next seed there starts from the same values."""
         for shard, own in zip(self.shards, self._slices, strict=True):
             shard.births -= mask[own]
 
@@ -186,13 +196,13 @@ class Population:
 
     @_own_settings()
     def train(self, structure: Structure, check_isolation: bool = False) -> TrainStats:
-        """Train every network for one epoch; on request, check first that seeds in TRAINING are isolated."""
+        """Train every network for one epoch; ``check_isolation`` first checks that seeds in TRAINING are isolated."""
 
-        def one(index: int) -> Readback:
+        def train_shard(index: int) -> Readback:
             rows = self._slices[index]
             return self._trainers[index].run(structure.rows(rows), draw_epoch(self._streams[rows]), check_isolation)
 
-        return TrainStats(self._each_shard(one))
+        return TrainStats(self._each_shard(train_shard))
 
     @_own_settings()
     def take_snapshots(self, structure: Structure, rows: BoolArray) -> None:
@@ -209,26 +219,26 @@ class Population:
 
     @property
     def captures(self) -> int:
-        """How often the step of a minibatch has been captured for replay; 0 where steps are not captured."""
+        """Number of times that the step of a minibatch has been captured for replay."""
         return sum(trainers.captures for trainers in self._trainers)
 
     @_own_settings()
     def measure(self, structure: Structure, rows: NDArray[np.bool_]) -> Measurement:
         """Measure the networks of ``rows`` (N,) on the validation set."""
 
-        def one(index: int) -> Measurement:
+        def measure_shard(index: int) -> Measurement:
             shard, own = self.shards[index], self._slices[index]
             if not rows[own].any():
                 return nothing_measured(shard.rows, len(shard.slots))
             return measure(shard, structure.rows(own), self._splits.validation, rows[own])
 
-        return _joined(Measurement, self._each_shard(one))
+        return _joined(Measurement, self._each_shard(measure_shard))
 
     @_own_settings()
     def appraise(self, structure: Structure, rows: NDArray[np.int64]) -> Commitment:
-        """Value the committed networks of some rows (k,), in the order given by sorted row numbers."""
+        """Evaluate the committed networks of ``rows`` (k,), which are sorted."""
 
-        def one(index: int) -> Commitment | None:
+        def appraise_shard(index: int) -> Commitment | None:
             own = self._slices[index]
             local = rows[(rows >= own.start) & (rows < own.stop)] - own.start
             if not len(local):
@@ -237,7 +247,7 @@ class Population:
             rngs = [derive_rng(int(shard.row_seeds[row]), "shapley") for row in local]
             return appraise(shard, structure.rows(own), local, self._splits.validation, self._splits.test, rngs)
 
-        return _joined(Commitment, [part for part in self._each_shard(one) if part is not None])
+        return _joined(Commitment, [result for result in self._each_shard(appraise_shard) if result is not None])
 
     @_own_settings()
     def get_state(self, blueprint: NDArray[np.int64], saved: NDArray[np.bool_]) -> Tree:
@@ -260,7 +270,7 @@ class Population:
         return Networks(self.shards, self._slices, self._streams, self._snapshots)
 
     def parameters_added(self, structure: Structure, counted: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """(N,) trainable scalars of the counted seeds (N, S), gates in use included."""
+        """(N,) trainable scalars of the counted seeds (N, S), including the gates in use."""
         seeds = self._seed_sizes[np.arange(self.slots), np.where(counted, structure.blueprint, 0)]
         gates = np.where(structure.operator == Operator.GATE, self._gate_sizes, 0)
         added: NDArray[np.int64] = ((seeds + gates) * counted).sum(axis=1)
@@ -277,15 +287,15 @@ class Population:
         running = [self._pool.submit(work, index) for index in indices]
         try:
             wait(running)
-        finally:  # interrupted: no shard may write behind the back of what comes next
+        finally:  # after an interrupt, no shard may still be writing
             wait(running)
         return [each.result() for each in running]
 
 
-def _joined(kind: type[T], parts: Sequence[T]) -> T:
-    return kind(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+def _joined(kind: type[T], results: Sequence[T]) -> T:
+    return kind(*(np.concatenate(columns) for columns in zip(*results, strict=True)))
 
 
-def _one_thread() -> None:
-    """One intra-op thread per worker: the shards are the parallelism."""
+def _use_one_thread() -> None:
+    """Give a worker one intra-op thread, because the shards are the parallelism."""
     torch.set_num_threads(1)

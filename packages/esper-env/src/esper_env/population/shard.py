@@ -1,4 +1,4 @@
-"""A shard: n hosts with their seeds and gates, and how features pass a slot."""
+"""A shard: n hosts with their seeds and gates that run together, and the way features pass a slot."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from esper_env.extension_checks.hosts import check_host
 from esper_env.hosts.protocol import HostProtocol
 from esper_env.population.engine.layouts import LAYOUTS, Layout, all_known
 from esper_env.population.evaluation.inference import InferenceForm
+from esper_env.population.slot_plan import SeedGroup, SlotPlan, join_rows, split_rows
 from esper_env.population.stack import Stack
-from esper_env.population.structure import Part, SlotPlan, Structure, join_rows, on_device, split_rows
+from esper_env.population.structure import Structure
+from esper_env.population.transfer import on_device
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_seed
 from esper_env.seeds.blend import GATES, blend
@@ -26,20 +27,20 @@ Tensors = Mapping[str, Tensor]
 
 
 class SeedTensors(NamedTuple):
-    """The tensors of a part's seeds and, where its operator needs one, of their gates."""
+    """The tensors of a group's seeds and, for the gated operator, of their gates."""
 
     seed: Tensors
     gate: Tensors | None
 
 
 class Shard:
-    """n networks that are run together. Rows are independent: nothing of one ever reaches another.
+    """n networks that run together. Rows are independent: no network influences another.
 
     Args:
-        build_host: makes one host.
+        build_host: builds one host, see :class:`~esper_env.hosts.HostProtocol`.
         rows: number of networks.
-        together: lay the features out for many networks at once (else for a single one).
-        precision: of the passes; "bfloat16" is mixed precision, with parameters and their updates as they are.
+        batched: batch the features of all networks; otherwise the shard holds a single network in its own layout.
+        precision: of the passes; with "bfloat16", parameters and updates stay in ``dtype``.
     """
 
     def __init__(
@@ -47,26 +48,25 @@ class Shard:
         build_host: Callable[[], nn.Module],
         rows: int,
         *,
-        together: bool,
+        batched: bool,
         device: torch.device,
         dtype: torch.dtype,
         precision: str = FULL_PRECISION,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}; expected one of {PRECISIONS}")
-        if not together and rows != 1:
-            raise ValueError(f"a shard laid out for one network was asked to hold {rows}")
+        if not batched and rows != 1:
+            raise ValueError(f"shard size is {rows}; the layout of a single network expects 1")
         self.rows = rows
         self.device, self.dtype, self._precision = device, dtype, precision
         self.host = Stack(build_host, rows, device, dtype)
         template = self.host.template
-        check_host(template)
         assert isinstance(template, HostProtocol)
         self.slots, self.execution_order, self.topology = template.slots, template.execution_order, template.topology
         self.segments = template.segments
         self._dims = len(self.slots[0].shape)  # of a sample's features
-        self.together, self.all_known = together, all(all_known(segment) for segment in self.segments)
-        self.layout: Layout = LAYOUTS[self._dims, together]()
+        self.batched, self.all_known = batched, all(all_known(segment) for segment in self.segments)
+        self.layout: Layout = LAYOUTS[self._dims, batched]()
         self._names = _names_by_segment(self.host.template, self.segments)
         self._inference = [InferenceForm(segment) for segment in self.segments]
         self._seeds: dict[tuple[int, int], Stack] = {}
@@ -75,7 +75,7 @@ class Shard:
         self.row_seeds = np.zeros(rows, dtype=np.int64)
 
     def seed_stack(self, slot: int, blueprint: int) -> Stack:
-        """The stack of a blueprint at a slot (action index), allocated when it is first used.
+        """Return the stack of a blueprint at a slot (action index), allocated on first use.
 
         Raises:
             ValueError: the topology has no such blueprint.
@@ -88,33 +88,33 @@ class Shard:
         return self._seeds[key]
 
     def gate_stack(self, slot: int) -> Stack:
-        """The stack of gates at a slot, allocated when it is first used."""
+        """Return the stack of gates at a slot, allocated on first use."""
         if slot not in self._gates:
             channels = self.slots[slot].channels
             self._gates[slot] = Stack(lambda: GATES[self._dims](channels), self.rows, self.device, self.dtype)
         return self._gates[slot]
 
     def reset_row(self, row: int, seed: int) -> None:
-        """Start a network anew: its host's weights come from ``seed``, its seeds' from generators derived from it."""
+        """Reset a network: ``seed`` determines the weights of its host and, through derived seeds, of its seeds."""
         self.row_seeds[row] = seed
         self.births[row] = 0
         self.host.reset(row, derive_seed(seed, "host weights"))
 
     def attach(self, row: int, slot: int, blueprint: int) -> None:
-        """Put a newborn seed and a newborn gate into a slot of one network."""
+        """Attach a newborn seed and a newborn gate to a slot of one network."""
         seed, birth = int(self.row_seeds[row]), int(self.births[row, slot])
         self.births[row, slot] += 1
         self.seed_stack(slot, blueprint).reset(row, derive_seed(seed, f"seed weights {slot}", birth))
         self.gate_stack(slot).reset(row, derive_seed(seed, f"gate weights {slot}", birth))
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of the passes; with "bfloat16", PyTorch's automatic mixed precision."""
+        """Return a context in which passes have the shard's precision."""
         if self._precision == FULL_PRECISION:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
     def segment_tensors(self, segment: int) -> list[str]:
-        """Full names of the host's tensors that a segment runs with."""
+        """Return the full names of the host's tensors that a segment uses."""
         return [full for full, _ in self._names[segment]]
 
     def train_segment(self, segment: int, tensors: Tensors, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Shard:
         return self.layout.call(self.segments[segment], self._own(segment, tensors), x, training=True)
 
     def inference_tensors(self, segment: int, tensors: Tensors) -> Tensors:
-        """What :meth:`infer_segment` runs with, from the host's tensors under their full names."""
+        """Return the tensors for :meth:`infer_segment`, from the host's tensors under their full names."""
         return self._inference[segment].tensors(self._own(segment, tensors))
 
     def infer_segment(self, segment: int, tensors: Tensors, x: Tensor) -> Tensor:
@@ -138,44 +138,44 @@ class Shard:
         *,
         straight_through: bool = False,
     ) -> Tensor:
-        """Blend the planned seeds of a slot (action index) into the features; ``tensors`` has one entry a part.
+        """Blend the planned seeds of a slot (action index) into the features; ``tensors`` has an entry for each group.
 
-        With ``straight_through`` an isolated seed adds s - stop(s): nothing to the features, a gradient to itself.
+        With ``straight_through``, an isolated seed adds s - stop(s): zero, but with a gradient for the seed.
         """
         if plan is None:
             return x
-        groups = list(split_rows(plan, x))
-        for index, (part, own) in enumerate(zip(plan.parts, tensors, strict=True), start=1):
-            h = groups[index]
-            if straight_through and part.isolated:
-                s = self.run_seed(slot, part, h.detach(), own)
-                groups[index] = h + (s - s.detach()).to(h.dtype)
+        pieces = list(split_rows(plan, x))
+        for index, (group, own) in enumerate(zip(plan.groups, tensors, strict=True), start=1):
+            h = pieces[index]
+            if straight_through and group.isolated:
+                s = self.run_seed(slot, group, h.detach(), own)
+                pieces[index] = h + (s - s.detach()).to(h.dtype)
             else:
-                groups[index] = self.blend_part(slot, part, h, own)
-        return join_rows(plan, groups)
+                pieces[index] = self.blend_group(slot, group, h, own)
+        return join_rows(plan, pieces)
 
-    def blend_part(self, slot: int, part: Part, h: Tensor, tensors: SeedTensors) -> Tensor:
-        """Host features of a part's rows with their seed blended in."""
-        s = self.run_seed(slot, part, h, tensors)
+    def blend_group(self, slot: int, group: SeedGroup, h: Tensor, tensors: SeedTensors) -> Tensor:
+        """Return the host features of a group's rows with their seeds blended in."""
+        s = self.run_seed(slot, group, h, tensors)
         gate = None
         if tensors.gate is not None:
             gate = self.layout.call(self.gate_stack(slot).template, tensors.gate, h, training=True)
-        return blend(part.operator, h, s, part.alpha.view(-1, *(1,) * (h.dim() - 1)), gate)
+        return blend(group.operator, h, s, group.alpha.view(-1, *(1,) * (h.dim() - 1)), gate)
 
-    def run_seed(self, slot: int, part: Part, x: Tensor, tensors: SeedTensors) -> Tensor:
-        """A part's seeds on their input."""
-        return self.layout.call(self.seed_stack(slot, part.blueprint).template, tensors.seed, x, training=True)
+    def run_seed(self, slot: int, group: SeedGroup, x: Tensor, tensors: SeedTensors) -> Tensor:
+        """Run a group's seeds on their input."""
+        return self.layout.call(self.seed_stack(slot, group.blueprint).template, tensors.seed, x, training=True)
 
-    def stored(self, slot: int, part: Part) -> SeedTensors:
-        """A part's tensors as the stacks hold them: for evaluation, where rows may repeat networks."""
-        stack = self.seed_stack(slot, part.blueprint)
-        seeds = self.layout.gather({**stack.parameters, **stack.buffers}, part.network_index)
-        if part.operator != Operator.GATE:
+    def gather_seeds(self, slot: int, group: SeedGroup) -> SeedTensors:
+        """Return a group's tensors from the stacks, for evaluation; rows may repeat a network."""
+        stack = self.seed_stack(slot, group.blueprint)
+        seeds = self.layout.gather({**stack.parameters, **stack.buffers}, group.network_index)
+        if group.operator != Operator.GATE:
             return SeedTensors(seeds, None)
-        return SeedTensors(seeds, self.layout.gather(self.gate_stack(slot).parameters, part.network_index))
+        return SeedTensors(seeds, self.layout.gather(self.gate_stack(slot).parameters, group.network_index))
 
     def finite(self, structure: Structure) -> Tensor:
-        """(n,) whether every parameter and buffer of a network is finite, of seeds that do not run yet as well."""
+        """(n,) True if all parameters and buffers of a network are finite, including seeds that do not run yet."""
         finite = self.host.finite()
         for slot in range(len(self.slots)):
             held = structure.blueprint[:, slot]
@@ -192,7 +192,7 @@ class Shard:
 
 
 def _names_by_segment(host: nn.Module, segments: nn.ModuleList) -> list[list[tuple[str, str]]]:
-    """Of each segment's tensors, the full name in the host and the short one in the segment; one may be in several."""
+    """Full name in the host and short name in the segment of each segment's tensors; segments can share a tensor."""
     full = {id(value): name for name, value in [*host.named_parameters(), *host.named_buffers()]}
     return [
         [

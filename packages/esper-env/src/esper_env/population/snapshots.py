@@ -1,4 +1,4 @@
-"""Healthy networks put aside in main memory, to go back to when one breaks."""
+"""Snapshots of healthy networks in main memory, to restore a network that breaks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from esper_env.population.structure import Structure
 
 Rows = NDArray[np.int64]
 
-#: What of a stack is put aside: all but the momentum, which starts anew after a rollback.
+#: Kinds of tensors in a snapshot. Momentum is left out: it is zero after a rollback.
 KINDS = ("parameters", "buffers")
 
 
@@ -26,45 +26,33 @@ class Mismatch(NamedTuple):
     unexpected: tuple[str, ...]
 
 
-class Shelf(RowStore):
-    """What is put aside of a stack, in main memory. A row holds zeros until it is written."""
-
-    def __init__(self, stack: Stack) -> None:
-        self._device = torch.device("cpu")
-        own = stack.tensors()
-        self._tensors: RowTensors = {
-            kind: {name: torch.zeros_like(value, device="cpu") for name, value in own[kind].items()} for kind in KINDS
-        }
-
-    def tensors(self) -> RowTensors:
-        return self._tensors
-
-
 class Snapshots:
-    """The last snapshot of each network of a shard: host and fossilized seeds, parameters and buffers.
+    """The latest snapshot of each network of a shard: parameters and buffers of the host and the fossilized seeds.
 
-    Gates are kept with their seeds, whatever the operator, as a seed and its gate are born together.
+    A snapshot holds the gate of each seed, whatever the operator, because a seed and its gate are created together.
     """
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._shelves: dict[str, Shelf] = {}
+        self._shelves: dict[str, RowStore] = {}
 
-    def shelf(self, stack: Stack, name: str) -> Shelf:
-        """Where a stack is put aside, by name; made when it is first used."""
+    def shelf(self, stack: Stack, name: str) -> RowStore:
+        """Return the snapshots of a stack's rows, by name; zeros until they are written."""
         if name not in self._shelves:
-            self._shelves[name] = Shelf(stack)
+            own = stack.tensors()
+            zeros = {kind: {key: torch.zeros_like(v, device="cpu") for key, v in own[kind].items()} for kind in KINDS}
+            self._shelves[name] = RowStore(zeros, torch.device("cpu"))
         return self._shelves[name]
 
     def take(self, structure: Structure, rows: Rows) -> None:
-        """Put the networks of ``rows`` (k,) of the shard aside."""
+        """Copy the networks of ``rows`` (k,) of the shard."""
         for name, stack, members in self._stacks(structure, rows):
             values = stack.read_rows(members.tolist())
             kept = {kind: {key: value.cpu() for key, value in values[kind].items()} for kind in KINDS}
             self.shelf(stack, name).write_rows(members.tolist(), kept)
 
     def restore(self, structure: Structure, row: int) -> Mismatch:
-        """Put one network's host and fossilized seeds back, bit for bit, with zero momentum."""
+        """Restore one network's host and fossilized seeds bit for bit, with zero momentum."""
         missing: list[str] = []
         unexpected: list[str] = []
         for name, stack, _ in self._stacks(structure, np.array([row])):
@@ -82,7 +70,7 @@ class Snapshots:
         return Mismatch(tuple(missing), tuple(unexpected))
 
     def _stacks(self, structure: Structure, rows: Rows) -> Iterator[tuple[str, Stack, Rows]]:
-        """The stacks that hold hosts and fossilized seeds of some networks, each with those of the networks."""
+        """The stacks with hosts and fossilized seeds of some networks, each with its rows among ``rows``."""
         shard = self._shard
         yield "host", shard.host, rows
         for slot in range(len(shard.slots)):

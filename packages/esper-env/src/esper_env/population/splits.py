@@ -1,4 +1,4 @@
-"""A data set's three splits on a device, in the form that a host takes."""
+"""The three splits of a dataset on a device, in the form that a host takes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 from esper_env.data import ImageData, TextData
 from esper_env.hosts.protocol import SlotSpec
-from esper_env.population.evaluation.scoring import HeldOut, HeldOutImages, HeldOutText
+from esper_env.population.evaluation.held_out import HeldOut, held_out_images, held_out_text
 from esper_env.population.training.minibatches import TrainingImages, TrainingSamples, TrainingText
 
 
 class Splits(NamedTuple):
-    """What is trained on, measured with, and reported."""
+    """The samples to train on, to measure with every step, and to report at the end of an episode."""
 
     train: TrainingSamples
     validation: HeldOut
@@ -21,27 +21,26 @@ class Splits(NamedTuple):
 
 
 def splits_for(slot: SlotSpec, data: ImageData | TextData, device: torch.device, dtype: torch.dtype) -> Splits:
-    """The splits for a host with such a slot.
+    """Return the splits for a host with such a slot.
 
     Raises:
-        ValueError: a host of sequences and images, or the other way round; a text that is too short for the context.
+        ValueError: a host of sequences with images, or the other way round; a text that is shorter than the context.
     """
     if len(slot.shape) == 2:
         if not isinstance(data, TextData):
-            raise ValueError(f"the host reads sequences and {data.name} is made of images; give it a TextData")
-        context = slot.shape[0]
-        held_out = (_held_out(data, split, context, device) for split in ("val", "test"))
-        return Splits(TrainingText(data, context, device), *held_out)
+            raise ValueError(f"the host reads sequences and {data.name} is made of images; use a TextData")
+        held_out = (_held_out(data, split, slot.shape, device) for split in ("val", "test"))
+        return Splits(TrainingText(data, slot.shape[0], device), *held_out)
     if not isinstance(data, ImageData):
-        raise ValueError(f"the host sees images and {data.name} is a text; give it an ImageData")
+        raise ValueError(f"the host sees images and {data.name} is a text; use an ImageData")
     images = ((data.val_images, data.val_labels), (data.test_images, data.test_labels))
     return Splits(
-        TrainingImages(data, device, dtype), *(HeldOutImages(*split, data, device, dtype) for split in images)
+        TrainingImages(data, device, dtype), *(held_out_images(*split, data, device, dtype) for split in images)
     )
 
 
-def _held_out(data: TextData, split: str, context: int, device: torch.device) -> HeldOutText:
+def _held_out(data: TextData, split: str, shape: tuple[int, ...], device: torch.device) -> HeldOut:
     try:
-        return HeldOutText(getattr(data, split), context, device)
+        return held_out_text(getattr(data, split), shape, device)
     except ValueError as error:
         raise ValueError(f"{data.name}, {split} split: {error}") from error

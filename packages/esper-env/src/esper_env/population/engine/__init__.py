@@ -1,1 +1,1 @@
-"""Layouts of features, and batched forms of layers that run n networks at once."""
+"""Layouts of features, and batched forms of layers."""

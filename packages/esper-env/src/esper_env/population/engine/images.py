@@ -1,12 +1,12 @@
-"""Batching rules: run n copies of a module, each with its own parameters, as one.
+"""Batching rules for images: run n copies of a module, each with its own parameters, as one.
 
-A module is written once, for one network. Here its copies run together on features of layout (n, C, H, W, B): network,
-channel, row, column, sample. With the samples last, a 1x1 convolution is one batched matmul, BatchNorm sees plain
-(n*C, H*W*B) rows, pooling runs along contiguous samples, and a 3x3 convolution on a small map is a batched matmul with
-its unrolled matrix; nothing is copied in between. Vectors are (n, F, B).
+A module is written once, for one network. Here its copies run on features of layout (n, C, H, W, B): network, channel,
+row, column, sample. With the samples last, a 1x1 convolution is one batched matmul, BatchNorm sees plain (n*C, H*W*B)
+rows, and pooling runs along contiguous samples. A 3x3 convolution on a small map is a batched matmul with its unrolled
+matrix. Nothing is copied in between. Vectors are (n, F, B).
 
-``RULES`` maps a layer type to its batched form. A module without a rule, a user's own seed for instance, runs through
-``torch.func.vmap``: correct for any module, slower for small ones.
+``RULES`` maps a layer type to its batched form. A module without a rule, such as a custom seed, runs through
+``torch.func.vmap``, which is correct for any module and slower for small ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esper_env.hosts.cnn import GlobalAveragePool
-from esper_env.population.engine.vmapped import entered, is_plain, rule_of, run_mapped
+from esper_env.population.engine.vmapped import is_plain, register_rule, rule_of, run_mapped
 from esper_env.population.evaluation.inference import ChannelShift, Rectifier, shifted
 from esper_env.seeds.blend import BlendGate
 from esper_env.seeds.cnn import LayerScaleResidual, NormSeed, SqueezeExcite
@@ -31,11 +31,11 @@ Rule = Callable[[nn.Module, Tensors, str, Tensor, bool], Tensor]
 #: Above this many pixels the unrolled matrix of a convolution costs more than a grouped convolution.
 UNROLL_MAX_PIXELS = 16
 
-#: From this many output values on, the statistics of a convolution of one channel are quicker from its input.
+#: From this many output values on, the statistics of a convolution of one channel are faster to derive from its input.
 GREY_MIN_VALUES = 1 << 17
 
 RULES: dict[type[nn.Module], Rule] = {}
-_rule = partial(entered, RULES)
+_rule = partial(register_rule, RULES)
 
 
 def run(module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool, prefix: str = "") -> Tensor:
@@ -70,7 +70,7 @@ def _sequential(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, tra
             norm_name, norm = children.pop(0)
             assert isinstance(norm, nn.BatchNorm2d)
             x, shift = _grey_start(f"{prefix}{name}.", norm, f"{prefix}{norm_name}.", tensors, x)
-            if children and is_plain(children[0][1], nn.MaxPool2d):  # adding a constant commutes with it: add to fewer
+            if children and is_plain(children[0][1], nn.MaxPool2d):  # pool first, then add to fewer values
                 x = _max_pool(children.pop(0)[1], tensors, "", x, training)
             x.add_(shift)
         else:
@@ -85,7 +85,7 @@ def _elementwise(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, tr
 
 @lru_cache(maxsize=64)
 def _taps(kernel: int, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(k*k, H*W*H*W) with a one where output pixel p reads input pixel q through that tap ("same" padding)."""
+    """(k*k, H*W*H*W) one-hot: 1 where output pixel p reads input pixel q through that tap ("same" padding)."""
     taps = torch.zeros(kernel, kernel, height, width, height, width, dtype=dtype, device=device)
     pad = kernel // 2
     for i in range(kernel):
@@ -117,7 +117,7 @@ def _conv2d(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, trainin
 
 
 def _keeps_size(module: nn.Conv2d) -> bool:
-    """Whether a convolution is an ordinary one with an odd square kernel that reads zeros around the map."""
+    """True for an ordinary convolution with an odd square kernel that reads zeros around the map."""
     kernel = module.kernel_size[0]
     return (
         kernel % 2 == 1
@@ -129,7 +129,7 @@ def _keeps_size(module: nn.Conv2d) -> bool:
 
 
 def _kept(tensors: Tensors, name: str, make: Callable[[], Tensor]) -> Tensor:
-    """While evaluating, what follows from tensors alone is made for the first images and kept among them."""
+    """Compute a tensor that depends on tensors alone; while evaluating, compute it once and keep it among them."""
     if torch.is_grad_enabled() or not isinstance(tensors, dict):
         return make()
     if name not in tensors:
@@ -174,7 +174,7 @@ def _batch_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, tra
     )
     of_batch = training or mean is None
     if training and mean is not None:
-        if module.momentum is None:  # networks that have seen different numbers of minibatches
+        if module.momentum is None:  # the networks may have seen different numbers of minibatches
             of_each = torch.var_mean(rows.detach().view(n, channels, -1), 2, correction=0, keepdim=True)
             _remember(module, prefix, tensors, of_each[1], of_each[0], rows.shape[2])
             mean = variance = None
@@ -185,7 +185,7 @@ def _batch_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, tra
 
 
 def _is_grey_start(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
-    """Whether a 1x1 convolution of grey images and the BatchNorm behind it are worth running as one matmul."""
+    """True if a 1x1 convolution of grey images and the BatchNorm behind it are worth running as one matmul."""
     return (
         is_plain(conv, nn.Conv2d)
         and is_plain(norm, nn.BatchNorm2d)
@@ -202,13 +202,13 @@ def _is_grey_start(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
 def _grey_start(
     conv_prefix: str, norm: nn.BatchNorm2d, norm_prefix: str, tensors: Tensors, x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A 1x1 convolution of one channel whose weights the BatchNorm behind it has scaled, and what is to be added.
+    """Run a 1x1 convolution of one channel with weights that the BatchNorm behind it has scaled.
 
-    The statistics of the output follow from those of the input, which needs no gradient. Returns (n, O, H, W, B) and
-    (n, O, 1, 1, 1).
+    The statistics of the output follow from those of the input, which needs no gradient. Returns the features
+    (n, O, H, W, B), and the shift (n, O, 1, 1, 1) to add to them.
     """
     kernel, columns = tensors[conv_prefix + "weight"].flatten(2), x.flatten(2)  # (n, O, 1), (n, 1, H*W*B)
-    # Images are normalised: their mean is small beside their deviation, so E x^2 - (E x)^2 cancels little.
+    # Normalised images have a mean that is small against their deviation, so E x^2 - (E x)^2 cancels little.
     mean = columns.mean(2, keepdim=True)  # (n, 1, 1)
     variance = torch.baddbmm(mean.square(), columns, columns.mT, beta=-1, alpha=1 / columns.shape[2])
     mean, variance = kernel * mean, kernel.square() * variance  # (n, O, 1), of the output
@@ -235,7 +235,7 @@ def _channel_shift(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, 
 def _standardised(x: Tensor, eps: float) -> Tensor:
     """Each sample of (n, C, H, W, B) less its mean, over its deviation."""
     rows = x.flatten(1, -2)  # (n, C*H*W, B)
-    if torch.is_grad_enabled():  # the library's backward pass is worth the two transpositions
+    if torch.is_grad_enabled():  # PyTorch's backward pass is worth the two transpositions
         samples = rows.transpose(1, 2)
         return F.layer_norm(samples, samples.shape[2:], eps=eps).transpose(1, 2).reshape(x.shape)
     centred = rows - rows.mean(1, keepdim=True)
@@ -249,7 +249,7 @@ def _group_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, tra
     if module.num_groups != 1 or not module.affine or x.dim() != 5:
         return _vmapped(module, tensors, prefix, x, training)
     weight, bias = (_per_channel(tensors[prefix + name], x) for name in ("weight", "bias"))
-    # A product and a sum: addcmul is not vectorised when what it adds to is spread over rows.
+    # A product and a sum, because addcmul is not vectorised when it broadcasts over rows.
     return (_standardised(x, module.eps) * weight).add_(bias)
 
 

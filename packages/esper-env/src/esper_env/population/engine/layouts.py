@@ -1,15 +1,15 @@
-"""Ways to lay features out: of images or of sequences, of many networks batched together or of one on its own.
+"""Layouts of features: of images or of sequences, batched over many networks or of a single network.
 
-All keep a leading network dimension, so that everything between layers (blending, masks, losses) is written once.
-Images together are (n, C, H, W, B) and run the batching rules; alone they are (n, B, H, W, C), the memory order of
-channels_last, and the module itself is called: large feature maps are quickest through the library's own convolutions.
-Sequences are (n, B, T, C) either way.
+Every layout keeps a leading network dimension, so everything between layers (blending, masks, losses) is written once.
+Batched images are (n, C, H, W, B) and run by the batching rules. Images of a single network are (1, B, H, W, C), the
+memory order of channels_last, and run by calling the module, because PyTorch's own convolutions are the fastest on
+large feature maps. Sequences are (n, B, T, C) in either case.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,50 +23,36 @@ Tensors = Mapping[str, Tensor]
 _KNOWN = ("torch.nn.modules.", "esper_env.")
 
 
-class Layout(Protocol):
-    """How features are stored and how modules run on them."""
+class Layout(ABC):
+    """A way to store features and to run modules on them."""
 
+    @abstractmethod
     def from_samples(self, samples: Tensor) -> Tensor:
-        """(n, B, C, H, W) normalised images, or (n, B, T) tokens, as the first segment takes them."""
-        ...
+        """Return (n, B, C, H, W) normalised images, or (n, B, T) tokens, as the first segment takes them."""
 
+    @abstractmethod
     def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
-        """Run the module with each row's own tensors."""
-        ...
+        """Run the module on each row with the row's own tensors."""
 
-    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:
-        """The tensors of some rows, a row as often as it is named."""
-        ...
-
+    @abstractmethod
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(n, B) cross-entropy in nats of labels (n, B), or its mean over the positions of labels (n, B, T)."""
-        ...
 
+    @abstractmethod
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(n, B) whether the highest logit is the label's, or at how many positions it is."""
-        ...
-
-    def head(self, x: Tensor, samples: int) -> Tensor:
-        """The first samples of each row's features."""
-        ...
-
-
-class _OwnTensors:
-    """Each row has tensors of its own."""
+        """(n, B) True if the highest logit is the label's; for labels (n, B, T) the number of such positions."""
 
     def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:
+        """Return the tensors of some rows, which may repeat."""
         return {name: value.index_select(0, rows) for name, value in tensors.items()}
 
-
-class _SharedTensors:
-    """One network; further rows are the same network under other seeds and share its tensors."""
-
-    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:  # noqa: ARG002
-        return tensors
+    def first_samples(self, x: Tensor, count: int) -> Tensor:
+        """Return the first samples of each row's features."""
+        return x[:, :count]
 
 
-class ImagesTogether(_OwnTensors):
-    """n networks at once, samples last."""
+class BatchedImages(Layout):
+    """Images of n networks, samples last."""
 
     def from_samples(self, samples: Tensor) -> Tensor:
         return images.to_batched(samples).contiguous()
@@ -80,12 +66,12 @@ class ImagesTogether(_OwnTensors):
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         return logits.max(1).indices == labels  # several times faster than argmax here
 
-    def head(self, x: Tensor, samples: int) -> Tensor:
-        return x[..., :samples]
+    def first_samples(self, x: Tensor, count: int) -> Tensor:
+        return x[..., :count]
 
 
-class ImagesAlone(_SharedTensors):
-    """One network, in channels_last."""
+class SingleImages(Layout):
+    """Images of one network in channels_last. All rows are this network with other seeds and share its tensors."""
 
     def from_samples(self, samples: Tensor) -> Tensor:
         return samples.permute(0, 1, 3, 4, 2).contiguous()
@@ -95,8 +81,8 @@ class ImagesAlone(_SharedTensors):
         module.train(training)
         folded = x.flatten(0, 1).permute(0, 3, 1, 2)
         if torch.is_grad_enabled() and not folded.requires_grad and _may_have_group_norm(module):
-            # The backward pass of PyTorch 2.13's GroupNorm in channels_last writes through a null pointer on the CPU
-            # when its input needs no gradient: let it have one.
+            # On the CPU, the backward pass of PyTorch 2.13's GroupNorm in channels_last writes through a null pointer
+            # if its input needs no gradient.
             folded = folded.detach().requires_grad_()
         out: Tensor = functional_call(module, state, (folded,))
         if out.dim() == 4:
@@ -109,15 +95,19 @@ class ImagesAlone(_SharedTensors):
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         return logits.max(2).indices == labels
 
-    def head(self, x: Tensor, samples: int) -> Tensor:
-        return x[:, :samples]
+    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:  # noqa: ARG002
+        return tensors
 
 
-class _Sequences:
-    """What both layouts of sequences have in common."""
+class BatchedSequences(Layout):
+    """Sequences of n networks."""
 
     def from_samples(self, samples: Tensor) -> Tensor:
         return samples
+
+    def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
+        module.train(training)
+        return sequences.run(module, tensors, x)
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         each = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none")
@@ -126,20 +116,9 @@ class _Sequences:
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         return (logits.max(3).indices == labels).sum(2)
 
-    def head(self, x: Tensor, samples: int) -> Tensor:
-        return x[:, :samples]
 
-
-class SequencesTogether(_OwnTensors, _Sequences):
-    """n networks at once."""
-
-    def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
-        module.train(training)
-        return sequences.run(module, tensors, x)
-
-
-class SequencesAlone(_SharedTensors, _Sequences):
-    """One network."""
+class SingleSequences(BatchedSequences):
+    """Sequences of one network. All rows are this network with other seeds and share its tensors."""
 
     def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
         state = {name: value[0] for name, value in tensors.items()}
@@ -147,35 +126,38 @@ class SequencesAlone(_SharedTensors, _Sequences):
         out: Tensor = functional_call(module, state, (x.flatten(0, 1),))
         return out.reshape(*x.shape[:2], *out.shape[1:])
 
+    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:  # noqa: ARG002
+        return tensors
 
-#: By the number of dimensions of a sample's features, and whether many networks are run together.
+
+#: By the number of dimensions of a sample's features, and True for many networks.
 LAYOUTS: dict[tuple[int, bool], type[Layout]] = {
-    (3, True): ImagesTogether,
-    (3, False): ImagesAlone,
-    (2, True): SequencesTogether,
-    (2, False): SequencesAlone,
+    (3, True): BatchedImages,
+    (3, False): SingleImages,
+    (2, True): BatchedSequences,
+    (2, False): SingleSequences,
 }
 
 
 def is_known(layer: nn.Module) -> bool:
-    """Whether a module itself, whatever is in it, is of PyTorch's layers or of this package."""
+    """True if the module itself, whatever its children are, comes from PyTorch or from this package."""
     return type(layer).__module__.startswith(_KNOWN)
 
 
 def all_known(module: nn.Module) -> bool:
-    """Whether a module is made of such alone, so that what it does is known."""
+    """True if the module and all its children come from PyTorch or from this package."""
     return all(map(is_known, module.modules()))
 
 
 def _may_have_group_norm(module: nn.Module) -> bool:
-    """A layer of its type; or a module of the user's own, which may call it as a function."""
+    """True for a GroupNorm layer, and for a custom module, which may call GroupNorm as a function."""
     return any(isinstance(layer, nn.GroupNorm) or not is_known(layer) for layer in module.modules())
 
 
 def normaliser(
     mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """(scale, shift), each (C, 1, 1): ``pixels * scale + shift`` normalises uint8 pixels."""
+    """Return (scale, shift), each (C, 1, 1); ``pixels * scale + shift`` normalises uint8 pixels."""
     m = torch.tensor(mean, dtype=torch.float64)
     s = torch.tensor(std, dtype=torch.float64)
     scale, shift = 1.0 / (255.0 * s), -m / s

@@ -1,8 +1,8 @@
 """Batching rules for sequences: run n copies of a module on features (n, B, T, width) as one.
 
 A copy's samples and positions are rows of one matrix, so a linear layer of n networks is one batched matmul, and
-attention sees n * B samples. ``RULES`` maps a layer type to its batched form; a module without a rule, a user's own
-seed for instance, runs through ``torch.func.vmap``.
+attention sees n * B samples. ``RULES`` maps a layer type to its batched form. A module without a rule, such as a custom
+seed, runs through ``torch.func.vmap``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from esper_env.hosts.attention import CausalSelfAttention, FlexCausalSelfAttention
 from esper_env.hosts.transformer import Residual, TiedHead, TokenEmbedding
-from esper_env.population.engine.vmapped import entered, rule_of, run_mapped
+from esper_env.population.engine.vmapped import register_rule, rule_of, run_mapped
 from esper_env.seeds.blend import CausalBlendGate, causal_mean
 from esper_env.seeds.transformer import LowRank, ScaledResidual, TokenNormSeed
 
@@ -25,7 +25,7 @@ Tensors = Mapping[str, Tensor]
 Rule = Callable[[nn.Module, Tensors, str, Tensor], Tensor]
 
 RULES: dict[type[nn.Module], Rule] = {}
-_rule = partial(entered, RULES)
+_rule = partial(register_rule, RULES)
 
 
 def run(module: nn.Module, tensors: Tensors, x: Tensor, prefix: str = "") -> Tensor:
@@ -48,7 +48,7 @@ def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @_rule(nn.Sequential)
 def _sequential(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
-    for name, child in module._modules.items():  # named_children leaves out what comes a second time
+    for name, child in module._modules.items():  # named_children skips repeated layers
         assert child is not None
         x = run(child, tensors, x, f"{prefix}{name}.")
     return x

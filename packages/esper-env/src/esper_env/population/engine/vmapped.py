@@ -1,4 +1,4 @@
-"""Batching rules by the type of a module, and ``torch.func.vmap`` for what has none of its own."""
+"""Batching rules by the type of a module, and ``torch.func.vmap`` for modules without a rule."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ R = TypeVar("R")
 L = TypeVar("L", bound=nn.Module)
 
 
-def entered(rules: dict[type[nn.Module], R], *types: type[nn.Module]) -> Callable[[R], R]:
-    """A decorator that makes a function the rule of these types."""
+def register_rule(rules: dict[type[nn.Module], R], *types: type[nn.Module]) -> Callable[[R], R]:
+    """Return a decorator that makes a function the rule of these types."""
 
-    def enter(rule: R) -> R:
+    def register(rule: R) -> R:
         rules.update(dict.fromkeys(types, rule))
         return rule
 
-    return enter
+    return register
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether something is called before or behind the module, which rules and folding would pass over."""
+def has_hooks(module: nn.Module) -> bool:
+    """True if the module has hooks, which rules and folding would skip."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def is_plain(layer: nn.Module, kind: type[L]) -> TypeGuard[L]:
-    """Whether a layer is exactly of a type, and nothing is hooked to it."""
-    return type(layer) is kind and not hooked(layer)
+    """True if a layer is exactly of a type and has no hooks."""
+    return type(layer) is kind and not has_hooks(layer)
 
 
 def rule_of(rules: Mapping[type[nn.Module], R], module: nn.Module) -> R | None:
-    """The rule of a module's type, if the module has one and nothing is hooked to it."""
-    return None if hooked(module) else rules.get(type(module))
+    """Return the rule of a module's type; None if it has none, or if the module has hooks."""
+    return None if has_hooks(module) else rules.get(type(module))
 
 
 def run_mapped(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, x: Tensor) -> Tensor:
-    """Run n copies of a module, whose tensors are under ``prefix``, on (n, B, ...): the module sees (B, ...)."""
+    """Run n copies of a module on (n, B, ...) by ``vmap``; their tensors have names that begin with ``prefix``."""
     own = {name: tensors[prefix + name] for name, _ in [*module.named_parameters(), *module.named_buffers()]}
-    # Mixed precision does not reach everything inside vmap: such modules run in the precision of their tensors.
+    # Autocast does not reach every operation inside vmap, so the module runs in the precision of its tensors.
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         dtype = next((value.dtype for value in own.values() if value.is_floating_point()), x.dtype)

@@ -1,1 +1,1 @@
-"""Scores of networks with any of their seeds switched on."""
+"""Evaluation of networks with any subset of their seeds."""

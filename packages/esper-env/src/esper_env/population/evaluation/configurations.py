@@ -1,4 +1,4 @@
-"""Which seeds are on: the configurations that contributions, interactions and Shapley values are computed from.
+"""Configurations of seeds, and the Shapley values that follow from their scores.
 
 A configuration is a bit mask over slots in order of execution. Configurations of a network share every computation up
 to the first slot in which they differ.
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
-#: Up to this many seeds Shapley values are exact; above it they are averaged over sampled orders.
+#: Up to this many seeds, Shapley values are exact; above it they are averaged over sampled orders.
 EXACT_SHAPLEY_SEEDS = 6
 SHAPLEY_SAMPLES = 64
 
 
 @dataclass(frozen=True)
 class ConfigurationSet:
-    """Distinct (network, mask) pairs, sorted; ``find`` locates pairs in it."""
+    """Distinct (network, mask) pairs, sorted."""
 
     networks: IntArray
     masks: IntArray
@@ -30,28 +30,28 @@ class ConfigurationSet:
 
     @classmethod
     def of(cls, networks: IntArray, masks: IntArray, slots: int) -> ConfigurationSet:
-        """The distinct pairs among the given ones."""
+        """Return the distinct pairs among the given ones."""
         keys = np.unique((networks << slots) | masks)
         return cls(keys >> slots, keys & ((1 << slots) - 1), slots)
 
     def find(self, networks: IntArray, masks: IntArray) -> IntArray:
-        """Positions of pairs that are in the set."""
+        """Return the positions of pairs that are in the set."""
         keys = (self.networks << self.slots) | self.masks
         return np.searchsorted(keys, (networks << self.slots) | masks)
 
 
 def bits(active: NDArray[np.bool_]) -> IntArray:
-    """(n, S) booleans in execution order -> (n,) masks."""
+    """Pack (n, S) booleans in order of execution into (n,) masks."""
     return active.astype(np.int64) @ (1 << np.arange(active.shape[1], dtype=np.int64))
 
 
 def players_of(mask: int) -> list[int]:
-    """The bits of a mask, lowest first."""
+    """Return the bits of a mask, lowest first."""
     return [bit for bit in range(mask.bit_length()) if mask >> bit & 1]
 
 
 def submasks(mask: int) -> list[int]:
-    """All subsets of a mask, the empty one and itself included."""
+    """Return all subsets of a mask, including the empty one and the mask itself."""
     subsets, sub = [0], mask
     while sub:
         subsets.append(sub)
@@ -62,7 +62,7 @@ def submasks(mask: int) -> list[int]:
 class ShapleyGame:
     """Shapley values (Shapley 1953) of the seeds in a mask: exact up to ``EXACT_SHAPLEY_SEEDS``, sampled above.
 
-    ``masks`` are the configurations whose value must be known; :meth:`values` turns them into one value a slot.
+    ``masks`` are the configurations whose scores :meth:`values` needs.
     """
 
     def __init__(self, mask: int, rng: np.random.Generator) -> None:
@@ -77,7 +77,7 @@ class ShapleyGame:
             self.masks = sorted(submasks(mask))
 
     def values(self, value: dict[int, float], slots: int) -> FloatArray:
-        """(S,) in execution order, from the value of every mask in ``masks``."""
+        """Return (S,) values in order of execution, from the score of every mask in ``masks``."""
         return self._sampled(value, slots) if self._orders else self._exact(value, slots)
 
     def _exact(self, value: dict[int, float], slots: int) -> FloatArray:

@@ -1,7 +1,7 @@
-"""Host segments as they are evaluated: each BatchNorm folded into the convolution in front of it.
+"""Host segments in the form in which they are evaluated: each BatchNorm is folded into the convolution before it.
 
-In eval mode BatchNorm multiplies a channel by a constant and adds one. The factor goes into the convolution's weights
-once, not into every image's features, and the addition behind the pooling, where a quarter of the values is left.
+In eval mode, BatchNorm multiplies a channel by a constant and adds another. The factor is multiplied into the weights
+of the convolution. The constant is added after the pooling, which leaves a quarter of the values.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ Tensors = Mapping[str, Tensor]
 
 
 def shifted(x: Tensor, shift: Tensor) -> Tensor:
-    """x plus a constant; without gradients in place, so what is given must be a result of its own."""
-    shift = shift.to(x.dtype)  # in mixed precision the features' own
+    """Add a constant to x; without gradients it does so in place, so no other tensor may share the memory of x."""
+    shift = shift.to(x.dtype)  # differs in mixed precision
     return x + shift if torch.is_grad_enabled() else x.add_(shift)
 
 
 class Rectifier(nn.Module):
-    """ReLU; without gradients in place, so it must stand behind one of ``OWN_RESULT``."""
+    """ReLU; without gradients it works in place, so it must follow a layer of ``OWN_RESULT``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.relu(x, inplace=not torch.is_grad_enabled())
 
 
 class ChannelShift(nn.Module):
-    """(B, C, H, W) plus a constant for each channel, behind a convolution: see :func:`shifted`."""
+    """Adds a constant to each channel of (B, C, H, W) behind a convolution, see :func:`shifted`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -41,12 +41,12 @@ class ChannelShift(nn.Module):
         return shifted(x, self.shift[:, None, None])
 
 
-#: Layers whose result is never their input, nor a view of it.
+#: Layers whose result is neither their input nor a view of it.
 OWN_RESULT = (ChannelShift, nn.Conv2d, nn.MaxPool2d)
 
 
 class _Fold(NamedTuple):
-    """Names of a convolution and of the BatchNorm behind it, and the constant in its denominator."""
+    """Names of a convolution and of the BatchNorm behind it, and the BatchNorm's epsilon."""
 
     conv: str
     norm: str
@@ -54,9 +54,12 @@ class _Fold(NamedTuple):
 
 
 class InferenceForm:
-    """A module that computes in eval mode what a host segment does, and how its tensors follow from the segment's.
+    """A module that computes the same as a host segment in eval mode, faster.
 
-    Segments other than an ``nn.Sequential`` of library layers stay as they are.
+    An ``nn.Sequential`` is folded; any other segment is used as it is.
+
+    Attributes:
+        module: the module, which runs with the tensors that :meth:`tensors` returns.
     """
 
     def __init__(self, segment: nn.Module) -> None:
@@ -67,7 +70,7 @@ class InferenceForm:
             self.module = self._folded(layers)
 
     def tensors(self, own: Tensors) -> Tensors:
-        """The form's parameters and buffers from those of the segment, each with its leading network dimension."""
+        """Return the module's tensors from the segment's, each with a leading network dimension."""
         if not self._folds:
             return own
         result = dict(own)
@@ -86,7 +89,7 @@ class InferenceForm:
         form = nn.Sequential()
         while children:
             name, child = children.pop(0)
-            in_place = is_plain(child, nn.ReLU) and len(form) > 0 and _makes_its_own(form[-1])
+            in_place = is_plain(child, nn.ReLU) and len(form) > 0 and _owns_result(form[-1])
             form.add_module(name, Rectifier() if in_place else child)
             if not children or not _can_fold(child, children[0][1]):
                 continue
@@ -100,7 +103,7 @@ class InferenceForm:
         return form
 
 
-def _makes_its_own(layer: nn.Module) -> bool:
+def _owns_result(layer: nn.Module) -> bool:
     return any(is_plain(layer, kind) for kind in OWN_RESULT)
 
 

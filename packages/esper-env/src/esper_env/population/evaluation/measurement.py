@@ -1,4 +1,4 @@
-"""What is measured of a population every step: loss, accuracy, contributions and interactions."""
+"""Measurements of networks: loss, accuracy, contributions, interactions, and the value of committed networks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper_env.population.evaluation.configurations import ConfigurationSet, ShapleyGame, bits
-from esper_env.population.evaluation.scoring import HeldOut, score
+from esper_env.population.evaluation.held_out import HeldOut
+from esper_env.population.evaluation.scoring import score
 from esper_env.population.shard import Shard
 from esper_env.population.structure import Structure
 
@@ -28,15 +29,15 @@ class Measurement(NamedTuple):
 
 
 class Commitment(NamedTuple):
-    """What the committed networks (fossilized seeds only) are worth at the end of an episode, (k,) and (k, S)."""
+    """Accuracies of committed networks, which have fossilized seeds only, in percent."""
 
-    val_accuracy: FloatArray
-    test_accuracy: FloatArray
-    shapley: FloatArray
+    val_accuracy: FloatArray  # (k,)
+    test_accuracy: FloatArray  # (k,)
+    shapley: FloatArray  # (k, S) on the validation split, points
 
 
 def measure(shard: Shard, structure: Structure, held_out: HeldOut, rows: BoolArray) -> Measurement:
-    """Measure the networks of ``rows`` (n,) in one shared pass; the others' numbers are 0."""
+    """Measure the networks of ``rows`` (n,) in one shared pass; the numbers of the others are 0."""
     order = list(shard.execution_order)
     count, slots = structure.alpha.shape
     on = (structure.blended & (structure.alpha > 0.0) & rows[:, None])[:, order]
@@ -47,7 +48,7 @@ def measure(shard: Shard, structure: Structure, held_out: HeldOut, rows: BoolArr
     flipped = everything[net] ^ (1 << pos)  # without a blended seed, with a TRAINING one
     pair_net, pair_i, pair_j = np.nonzero(on[:, :, None] & on[:, None, :] & np.triu(np.ones((slots, slots), bool), 1))
     pair_i_mask, pair_j_mask = 1 << pair_i, 1 << pair_j
-    asked = [
+    requested = [
         (wanted, everything[wanted]),
         (net, flipped),
         (pair_net, pair_i_mask),
@@ -56,9 +57,11 @@ def measure(shard: Shard, structure: Structure, held_out: HeldOut, rows: BoolArr
         (pair_net, np.zeros_like(pair_net)),
     ]
     configurations = ConfigurationSet.of(
-        np.concatenate([networks for networks, _ in asked]), np.concatenate([masks for _, masks in asked]), slots
+        np.concatenate([networks for networks, _ in requested]),
+        np.concatenate([masks for _, masks in requested]),
+        slots,
     )
-    at = [configurations.find(networks, masks) for networks, masks in asked]
+    at = [configurations.find(networks, masks) for networks, masks in requested]
     scores = score(shard, structure, configurations, held_out, losses_of=at[0])
     loss, main = np.zeros(count), np.zeros(count)
     loss[wanted], main[wanted] = scores.loss[at[0]], scores.accuracy[at[0]]
@@ -78,16 +81,16 @@ def measure(shard: Shard, structure: Structure, held_out: HeldOut, rows: BoolArr
 
 
 def updated(old: Measurement, new: Measurement, rows: BoolArray) -> Measurement:
-    """The old measurement with the networks of ``rows`` (n,) as in the new one."""
+    """Return the old measurement with the networks of ``rows`` (n,) replaced by the new one."""
 
-    def one(before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
+    def update(before: NDArray[Any], after: NDArray[Any]) -> NDArray[Any]:
         return np.where(rows.reshape(-1, *(1,) * (before.ndim - 1)), after, before)
 
-    return Measurement(*(one(*columns) for columns in zip(old, new, strict=True)))
+    return Measurement(*(update(*columns) for columns in zip(old, new, strict=True)))
 
 
 def nothing_measured(count: int, slots: int) -> Measurement:
-    """The measurement of a shard of which no network was asked for."""
+    """Return the measurement of a shard in which no network is measured."""
     zeros = np.zeros((count, slots))
     pairs = np.zeros((count, slots, slots))
     return Measurement(np.zeros(count), np.zeros(count), zeros, zeros > 0, pairs, pairs > 0)
@@ -101,7 +104,7 @@ def appraise(
     test: HeldOut,
     rngs: list[np.random.Generator],
 ) -> Commitment:
-    """Value the committed networks of some rows (k,), each with a generator for sampled Shapley values."""
+    """Evaluate the committed networks of ``rows`` (k,); ``rngs`` (k,) draw for sampled Shapley values."""
     order = list(shard.execution_order)
     slots = len(order)
     committed = bits(structure.fossilized[:, order])[rows]
@@ -118,6 +121,5 @@ def appraise(
     for index, (row, game) in enumerate(zip(rows, games, strict=True)):
         wanted = np.asarray(game.masks, dtype=np.int64)
         value = val[configurations.find(np.full(len(wanted), row), wanted)]
-        in_order = game.values(dict(zip(game.masks, value.tolist(), strict=True)), slots)
-        shapley[index, order] = in_order
+        shapley[index, order] = game.values(dict(zip(game.masks, value.tolist(), strict=True)), slots)
     return Commitment(val[configurations.find(rows, committed)], tested.accuracy[final.find(rows, committed)], shapley)

@@ -1,1 +1,1 @@
-"""One epoch of training for a shard: what trains, on which minibatches, and in which steps."""
+"""Training of a shard: plan, working set, minibatches, steps."""

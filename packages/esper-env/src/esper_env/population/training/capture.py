@@ -1,18 +1,18 @@
-"""How the step of a minibatch is carried out: operation by operation, or as a captured graph.
+"""Runners of the step of a minibatch: operation by operation, or as a captured graph.
 
-On an accelerator a step of many small operations is bound by launching them. A CUDA graph launches all of them at once.
-What is captured works in place, on memory that stays: nothing in it may depend on values, and what changes from epoch
-to epoch is written into that memory before the next replay.
+On an accelerator, launch overhead dominates a step of many small operations. A CUDA graph launches all of them at once.
+A captured step works in place on fixed memory and must not depend on values. Whatever changes between epochs is written
+into that memory before the next replay.
 """
 
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -22,43 +22,32 @@ from esper_env.tasks.choices import CAPTURE_MODES
 Step = Callable[[Draw], None]
 
 
-class Runner(Protocol):
-    """Carries out the same step again and again, on other minibatches."""
+class Runner:
+    """Runs a step operation by operation."""
 
-    captures: int
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self.captures = 0
 
     def __call__(self, draw: Draw) -> None:
-        """Carry the step out."""
-        ...
+        """Run the step on a minibatch."""
+        self._step(draw)
 
 
 NewRunner = Callable[[Step], Runner]
 
 
-class Eager:
-    """Operation by operation."""
+class CapturingRunner(Runner):
+    """Runs the first minibatch to warm up, captures the second one, and replays the graph from then on.
 
-    captures = 0
-
-    def __init__(self, step: Step) -> None:
-        self._step = step
-
-    def __call__(self, draw: Draw) -> None:
-        self._step(draw)
-
-
-class Captured(ABC):
-    """The first minibatch runs as it is, to warm up; the second is captured; from then on the graph is replayed.
-
-    A step that cannot be captured, because a user's module waits for a value for instance, is a ``RuntimeWarning`` and
-    runs operation by operation.
+    If a step cannot be captured, for instance because a custom module waits for a value, the runner warns with a
+    ``RuntimeWarning`` and runs operation by operation.
     """
 
     def __init__(self, step: Step) -> None:
-        self._step = step
+        super().__init__(step)
         self._inputs: Draw | None = None
         self._replay: Callable[[], None] | None = None
-        self.captures = 0
 
     def __call__(self, draw: Draw) -> None:
         if self._inputs is None:
@@ -87,17 +76,17 @@ class Captured(ABC):
 
     @abstractmethod
     def warm_up(self, inputs: Draw) -> None:
-        """Carry the step out as capturing will."""
+        """Run the step in the same way as capturing does."""
 
     @abstractmethod
     def capture(self, inputs: Draw) -> Callable[[], None]:
-        """Record the step without carrying it out, and return what replays it."""
+        """Record the step without running it, and return a function that replays it."""
 
 
-class CudaGraph(Captured):
-    """A step as a CUDA graph.
+class CudaGraph(CapturingRunner):
+    """Captures the step as a CUDA graph.
 
-    Graphs can share a ``pool`` of memory: one runs at a time, and none leaves anything in it that is read later.
+    Graphs can share a ``pool`` of memory, because one runs at a time and no result is read from it later.
     """
 
     def __init__(self, step: Step, device: torch.device, pool: Any) -> None:
@@ -110,10 +99,10 @@ class CudaGraph(Captured):
             self._step(inputs)
 
     def capture(self, inputs: Draw) -> Callable[[], None]:
-        """Without ``torch.cuda.graph``, which waits for the device and empties its cache of memory every time."""
+        # torch.cuda.graph would wait for the device and empty its memory cache each time.
         graph = torch.cuda.CUDAGraph()
         with self._on_own_stream():
-            # "thread_local": what other threads do with the device meanwhile is theirs.
+            # "thread_local" lets other threads use the device meanwhile.
             graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
                 self._step(inputs)
@@ -127,7 +116,7 @@ class CudaGraph(Captured):
 
     @contextmanager
     def _on_own_stream(self) -> Iterator[None]:
-        """Capturing needs a stream of its own, which waits for what came before; what follows waits for it."""
+        """Run in a separate stream, as capturing requires, ordered with the current one."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -139,16 +128,16 @@ def _cuda_graphs(device: torch.device) -> NewRunner:
     return partial(CudaGraph, device=device, pool=torch.cuda.graph_pool_handle())
 
 
-#: What makes the runners of a shard, by type of device; elsewhere steps run operation by operation.
+#: Functions that make the runners of a shard, by type of device; other devices run operation by operation.
 CAPTURES: dict[str, Callable[[torch.device], NewRunner]] = {"cuda": _cuda_graphs}
 
 
-def runners(device: torch.device, capture: str) -> NewRunner:
-    """What makes runners for a shard on a device.
+def new_runner(device: torch.device, capture: str) -> NewRunner:
+    """Return a function that makes the runners of a shard.
 
     Raises:
-        ValueError: a mode of capture that is not known.
+        ValueError: ``capture`` is an unknown mode.
     """
     if capture not in CAPTURE_MODES:
         raise ValueError(f"capture is {capture!r}; expected one of {CAPTURE_MODES}")
-    return CAPTURES[device.type](device) if capture == "auto" and device.type in CAPTURES else Eager
+    return CAPTURES[device.type](device) if capture == "auto" and device.type in CAPTURES else Runner

@@ -1,6 +1,6 @@
-"""Whether seeds in TRAINING leave their hosts alone, seen on a minibatch.
+"""A check that seeds in TRAINING leave their hosts alone, on one minibatch.
 
-They do by construction, unless a user's module writes into its input, or a straight-through seed is not finite.
+They do by construction, unless a custom module writes into its input, or a straight-through seed is not finite.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 
 
 class Rehearsal(NamedTuple):
-    """What a minibatch would lead to: losses (n,) of the main pass, and the hosts' buffers, (n, ...) each."""
+    """Losses (n,) of a minibatch's main pass, and the hosts' buffers, (n, ...) each, after it."""
 
     losses: Tensor
     buffers: Mapping[str, Tensor]
 
 
 def breaches(isolated: Tensor, with_seeds: Rehearsal, without: Rehearsal) -> Tensor:
-    """(n, 2) networks whose outputs, and whose running statistics, depend on their seeds in TRAINING.
+    """(n, 2) True if outputs, and running statistics, of a network depend on its seeds in TRAINING, bit for bit.
 
-    ``isolated`` (n,) says which have such seeds. Equal means equal bit for bit.
+    ``isolated`` (n,) is True for networks with such seeds.
     """
     outputs = _differ(with_seeds.losses, without.losses)
     statistics = [_differ(value, without.buffers[name]) for name, value in with_seeds.buffers.items()]
@@ -32,6 +32,6 @@ def breaches(isolated: Tensor, with_seeds: Rehearsal, without: Rehearsal) -> Ten
 
 
 def _differ(first: Tensor, second: Tensor) -> Tensor:
-    """(n,) rows that differ; NaN equals NaN."""
+    """(n,) True for rows that differ; NaN equals NaN."""
     same = (first == second) | ((first != first) & (second != second))
     return ~same.reshape(len(first), int(np.prod(first.shape[1:]))).all(1)

@@ -1,9 +1,9 @@
-"""Each network's own minibatches, drawn and augmented on the device the data lives on."""
+"""Minibatches of each network, drawn and augmented on the device that holds the data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,22 +14,29 @@ from esper_env.persistence.tree import Tree
 from esper_env.population.engine.layouts import normaliser
 
 
-class TrainingSamples(Protocol):
-    """The training split on a device, shared by every network."""
+class Draw(NamedTuple):
+    """The random numbers of a minibatch of n networks."""
 
-    device: torch.device
-    count: int  # samples
-    offsets: int  # from which a sample is cut, in each dimension that is cut; 1: samples are not cut
-    cuts: int  # dimensions that are cut
-    flip: bool
+    samples: Tensor  # (n, B) indices
+    offsets: Tensor | None  # (cuts, n, B) where each sample is cut out
+    flips: Tensor | None  # (n, B) True for samples to mirror
 
-    def assemble(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """What a network takes, (n, B, ...), and the labels (n, B, ...), of a draw."""
-        ...
+    def copy_(self, other: Draw) -> None:
+        """Copy another draw's values, in place."""
+        for own, value in zip(self, other, strict=True):
+            if own is not None and value is not None:
+                own.copy_(value)
+
+    def clone(self) -> Draw:
+        """Return a copy."""
+        return Draw._make(None if value is None else value.clone() for value in self)
 
 
 class TrainingImages:
-    """Labelled images: uint8, padded once for random crops."""
+    """Labelled uint8 images, padded once for random crops and shared by every network.
+
+    A sample is cut from one of ``offsets`` places in each of ``cuts`` dimensions.
+    """
 
     cuts = 2
 
@@ -44,14 +51,14 @@ class TrainingImages:
         self.scale, self.shift = normaliser(data.mean, data.std, dtype, device)
         channels, height, width = data.image_shape
         stride = self.padded.stride()
-        #: (N, offsets, offsets, H, W, C): every crop of every image, as a view
+        #: (N, offsets, offsets, H, W, C) every crop of every image, as a view
         self.crops = self.padded.as_strided(
             (self.count, self.offsets, self.offsets, height, width, channels),
             (stride[0], stride[1], stride[2], stride[1], stride[2], stride[3]),
         )
 
     def assemble(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """The normalised images (n, B, C, H, W) and labels (n, B) of a draw."""
+        """Return the normalised images (n, B, C, H, W) and labels (n, B) of a draw."""
         index, offset, flip = draw
         cropped = self.padded[index] if offset is None else self.crops[index, offset[0], offset[1]]
         if flip is not None:
@@ -61,10 +68,10 @@ class TrainingImages:
 
 
 class TrainingText:
-    """Windows of ``context`` bytes of a text, each followed by the next byte at every position.
+    """Windows of ``context`` bytes of a text, shared by every network.
 
-    The text is cut into pieces of that length, and each pass takes every piece once, from an offset drawn for it: so
-    windows begin at any byte.
+    The text is cut into pieces of that length. Each pass takes every piece once, from a random offset, so a window can
+    begin at any byte.
     """
 
     cuts = 1
@@ -73,7 +80,7 @@ class TrainingText:
     def __init__(self, data: TextData, context: int, device: torch.device) -> None:
         self.device, self.offsets = device, context
         text = data.train
-        self.count = (len(text) - 1) // context - 1  # one window is what the cut takes
+        self.count = (len(text) - 1) // context - 1  # the offset takes up to one window
         if self.count < 1:
             raise ValueError(
                 f"{data.name}: {len(text)} bytes to train on; a context of {context} needs at least {2 * context + 1}"
@@ -82,24 +89,27 @@ class TrainingText:
         self._places = torch.arange(context + 1, device=device)
 
     def assemble(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        """The tokens and the tokens that follow them, (n, B, T) each."""
+        """Return the tokens and the tokens that follow them, (n, B, T) each."""
         assert draw.offsets is not None
         start = draw.samples * self.offsets + draw.offsets[0]
         window = self._text[start.unsqueeze(-1) + self._places].to(torch.int64)
         return window[..., :-1], window[..., 1:]
 
 
+TrainingSamples = TrainingImages | TrainingText
+
+
 class MinibatchStream:
-    """One network's endless stream of shuffled, augmented minibatches, from a generator of its own."""
+    """Endless stream of shuffled, augmented minibatches for one network, with its own generator."""
 
     def __init__(self, data: TrainingSamples, batch_size: int, batches: int) -> None:
         self._data = data
         self._batch, self._batches = batch_size, batches
         self._generator = torch.Generator(data.device)
-        self._left = torch.empty(0, dtype=torch.int64, device=data.device)  # of the permutation under way
+        self._left = torch.empty(0, dtype=torch.int64, device=data.device)  # rest of the current permutation
 
     def seed(self, seed: int) -> None:
-        """Start the stream anew."""
+        """Restart the stream from a seed."""
         self._generator.manual_seed(seed)
         self._left = self._left[:0]
 
@@ -120,10 +130,10 @@ class MinibatchStream:
         self._generator, self._left = generator, torch.from_numpy(left.copy()).to(self._data.device)
 
     def draw(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The next epoch's sample indices (T, B), offsets of the cuts (cuts, T, B) and flips (T, B).
+        """Draw the next epoch: sample indices (T, B), offsets of the cuts (cuts, T, B) and flips (T, B).
 
-        Indices run through permutations of the training set, one after the other and on from epoch to epoch: no sample
-        comes for the n-th time before every other has come n - 1 times.
+        Indices run through permutations of the training set, one after the other and across epochs. So no sample is
+        drawn for the n-th time before every other sample was drawn n - 1 times.
         """
         data, total = self._data, self._batch * self._batches
         device, generator, count = data.device, self._generator, data.count
@@ -140,33 +150,10 @@ class MinibatchStream:
         return indices, offsets, flips
 
 
-class Draw(NamedTuple):
-    """What one minibatch of n networks is made of: (n, B) sample indices, (cuts, n, B) offsets, (n, B) flips."""
-
-    samples: Tensor
-    offsets: Tensor | None
-    flips: Tensor | None
-
-    def copy_(self, other: Draw) -> None:
-        """Take another draw's values, in place."""
-        for own, value in zip(self, other, strict=True):
-            if own is not None and value is not None:
-                own.copy_(value)
-
-    def clone(self) -> Draw:
-        """The same values in memory of their own."""
-        return Draw._make(None if value is None else value.clone() for value in self)
-
-
 def draw_epoch(streams: Sequence[MinibatchStream]) -> list[Draw]:
-    """An epoch of draws, one row a stream."""
+    """Draw an epoch of minibatches; each stream fills one row."""
     indices, offsets, flips = zip(*(stream.draw() for stream in streams), strict=True)
     index = torch.stack(indices, dim=1)  # (T, n, B)
     offset = [None] * len(index) if offsets[0] is None else torch.stack(offsets, dim=2).unbind(1)
     flip = [None] * len(index) if flips[0] is None else torch.stack(flips, dim=1)
-    return [Draw(*parts) for parts in zip(index, offset, flip, strict=True)]
-
-
-def minibatches(data: TrainingSamples, streams: Sequence[MinibatchStream]) -> Iterator[tuple[Tensor, Tensor]]:
-    """An epoch of samples (n, B, ...) and labels (n, B, ...), one row a stream."""
-    return (data.assemble(draw) for draw in draw_epoch(streams))
+    return [Draw(*columns) for columns in zip(index, offset, flip, strict=True)]

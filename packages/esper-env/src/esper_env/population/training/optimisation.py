@@ -1,4 +1,4 @@
-"""How networks are trained."""
+"""Settings of the optimizer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from esper_env.tasks.choices import ISOLATIONS, SHADOW
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How hosts and seeds are trained: SGD with momentum, clipped per host and per seed.
+    """SGD with momentum for hosts and seeds, clipped per host and per seed.
 
-    ``isolation`` is what a TRAINING seed learns from. "shadow": the detached features of a ``shadow_fraction`` of each
-    minibatch go on through the frozen rest of the network with the seed on, so it feels the effect it will have.
-    "straight_through": h + (s - stop(s)), whose loss is linear in the seed, so that nothing holds it back.
+    Attributes:
+        host_lr: learning rate of hosts.
+        seed_lr: learning rate of seeds and gates.
+        momentum: momentum factor.
+        clip_norm: largest gradient norm of a host, or of a seed with its gate.
+        isolation: the loss of a TRAINING seed. With "shadow", detached features pass the seed and the frozen rest of
+            the network, so the seed learns from the effect that it will have. With "straight_through", the network
+            adds s - stop(s). This loss is linear in the seed, so the seed's output magnitude is unconstrained.
+        shadow_fraction: share of each minibatch in the shadow pass.
     """
 
     host_lr: float

@@ -1,4 +1,4 @@
-"""Which rows of a shard pass which seeds while it trains, and where their tensors are found."""
+"""Training plans: the rows of a shard that pass each seed, and the places of their tensors."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_env.population.shard import SeedTensors, Shard, Tensors
+from esper_env.population.slot_plan import SeedGroup, SlotPlan, plan_slot
 from esper_env.population.stack import Stack
-from esper_env.population.structure import Part, SlotPlan, Structure, on_device, plan_slot
+from esper_env.population.structure import Structure
 from esper_env.population.training.optimisation import Optimisation
 from esper_env.population.training.working_set import Member
+from esper_env.population.transfer import on_device
 from esper_env.rules.heads import Operator
 from esper_env.tasks.choices import STRAIGHT_THROUGH
 
-#: Rows of a shard; a slice, which copies nothing, where it is all of them in order.
+#: Rows of a shard; a slice, which copies nothing, if it is all of them in order.
 Rows = Tensor | slice
 
 
 class _Binding(NamedTuple):
-    """Where a part finds its tensors: members of the working set, and rows of them when it does not use all."""
+    """The place of a group's tensors: members of the working set, and rows of them if it does not use all."""
 
     seed: int
     gate: int | None
-    rows: Tensor | None  # set: the tensors are read, detached, at these rows
+    rows: Tensor | None  # read the tensors, detached, at these rows; None: use all rows
 
 
 class TrainingPlan:
-    """What a structure's signature decides of a training step.
+    """The part of a training step that depends on a structure's signature only.
 
     Attributes:
-        members: what trains; the first is the host.
-        fixed: each member's buffers; those of the host are updated in place and are not here.
-        main: by slot, how the rows of the main pass pass it.
-        shadow: by slot, how the rows of the shadow pass pass it.
-        entering: by position, networks whose first TRAINING seed is there: they enter the shadow pass.
-        shadow_rows: by position, networks in the shadow pass so far, in the order in which they entered.
+        members: stacks whose rows train; the first is the host.
+        fixed: each member's buffers; the host's are updated in place and are left out.
+        main: by slot, the plan of the main pass.
+        shadow: by slot, the plan of the shadow pass.
+        entering: by position, networks that enter the shadow pass because their first TRAINING seed is there.
+        shadow_rows: by position, networks in the shadow pass so far, in order of entry.
     """
 
     def __init__(self, shard: Shard, structure: Structure, config: Optimisation) -> None:
@@ -46,8 +48,8 @@ class TrainingPlan:
         self._straight = config.isolation == STRAIGHT_THROUGH
         self.members: list[Member] = []
         self.fixed: list[dict[str, Tensor]] = []
-        self._slots: list[int | None] = []  # of each member's seeds; None: the host
-        self._bindings: dict[int, _Binding] = {}  # by id of the part, which the plans keep alive
+        self._slots: list[int | None] = []  # of each member; None: the host
+        self._bindings: dict[int, _Binding] = {}  # by id of the group, which the plans keep alive
         self._home: dict[tuple[int, int, int], tuple[_Binding, NDArray[np.int64]]] = {}
         self._add_member(shard.host, np.arange(shard.rows), None, config.host_lr)
         self.main = {slot: self._plan_main(slot) for slot in range(len(shard.slots))}
@@ -59,8 +61,8 @@ class TrainingPlan:
         device = self._shard.device
         for plans in (self.main, self.shadow):
             for slot, plan in plans.items():
-                for part in plan.parts if plan is not None else ():
-                    part.alpha.copy_(on_device(structure.alpha_on(part.networks, slot), device))
+                for group in plan.groups if plan is not None else ():
+                    group.alpha.copy_(on_device(structure.alpha_on(group.networks, slot), device))
         for member, fixed, home in zip(self.members, self.fixed, self._slots, strict=True):
             for name, value in fixed.items():
                 torch.index_select(member.stack.buffers[name], 0, member.rows, out=value)
@@ -69,11 +71,11 @@ class TrainingPlan:
                 member.trainable.copy_(on_device(~frozen, device))
 
     def tensors(self, plan: SlotPlan | None, views: list[dict[str, Tensor]]) -> list[SeedTensors]:
-        """The tensors of each part of a plan, from each member's."""
-        return [self._part_tensors(part, views) for part in plan.parts] if plan is not None else []
+        """Return the tensors of each group of a plan, from the tensors of each member."""
+        return [self._group_tensors(group, views) for group in plan.groups] if plan is not None else []
 
-    def _part_tensors(self, part: Part, views: list[dict[str, Tensor]]) -> SeedTensors:
-        seed, gate, rows = self._bindings[id(part)]
+    def _group_tensors(self, group: SeedGroup, views: list[dict[str, Tensor]]) -> SeedTensors:
+        seed, gate, rows = self._bindings[id(group)]
         gate_view = views[gate] if gate is not None else None
         if rows is None:
             return SeedTensors(views[seed], gate_view)
@@ -85,12 +87,12 @@ class TrainingPlan:
         if self._straight:
             active = active | structure.training[:, slot]
         plan = plan_slot(structure, slot, np.arange(shard.rows), active, shard.device, shard.dtype)
-        for part in plan.parts if plan is not None else ():
-            self._home[slot, part.blueprint, part.operator] = (self._bind(slot, part), part.networks)
+        for group in plan.groups if plan is not None else ():
+            self._home[slot, group.blueprint, group.operator] = (self._bind(slot, group), group.networks)
         return plan
 
     def _plan_entry(self) -> tuple[list[Rows | None], list[Rows]]:
-        """Networks that enter the shadow pass at each position, and those in it so far, in the order they entered."""
+        """Networks that enter the shadow pass at each position, and all networks in it so far."""
         training = self._structure.training[:, list(self._shard.execution_order)]
         if self._straight:
             training = np.zeros_like(training)
@@ -109,24 +111,24 @@ class TrainingPlan:
         shard, structure, rows = self._shard, self._structure, self._in_shadow[position]
         active = structure.blended[rows, slot] | structure.training[rows, slot]
         plan = plan_slot(structure, slot, rows, active, shard.device, shard.dtype)
-        for part in plan.parts if plan is not None else ():
-            if part.isolated:
-                self._bind(slot, part)
+        for group in plan.groups if plan is not None else ():
+            if group.isolated:
+                self._bind(slot, group)
                 continue
-            binding, home = self._home[slot, part.blueprint, part.operator]
-            where = np.searchsorted(home, part.networks)
-            self._bindings[id(part)] = binding._replace(rows=on_device(where, shard.device))
+            binding, home = self._home[slot, group.blueprint, group.operator]
+            where = np.searchsorted(home, group.networks)
+            self._bindings[id(group)] = binding._replace(rows=on_device(where, shard.device))
         return plan
 
-    def _bind(self, slot: int, part: Part) -> _Binding:
-        """Make a part's seeds and gates members of the working set."""
-        shard, rate, networks = self._shard, self._config.seed_lr, part.networks
-        seed = self._add_member(shard.seed_stack(slot, part.blueprint), networks, slot, rate)
+    def _bind(self, slot: int, group: SeedGroup) -> _Binding:
+        """Add a group's seeds and gates to the members."""
+        shard, rate, networks = self._shard, self._config.seed_lr, group.networks
+        seed = self._add_member(shard.seed_stack(slot, group.blueprint), networks, slot, rate)
         gate = None
-        if part.operator == Operator.GATE:
+        if group.operator == Operator.GATE:
             gate = self._add_member(shard.gate_stack(slot), networks, slot, rate)
-        self._bindings[id(part)] = _Binding(seed, gate, None)
-        return self._bindings[id(part)]
+        self._bindings[id(group)] = _Binding(seed, gate, None)
+        return self._bindings[id(group)]
 
     def _add_member(self, stack: Stack, networks: NDArray[np.int64], slot: int | None, rate: float) -> int:
         device, unit = self._shard.device, 0 if slot is None else 1 + slot
@@ -140,14 +142,14 @@ class TrainingPlan:
         return len(self.members) - 1
 
     def _index(self, rows: NDArray[np.int64]) -> Rows:
-        """An index for rows of the shard; a slice, which copies nothing, when it is all of them in order."""
+        """Index for rows of the shard."""
         if len(rows) == self._shard.rows and (np.diff(rows) == 1).all():
             return slice(None)
         return on_device(rows, self._shard.device)
 
 
 def take(x: Tensor, rows: Rows) -> Tensor:
-    """The rows of x."""
+    """Return the rows of x."""
     return x if isinstance(rows, slice) else x.index_select(0, rows)
 
 

@@ -1,8 +1,8 @@
-"""What trains during one epoch, as a single flat vector.
+"""The parameters that train during one epoch, as a single flat vector.
 
-Which parameters train is fixed for an epoch, so they are gathered from the stacks once, trained as leaves that lie in
-one vector, and written back. Clipping, momentum and the update are then a handful of operations however many seeds
-there are. Every tensor stays where it is from epoch to epoch, as captured steps need it.
+The set is fixed for an epoch. Its parameters are gathered from the stacks once, trained as leaves that lie in one
+vector, and written back. Clipping, momentum and the update are then a handful of operations for any number of seeds.
+Every tensor keeps its memory from epoch to epoch, as captured steps require.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_env.population.stack import Stack
-from esper_env.population.structure import on_device
+from esper_env.population.transfer import on_device
 
 
 class Member(NamedTuple):
-    """Rows of a stack that train: ``units[i]`` is the clipping unit of row i, which belongs to ``networks[i]``."""
+    """Rows of a stack that train; row i belongs to ``networks[i]`` and is clipped in unit ``units[i]``."""
 
     stack: Stack
     networks: NDArray[np.int64]  # (k,)
@@ -42,10 +42,9 @@ EXPLODING_CLIP_MULTIPLE = 10.0
 
 
 class WorkingSet:
-    """Flat parameters, momentum and per-element learning rates of one epoch.
+    """Flat parameters, momentum and per-element learning rates; zeros until :meth:`load`.
 
-    A unit is what is clipped together: a network's host, or one of its seeds with its gate. It holds zeros until
-    :meth:`load`.
+    A unit is clipped by one norm: a network's host, or one of its seeds with its gate.
     """
 
     def __init__(self, members: list[Member], units: int, clip_norm: float, momentum: float) -> None:
@@ -76,7 +75,7 @@ class WorkingSet:
 
     @torch.no_grad()
     def load(self) -> None:
-        """Take parameters, momentum and what is trainable from the members, and begin the statistics anew."""
+        """Load parameters, momentum and trainable flags from the members, and reset the statistics."""
         values, moments, rates = [], [], []
         for member in self._members:
             rate = member.trainable.to(self._rate.dtype) * member.learning_rate
@@ -84,14 +83,14 @@ class WorkingSet:
                 values.append(value.index_select(0, member.rows).flatten())
                 moments.append(member.stack.momentum[name].index_select(0, member.rows).flatten())
                 rates.append(rate)
-        self.gradient.zero_()  # of a step that was interrupted
+        self.gradient.zero_()  # left by an interrupted step
         torch.cat(values, out=self.theta)
         torch.cat(moments, out=self._velocity)
         torch.index_select(torch.cat(rates), 0, self._piece_of_element, out=self._rate)
         self._norm_sum.zero_()
 
     def _split(self, theta: Tensor, gradient: Tensor) -> list[dict[str, Tensor]]:
-        """Leaves that lie in ``theta`` and whose gradients are added up in ``gradient``."""
+        """Leaves that lie in ``theta`` and accumulate their gradients in ``gradient``."""
         values, gradients = iter(torch.split(theta, self._sizes)), iter(torch.split(gradient, self._sizes))
         views = []
         for shapes in self._shapes:
@@ -101,14 +100,14 @@ class WorkingSet:
         return views
 
     def views(self) -> list[dict[str, Tensor]]:
-        """Each member's parameters, (k, ...) leaves that lie in the flat vector."""
+        """Return each member's parameters, (k, ...) leaves that lie in the flat vector."""
         return self._views
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step of clipped SGD with momentum from the gradient, which is cleared."""
+        """Take one step of clipped SGD with momentum, and clear the gradient."""
         gradient = self.gradient
-        # "unsafe" leaves out a check of the lengths, which would wait for the device in every minibatch.
+        # "unsafe" skips a check of the lengths that would wait for the device in every minibatch.
         squared = torch.segment_reduce(gradient * gradient, "sum", lengths=self._lengths, unsafe=True)
         unit_squared = torch.index_add(self._no_norm, 0, self._unit_of_piece, squared)
         norms = torch.cat([unit_squared, squared]).sqrt_()
@@ -130,7 +129,7 @@ class WorkingSet:
                 member.stack.momentum[name].index_copy_(0, member.rows, next(moments).view(shape))
 
     def gradient_norms(self, steps: int) -> GradientNorms:
-        """Mean norms over so many steps since loading; units without a tensor have zeros."""
+        """Return the mean norms of ``steps`` steps since loading; 0 for units without a tensor."""
         unit_norm, piece_norm = torch.split(self._norm_sum / steps, [len(self._no_norm), len(self._lengths)])
         vanishing = piece_norm < VANISHING_NORM
         exploding = ~(piece_norm <= EXPLODING_CLIP_MULTIPLE * self._clip_norm)

@@ -1,10 +1,13 @@
-"""The step of a minibatch for a shard: the main pass and the shadow pass of seeds that train in isolation."""
+"""Training of a shard for an epoch: the main pass, and the shadow pass of seeds that train in isolation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_env.population.shard import Shard
@@ -14,15 +17,66 @@ from esper_env.population.training.isolation import Rehearsal
 from esper_env.population.training.minibatches import Draw, TrainingSamples
 from esper_env.population.training.optimisation import Optimisation
 from esper_env.population.training.plan import TrainingPlan, take
-from esper_env.population.training.readback import Readback
 from esper_env.population.training.working_set import WorkingSet
+from esper_env.population.transfer import Readback
 from esper_env.tasks.choices import STRAIGHT_THROUGH
 
 
-class EpochTrainer:
-    """Trains a shard, epoch after epoch, as long as its structure has the same signature.
+class TrainStats:
+    """Statistics of an epoch; the second axis holds the host, then the S slots in action order.
 
-    Everything that a step reads or writes stays where it is: steps can be captured and replayed.
+    Reading a column waits until the device has finished the epoch.
+    """
+
+    def __init__(self, tables: Sequence[Readback]) -> None:
+        self._tables = tables
+
+    @cached_property
+    def _columns(self) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[NDArray[np.float64]]]:
+        columns = np.concatenate([table.numpy() for table in self._tables])
+        return columns[:, 0], columns[:, 1:4] > 0, np.split(columns[:, 4:], 4, axis=1)
+
+    @property
+    def loss(self) -> NDArray[np.float64]:
+        """(n,) mean training loss, nats."""
+        return self._columns[0]
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """(n,) True if the loss, and every parameter and buffer after the epoch, is finite."""
+        finite: NDArray[np.bool_] = np.isfinite(self.loss) & self._columns[1][:, 0]
+        return finite
+
+    @property
+    def breached(self) -> NDArray[np.bool_]:
+        """(n, 2) True if outputs, and statistics, of the host depend on seeds in TRAINING; False if not checked."""
+        return self._columns[1][:, 1:]
+
+    @property
+    def gradient_norm(self) -> NDArray[np.float64]:
+        """(n, 1 + S) mean norm before clipping."""
+        return self._columns[2][0]
+
+    @property
+    def vanishing(self) -> NDArray[np.float64]:
+        """(n, 1 + S) share of tensors whose gradient vanishes."""
+        return self._columns[2][1]
+
+    @property
+    def exploding(self) -> NDArray[np.float64]:
+        """(n, 1 + S) share of tensors whose gradient explodes."""
+        return self._columns[2][2]
+
+    @property
+    def sizes(self) -> NDArray[np.float64]:
+        """(n, 1 + S) trainable scalars; 0 where nothing was trained."""
+        return self._columns[2][3]
+
+
+class Trainer:
+    """Trains a shard, epoch after epoch, while its structure has the same signature.
+
+    Every tensor that a step reads or writes keeps its memory, so steps can be captured and replayed.
     """
 
     def __init__(
@@ -38,11 +92,11 @@ class EpochTrainer:
 
     @property
     def captures(self) -> int:
-        """How often a step was captured."""
+        """Number of times that the step was captured."""
         return self._runner.captures
 
     def rehearse(self, structure: Structure, draw: Draw) -> Rehearsal:
-        """What a minibatch would lead to, in the same operations. Nothing is trained; the buffers are put back."""
+        """Run the passes of a minibatch without training, and restore the buffers."""
         self._plan.refresh(structure)
         self._set.load()
         buffers = self._shard.host.buffers
@@ -55,9 +109,9 @@ class EpochTrainer:
         return Rehearsal(losses.detach(), after)
 
     def run(self, structure: Structure, draws: Sequence[Draw], breached: Tensor | None = None) -> Readback:
-        """Train on an epoch of draws and write the result back to the stacks: the rows of :class:`TrainStats`.
+        """Train on an epoch of draws, write the result to the stacks, and return the rows of :class:`TrainStats`.
 
-        ``breached`` (n, 2) goes into them, if isolation was checked.
+        ``breached`` (n, 2) has the result of the isolation check, if there was one.
         """
         self._plan.refresh(structure)
         self._set.load()
@@ -70,7 +124,7 @@ class EpochTrainer:
         return self._collect(len(draws), self._shard.finite(structure), breached)
 
     def _step(self, draw: Draw) -> None:
-        """One minibatch: losses, gradients, update."""
+        """Train on one minibatch."""
         with self._shard.autocast():
             main, shadow = self._losses(*self._data.assemble(draw))
         total = main.sum() if shadow is None else main.sum() + shadow.sum()
@@ -79,7 +133,7 @@ class EpochTrainer:
         self._loss_sum += main.detach()
 
     def _losses(self, samples: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean loss of each network (n,), and of each shadow pass (Z,) or None."""
+        """Mean loss of each network (n,), and of each network in the shadow pass (Z,), or None."""
         shard, layout = self._shard, self._shard.layout
         views = [{**own, **fixed} for own, fixed in zip(self._set.views(), self._plan.fixed, strict=True)]
         host = {**views[0], **shard.host.buffers}
@@ -102,15 +156,15 @@ class EpochTrainer:
         return self._shard.pass_slot(slot, plan, x, self._plan.tensors(plan, views), straight_through=self._straight)
 
     def _enter_shadow(self, position: int, x: Tensor, z: Tensor | None, batch: int) -> Tensor | None:
-        """Add the networks whose first TRAINING seed is at this slot to the shadow pass, from detached features."""
+        """Add networks whose first TRAINING seed is at this slot to the shadow pass, with detached features."""
         rows = self._plan.entering[position]
         if rows is None:
             return z
-        entering = self._shard.layout.head(take(x.detach(), rows), self._shadow_samples(batch))
+        entering = self._shard.layout.first_samples(take(x.detach(), rows), self._shadow_samples(batch))
         return entering if z is None else torch.cat([z, entering])
 
     def _pass_shadow(self, position: int, slot: int, z: Tensor, views: list[dict[str, Tensor]]) -> Tensor:
-        """Through the slot with every seed on, then through the frozen host, whose running statistics stay put."""
+        """Pass the slot with every seed on, then the frozen host, whose running statistics stay unchanged."""
         shard, plan = self._shard, self._plan.shadow[slot]
         z = shard.pass_slot(slot, plan, z, self._plan.tensors(plan, views))
         frozen = {name: value.detach() for name, value in views[0].items()} | shard.host.buffers

@@ -1,13 +1,14 @@
-"""No seed is born dead, no parameter is left out, and no stage cuts the host off from its gradient."""
+"""Every parameter of every seed trains, and every stage passes gradients to the host."""
 
 import numpy as np
 import pytest
 import torch
-from esper_env.population import Optimisation, Structure
+from esper_env.population import Optimisation
 from esper_env.population.build import build_population
 from esper_env.population.evaluation.configurations import ConfigurationSet
-from esper_env.population.evaluation.scoring import HeldOutImages, score
-from esper_env.rules.heads import NO_BLUEPRINT, Operator
+from esper_env.population.evaluation.held_out import held_out_images
+from esper_env.population.evaluation.scoring import score
+from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
 from esper_env.tasks import make_task
@@ -25,7 +26,6 @@ STAGES = {
     Stage.FOSSILIZED: (1.0,),
 }
 EVERY_STAGE = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
-EVERY_SLOT = pytest.mark.parametrize("slot", [0, 1, 2])
 
 
 def planted(stage, slot=SLOT):
@@ -45,7 +45,7 @@ def own_tensors(shard, structure, row, slot, kind):
 
 
 def undone_by_batch_norm(name, blueprint, operator, stage, slot, kernel):
-    """Whether a parameter only shifts channels by constants, which a 1x1 convolution and BatchNorm behind it remove.
+    """True for a parameter that only shifts channels by constants, which a 1x1 convolution and BatchNorm remove.
 
     In TRAINING the shadow pass uses the running statistics, and behind the last slot there is no BatchNorm.
     """
@@ -56,9 +56,9 @@ def undone_by_batch_norm(name, blueprint, operator, stage, slot, kernel):
 
 
 @EVERY_STAGE
-@EVERY_SLOT
+@pytest.mark.parametrize("slot", [0, 1, 2])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_every_parameter_has_a_gradient_within_three_steps_and_moves(make_population, grow, stage, slot, kernel):
+def test_every_seed_parameter_has_gradient_within_three_steps_and_moves(make_population, grow, stage, slot, kernel):
     population = make_population(len(KINDS), batches=3, kernel=kernel, dtype=torch.float64)
     structure = grow(population, len(KINDS), *planted(stage, slot))
     shard = population.shards[0]
@@ -72,7 +72,7 @@ def test_every_parameter_has_a_gradient_within_three_steps_and_moves(make_popula
                 continue
             assert torch.isfinite(velocity).all(), (kind, name)
             assert velocity.abs().max() > 1e-9 * most, (kind, name)  # more than rounding
-            assert (velocity != 0).double().mean() > 0.5, (kind, name)  # a dead channel of the host may be in between
+            assert (velocity != 0).double().mean() > 0.5, (kind, name)  # dead channels of the host are possible
     for _ in range(3):
         population.train(structure)
     for row, kind in enumerate(KINDS):
@@ -82,8 +82,7 @@ def test_every_parameter_has_a_gradient_within_three_steps_and_moves(make_popula
 
 
 @EVERY_STAGE
-def test_every_layer_of_the_host_has_a_gradient(make_population, grow, stage):
-    """Also below a slot whose seed is blended in at alpha 1."""
+def test_every_host_layer_has_gradient_in_every_stage(make_population, grow, stage):
     population = make_population(len(KINDS), batches=1)
     structure = grow(population, len(KINDS), *planted(stage))
     population.train(structure)
@@ -93,7 +92,7 @@ def test_every_layer_of_the_host_has_a_gradient(make_population, grow, stage):
 
 
 @pytest.mark.parametrize("stage", [Stage.BLENDING, Stage.HOLDING], ids=lambda stage: stage.name)
-def test_frozen_seeds_stay_and_the_host_still_learns_through_them(make_population, grow, stage):
+def test_frozen_seeds_stay_unchanged_and_pass_gradients(make_population, grow, stage):
     population = make_population(len(KINDS), batches=3)
     seeds = [(*seed[:5], 0.5, True) for seed in planted(stage)]
     structure = grow(population, len(KINDS), *seeds)
@@ -108,8 +107,8 @@ def test_frozen_seeds_stay_and_the_host_still_learns_through_them(make_populatio
     assert (shard.host.parameters["segments.0.0.weight"] != below).flatten(1).any(dim=1).all()
 
 
-def test_a_thawed_seed_starts_from_rest(make_population, grow):
-    """Momentum that piled up under frozen weights does not push the seed once it trains again."""
+def test_clear_momentum_clears_seed_and_gate(make_population, grow):
+    """Otherwise momentum gathered while frozen would move the seed when it trains again."""
     seed = (0, SLOT, "conv_light", Operator.GATE, Stage.BLENDING, 0.5)
     population = make_population()
     frozen = grow(population, 1, (*seed, True))
@@ -120,13 +119,12 @@ def test_a_thawed_seed_starts_from_rest(make_population, grow):
 
 
 @EVERY_STAGE
-def test_the_loss_falls_when_only_the_seed_learns(make_population, build_host, grow, stripes, stage):
-    """All kinds on the same host and the same minibatches."""
+def test_loss_falls_if_only_the_seed_learns(make_population, build_host, grow, stripes, stage):
     settings = {"host_lr": 1e-12, "seed_lr": 0.1, "batches": 8, "dtype": torch.float64}
     population = make_population(len(KINDS), host=build_host(norm_momentum=0.5), **settings)
     population.reset(np.ones(len(KINDS), dtype=np.bool_), np.full(len(KINDS), 5))
     structure = grow(population, len(KINDS), *planted(stage))
-    train = HeldOutImages(stripes.train_images, stripes.train_labels, stripes, torch.device("cpu"), torch.float64)
+    train = held_out_images(stripes.train_images, stripes.train_labels, stripes, torch.device("cpu"), torch.float64)
     on = ConfigurationSet.of(np.arange(len(KINDS)), np.full(len(KINDS), 1 << SLOT), population.slots)
     losses = []  # (epochs, networks); of a TRAINING seed, with the seed on
     for _ in range(20):
@@ -136,7 +134,7 @@ def test_the_loss_falls_when_only_the_seed_learns(make_population, build_host, g
     assert (gain > 0.005).all(), {kind: round(float(g), 4) for kind, g in zip(KINDS, gain, strict=True)}
 
 
-def test_newborn_seeds_change_next_to_nothing(make_population, grow):
+def test_newborn_seeds_hardly_change_loss(make_population, grow):
     population = make_population(len(KINDS))
     structure = grow(population, len(KINDS), *planted(Stage.HOLDING))
     bare = grow(population, len(KINDS))
@@ -146,26 +144,19 @@ def test_newborn_seeds_change_next_to_nothing(make_population, grow):
 
 
 @pytest.mark.slow
-def test_twenty_epochs_of_isolation_on_digits_do_not_spoil_a_seed():
-    """At the task's own learning rate, blending a seed in is no worse an idea after 20 epochs than at birth.
+def test_isolated_seeds_on_digits_do_not_lose_value_over_twenty_epochs(grow):
+    """At the task's learning rates, blending a seed after 20 epochs is no worse than blending it at birth.
 
-    Means over networks and the last epochs: a single contribution on a host that moves has a noise of some points.
+    Compares means over networks and the last epochs, because single contributions are noisy by some points.
     """
     per_kind = 3
     kinds = [kind for kind in KINDS for _ in range(per_kind)]
     population = build_population(make_task("Esper-Digits-v0", device="cpu"), len(kinds))
-    shape = (len(kinds), population.slots)
-    blueprint = np.full(shape, NO_BLUEPRINT, dtype=np.int64)
-    operator, off = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
-    training = off.copy()
-    values = {entry.name: entry.value for entry in offered_blueprints("cnn")}
-    for row, (name, op) in enumerate(kinds):
-        slot = row % 3
-        blueprint[row, slot], operator[row, slot], training[row, slot] = values[name], op, True
-    structure = Structure(blueprint, operator, np.zeros(shape), off, training, off, off)
     everyone = np.ones(len(kinds), dtype=np.bool_)
     population.reset(everyone, np.arange(len(kinds)))
-    population.attach(training, blueprint)
+    seeds = [(row, row % 3, name, operator, Stage.TRAINING) for row, (name, operator) in enumerate(kinds)]
+    structure = grow(population, len(kinds), *seeds)
+    training = structure.training
     born = population.measure(structure, everyone).contribution[training]
     late = []
     for epoch in range(20):
@@ -178,7 +169,7 @@ def test_twenty_epochs_of_isolation_on_digits_do_not_spoil_a_seed():
     assert change.mean() > 1
 
 
-def test_statistics_flag_gradients_that_explode_or_vanish(make_population, grow):
+def test_statistics_report_exploding_and_vanishing_gradients(make_population, grow):
     population = make_population(2, clip_norm=1e-5)  # any real gradient is more than ten times this
     seeds = [(0, 2, "conv_light", Operator.ADD, Stage.HOLDING), (1, 2, "norm", Operator.ADD, Stage.BLENDING, 0.0)]
     stats = population.train(grow(population, 2, *seeds))
@@ -200,6 +191,6 @@ def test_statistics_flag_gradients_that_explode_or_vanish(make_population, grow)
         ({"shadow_fraction": 0.0}, "shadow_fraction is 0.0; expected above 0, at most 1"),
     ],
 )
-def test_settings_that_make_no_sense_are_errors(setting, message):
+def test_optimisation_rejects_bad_settings(setting, message):
     with pytest.raises(ValueError, match=message):
         Optimisation(**{"host_lr": 0.1, "seed_lr": 0.1, **setting})

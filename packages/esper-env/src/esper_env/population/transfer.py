@@ -1,4 +1,4 @@
-"""Results on their way from the device."""
+"""Copies between arrays and the device that do not wait for the device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-class Readback:
-    """A tensor that is copied to the host without waiting; reading it waits for the copy.
+def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return a tensor of an array without waiting for the device."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
-    Whatever is launched before the first read is waited for once, so that a step has one synchronisation.
+
+class Readback:
+    """A tensor on its way to an array; :meth:`numpy` waits for the copy.
+
+    The first read also waits for everything launched before it, so a step synchronises once.
     """
 
     def __init__(self, values: Tensor) -> None:
@@ -27,7 +32,7 @@ class Readback:
             self._host = values.cpu()
 
     def numpy(self) -> NDArray[np.float64]:
-        """The values as float64."""
+        """Return the values as float64."""
         if self._event is not None:
             self._event.synchronize()
         return self._host.double().numpy()

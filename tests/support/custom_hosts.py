@@ -1,4 +1,4 @@
-"""Small hosts and data of one's own, and an episode's beginning with them."""
+"""Small custom hosts and data, and the first steps of an episode with them."""
 
 import gymnasium
 import numpy as np
@@ -8,8 +8,8 @@ from esper_env.hosts import SegmentedHost, SlotSpec
 from torch import nn
 
 SMALL = {"batch_size": 4, "batches_per_step": 2, "horizon": 6, "device": "cpu"}
-ALONE, TOGETHER = {"auto_shard_size": 1}, {"auto_shard_size": 2}
-LAYOUT = pytest.mark.parametrize("layout", [ALONE, TOGETHER], ids=["alone", "together"])
+SINGLE, BATCHED = {"auto_shard_size": 1}, {"auto_shard_size": 2}
+LAYOUT = pytest.mark.parametrize("layout", [SINGLE, BATCHED], ids=["single", "batched"])
 
 
 def blobs(val=30, size=8):
@@ -55,8 +55,8 @@ class Sequences(SegmentedHost):
         self.execution_order = (0,)
 
 
-def played(host, data, seed, steps=2, envs=1, precision="float32", **numbers):
-    """An episode's beginning with a seed planted; the last infos."""
+def play(host, data, seed, steps=2, envs=1, precision="float32", **numbers):
+    """Play the first steps of an episode with a seed planted; return the last infos."""
     base = "Esper-Digits-v0" if isinstance(data, ImageData) else "Esper-Text-v0"
     register_task("Own-v0", base=base, host=host, data=data, **(SMALL | numbers))
     made = gymnasium.make_vec("Own-v0", num_envs=envs, precision=precision)
@@ -70,11 +70,11 @@ def played(host, data, seed, steps=2, envs=1, precision="float32", **numbers):
     return infos
 
 
-def told_or_played(host, data, seed, steps=2, envs=1, **numbers):
-    """Either it is a ``ValueError`` when it is made, or it is played."""
+def reject_or_play(host, data, seed, steps=2, envs=1, **numbers):
+    """Play the first steps, unless making the environment raises a ``ValueError``."""
     register_task("Tried-v0", host=host, data=data, **(SMALL | numbers))
     try:
         gymnasium.make("Tried-v0").close()
     except ValueError:
         return
-    played(host, data, seed, steps, envs, **numbers)
+    play(host, data, seed, steps, envs, **numbers)

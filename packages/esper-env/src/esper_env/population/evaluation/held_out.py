@@ -1,0 +1,79 @@
+"""Held-out splits on a device, in chunks that evaluation runs at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esper_env.data import ImageData
+from esper_env.population.engine.layouts import normaliser
+from esper_env.population.shard import Shard
+
+
+class Grain(NamedTuple):
+    """Scalars of input that a shard evaluates at a time, and scalars of features that pass a seed at a time."""
+
+    chunk: int
+    block: int
+
+
+#: On a CPU, small enough for a core's cache and large enough to outweigh the cost of a call. On an accelerator, large
+#: enough to fill it and small enough to leave most of its memory free.
+CPU_GRAIN, ACCELERATOR_GRAIN = Grain(1 << 18, 1 << 17), Grain(1 << 26, 1 << 30)
+
+
+def grain(device: torch.device) -> Grain:
+    """Return the grain of evaluation on a device."""
+    return CPU_GRAIN if device.type == "cpu" else ACCELERATOR_GRAIN
+
+
+class HeldOut:
+    """Samples (N, ...) and labels (N, ...) of a split, shared by every network.
+
+    ``scalars`` is the size of a sample, for the size of chunks.
+    """
+
+    def __init__(self, samples: Tensor, labels: Tensor, scalars: int) -> None:
+        self.samples, self.labels, self._scalars = samples, labels, scalars
+        self.count, self.predictions = len(labels), labels.numel()
+
+    def chunk_size(self, shard: Shard) -> int:
+        """Return the number of samples in a chunk, which falls with the number of networks in the shard."""
+        return max(1, grain(shard.device).chunk // (shard.rows * self._scalars))
+
+    def chunks(self, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield samples (b, ...) and labels (b, ...)."""
+        size = self.chunk_size(shard)
+        return zip(torch.split(self.samples, size), torch.split(self.labels, size), strict=True)
+
+
+def held_out_images(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    data: ImageData,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> HeldOut:
+    """Normalise labelled images (N, C, H, W) once."""
+    scale, shift = normaliser(data.mean, data.std, dtype, device)
+    pixels = torch.from_numpy(images.copy()).to(device, dtype)
+    samples = torch.addcmul(shift, pixels, scale)
+    return HeldOut(samples, torch.from_numpy(labels.copy()).to(device), samples[0].numel())
+
+
+def held_out_text(text: NDArray[np.uint8], shape: tuple[int, ...], device: torch.device) -> HeldOut:
+    """Cut a text into windows for features of ``shape`` (T, C), labelled with the next bytes; drop a shorter rest."""
+    context = shape[0]
+    count = (len(text) - 1) // context
+    if count < 1:
+        raise ValueError(
+            f"{len(text)} bytes are held out; a context of {context} needs at least {context + 1}: give more text"
+        )
+    tokens = torch.from_numpy(text[: count * context + 1].astype(np.int64)).to(device)
+    return HeldOut(tokens[:-1].view(-1, context), tokens[1:].view(-1, context), prod(shape))

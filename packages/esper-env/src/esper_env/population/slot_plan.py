@@ -1,0 +1,125 @@
+"""Plans of how rows pass a slot: sorted into groups that run one blueprint together, then sorted back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esper_env.population.structure import Structure
+from esper_env.population.transfer import on_device
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+
+#: Operator values are below this; it packs (blueprint, operator) into one integer.
+OPERATOR_RADIX = 64
+
+
+class SeedGroup(NamedTuple):
+    """Rows at one slot with the same blueprint and operator, all of them in isolation or none."""
+
+    blueprint: int
+    operator: int
+    isolated: bool  # the seeds are in TRAINING
+    rows: IntArray  # (k,) positions among the rows that pass the slot
+    networks: IntArray  # (k,) their networks
+    network_index: Tensor  # (k,) the same, on the device
+    alpha: Tensor  # (k,)
+
+
+@dataclass(frozen=True)
+class SlotPlan:
+    """The groups in which rows pass a slot.
+
+    ``order`` sorts the rows into [untouched, group 0, group 1, ...]; ``inverse`` restores their order. Both are None
+    if a single group holds every row in place.
+    """
+
+    groups: tuple[SeedGroup, ...]
+    untouched: int
+    sorted_rows: IntArray  # the order as an array
+    order: Tensor | None
+    inverse: Tensor | None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of untouched rows, then of the rows of each group."""
+        return [self.untouched, *(len(group.rows) for group in self.groups)]
+
+
+def plan_slot(
+    structure: Structure,
+    slot: int,
+    networks: IntArray,
+    active: BoolArray,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> SlotPlan | None:
+    """Sort M rows, each of a network (M,), by the seed that they pass at a slot; None if no row is ``active`` (M,).
+
+    Rows that are not active pass the slot untouched. A TRAINING seed counts with alpha 1.
+    """
+    if not active.any():
+        return None
+    isolated = structure.training[networks, slot]
+    alpha = structure.alpha_on(networks, slot)
+    code = structure.blueprint[networks, slot] * OPERATOR_RADIX + structure.operator[networks, slot]
+    key = np.where(active, code * 2 + isolated, -1)
+    groups = []
+    for value in np.unique(key[active]):
+        rows = np.flatnonzero(key == value)
+        groups.append(
+            SeedGroup(
+                int(value) // 2 // OPERATOR_RADIX,
+                int(value) // 2 % OPERATOR_RADIX,
+                bool(value % 2),
+                rows,
+                networks[rows],
+                on_device(networks[rows], device),
+                on_device(alpha[rows], device).to(dtype),
+            )
+        )
+    untouched = int((~active).sum())
+    order = np.concatenate([np.flatnonzero(~active), *(group.rows for group in groups)])
+    if len(groups) == 1 and untouched == 0:
+        return SlotPlan(tuple(groups), 0, order, None, None)
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    return SlotPlan(tuple(groups), untouched, order, on_device(order, device), on_device(inverse, device))
+
+
+def in_blocks(plan: SlotPlan, size: int) -> SlotPlan:
+    """Return the same plan with groups of at most ``size`` rows."""
+    blocks = []
+    for group in plan.groups:
+        for start in range(0, len(group.rows), size):
+            block = slice(start, start + size)
+            blocks.append(
+                group._replace(
+                    rows=group.rows[block],
+                    networks=group.networks[block],
+                    network_index=group.network_index[block],
+                    alpha=group.alpha[block],
+                )
+            )
+    return replace(plan, groups=tuple(blocks))
+
+
+def split_rows(plan: SlotPlan, x: Tensor) -> Sequence[Tensor]:
+    """Return the untouched rows of x, then the rows of each group."""
+    if plan.order is None:
+        return [x[:0], x]
+    return torch.split(x.index_select(0, plan.order), plan.sizes)
+
+
+def join_rows(plan: SlotPlan, pieces: Sequence[Tensor]) -> Tensor:
+    """Invert :func:`split_rows`."""
+    if plan.inverse is None:
+        return pieces[1]
+    return torch.cat(list(pieces)).index_select(0, plan.inverse)

@@ -1,0 +1,45 @@
+"""Layouts of images: losses, hits, samples, and a workaround for GroupNorm."""
+
+import pytest
+import torch
+from esper_env.population.engine.layouts import BatchedImages, SingleImages
+from torch import nn
+from torch.nn import functional as F
+
+pytestmark = pytest.mark.numeric
+
+SAMPLES = 5
+
+
+@pytest.mark.parametrize("layout", [BatchedImages(), SingleImages()], ids=["batched", "single"])
+def test_losses_and_hits_equal_plain_ones(layout):
+    rows, classes = (3 if isinstance(layout, BatchedImages) else 1), 4
+    logits, labels = torch.randn(rows, SAMPLES, classes), torch.randint(classes, (rows, SAMPLES))
+    stored = logits.movedim(-1, 1) if isinstance(layout, BatchedImages) else logits
+    expected = torch.stack([F.cross_entropy(logits[r], labels[r], reduction="none") for r in range(rows)])
+    torch.testing.assert_close(layout.losses(stored, labels), expected)
+    assert torch.equal(layout.correct(stored, labels), logits.argmax(-1) == labels)
+
+
+@pytest.mark.parametrize("layout", [BatchedImages(), SingleImages()], ids=["batched", "single"])
+def test_first_samples_of_features(layout):
+    images = torch.rand(2, SAMPLES, 3, 4, 4)
+    whole, part = layout.from_samples(images), layout.from_samples(images[:, :2])
+    assert torch.equal(layout.first_samples(whole, 2), part)
+
+
+@pytest.mark.parametrize("size", [2, 16])
+def test_single_group_norm_trains_on_features_without_gradient(size):
+    """PyTorch's own backward pass crashes the process here in channels_last."""
+    norm = nn.GroupNorm(1, 8)
+    tensors = {name: torch.randn(1, 8).requires_grad_() for name in ("weight", "bias")}
+    x = torch.randn(1, 4, size, size, 8)
+    (SingleImages().call(norm, tensors, x, training=True) ** 2).sum().backward()
+    own = nn.GroupNorm(1, 8)
+    with torch.no_grad():
+        own.weight.copy_(tensors["weight"][0])
+        own.bias.copy_(tensors["bias"][0])
+    (own(x[0].permute(0, 3, 1, 2).contiguous()) ** 2).sum().backward()
+    torch.testing.assert_close(tensors["weight"].grad[0], own.weight.grad, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(tensors["bias"].grad[0], own.bias.grad, atol=1e-3, rtol=1e-4)
+    assert x.grad is None
