@@ -1,4 +1,4 @@
-"""Events for tests: drawn by hypothesis from the declarations of the payloads, or made in a line."""
+"""Events and sinks for tests."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import get_type_hints
 
+import esper_agent  # noqa: F401 (declares the events of training)
 from esper_env.telemetry import PAYLOADS, EpochCompleted, Event, GovernorSnapshot, MemorySink, Severity
 from hypothesis import strategies as st
 
-#: Long enough on any machine for what takes milliseconds; reached only where a test fails.
+#: Seconds to wait for something that takes milliseconds; only a failing test reaches it.
 PATIENCE = 60.0
 
 _WHOLE = st.integers(-(2**70), 2**70)
@@ -29,7 +30,7 @@ _BY_HINT = {
 
 
 def events_of(event_type):
-    """Any event of a type."""
+    """Hypothesis strategy for events of a type."""
     kind = PAYLOADS[event_type]
     hints = get_type_hints(kind)
     return st.builds(
@@ -46,7 +47,7 @@ def events_of(event_type):
 
 
 def epoch_completed(reward=0.0):
-    """A payload of the usual detail."""
+    """A payload of normal detail."""
     return EpochCompleted(train_loss=1.0, val_loss=1.5, val_accuracy=50.0, parameters_added=0, reward=reward)
 
 
@@ -56,7 +57,7 @@ def snapshot():
 
 
 def event(number=0, payload=None, **where):
-    """An event with this id."""
+    """An event with an id."""
     values = {"time": 1.5, "env": None, "episode": None, "epoch": None, "slot": None, "severity": Severity.INFO}
     return Event(id=number, payload=payload or epoch_completed(), **(values | where))
 
@@ -68,34 +69,27 @@ class WatchedSink(MemorySink):
         super().__init__()
         self.closed = threading.Event()
         self.closings = 0
-        self._written = threading.Semaphore(0)
-
-    def write(self, events):
-        super().write(events)
-        self._written.release(len(events))
 
     def close(self):
         self.closings += 1
         self.closed.set()
 
-    def await_next(self):
-        """Wait for one more event."""
-        assert self._written.acquire(timeout=PATIENCE)
-
 
 class RaisingSink(WatchedSink):
-    """A sink that cannot write."""
+    """A sink that cannot write; it raises as soon as ``gate`` is set."""
 
-    def __init__(self, error):
+    def __init__(self, error, gate=None):
         super().__init__()
-        self.error = error
+        self.error, self.gate = error, gate
 
     def write(self, _events):
+        if self.gate is not None:
+            self.gate.wait()
         raise self.error
 
 
 class HangingSink(WatchedSink):
-    """A sink that waits for ``gate`` wherever it is asked to hang: in "write" or in "close"."""
+    """A sink that waits for ``gate`` in "write" or in "close"."""
 
     def __init__(self, gate, where):
         super().__init__()

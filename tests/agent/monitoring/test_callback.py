@@ -9,11 +9,7 @@ import pytest
 import torch
 from esper_agent.monitoring.callback import COUNTED, DiagnosticsCallback
 from esper_agent.monitoring.detectors import AnomalySettings
-from esper_agent.ppo.losses import loss_terms
-from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
-from esper_agent.sb3 import make_sb3_env
-from esper_agent.training.run import TrainSettings, train
-from esper_env.telemetry import (
+from esper_agent.monitoring.payloads import (
     Anomaly,
     EntropyCollapse,
     GradientAnomaly,
@@ -26,6 +22,10 @@ from esper_env.telemetry import (
     TrainingStarted,
     ValueCollapse,
 )
+from esper_agent.ppo.losses import loss_terms
+from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
+from esper_agent.sb3 import make_sb3_env
+from esper_agent.training.run import TrainSettings, train
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger, configure
 

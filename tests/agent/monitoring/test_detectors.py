@@ -5,16 +5,16 @@ from dataclasses import fields, replace
 
 import pytest
 from esper_agent.monitoring.detectors import AnomalySettings, detect
-from esper_env.rules.heads import HEAD_NAMES
-from esper_env.telemetry import (
+from esper_agent.monitoring.payloads import (
     EntropyCollapse,
     GradientAnomaly,
     NumericalInstability,
     RatioCollapse,
     RatioExplosion,
-    Severity,
     ValueCollapse,
 )
+from esper_env.rules.heads import HEAD_NAMES
+from esper_env.telemetry import Severity
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 from esper_agent.monitoring.detectors import AnomalySettings
+from esper_agent.monitoring.payloads import DegradationDetected, ImprovementDetected, PlateauDetected
 from esper_agent.monitoring.trends import TrendDetector
-from esper_env.telemetry import DegradationDetected, ImprovementDetected, PlateauDetected
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from command_line import SMALL
 from esper_agent.training.run import train
-from esper_env.telemetry import JsonlSink, MemorySink, channel, read_events
+from esper_env.telemetry import JsonlSink, MemorySink, read_events, writer
 from made_events import PATIENCE, HangingSink, RaisingSink
 from resuming import REAL, differences, small_settings
+from stable_baselines3.common.callbacks import BaseCallback
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -33,11 +34,11 @@ def gate():
     gate.set()
 
 
-def train_with(folder, sinks, message):
+def train_with(folder, sinks, message, callbacks=()):
     """Train with ``sinks`` and one that works, which hears everything; the run warns once and no more."""
     good = MemorySink()
     with pytest.warns(RuntimeWarning, match=message) as caught:
-        train(small_settings(folder, *REAL), sinks=[*sinks, good])
+        train(small_settings(folder, *REAL), callbacks, sinks=[*sinks, good])
     assert len(caught) == 1
     return [event.id for event in good.events]
 
@@ -52,20 +53,25 @@ def test_a_sink_that_raises_costs_a_run_one_warning(sound, tmp_path, error):
 
 
 def test_a_sink_that_hangs_costs_a_run_one_warning(sound, tmp_path, gate, monkeypatch):
-    put = channel.Channel.put
+    sink = HangingSink(gate, "write")
 
-    def put_into_little_room(self, events):
-        """There is no more room for what hangs; the other sinks may be as late as the machine is busy."""
-        monkeypatch.setattr(channel, "CAPACITY", 16 if isinstance(self.sink, HangingSink) else 2**16)
-        return put(self, events)
+    class FillQueue(BaseCallback):
+        """Leaves no room in the queue from the moment on at which the sink hangs."""
 
-    monkeypatch.setattr(channel.Channel, "put", put_into_little_room)
-    train_with(tmp_path / "run", [HangingSink(gate, "write")], "HangingSink is switched off: its queue is full")
+        def _on_rollout_end(self):
+            assert sink.reached.wait(PATIENCE)
+            monkeypatch.setattr(writer, "CAPACITY", 16)
+
+        def _on_step(self):
+            return True
+
+    ids = train_with(tmp_path / "run", [sink], "HangingSink is switched off: its queue is full", [FillQueue()])
+    assert ids == list(range(len(ids)))
     assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write
 
 
 def test_a_sink_that_hangs_when_the_run_is_over_costs_it_one_warning(sound, tmp_path, gate):
-    ids = train_with(tmp_path / "run", [HangingSink(gate, "close")], "HangingSink .*not written to and closed in time")
+    ids = train_with(tmp_path / "run", [HangingSink(gate, "close")], "HangingSink .*did not finish within 5 seconds")
     assert ids == list(range(len(ids)))
     assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write
 

@@ -155,7 +155,7 @@ def test_events_are_plain_and_come_back_from_a_file(make_digits_vec, tmp_path):
     assert list(map(repr, read_events(tmp_path))) == list(map(repr, sink.events))  # in words, as NaN is not itself
     for event in sink.events:
         assert {type(value) for value in (event.env, event.episode, event.epoch, event.slot)} <= {int, str, type(None)}
-        for name, hint in field_types(event.type).items():
+        for name, hint in field_types(type(event.payload)).items():
             assert_plain(getattr(event.payload, name), hint)
 
 

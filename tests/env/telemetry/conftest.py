@@ -1,15 +1,16 @@
-"""A gate that lets hanging sinks go when the test is over, so that no thread outlives it."""
+"""A hub, and hanging sinks that are released at the end of the test, so that no thread outlives it."""
 
 import threading
 
 import pytest
-from esper_env.telemetry import Telemetry
+from esper_env.telemetry import Telemetry, writer
 from made_events import PATIENCE, HangingSink
 
 
 @pytest.fixture
-def telemetry():
-    """A hub, closed afterwards."""
+def telemetry(monkeypatch):
+    """A hub whose thread writes at once, closed afterwards."""
+    monkeypatch.setattr(writer, "LINGER", 0.0)
     hub = Telemetry()
     yield hub
     hub.close(PATIENCE)
@@ -17,7 +18,7 @@ def telemetry():
 
 @pytest.fixture
 def hanging():
-    """``hanging(where)``: a sink that hangs in "write" or "close" until the test is over."""
+    """``hanging(where)``: a sink that hangs in "write" or "close" until the end of the test."""
     gate, sinks = threading.Event(), []
 
     def make(where="write"):

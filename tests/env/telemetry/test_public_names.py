@@ -1,4 +1,4 @@
-"""What the package exports, and what its page says about it."""
+"""Declarations of the events, exports of the package, and the tables of its page."""
 
 import inspect
 import re
@@ -11,11 +11,11 @@ from typing import get_type_hints
 
 import pytest
 from esper_env import telemetry
-from esper_env.telemetry import PAYLOADS, Detail, Payload, payloads, training_payloads
-from made_events import epoch_completed, event
+from esper_env.telemetry import PAYLOADS, Detail, Payload, payloads
+from made_events import epoch_completed, event, snapshot
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "telemetry.md"
-#: How the page calls the types of fields.
+#: Names of field types on the page.
 WORDS = {
     int: "integer",
     int | None: "integer or null",
@@ -27,7 +27,7 @@ WORDS = {
     Mapping[str, float]: "object of numbers",
     Mapping[str, str]: "object of texts",
 }
-#: Every type there is. A new one is added here, to the page and to what emits it.
+#: All event types. Add a new one here and to the page.
 TYPES = {
     "run": "TRAINING_STARTED EPISODE_COMPLETED EPOCH_COMPLETED",
     "seed": "SEED_GERMINATED SEED_STAGE_CHANGED SEED_GATE_EVALUATED SEED_FOSSILIZED SEED_PRUNED",
@@ -42,7 +42,7 @@ TYPES = {
 }
 
 
-def test_every_type_has_its_class():
+def test_every_type_is_declared_once():
     assert sorted(PAYLOADS) == sorted(" ".join(TYPES.values()).split())
     assert all(name == kind.TYPE for name, kind in PAYLOADS.items())
     assert len(set(PAYLOADS.values())) == len(PAYLOADS)
@@ -51,10 +51,27 @@ def test_every_type_has_its_class():
 def test_every_public_name_is_exported():
     for name in telemetry.__all__:
         assert getattr(telemetry, name) is not None
-    for module in (payloads, training_payloads):
-        own = {name for name, kind in vars(module).items() if getattr(kind, "__module__", "") == module.__name__}
-        assert own <= set(telemetry.__all__)
-    assert {kind.__name__ for kind in PAYLOADS.values()} <= set(telemetry.__all__)
+    own = {name for name, kind in vars(payloads).items() if getattr(kind, "__module__", "") == payloads.__name__}
+    assert {name for name in own if not name.startswith("_")} <= set(telemetry.__all__)
+
+
+def test_payload_class_declares_its_type_and_a_duplicate_is_refused(monkeypatch):
+    monkeypatch.setattr(payloads, "PAYLOADS", {})
+
+    def declare(module):
+        return type("Felled", (Payload,), {"TYPE": "TREE_FELLED", "__module__": module})
+
+    first = declare("forest")
+    assert {"TREE_FELLED": first} == payloads.PAYLOADS
+    with pytest.raises(TypeError, match="TYPE of Felled is 'TREE_FELLED', which Felled of forest declares already"):
+        declare("garden")
+    assert {"TREE_FELLED": first} == payloads.PAYLOADS
+    again = declare("forest")  # a notebook cell runs again
+    assert {"TREE_FELLED": again} == payloads.PAYLOADS
+
+
+def test_default_sentence_lists_the_fields():
+    assert snapshot().sentence() == "GOVERNOR_SNAPSHOT (val_loss 1.0, fossilized ('r0c0',))."
 
 
 def test_importing_telemetry_loads_no_torch_and_starts_no_thread():
@@ -75,7 +92,7 @@ def test_payloads_are_frozen_documented_and_of_json_types(kind):
     assert inspect.getdoc(kind) != inspect.getdoc(Payload)
 
 
-def test_an_event_cannot_be_changed():
+def test_event_is_immutable():
     made = event(3)
     with pytest.raises(AttributeError):
         made.id = 4
@@ -84,7 +101,7 @@ def test_an_event_cannot_be_changed():
     assert not hasattr(made, "__dict__")
 
 
-def test_the_page_lists_every_event_with_its_severity_and_fields():
+def test_page_lists_every_event_with_its_severity_and_fields():
     rows = re.findall(r"^\| ([A-Z_]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(encoding="utf-8"), re.M)
     listed = {name: (severity, described) for name, severity, _, described in rows}
     expected = {}
@@ -97,7 +114,7 @@ def test_the_page_lists_every_event_with_its_severity_and_fields():
     assert len(rows) == len(expected)
 
 
-def test_the_page_names_the_keys_of_a_line_and_the_schema():
+def test_page_lists_the_keys_of_a_line_and_the_schema():
     page = PAGE.read_text(encoding="utf-8")
     keys = re.findall(r"^\| ([a-z]+) \| ", page.split("## Lines")[1].split("## Reading")[0], re.M)
     assert keys == ["key", "schema", "id", "type", "time", "env", "episode", "epoch", "slot", "severity", "payload"]

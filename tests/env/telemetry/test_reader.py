@@ -1,9 +1,10 @@
-"""Reading files back: order, torn and foreign lines, and the table."""
+"""Reading of event files: order, torn and foreign lines, undeclared types, and the table."""
 
 import math
 
 import numpy as np
 import pytest
+from esper_agent.monitoring.payloads import TrainingStarted
 from esper_env.telemetry import (
     EpisodeCompleted,
     Event,
@@ -12,7 +13,6 @@ from esper_env.telemetry import (
     SeedFossilized,
     SeedGateEvaluated,
     Severity,
-    TrainingStarted,
     event_table,
     read_events,
 )
@@ -33,7 +33,7 @@ def ids(path):
     return [found.id for found in read_events(path)]
 
 
-def test_a_folder_is_read_file_by_file_and_a_file_alone(tmp_path):
+def test_read_events_reads_a_folder_file_by_file_or_one_file(tmp_path):
     write(tmp_path, LINES[2], LINES[0] + LINES[1])
     (tmp_path / "foreign.jsonl").write_text("something else\n")
     assert ids(tmp_path) == [2, 0, 1]
@@ -42,15 +42,15 @@ def test_a_folder_is_read_file_by_file_and_a_file_alone(tmp_path):
 
 
 @given(cut=st.integers(1, len(LINES[2]) - 2))
-def test_a_last_line_cut_anywhere_is_skipped_with_one_warning(tmp_path_factory, cut):
+def test_incomplete_last_line_is_skipped_with_one_warning(tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("cut")
     write(folder, LINES[0] + LINES[2][:cut], LINES[1])
-    with pytest.warns(RuntimeWarning, match="events-00000.jsonl, line 2: the line is cut off") as caught:
+    with pytest.warns(RuntimeWarning, match="events-00000.jsonl, line 2: the line is incomplete") as caught:
         assert ids(folder) == [0, 1]
     assert len(caught) == 1
 
 
-def test_a_last_line_that_lacks_its_newline_only_is_read(tmp_path):
+def test_last_line_without_newline_is_read(tmp_path):
     write(tmp_path, LINES[0] + LINES[1][:-1])
     assert ids(tmp_path) == [0, 1]
 
@@ -67,13 +67,13 @@ def test_a_last_line_that_lacks_its_newline_only_is_read(tmp_path):
         (LINES[0] + LINES[1].replace(b'"schema":1', b'"schema":2').strip(), 2),
     ],
 )
-def test_other_lines_that_are_no_events_are_errors_that_name_the_place(tmp_path, content, line):
+def test_other_invalid_lines_raise_an_error_with_file_and_line(tmp_path, content, line):
     write(tmp_path, LINES[0], content)
     with pytest.raises(ValueError, match=rf"events-00001.jsonl, line {line}: "):
         ids(tmp_path)
 
 
-def test_what_is_not_there_is_an_error_at_once(tmp_path):
+def test_read_events_rejects_missing_files_at_once(tmp_path):
     with pytest.raises(FileNotFoundError, match="no event file in"):
         read_events(tmp_path)
     with pytest.raises(FileNotFoundError, match="no file or folder"):
@@ -87,7 +87,7 @@ def written(folder, *events):
     return folder
 
 
-def test_a_table_has_a_row_for_every_event_and_a_column_for_every_field(tmp_path):
+def test_table_has_a_row_per_event_and_a_column_per_field(tmp_path):
     gate = SeedGateEvaluated(
         gate="G2", passed=False, score=math.nan, checks_passed=("a",), checks_failed=("b", "c"), message="no"
     )
@@ -116,7 +116,7 @@ def test_a_table_has_a_row_for_every_event_and_a_column_for_every_field(tmp_path
     assert table["payload.passed"].dtype == object
 
 
-def test_a_table_of_one_type_has_its_rows_and_fields_only(tmp_path):
+def test_table_of_a_type_has_only_its_rows_and_fields(tmp_path):
     fossil = SeedFossilized(blueprint="norm", age=9, contribution=None)
     folder = written(tmp_path, event(0), event(1, fossil), event(2))
     table = event_table(folder, type="SEED_FOSSILIZED")
@@ -129,14 +129,14 @@ def test_a_table_of_one_type_has_its_rows_and_fields_only(tmp_path):
     np.testing.assert_array_equal(table["payload.contribution"], [np.nan])
 
 
-def test_a_type_that_does_not_occur_is_a_table_without_rows(tmp_path):
+def test_table_of_a_type_that_does_not_occur_is_empty(tmp_path):
     table = event_table(written(tmp_path, event(0)), type="SEED_GATE_EVALUATED")
     assert {name: len(column) for name, column in table.items() if len(column)} == {}
     assert table["payload.score"].dtype == np.float64
     assert table["payload.passed"].dtype == np.bool_
 
 
-def test_truth_that_every_row_has_is_bool(tmp_path):
+def test_table_has_bool_columns_without_missing_values(tmp_path):
     gates = [
         SeedGateEvaluated(gate="G1", passed=passed, score=1.0, checks_passed=(), checks_failed=(), message="")
         for passed in (True, False)
@@ -147,7 +147,7 @@ def test_truth_that_every_row_has_is_bool(tmp_path):
     assert table["payload.checks_passed"].tolist() == [(), ()]
 
 
-def test_a_whole_number_that_float64_cannot_hold_stays_exact(tmp_path):
+def test_table_keeps_large_integers_exact(tmp_path):
     values = {"env_id": "E", "dataset": "d", "num_envs": 1, "timesteps": 0, "total_timesteps": 1}
     starts = [TrainingStarted(seed=seed, **values) for seed in (2**53 + 1, None)]
     table = event_table(written(tmp_path, *[event(number, start) for number, start in enumerate(starts)]))
@@ -155,7 +155,7 @@ def test_a_whole_number_that_float64_cannot_hold_stays_exact(tmp_path):
     assert table["payload.num_envs"].dtype == np.float64
 
 
-def test_a_name_that_two_types_use_differently_is_a_column_of_objects(tmp_path):
+def test_table_has_object_columns_for_fields_of_mixed_types(tmp_path):
     whole = EpisodeCompleted(
         episode_return=0.0,
         length=1,
@@ -172,6 +172,16 @@ def test_a_name_that_two_types_use_differently_is_a_column_of_objects(tmp_path):
     assert table["payload.fossilized"].tolist() == [2, ("r0c0",)]
 
 
-def test_an_unknown_type_is_refused(tmp_path):
+def test_undeclared_type_is_read_with_columns_of_its_values(tmp_path):
+    line = encode(event(4, SeedFossilized(blueprint="norm", age=9, contribution=None)))
+    write(tmp_path, LINES[0] + line.replace(b"SEED_FOSSILIZED", b"TREE_FELLED"))
+    assert [found.type for found in read_events(tmp_path)] == ["EPOCH_COMPLETED", "TREE_FELLED"]
+    for table in (event_table(tmp_path), event_table(tmp_path, type="TREE_FELLED")):
+        assert table["payload.age"].dtype == table["payload.contribution"].dtype == np.float64
+        assert table["payload.age"][-1] == 9.0
+        assert table["payload.blueprint"][-1] == "norm"
+
+
+def test_event_table_rejects_a_type_that_is_neither_declared_nor_present(tmp_path):
     with pytest.raises(ValueError, match=r"type is 'EPOCH'; expected one of .*EPOCH_COMPLETED"):
         event_table(written(tmp_path, event(0)), type="EPOCH")

@@ -1,11 +1,12 @@
-"""Files of JSON lines: rotation, numbers, what is kept, and what a failing disk leaves behind."""
+"""Files of JSON lines: rotation, numbering, failing disks, and removal of later events."""
 
 import errno
 import os
 
 import pytest
-from esper_env.telemetry import JsonlSink, MemorySink, read_events
+from esper_env.telemetry import JsonlSink, MemorySink, Telemetry, drop_events, read_events
 from esper_env.telemetry.lines import encode
+from esper_env.telemetry.sinks import event_files
 from made_events import epoch_completed, event
 
 LINE = len(encode(event(0)))
@@ -23,34 +24,25 @@ def events(first, last):
     return [event(number) for number in range(first, last)]
 
 
-def test_a_file_is_left_before_it_is_too_long(tmp_path):
+@pytest.mark.parametrize("size", [1, 3, 9])
+def test_file_rotates_before_it_exceeds_max_bytes_at_any_batch_size(tmp_path, size):
     sink = JsonlSink(tmp_path, max_bytes=2 * LINE)
-    sink.write(events(0, 5))
-    sink.write(events(5, 6))
+    for first in range(0, 9, size):
+        sink.write(events(first, first + size))
     sink.close()
-    assert names(tmp_path) == [f"events-0000{number}.jsonl" for number in range(3)]
-    assert [ids(tmp_path / name) for name in names(tmp_path)] == [[0, 1], [2, 3], [4, 5]]
-    assert all(path.stat().st_size == 2 * LINE for path in tmp_path.iterdir())
+    assert names(tmp_path) == [f"events-0000{number}.jsonl" for number in range(5)]
+    assert [ids(tmp_path / name) for name in names(tmp_path)] == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
+    assert (tmp_path / "events-00000.jsonl").stat().st_size == 2 * LINE
 
 
-def test_batches_of_any_size_rotate_alike(tmp_path):
-    for size in (1, 3, 9):
-        folder = tmp_path / str(size)
-        sink = JsonlSink(folder, max_bytes=2 * LINE + 1)
-        for first in range(0, 9, size):
-            sink.write(events(first, first + size))
-        sink.close()
-        assert [ids(folder / name) for name in names(folder)] == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
-
-
-def test_a_line_longer_than_a_file_has_one_for_itself(tmp_path):
+def test_line_longer_than_max_bytes_has_its_own_file(tmp_path):
     sink = JsonlSink(tmp_path, max_bytes=1)
     sink.write(events(0, 3))
     sink.close()
     assert [ids(tmp_path / name) for name in names(tmp_path)] == [[0], [1], [2]]
 
 
-def test_only_the_latest_files_are_kept_and_nothing_else_is_deleted(tmp_path):
+def test_keep_deletes_only_the_oldest_event_files(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "events-old.jsonl").write_text("mine")
     sink = JsonlSink(tmp_path, max_bytes=LINE, keep=2)
@@ -60,7 +52,7 @@ def test_only_the_latest_files_are_kept_and_nothing_else_is_deleted(tmp_path):
     assert ids(tmp_path) == [3, 4]
 
 
-def test_files_that_are_there_are_never_written_to(tmp_path):
+def test_existing_files_are_never_written_to(tmp_path):
     (tmp_path / "events-00007.jsonl").write_bytes(encode(event(1))[:-9])
     before = (tmp_path / "events-00007.jsonl").read_bytes()
     sink = JsonlSink(tmp_path)
@@ -72,7 +64,7 @@ def test_files_that_are_there_are_never_written_to(tmp_path):
     assert (tmp_path / "events-00007.jsonl").read_bytes() == before
 
 
-def test_the_hundred_thousandth_file_comes_last(tmp_path):
+def test_files_are_sorted_by_number(tmp_path):
     for number in (99_999, 100_000):
         (tmp_path / f"events-{number}.jsonl").write_bytes(encode(event(number)))
     sink = JsonlSink(tmp_path)
@@ -81,9 +73,9 @@ def test_the_hundred_thousandth_file_comes_last(tmp_path):
     assert ids(tmp_path) == [99_999, 100_000, 1]
 
 
-def test_two_sinks_in_one_folder_have_files_of_their_own(tmp_path, monkeypatch):
+def test_two_sinks_in_a_folder_write_separate_files(tmp_path, monkeypatch):
     first, second = JsonlSink(tmp_path), JsonlSink(tmp_path)
-    listed = iter([[], []])  # both look before either has begun a file
+    listed = iter([[], []])  # both list the folder before either creates a file
     monkeypatch.setattr("esper_env.telemetry.sinks._numbered", lambda _folder: next(listed))
     first.write(events(0, 1))
     second.write(events(1, 2))
@@ -92,12 +84,12 @@ def test_two_sinks_in_one_folder_have_files_of_their_own(tmp_path, monkeypatch):
     assert [ids(tmp_path / name) for name in names(tmp_path)] == [[0], [1]]
 
 
-def test_there_is_no_file_without_an_event(tmp_path):
+def test_sink_without_events_creates_no_file(tmp_path):
     JsonlSink(tmp_path / "new").close()
     assert names(tmp_path / "new") == []
 
 
-def test_whole_lines_reach_the_system_in_one_append(tmp_path, monkeypatch):
+def test_whole_lines_are_written_by_one_append(tmp_path, monkeypatch):
     written = []
     write = os.write
     monkeypatch.setattr(os, "write", lambda where, data: written.append(bytes(data)) or write(where, data))
@@ -113,7 +105,7 @@ def test_whole_lines_reach_the_system_in_one_append(tmp_path, monkeypatch):
     assert len(opened) == 2
 
 
-def test_a_write_cut_short_is_gone_on_with(tmp_path, monkeypatch):
+def test_partial_write_is_completed(tmp_path, monkeypatch):
     write = os.write
     monkeypatch.setattr(os, "write", lambda where, data: write(where, data[:7]))
     sink = JsonlSink(tmp_path)
@@ -123,7 +115,7 @@ def test_a_write_cut_short_is_gone_on_with(tmp_path, monkeypatch):
     assert ids(tmp_path) == [0, 1, 2]
 
 
-def test_a_full_disk_tears_one_line_and_writing_goes_on_in_another_file(tmp_path, monkeypatch):
+def test_full_disk_tears_one_line_and_writing_continues_in_another_file(tmp_path, monkeypatch):
     sink = JsonlSink(tmp_path)
     sink.write(events(0, 1))
     room = [LINE + 10]
@@ -142,27 +134,74 @@ def test_a_full_disk_tears_one_line_and_writing_goes_on_in_another_file(tmp_path
     sink.write(events(4, 5))
     sink.close()
     assert len(names(tmp_path)) == 2
-    with pytest.warns(RuntimeWarning, match=r"events-00000.jsonl, line 3: .*cut off"):
+    with pytest.warns(RuntimeWarning, match=r"events-00000.jsonl, line 3: .*incomplete"):
         assert ids(tmp_path) == [0, 1, 4]
 
 
 @pytest.mark.parametrize("options", [{"max_bytes": 0}, {"max_bytes": 1.5}, {"keep": 0}, {"keep": True}])
-def test_options_that_make_no_sense_are_refused_before_anything_is_made(tmp_path, options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} is .*expected a whole number"):
+def test_sink_rejects_invalid_options_before_it_creates_the_folder(tmp_path, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is .*expected a positive integer"):
         JsonlSink(tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_that_is_a_file_is_refused(tmp_path):
+def test_sink_rejects_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in ("file", "file/below"):
-        with pytest.raises(ValueError, match="cannot be made"):
+        with pytest.raises(ValueError, match="cannot be created"):
             JsonlSink(tmp_path / folder)
 
 
-def test_events_stay_in_memory_in_order():
+def test_memory_sink_keeps_events_in_order():
     sink = MemorySink()
     sink.write([event(0, epoch_completed(1.0))])
     sink.write(events(1, 3))
     sink.close()
     assert [found.id for found in sink.events] == [0, 1, 2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with twelve events in several files."""
+    telemetry = Telemetry()
+    telemetry.add_sink(JsonlSink(tmp_path, max_bytes=700))
+    for epoch in range(12):
+        telemetry.emit(epoch_completed(), env=0, epoch=epoch)
+    telemetry.close()
+    assert len(event_files(tmp_path)) > 3
+    return tmp_path
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 5, 11, 12, 13])
+def test_drop_events_removes_an_id_and_all_later_ones(folder, first):
+    before = b"".join(file.read_bytes() for file in event_files(folder)).splitlines(keepends=True)
+    drop_events(folder, first)
+    assert b"".join(file.read_bytes() for file in event_files(folder)) == b"".join(before[:first])
+    assert first == 0 or [event.id for event in read_events(folder)] == list(range(first))
+    assert not [path for path in folder.iterdir() if path not in event_files(folder)]
+
+
+def test_drop_events_does_not_write_earlier_files(folder):
+    files = event_files(folder)
+    stamps = [file.stat().st_mtime_ns for file in files[:2]]
+    drop_events(folder, 11)
+    assert [file.stat().st_mtime_ns for file in files[:2]] == stamps
+
+
+def test_drop_events_removes_a_torn_line(folder):
+    last = event_files(folder)[-1]
+    whole = last.read_bytes()
+    last.write_bytes(whole + b'{"schema":1,"id":12,"ty')
+    drop_events(folder, 100)
+    assert last.read_bytes() == whole
+
+
+def test_drop_events_keeps_foreign_lines_and_ignores_empty_folders(folder, tmp_path):
+    last = event_files(folder)[-1]
+    last.write_bytes(b"not an event\n" + last.read_bytes())
+    drop_events(folder, 0)
+    assert [file.read_bytes() for file in event_files(folder)] == [b"not an event\n"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    drop_events(empty, 0)
+    drop_events(tmp_path / "missing", 0)

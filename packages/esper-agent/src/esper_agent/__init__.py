@@ -1,12 +1,15 @@
 """Agents, training and evaluation for esper-env.
 
-Nothing heavy is imported until it is used: ``import esper_agent`` loads neither torch nor Stable-Baselines3.
+Nothing heavy is imported until it is used: ``import esper_agent`` loads neither torch nor Stable-Baselines3. The
+import declares the events of training, so that ``esper_env.telemetry.read_events`` returns typed payloads.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
+
+from esper_agent.monitoring import payloads as _payloads  # noqa: F401 (declares the events of training)
 
 _EXPORTS = {
     "FactoredRecurrentPPO": "ppo.ppo",

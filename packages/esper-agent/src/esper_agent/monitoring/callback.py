@@ -8,26 +8,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from esper_env.telemetry import (
+from esper_env.telemetry import Payload, Telemetry
+from stable_baselines3.common.callbacks import BaseCallback
+
+from esper_agent.monitoring.detectors import AnomalySettings, detect
+from esper_agent.monitoring.payloads import (
     Anomaly,
     DegradationDetected,
     EntropyCollapse,
     GradientAnomaly,
     ImprovementDetected,
     NumericalInstability,
-    Payload,
     PlateauDetected,
     PPOUpdateCompleted,
     RatioCollapse,
     RatioExplosion,
     RewardHackingSuspected,
-    Telemetry,
     TrainingStarted,
     ValueCollapse,
 )
-from stable_baselines3.common.callbacks import BaseCallback
-
-from esper_agent.monitoring.detectors import AnomalySettings, detect
 from esper_agent.monitoring.reward_hacking import RewardHackingDetector, Suspicion
 from esper_agent.monitoring.trends import TrendDetector
 from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError

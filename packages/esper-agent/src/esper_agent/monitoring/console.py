@@ -1,38 +1,37 @@
-"""Events that matter, on a terminal."""
+"""Warnings and errors among the events, on a terminal."""
 
 from __future__ import annotations
 
 import errno
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
 
 from esper_env.telemetry import Event, Severity
 from rich.console import Console
 from rich.text import Text
 
-#: Severities that are shown, and how.
+#: Severities that are shown, and their styles.
 STYLES = {Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
-_PLACE = ("env", "episode", "epoch", "slot")
 
 
 class ErrorConsole(Console):
-    """Standard error. One that nobody reads is a ``BrokenPipeError``; rich would end the process instead."""
+    """Standard error. Raises ``BrokenPipeError`` if nobody reads it; rich would end the process instead."""
 
     def __init__(self) -> None:
         super().__init__(stderr=True)
 
     def on_broken_pipe(self) -> None:
-        """Called by rich while it handles the error."""
+        """Raise the error that rich is handling."""
         raise BrokenPipeError(errno.EPIPE, "nobody reads standard error any more")
 
 
 class ConsoleSink:
-    """Prints a line for each event of severity warning or worse: UTC time, type, where it happened, the numbers.
+    """Prints a sentence for each warning and error: UTC time, severity, place, and the sentence of its payload.
 
-    Of each type it prints ``most`` lines; at the end it says how many more there were.
+    Args:
+        console: destination; the sink never closes it.
+        most: number of sentences per event type. The sink only counts further events, and reports the count at the end.
     """
 
     def __init__(self, console: Console, most: int = 10) -> None:
@@ -40,7 +39,7 @@ class ConsoleSink:
         self._seen: Counter[str] = Counter()
 
     def write(self, events: Sequence[Event]) -> None:
-        """Print those that matter."""
+        """Print the warnings and errors among the events."""
         for event in events:
             if event.severity not in STYLES:
                 continue
@@ -48,22 +47,29 @@ class ConsoleSink:
             if self._seen[event.type] <= self.most:
                 self.console.print(_line(event), soft_wrap=True)
             if self._seen[event.type] == self.most:
-                self.console.print(f"{event.type}: more of them are only counted", soft_wrap=True, highlight=False)
+                self._print(f"Further {event.type} events are counted but not shown.")
 
     def close(self) -> None:
-        """Say what was counted. The console stays open: it belongs to whoever made it."""
-        for kind, count in self._seen.items():
+        """Print the number of events of each type that has more than ``most``."""
+        for event_type, count in self._seen.items():
             if count > self.most:
-                self.console.print(f"{kind}: {count:,} in all", soft_wrap=True, highlight=False)
+                self._print(f"There were {count:,} {event_type} events.")
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False)
 
 
 def _line(event: Event) -> Text:
     moment = datetime.fromtimestamp(event.time, UTC).strftime("%H:%M:%S")
-    place = {name: getattr(event, name) for name in _PLACE}
-    shown = {name: value for name, value in {**place, **asdict(event.payload)}.items() if value is not None}
-    numbers = "  ".join(f"{name} {_short(value)}" for name, value in shown.items())
-    return Text.assemble((moment, "dim"), " ", (event.type, STYLES[event.severity]), " ", numbers)
+    severity = (event.severity.capitalize(), STYLES[event.severity])
+    return Text.assemble((moment, "dim"), " ", severity, f"{_place(event)}: {event.payload.sentence()}")
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _place(event: Event) -> str:
+    """Return the step of training, or the place in the environments."""
+    timesteps = getattr(event.payload, "timesteps", None)
+    if timesteps is not None:
+        return f" at step {timesteps:,}"
+    names = {"environment": event.env, "episode": event.episode, "epoch": event.epoch, "slot": event.slot}
+    place = ", ".join(f"{name} {value}" for name, value in names.items() if value is not None)
+    return f" in {place}" if place else ""

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from esper_env.rules.heads import HEAD_NAMES
-from esper_env.telemetry import (
+
+from esper_agent.monitoring.payloads import (
     Anomaly,
     EntropyCollapse,
     GradientAnomaly,

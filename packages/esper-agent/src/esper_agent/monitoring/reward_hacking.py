@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from esper_env.rules.stages import HAS_SEED, Stage
-from esper_env.telemetry import RewardHackingSuspected
 
 from esper_agent.monitoring.detectors import AnomalySettings
+from esper_agent.monitoring.payloads import RewardHackingSuspected
 
 #: Reward components that are paid for growth before it is known what it comes to.
 GROWTH = ("contribution", "scaffold", "stages")

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from esper_env.telemetry import DegradationDetected, ImprovementDetected, PlateauDetected, Trend
 
 from esper_agent.monitoring.detectors import AnomalySettings
+from esper_agent.monitoring.payloads import DegradationDetected, ImprovementDetected, PlateauDetected, Trend
 
 
 class TrendDetector:

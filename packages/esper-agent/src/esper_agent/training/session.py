@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from esper_env.tasks import task_dict
-from esper_env.telemetry import CheckpointLoaded, CheckpointSaved, JsonlSink, Sink, Telemetry
+from esper_env.telemetry import JsonlSink, Sink, Telemetry
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from esper_agent.monitoring.callback import DiagnosticsCallback
+from esper_agent.monitoring.payloads import CheckpointLoaded, CheckpointSaved
 from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
 from esper_agent.sb3 import make_sb3_env
 from esper_agent.settings.config_file import plain, training_env_settings

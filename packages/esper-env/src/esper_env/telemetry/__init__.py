@@ -1,11 +1,11 @@
-"""Events of growth: typed payloads, a hub that never gets in the way of training, sinks, and a reader."""
+"""Telemetry: typed events, a hub that never slows training, sinks, and a reader."""
 
-from esper_env.telemetry.channel import Sink
-from esper_env.telemetry.events import PAYLOADS, Event
+from esper_env.telemetry.events import Event
 from esper_env.telemetry.hub import Telemetry
 from esper_env.telemetry.lines import SCHEMA
 from esper_env.telemetry.memory import MemoryWatch
 from esper_env.telemetry.payloads import (
+    PAYLOADS,
     Command,
     CommandIssued,
     CommandRejected,
@@ -27,66 +27,34 @@ from esper_env.telemetry.payloads import (
     SeedPruned,
     SeedStageChanged,
     Severity,
+    UndeclaredPayload,
 )
 from esper_env.telemetry.reader import event_table, read_events
-from esper_env.telemetry.sinks import JsonlSink, MemorySink
-from esper_env.telemetry.training_payloads import (
-    Anomaly,
-    Checkpoint,
-    CheckpointLoaded,
-    CheckpointSaved,
-    DegradationDetected,
-    EntropyCollapse,
-    GradientAnomaly,
-    ImprovementDetected,
-    NumericalInstability,
-    PlateauDetected,
-    PPOUpdateCompleted,
-    RatioCollapse,
-    RatioExplosion,
-    RewardHackingSuspected,
-    TrainingStarted,
-    Trend,
-    ValueCollapse,
-)
-from esper_env.telemetry.trimming import drop_events
+from esper_env.telemetry.sinks import JsonlSink, MemorySink, drop_events
+from esper_env.telemetry.writer import Sink
 
 __all__ = [
     "PAYLOADS",
     "SCHEMA",
-    "Anomaly",
-    "Checkpoint",
-    "CheckpointLoaded",
-    "CheckpointSaved",
     "Command",
     "CommandIssued",
     "CommandRejected",
     "CommandSucceeded",
     "CounterfactualComputed",
-    "DegradationDetected",
     "Detail",
-    "EntropyCollapse",
     "EpisodeCompleted",
     "EpochCompleted",
     "Event",
     "GovernorPanic",
     "GovernorRollback",
     "GovernorSnapshot",
-    "GradientAnomaly",
     "HostStabilized",
-    "ImprovementDetected",
     "IsolationViolation",
     "JsonlSink",
     "MemorySink",
     "MemoryWarning",
     "MemoryWatch",
-    "NumericalInstability",
-    "PPOUpdateCompleted",
     "Payload",
-    "PlateauDetected",
-    "RatioCollapse",
-    "RatioExplosion",
-    "RewardHackingSuspected",
     "SeedFossilized",
     "SeedGateEvaluated",
     "SeedGerminated",
@@ -95,9 +63,7 @@ __all__ = [
     "Severity",
     "Sink",
     "Telemetry",
-    "TrainingStarted",
-    "Trend",
-    "ValueCollapse",
+    "UndeclaredPayload",
     "drop_events",
     "event_table",
     "read_events",

@@ -1,7 +1,7 @@
-"""One event as one line of strict JSON, and back.
+"""Conversion between an event and a line of strict JSON.
 
-A line is an object with the keys of ``ENVELOPE``. JSON has no NaN and no infinities: they are written as the strings
-"NaN", "Infinity" and "-Infinity", and read back as floats wherever the payload declares a float.
+A line is an object with the keys of ``ENVELOPE``. JSON has no NaN and no infinities: the strings "NaN", "Infinity" and
+"-Infinity" stand for them, and become floats again where the payload declares a float.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NoReturn, get_type_hints
 
 import numpy as np
 
-from esper_env.telemetry.events import PAYLOADS, Event
-from esper_env.telemetry.payloads import Payload, Severity
+from esper_env.telemetry.events import Event
+from esper_env.telemetry.payloads import PAYLOADS, Payload, Severity, UndeclaredPayload
 
 #: Version of the lines that this module writes, and the only one it reads.
 SCHEMA = 1
@@ -31,22 +31,23 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class NotJSONError(ValueError):
-    """A line that is no JSON at all, as one that was cut off."""
+    """The line is not JSON, for example because its end is missing."""
 
 
 # Writing
 
 
 def encode(event: Event) -> bytes:
-    """The line of an event, with its newline.
+    """Return the line of an event, with its newline.
 
-    NumPy scalars and any mapping are accepted; ``TypeError`` for other values that JSON does not have.
+    Raises:
+        TypeError: a value is neither a JSON type nor a NumPy scalar nor a mapping.
     """
     try:
         payload = _encode(vars(event.payload))
-    except ValueError:  # a number is not finite, which is rare: only then is the payload copied
+    except ValueError:  # a number is not finite, which is rare
         payload = _encode(_finite(vars(event.payload)))
-    # The payload is all that differs in form; the rest is put together as text, in half the time of the encoder.
+    # Only the payload differs in form. Formatting the rest as text takes half the time of the encoder.
     return (
         f'{{"schema":{SCHEMA},"id":{event.id},"type":"{event.type}","time":"{_text_of(event.time)}",'
         f'"env":{_null_or(event.env)},"episode":{_null_or(event.episode)},"epoch":{_null_or(event.epoch)},'
@@ -100,9 +101,11 @@ def _second(second: int) -> str:
 
 
 def decode(line: bytes) -> Event:
-    """The event of a line.
+    """Return the event of a line.
 
-    ``ValueError`` says what is wrong with one that ``encode`` did not write; ``NotJSONError`` when it is not even JSON.
+    Raises:
+        NotJSONError: the line is not strict JSON.
+        ValueError: the line is JSON, but not an event of this schema.
     """
     record = _object(line)
     if record.get("schema") != SCHEMA or isinstance(record["schema"], bool):
@@ -141,14 +144,20 @@ def _require_keys(record: Mapping[str, Any], expected: tuple[str, ...], what: st
 
 
 def _payload(name: Any, values: Any) -> Payload:
-    kind = PAYLOADS.get(name) if isinstance(name, str) else None
-    if kind is None:
-        raise ValueError(f"its type is {name!r}, which this version does not know; it knows {', '.join(PAYLOADS)}")
+    name = _text(name, "type")
     if not isinstance(values, dict):
         raise ValueError("its payload is not a JSON object")
-    readers = _readers(name)
+    kind = PAYLOADS.get(name)
+    if kind is None:
+        return _undeclared(name)(**values)
+    readers = _readers(kind)
     _require_keys(values, tuple(readers), f"the payload of {name}")
     return kind(**{field: read(values[field], field) for field, read in readers.items()})
+
+
+@lru_cache(maxsize=1024)
+def _undeclared(name: str) -> type[UndeclaredPayload]:
+    return type("UndeclaredPayload", (UndeclaredPayload,), {"TYPE": name})
 
 
 def _severity(value: Any) -> Severity:
@@ -160,13 +169,13 @@ def _severity(value: Any) -> Severity:
 
 def _seconds(value: Any) -> float:
     if not isinstance(value, str) or not _TIME.fullmatch(value):
-        raise ValueError(f"time is {value!r}; expected a form like 2026-01-01T00:00:00.000000Z")
+        raise ValueError(f"time is {value!r}; expected the form 2026-01-01T00:00:00.000000Z")
     return ((datetime.fromisoformat(value) - _EPOCH) // _MICROSECOND) / 1e6
 
 
 def _whole(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} is {value!r}; expected a whole number")
+        raise ValueError(f"{name} is {value!r}; expected an integer")
     return value
 
 
@@ -226,13 +235,16 @@ _READERS: dict[Any, Callable[[Any, str], Any]] = {
 }
 
 
-@cache
-def _readers(event_type: str) -> dict[str, Callable[[Any, str], Any]]:
-    return {name: _READERS[hint] for name, hint in field_types(event_type).items()}
+def _readers(kind: type[Payload]) -> dict[str, Callable[[Any, str], Any]]:
+    if kind not in _READERS_OF:
+        _READERS_OF[kind] = {name: _READERS[hint] for name, hint in field_types(kind).items()}
+    return _READERS_OF[kind]
 
 
-@cache
-def field_types(event_type: str) -> dict[str, Any]:
-    """The payload fields of an event type, and the Python types they are declared with, in order."""
-    hints = get_type_hints(PAYLOADS[event_type])
-    return {field.name: hints[field.name] for field in fields(PAYLOADS[event_type])}
+def field_types(kind: type[Payload]) -> dict[str, Any]:
+    """Return the fields of a payload class, in order, with their declared types."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+_READERS_OF: dict[type[Payload], dict[str, Callable[[Any, str], Any]]] = {}

@@ -1,8 +1,9 @@
-"""What the events of growth say: one frozen dataclass per event type.
+"""Payloads of the events of growth: one frozen dataclass per event type.
 
-A payload class carries its event type in ``TYPE``, its usual ``SEVERITY``, and the ``DETAIL`` level from which it is
-emitted. Every field is a JSON type, or a tuple or mapping of them. Slots are named by their ids ("r0c0"), stages,
-gates, ops and blueprints by their names. Accuracies are percentages, contributions points of accuracy, losses nats.
+A payload class that sets ``TYPE`` registers itself in ``PAYLOADS``; other packages declare their events the same way.
+``SEVERITY`` is its usual severity and ``DETAIL`` the level of detail from which the hub emits it. Every field is a JSON
+type, or a tuple or mapping of them. Slots are named by their ids ("r0c0"); stages, gates, ops and blueprints by their
+names. Accuracies are percentages, contributions are points of accuracy, losses are nats.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from types import SimpleNamespace
 from typing import ClassVar
 
 
 class Severity(StrEnum):
-    """How much an event matters."""
+    """Importance of an event."""
 
     INFO = "info"
     WARNING = "warning"
@@ -22,19 +24,53 @@ class Severity(StrEnum):
 
 
 class Detail(IntEnum):
-    """How much is emitted: a hub at ``NORMAL`` leaves out the payloads of level ``FULL``."""
+    """Level of detail: a hub at ``NORMAL`` skips payloads of level ``FULL``."""
 
     NORMAL = 0
     FULL = 1
 
 
+#: Event type -> payload class, for all types that the imported packages declare.
+PAYLOADS: dict[str, type[Payload]] = {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """Base of all payloads."""
+    """Base class of all payloads. A subclass that sets ``TYPE`` declares an event type.
+
+    Raises:
+        TypeError: another class has declared the type.
+    """
 
     TYPE: ClassVar[str]
     SEVERITY: ClassVar[Severity] = Severity.INFO
     DETAIL: ClassVar[Detail] = Detail.NORMAL
+
+    def __init_subclass__(cls) -> None:
+        if "TYPE" not in vars(cls):
+            return
+        known = PAYLOADS.setdefault(cls.TYPE, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            other = f"{known.__qualname__} of {known.__module__}"
+            raise TypeError(
+                f"TYPE of {cls.__qualname__} is {cls.TYPE!r}, which {other} declares already; choose another"
+            )
+        PAYLOADS[cls.TYPE] = cls  # a notebook cell or a reload declares the class again
+
+    def sentence(self) -> str:
+        """Return the event as the end of a sentence; payloads of warnings and errors override this."""
+        fields = ", ".join(f"{name} {value}" for name, value in vars(self).items() if value is not None)
+        return f"{self.TYPE} ({fields})."
+
+
+class UndeclaredPayload(SimpleNamespace, Payload):
+    """Payload of an event type that no imported package declares; its attributes hold plain JSON values.
+
+    Import the package that declares the type, for example ``esper_agent``, to read events with typed payloads.
+    """
+
+    def __init_subclass__(cls) -> None:
+        """Do not register the type."""
 
 
 # Episodes and epochs
@@ -42,7 +78,7 @@ class Payload:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeCompleted(Payload):
-    """An episode is over. What the network came to is None where the episode was cut before the horizon."""
+    """An episode has ended. Results of the committed network are None if it was truncated before the horizon."""
 
     TYPE = "EPISODE_COMPLETED"
     episode_return: float  # undiscounted sum of the rewards
@@ -58,7 +94,7 @@ class EpisodeCompleted(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class EpochCompleted(Payload):
-    """A network was trained for an epoch and measured."""
+    """A network has been trained for an epoch and measured."""
 
     TYPE = "EPOCH_COMPLETED"
     train_loss: float
@@ -73,7 +109,7 @@ class EpochCompleted(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class SeedGerminated(Payload):
-    """A seed was put into a slot."""
+    """A seed was planted in a slot."""
 
     TYPE = "SEED_GERMINATED"
     blueprint: str
@@ -83,7 +119,7 @@ class SeedGerminated(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class SeedStageChanged(Payload):
-    """A slot went from one stage to another."""
+    """A slot changed its stage."""
 
     TYPE = "SEED_STAGE_CHANGED"
     from_stage: str
@@ -92,7 +128,7 @@ class SeedStageChanged(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class SeedGateEvaluated(Payload):
-    """A gate was asked on the way into a stage."""
+    """A gate decided on a stage transition."""
 
     TYPE = "SEED_GATE_EVALUATED"
     gate: str
@@ -110,24 +146,24 @@ class SeedFossilized(Payload):
     TYPE = "SEED_FOSSILIZED"
     blueprint: str
     age: int  # epochs since germination
-    contribution: float | None  # as it was when the decision fell; None: not measured
+    contribution: float | None  # the decision was based on it; None if it was not measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedPruned(Payload):
-    """A seed is gone."""
+    """A seed was removed."""
 
     TYPE = "SEED_PRUNED"
     blueprint: str
-    stage: str  # it was pruned in
+    stage: str  # before it was pruned
     age: int  # epochs since germination
-    contribution: float | None  # the last one measured
+    contribution: float | None  # last measurement
     initiator: str  # "agent", "governor"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CounterfactualComputed(Payload):
-    """Contributions were measured, in points of accuracy, by slot; pairs as "r0c0+r0c1"."""
+    """Contributions were measured, in points of accuracy, by slot; pairs are named "r0c0+r0c1"."""
 
     TYPE = "COUNTERFACTUAL_COMPUTED"
     DETAIL = Detail.FULL
@@ -137,7 +173,7 @@ class CounterfactualComputed(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class HostStabilized(Payload):
-    """The validation loss has settled for the first time in the episode."""
+    """The validation loss has stabilised for the first time in the episode."""
 
     TYPE = "HOST_STABILIZED"
     val_loss: float
@@ -149,7 +185,7 @@ class HostStabilized(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class Command(Payload):
-    """What was asked of a network; only the heads that the op reads."""
+    """Op and arguments of an action; only the heads that the op reads."""
 
     op: str
     arguments: Mapping[str, str]  # head -> value
@@ -157,22 +193,22 @@ class Command(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class CommandIssued(Command):
-    """An action other than WAIT arrived."""
+    """The agent chose an action other than WAIT."""
 
     TYPE = "COMMAND_ISSUED"
-    DETAIL = Detail.FULL  # its outcome says the same and more
+    DETAIL = Detail.FULL  # the event of its outcome repeats it
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandSucceeded(Command):
-    """It took effect."""
+    """The action took effect."""
 
     TYPE = "COMMAND_SUCCEEDED"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandRejected(Command):
-    """It did not: it was illegal, its gate failed, or the governor rolled the network back."""
+    """The action had no effect: it was illegal, its gate failed, or the governor rolled the network back."""
 
     TYPE = "COMMAND_REJECTED"
     reason: str
@@ -182,38 +218,60 @@ class CommandRejected(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GovernorPanic(Payload):
-    """A network looks broken; the governor acts at once, or when it has seen enough in a row."""
+class _Panic(Payload):
+    """Judgement of the governor on a network that looks broken."""
 
-    TYPE = "GOVERNOR_PANIC"
-    SEVERITY = Severity.WARNING
     reason: str  # "non-finite", "collapse", "divergence"
-    loss: float  # validation, nats
-    threshold: float | None  # that the loss passed, or the loss of guessing; None for what is not finite
+    loss: float  # validation, nats, of the network that was judged
+    threshold: float | None  # divergence: the limit; collapse: loss of guessing; non-finite: None
     panics: int  # in a row, this one included
+
+    def _problem(self) -> str:
+        """Return a clause that describes the problem."""
+        if self.reason == "non-finite":
+            return f"the network is not finite (validation loss {self.loss:.4g})"
+        if self.reason == "collapse":
+            return f"the validation loss {self.loss:.4g} is back at that of guessing ({self.threshold:.4g})"
+        return f"the validation loss {self.loss:.4g} diverges (threshold {self.threshold:.4g})"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GovernorRollback(Payload):
-    """A network was put back to its last snapshot, its live seeds were pruned, and its action was not carried out."""
+class GovernorPanic(_Panic):
+    """A network looks broken; the governor acts at once, or after several panics in a row."""
+
+    TYPE = "GOVERNOR_PANIC"
+    SEVERITY = Severity.WARNING
+
+    def sentence(self) -> str:
+        """Return the problem and the number of panics."""
+        return f"{self._problem()}; panic {self.panics} in a row."
+
+
+@dataclass(frozen=True, kw_only=True)
+class GovernorRollback(_Panic):
+    """A network was restored to its last snapshot, its live seeds were pruned, and its action was skipped."""
 
     TYPE = "GOVERNOR_ROLLBACK"
     SEVERITY = Severity.ERROR
-    reason: str
-    loss: float  # validation, nats, of the broken network
-    threshold: float | None
-    panics: int  # in a row, before they were reset
-    rollbacks: int  # of the episode, this one included
+    rollbacks: int  # in this episode, this one included
     snapshot_epoch: int
     pruned: tuple[str, ...]  # slots
     skipped_op: str
-    missing: tuple[str, ...]  # tensors of the network that the snapshot lacks: always empty in a sound system
+    missing: tuple[str, ...]  # tensors of the network that the snapshot lacks; always empty in a sound system
     unexpected: tuple[str, ...]  # tensors of the snapshot that the network lacks
+
+    def sentence(self) -> str:
+        """Return the problem, the snapshot and the losses."""
+        pruned = f", pruned the seeds in {', '.join(self.pruned)}" if self.pruned else ""
+        return (
+            f"{self._problem()}; the governor restored the snapshot of epoch {self.snapshot_epoch}{pruned} and skipped "
+            f"{self.skipped_op} (rollback {self.rollbacks} of this episode)."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GovernorSnapshot(Payload):
-    """A healthy network was put aside."""
+    """The governor took a snapshot of a healthy network."""
 
     TYPE = "GOVERNOR_SNAPSHOT"
     DETAIL = Detail.FULL
@@ -226,20 +284,29 @@ class GovernorSnapshot(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class IsolationViolation(Payload):
-    """A seed in TRAINING changed what its host computes."""
+    """A seed in TRAINING changed the computation of its host."""
 
     TYPE = "ISOLATION_VIOLATION"
     SEVERITY = Severity.ERROR
     slots: tuple[str, ...]  # with a seed in TRAINING
     what: str  # "outputs", "statistics" or both
 
+    def sentence(self) -> str:
+        """Return the slots and the change."""
+        return f"a seed in TRAINING in {' or '.join(self.slots)} changed the {self.what} of its host."
+
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryWarning(Payload):
-    """The process, or the accelerator, holds more memory than is sensible."""
+    """The process or an accelerator uses more memory than its limit."""
 
     TYPE = "MEMORY_WARNING"
     SEVERITY = Severity.WARNING
     kind: str  # "resident", or the name of the accelerator
     used_mib: float
     limit_mib: float
+
+    def sentence(self) -> str:
+        """Return the use and the limit."""
+        owner = "the process" if self.kind == "resident" else self.kind
+        return f"{owner} uses {self.used_mib:,.0f} MiB of memory (threshold {self.limit_mib:,.0f} MiB)."

@@ -1,17 +1,18 @@
-"""Events out of the files that ``JsonlSink`` wrote."""
+"""Reading of the files that ``JsonlSink`` writes."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.telemetry.events import PAYLOADS, Event
+from esper_env.telemetry.events import Event
 from esper_env.telemetry.lines import NotJSONError, decode, field_types
+from esper_env.telemetry.payloads import PAYLOADS, UndeclaredPayload
 from esper_env.telemetry.sinks import event_files
 
 _LINE_START = b'{"schema":'
@@ -20,43 +21,54 @@ _EXACT_IN_FLOAT = 2**53
 
 
 def read_events(path: str | Path) -> Iterator[Event]:
-    """The events of a file, or of the event files of a folder one after the other, with typed payloads.
+    """Iterate over the events of a file, or of all event files of a folder.
 
-    The last line of a file that was cut off by a crash is skipped with a ``RuntimeWarning``. Every other line that is
-    no event, or of a schema or type that this version does not know, is a ``ValueError`` that names file and line.
+    Payloads are typed if an imported package declares the event type, and an ``UndeclaredPayload`` otherwise:
+    ``import esper_agent`` before you read the events of training. An incomplete last line, which a crash leaves behind,
+    is skipped with a ``RuntimeWarning``.
+
+    Args:
+        path: file, or folder of a ``JsonlSink``.
 
     Raises:
-        FileNotFoundError: at once, when there is no such file, or no event file in the folder.
+        FileNotFoundError: there is no such file, or no event file in the folder; raised at once.
+        ValueError: a line is not an event of this schema; raised at that line, with its file and number.
     """
     path = Path(path)
     files = event_files(path) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(
-            f"there is no event file in {path}; give the folder of a JsonlSink that got events, as `events` in a run"
+            f"there is no event file in {path}; expected the folder of a JsonlSink, for example RUN/events"
         )
     if not files[0].exists():
-        raise FileNotFoundError(f"there is no file or folder {path}; give what a JsonlSink wrote")
+        raise FileNotFoundError(f"there is no file or folder {path}; expected a file or folder of a JsonlSink")
     return (event for file in files for event in _events_in(file))
 
 
 def event_table(path: str | Path, type: str | None = None) -> dict[str, NDArray[Any]]:
-    """The events as columns, one row per event, ready for ``pandas.DataFrame``; with ``type``, those of one type.
+    """Return the events as columns, one row per event, ready for ``pandas.DataFrame``.
 
     Columns: id int64; type text; time datetime64[us], UTC; env, episode, epoch; slot text; severity text; and
-    ``payload.<field>`` for every field of the types that occur (of ``type``, if given). What a row does not have is NaN
-    in columns of numbers and None in others:
+    ``payload.<field>`` for every field of the types that occur. A missing value is NaN in columns of numbers and None
+    in others:
 
-    * numbers, whole or not, are float64; object, where a whole number is too large for float64 to hold it exactly;
-    * true and false are bool where every row has one, otherwise object;
+    * numbers are float64; object, if a whole number is too large for float64 to hold it exactly;
+    * true and false are bool if every row has a value, otherwise object;
     * everything else is object: text, tuples of text, mappings.
 
+    Args:
+        path: file, or folder of a ``JsonlSink``.
+        type: returns only the events and fields of this type.
+
     Raises:
-        ValueError: an unknown type, or a line that ``read_events`` cannot read.
-        FileNotFoundError: as ``read_events``.
+        ValueError: the type is neither declared nor in the files, or ``read_events`` cannot read a line.
+        FileNotFoundError: as in ``read_events``.
     """
-    if type is not None and type not in PAYLOADS:
-        raise ValueError(f"type is {type!r}; expected one of {', '.join(PAYLOADS)}")
     events = [event for event in read_events(path) if type is None or event.type == type]
+    if type is not None and type not in PAYLOADS and not events:
+        raise ValueError(
+            f"type is {type!r}; expected one of {', '.join(PAYLOADS)}, or a type of another package in the files"
+        )
     microseconds = np.array([round(event.time * 1e6) for event in events], dtype=np.int64)
     table = {
         "id": np.array([event.id for event in events], dtype=np.int64),
@@ -68,8 +80,7 @@ def event_table(path: str | Path, type: str | None = None) -> dict[str, NDArray[
         "slot": _objects([event.slot for event in events]),
         "severity": _objects([str(event.severity) for event in events]),
     }
-    types = [type] if type is not None else list(dict.fromkeys(event.type for event in events))
-    for name, hints in _fields_of(types).items():
+    for name, hints in _fields_of(events, type).items():
         values = [getattr(event.payload, name, None) for event in events]
         table[f"payload.{name}"] = _column(values, hints)
     return table
@@ -83,22 +94,26 @@ def _events_in(file: Path) -> Iterator[Event]:
             except ValueError as error:
                 if not (isinstance(error, NotJSONError) and _is_cut_off(line)):
                     raise ValueError(f"{file}, line {number}: {error}") from None
-                warnings.warn(f"{file}, line {number}: the line is cut off; skipped", RuntimeWarning, stacklevel=4)
+                warnings.warn(f"{file}, line {number}: the line is incomplete; skipped", RuntimeWarning, stacklevel=4)
                 return
             yield event
 
 
 def _is_cut_off(line: bytes) -> bool:
-    """Whether a line that is no JSON is the beginning of an event; only the last line has no newline."""
+    """True if a line that is not JSON is the beginning of an event; only a last line has no newline."""
     return not line.endswith(b"\n") and line[: len(_LINE_START)] == _LINE_START[: len(line)]
 
 
-def _fields_of(event_types: list[str]) -> dict[str, set[Any]]:
-    """The payload fields of some event types, each with what it is declared as: types may differ in that."""
+def _fields_of(events: Sequence[Event], event_type: str | None) -> dict[str, set[Any]]:
+    """Return the payload fields of events, each with its types: declared ones, otherwise those of the values."""
+    declared = [event_type] if event_type is not None else dict.fromkeys(event.type for event in events)
     found: dict[str, set[Any]] = {}
-    for event_type in event_types:
-        for field, hint in field_types(event_type).items():
+    for kind in (PAYLOADS[name] for name in declared if name in PAYLOADS):
+        for field, hint in field_types(kind).items():
             found.setdefault(field, set()).add(hint)
+    for payload in (event.payload for event in events if isinstance(event.payload, UndeclaredPayload)):
+        for field, value in vars(payload).items():
+            found.setdefault(field, set()).add(float | None if value is None else type(value))
     return found
 
 
@@ -118,6 +133,6 @@ def _numbers(values: list[Any]) -> NDArray[Any]:
 
 def _objects(values: list[Any]) -> NDArray[Any]:
     column = np.empty(len(values), dtype=object)
-    for row, value in enumerate(values):  # an assignment of all would take apart values that are sequences
+    for row, value in enumerate(values):  # assigning all at once would unpack sequences
         column[row] = value
     return column

@@ -1,0 +1,236 @@
+"""Payloads of the events of training: runs, updates and their anomalies, trends, suspicions and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from esper_env.telemetry import Payload, Severity
+
+# Runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStarted(Payload):
+    """Training of a policy started, or resumed after ``timesteps`` steps."""
+
+    TYPE = "TRAINING_STARTED"
+    env_id: str
+    dataset: str
+    num_envs: int
+    seed: int | None
+    timesteps: int
+    total_timesteps: int
+
+
+# The policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOUpdateCompleted(Payload):
+    """A round of updates is complete; ``metrics`` has the names of ``train/`` in the logger."""
+
+    TYPE = "PPO_UPDATE_COMPLETED"
+    timesteps: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anomaly(Payload):
+    """A metric of an update has passed its threshold."""
+
+    SEVERITY = Severity.WARNING
+    timesteps: int
+    quantity: str  # a name of ``metrics``
+    value: float
+    threshold: float | None  # None if the value is not finite
+
+    @property
+    def _head(self) -> str:
+        """Action head of the metric, in words."""
+        for statistic in ("_ratio_high", "_ratio_low", "_choice_entropy"):
+            if self.quantity.endswith(statistic):
+                return self.quantity.removesuffix(statistic).replace("_", " ")
+        return self.quantity
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioExplosion(Anomaly):
+    """A probability ratio is far above 1."""
+
+    TYPE = "RATIO_EXPLOSION_DETECTED"
+
+    def sentence(self) -> str:
+        """Return the head and its ratio."""
+        return (
+            f"the 95% quantile of the {self._head} head's probability ratios is {self.value:.3g} "
+            f"(threshold {self.threshold:.3g})."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioCollapse(Anomaly):
+    """A probability ratio is far below 1."""
+
+    TYPE = "RATIO_COLLAPSE_DETECTED"
+
+    def sentence(self) -> str:
+        """Return the head and its ratio."""
+        return (
+            f"the 5% quantile of the {self._head} head's probability ratios is {self.value:.3g} "
+            f"(threshold {self.threshold:.3g})."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueCollapse(Anomaly):
+    """The critic explains too little of the variance of the returns."""
+
+    TYPE = "VALUE_COLLAPSE_DETECTED"
+
+    def sentence(self) -> str:
+        """Return the share of the variance that the critic explains."""
+        if self.threshold is None:
+            return f"the critic's explained variance is {self.value}."
+        if self.value < 0:
+            return (
+                "the critic predicts the returns worse than their mean does "
+                f"(explained variance {self.value:.3g}, threshold {self.threshold:.3g})."
+            )
+        limit = f"{100 * self.threshold:.3g}%"
+        return f"the critic explains only {self.value:.1%} of the return variance (threshold {limit})."
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumericalInstability(Anomaly):
+    """A loss or ratio is not finite, or training skipped an update."""
+
+    TYPE = "NUMERICAL_INSTABILITY_DETECTED"
+    SEVERITY = Severity.ERROR
+
+    def sentence(self) -> str:
+        """Return the metric, or the number of skipped updates."""
+        if self.quantity == "skipped_updates":
+            return f"training skipped {self.value:.0f} updates that were not finite."
+        return f"the policy's {self.quantity} is {self.value}; expected a finite number."
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientAnomaly(Anomaly):
+    """Gradients explode or vanish."""
+
+    TYPE = "GRADIENT_ANOMALY_DETECTED"
+
+    def sentence(self) -> str:
+        """Return the norm of the gradients."""
+        assert self.threshold is not None
+        verb = "vanish" if self.value < self.threshold else "explode"
+        return f"gradients {verb}: their mean norm is {self.value:.3g} (threshold {self.threshold:.3g})."
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyCollapse(Anomaly):
+    """A head that has a choice has stopped exploring."""
+
+    TYPE = "ENTROPY_COLLAPSE_DETECTED"
+
+    def sentence(self) -> str:
+        """Return the head and its entropy."""
+        return (
+            f"the {self._head} head has stopped exploring: its normalised entropy is {self.value:.3g} "
+            f"(threshold {self.threshold:.3g})."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend(Payload):
+    """Committed accuracy of the latest batches of episodes compared with the batches before, in points."""
+
+    VERB: ClassVar[str]
+    timesteps: int
+    change: float
+    recent: float  # mean
+    previous: float  # mean
+    batches: int  # on each side
+
+    def sentence(self) -> str:
+        """Return both means and the change."""
+        return (
+            f"the committed accuracy {self.VERB} from {self.previous:.1f}% to {self.recent:.1f}% "
+            f"({self.change:+.1f} points; means of {self.batches} rollouts)."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlateauDetected(Trend):
+    """The committed accuracy has not changed."""
+
+    TYPE = "PLATEAU_DETECTED"
+    VERB = "hardly changed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradationDetected(Trend):
+    """The committed accuracy has fallen."""
+
+    TYPE = "DEGRADATION_DETECTED"
+    SEVERITY = Severity.WARNING
+    VERB = "fell"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImprovementDetected(Trend):
+    """The committed accuracy has risen."""
+
+    TYPE = "IMPROVEMENT_DETECTED"
+    VERB = "rose"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardHackingSuspected(Payload):
+    """The rewards of an episode exceed its achievement, or it kept a harmful seed that the network depends on."""
+
+    TYPE = "REWARD_HACKING_SUSPECTED"
+    SEVERITY = Severity.WARNING
+    signature: str  # "overpaid", "ransomware"
+    paid: float  # points of accuracy
+    improvement: float  # points of accuracy
+    ratio: float | None  # None if nothing improved
+
+    def sentence(self) -> str:
+        """Return the rewards and the achievement."""
+        if self.signature == "overpaid":
+            return (
+                f"the episode was rewarded with {self.paid:.1f} points for growth, but its committed seeds are worth "
+                f"{self.improvement:.1f}."
+            )
+        return (
+            f"removing the seed would cost {self.paid:.1f} points of accuracy, but the accuracy is "
+            f"{-self.improvement:.1f} points lower than before the seed was planted."
+        )
+
+
+# Files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Payload):
+    """A checkpoint on disk."""
+
+    path: str
+    timesteps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSaved(Checkpoint):
+    """A checkpoint was saved."""
+
+    TYPE = "CHECKPOINT_SAVED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointLoaded(Checkpoint):
+    """Training resumed from a checkpoint."""
+
+    TYPE = "CHECKPOINT_LOADED"
