@@ -86,7 +86,7 @@ class OwnWork:
     def __init__(self, vector: Any, sinks: Iterable[JsonlSink]) -> None:
         self.seconds = 0.0
         growth = vector._growth
-        owners: list[tuple[Any, tuple[str, ...]]] = [(growth.recorder, ("began", "tell", "ended"))]
+        owners: list[tuple[Any, tuple[str, ...]]] = [(growth.recorder, ("record_starts", "record_step", "record_ends"))]
         owners += [(sink, ("write",)) for sink in sinks]
         owners += [(trainers, ("_breached",)) for trainers in growth._population._trainers]
         for owner, names in owners:

@@ -170,7 +170,7 @@ def test_legal_growth_breaches_nothing(make_digits_vec, monkeypatch, isolation, 
     envs = make_digits_vec(6, isolation=isolation, shard_size=shard_size, horizon=40, batches_per_step=1)
     growth, rng = envs.unwrapped._growth, np.random.default_rng(0)
     growth._gates = GateConfig(min_training_epochs=0)
-    monkeypatch.setattr(growth._inspections, "due", lambda _: True)
+    monkeypatch.setattr(growth.recorder, "inspection_due", lambda _: True)
     sink, trained, blended = listen(envs), set(), set()
     envs.reset(seed=0)
     for step in range(40):

@@ -1,4 +1,4 @@
-"""The events of random play say what the steps returned, whatever the autoreset mode, and listening changes nothing."""
+"""Events of random play equal the results of the steps in every autoreset mode, and a sink changes nothing."""
 
 from collections import Counter
 from typing import get_args
@@ -238,7 +238,7 @@ def test_full_detail_lasts_five_epochs_after_an_anomaly(make_digits_vec, script)
 
 def test_nothing_is_put_together_when_nobody_listens(make_digits_vec, action, monkeypatch):
     envs = make_digits_vec(2)
-    monkeypatch.setattr(envs.unwrapped._growth.recorder, "tell", None)
+    monkeypatch.setattr(envs.unwrapped._growth.recorder, "record_step", None)
     envs.reset(seed=0)
     envs.step(np.stack([action()] * 2))
     hub = envs.unwrapped.telemetry

@@ -15,7 +15,7 @@ from esper_env.persistence.state import Accessors, ArrayState, Stateful
 from esper_env.persistence.tree import Tree
 from esper_env.population import Measurement, Mismatch, Structure, updated
 from esper_env.population.build import build_population
-from esper_env.recording import Inspections, Recorder, StepRecord, TrainedEpoch
+from esper_env.recording import Recorder, StepRecord, TrainedEpoch
 from esper_env.rules import lifecycle
 from esper_env.rules.gates import gate_config
 from esper_env.rules.governor import Governor
@@ -31,7 +31,7 @@ from esper_env.rules.slot_table import DOWN, SlotTable
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
 from esper_env.tasks import TaskConfig, TransformerSpec
-from esper_env.telemetry import IsolationViolation, Telemetry
+from esper_env.telemetry import Telemetry
 
 Mask = NDArray[np.bool_]
 Observation = dict[str, NDArray[Any]]
@@ -82,7 +82,6 @@ class Growth(ArrayState):
         self.telemetry = Telemetry()
         gauge = memory_gauge(shard.device)
         self.recorder = Recorder(self.telemetry, count, self.slot_ids, self.blueprint_names, gauge)
-        self._inspections = Inspections()
         self.table = SlotTable.empty(count, slots)
         self.epoch = np.zeros(count, dtype=np.int64)
         self._last_op = np.zeros(count, dtype=np.int64)
@@ -122,7 +121,7 @@ class Growth(ArrayState):
         self._take_snapshots(structure, rows)
         self._last_op[rows] = Op.WAIT
         self._last_success[rows] = True
-        self.recorder.began(rows, self._signals.peek(), structure.fossilized)
+        self.recorder.record_starts(rows, self._signals.peek(), structure.fossilized)
         return self._state_values(structure)
 
     def set_state(self, state: Tree) -> None:
@@ -180,17 +179,17 @@ class Growth(ArrayState):
         self._last_op, self._last_success = command.op, succeeded
         self.recorder.count(idle, self.epoch, reward.total)
         if self.telemetry.active:
-            self.recorder.tell(
+            self.recorder.record_step(
                 StepRecord(
                     idle=idle,
                     before=before,
                     table=self.table,
-                    asked=asked,
+                    command=asked,
                     changes=changes,
                     succeeded=succeeded,
                     epoch=epoch,
                     rollbacks=self._governor.rollbacks,
-                    put_aside=snapshots,
+                    snapshots=snapshots,
                     signals=signals,
                     parameters_added=added,
                     rewards=reward.total,
@@ -221,7 +220,7 @@ class Growth(ArrayState):
     def _train(self, before: SlotTable) -> TrainedEpoch:
         """Train and measure every network for an epoch, and roll broken ones back to ``before`` the commands."""
         structure = Structure.of(self.table)
-        inspect = self.telemetry.wants(IsolationViolation) and self._inspections.due(self.table)
+        inspect = self.recorder.inspection_due(self.table)
         stats = self._population.train(structure, inspect)
         measured = self._population.measure(structure, np.ones(self.count, dtype=np.bool_))
         judgement = self._governor.judge(stats.finite, measured.loss)

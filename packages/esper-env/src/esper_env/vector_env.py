@@ -150,7 +150,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         terminated = outcome.terminated & stepped
         truncated = self._clock.count(stepped, terminated)
         ended = terminated | truncated
-        self._growth.recorder.ended(ended, terminated, outcome.values, outcome.final_values)
+        self._growth.recorder.record_ends(ended, terminated, outcome.values, outcome.final_values)
         infos = vector_infos(outcome.values, stepped)
         if terminated.any():
             infos = merge_infos(infos, vector_infos(outcome.final_values, terminated))

@@ -1,4 +1,4 @@
-"""How the networks fared: their epochs, what the governor did, and whether seeds left their hosts alone."""
+"""Events of the networks: epochs, the governor, and isolation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from esper_env import telemetry as events
-from esper_env.recording.step import Mask, Names, StepRecord, Told
+from esper_env.recording.step import Emissions, Mask, Names, StepRecord
 from esper_env.rules.governor import Reason
 from esper_env.rules.heads import Op
 from esper_env.rules.signals import Signals
@@ -19,8 +19,8 @@ REASONS: dict[int, str] = {
 }
 
 
-def epochs(step: StepRecord) -> Told:
-    """What an epoch came to, and which validation curves have settled."""
+def epochs(step: StepRecord) -> Emissions:
+    """Events of the epoch and of validation curves that have stabilised."""
     signals = step.signals
     columns = zip(
         step.idle.tolist(),
@@ -33,54 +33,54 @@ def epochs(step: StepRecord) -> Told:
     )
     for env, (idle, train_loss, val_loss, val_accuracy, parameters_added, reward) in enumerate(columns):
         if not idle:
-            told = events.EpochCompleted(
+            payload = events.EpochCompleted(
                 train_loss=train_loss,
                 val_loss=val_loss,
                 val_accuracy=val_accuracy,
                 parameters_added=parameters_added,
                 reward=reward,
             )
-            yield env, None, told
+            yield env, None, payload
     for env in step.where(signals.just_stabilised):
         loss, accuracy = float(signals.val_loss[env]), float(signals.val_accuracy[env])
         yield env, None, events.HostStabilized(val_loss=loss, val_accuracy=accuracy)
 
 
-def governor(step: StepRecord, names: Names) -> Told:
-    """Which networks looked broken, and which of them were put back."""
+def governor(step: StepRecord, names: Names) -> Emissions:
+    """Events of panics and rollbacks."""
     judgement = step.epoch.judgement
     for env in step.where(judgement.reason != Reason.HEALTHY):
         threshold = float(judgement.threshold[env])
-        seen: dict[str, Any] = {
+        panic: dict[str, Any] = {
             "reason": REASONS[int(judgement.reason[env])],
             "loss": float(step.epoch.judged_loss[env]),
             "threshold": None if np.isnan(threshold) else threshold,
             "panics": int(judgement.panics[env]),
         }
-        yield env, None, events.GovernorPanic(**seen)
+        yield env, None, events.GovernorPanic(**panic)
         if env in step.epoch.rescues:
             missing, unexpected = step.epoch.rescues[env]
-            told = events.GovernorRollback(
-                **seen,
+            rollback = events.GovernorRollback(
+                **panic,
                 rollbacks=int(step.rollbacks[env]),
                 snapshot_epoch=int(step.epoch.snapshot_epoch[env]),
                 pruned=names.of(step.before.has_seed[env] & ~step.table.has_seed[env]),
-                skipped_op=Op(int(step.asked.op[env])).name,
+                skipped_op=Op(int(step.command.op[env])).name,
                 missing=missing,
                 unexpected=unexpected,
             )
-            yield env, None, told
+            yield env, None, rollback
 
 
-def snapshots(envs: list[int], signals: Signals, fossilized: Mask, names: Names) -> Told:
-    """Which networks were put aside, of ``fossilized`` (N, S) seeds."""
+def snapshots(envs: list[int], signals: Signals, fossilized: Mask, names: Names) -> Emissions:
+    """Events of the snapshots in ``envs``, with ``fossilized`` (N, S) seeds."""
     for env in envs:
-        told = events.GovernorSnapshot(val_loss=float(signals.val_loss[env]), fossilized=names.of(fossilized[env]))
-        yield env, None, told
+        payload = events.GovernorSnapshot(val_loss=float(signals.val_loss[env]), fossilized=names.of(fossilized[env]))
+        yield env, None, payload
 
 
-def isolation(step: StepRecord, names: Names) -> Told:
-    """Which hosts computed something else because of their seeds in TRAINING."""
+def isolation(step: StepRecord, names: Names) -> Emissions:
+    """Events of seeds in TRAINING that changed their hosts."""
     breached: Mask = step.epoch.stats.breached
     for env in step.where(np.any(breached, axis=1)):
         kinds = zip(("outputs", "statistics"), breached[env].tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""What happened to the seeds."""
+"""Events of the seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from esper_env import telemetry as events
-from esper_env.recording.step import Names, StepRecord, Told
+from esper_env.recording.step import Emissions, Names, StepRecord
 from esper_env.rules.gates import NO_GATE, GateVerdict
 from esper_env.rules.heads import Operator
 from esper_env.rules.slot_table import SlotTable
@@ -19,18 +19,18 @@ _OPERATORS = {operator.value: operator.name for operator in Operator}
 _STAGES = {stage.value: stage.name for stage in Stage}
 
 
-def gates(step: StepRecord) -> Told:
-    """Which gates were asked, and what they said."""
+def gates(step: StepRecord) -> Emissions:
+    """Events of the gates' decisions."""
     for env in step.where(step.changes.gates.gate != NO_GATE):
         verdict = step.changes.gates.verdict(env)
         assert verdict is not None
         yield env, int(step.changes.slot[env]), _gate_evaluated(verdict)
 
 
-def moves(step: StepRecord, names: Names) -> Told:
-    """Which slots are in another stage than before the step, and what that makes of their seeds.
+def stages(step: StepRecord, names: Names) -> Emissions:
+    """Events of slots that changed their stage, and of their seeds.
 
-    A rollback that undoes a commitment is one move, from FOSSILIZED to PRUNED.
+    A rollback that undoes a commitment is one change, from FOSSILIZED to PRUNED.
     """
     for env, slot in step.places(step.before.stage != step.table.stage):
         source, target = int(step.before.stage[env, slot]), int(step.table.stage[env, slot])
@@ -39,7 +39,7 @@ def moves(step: StepRecord, names: Names) -> Told:
             yield env, slot, _ARRIVALS[target](step, env, slot, names)
 
 
-@lru_cache(maxsize=1024)  # many events say the same
+@lru_cache(maxsize=1024)  # many payloads are equal
 def _gate_evaluated(verdict: GateVerdict) -> events.Payload:
     return events.SeedGateEvaluated(**{**verdict._asdict(), "gate": verdict.gate.name})
 
@@ -49,13 +49,13 @@ def _stage_changed(source: int, target: int) -> events.Payload:
     return events.SeedStageChanged(from_stage=_STAGES[source], to_stage=_STAGES[target])
 
 
-def counterfactuals(step: StepRecord, names: Names) -> Told:
-    """What seeds were measured to contribute."""
+def counterfactuals(step: StepRecord, names: Names) -> Emissions:
+    """Events of measured contributions."""
     fresh = step.table.contribution_age == 0
     measured = step.epoch.measured
     for env in step.where(fresh.any(axis=1)):
         pairs = np.argwhere(np.triu(measured.interaction_measured[env], 1)).tolist()
-        told = events.CounterfactualComputed(
+        payload = events.CounterfactualComputed(
             contributions={
                 names.slots[slot]: float(step.table.contribution[env, slot])
                 for slot in np.flatnonzero(fresh[env]).tolist()
@@ -64,7 +64,7 @@ def counterfactuals(step: StepRecord, names: Names) -> Told:
                 f"{names.slots[i]}+{names.slots[j]}": float(measured.interaction[env, i, j]) for i, j in pairs
             },
         )
-        yield env, None, told
+        yield env, None, payload
 
 
 def _germinated(step: StepRecord, env: int, slot: int, names: Names) -> events.Payload:
@@ -97,7 +97,7 @@ def _seed(table: SlotTable, env: int, slot: int, names: Names) -> dict[str, Any]
     }
 
 
-#: What there is to say of a seed whose slot has come into a stage.
+#: Stage that a slot has entered -> payload about its seed.
 _ARRIVALS: dict[int, Callable[[StepRecord, int, int, Names], events.Payload]] = {
     Stage.GERMINATED: _germinated,
     Stage.FOSSILIZED: _fossilized,

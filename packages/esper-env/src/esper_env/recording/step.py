@@ -1,4 +1,4 @@
-"""What is known of a step of N networks once it is over."""
+"""Record of a completed step of N networks."""
 
 from __future__ import annotations
 
@@ -19,54 +19,54 @@ Mask = NDArray[np.bool_]
 
 
 class TrainedEpoch(NamedTuple):
-    """An epoch of N networks, which were trained, measured and judged, and put back where the governor saw to it."""
+    """An epoch of N networks, after training, measurement, judgement and rollbacks."""
 
-    structure: Structure  # of the networks as they are now
+    structure: Structure  # after rollbacks
     isolated: Mask  # (N, S) seeds that trained in isolation
     stats: TrainStats
-    measured: Measurement  # of the networks as they are now
+    measured: Measurement  # after rollbacks
     judgement: Judgement
-    judged_loss: NDArray[np.float64]  # (N,) validation, of the networks as they were judged
-    rescues: Mapping[int, Mismatch]  # by environment that was put back
-    snapshot_epoch: NDArray[np.int64]  # (N,) of the snapshots that were there to go back to
+    judged_loss: NDArray[np.float64]  # (N,) validation, before rollbacks
+    rescues: Mapping[int, Mismatch]  # by environment that was rolled back
+    snapshot_epoch: NDArray[np.int64]  # (N,) of the snapshots before this epoch
 
 
 class StepRecord(NamedTuple):
-    """One step of N networks, as it turned out. Arrays are (N, ...)."""
+    """One completed step of N networks. Arrays are (N, ...)."""
 
-    idle: Mask  # environments whose episode was over before it: nothing is told of them
+    idle: Mask  # environments whose episode had ended before; they have no events
     before: SlotTable
     table: SlotTable
-    asked: Command
+    command: Command
     changes: Changes
     succeeded: Mask
     epoch: TrainedEpoch
     rollbacks: NDArray[np.int64]
-    put_aside: Mask
+    snapshots: Mask  # networks whose snapshot was taken
     signals: Signals
     parameters_added: NDArray[np.int64]
     rewards: NDArray[np.float64]
 
     def where(self, mask: Mask) -> list[int]:
-        """Environments in which ``mask`` (N,) holds, the idle ones left out."""
+        """Return the environments, except idle ones, in which ``mask`` (N,) is True."""
         envs: list[int] = np.flatnonzero(mask & ~self.idle).tolist()
         return envs
 
     def places(self, mask: Mask) -> list[tuple[int, int]]:
-        """(environment, slot) where ``mask`` (N, S) holds, idle environments left out."""
+        """Return each (environment, slot), except idle environments, in which ``mask`` (N, S) is True."""
         return [(env, slot) for env, slot in np.argwhere(mask & ~self.idle[:, None]).tolist()]
 
 
 class Names(NamedTuple):
-    """What events call things."""
+    """Names of slots and blueprints in events."""
 
     slots: tuple[str, ...]  # in action order
     blueprints: Mapping[int, str]  # by value of the blueprint head
 
     def of(self, mask: Mask) -> tuple[str, ...]:
-        """The slots in which ``mask`` (S,) holds."""
+        """Return the slots in which ``mask`` (S,) is True."""
         return tuple(self.slots[slot] for slot in np.flatnonzero(mask).tolist())
 
 
-#: Events of a step: environment, slot where the event is about one, and what it says.
-Told = Iterable[tuple[int, int | None, Payload]]
+#: Events of a step: environment, slot if the event is about one, and payload.
+Emissions = Iterable[tuple[int, int | None, Payload]]
