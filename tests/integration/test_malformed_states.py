@@ -283,9 +283,9 @@ def in_place_of_the_run(run):
     run.write_text("x")
 
 
-OWN = "a run goes on with the settings that it began with"
-UNREADABLE = "has checkpoints, but none that can be read"
-OTHER = "To train anew, give another folder"
+OWN = "A run cannot change its settings"
+UNREADABLE = "has no readable checkpoint"
+OTHER = "To start again, use another folder"
 
 
 @table(

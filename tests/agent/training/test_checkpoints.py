@@ -129,8 +129,8 @@ DAMAGES = {
     "older layout": (older_layout, f"has layout {LAYOUT - 1}; this version of esper-agent reads layout {LAYOUT}"),
     "no state": (lambda path: put(path, state=3), "state of .* is 3; expected a dict"),
     "no settings": (lambda path: put(path, settings=[]), "settings of .* is .*; expected a dict"),
-    "no timesteps": (put, "is of timestep None"),
-    "renamed": (lambda path: path.rename(path.with_stem("000000000999")), "it has been renamed"),
+    "no timesteps": (put, "holds timestep None"),
+    "renamed": (lambda path: path.rename(path.with_stem("000000000999")), "it was renamed"),
 }
 
 
@@ -139,7 +139,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(run, name):
     damage, message = DAMAGES[name]
     assert latest(run).timesteps == 6 * ROLLOUT
     damage(checkpoint_paths(run)[0])
-    before = f"goes on from .*{5 * ROLLOUT:012}"
+    before = f"resumes from .*{5 * ROLLOUT:012}"
     with pytest.warns(RuntimeWarning, match=rf"newer checkpoint cannot be read: .*(?:{message}).*{before}"):
         assert latest(run).timesteps == 5 * ROLLOUT
 
@@ -151,7 +151,7 @@ def test_checkpoints_of_which_none_can_be_read_are_an_error_that_names_them(run,
     older.unlink()
     damage(newer)
     with pytest.raises(
-        CheckpointError, match=f"none that can be read: .*(?:{message}).*To train anew, give another folder"
+        CheckpointError, match=f"no readable checkpoint: .*(?:{message}).*To start again, use another folder"
     ):
         latest(run)
 
@@ -168,7 +168,7 @@ def test_a_full_disk_costs_a_warning_and_keeps_the_checkpoint_before(finished, t
     monkeypatch.setattr(saving, "write_checkpoint", full)
     settings = small_settings(tmp_path / "run", *TOY)
     with (
-        pytest.warns(RuntimeWarning, match=r"cannot be saved .*No space left.*0024.safetensors stays") as caught,
+        pytest.warns(RuntimeWarning, match=r"cannot be saved .*No space left.*0024.safetensors is kept") as caught,
         pytest.raises(Crash.Killed),
     ):
         train(settings, [Crash(5 * ROLLOUT + 1)])
@@ -187,6 +187,6 @@ def test_a_disk_that_is_always_full_does_not_stop_the_training(finished, tmp_pat
 
     monkeypatch.setattr(saving, "write_checkpoint", full)
     settings = small_settings(tmp_path / "run", *TOY)
-    with pytest.warns(RuntimeWarning, match="there is none before it, and training goes on"):
+    with pytest.warns(RuntimeWarning, match="there is no earlier one, and training continues"):
         train(settings)
     assert differences(settings.out, finished[1].folder) == []

@@ -198,7 +198,7 @@ def test_a_run_of_whose_checkpoints_none_can_be_read_is_not_trained_anew(killed)
         path.unlink()
         path.with_suffix("").mkdir()  # as versions before 2 wrote them
     before = contents(killed)
-    with pytest.raises(CheckpointError, match=r"none that can be read: .*is a folder"):
+    with pytest.raises(CheckpointError, match=r"no readable checkpoint: .*is a folder"):
         go_on(killed)
     assert contents(killed) == before
 

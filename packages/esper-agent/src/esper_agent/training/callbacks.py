@@ -1,4 +1,4 @@
-"""Stable-Baselines3 callbacks for growth: what the episodes were like, curves on disk, a clean stop on Ctrl-C."""
+"""Stable-Baselines3 callbacks for growth: metrics of episodes, curves on disk, evaluation, and a clean stop."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ from esper_agent.training.outputs import keep_rows
 
 
 class TrainingMetricsCallback(BaseCallback):
-    """Logs under ``rollout/`` what the steps of each rollout and the last ``window`` episodes were like.
+    """Logs metrics of each rollout's steps and of recent episodes under ``rollout/``.
 
-    ``wait_share`` and the shares ``op_*`` of the other ops are of the rollout's effective ops, ``invalid_share`` of
-    actions that were not legal; ``rollbacks`` counts how often the governor put a network back.
-    ``committed_val_accuracy``, ``test_accuracy`` and ``parameters_added`` are means over the episodes that terminated.
+    ``wait_share`` and ``op_*`` are the shares of the rollout's effective ops, ``invalid_share`` is the share of illegal
+    actions, and ``rollbacks`` counts the governor's rollbacks. ``committed_val_accuracy``, ``test_accuracy`` and
+    ``parameters_added`` are means over terminated episodes.
+
+    Args:
+        window: number of recent episodes in the means.
     """
 
     def __init__(self, window: int = 100) -> None:
@@ -118,12 +121,17 @@ def _is_curve(line: Mapping[str, str]) -> bool:
 
 
 class CurvesRecorder(BaseCallback):
-    """Writes one line per finished training episode to a CSV file, as it happens, and keeps them in ``rows``.
+    """Appends a line to a CSV file for every finished training episode, and keeps the lines in ``rows``.
 
-    The return is the one ``VecMonitor`` counted, so it is in the environment's own units also under ``VecNormalize``;
-    without a monitor the first finished episode is a ``RuntimeError``. What a cut episode came to is not known and
-    left empty. Training that goes on (``reset_num_timesteps=False``) goes on in the same file. A file that cannot be
-    written costs a ``RuntimeWarning`` and the rest of the file, not the training.
+    Returns come from ``VecMonitor``, so they are not normalised. Truncated episodes have no committed accuracies; these
+    fields are empty. Further training with ``reset_num_timesteps=False`` continues the file. If the file cannot be
+    written, training continues without it, with a ``RuntimeWarning``.
+
+    Args:
+        path: the CSV file.
+
+    Raises:
+        RuntimeError: the environment has no ``VecMonitor``; raised at the end of the first episode.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -199,7 +207,7 @@ class CurvesRecorder(BaseCallback):
             self.close()
         self._file = None
         warnings.warn(
-            f"{self.path} cannot be written ({error.strerror}); training goes on without it",
+            f"{self.path} cannot be written ({error.strerror}); training continues without it",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -208,18 +216,28 @@ class CurvesRecorder(BaseCallback):
         self.close()
 
     def close(self) -> None:
-        """Close the file; training that ends well does so itself."""
+        """Close the file. The end of training closes it as well."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
 class PeriodicEvaluation(BaseCallback):
-    """Plays the deterministic policy on held-out episodes every ``every`` timesteps and logs it under ``eval/``.
+    """Evaluates the deterministic policy on held-out episodes at a fixed interval and logs means under ``eval/``.
 
-    The WAIT share of the deterministic policy is among the numbers: a policy that explores can look alive while its
-    mode has collapsed into waiting. The episodes are the same each time, so curves are comparable; the latest are in
-    ``records``. With ``stop`` an evaluation is given up as soon as that is to stop training.
+    The means include the share of WAIT: an exploring policy can look active although its mode only waits. The episodes
+    are the same each time, so the curves are comparable. ``records`` holds the latest ones.
+
+    Args:
+        env_id: the environment.
+        every: timesteps between two evaluations.
+        episodes: number of episodes.
+        seed: of the first episode.
+        env_kwargs: settings of the environment.
+        stop: cancels a running evaluation when it stops the training.
+
+    Raises:
+        ValueError: ``every`` is below 1.
     """
 
     def __init__(
@@ -252,7 +270,7 @@ class PeriodicEvaluation(BaseCallback):
         if self.num_timesteps < self._next:
             return
         self._schedule()
-        with suppress(_GivenUpError):
+        with suppress(_CancelledError):
             self.records = run_episodes(
                 self.model,
                 self.env_id,
@@ -267,15 +285,15 @@ class PeriodicEvaluation(BaseCallback):
 
     def _check(self, _finished: int) -> None:
         if self._stop is not None and self._stop.interrupted:
-            raise _GivenUpError
+            raise _CancelledError
 
 
-class _GivenUpError(Exception):
-    """An evaluation is not played to its end."""
+class _CancelledError(Exception):
+    """Training stops during an evaluation."""
 
 
 def evaluation_means(records: Sequence[EpisodeRecord]) -> dict[str, float]:
-    """Means over the episodes that have the number, under the names Stable-Baselines3 uses where it has one."""
+    """Return means over the episodes that have the value, under Stable-Baselines3's names where it has one."""
     columns: dict[str, list[float | None]] = {
         "mean_reward": [record.episode_return for record in records],
         "mean_ep_length": [record.length for record in records],
@@ -289,9 +307,9 @@ def evaluation_means(records: Sequence[EpisodeRecord]) -> dict[str, float]:
 
 
 class SingleThreadedPolicy(BaseCallback):
-    """Gives the thread that trains the policy a single torch thread; the environment's workers keep theirs.
+    """Trains the policy with a single intra-op thread; the environment's workers keep theirs.
 
-    The policy is small: more threads gain it nothing, and get in the way of the workers on a busy machine.
+    The policy is too small to gain from more threads, which would compete with the workers.
     """
 
     def _on_training_start(self) -> None:
@@ -306,15 +324,15 @@ class SingleThreadedPolicy(BaseCallback):
 
 
 class StopOnInterrupt(BaseCallback):
-    """Ends training at the next step after a Ctrl-C or SIGTERM, with the model in one piece; a second ends it at once.
+    """Ends training at the next step after Ctrl-C or SIGTERM, with an intact model. A second signal ends it at once.
 
         with StopOnInterrupt() as stop:
             model.learn(20_000, callback=stop)
         if stop.interrupted:
             ...
 
-    ``signal`` is the number of the signal, or None. Outside the main thread, where Python delivers no signals, it
-    does nothing.
+    ``signal`` is the number of the signal, or None. Outside the main thread it does nothing, because Python delivers
+    signals to the main thread only.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -326,7 +344,7 @@ class StopOnInterrupt(BaseCallback):
 
     @property
     def interrupted(self) -> bool:
-        """Whether training is to stop."""
+        """True if training is to stop."""
         return self.signal is not None
 
     def __enter__(self) -> StopOnInterrupt:

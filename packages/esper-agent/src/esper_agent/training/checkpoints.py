@@ -1,4 +1,4 @@
-"""The checkpoints of a run on disk: saved while it trains, found again when it goes on."""
+"""Checkpoints of a run on disk: saving them during training, and finding the latest one to resume from."""
 
 from __future__ import annotations
 
@@ -24,28 +24,31 @@ _LEFTOVER = re.compile(r"\.\d{12}\.\d+\.safetensors")
 
 
 class Saved(NamedTuple):
-    """A checkpoint that was read."""
+    """A checkpoint read from disk."""
 
     path: Path
     timesteps: int
-    settings: dict[str, Any]  # that the run was made with
+    settings: dict[str, Any]  # of the run
     state: Tree  # for ``restore_training``
 
 
 class SaveCheckpoints(BaseCallback):
-    """Saves a checkpoint every so many timesteps, between two rollouts, and keeps the last two.
+    """Saves checkpoints between rollouts at a fixed interval of timesteps, and keeps the last two.
 
-    Give it to ``learn`` before all other callbacks: what they do when a rollout starts is then done after the save, and
-    again by training that goes on from it. A checkpoint that cannot be written costs a ``RuntimeWarning``; those before
-    it stay, training goes on, and the next one is tried when it is due.
+    It must come before all other callbacks: what they do at the start of a rollout then happens after the save, and a
+    resumed run repeats it. If a checkpoint cannot be written, training continues with a ``RuntimeWarning`` and the
+    previous checkpoints.
 
     Args:
-        folder: of the run; the checkpoints are in its folder ``checkpoints``, where nothing else is kept.
-        every: timesteps between two checkpoints, rounded up to whole rollouts; 0 never saves.
-        callbacks: whose state is saved too, if they have one.
-        settings: JSON values saved beside it, by which :func:`latest_checkpoint` tells that they are still the same.
-        previous: the checkpoint that training goes on from.
+        folder: the run folder; checkpoints are files in its subfolder ``checkpoints``.
+        every: timesteps between two checkpoints, rounded up to whole rollouts; 0 disables saving.
+        callbacks: callbacks whose state is saved, if they have one.
+        settings: JSON values saved with the state; :func:`latest_checkpoint` compares them.
+        previous: the checkpoint from which training resumed.
         on_saved: called with the path and the timesteps of every new checkpoint.
+
+    Raises:
+        ValueError: ``every`` is negative.
     """
 
     def __init__(
@@ -59,10 +62,10 @@ class SaveCheckpoints(BaseCallback):
     ) -> None:
         super().__init__()
         if every < 0:
-            raise ValueError(f"every is {every}; expected a number of timesteps, or 0 to save nothing")
+            raise ValueError(f"every is {every}; expected a number of timesteps, or 0 to disable checkpoints")
         self.folder, self.every = Path(folder) / CHECKPOINTS, every
         self.callbacks, self.settings, self.on_saved = callbacks, dict(settings or {}), on_saved
-        self.in_rollout = False  # True from a rollout's first step to its updates: nothing can be saved there
+        self.in_rollout = False  # True from a rollout's first step to its updates, where no state can be saved
         self._previous = None if previous is None else previous.path
         self._tried = 0 if previous is None else previous.timesteps
 
@@ -79,7 +82,7 @@ class SaveCheckpoints(BaseCallback):
         self.in_rollout = False
 
     def save(self) -> None:
-        """Save one now, unless ``every`` is 0. Not inside a rollout."""
+        """Save a checkpoint now unless ``every`` is 0. Call it outside rollouts only."""
         timesteps = self.model.num_timesteps
         path = self.folder / f"{timesteps:012}.safetensors"
         if not self.every or path == self._previous:
@@ -88,9 +91,9 @@ class SaveCheckpoints(BaseCallback):
         try:
             self._write(path)
         except (OSError, CheckpointError) as error:
-            kept = f"{self._previous} stays" if self._previous else "there is none before it"
+            kept = f"{self._previous} is kept" if self._previous else "there is no earlier one"
             warnings.warn(
-                f"the checkpoint of timestep {timesteps} cannot be saved ({error}); {kept}, and training goes on",
+                f"the checkpoint of timestep {timesteps} cannot be saved ({error}); {kept}, and training continues",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -125,10 +128,12 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Saved | None:
-    """The newest checkpoint of a run that can be read, None when it has none yet.
+    """Return the newest readable checkpoint of a run, or None if the run has no checkpoints.
 
-    A ``RuntimeWarning`` says why a newer one cannot. Raises ``CheckpointError`` when none of them can, and when the
-    settings they were saved with are not ``settings``.
+    Warns with a ``RuntimeWarning`` if a newer checkpoint is unreadable.
+
+    Raises:
+        CheckpointError: no checkpoint is readable, or they were saved with other ``settings``.
     """
     failures = []
     for path in checkpoint_paths(folder):
@@ -139,13 +144,12 @@ def latest_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Saved | None
             failures.append(str(error))
             continue
         if failures:
-            _tell(failures, path)
+            _warn(failures, path)
         _check_settings(path, tree, settings)
         return Saved(path, int(path.stem), tree["settings"], tree["state"])
     if failures:
         raise CheckpointError(
-            f"{folder} has checkpoints, but none that can be read: {'; '.join(failures)}. To train anew, give another "
-            "folder"
+            f"{folder} has no readable checkpoint: {'; '.join(failures)}. To start again, use another folder"
         )
     return None
 
@@ -162,12 +166,12 @@ def _check_tree(path: Path, tree: Tree) -> None:
     counters = tree["state"].get("counters")
     timesteps = counters.get("num_timesteps") if isinstance(counters, dict) else None
     if timesteps != int(path.stem):
-        raise CheckpointError(f"{path} is of timestep {timesteps}; it has been renamed")
+        raise CheckpointError(f"{path} holds timestep {timesteps}: it was renamed; restore its name")
 
 
-def _tell(failures: Sequence[str], path: Path) -> None:
+def _warn(failures: Sequence[str], path: Path) -> None:
     warnings.warn(
-        f"a newer checkpoint cannot be read: {'; '.join(failures)}. Training goes on from {path}",
+        f"a newer checkpoint cannot be read: {'; '.join(failures)}. Training resumes from {path}",
         RuntimeWarning,
         stacklevel=3,
     )
@@ -178,13 +182,13 @@ def _check_settings(path: Path, tree: Tree, settings: Mapping[str, Any]) -> None
     for name in sorted(saved.keys() | own.keys()):
         if saved.get(name) != own.get(name):
             raise CheckpointError(
-                f"{path} was saved with {name} = {saved.get(name)}, the run's configuration has {own.get(name)}; "
-                "a run goes on with the settings that it began with: put the old one back, or train another run"
+                f"{path} was saved with {name} = {saved.get(name)}; the run's configuration has {own.get(name)}. "
+                "A run cannot change its settings: restore the old value, or train another run"
             )
 
 
 def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each setting under its full dotted name."""
+    """Yield each setting with its full dotted name."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _dotted(value, f"{prefix}{name}.")

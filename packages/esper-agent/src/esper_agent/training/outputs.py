@@ -1,4 +1,4 @@
-"""The logger's files of a run: progress.csv and TensorBoard's, which go on where a checkpoint left them."""
+"""Log files of a run, progress.csv and TensorBoard's, which a resumed run continues."""
 
 from __future__ import annotations
 
@@ -31,18 +31,17 @@ _NO_TEXT = {Video: "video", Figure: "figure", Image: "image", HParam: "hparam"}
 
 
 def run_logger(folder: Path, progress: str) -> Logger:
-    """A logger that writes the file ``progress`` and TensorBoard's into the folder of a run.
+    """Return a logger that writes the file ``progress`` and TensorBoard's into the folder of a run.
 
-    Nothing is written before something is logged; the outputs start anew unless they are given a state before.
+    Files are created by the first log. Outputs start from scratch unless a state is set before.
     """
     return Logger(str(folder), [ProgressFile(folder / progress), TensorBoardFiles(str(folder))])
 
 
 class ProgressFile(KVWriter):
-    """A CSV file with one line per dump, and a column for everything that was logged so far.
+    """A CSV file with one line per dump, and a column for every name logged so far.
 
-    Like Stable-Baselines3's, but columns come in the same order in every process, and a process that is killed never
-    leaves half a file.
+    Unlike Stable-Baselines3's, it orders columns equally in every process, and a killed process leaves no torn file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +51,7 @@ class ProgressFile(KVWriter):
         self._file: IO[str] | None = None
 
     def get_state(self) -> Tree:
-        """The columns and the number of lines."""
+        """Return the columns and the number of lines."""
         return {"columns": list(self._columns), "rows": self._rows}
 
     def set_state(self, state: Tree) -> None:
@@ -62,7 +61,7 @@ class ProgressFile(KVWriter):
         self._columns, self._rows = list(state["columns"]), state["rows"]
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:  # noqa: ARG002
-        """Append a line; ``FormatUnsupportedError`` for pictures and their like."""
+        """Append a line; ``FormatUnsupportedError`` for images, figures and videos."""
         row = filter_excluded_keys(key_values, key_excluded, "csv")
         for value in row.values():
             if type(value) in _NO_TEXT:
@@ -73,7 +72,7 @@ class ProgressFile(KVWriter):
         self._rows += 1
 
     def _opened(self, new: Sequence[str]) -> IO[str]:
-        """The file, ready for a line with these new columns."""
+        """Return the file, ready for a line with these new columns."""
         if self._file is None or new:
             kept = keep_rows(self.path, self._columns, self._rows) if self._rows else []
             self._rows = len(kept)
@@ -91,7 +90,7 @@ class ProgressFile(KVWriter):
 
 
 class TensorBoardFiles(TensorBoardOutputFormat):
-    """TensorBoard's events. Those of steps that training goes back behind are shown no more."""
+    """TensorBoard's events. On resume, events after the checkpoint are purged."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -100,7 +99,7 @@ class TensorBoardFiles(TensorBoardOutputFormat):
         self.writer: Any = None
 
     def get_state(self) -> Tree:
-        """The step that comes after the latest one."""
+        """Return the step after the latest one."""
         return {"next_step": self._next}
 
     def set_state(self, state: Tree) -> None:
@@ -120,18 +119,18 @@ class TensorBoardFiles(TensorBoardOutputFormat):
 def keep_rows(
     path: Path, columns: Sequence[str], count: int, readable: Callable[[Mapping[str, str]], bool] | None = None
 ) -> list[dict[str, str]]:
-    """The first ``count`` lines of a CSV file, in these columns; the file is left with them and nothing else.
+    """Cut a CSV file to its first ``count`` lines and return them.
 
-    Lines that are torn or not ``readable`` are left out, all of them where a column is missing: the file is another
-    one. A ``RuntimeWarning`` says how many there are when there are fewer than ``count``.
+    Torn lines and lines that are not ``readable`` are dropped; all lines are dropped if a column is missing.
+    Warns with a ``RuntimeWarning`` if fewer than ``count`` lines remain.
     """
     rows = _first_rows(path, columns, count)
     if readable is not None:
         rows = [row for row in rows if readable(row)]
     if len(rows) < count:
         warnings.warn(
-            f"{path} has {len(rows)} of the {count} lines that were written before the checkpoint; it goes on after a "
-            "gap",
+            f"{path} has {len(rows)} of the {count} lines that were written before the checkpoint; it continues after "
+            "a gap",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -140,13 +139,13 @@ def keep_rows(
 
 
 def _first_rows(path: Path, columns: Sequence[str], count: int) -> list[dict[str, str]]:
-    """Those of the first ``count`` lines that are whole."""
+    """Return the complete ones among the first ``count`` lines."""
     if not path.is_file():
         return []
     rows = []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
-        # The first lines are counted before any is left out: a later one must not take its place.
+        # Count before dropping: a later line must not replace a dropped one.
         with suppress(csv.Error):
             rows += [row for row in islice(reader, count) if None not in row and None not in row.values()]
         known = set(columns) <= set(reader.fieldnames or ())

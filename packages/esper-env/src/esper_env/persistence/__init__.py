@@ -1,1 +1,33 @@
 """Trees of arrays and JSON values, the states made of them, and the files that hold states."""
+
+from esper_env.persistence.atomic import replaced, sync, write_text
+from esper_env.persistence.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from esper_env.persistence.state import (
+    Accessors,
+    Stateful,
+    check_keys,
+    check_like,
+    describe,
+    get_states,
+    restore,
+    set_states,
+)
+from esper_env.persistence.tree import Tree
+
+__all__ = [
+    "Accessors",
+    "CheckpointError",
+    "Stateful",
+    "Tree",
+    "check_keys",
+    "check_like",
+    "describe",
+    "get_states",
+    "read_checkpoint",
+    "replaced",
+    "restore",
+    "set_states",
+    "sync",
+    "write_checkpoint",
+    "write_text",
+]

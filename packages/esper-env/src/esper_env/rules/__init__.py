@@ -1,0 +1,66 @@
+"""The decision side: stages, actions, masks, lifecycle, gates, signals, observation, reward and governor.
+
+Everything works on NumPy arrays of shape (environments, slots); nothing here imports PyTorch.
+"""
+
+from esper_env.rules.gates import GateConfig, gate_config
+from esper_env.rules.heads import (
+    ALPHA_TARGETS,
+    HEAD_DEFAULTS,
+    HEAD_NAMES,
+    HEAD_RELEVANCE,
+    HEAD_VALUES,
+    NO_BLUEPRINT,
+    NUM_BLUEPRINTS,
+    NUM_HEADS,
+    NUM_OPS,
+    SPEED_TICKS,
+    TEMPO_TICKS,
+    AlphaSpeed,
+    AlphaTarget,
+    Head,
+    Op,
+    Style,
+    Tempo,
+    head_sizes,
+)
+from esper_env.rules.masks import sample_valid_actions
+from esper_env.rules.observation import BASE_FIELDS, HISTORY, SLOT_FIELDS
+from esper_env.rules.observation_view import ObservationView
+from esper_env.rules.reward_config import GAMMA
+from esper_env.rules.slot_table import HOLD, SlotTable
+from esper_env.rules.stages import HAS_SEED, IS_LIVE, Stage
+
+__all__ = [
+    "ALPHA_TARGETS",
+    "BASE_FIELDS",
+    "GAMMA",
+    "HAS_SEED",
+    "HEAD_DEFAULTS",
+    "HEAD_NAMES",
+    "HEAD_RELEVANCE",
+    "HEAD_VALUES",
+    "HISTORY",
+    "HOLD",
+    "IS_LIVE",
+    "NO_BLUEPRINT",
+    "NUM_BLUEPRINTS",
+    "NUM_HEADS",
+    "NUM_OPS",
+    "SLOT_FIELDS",
+    "SPEED_TICKS",
+    "TEMPO_TICKS",
+    "AlphaSpeed",
+    "AlphaTarget",
+    "GateConfig",
+    "Head",
+    "ObservationView",
+    "Op",
+    "SlotTable",
+    "Stage",
+    "Style",
+    "Tempo",
+    "gate_config",
+    "head_sizes",
+    "sample_valid_actions",
+]
