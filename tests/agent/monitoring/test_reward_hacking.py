@@ -290,7 +290,7 @@ def test_another_number_of_environments_is_an_error():
     detector = RewardHackingDetector(SETTINGS, 2)
     with pytest.raises(ValueError, match="1 infos and 1 dones; expected 2 of each"):
         detector.observe([{}], [True])
-    with pytest.raises(ValueError, match="the state is of 1 environments; this detector watches 2"):
+    with pytest.raises(ValueError, match="the state has 1 environments; expected 2"):
         detector.set_state(RewardHackingDetector(SETTINGS, 1).get_state())
-    with pytest.raises(ValueError, match="both must be positive"):
+    with pytest.raises(ValueError, match=r"num_envs is 0 and scale is 1\.0; expected positive numbers"):
         RewardHackingDetector(SETTINGS, 0)

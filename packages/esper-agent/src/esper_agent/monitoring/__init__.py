@@ -1,1 +1,1 @@
-"""Detectors of abnormal training, and the callback and console that report what they find."""
+"""Detectors of abnormal training, their events, and the callback and console that report them."""

@@ -1,4 +1,4 @@
-"""Watches a policy train: anomalies of its updates, trends of its episodes, rewards that look hacked."""
+"""Diagnostics of training: anomalies of updates, trends of episodes, and suspected reward hacking."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from esper_agent.monitoring.reward_hacking import RewardHackingDetector, Suspici
 from esper_agent.monitoring.trends import TrendDetector
 from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
 
-#: Name under ``diagnostics/`` -> the event that is counted there.
+#: Name under ``diagnostics/`` -> payload of the events that it counts.
 COUNTED: dict[str, type[Payload]] = {
     "ratio_explosion": RatioExplosion,
     "ratio_collapse": RatioCollapse,
@@ -47,25 +47,26 @@ COUNTED: dict[str, type[Payload]] = {
 
 
 class DiagnosticsCallback(BaseCallback):
-    """Finds what is abnormal in the training of a ``FactoredRecurrentPPO`` in growth environments.
+    """Detects abnormal training of a ``FactoredRecurrentPPO`` in growth environments.
 
-    After each round of updates it counts under ``diagnostics/`` what has been found since the last: ``anomalies`` of
-    the update, and every type of event by itself. The same goes to the hub as events, with TRAINING_STARTED at the
-    start and PPO_UPDATE_COMPLETED after every round; an anomaly makes the hub report in full detail for
+    After each round of updates it logs the number of events since the last round under ``diagnostics/``: of all
+    ``anomalies`` of updates, and of each event type. It emits the same events to the hub, with TRAINING_STARTED at the
+    start and PPO_UPDATE_COMPLETED after every round. An anomaly makes the hub emit in full detail for
     ``escalation_epochs``.
 
-    Training that diverges ends in an exception, which no callback hears of; inside :meth:`reporting_divergence` its
-    last round is reported all the same::
+    Training that diverges raises an exception, and Stable-Baselines3 does not notify callbacks of it.
+    :meth:`reporting_divergence` reports its last round::
 
         diagnostics = DiagnosticsCallback(hub=hub)
         with diagnostics.reporting_divergence():
             model.learn(20_000, callback=diagnostics)
 
     Args:
-        settings: the thresholds; a ``ValueError`` for one that cannot work.
-        hub: a ``Telemetry``, or None for the logger alone.
+        settings: thresholds.
+        hub: a ``Telemetry``, or None to use only the logger.
 
-    Raises ``TypeError`` at the start of training for another kind of model.
+    Raises:
+        TypeError: at the start of training, if the model is not a ``FactoredRecurrentPPO``.
     """
 
     model: FactoredRecurrentPPO
@@ -76,7 +77,7 @@ class DiagnosticsCallback(BaseCallback):
         self.hub = hub
         self._trends = TrendDetector(self.settings)
         self._hacking: RewardHackingDetector | None = None
-        self._hacking_state: list[dict[str, Any]] | None = None  # to go on from, once the environments are known
+        self._hacking_state: list[dict[str, Any]] | None = None  # restored once the environments are known
         self._accuracies: list[float] = []  # committed, of the episodes that ended in this rollout
         self._counts: Counter[str] = Counter()  # event types since the last record
         self._updates_seen = 0
@@ -84,12 +85,12 @@ class DiagnosticsCallback(BaseCallback):
 
     @contextmanager
     def reporting_divergence(self) -> Iterator[None]:
-        """Report the round of updates in which training stops with a ``NonFiniteUpdateError``, and let that pass."""
+        """Report the round of updates in which training raises a ``NonFiniteUpdateError``, which passes through."""
         try:
             yield
         except NonFiniteUpdateError:
             self._report_update()
-            if not self._counts[NumericalInstability.TYPE]:  # the updates were finite, what they led to is not
+            if not self._counts[NumericalInstability.TYPE]:  # the updates were finite, the policy is not
                 self._report(
                     NumericalInstability(
                         timesteps=self.num_timesteps, quantity="decisions", value=math.nan, threshold=None
@@ -100,7 +101,7 @@ class DiagnosticsCallback(BaseCallback):
             raise
 
     def get_state(self) -> dict[str, Any]:
-        """What :meth:`set_state` goes on from; JSON types."""
+        """Return the state for ``set_state``, of JSON types."""
         hacking = self._hacking_state if self._hacking is None else self._hacking.get_state()
         return {
             "trends": self._trends.get_state(),
@@ -111,7 +112,11 @@ class DiagnosticsCallback(BaseCallback):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`get_state`, before training starts. A part that is missing is a ``KeyError``."""
+        """Restore a state of ``get_state`` before training starts.
+
+        Raises:
+            KeyError: the state is incomplete.
+        """
         hacking, accuracies, counts = state["hacking"], list(state["accuracies"]), Counter(state["counts"])
         updates_seen = int(state["updates_seen"])
         self._trends.set_state(state["trends"])
@@ -171,7 +176,7 @@ class DiagnosticsCallback(BaseCallback):
     # Reports
 
     def _forget(self) -> None:
-        """A new training begins, not one that goes on."""
+        """Reset all state, because training starts instead of resuming."""
         self._trends = TrendDetector(self.settings)
         self._hacking = self._hacking_state = None
         self._accuracies, self._counts, self._updates_seen = [], Counter(), self.model._n_updates
@@ -183,7 +188,7 @@ class DiagnosticsCallback(BaseCallback):
 
     def _report_update(self) -> None:
         model = self.model
-        # The values of a first rollout are those of a critic that has not learned anything, however short the run.
+        # An untrained critic predicted the values of the first rollout.
         untrained, self._updates_seen = self._updates_seen == 0, model._n_updates
         if self.hub is not None:
             self.hub.emit(PPOUpdateCompleted(timesteps=self.num_timesteps, metrics=dict(model.last_update)))

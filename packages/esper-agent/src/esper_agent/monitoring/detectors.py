@@ -1,18 +1,18 @@
-"""What counts as abnormal in training, and how it is found in the numbers of a round of updates.
+"""Anomalies in the metrics of a round of updates, and their thresholds.
 
     for anomaly in detect(model.last_update, model.num_timesteps, progress, AnomalySettings()):
-        print(anomaly.TYPE, anomaly.quantity, anomaly.value)
+        print(anomaly.sentence())
 
-Ratios are judged by the quantiles of 5% and 95% of each head's rows, not by the one row that is furthest out: a
-head such as the blueprint's is read by some 40 different rows of a rollout, 8 times each. In three healthy runs on
-Esper-Digits-v0 (52 rounds, 32 of them of one run of 20,000 steps) the smallest ratio of a round fell to 0.0004 and was
-below 0.1 in 7 rounds, the largest came to 8.4 and was above 5 in 3, and even the quantile of 1% fell to 0.005; the
-quantiles of 5% and 95% stayed within 0.17 and 1.9.
+The ratio rules use the 5% and 95% quantiles of each head's rows rather than the extreme row: about 40 different rows of
+a rollout read a head such as the blueprint's, 8 times each. In three healthy runs on Esper-Digits-v0 (52 rounds, 32 of
+them from one run of 20,000 steps) the smallest ratio of a round fell to 0.0004 and was below 0.1 in 7 rounds. The
+largest rose to 8.4 and was above 5 in 3 rounds, and the 1% quantile fell to 0.005. The 5% and 95% quantiles stayed
+between 0.17 and 1.9.
 
-Entropies are judged over the rows in which a head had a choice at all: the slot head has one in about 60% of the rows
-that read it, so a plain mean of 0.6 can be a uniform policy. In the same runs the op head's stayed above 0.47, while
-the alpha target's, which rightly settles on FULL, fell to 0.017. The gradient's mean norm lay between 1.3 and 20, and
-the explained variance was above 0.39 from a quarter of the run on.
+The entropy rules use the rows in which a head has a choice. The slot head has one in about 60% of the rows that read
+it, so a plain mean of 0.6 can be a uniform policy. In the same runs the op head's entropy stayed above 0.47. That of
+the alpha target, which rightly converges to FULL, fell to 0.017. The mean gradient norm was between 1.3 and 20, and the
+explained variance was above 0.39 after a quarter of the run.
 """
 
 from __future__ import annotations
@@ -120,13 +120,13 @@ _RANGES = {
     "ransom_epochs": _AT_LEAST_1,
 }
 
-#: What has to be finite. The explained variance is not among them: it is the critic's.
+#: Metrics that must be finite. ``ValueCollapse`` covers the explained variance.
 _LOSSES = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "grad_norm")
 _RATIOS = tuple(f"{head}_{name}" for head in HEAD_NAMES for name in ("ratio_mean", "ratio_max", "ratio_min"))
 
 
 class _Finding(NamedTuple):
-    """A quantity that is where it should not be."""
+    """A metric that has passed its threshold."""
 
     quantity: str
     value: float
@@ -134,7 +134,7 @@ class _Finding(NamedTuple):
 
 
 class _Round(NamedTuple):
-    """What a rule looks at."""
+    """Input of a rule."""
 
     metrics: Mapping[str, float]
     progress: float
@@ -142,13 +142,13 @@ class _Round(NamedTuple):
 
 
 def detect(metrics: Mapping[str, float], timesteps: int, progress: float, settings: AnomalySettings) -> list[Anomaly]:
-    """The anomalies in the numbers of one round of updates, at most one of each type: the worst.
+    """Return the anomalies of one round of updates, only the worst of each type.
 
     Args:
-        metrics: ``last_update`` of a ``FactoredRecurrentPPO``; what it lacks, for want of data, is not judged.
+        metrics: ``last_update`` of a ``FactoredRecurrentPPO``; metrics that it lacks are skipped.
         timesteps: environment steps so far.
-        progress: share of the run that is done, 0 to 1.
-        settings: the thresholds.
+        progress: completed share of the run, 0 to 1.
+        settings: thresholds.
     """
     seen = _Round(metrics, progress, settings)
     found = ((kind, rule(seen)) for kind, rule in _RULES.items())
@@ -160,7 +160,7 @@ def detect(metrics: Mapping[str, float], timesteps: int, progress: float, settin
 
 
 def _of_heads(metrics: Mapping[str, float], statistic: str) -> Iterator[tuple[str, float]]:
-    """The heads' (name, value) of a statistic that are not NaN."""
+    """Yield each head's (name, value) of a statistic, except NaN."""
     for head in HEAD_NAMES:
         value = metrics.get(f"{head}_{statistic}", math.nan)
         if not math.isnan(value):

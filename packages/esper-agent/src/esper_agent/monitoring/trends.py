@@ -1,4 +1,4 @@
-"""Whether episodes get better, worse, or stay as they were, from one stretch of rollouts to the next."""
+"""Trends of the committed accuracy over the rollouts."""
 
 from __future__ import annotations
 
@@ -12,20 +12,27 @@ from esper_agent.monitoring.payloads import DegradationDetected, ImprovementDete
 
 
 class TrendDetector:
-    """Compares the mean committed accuracy of the last ``trend_batches`` rollouts with that of as many before them.
+    """Compares the mean committed accuracy of the last ``trend_batches`` rollouts with the same number before them.
 
-    A change of less than ``plateau_points`` is a plateau, one of more than ``trend_points`` an improvement or a
-    degradation, and what lies between is neither. Each is reported when it is first true, and not again until the
-    verdict has changed.
+    A change of less than ``plateau_points`` is a plateau. A change of more than ``trend_points`` is an improvement or a
+    degradation. The detector reports a verdict once, and again only after the verdict has changed.
+
+    Args:
+        settings: thresholds.
     """
 
     def __init__(self, settings: AnomalySettings) -> None:
         self.settings = settings.checked()
-        self._means: list[float] = []  # of the latest batches, the oldest first
+        self._means: list[float] = []  # of the latest rollouts, oldest first
         self._verdict: str | None = None  # an event type
 
     def add(self, accuracies: Sequence[float], timesteps: int) -> Trend | None:
-        """Take in the committed accuracies (points) of a rollout's episodes; none are no batch."""
+        """Add the episodes of a rollout and return a new verdict, or None.
+
+        Args:
+            accuracies: committed accuracies in percent; a rollout without any is ignored.
+            timesteps: environment steps so far.
+        """
         if not accuracies:
             return None
         side = self.settings.trend_batches
@@ -40,11 +47,15 @@ class TrendDetector:
         return kind(timesteps=timesteps, change=recent - previous, recent=recent, previous=previous, batches=side)
 
     def get_state(self) -> dict[str, Any]:
-        """What :meth:`set_state` goes on from; JSON types."""
+        """Return the state for ``set_state``, of JSON types."""
         return {"means": list(self._means), "verdict": self._verdict}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`get_state`; a part that is missing is a ``KeyError``, and nothing changes."""
+        """Restore a state of ``get_state``.
+
+        Raises:
+            KeyError: the state is incomplete; nothing has changed.
+        """
         means, verdict = [float(mean) for mean in state["means"]], state["verdict"]
         self._means, self._verdict = means, verdict
 

@@ -1,4 +1,4 @@
-"""The event files of a run, kept in step with its checkpoints."""
+"""Callback that keeps the event files of a run consistent with its checkpoints."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 
 class EventLog(BaseCallback):
-    """Has a checkpoint remember how many events there were, and training that goes on drop those that came later.
+    """Saves the next event id in a checkpoint, and removes later events on resume.
 
-    So each event of a run is told once, with an id of its own, however often the run was cut off.
+    The files of a run therefore hold each event once, however often the run was interrupted.
 
     Args:
-        hub: where the events are emitted.
-        folder: of the ``JsonlSink`` that writes them.
+        hub: emits the events.
+        folder: folder of the ``JsonlSink`` that writes them.
     """
 
     def __init__(self, hub: Telemetry, folder: Path) -> None:
@@ -25,7 +25,7 @@ class EventLog(BaseCallback):
         self.hub, self.folder = hub, folder
 
     def get_state(self) -> Tree:
-        """The next id; what came before is in the files."""
+        """Return the next id, after all earlier events are in the files."""
         self.hub.flush()
         return {"next_id": self.hub.next_id}
 
