@@ -78,20 +78,6 @@ def test_advance_one_epoch_early_is_legal_and_fails(make_digits, script, index):
     np.testing.assert_array_equal(table_of(env).stage, before)
 
 
-def test_pruned_slot_is_free_after_seven_ticks(make_digits, action):
-    env = make_digits(horizon=20)
-    env.reset(seed=0)
-    run(env, [action(Op.GERMINATE, 0)])
-    observation, infos = run(env, [action(Op.PRUNE, 0)])
-    assert infos[0]["parameters_added"] == 0
-    stages = [stage_of(observation, 0)]
-    for _ in range(7):
-        observation, _ = run(env, [action()])
-        stages.append(stage_of(observation, 0))
-    assert stages == [Stage.PRUNED, *[Stage.EMBARGOED] * 5, Stage.RESETTING, Stage.DORMANT]
-    assert observation["op_slot_mask"].reshape(6, 3)[Op.GERMINATE].all()
-
-
 @pytest.mark.parametrize("env_id", ["Esper-CIFAR-v0", "Esper-CIFAR-Impaired-v0", "Esper-CIFAR-Surfaces-v0"])
 def test_every_blueprint_trains_in_isolation_on_large_hosts(env_id, tiny, action):
     """The last slot comes first, so that later seeds train in front of others."""

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from esper_env.rules import alpha
-from esper_env.rules.heads import CURVE_STEEPNESS, Curve
+from esper_env.rules.heads import Curve
 from esper_env.rules.slot_table import DOWN, HOLD, UP, SlotTable
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,12 +62,12 @@ def test_ramp_values_of_five_ticks_by_curve(curve, values):
 
 @given(st.floats(0, 1), CURVES)
 def test_ramp_equals_the_textbook_formula(t, curve):
-    assert alpha.ramp(t, curve, CURVE_STEEPNESS[curve]) == pytest.approx(naive_ramp(t, curve), abs=1e-12)
+    assert alpha.ramp(t, curve) == pytest.approx(naive_ramp(t, curve), abs=1e-12)
 
 
 @pytest.mark.parametrize("curve", list(Curve))
 def test_ramp_starts_at_exactly_0_and_ends_at_exactly_1(curve):
-    assert alpha.ramp([0.0, 1.0], curve, CURVE_STEEPNESS[curve]).tolist() == [0.0, 1.0]
+    assert alpha.ramp([0.0, 1.0], curve).tolist() == [0.0, 1.0]
 
 
 @given(ALPHAS, ALPHAS, st.integers(1, 12), CURVES)

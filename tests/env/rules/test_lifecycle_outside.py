@@ -34,7 +34,6 @@ def test_plant_commits_seeds_at_full_alpha():
         ("alpha_mode", UP, r"alpha_mode .* HOLD outside BLENDING"),
         ("pruning", True, r"pruning .* unless a ramp runs"),
         ("blueprint", NO_BLUEPRINT, r"blueprint .* is 13; expected present exactly where a seed is"),
-        ("alpha_steepness", 6.0, r"alpha_steepness .* is 6.0; expected that of its curve"),
         ("age", -1, r"age"),
         ("epochs_in_stage", -1, r"epochs_in_stage"),
     ],

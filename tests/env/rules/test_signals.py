@@ -37,12 +37,9 @@ def test_epoch_zero_is_the_untrained_network() -> None:
     assert signals.window_best_val_loss[0] == 2.3
     assert signals.loss_history.tolist() == [[0.0, 0.0, 0.0, 0.0, 2.3]]
     assert not signals.host_stabilised[0]
-
-
-def test_deltas_are_positive_for_improvement() -> None:
-    signals = run([2.0, 1.5], [20.0, 26.0])[-1]
-    assert signals.loss_delta[0] == pytest.approx(0.5)
-    assert signals.accuracy_delta[0] == pytest.approx(6.0)
+    improved = run([3.0, 2.5], [20.0, 26.0])[-1]
+    assert (improved.loss_delta[0], improved.accuracy_delta[0]) == (0.5, 6.0)
+    assert improved.window_best_val_loss[0] == 2.5, "padding is never the best loss"
 
 
 def test_history_has_the_last_five_epochs_left_padded() -> None:
@@ -62,10 +59,6 @@ def test_best_accuracy_is_global_and_best_loss_of_the_window() -> None:
     assert records[9].window_best_val_loss[0] == 0.5
     assert records[10].window_best_val_loss[0] == pytest.approx(min(losses[1:11]))
     assert records[12].best_val_accuracy[0] == 90.0
-
-
-def test_padding_is_never_the_best_loss() -> None:
-    assert run([3.0, 2.5], [10.0, 10.0])[-1].window_best_val_loss[0] == 2.5
 
 
 def naive_plateau(accuracies: list[float], config: SignalConfig) -> int:

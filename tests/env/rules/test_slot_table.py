@@ -3,7 +3,6 @@
 from dataclasses import fields
 
 import numpy as np
-import pytest
 from esper_env.rules.heads import NO_BLUEPRINT
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
@@ -43,7 +42,10 @@ def test_empty_slot_is_dormant_and_unmeasured():
     assert (table.contribution_age == -1).all()
     assert not table.gradient_measured.any()
     assert (table.previous_gradient_health == 1.0).all()
-    assert not table.has_seed.any()
+    for stage, names in ((Stage.TRAINING, "has_seed is_live"), (Stage.PRUNED, "in_cooldown")):
+        table.stage[:] = stage
+        properties = ("has_seed", "is_live", "is_blended", "in_cooldown")
+        assert [name for name in properties if getattr(table, name).all()] == names.split()
 
 
 def test_clear_resets_masked_slots_only():
@@ -64,26 +66,3 @@ def test_clear_seed_keeps_only_the_stage():
         if name != "stage":
             assert column[0, 0] == getattr(empty, name)[0, 0], name
             assert column[0, 1] != getattr(empty, name)[0, 1], name
-
-
-@pytest.mark.parametrize(
-    ("stage", "has_seed", "is_live", "is_blended", "in_cooldown"),
-    [
-        (Stage.DORMANT, False, False, False, False),
-        (Stage.GERMINATED, True, True, False, False),
-        (Stage.TRAINING, True, True, False, False),
-        (Stage.BLENDING, True, True, True, False),
-        (Stage.HOLDING, True, True, True, False),
-        (Stage.FOSSILIZED, True, False, True, False),
-        (Stage.PRUNED, False, False, False, True),
-        (Stage.EMBARGOED, False, False, False, True),
-        (Stage.RESETTING, False, False, False, True),
-    ],
-)
-def test_properties_of_stages(stage, has_seed, is_live, is_blended, in_cooldown):
-    table = SlotTable.empty(1, 1)
-    table.stage[:] = stage
-    assert table.has_seed.item() == has_seed
-    assert table.is_live.item() == is_live
-    assert table.is_blended.item() == is_blended
-    assert table.in_cooldown.item() == in_cooldown

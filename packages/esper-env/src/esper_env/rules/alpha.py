@@ -8,10 +8,8 @@ from numpy.typing import ArrayLike
 from esper_env.rules.heads import CURVE_STEEPNESS, Curve
 from esper_env.rules.slot_table import DOWN, HOLD, UP, BoolArray, FloatArray, SlotTable
 
-_IS_LOGISTIC = np.asarray(CURVE_STEEPNESS, dtype=np.float64) > 0
 
-
-def ramp(progress: ArrayLike, curve: ArrayLike, steepness: ArrayLike) -> FloatArray:
+def ramp(progress: ArrayLike, curve: ArrayLike) -> FloatArray:
     """Return how far a ramp has come, 0..1. The arguments broadcast.
 
     Linear: t. Cosine: (1 - cos(pi t)) / 2. Sigmoids: the logistic of k (t - 1/2), rescaled to run exactly from 0 to 1.
@@ -19,17 +17,15 @@ def ramp(progress: ArrayLike, curve: ArrayLike, steepness: ArrayLike) -> FloatAr
     Args:
         progress: t, the fraction of the ramp's ticks that are done, in [0, 1].
         curve: values of ``heads.Curve``.
-        steepness: k; linear and cosine ignore it.
     """
-    t, shape_of, k = np.broadcast_arrays(
-        np.asarray(progress, dtype=np.float64), np.asarray(curve), np.asarray(steepness, dtype=np.float64)
-    )
-    logistic = _IS_LOGISTIC[shape_of]
+    t, shape = np.asarray(progress, dtype=np.float64), np.asarray(curve)
+    steepness = CURVE_STEEPNESS[shape]
+    logistic = steepness > 0
+    k = np.where(logistic, steepness, 1.0)
     # The rescaled logistic is a ratio of tanh, which is exact at both ends.
-    safe_k = np.where(logistic, k, 1.0)
-    sigmoid = 0.5 * (1.0 + np.tanh(safe_k * (t - 0.5) / 2.0) / np.tanh(safe_k / 4.0))
+    sigmoid = 0.5 * (1.0 + np.tanh(k * (t - 0.5) / 2.0) / np.tanh(k / 4.0))
     cosine = 0.5 * (1.0 - np.cos(np.pi * t))
-    result: FloatArray = np.where(logistic, sigmoid, np.where(shape_of == Curve.COSINE, cosine, t))
+    result: FloatArray = np.where(logistic, sigmoid, np.where(shape == Curve.COSINE, cosine, t))
     return result
 
 
@@ -55,7 +51,6 @@ def retarget(table: SlotTable, mask: BoolArray, target: ArrayLike, ticks: ArrayL
     table.alpha_target[mask] = goal
     table.alpha_mode[mask] = np.where(starts_ramp, np.where(goal > before, UP, DOWN), HOLD)
     table.alpha_curve[mask] = kind
-    table.alpha_steepness[mask] = CURVE_STEEPNESS[kind]
     table.alpha_ticks_total[mask] = np.where(starts_ramp, length, 0)
     table.alpha_ticks_done[mask] = 0
     table.alpha[mask] = np.where(starts_ramp, before, goal)
@@ -75,7 +70,7 @@ def tick(table: SlotTable, mask: BoolArray) -> None:
     start, target = table.alpha_start[running], table.alpha_target[running]
     before = table.alpha[running]
 
-    risen = ramp(np.minimum(done / total, 1.0), table.alpha_curve[running], table.alpha_steepness[running])
+    risen = ramp(np.minimum(done / total, 1.0), table.alpha_curve[running])
     # Rounding may overshoot the target by one unit in the last place just before the end of a steep ramp.
     after = np.clip(start + (target - start) * risen, np.minimum(start, target), np.maximum(start, target))
     finished = done >= total

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from esper_env.persistence.state import ArrayState
 from esper_env.persistence.tree import Tree
-from esper_env.rules.heads import CURVE_STEEPNESS, NO_BLUEPRINT, Curve, Operator
+from esper_env.rules.heads import NO_BLUEPRINT, Curve, Operator
 from esper_env.rules.stages import HAS_SEED, IN_COOLDOWN, IS_BLENDED, IS_LIVE, Stage
 
 BoolArray = NDArray[np.bool_]
@@ -38,7 +38,6 @@ class SlotTable(ArrayState):
     alpha_target: FloatArray  # where the running or last ramp ends
     alpha_mode: IntArray  # HOLD, UP or DOWN
     alpha_curve: IntArray  # heads.Curve
-    alpha_steepness: FloatArray
     alpha_ticks_total: IntArray
     alpha_ticks_done: IntArray
     alpha_velocity: FloatArray  # change of alpha in the last clock tick or jump
@@ -134,7 +133,6 @@ class SlotTable(ArrayState):
         names = ", ".join(f"{stage.name}={stage.value}" for stage in stages)
         self._require("stage", np.isin(self.stage, stages), f"one of {names}")
         ramping = self.alpha_mode != HOLD
-        steepness = np.take(CURVE_STEEPNESS, self.alpha_curve, mode="clip")
         for column, sound, expected in (
             ("alpha", (self.alpha >= 0) & (self.alpha <= 1), "inside [0, 1]"),
             ("alpha_target", (self.alpha_target >= 0) & (self.alpha_target <= 1), "inside [0, 1]"),
@@ -144,7 +142,6 @@ class SlotTable(ArrayState):
             ("blueprint", (self.blueprint != NO_BLUEPRINT) == self.has_seed, "present exactly where a seed is"),
             ("operator", np.isin(self.operator, list(Operator)), "an operator"),
             ("alpha_curve", np.isin(self.alpha_curve, list(Curve)), "a curve"),
-            ("alpha_steepness", self.alpha_steepness == steepness, "that of its curve"),
             ("first_curve", np.isin(self.first_curve, list(Curve)), "a curve"),
             ("contribution_age", self.contribution_age >= -1, "-1 (never) or more"),
             ("age", self.age >= 0, "0 or more"),
