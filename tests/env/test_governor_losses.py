@@ -41,7 +41,7 @@ def test_explosion_is_rolled_back_after_three_epochs(stage, when, script):
     for one in (trip, calm):
         one.go(*wait(3))
     assert rollbacks(trip) == [False] * (steps + 2) + [True]
-    if stage == Stage.BLENDING:  # of three ticks, so there is a snapshot of the fifth epoch
+    if stage == Stage.BLENDING:  # for three ticks, so there is a snapshot of the fifth epoch
         assert (before[:, 0] == Stage.BLENDING).all()
     check_rolled_back(trip, [1], before, {Stage.FOSSILIZED: 9}.get(stage, 5 * (steps // 5)))
     assert (trip.steps[-1][2] == (when == "last")).all()
@@ -192,7 +192,7 @@ def test_third_rollback_ends_the_episode(mode, script):
 
 
 def test_finished_network_is_not_judged():
-    """NEXT_STEP: a fault in a finished network is gone with it."""
+    """With NEXT_STEP, a fault in a finished network has no effect."""
     trip = Trip(make(horizon=3, autoreset_mode="NextStep"))
     trip.go(*wait(3))
     IN_HOST["NaN weight"](trip.growth, 1, None)
@@ -243,7 +243,7 @@ def test_penalty_is_the_scale_in_every_mode(mode, scale, action):
     components = infos["reward_components"]
     assert components["governor"].tolist() == [0.0, -scale, 0.0]
     np.testing.assert_allclose(sum(v for name, v in components.items() if name[0] != "_"), reward)
-    if mode == "accuracy":  # what was skipped costs nothing
+    if mode == "accuracy":  # a skipped op costs nothing
         assert components["op_cost"].tolist() == pytest.approx([-0.002, 0.0, -0.002])
 
 
@@ -260,7 +260,7 @@ def test_return_is_the_committed_gain_less_costs_and_penalties(script):
     np.testing.assert_allclose(total, gain - rent - ops - np.array([0.0, 1.0, 0.0]), atol=1e-9)
 
 
-# When networks are put aside
+# Snapshots
 
 
 def test_snapshots_are_taken_at_the_start_every_five_epochs_and_after_fossilizing(script, monkeypatch):
@@ -276,13 +276,13 @@ def test_snapshots_are_taken_at_the_start_every_five_epochs_and_after_fossilizin
     trip = Trip(env)
     trip.go(*script()[:4])
     explode(growth, 1)
-    trip.go(script()[4], *wait())  # epochs 5 and 6 of network 1 are bad ones
+    trip.go(script()[4], *wait())  # epochs 5 and 6 of network 1 are unhealthy
     weight, bias = classifier(growth, 1)
     with torch.no_grad():
         weight.zero_()
         bias.zero_()
-    trip.go(*script()[6:], *wait(4))  # epoch 7 is a good one; the fossil is there after epoch 9
-    IN_HOST["NaN weight"](growth, 2, None)  # put back in the epoch in which it was due
+    trip.go(*script()[6:], *wait(4))  # epoch 7 is healthy, and the seed is fossilized after epoch 9
+    IN_HOST["NaN weight"](growth, 2, None)  # rolled back in the epoch in which a snapshot is due
     trip.go(*wait(5))
     epochs = [[epoch for epoch, row in taken if row == which] for which in range(3)]
     assert epochs[0] == [0, 5, 9, 14]

@@ -1,4 +1,4 @@
-"""Faults written into networks between two steps: what a governor has to notice and undo.
+"""Faults that are written into networks between two steps, and that the governor must undo.
 
 A fault is ``fault(growth, row, slot)``; ``growth`` is ``env.unwrapped._growth`` of a vector, or ``growth_of(env)``. It
 goes into network ``row``; faults in a seed or a gate are about the one in ``slot``, which must hold a seed.
@@ -11,13 +11,13 @@ from esper_env.rules.heads import NO_BLUEPRINT
 
 
 def growth_of(env):
-    """What a single or a vector environment runs on."""
+    """Return the ``Growth`` of a single or vector environment."""
     inner = env.unwrapped
     return getattr(inner, "_vector", inner)._growth
 
 
 def stack_of(growth, row, slot, place):
-    """(the stack, the network's place in it) of a network's "host", or of the "seed" or "gate" in a slot."""
+    """Return the stack of a network's "host", or of the "seed" or "gate" in a slot, and the network's row in it."""
     shard, local = growth._population._locate(row)
     if place == "host":
         return shard.host, local
@@ -35,21 +35,21 @@ def write(growth, row, slot, place, name, value):
 
 
 def classifier(growth, row):
-    """Weight and bias of a network's last layer, as views."""
+    """Return views of weight and bias of a network's last layer."""
     host, local = stack_of(growth, row, 0, "host")
     return list(host.parameters.values())[-2][local], list(host.parameters.values())[-1][local]
 
 
 @torch.no_grad()
 def explode(growth, row, slot=0, factor=1e6):  # noqa: ARG001
-    """The classifier shouts: losses of many times ln K that stay finite, for many epochs."""
+    """Scale the classifier, so that losses are far above ln K but finite for many epochs."""
     for tensor in classifier(growth, row):
         tensor.mul_(factor)
 
 
 @torch.no_grad()
 def die(growth, row, slot=0):  # noqa: ARG001
-    """No ReLU lets anything through: every image looks the same, whatever the classifier is."""
+    """Kill every ReLU, so that all images look the same."""
     host, local = stack_of(growth, row, 0, "host")
     norms = {name.rsplit(".", 1)[0] for name in host.buffers}
     for norm in norms:
@@ -59,7 +59,7 @@ def die(growth, row, slot=0):  # noqa: ARG001
     bias.zero_()
 
 
-#: What is not finite, by where it is.
+#: Non-finite values, by their place.
 IN_HOST = {
     "NaN weight": partial(write, place="host", name="weight", value=torch.nan),
     "Inf weight": partial(write, place="host", name="weight", value=torch.inf),

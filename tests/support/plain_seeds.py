@@ -1,4 +1,4 @@
-"""Seeds and the way they are blended in, as they are written down."""
+"""Seeds and blend operators by their documented formulas."""
 
 import torch
 from esper_env.rules.heads import Operator
@@ -6,7 +6,7 @@ from esper_env.seeds import blueprint_entry
 
 
 def scrambled(name, topology, width):
-    """A seed far from birth, so that no term of its formula is hidden by a factor near zero."""
+    """Return a seed with random parameters, so that no factor near zero hides a term of its formula."""
     seed = blueprint_entry(name, topology).factory(width).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -16,7 +16,7 @@ def scrambled(name, topology, width):
 
 
 def blended(operator, h, s, alpha, gate):
-    """Features h with a seed's output s for them; ``gate`` is a module."""
+    """Blend features h with a seed's output s; ``gate`` is a module."""
     if operator is Operator.ADD:
         return h + alpha * (s - h)
     if operator is Operator.MULTIPLY:

@@ -1,4 +1,4 @@
-"""Vectors of networks that all do the same, with everything they show and hold, and what a rollback must leave.
+"""Vectors of networks that all act alike, with their full record, and checks of rollbacks.
 
 The networks are float64 (``float64_networks``), so values agree within 1e-6 on every CPU and beside any neighbours.
 """
@@ -18,13 +18,13 @@ from torch.func import functional_call
 
 
 def wait(steps=1):
-    """So many actions that do nothing."""
+    """Return ``steps`` WAIT actions."""
     assert HEAD_DEFAULTS[Head.OP] == Op.WAIT
     return [np.array(HEAD_DEFAULTS, dtype=np.int64)] * steps
 
 
 class Trip:
-    """One vector of networks that all do the same, with everything that is seen and held after every step."""
+    """Vector of networks that all act alike, with a record of every step's outputs and arrays."""
 
     def __init__(self, env, seed=3, options=None):
         self.env, self.growth = env, growth_of(env)
@@ -36,7 +36,7 @@ class Trip:
         }
 
     def go(self, *actions):
-        """Steps with one action (8,) for all, or with one for each (N, 8); returns what the last one led to."""
+        """Step with one action (8,) for all, or one each (N, 8); return the result of the last step."""
         for action in actions:
             of_each = np.broadcast_to(action, (self.env.num_envs, 8))
             self.steps.append((*self.env.step(of_each), self.held()))
@@ -44,14 +44,14 @@ class Trip:
 
 
 def of_rows(value, rows):
-    """What is about some networks, of anything that a step returns."""
+    """Select some networks from anything that a step returns."""
     if isinstance(value, dict):
         return {key: of_rows(item, rows) for key, item in value.items()}
     return value[rows] if isinstance(value, np.ndarray) else value
 
 
 def assert_agree(left, right, path=""):
-    """A tensor of a seed that only broken networks ever had is zero on one side, and missing on the other."""
+    """Compare two trees; a seed that only broken networks had is zero on one side and missing on the other."""
     if isinstance(left, dict):
         for key in left.keys() | right.keys():
             here, there = left.get(key), right.get(key)
@@ -68,7 +68,7 @@ def assert_agree(left, right, path=""):
 
 
 def assert_restored(trip, row, epoch):
-    """Host and fossils are what they were after an epoch of the episode, to the last bit, and at rest."""
+    """Check that host and fossils equal those after an epoch bit for bit, without momentum."""
     then, now, table = trip.steps[epoch][-1], trip.held(), trip.growth.table
     places = ["host "]
     for slot in np.flatnonzero(table.stage[row] == Stage.FOSSILIZED):
@@ -83,7 +83,7 @@ def assert_restored(trip, row, epoch):
 
 
 def accuracy_and_loss(growth, row):
-    """Of host and fossils on the validation images, module by module as PyTorch runs them."""
+    """Return accuracy and loss of host and fossils on the validation images, in plain PyTorch."""
     data = load_data(family="digits")
     shard, local = growth._population._locate(row)
     host, _ = stack_of(growth, row, 0, "host")
@@ -95,7 +95,7 @@ def accuracy_and_loss(growth, row):
         x = functional_call(deepcopy(segment).eval(), own, (x,))
         if k < len(shard.execution_order):
             slot = shard.execution_order[k]
-            if growth.table.stage[row, slot] == Stage.FOSSILIZED:  # ADD at alpha 1: the seed's output alone
+            if growth.table.stage[row, slot] == Stage.FOSSILIZED:  # ADD at alpha 1 is the seed's output
                 seed, _ = stack_of(growth, row, slot, "seed")
                 x = functional_call(seed.template, {name: v[local] for name, v in seed.values().items()}, (x,))
     labels = torch.tensor(data.val_labels)
@@ -108,7 +108,7 @@ def feature(observation, name):
 
 
 def check_rolled_back(trip, rows, before, epoch):
-    """What holds for networks that were just put back to their snapshots of ``epoch``."""
+    """Check networks that were just restored to their snapshots of ``epoch``."""
     observation, reward, _, _, infos, _ = trip.steps[-1]
     growth = trip.growth
     for row in rows:
@@ -123,7 +123,7 @@ def check_rolled_back(trip, rows, before, epoch):
         accuracy, loss = accuracy_and_loss(growth, row)
         assert infos["val_accuracy"][row] == pytest.approx(accuracy, abs=1e-4)
         assert infos["val_loss"][row] == pytest.approx(loss, rel=1e-9)
-        governor = growth._governor.get_state()  # from now on it compares with what was put back
+        governor = growth._governor.get_state()  # its history starts with the restored network
         assert governor["count"][row] == 1
         assert governor["history"][row, -1] == pytest.approx(min(loss, growth._governor.guessing), rel=1e-9)
     components = {name: value for name, value in infos["reward_components"].items() if name[0] != "_"}
@@ -140,7 +140,7 @@ def check_rolled_back(trip, rows, before, epoch):
 
 
 def check_going_on(trip, rows):
-    """The two steps after the rollback are ordinary ones."""
+    """Check that the two steps after the rollback are ordinary."""
     for _, reward, _, _, infos, _ in trip.steps[-2:]:
         assert not infos["rollback"].any()
         assert np.isfinite(reward).all()

@@ -115,7 +115,7 @@ def test_rotation_rejects_unknown_repeated_and_missing_blueprints(rotation, mess
 
 @pytest.mark.usefixtures("own_tables")
 def test_custom_blueprint_has_its_registered_name_in_rotations_and_decisions():
-    """The highest value of the head, that of FLEX_ATTENTION on Transformers, is the first that custom ones get."""
+    """A custom CNN blueprint has the head's highest value, that of FLEX_ATTENTION on Transformers."""
     entry = register_blueprint("mixer", "cnn", nn.Identity)
     assert entry.value == Blueprint.FLEX_ATTENTION
     for named in ("mixer", entry.value):

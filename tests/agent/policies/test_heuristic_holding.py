@@ -58,7 +58,7 @@ def test_unmeasured_contribution_is_not_zero():
 
 
 def test_holding_seed_waits_while_its_gate_cannot_pass():
-    """Strict gates ask for a point; more than the half that the rule itself is content with."""
+    """Strict gates require one point, and the rule itself half a point."""
     assert holding([0.8] * 3).op == Op.FOSSILIZE
     assert holding([0.8] * 3, policy=policy_with(GateConfig.strict())).op == Op.WAIT
 
@@ -82,7 +82,7 @@ def test_contribution_before_the_first_epoch_of_holding_does_not_count():
 
 
 def test_helpful_seed_is_fossilized_before_the_horizon():
-    """The last action is at epoch 59; three epochs before that a single good measurement is enough."""
+    """The last action is at epoch 59, and one good measurement suffices three epochs before it."""
     assert holding([5.0], epoch=HORIZON - 6).op == Op.WAIT
     assert holding([5.0], epoch=HORIZON - 5).op == Op.FOSSILIZE
     assert holding([0.2, 0.2, 0.2], epoch=HORIZON - 20).op == Op.PRUNE
@@ -126,7 +126,7 @@ def test_oldest_seed_of_a_stage_goes_first():
 
 
 def test_waiting_seed_yields_to_the_others():
-    """The HOLDING seed in front has one measurement and waits; the seeds behind it still get their decisions."""
+    """The HOLDING seed has one measurement and waits, so that the other seeds are considered."""
     seeds = {0: Seed(Stage.HOLDING, 1), 1: Seed(Stage.BLENDING, 2, mode=1), 2: Seed(Stage.GERMINATED)}
     decision = decide(Moment(seeds=seeds))
     assert (decision.slot, decision.op) == (2, Op.ADVANCE)

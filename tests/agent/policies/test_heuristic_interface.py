@@ -1,4 +1,4 @@
-"""The heuristic as a policy: batches, state, records, settings, whole episodes."""
+"""Interface of the heuristic: batches, state, records, settings and whole episodes."""
 
 import gymnasium
 import numpy as np

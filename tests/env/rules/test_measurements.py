@@ -1,4 +1,4 @@
-"""Measurements in the slot table, by hand; what was not measured is never mistaken for a number."""
+"""Gradient statistics and contributions in the slot table, by hand."""
 
 import numpy as np
 import pytest

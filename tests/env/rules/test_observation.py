@@ -29,7 +29,7 @@ LN11, LN51 = math.log(11), math.log(51)
 
 
 def signals_of(num_envs: int = 1, **values: object) -> Signals:
-    """Signals of a quiet network, with some values replaced; scalars are repeated for every environment."""
+    """Return constant signals with some values replaced; scalars are repeated for every environment."""
     quiet: dict[str, object] = {
         "epoch": 1,
         "val_loss": 0.0,
@@ -265,7 +265,7 @@ ANY_INT = st.integers(-(2**62), 2**62)
 
 
 def fill(data: st.DataObject, array: np.ndarray) -> np.ndarray:
-    """An array of the same shape and kind with arbitrary contents."""
+    """Return an array of the same shape and kind with arbitrary values."""
     kinds = {"f": ANY_FLOAT, "i": ANY_INT, "b": st.booleans()}
     values = data.draw(st.lists(kinds[array.dtype.kind], min_size=array.size, max_size=array.size))
     return np.array(values, dtype=array.dtype).reshape(array.shape)
@@ -365,7 +365,7 @@ def test_features_of_64_environments_take_less_than_a_millisecond() -> None:
     arguments = (table, tracker.peek(), np.zeros(64), np.ones(64, dtype=bool), np.zeros(64, dtype=np.int64))
     builder.features(*arguments)
     best = math.inf
-    for _ in range(200):  # the best of many: the machine may be busy with something else
+    for _ in range(200):  # best of many, because the machine may be busy
         start = time.perf_counter()
         builder.features(*arguments)
         best = min(best, time.perf_counter() - start)

@@ -35,7 +35,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Episode:
-    """A whole episode; ``committed`` is the accuracy of host and fossilized seeds, None for one that is cut."""
+    """Whole episode; ``committed`` is the accuracy of host and fossilized seeds, None for a truncated one."""
 
     steps: list[Step]
     committed: float | None
@@ -213,7 +213,7 @@ def test_contribution_return_depends_only_on_commitment_and_costs(episode: Episo
     settled = scale * min(sum(counted), gain) / 100
     assert episode.paid("commitment") == pytest.approx([0.0] * (len(episode.steps) - 1) + [settled], abs=1e-9)
     assert discounted(np.array(episode.paid("contribution")), gamma) == pytest.approx(0.0, abs=1e-9)
-    # What is left of the credits is backed by the contributions at the end and by the gain.
+    # The final contributions and the gain bound the remaining credits.
     credit = discounted(np.array(episode.paid("scaffold")), gamma) / gamma ** (len(episode.steps) - 1)
     ceiling = sum(min(max(c, 0.0), gain, 5.0) for c in counted)
     assert -1e-9 <= credit <= 0.5 * scale * ceiling / 100 + 1e-9
@@ -245,7 +245,7 @@ def test_only_measured_contributions_of_blended_seeds_are_paid(unmeasured: Step)
 
 
 def test_commitment_is_bounded_by_the_gain() -> None:
-    """The host leans on a seed with 67 points of accuracy, but the grown network is only 30 better than at birth."""
+    """The host depends on a seed with 67 points, but the network has improved by 30 only."""
     leaning = replace(KEPT, contribution=(67.0, 0.0))
     assert Episode([leaning], committed=40.0).play("contribution", **BARE)[0] == pytest.approx(0.30)
     assert Episode([leaning], committed=5.0).play("contribution", **BARE)[0] == pytest.approx(0.0)
@@ -284,11 +284,11 @@ def test_pruned_scaffold_is_paid_when_its_beneficiary_is_fossilized() -> None:
     episode = scaffold_episode()
     episode.play("contribution", gamma=0.9)
     paid = episode.paid("scaffold")
-    credit = 0.5 * 4.0 * 0.9**3 / 100  # half of 4 points, last seen three steps before
+    credit = 0.5 * 4.0 * 0.9**3 / 100  # half of 4 points, last measured three steps before
     assert paid[:5] == [0.0] * 5
     assert paid[5] == pytest.approx(0.9 * credit)
-    assert paid[6] == pytest.approx((0.9 - 1) * credit)  # a held value loses its interest
-    assert paid[7] == pytest.approx(0.0)  # backed in full: what was held is settled
+    assert paid[6] == pytest.approx((0.9 - 1) * credit)  # a constant potential pays (gamma - 1) times its value
+    assert paid[7] == pytest.approx(0.0)  # backed in full
     assert discounted(np.array(paid), 0.9) == pytest.approx(0.9**7 * credit)
 
 
@@ -329,7 +329,7 @@ def test_credit_is_taken_back_without_backing_at_the_end(final: float, committed
     assert discounted(np.array(episode.paid("scaffold")), 0.9) == pytest.approx(0.0, abs=1e-12)
 
 
-# What the rewards prefer
+# Preferences
 
 
 @pytest.mark.parametrize("mode", list(RewardMode))

@@ -1,4 +1,4 @@
-"""What the reward model remembers: one environment's past never reaches another environment or another episode."""
+"""Memory of the reward model: environments and episodes are independent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
 
 SLOTS, HORIZON, HOST = 3, 8, 400
-#: Two boosted seeds, one of which goes and one of which is committed: every memory of the model is in use.
+#: Two boosted seeds, one pruned and one committed, so that the whole memory of the model is used.
 LIVES = np.array(
     [
         [Stage.BLENDING] * 3 + [Stage.PRUNED] + [Stage.EMBARGOED] * 4,
@@ -23,7 +23,7 @@ LIVES = np.array(
 
 
 def random_steps(seed: int, rows: int = 1) -> list[RewardInputs]:
-    """One episode of ``rows`` environments with random measurements."""
+    """Return one episode of ``rows`` environments with random measurements."""
     rng = np.random.default_rng(seed)
     steps = []
     for t in range(HORIZON):
@@ -50,7 +50,7 @@ def random_steps(seed: int, rows: int = 1) -> list[RewardInputs]:
 
 
 def side_by_side(parts: list[RewardInputs]) -> RewardInputs:
-    """One step of several environments from that of one each."""
+    """Join steps of single environments."""
 
     def joined(name: str) -> np.ndarray:
         return np.concatenate([getattr(part, name) for part in parts])
@@ -84,7 +84,7 @@ def test_rewards_of_environments_are_independent(mode: str) -> None:
 @pytest.mark.parametrize("mode", list(RewardMode))
 @pytest.mark.parametrize("played", [3, 6, 8])
 def test_reset_changes_its_rows_only(mode: str, played: int) -> None:
-    """Row 0 starts again after ``played`` steps, cut or ended, while row 1 goes on."""
+    """Row 0 restarts after ``played`` steps, truncated or terminated, while row 1 continues."""
     model = fresh(mode, 2)
     first, second = random_steps(1), random_steps(2)
     for step in first[:played]:
@@ -106,7 +106,7 @@ def test_restored_model_continues_exactly(mode: str, cut: int) -> None:
     model = fresh(mode, 2)
     rewards = totals(model, steps[:cut])
     state = model.get_state()
-    model.compute(steps[0])  # must not reach the state, which is a copy
+    model.compute(steps[0])  # must not change the state, which is a copy
     restored = RewardModel(2, SLOTS, HORIZON, HOST, reward_config(mode))
     restored.set_state(state)
     assert rewards + totals(restored, steps[cut:]) == expected
@@ -114,7 +114,7 @@ def test_restored_model_continues_exactly(mode: str, cut: int) -> None:
 
 @pytest.mark.parametrize("mode", list(RewardMode))
 def test_model_does_not_keep_the_table(mode: str) -> None:
-    """The environment changes one table in place; what the model remembers of it must be its own."""
+    """The environment changes one table in place, so the model must keep copies."""
     steps = random_steps(7)
     shared = SlotTable.empty(1, SLOTS)
     model = fresh(mode)

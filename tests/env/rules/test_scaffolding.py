@@ -1,4 +1,4 @@
-"""The ledger of boosts, on hand-made interactions."""
+"""Ledger of boosts on hand-made interactions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Toy:
     def step(self, present: str, **pairs: float) -> list[float]:
         """``present`` "1.1" = seeds in slots 0 and 2; ``i01=4.0`` = I_01 measured as 4 points. Returns the boosts."""
         seeds = np.array([[mark != "." for mark in present]])
-        interactions = np.full((1, 3, 3), 99.0)  # what was not measured must not be read
+        interactions = np.full((1, 3, 3), 99.0)  # unmeasured values must not be read
         measured = np.zeros((1, 3, 3), dtype=bool)
         for name, value in pairs.items():
             i, j = int(name[1]), int(name[2])
@@ -77,7 +77,7 @@ def test_new_seed_does_not_inherit_boosts_of_earlier_boosters() -> None:
     toy = Toy()
     toy.step("11.", i01=4.0)
     toy.step(".1.")
-    assert toy.step("11.")[1] > 0.0  # another seed in slot 0: the boost is in the past of that slot now
+    assert toy.step("11.")[1] > 0.0  # another seed in slot 0, whose past has the boost now
     toy.step("1..")
     assert toy.step("11.")[1] == 0.0
 

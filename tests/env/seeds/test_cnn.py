@@ -1,4 +1,4 @@
-"""Blueprints: exact sizes, the identity at birth, and the mathematics each stands for."""
+"""CNN blueprints: sizes, identity at birth, and formulas."""
 
 import gymnasium
 import numpy as np
@@ -83,7 +83,7 @@ def test_samples_are_independent(entry):
 
 
 def group_norm(x, weight, bias):
-    """One group: every sample is normalised over channels and space."""
+    """Normalise every sample over channels and space."""
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
     variance = ((x - mean) ** 2).mean(dim=(1, 2, 3), keepdim=True)
     return (x - mean) / (variance + 1e-5).sqrt() * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)
@@ -154,7 +154,7 @@ def test_seed_equals_its_formula(name):
 
 
 def test_no_branch_ends_in_relu():
-    """Behind one, a scale could be multiplied with zeros only."""
+    """A scale behind a dead ReLU would get no gradient."""
     for entry in ENTRIES:
         branch = getattr(entry.factory(8), "branch", None)
         assert branch is None or not isinstance(branch[-1], nn.ReLU), entry.name
@@ -176,14 +176,14 @@ class WritesIntoInput(nn.Module):
 
 
 class Noisy(nn.Module):
-    """Dropout as a function."""
+    """Module with functional dropout."""
 
     def forward(self, x):
         return nn.functional.dropout(x, 0.5, training=True)
 
 
 class MixesSamples(nn.Module):
-    """Its own batch normalisation, without statistics."""
+    """Module that subtracts the mean of the batch."""
 
     def forward(self, x):
         return x - x.mean(dim=0, keepdim=True)
@@ -226,7 +226,7 @@ def test_blueprint_that_changes_the_shape_is_rejected_by_make(own_blueprints, nu
 
 
 class ReadsItsOutput(nn.Conv2d):
-    """Control flow that depends on data, which torch.func.vmap does not have."""
+    """Module with control flow on data, which torch.func.vmap does not support."""
 
     def __init__(self, channels):
         super().__init__(channels, channels, 1)
@@ -253,7 +253,7 @@ def test_blueprint_that_cannot_work_is_rejected_by_make(own_blueprints, factory,
 
 
 class Looped(nn.Module):
-    """Python control flow over data, on samples one by one."""
+    """Module with control flow on each sample."""
 
     def __init__(self, channels):
         super().__init__()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("own_tables")
 
 
 class Mixer(nn.Module):
-    """Has no batching rule: a constant blur kernel, a scalar parameter, two normalisation groups and a shared layer."""
+    """Module without a batching rule: constant blur kernel, scalar parameter, two normalisation groups."""
 
     def __init__(self, channels):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Blueprints for Transformers: exact sizes, the mathematics each stands for, and what every one of them must honour."""
+"""Transformer blueprints: sizes, formulas, causality and learning."""
 
 import numpy as np
 import pytest
@@ -185,7 +185,7 @@ def test_networks_with_any_seed_never_look_ahead(networks, grow, batched, operat
 @EVERY_OPERATOR
 @EVERY_BLUEPRINT
 def test_a_newborn_seed_changes_nothing(networks, grow, batched, operator, entry):
-    """Exactly nothing at alpha 0 and in isolation, next to nothing when it is on."""
+    """It changes nothing at alpha 0 and in isolation, and almost nothing at alpha 1."""
     population = networks(1, batched)
     tokens = torch.from_numpy(TEXT.val[: 4 * CONTEXT].astype(np.int64)).view(4, CONTEXT)
     alone = logits_of(population, grow(population, 1), tokens)
@@ -195,7 +195,7 @@ def test_a_newborn_seed_changes_nothing(networks, grow, batched, operator, entry
     torch.testing.assert_close(logits_of(population, on, tokens), alone, rtol=0, atol=0.02)
     isolated = grow(population, 1, (0, 0, entry.name, operator, Stage.TRAINING), attach=False)
     losses = [population.measure(structure, np.ones(1, dtype=bool)).loss[0] for structure in (isolated, off)]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6)  # TRAINING seeds are measured too, in a pass of more rows
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)  # measured in a pass of more rows
 
 
 @BOTH_LAYOUTS
@@ -228,7 +228,7 @@ def test_a_seed_that_looks_ahead_is_refused():
 
 
 class OwnTokenSeed(nn.Module):
-    """A module that no batching rule knows."""
+    """Module without a batching rule."""
 
     def __init__(self, width):
         super().__init__()

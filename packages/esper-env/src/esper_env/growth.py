@@ -20,7 +20,7 @@ from esper_env.rules import lifecycle
 from esper_env.rules.gates import gate_config
 from esper_env.rules.governor import Governor
 from esper_env.rules.heads import Op
-from esper_env.rules.lifecycle import Changes, Command
+from esper_env.rules.lifecycle import Changes, CommandBatch
 from esper_env.rules.masks import ActionRules
 from esper_env.rules.measurements import record_contributions, record_gradients
 from esper_env.rules.observation import ObservationBuilder
@@ -146,7 +146,7 @@ class Growth(ArrayState):
             ),
         }
 
-    def decode(self, actions: ArrayLike) -> Command:
+    def decode(self, actions: ArrayLike) -> CommandBatch:
         """Decode integer actions (N, 8).
 
         Raises:
@@ -154,7 +154,7 @@ class Growth(ArrayState):
         """
         return self.rules.decode(actions, self.table)
 
-    def advance(self, command: Command, idle: Mask) -> StepOutcome:
+    def advance(self, command: CommandBatch, idle: Mask) -> StepOutcome:
         """Run one step of every network: command, clock, training, measurement, governor, reward.
 
         Networks of ``idle`` (N,) environments, whose episode is over, wait; their results are ignored.
@@ -206,7 +206,7 @@ class Growth(ArrayState):
         }
         return StepOutcome(reward.total, terminated, values, final_values)
 
-    def _act(self, command: Command) -> Changes:
+    def _act(self, command: CommandBatch) -> Changes:
         """Carry out a command, advance the clock and update the networks' seeds."""
         changes = lifecycle.apply(self.table, command, self._gates)
         was_falling = self.table.alpha_mode == DOWN
@@ -308,7 +308,7 @@ class Growth(ArrayState):
 
     def _rewarded(
         self,
-        command: Command,
+        command: CommandBatch,
         terminated: Mask,
         measured: Measurement,
         committed: NDArray[np.float64],

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from esper_env.population import Measurement, Mismatch, Structure, TrainStats
 from esper_env.rules.governor import Judgement
-from esper_env.rules.lifecycle import Changes, Command
+from esper_env.rules.lifecycle import Changes, CommandBatch
 from esper_env.rules.signals import Signals
 from esper_env.rules.slot_table import SlotTable
 from esper_env.telemetry import Payload
@@ -37,7 +37,7 @@ class StepRecord(NamedTuple):
     idle: Mask  # environments whose episode had ended before; they have no events
     before: SlotTable
     table: SlotTable
-    command: Command
+    command: CommandBatch
     changes: Changes
     succeeded: Mask
     epoch: TrainedEpoch

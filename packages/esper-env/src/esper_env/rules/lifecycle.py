@@ -53,7 +53,7 @@ _COOLDOWN: dict[Stage, tuple[int, Stage]] = {
 
 
 @dataclass(frozen=True)
-class Command:
+class CommandBatch:
     """One decoded command per environment; every field has shape (N,).
 
     Fields named after heads hold head values. A head that the op does not read is at its default.
@@ -70,7 +70,7 @@ class Command:
     valid: BoolArray  # False: the requested action was illegal, and op is WAIT
     requested_op: IntArray  # as the agent sent it
 
-    def waiting(self, rows: BoolArray) -> Command:
+    def waiting(self, rows: BoolArray) -> CommandBatch:
         """Return this command with WAIT in the environments of ``rows`` (N,)."""
         heads = zip(HEAD_NAMES, HEAD_DEFAULTS, strict=True)
         return replace(self, **{name: np.where(rows, default, getattr(self, name)) for name, default in heads})
@@ -94,7 +94,7 @@ def _enter(table: SlotTable, mask: BoolArray, stage: Stage) -> None:
     table.epochs_in_stage[mask] = 0
 
 
-def apply(table: SlotTable, command: Command, gate_config: GateConfig) -> Changes:
+def apply(table: SlotTable, command: CommandBatch, gate_config: GateConfig) -> Changes:
     """Carry out one command per environment on the table, and return the changes."""
     target = GATED_TARGET[command.op, table.stage[np.arange(len(command.op)), command.slot]]
     results = gates.evaluate(table, command.slot, gates.GATE_INTO[target], gate_config)
@@ -127,7 +127,7 @@ def apply(table: SlotTable, command: Command, gate_config: GateConfig) -> Change
     )
 
 
-def _germinate(table: SlotTable, mask: BoolArray, command: Command) -> None:
+def _germinate(table: SlotTable, mask: BoolArray, command: CommandBatch) -> None:
     if not mask.any():
         return
     table.clear(mask)  # a new seed inherits no measurement of the empty slot
@@ -149,7 +149,7 @@ def _begin_blending(table: SlotTable, mask: BoolArray) -> None:
     alpha.retarget(table, mask, table.first_target, table.first_ticks, table.first_curve)
 
 
-def _set_alpha_target(table: SlotTable, mask: BoolArray, command: Command) -> None:
+def _set_alpha_target(table: SlotTable, mask: BoolArray, command: CommandBatch) -> None:
     """Set target, ramp and operator. A HOLDING seed that leaves alpha 1 returns to BLENDING."""
     below_full = (command.alpha_target != AlphaTarget.FULL)[:, None]
     _enter(table, mask & below_full & (table.stage == Stage.HOLDING), Stage.BLENDING)
@@ -167,7 +167,7 @@ def _set_alpha_target(table: SlotTable, mask: BoolArray, command: Command) -> No
     table.contribution_age[changed | (mask & (table.alpha_velocity != 0))] = -1
 
 
-def _prune(table: SlotTable, mask: BoolArray, command: Command) -> BoolArray:
+def _prune(table: SlotTable, mask: BoolArray, command: CommandBatch) -> BoolArray:
     """Remove seeds now, or start the ramps to 0 that end in their removal. Return the slots emptied now."""
     ticks = SPEED_TICKS[command.alpha_speed][:, None]
     ramped: BoolArray = mask & np.greater(ticks, 0) & table.is_blended

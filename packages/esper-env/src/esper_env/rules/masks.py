@@ -18,7 +18,7 @@ from esper_env.rules.heads import (
     Op,
     head_sizes,
 )
-from esper_env.rules.lifecycle import GATED_TARGET, Command
+from esper_env.rules.lifecycle import GATED_TARGET, CommandBatch
 from esper_env.rules.slot_table import HOLD, BoolArray, IntArray, SlotTable
 from esper_env.rules.stages import CAN_MOVE, Stage
 
@@ -90,7 +90,7 @@ class ActionRules:
         """Return the legality array as int8, flattened to (N, 6 S)."""
         return legal.reshape(len(legal), -1).astype(np.int8)
 
-    def decode(self, actions: ArrayLike, table: SlotTable) -> Command:
+    def decode(self, actions: ArrayLike, table: SlotTable) -> CommandBatch:
         """Decode integer actions (N, 8); an illegal action becomes an invalid WAIT.
 
         Raises:
@@ -104,7 +104,7 @@ class ActionRules:
         effective = np.where(valid, op, Op.WAIT)
         heads = np.where(HEAD_RELEVANCE[effective], requested, _DEFAULTS)
         heads[:, Head.OP] = effective
-        return Command(
+        return CommandBatch(
             **{name: heads[:, head] for head, name in enumerate(HEAD_NAMES)},
             valid=valid,
             requested_op=op,
