@@ -93,7 +93,7 @@ def test_an_unknown_id_names_the_known_ones():
 
 
 def test_cifar_without_the_files_says_how_to_get_them(tmp_path):
-    with pytest.raises(FileNotFoundError, match="CIFAR-10 was asked for by name"):
+    with pytest.raises(FileNotFoundError, match="CIFAR-10 was requested by name"):
         gymnasium.make("Esper-CIFAR-v0", dataset="cifar10", data_dir=str(tmp_path))
 
 

@@ -73,7 +73,7 @@ def no_data(monkeypatch):
     ("weight-negative", {"reward_weights": {"op_cost": -1}}, ValueError, "'op_cost' is -1", WEIGHT),
     ("weight-beyond-float", {"reward_weights": {"scale": 10**400}}, ValueError, "'scale' is 1000", WEIGHT),
     ("weights-list", {"reward_weights": [1]}, ValueError, "reward_weights is [1]", "expected weights by name"),
-    ("dataset-unknown", {"dataset": "mnist"}, ValueError, "dataset is 'mnist'", "knows 'auto', 'cifar10'"),
+    ("dataset-unknown", {"dataset": "mnist"}, ValueError, "dataset is 'mnist'", "accepts 'auto', 'cifar10'"),
     (
         "dataset-of-another-task",
         {"dataset": "grammar"},

@@ -290,7 +290,7 @@ CIFAR_FILES = ("--env", "Esper-CIFAR-v0", "--env-settings", "dataset=cifar10", "
     ("setting-value", play("--env-settings", "horizon=-5"), "horizon is -5", COUNT),
     ("setting-choice", play("--env-settings", "gates=x"), "gates is 'x'", "'permissive', 'strict'"),
     ("setting-weights", play("--env-settings", "reward_weights=3"), "reward_weights is 3", "weights by name"),
-    ("no-cifar", play(*CIFAR_FILES), "CIFAR-10 was asked for by name and is not in nowhere", "download"),
+    ("no-cifar", play(*CIFAR_FILES), "CIFAR-10 was requested by name but is not in nowhere", "download"),
     ("json-folder", play("--json", "."), "json is '.', a folder", "expected the name of a file"),
     ("device", play("--device", "tpu"), "device is 'tpu'", "expected auto, cpu, cuda or cuda:N"),
     ("nothing-compared", ["benchmark", "--policies", "wait", "wait", "--out", "b"], "policies", "none twice"),

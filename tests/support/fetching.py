@@ -1,4 +1,4 @@
-"""A small CIFAR-10 on a server of the tests, and what has become of it on the disk."""
+"""A small CIFAR-10 on a test server, and its files on the disk."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def load(root: Path, name: str = "cifar10"):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a dataset, without the manifest."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
 
 

@@ -1,4 +1,4 @@
-"""`esper data` as people type it: what it prints, what is on the disk then, how it exits."""
+"""`esper data`: its output, its exit codes, and the files that it leaves on the disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from archives import fashion_files, small_cifar10, small_in_files, write
@@ -19,15 +18,14 @@ from esper_agent.cli.main import FAILED, OK, main
 from esper_env.data import DATASETS, download
 from esper_env.data.originals import ORIGINALS
 from esper_env.tasks import TASKS
+from fetching import ARCHIVE, FOLDER, MANIFEST
 from rich.console import Console
 from serving import file, sends, serving, status
-
-ARCHIVE, FOLDER = "/cifar-10-binary.tar.gz", "cifar-10-batches-bin"
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """The data folder of this user, not made yet."""
+    """The user's data folder, not created yet."""
     monkeypatch.setenv("ESPER_DATA_DIR", str(tmp_path / "data"))
     return tmp_path / "data"
 
@@ -46,14 +44,14 @@ def server(root, monkeypatch):
 
 
 def words(capsys):
-    """What was printed, in one line without the rules of tables."""
+    """The output in one line, without the rules of tables."""
     out, err = text_of(capsys)
     assert err == ""
     return " ".join(word for word in out.split() if word.isascii())
 
 
 @pytest.mark.usefixtures("server")
-def test_the_list_says_what_there_is_for_which_tasks_and_where(root, capsys):
+def test_list_prints_datasets_and_the_data_folder(root, capsys):
     assert main(["data", "list"]) == OK
     out = words(capsys)
     for name in ("cifar10", "cifar100", "fashion-mnist", "tinystories", "digits", "procedural", "grammar"):
@@ -67,24 +65,27 @@ def test_the_list_says_what_there_is_for_which_tasks_and_where(root, capsys):
 
 
 @pytest.mark.usefixtures("root")
-def test_the_list_of_another_folder_says_how_to_fetch_into_that(tmp_path, capsys):
+def test_list_of_a_named_folder_prints_the_command_for_it(tmp_path, capsys):
     other = tmp_path / "my data"
     assert main(["data", "list", "--data-dir", str(other)]) == OK
     assert f"is {other}; `esper data fetch NAME --data-dir '{other}'` fetches into it." in words(capsys)
 
 
-@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("command", [["data", "list"], ["info"]])
-def test_made_data_go_by_the_name_that_a_task_takes(command, monkeypatch, capsys):
+def test_tables_print_the_names_and_folders_of_datasets(root, command, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
-    assert main(command) == OK
-    names = {line.split()[1] for line in text_of(capsys)[0].splitlines() if line.startswith("│") and line.split()[1:]}
-    assert {"digits", "procedural", "grammar"} <= names
-    assert "procedural-cifar" not in names
+    for expected in ("no", "fashion-mnist"):
+        assert main(command) == OK
+        rows = [line.strip("│ ").split() for line in text_of(capsys)[0].splitlines() if line.startswith("│")]
+        rows = {row[0]: row for row in rows if row}
+        assert {"digits", "procedural", "grammar"} <= set(rows)
+        assert "procedural-cifar" not in rows
+        assert rows["fashion-mnist"][-1] == expected
+        write(root / "fashion-mnist", fashion_files())
 
 
 @pytest.mark.parametrize("name", sorted({name for names in DATASETS.values() for name in names} - {"auto"}))
-def test_the_list_names_the_tasks_as_make_takes_them(name):
+def test_list_names_the_tasks_that_accept_a_dataset(name):
     takers = {env_id for env_id, task in TASKS.items() if name in DATASETS[task.family]}
     kinds = {"all on images": ("cifar", "digits"), "all on text": ("text", "tinystories")}
     listed = data_commands._tasks(name)
@@ -94,37 +95,19 @@ def test_the_list_names_the_tasks_as_make_takes_them(name):
         assert takers == set(listed.split(", "))
 
 
-def test_the_list_says_where_a_data_set_lies(root, capsys):
-    def place():
-        (line,) = [line for line in text_of(capsys)[0].splitlines() if line.startswith("│ fashion-mnist ")]
-        return line.strip("│ ").split()[-1]
-
-    for expected in ("no", "fashion-mnist"):
-        for command in (["data", "list"], ["info"]):
-            assert main(command) == OK
-            assert place() == expected
-        write(root / "fashion-mnist", fashion_files())
-
-
-@pytest.mark.usefixtures("server")
-def test_fetch_says_where_the_files_are(root, capsys):
+def test_fetch_prints_the_folder_and_then_that_it_is_already_there(root, server, capsys):
     assert main(["data", "fetch", "cifar10"]) == OK
     out = words(capsys)
     assert f"CIFAR-10 is in {root / FOLDER} checked sizes and SHA-256 are the original's" in out
     assert "cite Krizhevsky (2009)" in out
     assert out.endswith("use it --env-settings dataset=cifar10")
     assert (root / FOLDER / "test_batch.bin").exists()
-
-
-def test_a_second_fetch_says_so(root, server, capsys):
-    main(["data", "fetch", "cifar10"])
-    text_of(capsys)
     assert main(["data", "fetch", "cifar10"]) == OK
     assert f"CIFAR-10 is already in {root / FOLDER} checked sizes and SHA-256 as fetched" in words(capsys)
     assert len(server.requests) == 1
 
 
-def test_fetch_takes_another_folder_and_another_place(root, server, tmp_path, capsys):
+def test_fetch_takes_a_folder_and_a_url(root, server, tmp_path, capsys):
     other = tmp_path / "other [x]"
     server.says(ARCHIVE, status(500))
     server.says("/mirror" + ARCHIVE, file(server.archive))
@@ -135,8 +118,19 @@ def test_fetch_takes_another_folder_and_another_place(root, server, tmp_path, ca
     assert not root.exists()
 
 
+def test_fetch_takes_the_url_of_a_folder_of_several_files(root, server, monkeypatch, capsys):
+    files = fashion_files()
+    monkeypatch.setitem(ORIGINALS, "fashion-mnist", small_in_files("fashion-mnist", files, "https://nowhere.invalid/"))
+    for name, content in files.items():
+        server.says("/m/" + name, file(content))
+    assert main(["data", "fetch", "fashion-mnist", "--url", server.url + "/m/"]) == OK
+    manifest = json.loads((root / "fashion-mnist" / MANIFEST).read_text())
+    assert [entry["from"] for entry in manifest["downloads"]] == [f"{server.url}/m/{name}" for name in files]
+    text_of(capsys)
+
+
 @pytest.mark.usefixtures("server")
-def test_what_is_fetched_is_what_a_task_reads(capsys):
+def test_a_task_uses_the_fetched_dataset(capsys):
     main(["data", "fetch", "cifar10"])
     settings = ["dataset=cifar10", "horizon=2", "batches_per_step=1", "batch_size=8"]
     arguments = ["evaluate", "--policy", "wait", "--env", "Esper-CIFAR-v0", "--episodes", "1"]
@@ -144,23 +138,15 @@ def test_what_is_fetched_is_what_a_task_reads(capsys):
     assert "Esper-CIFAR-v0 on cifar10" in words(capsys)
 
 
-@pytest.mark.usefixtures("server")
-def test_a_repair_says_what_it_kept(root, capsys):
-    main(["data", "fetch", "cifar10"])
-    write(root / FOLDER, {"notes.txt": b"mine", "test_batch.bin": b"short"})
-    assert main(["data", "fetch", "cifar10"]) == OK
-    assert f"kept {root / FOLDER}.replaced-1" in words(capsys)
-
-
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
         (status(404), "answers HTTP 404 Not Found"),
-        (status(503), "could not be fetched (HTTP 503 Service Unavailable)"),
+        (status(503), "could not be downloaded (HTTP 503 Service Unavailable)"),
         (sends(b"<html>", 6), "has 6 bytes, expected"),
     ],
 )
-def test_a_fetch_that_fails_exits_with_1_and_a_line(root, server, capsys, answer, said):
+def test_a_failed_fetch_exits_with_1_and_one_line(root, server, capsys, answer, said):
     server.says(ARCHIVE, answer)
     assert main(["data", "fetch", "cifar10"]) == FAILED
     out, err = text_of(capsys)
@@ -171,41 +157,43 @@ def test_a_fetch_that_fails_exits_with_1_and_a_line(root, server, capsys, answer
     assert not (root / FOLDER).exists()
 
 
-def test_a_wait_is_explained(server, capsys):
-    server.says(ARCHIVE, status(503), file(server.archive))
+def test_fetch_prints_the_reason_of_a_wait(server, capsys):
+    damaged = bytes(len(server.archive))
+    server.says(ARCHIVE, status(503), file(damaged), file(server.archive))
     assert main(["data", "fetch", "cifar10"]) == OK
-    assert text_of(capsys)[0].startswith("cifar-10-binary.tar.gz: HTTP 503 Service Unavailable; again in 0 s\n")
+    out, err = text_of(capsys)
+    assert out.startswith(
+        "cifar-10-binary.tar.gz: HTTP 503 Service Unavailable; trying again in 0 s\n"
+        "cifar-10-binary.tar.gz: its SHA-256 is wrong; downloading it again\n"
+    )
+    assert err == ""
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["fetch", "cifar"], "data set 'cifar' is not known; expected one of cifar10"),
-        (["fetch", "digits"], "data set 'digits' needs no files"),
-        (["fetch", "procedural"], "data set 'procedural' needs no files"),
-        (["fetch", "cifar10", "--url", "/etc/passwd"], "expected an address that begins with https://"),
+        (["fetch", "cifar"], "dataset 'cifar' is not known; expected one of cifar10"),
+        (["fetch", "digits"], "dataset 'digits' needs no files"),
+        (["fetch", "cifar10", "--url", "/etc/passwd"], "expected a URL that begins with https://"),
         (["fetch", "tinystories", "--url", "https://example.org/a"], "consists of 2 files"),
-        (["verify", "cifar10", "mnist"], "data set 'mnist' is not known"),
+        (["verify", "cifar10", "mnist"], "dataset 'mnist' is not known"),
     ],
 )
-def test_bad_input_exits_with_2_before_anything_is_done(root, arguments, said, capsys):
+def test_bad_input_exits_with_2_before_anything_is_created(root, arguments, said, capsys):
     assert said in bad(["data", *arguments], capsys)
     assert not root.exists()
 
 
 @pytest.mark.parametrize("arguments", [["data"], ["data", "fetch"], ["data", "delete"], ["data", "list", "--url", "x"]])
-def test_what_cannot_be_parsed_exits_with_2(arguments, capsys):
+def test_unknown_arguments_exit_with_2(arguments, capsys):
     assert main(arguments) == 2
     assert text_of(capsys)[0] == ""
 
 
-def test_verify_of_nothing_says_so(root, capsys):
-    assert main(["data", "verify"]) == OK
-    assert f"There is no data set in {root}" in words(capsys)
-
-
 @pytest.mark.usefixtures("server")
-def test_verify_names_each_data_set_and_its_state(root, capsys):
+def test_verify_prints_the_state_of_each_dataset(root, tmp_path, capsys):
+    assert main(["data", "verify"]) == OK
+    assert f"There is no dataset in {root}" in words(capsys)
     main(["data", "fetch", "cifar10"])
     write(root / "fashion-mnist", fashion_files())
     text_of(capsys)
@@ -215,31 +203,16 @@ def test_verify_names_each_data_set_and_its_state(root, capsys):
     assert "fashion-mnist readable" in out
     assert "without a manifest" in out
     assert "tinystories" not in out
-
-
-@pytest.mark.usefixtures("server")
-def test_verify_exits_with_1_for_damage(root, capsys):
-    main(["data", "fetch", "cifar10"])
-    write(root / "fashion-mnist", fashion_files())
+    other = str(tmp_path / "other")
+    assert main(["data", "verify", "cifar10", "--data-dir", other]) == FAILED
+    assert "cifar10 absent" in words(capsys)
+    assert main(["data", "verify", "cifar10", "--data-dir", str(root)]) == OK
+    text_of(capsys)
     (root / FOLDER / "test_batch.bin").unlink()
     assert main(["data", "verify"]) == FAILED
     assert "cifar10 damaged" in words(capsys)
-    assert main(["data", "verify", "fashion-mnist"]) == OK  # only what is named
+    assert main(["data", "verify", "fashion-mnist"]) == OK
     assert "cifar10" not in words(capsys)
-
-
-@pytest.mark.usefixtures("root")
-def test_verify_exits_with_1_for_what_is_named_and_not_there(capsys):
-    assert main(["data", "verify", "cifar10"]) == FAILED
-    assert "cifar10 absent" in words(capsys)
-
-
-@pytest.mark.usefixtures("server")
-def test_verify_looks_into_the_folder_that_is_named(root, tmp_path, capsys):
-    main(["data", "fetch", "cifar10"])
-    assert main(["data", "verify", "cifar10", "--data-dir", str(tmp_path / "other")]) == FAILED
-    assert main(["data", "verify", "cifar10", "--data-dir", str(root)]) == OK
-    text_of(capsys)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +220,7 @@ def test_verify_looks_into_the_folder_that_is_named(root, tmp_path, capsys):
     [
         (["data"], ["list", "fetch", "verify", "SHA-256 of the original", "exit code is 1"]),
         (["data", "fetch"], ["NAME", "--data-dir DIR", "--url URL", "interrupted", "never replaced", "https_proxy"]),
-        (["data", "verify"], ["--data-dir DIR", "all that are on the disk when none is named"]),
+        (["data", "verify"], ["--data-dir DIR", "default: all that are on the disk"]),
         (["data", "list"], ["--data-dir DIR", "$ESPER_DATA_DIR"]),
     ],
 )
@@ -258,7 +231,7 @@ def test_help_is_complete(arguments, expected, capsys):
 
 
 @pytest.mark.usefixtures("server")
-def test_a_terminal_shows_bars_with_rate_and_time_left(tmp_path):
+def test_a_terminal_shows_bars_with_rate_and_remaining_time(tmp_path):
     with (tmp_path / "screen").open("w") as screen:
         console = Console(file=screen, force_terminal=True, width=150)
         assert run_fetch(FetchSettings("cifar10"), console) == 0
@@ -279,54 +252,40 @@ from archives import small_cifar10
 from esper_env.data.originals import ORIGINALS
 ORIGINALS["cifar10"] = small_cifar10(sys.argv[1])[0]
 from esper_agent.cli.main import main
-print("ready", flush=True)
 sys.exit(main(["data", "fetch", "cifar10"]))
 """
 
 
-def test_ctrl_c_exits_with_130_and_the_next_fetch_goes_on(root, server, capsys):
-    def half(handler):
+def test_ctrl_c_exits_with_130_and_the_next_fetch_resumes(root, server, capsys):
+    def send_half(handler):
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(server.archive)))
         handler.end_headers()
         handler.wfile.write(server.archive[:300_000])
         handler.wfile.flush()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    server.says(ARCHIVE, half)
-    arguments = [sys.executable, "-c", INTERRUPTED, server.url + ARCHIVE]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    server.says(ARCHIVE, send_half)
     process = subprocess.Popen(
-        arguments,
-        env=environment,
+        [sys.executable, "-c", INTERRUPTED, server.url + ARCHIVE],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=interruptible,
     )
     part = root / ".esper-downloads" / "cifar10" / "cifar-10-binary.tar.gz.part"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (part.exists() and part.stat().st_size > 0) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert err == f"Interrupted; what has arrived stays in {root}: run the same command again to go on\n"
+    assert err == (f"Interrupted; the bytes that have arrived stay in {root}: run the same command again to resume\n")
     there = part.stat().st_size
     assert 0 < there <= 300_000
     server.says(ARCHIVE, file(server.archive))
     assert main(["data", "fetch", "cifar10"]) == OK
     assert server.ranges[-1] == f"bytes={there}-"
-    text_of(capsys)
-
-
-def test_a_mirror_of_several_files_is_a_folder(root, server, monkeypatch, capsys):
-    files = fashion_files()
-    monkeypatch.setitem(ORIGINALS, "fashion-mnist", small_in_files("fashion-mnist", files, "https://nowhere.invalid/"))
-    for name, content in files.items():
-        server.says("/m/" + name, file(content))
-    assert main(["data", "fetch", "fashion-mnist", "--url", server.url + "/m/"]) == OK
-    manifest = json.loads(Path(root / "fashion-mnist" / "esper-manifest.json").read_text())
-    assert [entry["from"] for entry in manifest["downloads"]] == [f"{server.url}/m/{name}" for name in files]
     text_of(capsys)

@@ -1,4 +1,4 @@
-"""A web server with a small CIFAR-10, a folder, and no waiting."""
+"""A web server with a small CIFAR-10, an empty data folder, and no pauses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serving import Server, file, serving
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server that is reached without a proxy; tries follow each other at once."""
+    """A server that is reached without a proxy and retried without pauses."""
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(download, "PAUSES", (0.0, 0.0, 0.0, 0.0))
     with serving() as running:
@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cifar(server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """CIFAR-10's files; the table names an archive of them on the server."""
+    """CIFAR-10's files, whose archive is on the server."""
     source, files, archive = small_cifar10(server.url + ARCHIVE)
     monkeypatch.setitem(ORIGINALS, "cifar10", source)
     server.says(ARCHIVE, file(archive))

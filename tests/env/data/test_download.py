@@ -1,4 +1,4 @@
-"""A file arrives whole, whatever happens on the way, or not at all."""
+"""Downloads: resumed after interruptions, verified, and limited to public http(s) URLs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import hashlib
 import random
 import socket
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from esper_env.data import download
-from esper_env.data.download import CHUNK, length, obtain
+from esper_env.data.download import CHUNK, _Session, _translated, check_url, obtain
 from esper_env.data.progress import Progress, Stage, unwatched
-from esper_env.data.sources import Download
-from esper_env.data.web import FetchError, UnreachableError
+from esper_env.data.sources import Download, FetchError, UnreachableError
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import Answer, Server, file, redirect, sends, serving, status, without_ranges
@@ -29,284 +27,211 @@ def original(content: bytes = CONTENT) -> Download:
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "file.bin"
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
 
 
-def part(target: Path) -> Path:
-    return target.with_name("file.bin.part")
+def part(folder: Path) -> Path:
+    return folder / "file.bin.part"
 
 
-def fetched(server: Server, target: Path, *answers: Answer) -> bytes:
-    obtain(original(), server.says("/file.bin", *answers), target, unwatched)
-    assert [path.name for path in target.parent.iterdir()] == ["file.bin"]  # nothing is left beside it
-    return target.read_bytes()
+def fetched(server: Server, folder: Path, *answers: Answer) -> bytes:
+    obtain(original(), server.says("/file.bin", *answers), folder, unwatched)
+    assert [path.name for path in folder.iterdir()] == ["file.bin"]
+    return (folder / "file.bin").read_bytes()
 
 
-def test_a_file_is_fetched_whole(server: Server, target: Path) -> None:
-    assert fetched(server, target, file(CONTENT)) == CONTENT
+def refusal(server: Server, folder: Path, *answers: Answer) -> str:
+    """The error message of a download that fails."""
+    with pytest.raises(FetchError) as caught:
+        obtain(original(), server.says("/file.bin", *answers), folder, unwatched)
+    assert not (folder / "file.bin").exists()
+    assert "/file.bin" in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("answer", [file(CONTENT), sends(CONTENT, None)], ids=["known-length", "unknown-length"])
+def test_obtain_downloads_a_file(server: Server, folder: Path, answer: Answer) -> None:
+    assert fetched(server, folder, answer) == CONTENT
     assert server.ranges == [None]
 
 
-def test_a_file_that_is_there_is_not_asked_for(server: Server, target: Path) -> None:
-    target.write_bytes(CONTENT)
-    assert fetched(server, target, status(500)) == CONTENT
+def test_obtain_does_not_decompress_the_response(server: Server, folder: Path) -> None:
+    assert fetched(server, folder, sends(CONTENT, len(CONTENT), Content_Encoding="gzip")) == CONTENT
+
+
+@pytest.mark.parametrize("name", ["file.bin", "file.bin.part"])
+def test_obtain_makes_no_request_if_the_file_is_there(server: Server, folder: Path, name: str) -> None:
+    (folder / name).write_bytes(CONTENT)
+    assert fetched(server, folder, status(500)) == CONTENT
     assert server.requests == []
 
 
-def test_a_file_that_is_there_and_another_one_is_fetched_anew(server: Server, target: Path) -> None:
-    target.write_bytes(CONTENT[:-1] + b"?")
-    assert fetched(server, target, file(CONTENT)) == CONTENT
-
-
-def test_a_broken_connection_goes_on_where_it_broke(server: Server, target: Path) -> None:
-    assert fetched(server, target, file(CONTENT, cut=70_000), file(CONTENT, cut=30_000), file(CONTENT)) == CONTENT
-    assert server.ranges == [None, "bytes=70000-", "bytes=100000-"]
-    assert [headers.get("If-Range") for _, headers in server.requests] == [None, '"one"', '"one"']
+def test_obtain_replaces_a_file_with_a_wrong_checksum(server: Server, folder: Path) -> None:
+    (folder / "file.bin").write_bytes(CONTENT[:-1] + b"?")
+    assert fetched(server, folder, file(CONTENT)) == CONTENT
 
 
 @given(
     cuts=st.lists(st.integers(0, 1500), max_size=6),
     ranged=st.lists(st.booleans(), min_size=7, max_size=7),
     here=st.integers(0, 1200),
+    wrong=st.booleans(),
 )
-def test_any_sequence_of_interruptions_ends_in_the_file(cuts: list[int], ranged: list[bool], here: int) -> None:
+def test_obtain_succeeds_after_any_interruptions(cuts: list[int], ranged: list[bool], here: int, wrong: bool) -> None:
     content = CONTENT[:1000]
     answers = [
         file(content, cut=cut) if whole else without_ranges(content, cut)
         for cut, whole in zip([*cuts, 1500], ranged, strict=False)
     ]
-    with serving() as server, tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    with serving() as server, tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
         patch.setenv("no_proxy", "*")
         patch.setattr("esper_env.data.download.PAUSES", (0.0,) * 9)
-        target = Path(folder) / "file.bin"
-        part(target).write_bytes(content[:here] + b"?" * (here - 1000))
-        obtain(original(content), server.says("/f", *answers), target, unwatched)
-        assert target.read_bytes() == content
+        part(Path(place)).write_bytes((bytes(1200) if wrong else content + bytes(200))[:here])
+        obtain(original(content), server.says("/f", *answers), Path(place), unwatched)
+        assert (Path(place) / "file.bin").read_bytes() == content
 
 
-def test_a_later_fetch_goes_on_from_what_an_earlier_one_left(server: Server, target: Path) -> None:
-    url = server.says("/f", file(CONTENT, cut=90_000), status(404))
-    with pytest.raises(FetchError, match="HTTP 404"):
-        obtain(original(), url, target, unwatched)
-    assert part(target).read_bytes() == CONTENT[:90_000]
-    server.says("/f", file(CONTENT))
-    obtain(original(), url, target, unwatched)
-    assert target.read_bytes() == CONTENT
+def test_obtain_resumes_a_broken_connection(server: Server, folder: Path) -> None:
+    assert fetched(server, folder, file(CONTENT, cut=70_000), file(CONTENT, cut=30_000), file(CONTENT)) == CONTENT
+    assert server.ranges == [None, "bytes=70000-", "bytes=100000-"]
+
+
+def test_obtain_resumes_what_an_earlier_call_left(server: Server, folder: Path) -> None:
+    assert "HTTP 404" in refusal(server, folder, file(CONTENT, cut=90_000), status(404))
+    assert part(folder).read_bytes() == CONTENT[:90_000]
+    assert fetched(server, folder, file(CONTENT)) == CONTENT
     assert server.ranges[-1] == "bytes=90000-"
 
 
-def test_all_of_it_left_by_an_earlier_fetch_needs_no_server(server: Server, target: Path) -> None:
-    part(target).write_bytes(CONTENT)
-    assert fetched(server, target, status(500)) == CONTENT
-    assert server.requests == []
-
-
-def test_another_server_is_asked_for_the_rest_without_the_first_ones_tag(server: Server, target: Path) -> None:
-    with pytest.raises(FetchError):
-        obtain(original(), server.says("/one", file(CONTENT, cut=5_000), status(404)), target, unwatched)
-    obtain(original(), server.says("/two", file(CONTENT, etag='"two"')), target, unwatched)
-    assert target.read_bytes() == CONTENT
-    assert server.requests[-1][1]["Range"] == "bytes=5000-"
-    assert "If-Range" not in server.requests[-1][1]
-
-
-def test_a_file_that_changed_on_the_server_is_begun_anew(server: Server, target: Path) -> None:
-    old = bytes(200_000)
-    assert fetched(server, target, file(old, etag='"old"', cut=150_000), file(CONTENT, etag='"new"')) == CONTENT
-    assert len(server.requests) == 2
-
-
-def test_a_weak_tag_is_no_condition(server: Server, target: Path) -> None:
-    weak = file(CONTENT, etag='W/"x"', cut=1_000)
-    assert fetched(server, target, weak, file(CONTENT)) == CONTENT
-    assert "If-Range" not in server.requests[1][1]
-
-
-def test_the_date_serves_where_there_is_no_tag(server: Server, target: Path) -> None:
-    date = "Wed, 21 Oct 2015 07:28:00 GMT"
-    begun = sends(CONTENT[:1_000], len(CONTENT), Last_Modified=date)
-    assert fetched(server, target, begun, without_ranges(CONTENT)) == CONTENT
-    assert server.requests[1][1]["If-Range"] == date
-
-
-def test_a_beginning_of_another_file_is_found_out_and_begun_anew(server: Server, target: Path) -> None:
-    part(target).write_bytes(bytes(150_000))
-    assert fetched(server, target, file(CONTENT)) == CONTENT
-    assert server.ranges == ["bytes=150000-", None]
-
-
-def test_a_server_without_ranges_sends_all_of_it_again(server: Server, target: Path) -> None:
-    assert fetched(server, target, without_ranges(CONTENT, 60_000), without_ranges(CONTENT)) == CONTENT
+def test_obtain_starts_over_without_ranges(server: Server, folder: Path) -> None:
+    assert fetched(server, folder, without_ranges(CONTENT, 60_000), without_ranges(CONTENT)) == CONTENT
     assert server.ranges == [None, "bytes=60000-"]
 
 
 @pytest.mark.parametrize(
     "place",
     ["bytes 0-199999/200000", "bytes 60001-199999/200000", "bytes 60000-199999/300000", "bytes */200000", "",
-     "lines 60000-199999/200000"],
+     "lines 60000-199999/200000", None],
 )  # fmt: skip
-def test_another_range_than_was_asked_for_is_not_used(server: Server, target: Path, place: str) -> None:
-    wrong = sends(CONTENT[60_000:], 140_000, code=206, Content_Range=place)
-    assert fetched(server, target, file(CONTENT, cut=60_000), wrong, file(CONTENT)) == CONTENT
+def test_obtain_starts_over_after_an_unusable_range(server: Server, folder: Path, place: str | None) -> None:
+    wrong = status(416) if place is None else sends(CONTENT[60_000:], 140_000, code=206, Content_Range=place)
+    assert fetched(server, folder, file(CONTENT, cut=60_000), wrong, file(CONTENT)) == CONTENT
     assert server.ranges == [None, "bytes=60000-", None]
 
 
-def test_a_range_of_a_file_of_unknown_length_is_used(server: Server, target: Path) -> None:
+def test_obtain_accepts_a_range_of_unknown_total(server: Server, folder: Path) -> None:
     rest = sends(CONTENT[60_000:], 140_000, code=206, Content_Range="bytes 60000-199999/*")
-    assert fetched(server, target, file(CONTENT, cut=60_000), rest) == CONTENT
+    assert fetched(server, folder, file(CONTENT, cut=60_000), rest) == CONTENT
 
 
-def test_a_range_that_the_server_does_not_have_is_begun_anew(server: Server, target: Path) -> None:
-    assert fetched(server, target, file(CONTENT, cut=60_000), status(416), file(CONTENT)) == CONTENT
-    assert server.ranges == [None, "bytes=60000-", None]
+def test_obtain_starts_over_if_the_resumed_file_has_a_wrong_checksum(server: Server, folder: Path) -> None:
+    part(folder).write_bytes(bytes(150_000))
+    seen: list[Progress] = []
+    obtain(original(), server.says("/f", file(CONTENT)), folder, seen.append)
+    assert (folder / "file.bin").read_bytes() == CONTENT
+    assert server.ranges == ["bytes=150000-", None]
+    assert [progress.reason for progress in seen if progress.stage is Stage.WAIT] == [
+        "its SHA-256 is wrong; downloading it again"
+    ]
 
 
-def test_a_file_of_unannounced_length_is_fetched(server: Server, target: Path) -> None:
-    assert fetched(server, target, sends(CONTENT, None)) == CONTENT
+def test_obtain_rejects_a_wrong_checksum_after_a_second_download(server: Server, folder: Path) -> None:
+    damaged = CONTENT[:100] + b"!" + CONTENT[101:]
+    said = refusal(server, folder, file(damaged))
+    assert f"200,000 bytes whose SHA-256 is not {original().sha256}" in said
+    assert "was removed; try again, or another URL (--url)" in said
+    assert list(folder.iterdir()) == []
+    assert server.ranges == [None, None]
 
 
 @pytest.mark.parametrize("code", [408, 425, 429, 500, 502, 503, 504])
-def test_a_server_in_trouble_is_asked_again(server: Server, target: Path, code: int) -> None:
-    assert fetched(server, target, status(code), status(code), file(CONTENT)) == CONTENT
-
-
-def refusal(server: Server, target: Path, *answers: Answer) -> str:
-    """What is said when it fails; the file is not there then."""
-    with pytest.raises(FetchError) as caught:
-        obtain(original(), server.says("/file.bin", *answers), target, unwatched)
-    assert not target.exists()
-    assert "/file.bin" in str(caught.value)
-    return str(caught.value)
+def test_obtain_retries_after_temporary_errors(server: Server, folder: Path, code: int) -> None:
+    assert fetched(server, folder, status(code), status(code), file(CONTENT)) == CONTENT
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 410, 501, 206, 416])
-def test_a_server_that_will_not_give_it_is_asked_once(server: Server, target: Path, code: int) -> None:
-    assert f"HTTP {code}" in refusal(server, target, status(code))
+def test_obtain_does_not_retry_after_a_refusal(server: Server, folder: Path, code: int) -> None:
+    assert f"answers HTTP {code}" in refusal(server, folder, status(code))
     assert len(server.requests) == 1
 
 
-def test_a_server_that_stays_in_trouble_is_given_up(server: Server, target: Path) -> None:
-    said = refusal(server, target, file(CONTENT, cut=80_000), status(503))
-    assert "HTTP 503" in said
-    assert "80,000 of 200,000 bytes are here" in said
-    assert len(server.requests) == 6  # one that brought something and five that did not
-    assert part(target).read_bytes() == CONTENT[:80_000]
+@pytest.mark.parametrize(
+    ("answers", "problem", "kept"),
+    [
+        ([status(503)], "HTTP 503", "nothing has arrived"),
+        ([file(CONTENT, cut=80_000), status(503)], "HTTP 503", "80,000 of 200,000 bytes are here and stay"),
+        ([without_ranges(CONTENT, 60_000)], "the connection ended after 60,000 of 200,000 bytes", "60,000 of 200,000"),
+    ],
+    ids=["nothing", "something", "same-place"],
+)
+def test_obtain_gives_up_after_five_attempts_without_progress(
+    server: Server, folder: Path, answers: list[Answer], problem: str, kept: str
+) -> None:
+    said = refusal(server, folder, *answers)
+    assert f"could not be downloaded ({problem}" in said
+    assert f" in 5 attempts; {kept}" in said
+    assert ". Try again, or another URL" in said
+    assert len(server.requests) == 5 + ("nothing" not in kept)
 
 
-def test_a_server_that_breaks_at_the_same_place_each_time_is_given_up(server: Server, target: Path) -> None:
-    assert "the connection ended after 60,000" in refusal(server, target, without_ranges(CONTENT, 60_000))
-    assert len(server.requests) == 6
-
-
-def test_nobody_there_is_given_up(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_obtain_reports_waits_for_an_unreachable_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
     seen: list[Progress] = []
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        with pytest.raises(FetchError, match=r"refused.* in 5 tries"):
-            obtain(original(), f"http://127.0.0.1:{unused.getsockname()[1]}/f", target, seen.append)
+        with pytest.raises(UnreachableError, match=r"could not be downloaded \(Connection refused\) in 5 attempts"):
+            obtain(original(), f"http://127.0.0.1:{unused.getsockname()[1]}/f", folder, seen.append)
     assert pauses == [1.0, 2.0, 4.0, 8.0]
     assert {progress.stage for progress in seen} == {Stage.WAIT}
-    assert "again in 8 s" in seen[-1].reason
-
-
-def test_a_damaged_file_is_refused_and_removed(server: Server, target: Path) -> None:
-    damaged = CONTENT[:100] + b"!" + CONTENT[101:]
-    said = refusal(server, target, file(damaged))
-    assert hashlib.sha256(damaged).hexdigest() in said
-    assert original().sha256 in said
-    assert not part(target).exists()
-    assert len(server.requests) == 1
-
-
-def test_damage_in_the_rest_costs_one_more_download_and_is_refused_then(server: Server, target: Path) -> None:
-    damaged = CONTENT[:-1] + b"!"
-    assert "HTTP 404" in refusal(server, target, file(damaged, cut=100), status(404))
-    assert "SHA-256" in refusal(server, target, file(damaged))
-    assert server.ranges[-2:] == ["bytes=100-", None]
-    assert not part(target).exists()
+    assert seen[-1].reason == "Connection refused; trying again in 8 s"
 
 
 @pytest.mark.parametrize("length", [199_999, 200_001, 0])
-def test_another_length_is_refused_before_anything_is_read(server: Server, target: Path, length: int) -> None:
-    said = refusal(server, target, sends(CONTENT[:length], length))
-    assert f"has {length:,} bytes, expected 200,000" in said
-    assert not part(target).exists()
+def test_obtain_rejects_a_different_length_before_reading(server: Server, folder: Path, length: int) -> None:
+    assert f"has {length:,} bytes, expected 200,000" in refusal(server, folder, sends(CONTENT[:length], length))
+    assert not part(folder).exists()
 
 
-def test_more_than_the_file_has_is_refused(server: Server, target: Path) -> None:
-    assert "more than 200,000 bytes" in refusal(server, target, sends(CONTENT + b"x", None))
-    assert not part(target).exists()
-
-
-def test_a_file_without_end_is_not_written_to_the_disk(server: Server, target: Path) -> None:
+def test_obtain_does_not_write_more_than_the_file_has(server: Server, folder: Path) -> None:
     longest = 0
 
     def look(_progress: Progress) -> None:
         nonlocal longest
-        longest = max(longest, part(target).stat().st_size)
+        longest = max(longest, part(folder).stat().st_size)
 
     with pytest.raises(FetchError, match="more than 200,000 bytes"):
-        obtain(original(), server.says("/f", sends(CONTENT * 40, None)), target, look)
+        obtain(original(), server.says("/f", sends(CONTENT * 40, None)), folder, look)
     assert longest <= 200_000
+    assert not part(folder).exists()
 
 
-def test_more_than_the_file_has_left_by_an_earlier_fetch_is_begun_anew(server: Server, target: Path) -> None:
-    part(target).write_bytes(CONTENT + b"x")
-    assert fetched(server, target, file(CONTENT)) == CONTENT
-
-
-def test_less_than_the_file_has_is_an_interruption(server: Server, target: Path) -> None:
-    assert fetched(server, target, sends(CONTENT[:199_999], None), file(CONTENT)) == CONTENT
-
-
-def test_a_page_of_a_gateway_is_not_taken_for_the_file(server: Server, target: Path) -> None:
-    server.says("/login", sends(b"<html>please log in</html>", 26))
-    assert "has 26 bytes, expected 200,000" in refusal(server, target, redirect("/login"))
-
-
-def test_a_full_disk_is_told_and_what_has_arrived_stays(
-    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch
+def test_obtain_keeps_the_bytes_when_the_disk_is_full(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = Path.open
 
-    def full_after_a_while(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+    def open_small_disk(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         stream = opened(path, mode, *args, **kwargs)
-        if path.name == "file.bin.part" and mode in ("ab", "wb"):
-            write = stream.write
-            return FullDisk(stream, write, room=100_000)
-        return stream
+        return FullDisk(stream, room=100_000) if path == part(folder) else stream
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", full_after_a_while)
-        with pytest.raises(FetchError, match=r"no space is left in .*; 1?\d\d,\d{3} of 200,000 bytes are here"):
-            obtain(original(), server.says("/f", file(CONTENT)), target, unwatched)
-    there = part(target).stat().st_size
+        patch.setattr(Path, "open", open_small_disk)
+        with pytest.raises(FetchError, match=r"no space is left in .*; \d?\d\d,\d{3} of 200,000 bytes are here"):
+            obtain(original(), server.says("/file.bin", file(CONTENT)), folder, unwatched)
+    there = part(folder).stat().st_size
     assert 0 < there <= 100_000
-    obtain(original(), server.url + "/f", target, unwatched)
-    assert target.read_bytes() == CONTENT
+    assert fetched(server, folder, file(CONTENT)) == CONTENT
     assert server.ranges == [None, f"bytes={there}-"]
 
 
-@pytest.mark.parametrize(("cut", "said"), [(0, "nothing has arrived"), (70_000, "of 200,000 bytes are here and stay")])
-def test_a_failure_says_what_stays_if_anything_does(
-    server: Server, target: Path, monkeypatch: pytest.MonkeyPatch, cut: int, said: str
-) -> None:
-    monkeypatch.setattr(download, "PAUSES", (0.0,))
-    url = server.says("/f", file(CONTENT, cut=cut) if cut else status(503), status(503))
-    with pytest.raises(UnreachableError, match=rf"in \d tries; .*{said}.*\. Try again") as caught:
-        obtain(original(), url, target, unwatched)
-    assert ("stay" in str(caught.value)) == (length(part(target)) > 0)
-
-
 class FullDisk:
-    """A file whose disk has room for so many bytes."""
+    """A file on a disk with room for a number of bytes."""
 
-    def __init__(self, stream: Any, write: Callable[[bytes], int], room: int) -> None:
-        self._stream, self._write, self._room = stream, write, room
+    def __init__(self, stream: Any, room: int) -> None:
+        self._stream, self._room = stream, room
 
     def __enter__(self) -> FullDisk:
         return self
@@ -314,34 +239,117 @@ class FullDisk:
     def __exit__(self, *_exception: object) -> None:
         self._stream.close()
 
-    def write(self, content: bytes) -> int:
+    def write(self, content: bytes) -> None:
         if len(content) > self._room:
             raise OSError(errno.ENOSPC, "No space left on device")
         self._room -= len(content)
-        return self._write(content)
+        self._stream.write(content)
 
 
-def test_an_interrupt_leaves_what_has_arrived(server: Server, target: Path) -> None:
+@pytest.mark.parametrize("stage", [Stage.DOWNLOAD, Stage.CHECK])
+def test_obtain_keeps_the_bytes_when_interrupted(server: Server, folder: Path, stage: Stage) -> None:
     def interrupt(progress: Progress) -> None:
-        if progress.done >= 2 * CHUNK:
+        if progress.stage is stage and (stage is Stage.CHECK or progress.done >= 2 * CHUNK):
             raise KeyboardInterrupt
 
-    url = server.says("/f", file(CONTENT))
     with pytest.raises(KeyboardInterrupt):
-        obtain(original(), url, target, interrupt)
-    there = part(target).read_bytes()
-    assert 2 * CHUNK <= len(there) < 200_000
+        obtain(original(), server.says("/file.bin", file(CONTENT)), folder, interrupt)
+    (left,) = folder.iterdir()
+    there = left.read_bytes()
+    assert len(there) >= 2 * CHUNK
     assert there == CONTENT[: len(there)]
-    obtain(original(), url, target, unwatched)
-    assert server.ranges == [None, f"bytes={len(there)}-"]
+    assert fetched(server, folder, file(CONTENT)) == CONTENT
+    assert server.ranges == ([None] if stage is Stage.CHECK else [None, f"bytes={len(there)}-"])
 
 
-def test_progress_counts_what_is_there_and_ends_at_the_size(server: Server, target: Path) -> None:
-    part(target).write_bytes(CONTENT[:100_000])
+def test_obtain_reports_progress_from_the_resumed_byte_to_the_size(server: Server, folder: Path) -> None:
+    part(folder).write_bytes(CONTENT[:100_000])
     seen: list[Progress] = []
-    obtain(original(), server.says("/f", file(CONTENT)), target, seen.append)
-    downloads = [progress.done for progress in seen if progress.stage is Stage.DOWNLOAD]
-    assert downloads[0] > 100_000
+    obtain(original(), server.says("/f", file(CONTENT)), folder, seen.append)
+    downloads = [(progress.done, progress.total) for progress in seen if progress.stage is Stage.DOWNLOAD]
+    assert downloads[0][0] > 100_000
     assert downloads == sorted(downloads)
-    assert seen[-1] == Progress(Stage.CHECK, "file.bin", 200_000, 200_000)
-    assert {progress.file for progress in seen} == {"file.bin"}
+    assert downloads[-1] == (200_000, 200_000)
+    assert seen[-1] == Progress(Stage.CHECK, "file.bin")
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_obtain_follows_redirects_with_its_range(server: Server, folder: Path, code: int) -> None:
+    part(folder).write_bytes(CONTENT[:5])
+    server.says("/b/file", file(CONTENT))
+    server.says("/b/a", redirect("file", code))
+    assert fetched(server, folder, redirect(server.url + "/b/a", code)) == CONTENT
+    assert [path for path, _ in server.requests] == ["/file.bin", "/b/a", "/b/file"]
+    assert server.ranges == ["bytes=5-"] * 3
+
+
+def test_obtain_rejects_a_loop_of_redirects(server: Server, folder: Path) -> None:
+    assert "redirects more than 5 times" in refusal(server, folder, redirect("/file.bin"))
+    assert len(server.requests) == 6
+
+
+def test_obtain_rejects_a_redirect_without_location(server: Server, folder: Path) -> None:
+    assert "answers HTTP 302" in refusal(server, folder, redirect(None))
+
+
+@pytest.mark.parametrize(
+    "target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "gopher://x/", "http://me:secret@127.0.0.1/x"]
+)
+def test_obtain_rejects_redirects_to_other_than_public_urls(server: Server, folder: Path, target: str) -> None:
+    said = refusal(server, folder, redirect(target))
+    assert f"redirects to {target}, which is not a public http(s) URL" in said
+    assert len(server.requests) == 1
+
+
+def test_session_rejects_a_redirect_from_https_to_http() -> None:
+    response = SimpleNamespace(url="https://example.org/file")
+    with pytest.raises(FetchError, match=r"redirects to http://example\.org/file, which is not encrypted"):
+        _Session().rebuild_auth(SimpleNamespace(url="http://example.org/file"), response)  # type: ignore[arg-type]
+    _Session().rebuild_auth(SimpleNamespace(url="https://example.org/file"), response)  # type: ignore[arg-type]
+
+
+def test_obtain_sends_no_credentials(
+    server: Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    server.says("/b", file(CONTENT))
+    obtain(original(), server.says("/a", redirect("/b")), folder, unwatched)
+    assert [headers.get("Authorization") for _, headers in server.requests] == [None, None]
+
+
+def test_an_invalid_certificate_is_no_temporary_error() -> None:
+    import ssl
+
+    cause = ssl.SSLCertVerificationError(1, "failed")
+    cause.verify_message = "self-signed certificate"
+    error = OSError("wrapped")
+    error.__cause__ = cause
+    said = _translated("https://a/b", error)
+    assert isinstance(said, FetchError)
+    assert str(said) == "https://a/b has no valid certificate (self-signed certificate)"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "file:///etc/passwd", "ftp://example.org/a", "example.org/a", "https://", "https:///a", "http://a b/c",
+     "http://[::1/a", "http://a:99999/", "http://a/\n", "http://ä/"],
+)  # fmt: skip
+def test_check_url_rejects_other_than_web_urls(url: str) -> None:
+    with pytest.raises(ValueError, match="expected a URL that begins with https:// or http://"):
+        check_url(url)
+
+
+@pytest.mark.parametrize("user", ["me:secret@", "me@", ":secret@", "@"])
+def test_check_url_rejects_a_user_without_repeating_the_password(user: str) -> None:
+    with pytest.raises(ValueError, match=r"in front of example\.org; expected a URL without them") as caught:
+        check_url(f"https://{user}example.org/a")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.org/a@b", "https://a.org/a.tar.gz?b=c", "http://127.0.0.1:8000/a", "HTTPS://example.org/"]
+)
+def test_check_url_accepts_web_urls(url: str) -> None:
+    check_url(url)

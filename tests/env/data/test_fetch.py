@@ -1,48 +1,52 @@
-"""A data set is fetched once, from where it is, and put where tasks find it."""
+"""Fetching puts a dataset where tasks find it."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from archives import (
-    fashion_files,
-    small_in_files,
-    tinystories_files,
-    write,
-)
+from archives import fashion_files, small_in_files, tinystories_files, write
 from esper_env.data import DataFamily, download, load_data
 from esper_env.data import fetch as fetching
 from esper_env.data.fetch import fetch
 from esper_env.data.originals import ORIGINALS
-from esper_env.data.web import FetchError
+from esper_env.data.sources import FetchError
 from fetching import ARCHIVE, FOLDER, MANIFEST, assert_not_there, contents, load
 from serving import Server, file, redirect, sends, status
 
 
-def test_an_archive_is_fetched_unpacked_and_read(server: Server, cifar: dict[str, bytes], root: Path) -> None:
+def serve_files(server: Server, monkeypatch: pytest.MonkeyPatch, name: str, place: str = "/") -> dict[str, bytes]:
+    """Put a small dataset without archive on the server."""
+    files = tinystories_files() if name == "tinystories" else fashion_files()
+    monkeypatch.setitem(ORIGINALS, name, small_in_files(name, files, server.url + place))
+    for path, content in files.items():
+        server.says(place + path, file(content))
+    return files
+
+
+def test_fetch_downloads_and_unpacks_an_archive(server: Server, cifar: dict[str, bytes], root: Path) -> None:
     outcome = fetch("cifar10", root)
-    assert (outcome.folder, outcome.already_there, outcome.kept) == (root / FOLDER, False, None)
+    assert (outcome.folder, outcome.already_there) == (root / FOLDER, False)
     assert contents(root / FOLDER) == cifar
     assert load(root).name == "cifar10"
     assert len(server.requests) == 1
     left = {str(path.relative_to(root)) for path in root.rglob("*")} - {f"{FOLDER}/{name}" for name in cifar}
-    assert left == {FOLDER, f"{FOLDER}/{MANIFEST}"}
+    assert left == {FOLDER, f"{FOLDER}/{MANIFEST}", ".esper-downloads", ".esper-downloads/cifar10.lock"}
 
 
-def test_files_are_fetched_one_by_one(server: Server, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
-    for name, files in (("fashion-mnist", fashion_files()), ("tinystories", tinystories_files())):
-        monkeypatch.setitem(ORIGINALS, name, small_in_files(name, files, f"{server.url}/{name}/"))
-        for path, content in files.items():
-            server.says(f"/{name}/{path}", file(content))
+def test_fetch_downloads_files_one_by_one(server: Server, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    for name in ("fashion-mnist", "tinystories"):
+        files = serve_files(server, monkeypatch, name, f"/{name}/")
         fetch(name, root)
         assert contents(root / name) == files
     assert load(root, "fashion-mnist").image_shape == (1, 28, 28)
     assert load_data("auto", str(root), family=DataFamily.TINYSTORIES).name == "tinystories"
 
 
-def test_the_manifest_says_what_came_from_where(server: Server, cifar: dict[str, bytes], root: Path) -> None:
+def test_fetch_writes_a_manifest(server: Server, cifar: dict[str, bytes], root: Path) -> None:
     fetch("cifar10", root)
     manifest = json.loads((root / FOLDER / MANIFEST).read_text())
     (got,) = manifest["downloads"]
@@ -54,16 +58,15 @@ def test_the_manifest_says_what_came_from_where(server: Server, cifar: dict[str,
 
 
 @pytest.mark.usefixtures("cifar")
-def test_a_second_fetch_asks_nobody(server: Server, root: Path) -> None:
+def test_fetch_changes_nothing_the_second_time(server: Server, root: Path) -> None:
     fetch("cifar10", root)
     times = {path: path.stat().st_mtime_ns for path in (root / FOLDER).iterdir()}
-    outcome = fetch("cifar10", root)
-    assert outcome.already_there
+    assert fetch("cifar10", root).already_there
     assert len(server.requests) == 1
     assert {path: path.stat().st_mtime_ns for path in (root / FOLDER).iterdir()} == times
 
 
-def test_files_put_there_by_hand_are_enough(server: Server, cifar: dict[str, bytes], root: Path) -> None:
+def test_fetch_accepts_files_put_there_by_hand(server: Server, cifar: dict[str, bytes], root: Path) -> None:
     write(root / FOLDER, cifar)
     outcome = fetch("cifar10", root)
     assert outcome.already_there
@@ -72,32 +75,31 @@ def test_files_put_there_by_hand_are_enough(server: Server, cifar: dict[str, byt
     assert server.requests == []
 
 
-def test_an_original_archive_in_the_folder_needs_no_server(server: Server, cifar: dict[str, bytes], root: Path) -> None:
-    write(root, {"cifar-10-binary.tar.gz": server.archive})
+def test_fetch_unpacks_an_original_archive_in_the_data_folder(
+    server: Server, cifar: dict[str, bytes], root: Path
+) -> None:
+    write(root, {ARCHIVE[1:]: server.archive})
     fetch("cifar10", root)
     assert contents(root / FOLDER) == cifar
     assert server.requests == []
-    assert (root / "cifar-10-binary.tar.gz").read_bytes() == server.archive
+    assert (root / ARCHIVE[1:]).read_bytes() == server.archive
 
 
-def test_another_archive_in_the_folder_is_left_alone(server: Server, cifar: dict[str, bytes], root: Path) -> None:
-    other = bytes(len(server.archive))
-    write(root, {"cifar-10-binary.tar.gz": other})
-    with pytest.warns(UserWarning, match=r"binary\.tar\.gz is not used: it is not the original \(SHA-256\); remove it"):
+@pytest.mark.parametrize("cut", [True, False])
+def test_fetch_ignores_a_different_archive_in_the_data_folder(
+    server: Server, cifar: dict[str, bytes], root: Path, cut: bool
+) -> None:
+    size = len(server.archive)
+    other = server.archive[:-5] if cut else bytes(size)
+    problem = f"it has {size - 5:,} bytes, the original {size:,}" if cut else r"it is not the original \(SHA-256\)"
+    write(root, {ARCHIVE[1:]: other})
+    with pytest.warns(UserWarning, match=rf"binary\.tar\.gz is ignored: {problem}; remove it"):
         fetch("cifar10", root)
     assert contents(root / FOLDER) == cifar
-    assert (root / "cifar-10-binary.tar.gz").read_bytes() == other
+    assert (root / ARCHIVE[1:]).read_bytes() == other
 
 
-@pytest.mark.usefixtures("cifar")
-def test_an_archive_that_is_cut_is_told(server: Server, root: Path) -> None:
-    write(root, {"cifar-10-binary.tar.gz": server.archive[:-5]})
-    size = len(server.archive)
-    with pytest.warns(UserWarning, match=f"is not used: it has {size - 5:,} bytes, the original {size:,}; remove it"):
-        fetch("cifar10", root)
-
-
-def test_without_network_an_archive_from_elsewhere_does(
+def test_the_offline_remedy_works_for_an_archive(
     server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "PAUSES", ())
@@ -111,32 +113,22 @@ def test_without_network_an_archive_from_elsewhere_does(
     assert contents(root / FOLDER) == cifar
 
 
-def test_without_network_files_from_elsewhere_do(server: Server, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_offline_remedy_works_for_files(server: Server, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "PAUSES", ())
-    files = fashion_files()
-    monkeypatch.setitem(ORIGINALS, "fashion-mnist", small_in_files("fashion-mnist", files, server.url + "/"))
+    files = serve_files(server, monkeypatch, "fashion-mnist")
     for name in files:
         server.says("/" + name, status(503))
     with pytest.raises(FetchError) as caught:
         fetch("fashion-mnist", root)
-    addresses = ", ".join(f"{server.url}/{name}" for name in files)
+    urls = ", ".join(f"{server.url}/{name}" for name in files)
     place = root / "fashion-mnist"
-    assert f"download {addresses} on another one, put it into {place}, and nothing else is needed" in str(caught.value)
+    assert f"download {urls} on another one, put it into {place}, and nothing else is needed" in str(caught.value)
     write(place, files)
     assert fetch("fashion-mnist", root).already_there
     assert load(root, "fashion-mnist").name == "fashion-mnist"
 
 
-@pytest.mark.usefixtures("cifar")
-def test_a_refused_fetch_leaves_nothing_behind(server: Server, root: Path) -> None:
-    for answer in (status(404), sends(b"<html>", 6)):
-        server.says(ARCHIVE, answer)
-        with pytest.raises(FetchError):
-            fetch("cifar10", root)
-        assert not root.exists()
-
-
-def test_another_address_has_to_have_the_original(server: Server, cifar: dict[str, bytes], root: Path) -> None:
+def test_fetch_requires_the_original_from_another_url(server: Server, cifar: dict[str, bytes], root: Path) -> None:
     server.says(ARCHIVE, status(500))
     mirror = server.says("/mirror?id=7", sends(bytes(len(server.archive)), len(server.archive)))
     with pytest.raises(FetchError, match="SHA-256"):
@@ -148,14 +140,12 @@ def test_another_address_has_to_have_the_original(server: Server, cifar: dict[st
     assert contents(root / FOLDER) == cifar
 
 
-def test_an_address_that_ends_in_a_slash_is_a_folder(
+def test_fetch_takes_the_url_of_a_folder(
     server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = fashion_files()
-    monkeypatch.setitem(ORIGINALS, "fashion-mnist", small_in_files("fashion-mnist", files, "https://nowhere.invalid/"))
-    for path, content in files.items():
-        server.says(f"/m/{path}", file(content))
+    files = serve_files(server, monkeypatch, "fashion-mnist", "/m/")
     server.says("/m" + ARCHIVE, file(server.archive))
+    monkeypatch.setitem(ORIGINALS, "fashion-mnist", small_in_files("fashion-mnist", files, "https://nowhere.invalid/"))
     for name in ("fashion-mnist", "cifar10"):
         fetch(name, root, server.url + "/m/")
     assert contents(root / "fashion-mnist") == files
@@ -169,26 +159,48 @@ def test_an_address_that_ends_in_a_slash_is_a_folder(
         ("digits", None, "'digits' needs no files"),
         ("procedural", None, "'procedural' needs no files"),
         ("cifar10", "http://me:secret@example.org/a", "url has a user or password in front of example.org"),
-        ("cifar10", "file:///etc/passwd", "expected an address that begins with https"),
-        ("tinystories", "https://example.org/a.txt", "consists of 2 files; expected the address of a folder"),
+        ("cifar10", "file:///etc/passwd", "expected a URL that begins with https"),
+        ("tinystories", "https://example.org/a.txt", "consists of 2 files; expected the URL of a folder"),
     ],
 )
-def test_bad_input_is_told_before_anything_is_made(root: Path, name: str, url: str | None, message: str) -> None:
+def test_fetch_rejects_bad_input_before_it_creates_anything(
+    root: Path, name: str, url: str | None, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         fetch(name, root, url)
     assert not root.exists()
 
 
-def test_a_file_in_place_of_the_data_folder_is_bad_input(tmp_path: Path) -> None:
+def test_fetch_rejects_a_file_as_data_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="a file; expected a folder"):
         fetch("cifar10", tmp_path / "file")
 
 
-def test_a_folder_that_cannot_be_made_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_reports_a_folder_that_it_cannot_create(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: object, **_keywords: object) -> None:
         raise PermissionError(13, "Permission denied", str(root))
 
     monkeypatch.setattr(fetching.Path, "mkdir", refuse)
     with pytest.raises(FetchError, match=r"could not be put into .*Permission denied"):
         fetch("cifar10", root)
+
+
+@pytest.mark.parametrize("here", ["nothing", "part", "archive"])
+def test_fetch_checks_the_free_space_for_what_is_missing(
+    server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch, here: str
+) -> None:
+    present = {"nothing": 0, "part": 10_000, "archive": len(server.archive)}[here]
+    if here == "part":
+        write(root / ".esper-downloads" / "cifar10", {ARCHIVE[1:] + ".part": server.archive[:present]})
+    if here == "archive":
+        write(root, {ARCHIVE[1:]: server.archive})
+    needed = len(server.archive) - present + sum(map(len, cifar.values()))
+    free = SimpleNamespace(free=needed - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: free)
+    with pytest.raises(FetchError, match=f"has {needed - 1:,} bytes free but CIFAR-10 needs {needed:,}"):
+        fetch("cifar10", root)
+    assert server.requests == []
+    free.free = needed
+    fetch("cifar10", root)
+    assert server.ranges == {"nothing": [None], "part": ["bytes=10000-"], "archive": []}[here]

@@ -1,18 +1,16 @@
-"""All of a data set is there, or nothing of it, whatever ends a fetch."""
+"""A dataset is complete or absent, however a fetch ends."""
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import os
-import shutil
 import subprocess
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
+import filelock
 import numpy as np
 import pytest
 from archives import (
@@ -23,58 +21,17 @@ from archives import (
     packed,
     small_in_files,
     tinystories_files,
-    write,
 )
 from esper_env.data.fetch import fetch
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.progress import Progress, Stage
-from esper_env.data.web import FetchError
+from esper_env.data.sources import FetchError
 from fetching import ARCHIVE, FOLDER, assert_not_there, contents
-from serving import Server, file, status
-
-
-def test_a_disk_without_room_is_told_before_anything_is_fetched(
-    server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    needed = len(server.archive) + sum(map(len, cifar.values()))
-    free = SimpleNamespace(free=needed - 1)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: free)
-    with pytest.raises(FetchError, match=f"has {needed - 1:,} bytes free and CIFAR-10 needs {needed:,}"):
-        fetch("cifar10", root)
-    assert server.requests == []
-    free.free = needed
-    fetch("cifar10", root)
-
-
-def test_an_archive_that_was_put_there_needs_room_for_its_files_alone(
-    server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(root, {ARCHIVE[1:]: server.archive})
-    needed = sum(map(len, cifar.values()))
-    free = SimpleNamespace(free=needed - 1)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: free)
-    with pytest.raises(FetchError, match=f"has {needed - 1:,} bytes free and CIFAR-10 needs {needed:,}"):
-        fetch("cifar10", root)
-    free.free = needed
-    fetch("cifar10", root)
-    assert server.requests == []
-
-
-def test_what_has_arrived_needs_no_room_again(
-    server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.says(ARCHIVE, file(server.archive, cut=10_000), status(404))
-    with pytest.raises(FetchError):
-        fetch("cifar10", root)
-    server.says(ARCHIVE, file(server.archive))
-    room = len(server.archive) + sum(map(len, cifar.values())) - 10_000
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=room))
-    fetch("cifar10", root)
-    assert server.ranges[-1] == "bytes=10000-"
+from serving import Server, file, sends, status
 
 
 @pytest.mark.usefixtures("cifar")
-def test_nothing_is_there_until_all_of_it_is(root: Path) -> None:
+def test_nothing_appears_until_the_dataset_is_complete(root: Path) -> None:
     stages = set()
 
     def look(progress: Progress) -> None:
@@ -86,7 +43,7 @@ def test_nothing_is_there_until_all_of_it_is(root: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [Stage.DOWNLOAD, Stage.CHECK, Stage.UNPACK])
-def test_an_interrupt_leaves_nothing_half_done_and_costs_nothing(
+def test_an_interrupted_fetch_is_finished_by_the_next_one(
     server: Server, cifar: dict[str, bytes], root: Path, stage: Stage
 ) -> None:
     def interrupt(progress: Progress) -> None:
@@ -98,8 +55,7 @@ def test_an_interrupt_leaves_nothing_half_done_and_costs_nothing(
     assert_not_there(root)
     fetch("cifar10", root)
     assert contents(root / FOLDER) == cifar
-    sent = sum(1 for wanted in server.ranges if wanted is None)
-    assert sent == 1  # what had arrived was not asked for again
+    assert server.ranges.count(None) == 1  # no byte was downloaded twice
 
 
 KILLED = """
@@ -114,7 +70,7 @@ fetching.fetch("cifar10", Path(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize("at", ["unpack", "write_manifest", "install"])
+@pytest.mark.parametrize("at", ["unpack", "_install"])
 def test_a_killed_fetch_is_finished_by_the_next_one(
     server: Server, cifar: dict[str, bytes], root: Path, at: str
 ) -> None:
@@ -128,7 +84,9 @@ def test_a_killed_fetch_is_finished_by_the_next_one(
     assert len(server.requests) == 1
 
 
-def test_files_that_have_arrived_survive_a_kill(server: Server, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+def test_a_fetch_keeps_the_complete_files_of_an_earlier_one(
+    server: Server, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
     files = tinystories_files()
     monkeypatch.setitem(ORIGINALS, "tinystories", small_in_files("tinystories", files, server.url + "/"))
     train, valid = files
@@ -142,14 +100,14 @@ def test_files_that_have_arrived_survive_a_kill(server: Server, monkeypatch: pyt
     assert [path for path, _ in server.requests] == ["/" + train, "/" + valid, "/" + valid]
 
 
-def test_a_disk_that_fills_up_while_unpacking_leaves_nothing_half_done(
+def test_a_disk_that_fills_up_while_unpacking_leaves_no_dataset(
     cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_arguments: object) -> None:
+    def fill_up(*_arguments: object, **_keywords: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("esper_env.data.unpack._write", full)
+        patch.setattr("tarfile.copyfileobj", fill_up)
         with pytest.raises(FetchError, match=r"CIFAR-10 could not be put into .*No space left on device"):
             fetch("cifar10", root)
     assert_not_there(root)
@@ -157,14 +115,14 @@ def test_a_disk_that_fills_up_while_unpacking_leaves_nothing_half_done(
     assert contents(root / FOLDER) == cifar
 
 
-def test_two_fetches_at_once_do_not_disturb_each_other(
+def test_fetches_of_one_dataset_exclude_each_other(
     server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inside, go_on = threading.Event(), threading.Event()
+    inside, proceed = threading.Event(), threading.Event()
 
     def wait(_progress: Progress) -> None:
         inside.set()
-        assert go_on.wait(60)
+        assert proceed.wait(60)
 
     first = threading.Thread(target=fetch, args=("cifar10", root), kwargs={"watch": wait})
     first.start()
@@ -176,9 +134,9 @@ def test_two_fetches_at_once_do_not_disturb_each_other(
         monkeypatch.setitem(ORIGINALS, "fashion-mnist", small_in_files("fashion-mnist", files, server.url + "/"))
         for path, content in files.items():
             server.says("/" + path, file(content))
-        fetch("fashion-mnist", root)  # another data set does not wait
+        fetch("fashion-mnist", root)  # another dataset does not wait
     finally:
-        go_on.set()
+        proceed.set()
         first.join()
     assert contents(root / FOLDER) == cifar
     assert contents(root / "fashion-mnist") == files
@@ -186,49 +144,33 @@ def test_two_fetches_at_once_do_not_disturb_each_other(
 
 
 @pytest.mark.usefixtures("cifar")
-def test_the_lock_of_a_process_that_ended_is_no_lock(root: Path) -> None:
+def test_a_lock_file_without_owner_does_not_block(root: Path) -> None:
     lock = root / ".esper-downloads" / "cifar10.lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
     fetch("cifar10", root)
-    assert not lock.parent.exists()
-    lock.parent.mkdir()
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with pytest.raises(FetchError, match="another process"):
+    with filelock.FileLock(lock), pytest.raises(FetchError, match="another process"):
         fetch("cifar10", root)
-    os.close(descriptor)
 
 
 @pytest.mark.usefixtures("cifar")
-def test_a_lock_that_was_removed_while_it_was_opened_is_no_lock(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = root / ".esper-downloads" / "cifar10.lock"
-    opening, held = os.open, []
-
-    def removed(path: Path, flags: int, mode: int = 0o777) -> int:
-        descriptor = opening(path, flags, mode)
-        if path == lock:
-            held.append(os.fstat(descriptor).st_ino)
-            if len(held) == 1:  # the fetch before ends between the two calls
-                path.rename(path.with_name("gone"))
-        return descriptor
-
-    def look(_progress: Progress) -> None:
-        assert lock.stat().st_ino == held[-1]
-
-    monkeypatch.setattr(os, "open", removed)
-    fetch("cifar10", root, watch=look)
-    assert len(held) == 2
+def test_a_refused_fetch_leaves_only_its_lock(server: Server, root: Path) -> None:
+    for answer in (status(404), sends(b"<html>", 6)):
+        server.says(ARCHIVE, answer)
+        with pytest.raises(FetchError):
+            fetch("cifar10", root)
+        assert [path.name for path in root.rglob("*") if path.is_file()] == ["cifar10.lock"]
+        assert_not_there(root)
 
 
-def hostile(server: Server, monkeypatch: pytest.MonkeyPatch, archive: bytes) -> None:
-    """The table has the checksum of a hostile archive."""
+def serve_archive(server: Server, monkeypatch: pytest.MonkeyPatch, archive: bytes) -> None:
+    """Put an archive on the server whose checksum is the expected one."""
     source = replace(ORIGINALS["cifar10"], downloads=(download(server.url + ARCHIVE, archive),))
     monkeypatch.setitem(ORIGINALS, "cifar10", source)
     server.says(ARCHIVE, file(archive))
 
 
-def test_a_hostile_archive_leaves_nothing_where_loaders_look(
+def test_a_hostile_archive_leaves_no_dataset(
     server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = [member(f"{FOLDER}/{name}", content) for name, content in cifar.items()]
@@ -239,20 +181,20 @@ def test_a_hostile_archive_leaves_nothing_where_loaders_look(
         packed(good)[:-9],
         gzip.compress(b"nothing"),
     ):
-        hostile(server, monkeypatch, archive)
+        serve_archive(server, monkeypatch, archive)
         with pytest.raises(FetchError):
             fetch("cifar10", root)
         assert_not_there(root)
         assert not list(root.parent.rglob("evil"))
 
 
-def test_what_the_loader_does_not_take_is_not_put_there(
+def test_files_that_the_loader_rejects_are_not_installed(
     server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mislabelled = np.frombuffer(cifar["test_batch.bin"], np.uint8).reshape(-1, 3073).copy()
     mislabelled[3, 0] = 10
     files = cifar | {"test_batch.bin": mislabelled.tobytes()}
-    hostile(server, monkeypatch, packed([member(f"{FOLDER}/{name}", files[name]) for name in CIFAR10_NAMES]))
-    with pytest.raises(FetchError, match=r"cannot be read: .*record 3 has label 10"):
+    serve_archive(server, monkeypatch, packed([member(f"{FOLDER}/{name}", files[name]) for name in CIFAR10_NAMES]))
+    with pytest.raises(FetchError, match=r"cannot be loaded: .*record 3 has label 10"):
         fetch("cifar10", root)
     assert_not_there(root)

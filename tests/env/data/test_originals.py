@@ -1,4 +1,4 @@
-"""The table of data sets in files, and how they are found on the disk."""
+"""The table of downloadable datasets, and how they are found on the disk."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 from archives import CIFAR10_NAMES, write
-from esper_env.data.catalog import DATASETS, LOADERS, MADE
+from esper_env.data.catalog import BUILT_IN, DATASETS, LOADERS
+from esper_env.data.download import check_url
 from esper_env.data.originals import ORIGINALS
-from esper_env.data.web import check_url
 
 
-def test_every_data_set_in_files_has_a_loader_and_a_name_that_tasks_accept() -> None:
+def test_every_downloadable_dataset_has_a_loader_and_a_name_that_tasks_accept() -> None:
     assert set(ORIGINALS) == set(LOADERS)
     accepted = {name for names in DATASETS.values() for name in names}
-    assert accepted == {*ORIGINALS, *MADE, "auto", "procedural-cifar"}
+    assert accepted == {*ORIGINALS, *BUILT_IN, "auto", "procedural-cifar"}
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
-def test_a_row_is_complete_and_agrees_with_itself(name: str) -> None:
+def test_a_row_is_complete_and_consistent(name: str) -> None:
     source = ORIGINALS[name]
     assert source.name == name
-    assert all((source.title, source.what, source.licence, source.homepage, source.folder))
+    assert all((source.title, source.description, source.licence, source.homepage, source.folder))
     for download in source.downloads:
         check_url(download.url)
         assert download.url.startswith("https://")
@@ -34,41 +34,38 @@ def test_a_row_is_complete_and_agrees_with_itself(name: str) -> None:
         assert source.downloads == (source.archive,)
 
 
-def test_the_sizes_of_the_binary_files_are_those_of_their_records() -> None:
+def test_sizes_are_those_of_the_headers_and_records() -> None:
     sizes = {name: [file.size for file in ORIGINALS[name].files] for name in ("cifar10", "cifar100")}
     assert sizes["cifar10"] == [10_000 * 3_073] * 6
     assert sizes["cifar100"] == [50_000 * 3_074, 10_000 * 3_074]
+    unpacked = [file.unpacked_size for file in ORIGINALS["fashion-mnist"].files]
+    assert unpacked == [16 + 60_000 * 784, 8 + 60_000, 16 + 10_000 * 784, 8 + 10_000]
 
 
-def test_the_sizes_of_the_unpacked_files_are_those_of_their_headers_and_records() -> None:
-    sizes = {file.unpacked: file.unpacked_size for file in ORIGINALS["fashion-mnist"].files}
-    assert list(sizes.values()) == [16 + 60_000 * 784, 8 + 60_000, 16 + 10_000 * 784, 8 + 10_000]
-
-
-def test_found_in_the_folder_or_its_parent(tmp_path: Path) -> None:
+def test_find_returns_the_folder_or_its_child(tmp_path: Path) -> None:
     find = ORIGINALS["cifar10"].find
     folder = write(tmp_path / "cifar-10-batches-bin", dict.fromkeys(CIFAR10_NAMES, b"x"))
     assert find(folder) == folder
     assert find(tmp_path) == folder
     for name in CIFAR10_NAMES[1:]:
         (folder / name).unlink()
-    assert find(folder) == find(tmp_path) == folder  # a part of it is found, for the loader to refuse
+    assert find(folder) == find(tmp_path) == folder  # the loader reports that it is incomplete
     (folder / CIFAR10_NAMES[0]).unlink()
     assert find(tmp_path) is None
     assert find(tmp_path / "nowhere") is None
 
 
-def test_a_folder_of_another_name_has_to_have_all_files(tmp_path: Path) -> None:
+def test_find_requires_all_files_in_a_folder_of_a_different_name(tmp_path: Path) -> None:
     find = ORIGINALS["cifar100"].find
     write(tmp_path, {"train.bin": b"somebody's training data"})
     assert find(tmp_path) is None
     write(tmp_path, {"test.bin": b"x"})
     assert find(tmp_path) == tmp_path
     folder = write(tmp_path / "cifar-100-binary", {"test.bin": b"x"})
-    assert find(tmp_path) == folder  # the folder with the name comes first
+    assert find(tmp_path) == folder  # the folder of the dataset's name comes first
 
 
-def test_the_remedy_names_the_command_and_the_way_by_hand(tmp_path: Path) -> None:
+def test_the_remedy_names_the_command_and_the_files(tmp_path: Path) -> None:
     said = ORIGINALS["cifar100"].remedy(tmp_path / "my data")
     assert f"`esper data fetch cifar100 --data-dir '{tmp_path}/my data'`" in said
     assert "cifar-100-binary.tar.gz (the binary version) from https://www.cs.toronto.edu/~kriz/cifar.html" in said

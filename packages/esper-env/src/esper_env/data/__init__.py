@@ -1,4 +1,4 @@
-"""Data sets as read-only NumPy arrays. Importing this needs neither torch nor scikit-learn."""
+"""Datasets as read-only NumPy arrays. Importing this package needs neither torch nor scikit-learn."""
 
 from esper_env.data.catalog import (
     DATA_DIR_VARIABLE,

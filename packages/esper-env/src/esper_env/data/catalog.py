@@ -1,4 +1,4 @@
-"""Data sets by name: which names a task accepts, where files are looked for, and what ``"auto"`` means."""
+"""Datasets by name: the names that tasks accept, the folder of their files, and the meaning of ``"auto"``."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ Data = ImageData | TextData
 
 
 class SyntheticDataWarning(UserWarning):
-    """``dataset="auto"`` found no real data and took the procedural stand-in."""
+    """Warns when ``dataset="auto"`` uses the synthetic stand-in because the real data is not on the disk."""
 
 
 class DataFamily(StrEnum):
-    """What a task's data are, and which of them ``"auto"`` is."""
+    """Kind of data that a task needs, which also decides the meaning of ``"auto"``."""
 
-    CIFAR = "cifar"  # labelled images; CIFAR-10, or the stand-in for it
-    DIGITS = "digits"  # labelled images; the digits
-    TINYSTORIES = "tinystories"  # a text; TinyStories, or the stand-in for it
-    TEXT = "text"  # a text; the grammar
+    CIFAR = "cifar"  # labelled images; "auto" is CIFAR-10 or its stand-in
+    DIGITS = "digits"  # labelled images; "auto" is the digits
+    TINYSTORIES = "tinystories"  # a text; "auto" is TinyStories or its stand-in
+    TEXT = "text"  # a text; "auto" is the grammar
 
 
-#: Families of texts, whose tasks accept the path of a text as well.
+#: Families of texts, whose tasks also accept the path of a text.
 TEXT_FAMILIES = (DataFamily.TINYSTORIES, DataFamily.TEXT)
 
 _IMAGES = ("auto", "cifar10", "cifar100", "fashion-mnist", "digits", "procedural", "procedural-cifar")
 _TEXTS = ("auto", "tinystories", "grammar")
 
-#: What each family's tasks accept as ``dataset``; a stand-in also by the name it goes on record with.
+#: Names that each family's tasks accept as ``dataset``, the recorded names of the stand-ins included.
 DATASETS: dict[DataFamily, tuple[str, ...]] = {
     DataFamily.CIFAR: tuple(name for name in _IMAGES if name != "digits"),  # too small for three pools
     DataFamily.DIGITS: _IMAGES,
@@ -56,7 +56,7 @@ DATASETS: dict[DataFamily, tuple[str, ...]] = {
     DataFamily.TEXT: _TEXTS,
 }
 
-#: What reads the files of a data set, given the folder they are in.
+#: Loader of each downloadable dataset, called with the folder of its files.
 LOADERS: dict[str, Callable[[Path], Data]] = {
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
@@ -66,38 +66,38 @@ LOADERS: dict[str, Callable[[Path], Data]] = {
 
 
 @dataclass(frozen=True)
-class Made:
-    """A data set that needs no files."""
+class BuiltIn:
+    """A dataset that needs no files."""
 
-    what: str
-    make: Callable[[], Data]
+    description: str
+    load: Callable[[], Data]
 
 
-#: Data sets that need no files.
-MADE: dict[str, Made] = {
-    "digits": Made("scikit-learn's 1,797 handwritten digits, 8x8", load_digits),
-    "procedural": Made(
-        "drawn colour images, 32x32, 10 classes, in place of CIFAR-10; on record as procedural-cifar",
+#: Datasets that need no files.
+BUILT_IN: dict[str, BuiltIn] = {
+    "digits": BuiltIn("scikit-learn's 1,797 handwritten digits, 8x8", load_digits),
+    "procedural": BuiltIn(
+        "synthetic colour images, 32x32, 10 classes, in place of CIFAR-10; recorded as procedural-cifar",
         generate_procedural,
     ),
-    "grammar": Made("sentences of a small grammar", generate_text),
+    "grammar": BuiltIn("sentences of a small grammar", generate_text),
 }
 
-#: Names on record that are accepted as well.
+#: Recorded names that are accepted as well.
 OTHER_NAMES = {"procedural-cifar": "procedural"}
 
 
 @dataclass(frozen=True)
 class StandIn:
-    """What ``"auto"`` takes where a data set is not on the disk, and the words it is announced in."""
+    """The dataset that ``"auto"`` uses in place of one that is not on the disk, with the words of the warning."""
 
-    name: str  # that accepts it
-    on_record: str
+    name: str  # value of ``dataset`` that accepts it without a warning
+    recorded_name: str
     kind: str
     caution: str
 
 
-#: What ``"auto"`` is in each family, and what stands in for it.
+#: Dataset that ``"auto"`` stands for in each family, and its stand-in.
 AUTO: dict[DataFamily, tuple[str, StandIn | None]] = {
     DataFamily.CIFAR: (
         "cifar10",
@@ -111,7 +111,7 @@ AUTO: dict[DataFamily, tuple[str, StandIn | None]] = {
     DataFamily.TEXT: ("grammar", None),
 }
 
-_announced: set[str] = set()
+_warned: set[str] = set()
 
 
 @overload
@@ -125,15 +125,24 @@ def load_data(
 @overload
 def load_data(dataset: str = ..., data_dir: str | None = ..., *, family: DataFamily) -> Data: ...
 def load_data(dataset: str = "auto", data_dir: str | None = None, *, family: DataFamily) -> Data:
-    """The data set of this name for a task of this family; loaded once per process, arrays read-only.
+    """Load a dataset by name, once per process.
 
-    ``"auto"`` is the data the task is named after. Where those are files that are not on the disk, a stand-in takes
-    their place: the ``name`` of the data says so, and a :class:`SyntheticDataWarning` does once per process. In a
-    family of texts, what is no name is the path of a text: a UTF-8 file, or a folder of *.txt and *.md files.
+    Args:
+        dataset: Name of the dataset. ``"auto"`` is the dataset that the task is named after. If its files are not on
+            the disk, a stand-in takes its place: the data's ``name`` says so, and a :class:`SyntheticDataWarning` is
+            issued once per process. In a family of texts, any other value is the path of a UTF-8 file, or of a folder
+            of \\*.txt and \\*.md files.
+        data_dir: Folder of the data files; default as in :func:`data_folder`.
+        family: Kind of data that the task needs.
 
-    Raises ``ValueError`` for an unknown name or damaged files (never replaced by the stand-in), ``MissingDataError``
-    (a ``FileNotFoundError``) for a data set that was named and is not on the disk, ``ImportError`` for digits without
-    scikit-learn, ``OSError`` for files that cannot be read.
+    Returns:
+        The dataset, whose arrays are read-only.
+
+    Raises:
+        ValueError: for an unknown name or damaged files, which the stand-in never replaces.
+        MissingDataError: (a ``FileNotFoundError``) if a dataset requested by name is not on the disk.
+        ImportError: for the digits without scikit-learn.
+        OSError: if files cannot be read.
     """
     family = DataFamily(family)
     check_dataset(dataset, family)
@@ -141,45 +150,45 @@ def load_data(dataset: str = "auto", data_dir: str | None = None, *, family: Dat
     if dataset == "auto":
         dataset, stand_in = AUTO[family]
     name = OTHER_NAMES.get(dataset, dataset)
-    if name in MADE:
-        return _made(name)
+    if name in BUILT_IN:
+        return _load_built_in(name)
     if name not in ORIGINALS:
         path = absolute_path(name)
-        return _own_text(path, find_text(path))
-    return _from_files(ORIGINALS[name], data_folder(data_dir), stand_in)
+        return _load_text(path, find_text(path))
+    return _load_files(ORIGINALS[name], data_folder(data_dir), stand_in)
 
 
 def check_dataset(dataset: object, family: DataFamily) -> None:
-    """``ValueError`` unless tasks of this family accept ``dataset``: a known name, or for text an existing path."""
+    """Raise ``ValueError`` unless ``dataset`` is a name that the family accepts, or, for texts, an existing path."""
     names = DATASETS[family]
     known = ", ".join(map(repr, names))
-    of_texts = family in TEXT_FAMILIES
+    is_text = family in TEXT_FAMILIES
     if not isinstance(dataset, str) or not dataset:
-        remedy = _text_remedy(dataset) if of_texts else ""
+        remedy = _path_remedy(dataset) if is_text else ""
         raise ValueError(f"dataset is {shown(dataset)}; expected one of {known}{remedy}")
     if dataset in names:
         return
-    if not of_texts:
+    if not is_text:
         kind = ", a text" if dataset in _TEXTS else ""
         hint = did_you_mean(dataset, names)
-        raise ValueError(f"dataset is {shown(dataset)}{kind}; a {family} task knows {known}{hint}")
+        raise ValueError(f"dataset is {shown(dataset)}{kind}; a {family} task accepts {known}{hint}")
     if not os.path.lexists(absolute_path(dataset)):
-        kind = "a data set of images" if dataset in _IMAGES else "and there is nothing at that path"
-        hint = did_you_mean(Path(dataset).name, names)  # a name that is nearly right may have become a path already
+        kind = "a dataset of images" if dataset in _IMAGES else "and nothing exists at that path"
+        hint = did_you_mean(Path(dataset).name, names)  # a misspelt name may have become an absolute path already
         raise ValueError(
-            f"dataset is {shown(dataset)}, {kind}; a {family} task knows {known} and the path of a UTF-8 file or of a "
-            f"folder of *.txt and *.md files{hint}"
+            f"dataset is {shown(dataset)}, {kind}; a {family} task accepts {known} and the path of a UTF-8 file or of "
+            f"a folder of *.txt and *.md files{hint}"
         )
 
 
 def check_length(dataset: str, family: DataFamily, context: int) -> None:
-    """``ValueError`` where ``dataset`` is the path of a text that is too short for windows of ``context`` bytes."""
+    """Raise ``ValueError`` if ``dataset`` is the path of a text too short for windows of ``context`` bytes."""
     if _is_path(dataset, family):
         check_context(absolute_path(dataset), context)
 
 
 def absolute_dataset(dataset: str, family: DataFamily) -> str:
-    """``dataset`` as every folder can read it: the path of a text made absolute, a name as it is."""
+    """Return ``dataset`` with the path of a text made absolute; names stay as they are."""
     return str(absolute_path(dataset)) if _is_path(dataset, family) else dataset
 
 
@@ -187,75 +196,78 @@ def _is_path(dataset: str, family: DataFamily) -> bool:
     return family in TEXT_FAMILIES and dataset not in DATASETS[family]
 
 
-def _text_remedy(dataset: object) -> str:
-    """How to give what may have been meant as a path."""
+def _path_remedy(dataset: object) -> str:
+    """Describe how to pass a value that may have been meant as a path."""
     path = ", or the path of a UTF-8 file or of a folder of *.txt and *.md files, as a text"
     if isinstance(dataset, os.PathLike):
-        return f"{path}: give str(path)"
+        return f"{path}: pass str(path)"
     if isinstance(dataset, int | float):
         return f"{path}: a name such as 123 reads as a number, so write './123'"
     return path
 
 
 def absolute_path(path: str) -> Path:
-    """The path as it is read from every folder."""
+    """Return the absolute path, with ``~`` expanded."""
     try:
         return Path(path).expanduser().absolute()
-    except RuntimeError:  # "~somebody" who is not known here
+    except RuntimeError:  # the home folder of an unknown user
         return Path(path).absolute()
 
 
 def data_folder(data_dir: str | None = None) -> Path:
-    """Where data files are looked for: ``data_dir``, else ``$ESPER_DATA_DIR``, else ``esper`` in the user's cache
-    folder (``$XDG_CACHE_HOME`` or ``~/.cache``). The first that is set counts; the others are not searched."""
+    """Return the folder of the data files.
+
+    This is the first that is set of ``data_dir``, ``$ESPER_DATA_DIR``, and ``esper`` in the user's cache folder
+    (``$XDG_CACHE_HOME`` or ``~/.cache``). The others are not searched.
+    """
     chosen = data_dir or os.environ.get(DATA_DIR_VARIABLE)
-    return Path(chosen).expanduser() if chosen else _usual_folder()
+    return Path(chosen).expanduser() if chosen else _default_folder()
 
 
-def _usual_folder() -> Path:
+def _default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "esper"
 
 
-def to_name(root: Path) -> Path | None:
-    """``root`` where a command has to name it; None where it is used without being named, whatever the environment."""
-    return None if root == _usual_folder() else root
+def folder_to_name(root: Path) -> Path | None:
+    """Return ``root`` if a command must name it; None for the default folder."""
+    return None if root == _default_folder() else root
 
 
-def _from_files(source: Source, root: Path, stand_in: StandIn | None) -> Data:
+def _load_files(source: Source, root: Path, stand_in: StandIn | None) -> Data:
     folder = source.find(root)
     if folder is not None:
         try:
             return _read(source.name, folder.resolve(), _signature(source, folder))
         except (MissingDataError, DamagedDataError) as error:
-            repair = source.repair(folder, to_name(root))
+            repair = source.repair(folder, folder_to_name(root))
             raise type(error)(
-                f"{error}; {repair} (a command of esper-agent), or download {source.wanted} anew"
+                f"{error}; {repair} (a command of esper-agent), or download {source.originals} again"
             ) from error
     if stand_in is None:
         raise MissingDataError(
-            f"{source.title} was asked for by name and is not in {root}{source.instead(root)}; "
-            f"{source.remedy(to_name(root))}"
+            f"{source.title} was requested by name but is not in {root}{source.lookalike(root)}; "
+            f"{source.remedy(folder_to_name(root))}"
         )
-    _announce(source, root, stand_in)
-    return _made(stand_in.name)
+    _warn(source, root, stand_in)
+    return _load_built_in(stand_in.name)
 
 
-def _announce(source: Source, root: Path, stand_in: StandIn) -> None:
-    if stand_in.name in _announced:
+def _warn(source: Source, root: Path, stand_in: StandIn) -> None:
+    if stand_in.name in _warned:
         return
-    remedy = source.remedy(to_name(root))
+    remedy = source.remedy(folder_to_name(root))
     warnings.warn(
-        f"{source.title} is not in {root}{source.instead(root)}: training on {stand_in.kind} instead. "
-        f"{stand_in.caution} (dataset_name is {stand_in.on_record!r}). For the real data, {remedy}; to accept the "
+        f"{source.title} is not in {root}{source.lookalike(root)}: training on {stand_in.kind} instead. "
+        f"{stand_in.caution} (dataset_name is {stand_in.recorded_name!r}). For the real data, {remedy}; to accept the "
         f"stand-in, pass dataset={stand_in.name!r}.",
         SyntheticDataWarning,
         stacklevel=4,
     )
-    _announced.add(stand_in.name)  # after the warning: where warnings are errors, every attempt raises
+    _warned.add(stand_in.name)  # not before: if warnings are errors, every attempt must raise
 
 
 def _signature(source: Source, folder: Path) -> tuple[tuple[int, int] | None, ...]:
-    """Size and time of each file, so that files that changed on disk are read again."""
+    """Return size and time of each file, so that the cache misses after a change."""
     paths = [folder / name for file in source.files for name in file.sizes]
     return tuple((p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else None for p in paths)
 
@@ -266,10 +278,10 @@ def _read(name: str, folder: Path, signature: tuple[tuple[int, int] | None, ...]
 
 
 @lru_cache(maxsize=2)
-def _own_text(path: Path, files: tuple[TextFile, ...]) -> TextData:
+def _load_text(path: Path, files: tuple[TextFile, ...]) -> TextData:
     return load_text(path, files)
 
 
-@lru_cache(maxsize=len(MADE))
-def _made(name: str) -> Data:
-    return MADE[name].make()
+@lru_cache(maxsize=len(BUILT_IN))
+def _load_built_in(name: str) -> Data:
+    return BUILT_IN[name].load()

@@ -1,208 +1,223 @@
-"""One file from a web server, in as many pieces as it takes."""
+"""Download of one file over HTTP, resumed after interruptions and verified by pooch."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import http.client
-import json
-import re
+import logging
+import ssl
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import pooch
+import requests
+import urllib3
+from requests import PreparedRequest, Response
 
 from esper_env.data.progress import Progress, Stage, Watcher
-from esper_env.data.sources import Download
-from esper_env.data.web import ConnectionProblemError, FetchError, UnreachableError, open_url
-from esper_env.persistence import atomic
+from esper_env.data.sources import Download, FetchError, UnreachableError
 
 PART = ".part"
-#: Seconds before the second, the third, ... try when nothing new has arrived.
+#: Seconds to wait after consecutive attempts that brought no new bytes.
 PAUSES = (1.0, 2.0, 4.0, 8.0)
-#: Statuses of a server that may do better in a moment.
-PASSING = (408, 425, 429, 500, 502, 503, 504)
-#: Bytes read at a time: what a broken connection loses at most.
+#: Status codes of temporary problems.
+TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
+#: Bytes read at a time: the most that a broken connection loses.
 CHUNK = 2**16
+#: Seconds without a byte after which a connection counts as broken.
+TIMEOUT = 30.0
+MAX_REDIRECTS = 5
+
+pooch.get_logger().setLevel(logging.WARNING)  # `Progress` reports what happens
 
 
-def obtain(download: Download, url: str, target: Path, watch: Watcher) -> Path:
-    """``target`` with exactly the bytes of the original, from ``url``, if it is not there already.
-
-    What has arrived lies in ``target.part`` until all of it is there and has the right SHA-256; a later call goes on
-    from there. What does not have it is removed; if it had come in pieces, it is fetched once more in one.
-    Raises ``FetchError``.
-    """
-    if target.exists():
-        if has_sha256(target, download.sha256, watch):
-            return target
-        target.unlink()
-    part = target.with_name(target.name + PART)
-    while True:
-        in_pieces = length(part) > 0
-        receive(url, part, download.size, watch)
-        digest = sha256(part, watch, target.name)
-        if digest == download.sha256:
-            atomic.sync(part)
-            part.replace(target)
-            _validator_path(part).unlink(missing_ok=True)
-            return target
-        discard(part)
-        if not in_pieces:
-            raise FetchError(
-                f"{url} delivered {download.size:,} bytes with the SHA-256 {digest}, expected {download.sha256}: it is "
-                "damaged or another file, and was removed; try again, or another address (--url)"
-            )
+class _TemporaryError(Exception):
+    """A problem that another attempt may not have."""
 
 
-def receive(url: str, part: Path, size: int, watch: Watcher) -> None:
-    """Bring ``part`` to ``size`` bytes, with as many requests as that takes; what is there is not asked for again.
-
-    Raises ``FetchError`` when the server has another file or refuses, when five tries in a row brought nothing new, and
-    when the disk is full. In the last two cases what has arrived stays.
-    """
-    most, failures = length(part), 0
-    while length(part) < size:
-        try:
-            _request(url, part, size, watch)
-            continue
-        except ConnectionProblemError as error:
-            problem = str(error)
-        except FetchError:
-            raise
-        except OSError as error:
-            raise _unwritable(part, size, error) from error
-        failures = 0 if length(part) > most else failures + 1
-        most = max(most, length(part))
-        if failures > len(PAUSES):
-            raise UnreachableError(
-                f"{url} could not be fetched ({problem}) in {failures} tries; {_staying(part, size)}. Try again, or "
-                "another address (--url)"
-            )
-        pause = PAUSES[max(failures, 1) - 1]
-        watch(Progress(Stage.WAIT, _name(part), length(part), size, f"{problem}; again in {pause:g} s"))
-        time.sleep(pause)
-
-
-def _request(url: str, part: Path, size: int, watch: Watcher) -> None:
-    """One request for what is missing."""
-    offset = length(part)
-    with open_url(url, _range_headers(url, part, offset)) as response:
-        start = _start(url, response, offset, size)
-        if start != offset:
-            discard(part)
-        if start is None:
-            raise ConnectionProblemError("the server cannot go on where the file ends here")
-        _note_validator(url, part, response)
-        _copy(url, response, part, start, size, watch)
-    if length(part) < size:
-        raise ConnectionProblemError(f"the connection ended after {length(part):,} of {size:,} bytes")
-
-
-def _range_headers(url: str, part: Path, offset: int) -> dict[str, str]:
-    """Ask for the rest only, on condition that the file is still the one whose beginning is here."""
-    if offset == 0:
-        return {}
-    headers = {"Range": f"bytes={offset}-"}
+def check_url(url: str) -> None:
+    """Raise ``ValueError`` unless ``url`` is a public http(s) URL, without user and password."""
     try:
-        noted = json.loads(_validator_path(part).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        noted = {}  # nothing is known about the beginning; the SHA-256 of the whole tells whether the rest fits
-    if isinstance(noted, dict) and noted.get("url") == url and isinstance(noted.get("validator"), str):
-        headers["If-Range"] = noted["validator"]
-    return headers
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not (usable and url.isascii() and url.isprintable() and " " not in url):
+        raise ValueError(f"url is {url!r}; expected a URL that begins with https:// or http://")
+    if "@" in parts.netloc:  # the message must not repeat the password
+        raise ValueError(f"url has a user or password in front of {parts.hostname}; expected a URL without them")
 
 
-def _start(url: str, response: http.client.HTTPResponse, offset: int, size: int) -> int | None:
-    """The place in the file at which the body of the answer begins; None if it does not fit what is here."""
-    status = response.status
-    if status in PASSING:
-        raise ConnectionProblemError(f"HTTP {status} {response.reason}")
-    if status == 200:
+def obtain(download: Download, url: str, folder: Path, watch: Watcher) -> None:
+    """Download a file into ``folder``, which exists, unless the original is already there.
+
+    Bytes that have arrived stay in ``NAME.part`` until the file is complete, and a later call resumes from there. If
+    the SHA-256 of the complete file is wrong, the file is downloaded once more.
+
+    Raises:
+        UnreachableError: if the server cannot be reached.
+        FetchError: if the server refuses or has a different file, or if the file cannot be written.
+    """
+    target = folder / download.name
+    part = folder / (download.name + PART)
+
+    def resume(url: str, output_file: str | Path, _pooch: object = None) -> None:
+        if target.exists():
+            watch(Progress(Stage.WAIT, target.name, reason="its SHA-256 is wrong; downloading it again"))
+        _receive(url, part, download.size, watch)
+        part.replace(output_file)
+
+    if not target.exists():  # not through pooch, which deletes its temporary files when interrupted
+        resume(url, target)
+    watch(Progress(Stage.CHECK, target.name))
+    try:
+        pooch.retrieve(url, download.sha256, target.name, folder, downloader=resume)
+    except ValueError as error:
+        target.unlink()
+        raise FetchError(
+            f"{url} delivered {download.size:,} bytes whose SHA-256 is not {download.sha256}: the file is damaged or a "
+            "different one, and was removed; try again, or another URL (--url)"
+        ) from error
+
+
+def bytes_present(target: Path) -> int:
+    """Return how many bytes of a download are on the disk."""
+    return max(file_size(target), file_size(target.with_name(target.name + PART)))
+
+
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes; 0 if it does not exist."""
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _receive(url: str, part: Path, size: int, watch: Watcher) -> None:
+    """Complete ``part`` to ``size`` bytes in as many requests as necessary."""
+    if file_size(part) > size:
+        part.unlink()
+    name = part.name.removesuffix(PART)
+    most, failures = file_size(part), 0
+    with _Session() as session:
+        while (done := file_size(part)) < size:
+            try:
+                _request(session, url, part, done, size, watch)
+                continue
+            except _TemporaryError as error:
+                problem = str(error)
+            done = file_size(part)
+            failures = 0 if done > most else failures + 1
+            most = max(most, done)
+            if failures > len(PAUSES):
+                raise UnreachableError(
+                    f"{url} could not be downloaded ({problem}) in {failures} attempts; {_kept(part, size)}. Try "
+                    "again, or another URL (--url)"
+                )
+            pause = PAUSES[max(failures, 1) - 1]
+            watch(Progress(Stage.WAIT, name, done, size, f"{problem}; trying again in {pause:g} s"))
+            time.sleep(pause)
+
+
+def _request(session: requests.Session, url: str, part: Path, offset: int, size: int, watch: Watcher) -> None:
+    """Make one request for the missing bytes."""
+    headers = {"Range": f"bytes={offset}-"} if offset else {}
+    try:
+        with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+            start = _start_of_body(url, response, part, offset, size)
+            _append(url, response, part, start, size, watch)
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise _translated(url, error) from error
+    except FetchError:
+        raise
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            message = f"no space is left in {part.parent}; {_kept(part, size)}: free some space and try again"
+            raise FetchError(message) from error
+        raise FetchError(f"{part} cannot be written ({error.strerror or error})") from error
+    if (done := file_size(part)) < size:
+        raise _TemporaryError(f"the connection ended after {done:,} of {size:,} bytes")
+
+
+def _start_of_body(url: str, response: Response, part: Path, offset: int, size: int) -> int:
+    """Return the position in the file of the first byte of the response."""
+    status = f"HTTP {response.status_code} {response.reason}"
+    if response.status_code in TEMPORARY:
+        raise _TemporaryError(status)
+    if response.status_code == 200:
         announced = response.headers.get("Content-Length", "")
         if announced.isdecimal() and int(announced) != size:
             raise FetchError(
-                f"{url} has {int(announced):,} bytes, expected {size:,}: it is another file; try another address "
+                f"{url} has {int(announced):,} bytes, expected {size:,}: it is a different file; try another URL "
                 "(--url)"
             )
         return 0
-    if status == 206 and offset:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        fits = found is not None and int(found[1]) == offset and found[2] in ("*", str(size))
-        return offset if fits else None
-    if status == 416 and offset:
-        return None
-    raise FetchError(f"{url} answers HTTP {status} {response.reason}; try another address (--url)")
+    if not offset or response.status_code not in (206, 416):
+        raise FetchError(f"{url} answers {status}; try another URL (--url)")
+    place = response.headers.get("Content-Range", "")
+    if not (place.startswith(f"bytes {offset}-") and place.endswith(("/*", f"/{size}"))):
+        part.unlink()
+        raise _TemporaryError("the server cannot resume the download, which starts over")
+    return offset
 
 
-def _copy(url: str, response: http.client.HTTPResponse, part: Path, start: int, size: int, watch: Watcher) -> None:
+def _append(url: str, response: Response, part: Path, start: int, size: int, watch: Watcher) -> None:
+    """Write the response to ``part``, as it is: ``iter_content`` would decompress some archives."""
     done = start
+    response.raw.enforce_content_length = False  # the caller compares the sizes
     with part.open("ab" if start else "wb") as file:
-        while chunk := _read(response):
+        while chunk := response.raw.read(CHUNK):
             done += len(chunk)
             if done > size:
                 break
             file.write(chunk)
-            watch(Progress(Stage.DOWNLOAD, _name(part), done, size))
+            watch(Progress(Stage.DOWNLOAD, part.name.removesuffix(PART), done, size))
     if done > size:
-        discard(part)
-        raise FetchError(f"{url} has more than {size:,} bytes: it is another file; try another address (--url)")
+        part.unlink()
+        raise FetchError(f"{url} has more than {size:,} bytes: it is a different file; try another URL (--url)")
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
-    try:
-        return response.read1(CHUNK)
-    except (OSError, http.client.HTTPException) as error:
-        raise ConnectionProblemError(str(error) or type(error).__name__) from error
+def _translated(url: str, error: Exception) -> Exception:
+    """Return our error for one of the HTTP libraries, in the words of its root cause."""
+    cause: BaseException = error
+    while (deeper := cause.__cause__ or cause.__context__) is not None:
+        cause = deeper
+    words = getattr(cause, "verify_message", "") or getattr(cause, "strerror", None) or str(cause)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return FetchError(f"{url} has no valid certificate ({words})")
+    if isinstance(error, requests.TooManyRedirects):
+        return FetchError(f"{url} redirects more than {MAX_REDIRECTS} times; try another URL (--url)")
+    return _TemporaryError(words or type(cause).__name__)
 
 
-def _note_validator(url: str, part: Path, response: http.client.HTTPResponse) -> None:
-    """Keep what tells later whether the file on the server is still the same."""
-    etag = response.headers.get("ETag", "")
-    validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
-    atomic.write_text(_validator_path(part), json.dumps({"url": url, "validator": validator}))
+def _kept(part: Path, size: int) -> str:
+    """Describe the bytes from which the next attempt resumes."""
+    done = file_size(part)
+    return f"{done:,} of {size:,} bytes are here and stay for the next time" if done else "nothing has arrived"
 
 
-def _validator_path(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
+class _Session(requests.Session):
+    """An HTTP session that sends no credentials and follows redirects to public http(s) URLs only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.max_redirects = MAX_REDIRECTS
+        self.auth = _unauthorized
+        self.headers.update({"User-Agent": "esper-env", "Accept-Encoding": "identity"})
+        system = ssl.get_default_verify_paths()  # so that a certificate installed by an administrator counts
+        self.verify = system.cafile or system.capath or True
+
+    def rebuild_auth(self, prepared_request: PreparedRequest, response: Response) -> None:
+        """Check a redirect before it is followed; unlike the base class, add no credentials from ~/.netrc."""
+        target = prepared_request.url or ""
+        try:
+            check_url(target)
+        except ValueError:
+            problem = "not a public http(s) URL"
+        else:
+            if not response.url.startswith("https:") or target.startswith("https:"):
+                return
+            problem = "not encrypted"
+        raise FetchError(f"{response.url} redirects to {target}, which is {problem}; try another URL (--url)")
 
 
-def _unwritable(part: Path, size: int, error: OSError) -> FetchError:
-    if error.errno == errno.ENOSPC:
-        return FetchError(f"no space is left in {part.parent}; {_staying(part, size)}: free some space and try again")
-    return FetchError(f"{part} cannot be written ({error.strerror or error})")
-
-
-def _staying(part: Path, size: int) -> str:
-    """What the next try goes on from, in words."""
-    here = length(part)
-    return f"{here:,} of {size:,} bytes are here and stay for the next time" if here else "nothing has arrived"
-
-
-def discard(part: Path) -> None:
-    """Remove what has arrived, and what is known about it."""
-    part.unlink(missing_ok=True)
-    _validator_path(part).unlink(missing_ok=True)
-
-
-def length(path: Path) -> int:
-    """Bytes in a file; 0 if it is not there."""
-    return path.stat().st_size if path.is_file() else 0
-
-
-def has_sha256(path: Path, expected: str, watch: Watcher) -> bool:
-    """Whether the file has this SHA-256."""
-    return sha256(path, watch) == expected
-
-
-def sha256(path: Path, watch: Watcher, name: str | None = None) -> str:
-    """The SHA-256 of a file, told under ``name``."""
-    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-            done += len(chunk)
-            watch(Progress(Stage.CHECK, name or path.name, done, total))
-    return digest.hexdigest()
-
-
-def _name(part: Path) -> str:
-    return part.name.removesuffix(PART)
+def _unauthorized(request: PreparedRequest) -> PreparedRequest:
+    """Leave a request without credentials, in place of those that requests would read from ~/.netrc."""
+    return request

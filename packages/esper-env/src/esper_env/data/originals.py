@@ -1,11 +1,11 @@
-"""The table of data sets in files: names, sizes, addresses and checksums of their originals."""
+"""The downloadable datasets: names, sizes, URLs and checksums of their original files."""
 
 from __future__ import annotations
 
 from esper_env.data.sources import DataFile, Download, Source
 
 _TORONTO = "https://www.cs.toronto.edu/~kriz/"
-# Fixed commits: what these addresses deliver does not change.
+# Fixed commits, so that the files behind these URLs do not change.
 _ZALANDO = (
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/b2617bb6d3ffa2e429640350f613e3291e10b141/"
     "data/fashion/"
@@ -16,16 +16,16 @@ _TINYSTORIES = (
 
 _PYTHON, _MATLAB, _PACKED = "the Python version", "the MATLAB version", "the archive, not unpacked"
 
-#: Where the checksums are documented: CIFAR-10, CIFAR-100 and Fashion-MNIST in TensorFlow Datasets' url_checksums
-#: (cifar10.txt, cifar100.txt, fashion_mnist.txt), whose files also have the MD5 sums of the data sets' own pages;
-#: TinyStories as the Git LFS object ids that Hugging Face shows for its files.
+#: The checksums of CIFAR-10, CIFAR-100 and Fashion-MNIST come from TensorFlow Datasets' url_checksums (cifar10.txt,
+#: cifar100.txt, fashion_mnist.txt). The same files match the MD5 sums on the datasets' own pages. The checksums of
+#: TinyStories are the Git LFS object ids that Hugging Face shows.
 ORIGINALS: dict[str, Source] = {
     source.name: source
     for source in (
         Source(
             name="cifar10",
             title="CIFAR-10",
-            what="60,000 colour photographs, 32x32, 10 classes",
+            description="60,000 colour photographs, 32x32, 10 classes",
             version=" (the binary version)",
             homepage=f"{_TORONTO}cifar.html",
             licence="none stated; cite Krizhevsky (2009)",
@@ -50,7 +50,7 @@ ORIGINALS: dict[str, Source] = {
         Source(
             name="cifar100",
             title="CIFAR-100",
-            what="60,000 colour photographs, 32x32, 100 classes",
+            description="60,000 colour photographs, 32x32, 100 classes",
             version=" (the binary version)",
             homepage=f"{_TORONTO}cifar.html",
             licence="none stated; cite Krizhevsky (2009)",
@@ -73,7 +73,7 @@ ORIGINALS: dict[str, Source] = {
         Source(
             name="fashion-mnist",
             title="Fashion-MNIST",
-            what="70,000 grey pictures of clothes, 28x28, 10 classes",
+            description="70,000 grey pictures of clothes, 28x28, 10 classes",
             version="",
             homepage="https://github.com/zalandoresearch/fashion-mnist",
             licence="MIT",
@@ -110,7 +110,7 @@ ORIGINALS: dict[str, Source] = {
         Source(
             name="tinystories",
             title="TinyStories",
-            what="2.7 million short stories in plain English",
+            description="2.7 million short stories in plain English",
             version=" (version 2, by GPT-4)",
             homepage="https://huggingface.co/datasets/roneneldan/TinyStories",
             licence="CDLA-Sharing-1.0",

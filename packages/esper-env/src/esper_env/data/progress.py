@@ -1,4 +1,4 @@
-"""What a fetch or a check is doing, told as it happens."""
+"""Progress of fetching and verifying, reported to a callback."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """What is being done to a file."""
+    """Work in progress on a file."""
 
     DOWNLOAD = "download"
-    CHECK = "check"  # its SHA-256 is computed
+    CHECK = "check"  # computing its SHA-256
     UNPACK = "unpack"
-    WAIT = "wait"  # before another try
+    WAIT = "wait"  # before the next attempt
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far it is."""
+    """Progress of one stage."""
 
     stage: Stage
     file: str
     done: int = 0  # bytes
-    total: int = 0  # bytes
-    reason: str = ""  # of waiting
+    total: int = 0  # bytes; 0 if the stage reports only its start
+    reason: str = ""  # for waiting
 
 
 Watcher = Callable[[Progress], None]
 
 
 def unwatched(_progress: Progress) -> None:
-    """For who does not want to be told."""
+    """Ignore the progress."""

@@ -1,4 +1,4 @@
-"""Data sets that lie in files: what they are, what is looked for on the disk, and where the originals come from."""
+"""Downloadable datasets: their files on the disk, their originals, and the errors about them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ ARCHIVE = ".tar.gz"
 
 
 class MissingDataError(FileNotFoundError, ValueError):
-    """A data set that was asked for by name is not there, or not all of it; the message says how to get it."""
+    """A requested dataset is not on the disk, or not completely; the message says how to get it."""
 
 
 class DamagedDataError(ValueError):
-    """A file of a data set that does not hold what it should."""
+    """A file of a dataset has invalid contents."""
+
+
+class FetchError(OSError):
+    """A dataset could not be fetched; the message gives the reason and the remedy."""
+
+
+class UnreachableError(FetchError):
+    """A server gave no usable answer in several attempts."""
 
 
 @dataclass(frozen=True)
@@ -24,23 +32,23 @@ class DataFile:
 
     name: str
     size: int  # bytes of the original
-    unpacked: str = ""  # the name under which it is read in its place once it is decompressed
-    unpacked_size: int = 0  # bytes of the original then
+    unpacked: str = ""  # name of the decompressed file, which a loader prefers
+    unpacked_size: int = 0  # bytes of the original, decompressed
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of the original by each name it is looked for by, in this order."""
+        """Bytes of the original by each accepted name, in the order in which they are looked for."""
         decompressed = {self.unpacked: self.unpacked_size} if self.unpacked else {}
         return decompressed | {self.name: self.size}
 
     def find(self, folder: Path) -> Path | None:
-        """What is read of it in ``folder``; None if it is not there."""
+        """Return the file's path in ``folder``; None if it is not there."""
         return next((folder / name for name in self.sizes if (folder / name).exists()), None)
 
 
 @dataclass(frozen=True)
 class Download:
-    """A file on a server. One whose name ends in .tar.gz is unpacked; any other is kept as it is."""
+    """A file on a server. A .tar.gz is unpacked, any other file is kept as it is."""
 
     url: str
     size: int  # bytes
@@ -48,45 +56,40 @@ class Download:
 
     @property
     def name(self) -> str:
-        """The name on the server and on this disk."""
+        """Its name on the server and on the disk."""
         return self.url.rpartition("/")[2]
-
-    @property
-    def is_archive(self) -> bool:
-        """Whether the files of the data set are inside."""
-        return self.name.endswith(ARCHIVE)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One data set in files."""
+    """A downloadable dataset."""
 
-    name: str  # as ``dataset`` names it
+    name: str  # value of ``dataset``
     title: str
-    what: str
-    version: str  # which of the versions on offer, in words; empty if there is one
+    description: str
+    version: str  # in words, if there are several; else empty
     homepage: str
     licence: str
-    folder: str  # that holds the files, below the data folder
+    folder: str  # of its files, below the data folder
     files: tuple[DataFile, ...]
     downloads: tuple[Download, ...]
-    lookalikes: Mapping[str, str] = field(default_factory=dict)  # what people have instead -> what is wrong with it
+    lookalikes: Mapping[str, str] = field(default_factory=dict)  # file often found instead -> description
 
     @property
     def download_size(self) -> int:
-        """Bytes that are fetched."""
+        """Bytes to download."""
         return sum(download.size for download in self.downloads)
 
     @property
     def archive(self) -> Download | None:
-        """The download that holds the files; None if the downloads are the files."""
-        return next((download for download in self.downloads if download.is_archive), None)
+        """The download that contains the files; None if the downloads are the files."""
+        return next((download for download in self.downloads if download.name.endswith(ARCHIVE)), None)
 
     def find(self, root: Path) -> Path | None:
-        """The folder that holds its files: ``root/folder``, or ``root`` itself; None if neither.
+        """Return the folder with its files, ``root/folder`` or ``root`` itself; None if neither has them.
 
-        Where the name fits, one file is enough to count as found: a partial copy is for the loader to refuse. A
-        ``root`` of another name has to have all of them.
+        One file is enough in a folder of the dataset's name, so that the loader reports a partial copy. In a ``root``
+        of any other name, all files must be present.
         """
         for folder in (root / self.folder, root):
             count = len(self.files) - len(self.missing(folder))
@@ -95,40 +98,40 @@ class Source:
         return None
 
     def missing(self, folder: Path) -> list[str]:
-        """Names of the files that are not in ``folder``."""
+        """Return the names of the files that are not in ``folder``."""
         return [file.name for file in self.files if file.find(folder) is None]
 
-    def instead(self, root: Path) -> str:
-        """What is at ``root`` that looks like the data set, in words; empty if nothing does."""
+    def refuse_missing(self, folder: Path) -> None:
+        """Raise ``MissingDataError`` unless every file is in ``folder``."""
+        missing = self.missing(folder)
+        if missing:
+            raise MissingDataError(f"{self.title} in {folder} is incomplete, without {', '.join(missing)}")
+
+    def lookalike(self, root: Path) -> str:
+        """Describe something at ``root`` that resembles the dataset; empty if there is nothing."""
         if root.is_file():
             return " (a file, where a folder was expected)"
         found = next((name for name in self.lookalikes if (root / name).exists()), None)
         return f" (there is {found}: {self.lookalikes[found]})" if found else ""
 
     def remedy(self, root: Path | None = None) -> str:
-        """How to get the data set, into ``root`` if that is not the usual folder."""
+        """Describe how to get the dataset, into ``root`` unless that is the default folder."""
         unpack = "unpack it" if self.archive else f"put them into a folder {self.folder}"
         return (
-            f"with esper-agent installed, `{self.command('fetch', root)}`; or download {self.wanted}, {unpack} and "
+            f"with esper-agent installed, `{self.command('fetch', root)}`; or download {self.originals}, {unpack} and "
             f"name the folder that holds {self.folder} in data_dir or in the environment variable ESPER_DATA_DIR"
         )
 
     def repair(self, folder: Path, root: Path | None = None) -> str:
-        """How to get the data set anew where ``folder`` holds damaged files that a fetch leaves as they are."""
+        """Describe how to replace damaged files in ``folder`` that a fetch leaves alone."""
         return f"move {shlex.quote(str(folder))} away, then `{self.command('fetch', root)}`"
 
     @property
-    def wanted(self) -> str:
-        """What to download, and where from."""
+    def originals(self) -> str:
+        """The files to download, and their homepage."""
         return f"{', '.join(download.name for download in self.downloads)}{self.version} from {self.homepage}"
 
     def command(self, verb: str, root: Path | None = None) -> str:
-        """The command that fetches or verifies it."""
+        """Return the command that fetches or verifies the dataset."""
         place = "" if root is None else f" --data-dir {shlex.quote(str(root))}"
         return f"esper data {verb} {self.name}{place}"
-
-    def refuse_missing(self, folder: Path) -> None:
-        """``MissingDataError`` unless every file is in ``folder``."""
-        missing = self.missing(folder)
-        if missing:
-            raise MissingDataError(f"{self.title} in {folder} is incomplete, without {', '.join(missing)}")
