@@ -1,4 +1,4 @@
-"""Archives, the hostile ones among them, and small data sets in the layouts of the originals."""
+"""Archives and small datasets in the layouts of the originals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from esper_env.data.sources import DataFile, Download, Source
 
 
 def member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple:
-    """A member of an archive, by the fields of its header."""
+    """A member of an archive: header and contents."""
     header = tarfile.TarInfo(name)
     header.type, header.linkname, header.size = kind, link, len(content)
     return header, content
@@ -33,7 +33,7 @@ def packed(members: Iterable[tuple], form: int = tarfile.USTAR_FORMAT) -> bytes:
 
 
 def cifar_files(labels: tuple[int, ...], names: Iterable[str], count: int, seed: int = 3) -> dict[str, bytes]:
-    """Files of ``count`` records each: label bytes below ``labels`` and random pixels."""
+    """Files of ``count`` records each, with random label bytes below ``labels`` and random pixels."""
     rng = np.random.default_rng(seed)
     files = {}
     for name in names:
@@ -51,7 +51,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def fashion_files(train: int = 40, test: int = 20, seed: int = 4) -> dict[str, bytes]:
-    """Fashion-MNIST's four files with random pictures."""
+    """Fashion-MNIST's four files with random images."""
     rng = np.random.default_rng(seed)
     files = {}
     for split, count in (("train", train), ("t10k", test)):
@@ -61,7 +61,7 @@ def fashion_files(train: int = 40, test: int = 20, seed: int = 4) -> dict[str, b
 
 
 def story(number: int) -> str:
-    """A story of about 100 bytes, with the line behind it."""
+    """A story of about 100 bytes, with the line that ends it."""
     return f"Once upon a time there was a fox with {number} red boats. It was very happy “today”.\n<|endoftext|>\n"
 
 
@@ -74,7 +74,7 @@ def tinystories_files(train: int = 60, valid: int = 10) -> dict[str, bytes]:
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
-    """These files in a folder, which is made."""
+    """Write files into a folder, which is created if necessary."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -82,7 +82,7 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def download(url: str, content: bytes) -> Download:
-    """A row of the table for this content."""
+    """The expected download of these contents."""
     return Download(url, len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -90,7 +90,7 @@ CIFAR10_NAMES = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"
 
 
 def small_cifar10(url: str, count: int = 40) -> tuple[Source, dict[str, bytes], bytes]:
-    """CIFAR-10 with fewer records: its row of the table, its files and its archive, as if from ``url``."""
+    """CIFAR-10 with fewer records: source, files, and archive with the given URL."""
     files = cifar_files((10,), CIFAR10_NAMES, count)
     folder = "cifar-10-batches-bin"
     readme = [member(folder, kind=tarfile.DIRTYPE), member(f"{folder}/readme.html", b"<html>")]
@@ -104,7 +104,7 @@ def small_cifar10(url: str, count: int = 40) -> tuple[Source, dict[str, bytes], 
 
 
 def small_in_files(name: str, files: dict[str, bytes], url: str) -> Source:
-    """The row of a data set whose downloads are its files, as if from the folder ``url``."""
+    """The source of a small dataset without archive, whose files are in the folder ``url``."""
     source = ORIGINALS[name]
     return replace(
         source,

@@ -1,4 +1,4 @@
-"""A web server on this machine whose answers a test scripts."""
+"""A local web server with scripted answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Server:
-    """``answers["/path"]`` are given one after the other, the last of them again and again."""
+    """A server that gives the answers of a path one after the other, and then repeats the last."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -20,7 +20,7 @@ class Server:
         self.requests: list[tuple[str, dict[str, str]]] = []  # path and headers
 
     def says(self, path: str, *answers: Answer) -> str:
-        """Script a path; returns its address."""
+        """Set the answers of a path; return its URL."""
         self.answers[path] = list(answers)
         return self.url + path
 
@@ -46,7 +46,7 @@ def serving() -> Iterator[Server]:
 
     class Quiet(ThreadingHTTPServer):
         def handle_error(self, *_place: object) -> None:
-            """A client that has heard enough closes the connection; that is nobody's error."""
+            """Ignore clients that close the connection early."""
 
     http = Quiet(("127.0.0.1", 0), Handler)
     server = Server(f"http://127.0.0.1:{http.server_port}")
@@ -61,7 +61,7 @@ def serving() -> Iterator[Server]:
 
 
 def begin(handler: BaseHTTPRequestHandler, code: int, **headers: object) -> None:
-    """The status line and the headers, underscores in their names for hyphens."""
+    """Send the status line and the headers; underscores in names stand for hyphens."""
     handler.send_response(code)
     for name, value in headers.items():
         handler.send_header(name.replace("_", "-"), str(value))
@@ -74,13 +74,13 @@ def status(code: int) -> Answer:
 
 
 def redirect(location: str | None, code: int = 302) -> Answer:
-    """A redirect, to nowhere if there is no location."""
+    """A redirect, optionally without a location."""
     headers = {} if location is None else {"Location": location}
     return lambda handler: begin(handler, code, Content_Length=0, **headers)
 
 
 def sends(content: bytes, announced: int | None, code: int = 200, **headers: object) -> Answer:
-    """Exactly this, however long it is said to be (None: nothing is said); then the connection is closed."""
+    """Exactly these bytes, with any Content-Length or none; then the connection is closed."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         length = {} if announced is None else {"Content_Length": announced}
@@ -90,18 +90,13 @@ def sends(content: bytes, announced: int | None, code: int = 200, **headers: obj
     return answer
 
 
-def file(content: bytes, etag: str | None = '"one"', cut: int | None = None) -> Answer:
-    """What a good server does with a file: the range that is asked for, unless If-Range names another file.
-
-    With ``cut`` the connection is closed after that many bytes of the answer.
-    """
+def file(content: bytes, cut: int | None = None) -> Answer:
+    """A file, or the requested range of it; ``cut`` closes the connection after that many bytes."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
-        condition = handler.headers.get("If-Range")
-        tag = {} if etag is None else {"ETag": etag}
-        if wanted is None or (condition is not None and condition != etag):
-            begin(handler, 200, Content_Length=len(content), **tag)
+        if wanted is None:
+            begin(handler, 200, Content_Length=len(content))
             handler.wfile.write(content[:cut])
             return
         start = int(wanted[1])
@@ -109,12 +104,12 @@ def file(content: bytes, etag: str | None = '"one"', cut: int | None = None) -> 
             begin(handler, 416, Content_Length=0, Content_Range=f"bytes */{len(content)}")
             return
         place = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        begin(handler, 206, Content_Length=len(content) - start, Content_Range=place, **tag)
+        begin(handler, 206, Content_Length=len(content) - start, Content_Range=place)
         handler.wfile.write(content[start:][:cut])
 
     return answer
 
 
 def without_ranges(content: bytes, cut: int | None = None) -> Answer:
-    """A file from a server that always sends all of it."""
+    """A file from a server without ranges."""
     return sends(content[:cut], len(content))

@@ -1,4 +1,4 @@
-"""The digits are scikit-learn's, split once and for all."""
+"""The digits of scikit-learn, in a fixed split."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import sys
 import numpy as np
 import pytest
 from esper_env.data.digits import load_digits
-from esper_env.data.images import channel_statistics
 
 datasets = pytest.importorskip("sklearn.datasets")
 
 
 def as_levels(images: np.ndarray) -> np.ndarray:
-    """Back from 0..255 to the source's 0..16, one row per image."""
+    """The grey levels of the source, 0..16, one row per image."""
     return np.rint(images.reshape(len(images), -1) / 255 * 16).astype(int)
 
 
-def test_every_image_of_the_source_is_in_exactly_one_split() -> None:
+def test_every_source_image_is_in_exactly_one_split() -> None:
     data = load_digits()
     source, source_labels = datasets.load_digits(return_X_y=True)
     splits = [(getattr(data, f"{s}_images"), getattr(data, f"{s}_labels")) for s in ("train", "val", "test")]
@@ -27,7 +26,7 @@ def test_every_image_of_the_source_is_in_exactly_one_split() -> None:
     assert sorted(map(tuple, ours)) == sorted(map(tuple, theirs))
 
 
-def test_sizes_shape_and_range() -> None:
+def test_digits_have_the_documented_sizes_shape_and_range() -> None:
     data = load_digits()
     assert (len(data.train_labels), len(data.val_labels), len(data.test_labels)) == (697, 800, 300)
     assert data.image_shape == (1, 8, 8)
@@ -35,29 +34,27 @@ def test_sizes_shape_and_range() -> None:
     assert (data.crop_padding, data.flip) == (0, False)
 
 
-def test_every_split_has_every_digit_about_equally_often() -> None:
+def test_every_split_has_balanced_classes() -> None:
     data = load_digits()
     for labels in (data.train_labels, data.val_labels, data.test_labels):
         shares = np.bincount(labels, minlength=10) / len(labels)
         np.testing.assert_allclose(shares, 0.1, atol=0.005)
 
 
-def test_recorded_statistics_are_those_of_the_training_images() -> None:
+def test_statistics_match_the_training_images() -> None:
     data = load_digits()
-    mean, std = channel_statistics(data.train_images)
-    np.testing.assert_allclose(data.mean, mean, atol=5e-5)
-    np.testing.assert_allclose(data.std, std, atol=5e-5)
+    np.testing.assert_allclose(data.mean, data.train_images.mean() / 255, atol=5e-5)
+    np.testing.assert_allclose(data.std, data.train_images.std() / 255, atol=5e-5)
 
 
-def test_the_split_is_the_recorded_one() -> None:
+def test_split_matches_the_recorded_digest() -> None:
     data = load_digits()
     digest = hashlib.sha256(data.val_images.tobytes() + data.test_images.tobytes()).hexdigest()
-    assert (
-        digest == "e51dd16ec193a811365b6014a997ce018bee89f24c38ad295f1e39db3293d5fa"
-    )  # another one means that results are no longer comparable with earlier ones
+    # A different digest makes results incomparable with earlier ones.
+    assert digest == "e51dd16ec193a811365b6014a997ce018bee89f24c38ad295f1e39db3293d5fa"
 
 
-def test_without_scikit_learn_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_digits_names_the_extra_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ImportError, match=r"pip install 'esper-env\[digits\]'"):
         load_digits()

@@ -1,4 +1,4 @@
-"""Fashion-MNIST's IDX files are read as they are, gzipped or not, or refused."""
+"""Fashion-MNIST's IDX files, gzipped or not, are loaded or rejected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 
 @pytest.fixture
 def files() -> dict[str, bytes]:
-    """The four files, unpacked, by their unpacked names: 40 pictures to train on, 20 for the tests."""
+    """The four unpacked files, with 40 training and 20 test images."""
     return {name.removesuffix(".gz"): gzip.decompress(content) for name, content in fashion_files().items()}
 
 
@@ -31,30 +31,30 @@ def packed(files: dict[str, bytes]) -> dict[str, bytes]:
     return {f"{name}.gz": gzip.compress(content) for name, content in files.items()}
 
 
-def pictures(files: dict[str, bytes], images: str, labels: str) -> list[bytes]:
-    """Label and pixels of each picture, cut by hand."""
+def records(files: dict[str, bytes], images: str, labels: str) -> list[bytes]:
+    """Label and pixels of each image, cut by hand."""
     content = files[images][16:]
     cut = [content[i : i + 784] for i in range(0, len(content), 784)]
     return [bytes([label]) + pixels for label, pixels in zip(files[labels][8:], cut, strict=True)]
 
 
-def as_pictures(images: np.ndarray, labels: np.ndarray) -> list[bytes]:
+def as_records(images: np.ndarray, labels: np.ndarray) -> list[bytes]:
     return [bytes([label]) + image.tobytes() for image, label in zip(images, labels.tolist(), strict=True)]
 
 
 @pytest.mark.parametrize("form", [packed, dict], ids=["gzipped", "unpacked"])
-def test_the_splits_are_the_pictures_of_the_files(
+def test_splits_contain_the_images_of_the_files(
     tmp_path: Path, files: dict[str, bytes], form: Callable[[dict[str, bytes]], dict[str, bytes]]
 ) -> None:
     data = load_fashion_mnist(write(tmp_path, form(files)))
     assert (data.name, data.classes, data.image_shape) == ("fashion-mnist", 10, (1, 28, 28))
-    train, val = as_pictures(data.train_images, data.train_labels), as_pictures(data.val_images, data.val_labels)
+    train, val = as_records(data.train_images, data.train_labels), as_records(data.val_images, data.val_labels)
     assert (len(train), len(val)) == (32, 8)
-    assert sorted(train + val) == sorted(pictures(files, TRAIN_IMAGES, TRAIN_LABELS))
-    assert as_pictures(data.test_images, data.test_labels) == pictures(files, TEST_IMAGES, TEST_LABELS)
+    assert sorted(train + val) == sorted(records(files, TRAIN_IMAGES, TRAIN_LABELS))
+    assert as_records(data.test_images, data.test_labels) == records(files, TEST_IMAGES, TEST_LABELS)
 
 
-def test_some_files_may_be_unpacked_and_others_not(tmp_path: Path, files: dict[str, bytes]) -> None:
+def test_gzipped_and_unpacked_files_can_be_mixed(tmp_path: Path, files: dict[str, bytes]) -> None:
     write(tmp_path, packed(files))
     whole = load_fashion_mnist(tmp_path)
     (tmp_path / f"{TRAIN_IMAGES}.gz").unlink()
@@ -63,20 +63,16 @@ def test_some_files_may_be_unpacked_and_others_not(tmp_path: Path, files: dict[s
     assert np.array_equal(load_fashion_mnist(tmp_path).train_images, whole.train_images)
 
 
-def test_the_split_is_the_recorded_one(tmp_path: Path, files: dict[str, bytes]) -> None:
-    digest = hashlib.sha256(load_fashion_mnist(write(tmp_path, files)).val_images.tobytes()).hexdigest()
-    assert (
-        digest == "f008a1d52a091046e85a423b8f2f8d3b96620eeb28e9c960949e60bf377fad20"
-    )  # another one means that results are no longer comparable with earlier ones
-
-
-def test_normalisation_and_augmentation(tmp_path: Path, files: dict[str, bytes]) -> None:
+def test_split_matches_the_recorded_digest_and_normalisation(tmp_path: Path, files: dict[str, bytes]) -> None:
     data = load_fashion_mnist(write(tmp_path, files))
+    digest = hashlib.sha256(data.val_images.tobytes()).hexdigest()
+    # A different digest makes results incomparable with earlier ones.
+    assert digest == "f008a1d52a091046e85a423b8f2f8d3b96620eeb28e9c960949e60bf377fad20"
     assert (data.mean, data.std, data.crop_padding, data.flip) == ((0.2860,), (0.3530,), 2, True)
 
 
 def header(content: bytes, place: int, value: int) -> bytes:
-    """The content with another number in its header."""
+    """The contents with a changed number in the header."""
     return content[:place] + struct.pack(">I", value) + content[place + 4 :]
 
 
@@ -86,21 +82,21 @@ DAMAGES = {
     "labels-cut": (TEST_LABELS, lambda c: c[:-1], "27 bytes, expected 28 for the 20 records"),
     "empty": (TEST_IMAGES, lambda _: b"", "0 bytes, expected a header of 16 bytes"),
     "no-header": (TEST_LABELS, lambda _: b"1234567", "7 bytes, expected a header of 8 bytes"),
-    "no-records": (TEST_LABELS, lambda c: header(c, 4, 0)[:8], r"its header tells of 0 records, expected 1\.\.60000"),
-    "many-records": (TRAIN_IMAGES, lambda c: header(c, 4, 2**32 - 1), "its header tells of 4294967295 records"),
+    "no-records": (TEST_LABELS, lambda c: header(c, 4, 0)[:8], r"its header announces 0 records, expected 1\.\.60000"),
+    "many-records": (TRAIN_IMAGES, lambda c: header(c, 4, 2**32 - 1), "its header announces 4294967295 records"),
     "labels-for-images": (TRAIN_IMAGES, lambda c: header(c, 0, 2049), "its magic number is 2049, expected 2051"),
     "images-for-labels": (TRAIN_LABELS, lambda c: header(c, 0, 2051), "its magic number is 2051, expected 2049"),
     "floats": (TRAIN_IMAGES, lambda c: header(c, 0, 0x0D03), "its magic number is 3331, expected 2051"),
     "little-endian": (TRAIN_LABELS, lambda c: c[3::-1] + c[4:], "its magic number is 17301504, expected 2049"),
     "other-size": (TRAIN_IMAGES, lambda c: header(header(c, 8, 14), 12, 56), r"its records are \(14, 56\), expected"),
     "label-10": (TRAIN_LABELS, lambda c: c[:13] + b"\x0a" + c[14:], r"record 5 has label 10, expected 0\.\.9"),
-    "fewer-labels": (TRAIN_LABELS, lambda c: header(c, 4, 39)[:-1], "40 images and .* 39 labels, expected as many"),
+    "fewer-labels": (TRAIN_LABELS, lambda c: header(c, 4, 39)[:-1], "40 images but .* has 39 labels, expected equal"),
 }
 
 
 @pytest.mark.parametrize("form", [packed, dict], ids=["gzipped", "unpacked"])
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_refused_with_the_file(
+def test_a_damaged_file_is_rejected_by_name(
     tmp_path: Path, files: dict[str, bytes], name: str, form: Callable[[dict[str, bytes]], dict[str, bytes]]
 ) -> None:
     damaged, damage, message = DAMAGES[name]
@@ -113,13 +109,13 @@ def test_damage_is_refused_with_the_file(
 @pytest.mark.parametrize(
     "content", [b"", b"<html>404</html>", gzip.compress(bytes(10**6), mtime=0)[:-9], b"\x1f\x8b\x08"]
 )
-def test_what_does_not_decompress_is_damaged(tmp_path: Path, files: dict[str, bytes], content: bytes) -> None:
+def test_a_file_that_does_not_decompress_is_rejected(tmp_path: Path, files: dict[str, bytes], content: bytes) -> None:
     write(tmp_path, packed(files) | {f"{TRAIN_IMAGES}.gz": content})
     with pytest.raises(ValueError, match=f"{TRAIN_IMAGES}.gz is damaged"):
         load_fashion_mnist(tmp_path)
 
 
-def test_a_bomb_is_not_decompressed(tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_rejected_with_little_memory(tmp_path: Path) -> None:
     bomb = tmp_path / "bomb.gz"
     bomb.write_bytes(gzip.compress(struct.pack(">II", 0x0801, 60_000) + bytes(5 * 10**7)))
     tracemalloc.start()
@@ -132,7 +128,7 @@ def test_a_bomb_is_not_decompressed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [TRAIN_IMAGES, TEST_LABELS])
-def test_a_missing_file_is_named(tmp_path: Path, files: dict[str, bytes], name: str) -> None:
+def test_a_missing_file_is_rejected_by_name(tmp_path: Path, files: dict[str, bytes], name: str) -> None:
     write(tmp_path, packed(files))
     (tmp_path / f"{name}.gz").unlink()
     with pytest.raises(FileNotFoundError, match=rf"incomplete, without {name}\.gz"):
@@ -140,7 +136,7 @@ def test_a_missing_file_is_named(tmp_path: Path, files: dict[str, bytes], name: 
 
 
 @given(st.data())
-def test_records_come_back_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_read_idx_returns_the_written_records(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     shape = data.draw(st.sampled_from([(), (2, 3)]))
     count = data.draw(st.integers(1, 20))
     records = np.random.default_rng(count).integers(0, 256, (count, *shape), dtype=np.uint8)

@@ -1,9 +1,11 @@
-"""The grammar's lines: each kind keeps its rule, none is a hint for another, and the splits are of their own lines."""
+"""The grammar's lines: each kind follows its rule, none predicts another, and the splits differ."""
 
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 
-import numpy as np
 import pytest
 from esper_env.data.grammar import FACTS, HELD_OUT_BYTES, TRAIN_BYTES, generate_text
 
@@ -23,7 +25,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def lines(data):
-    """Kind -> matches, of all whole lines of the training text."""
+    """Matches of all whole lines of the training text, by kind."""
     found = {kind: [] for kind in KINDS}
     for line in bytes(data.train).decode("ascii").split("\n")[:-1]:
         matches = {kind: match for kind, pattern in KINDS.items() if (match := pattern.fullmatch(line))}
@@ -33,7 +35,7 @@ def lines(data):
     return found
 
 
-def test_sizes_and_kinds(data, lines):
+def test_text_has_the_documented_sizes_and_shares(data, lines):
     assert (len(data.train), len(data.val), len(data.test)) == (TRAIN_BYTES, HELD_OUT_BYTES, HELD_OUT_BYTES)
     counts = {kind: len(matches) for kind, matches in lines.items()}
     total = sum(counts.values())
@@ -42,7 +44,7 @@ def test_sizes_and_kinds(data, lines):
     assert shares == pytest.approx(expected, abs=0.01)
 
 
-def test_every_rule_is_kept(lines):
+def test_every_line_follows_its_rule(lines):
     assert all(int(a) + int(b) == int(c) for a, b, c in (match.groups() for match in lines["sum"]))
     for subject, _, verb in (match.groups() for match in lines["agreement"]):
         assert subject.endswith("s") != verb.endswith("s")
@@ -56,15 +58,14 @@ def test_every_rule_is_kept(lines):
     assert len({*homes, *homes.values()}) == 2 * FACTS
 
 
-def test_the_noun_in_between_is_no_hint(lines):
-    """Plural places come with both kinds of verbs, as often as chance has it."""
+def test_the_second_noun_does_not_predict_the_verb(lines):
     verbs = Counter((match[2].endswith("s"), match[3].endswith("s")) for match in lines["agreement"])
     total = sum(verbs.values())
     assert all(abs(count / total - 0.25) < 0.02 for count in verbs.values())
     assert len(verbs) == 4
 
 
-def test_refrains_are_drawn_anew(lines):
+def test_refrains_are_random(lines):
     words = Counter(match[1] for match in lines["refrain"])
     assert max(words.values()) <= 5
     letters = Counter("".join(words))
@@ -72,7 +73,7 @@ def test_refrains_are_drawn_anew(lines):
     assert max(letters.values()) < 1.2 * min(letters.values())
 
 
-def test_held_out_lines_are_of_the_same_grammar_and_not_the_same_text(data):
+def test_held_out_text_has_the_same_grammar_and_different_lines(data):
     texts = [bytes(split) for split in (data.train, data.val, data.test)]
     assert texts[1] != texts[2]
     assert texts[1] not in texts[0]
@@ -84,7 +85,8 @@ def test_held_out_lines_are_of_the_same_grammar_and_not_the_same_text(data):
     assert facts[2] <= facts[0]
 
 
-def test_a_seed_is_a_text():
-    first, again, other = generate_text(1), generate_text(1), generate_text(2)
-    np.testing.assert_array_equal(first.train, again.train)
-    assert not np.array_equal(first.train, other.train)
+def test_the_seed_determines_the_text_in_every_process():
+    code = "from esper_env.data.grammar import generate_text; print(generate_text(1).digest)"
+    command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONHASHSEED": "1"}
+    there = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    assert there == generate_text(1).digest != generate_text(2).digest

@@ -1,4 +1,4 @@
-"""ImageData holds consistent, read-only splits and refuses anything else."""
+"""ImageData holds consistent, read-only splits and rejects anything else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from esper_env.data import ImageData
-from esper_env.data.images import channel_statistics, digest
+from esper_env.data.images import digest
 
 
 def fields(**changes: Any) -> dict[str, Any]:
@@ -23,31 +23,22 @@ def fields(**changes: Any) -> dict[str, Any]:
     return base | changes
 
 
-def test_keeps_what_it_is_given() -> None:
+def test_arrays_are_read_only_copies() -> None:
     given = fields()
     data = ImageData(**given)
     assert data.image_shape == (2, 5, 4)
-    for split in ("train", "val", "test"):
-        np.testing.assert_array_equal(getattr(data, f"{split}_images"), given[f"{split}_images"])
-        np.testing.assert_array_equal(getattr(data, f"{split}_labels"), given[f"{split}_labels"])
-
-
-def test_nobody_can_write_to_it() -> None:
-    given = fields()
-    data = ImageData(**given)
-    for split in ("train", "val", "test"):
+    for name in (f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("images", "labels")):
+        np.testing.assert_array_equal(getattr(data, name), given[name])
         with pytest.raises(ValueError, match="read-only"):
-            getattr(data, f"{split}_images")[0, 0, 0, 0] = 1
-        with pytest.raises(ValueError, match="read-only"):
-            getattr(data, f"{split}_labels")[0] = 1
+            getattr(data, name)[:1] = 1
     before = data.train_images.copy()
-    given["train_images"][:] = 0  # the caller's own array stays writable and is not shared
+    given["train_images"][:] = 0  # the caller's array stays writable
     np.testing.assert_array_equal(data.train_images, before)
     with pytest.raises(FrozenInstanceError):
         data.name = "other"  # type: ignore[misc]
 
 
-def test_a_frozen_view_of_a_writable_array_is_not_shared() -> None:
+def test_a_read_only_view_of_a_writable_array_is_not_shared() -> None:
     base = fields()["train_images"]
     view = base[:]
     view.flags.writeable = False
@@ -60,7 +51,11 @@ def test_a_frozen_view_of_a_writable_array_is_not_shared() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"classes": 1}, ValueError, "needs 2 or more"),
+        ({"name": ""}, TypeError, "name is ''; expected a non-empty string"),
+        ({"name": None}, TypeError, "name is None; expected a non-empty string"),
+        ({"classes": 1}, ValueError, "classes is 1; expected 2 or more"),
+        ({"classes": 3.5}, ValueError, "classes is 3.5; expected 2 or more"),
+        ({"flip": "no"}, TypeError, "flip is 'no'; expected True or False"),
         ({"train_images": np.full((6, 2, 5, 4), np.nan)}, TypeError, r"train split: images are float64.*\* 255"),
         ({"val_images": [[0]]}, TypeError, "val split: images are list"),
         ({"val_images": np.zeros((4, 5, 4), np.uint8)}, ValueError, r"\(4, 5, 4\); expected \(N, channels"),
@@ -83,31 +78,31 @@ def test_a_frozen_view_of_a_writable_array_is_not_shared() -> None:
             r"images of shape \(6, 5, 4, 2\); .* per channel, 5, as channels come first: \(N, channels, h",
         ),
         ({"mean": 0.5}, ValueError, r"mean 0.5 and .*; expected a finite number per channel, such as \(0.5,\) for one"),
-        ({"name": ""}, TypeError, "name is ''; expected a text that is not empty"),
         ({"train_labels": [0, 1, 2, 0, 1, 2]}, TypeError, r"are list; .* \(np.asarray\(labels, dtype=np.int64\)\)"),
         (
             {"train_images": np.ma.masked_array(np.zeros((6, 2, 5, 4), np.uint8))},
             TypeError,
-            r"images are a masked array \(array.filled\(0\) has a value everywhere\); expected",
+            r"images are a masked array \(array.filled\(0\) replaces masked values\); expected",
         ),
         ({"val_labels": np.ma.masked_array(np.arange(4) % 3)}, TypeError, "labels are a masked array"),
         ({"mean": (125.0, 125.0)}, ValueError, r"0\.\.1 scale"),
         ({"std": (0.2, 0.0)}, ValueError, "std above 0"),
         ({"std": (0.2, float("nan"))}, ValueError, "expected a finite number per channel"),
         ({"crop_padding": -1}, ValueError, r"expected 0\.\.3"),
+        ({"crop_padding": 1.5}, ValueError, r"crop_padding is 1\.5; expected 0\.\.3"),
         ({"crop_padding": 4}, ValueError, r"5x4"),
     ],
 )
-def test_refuses_inconsistent_data(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_image_data_rejects_inconsistent_fields(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ImageData(**fields(**changes))
 
 
 class Tagged(np.ndarray):
-    """An array of a class of its own."""
+    """A custom array class."""
 
 
-def test_arrays_of_other_classes_become_plain_ones() -> None:
+def test_array_subclasses_become_plain_arrays() -> None:
     own = fields()
     images, labels = own["train_images"].view(Tagged), own["train_labels"].view(Tagged)
     images.flags.writeable = labels.flags.writeable = False
@@ -119,7 +114,7 @@ def test_arrays_of_other_classes_become_plain_ones() -> None:
 @pytest.mark.parametrize(
     "copied", [copy.copy, copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))], ids=["copy", "deep", "pickle"]
 )
-def test_nobody_can_write_to_a_copy_either(copied: Any) -> None:
+def test_copies_are_read_only_and_have_the_same_digest(copied: Any) -> None:
     data = ImageData(**fields())
     known = data.digest
     other = copied(data)
@@ -130,14 +125,7 @@ def test_nobody_can_write_to_a_copy_either(copied: Any) -> None:
     assert (other.name, other.classes, other.mean, other.flip) == (data.name, data.classes, data.mean, data.flip)
 
 
-def test_channel_statistics_are_those_of_the_pixels() -> None:
-    images = fields()["train_images"]
-    mean, std = channel_statistics(images)
-    np.testing.assert_allclose(mean, (images / 255).mean(axis=(0, 2, 3)), rtol=1e-12)
-    np.testing.assert_allclose(std, (images / 255).std(axis=(0, 2, 3)), rtol=1e-12)
-
-
-def test_the_digest_tells_data_apart_by_all_but_their_name() -> None:
+def test_digest_depends_on_everything_except_the_name() -> None:
     def other_pixel(images: Any) -> Any:
         images = images.copy()
         images[-1, -1, -1, -1] ^= 1
@@ -164,7 +152,7 @@ def test_the_digest_tells_data_apart_by_all_but_their_name() -> None:
     ids=["list", "NumPy", "whole", "mixed"],
 )
 @pytest.mark.parametrize("name", ["mean", "std"])
-def test_statistics_are_the_same_however_they_are_held(name: str, held: Any, plain: tuple[float, ...]) -> None:
+def test_statistics_become_tuples_of_floats(name: str, held: Any, plain: tuple[float, ...]) -> None:
     data, expected = ImageData(**fields(**{name: held})), ImageData(**fields(**{name: plain}))
     assert data.digest == expected.digest
     assert getattr(data, name) == plain
@@ -172,14 +160,14 @@ def test_statistics_are_the_same_however_they_are_held(name: str, held: Any, pla
     assert {type(value) for value in getattr(data, name)} == {float}
 
 
-def test_a_list_of_statistics_is_not_shared() -> None:
+def test_a_list_of_statistics_is_copied() -> None:
     mean = [0.5, 0.5]
     data = ImageData(**fields(mean=mean))
     mean[0] = 0.0
     assert data.mean == (0.5, 0.5)
 
 
-def test_zero_has_no_sign_in_the_digest() -> None:
+def test_digest_ignores_the_sign_of_zero() -> None:
     assert ImageData(**fields(mean=(-0.0, 0.5))).digest == ImageData(**fields(mean=(0.0, 0.5))).digest
 
 
@@ -199,12 +187,12 @@ ZEROS = np.zeros(8, dtype=np.uint8)
         ((0.1,), (0.1 + 1e-16,)),
     ],
 )
-def test_the_digest_tells_apart_how_the_same_bytes_are_cut(parts: Any, others: Any) -> None:
+def test_digest_distinguishes_equal_bytes_of_different_arrays(parts: Any, others: Any) -> None:
     assert digest(*parts) != digest(*others)
 
 
-def test_the_digest_has_128_bits() -> None:
+def test_digest_has_128_bits() -> None:
     assert {len(digest(*parts)) for parts in ((), (1,), (ZEROS, 2.5))} == {32}
     assert len({digest(number) for number in range(2000)}) == 2000
     digests = [int(digest(number), 16) for number in range(64)]
-    assert all(len({value >> bit & 1 for value in digests}) == 2 for bit in range(128))  # each of them counts
+    assert all(len({value >> bit & 1 for value in digests}) == 2 for bit in range(128))  # every bit varies

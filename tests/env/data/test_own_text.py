@@ -1,4 +1,4 @@
-"""A user's own text: what is read, in which order, and what is refused."""
+"""Custom texts: the files, their order, and invalid ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def whole(data: TextData) -> bytes:
     return np.concatenate([data.train, data.val, data.test]).tobytes()
 
 
-def test_a_file_is_cut_in_three_at_line_ends(tmp_path: Path) -> None:
+def test_a_file_is_split_at_line_ends(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_text(LINES)
     data = load(path)
@@ -42,7 +42,7 @@ def test_a_file_is_cut_in_three_at_line_ends(tmp_path: Path) -> None:
     assert tenth / 2 <= len(data.test) <= tenth
 
 
-def test_a_folder_is_its_texts_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_a_folder_yields_its_texts_in_the_order_of_their_names(tmp_path: Path) -> None:
     folder = tmp_path / "books"
     for name in ("b.md", "a.txt", "c/a.TXT", "c/z.md", "B.txt", "d.csv", "e.txt.gz"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def test_a_folder_is_its_texts_in_the_order_of_their_names(tmp_path: Path) -> No
     assert seen == ["B.txt", "a.txt", "b.md", "c/a.TXT", "c/z.md"]
 
 
-def test_texts_of_a_folder_begin_in_a_line_of_their_own(tmp_path: Path) -> None:
+def test_every_text_of_a_folder_begins_on_a_new_line(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("x" * 300)
     assert whole(load(tmp_path)) == b"x" * 300 + b"\n" + b"x" * 300 + b"\n"
@@ -71,7 +71,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert whole(load(link)) == LINES.encode()
 
 
-def test_what_has_several_names_is_read_once_where_the_first_stands(tmp_path: Path) -> None:
+def test_a_file_with_several_names_is_read_once(tmp_path: Path) -> None:
     folder = tmp_path / "books"
     for name in ("b.txt", "m/c.txt", "m/d.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def test_what_has_several_names_is_read_once_where_the_first_stands(tmp_path: Pa
     assert whole(load(folder)).decode() == "b.txt\n" * 40 + "m/c.txt\n" * 40 + "m/d.txt\n" * 40
 
 
-def test_a_folder_that_has_several_names_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_several_names_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders that link twice to the next one would double the work at each."""
     for level in range(6):
         (tmp_path / f"{level}").mkdir()
@@ -100,7 +100,7 @@ def test_a_folder_that_has_several_names_is_listed_once(tmp_path: Path, monkeypa
     assert sorted(listed) == [tmp_path / f"{level}" for level in range(7)]
 
 
-def test_what_is_hidden_is_passed_over_unless_it_is_named(tmp_path: Path) -> None:
+def test_hidden_files_are_skipped_unless_they_are_named(tmp_path: Path) -> None:
     for name in ("a.txt", ".notes.txt", ".git/b.txt", ".venv/lib/c.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(LINES)
@@ -113,34 +113,29 @@ def test_what_is_hidden_is_passed_over_unless_it_is_named(tmp_path: Path) -> Non
         find_text(tmp_path)
 
 
-def test_a_folder_that_contains_itself_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_contains_itself_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(LINES)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "up").symlink_to(tmp_path)
-    with pytest.raises(ValueError, match=r"deep/up is a link to a folder that it is in"):
+    with pytest.raises(ValueError, match=r"deep/up is a link to a folder that contains it"):
         find_text(tmp_path)
 
 
-def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").symlink_to(tmp_path / "a.txt")
+@pytest.mark.parametrize(("target", "problem"), [("a.txt", ".*symbolic links"), ("nowhere", "No such file")])
+def test_a_broken_link_is_rejected(tmp_path: Path, target: str, problem: str) -> None:
+    (tmp_path / "a.txt").symlink_to(tmp_path / target)
     for path in (tmp_path, tmp_path / "a.txt"):
-        with pytest.raises(OSError, match=r"a\.txt cannot be read: .*symbolic links"):
+        with pytest.raises(OSError, match=rf"a\.txt cannot be read: {problem}"):
             find_text(path)
 
 
-def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OSError, match=r"a\.txt cannot be read: No such file"):
-        find_text(tmp_path)
-
-
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_rejected_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(ValueError, match=r"pipe\.txt is neither a file nor a folder"):
         find_text(tmp_path)
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_rejected_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     path.write_text(LINES)
     files = find_text(path)
@@ -161,13 +156,13 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         find_text(tmp_path)
 
 
-def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_texts_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(LINES)
-    with pytest.raises(ValueError, match=r"holds no text; expected \*.txt or \*.md files"):
+    with pytest.raises(ValueError, match=r"contains no text; expected \*.txt or \*.md files"):
         find_text(tmp_path)
 
 
-def test_too_little_is_refused_and_enough_is_enough(tmp_path: Path) -> None:
+def test_a_text_needs_320_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     for content in ("", "x" * 319):
         path.write_text(content)
@@ -179,7 +174,7 @@ def test_too_little_is_refused_and_enough_is_enough(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.sampled_from("ab\n"), min_size=320, max_size=700))
-def test_any_text_of_the_least_size_can_be_split(letters: list[str]) -> None:
+def test_any_text_of_the_minimum_size_can_be_split(letters: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.txt"
         path.write_text("".join(letters))
@@ -187,15 +182,15 @@ def test_any_text_of_the_least_size_can_be_split(letters: list[str]) -> None:
     assert whole(data).rstrip(b"\n") == "".join(letters).encode().rstrip(b"\n")
 
 
-def test_too_much_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_text_beyond_the_maximum_is_rejected_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.touch()
-    os.truncate(path, 2**30 + 1)  # sparse: it takes no room
+    os.truncate(path, 2**30 + 1)  # a sparse file takes no space
     with pytest.raises(ValueError, match="1,073,741,825 bytes of text, all held in memory; expected at most"):
         find_text(path)
 
 
-def test_a_binary_file_is_refused(tmp_path: Path) -> None:
+def test_a_binary_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     for content, offset in ((LINES.encode()[:77] + b"\0" + LINES.encode(), 77), (LINES.encode("utf-16"), 3)):
         path.write_bytes(content)
@@ -209,7 +204,7 @@ def test_a_binary_file_is_refused(tmp_path: Path) -> None:
     place=st.floats(0, 1),
     chunk=st.integers(4, 40),
 )
-def test_the_first_byte_that_is_not_utf8_is_named(text: str, wrong: bytes, place: float, chunk: int) -> None:
+def test_the_first_byte_that_is_not_utf8_is_reported(text: str, wrong: bytes, place: float, chunk: int) -> None:
     content = text.encode() + b" " * 320
     at = round(len(content) * place)
     content = content[:at] + wrong + content[at:]
@@ -218,7 +213,7 @@ def test_the_first_byte_that_is_not_utf8_is_named(text: str, wrong: bytes, place
     except UnicodeDecodeError as error:
         expected = error.start
     else:
-        return  # the wrong bytes have become part of a character
+        return  # the wrong bytes became part of a character
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(own_text, "_CHUNK", chunk)
         path = Path(folder) / "a.txt"
@@ -228,7 +223,7 @@ def test_the_first_byte_that_is_not_utf8_is_named(text: str, wrong: bytes, place
 
 
 @pytest.mark.parametrize("family", [DataFamily.TEXT, DataFamily.TINYSTORIES])
-def test_a_path_is_a_data_set_of_both_families_of_text(
+def test_a_path_is_a_dataset_of_both_families_of_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: DataFamily
 ) -> None:
     (tmp_path / "book.txt").write_text(LINES)
@@ -241,7 +236,7 @@ def test_a_path_is_a_data_set_of_both_families_of_text(
     assert load_data(".", family=family).name == f"text:{tmp_path.name}"
 
 
-def test_a_text_that_changed_is_read_again(tmp_path: Path) -> None:
+def test_a_changed_text_is_loaded_again(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(LINES)
     first = load_data(str(tmp_path), family=DataFamily.TEXT)
     (tmp_path / "b.txt").write_text(LINES)
@@ -265,7 +260,7 @@ def test_a_text_that_changed_is_read_again(tmp_path: Path) -> None:
         ("utf-32-be", 4 * LINES, "UTF-32BE"),
     ],
 )
-def test_the_remedy_for_another_encoding_works(tmp_path: Path, encoding: str, text: str, name: str) -> None:
+def test_the_remedy_for_a_different_encoding_works(tmp_path: Path, encoding: str, text: str, name: str) -> None:
     path = tmp_path / "my book.txt"
     path.write_bytes(text.encode(encoding))
     with pytest.raises(ValueError, match=rf"if it is {name}, convert it with `iconv -f ") as caught:
@@ -273,25 +268,25 @@ def test_the_remedy_for_another_encoding_works(tmp_path: Path, encoding: str, te
     command = shlex.split(str(caught.value).split("`")[1])
     converted = tmp_path / "my book-utf8.txt"
     assert command == ["iconv", "-f", command[2], "-t", "UTF-8", str(path), ">", str(converted)]
-    converted.write_bytes(path.read_bytes().decode(command[2]).encode("UTF-8"))  # what iconv does, which may be absent
+    converted.write_bytes(path.read_bytes().decode(command[2]).encode("UTF-8"))  # as iconv does, which may be absent
     assert whole(load(converted)).decode().rstrip("\n") == text.removeprefix("\ufeff").rstrip("\n")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+def test_byte_order_marks_are_removed(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(LINES, encoding="utf-8-sig")
     assert whole(load(tmp_path)) == 2 * LINES.encode()
 
 
-def test_byte_order_marks_do_not_count(tmp_path: Path) -> None:
+def test_byte_order_marks_do_not_count_as_text(tmp_path: Path) -> None:
     for name in range(120):
         (tmp_path / f"{name}.txt").write_bytes(codecs.BOM_UTF8)
     with pytest.raises(ValueError, match="has 0 bytes of text; expected at least 320"):
         load(tmp_path)
 
 
-def test_byte_order_marks_are_not_enough_for_a_context(tmp_path: Path) -> None:
-    """A host that reads 64 bytes needs 1,300 of text."""
+def test_check_context_ignores_byte_order_marks(tmp_path: Path) -> None:
+    """A context of 64 bytes needs 1,300 bytes of text."""
     for name in range(10):
         (tmp_path / f"{name}.txt").write_bytes(codecs.BOM_UTF8 + b"x" * 128 + b"\n")
     with pytest.raises(ValueError, match=rf"{tmp_path.name} has 1,290 bytes of text, too few .* at least 1,300"):
@@ -303,7 +298,7 @@ def test_byte_order_marks_are_not_enough_for_a_context(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("env_id", "context", "least"), [("Text", 64, 1_300), ("TinyStories", 128, 2_580)])
-def test_the_least_size_for_a_context_is_enough_for_any_text(
+def test_check_context_accepts_only_texts_whose_splits_suffice(
     tmp_path: Path, env_id: str, context: int, least: int
 ) -> None:
     assert TASKS[f"Esper-{env_id}-v0"].host.context == context
@@ -321,7 +316,7 @@ def test_the_least_size_for_a_context_is_enough_for_any_text(
 
 @pytest.mark.parametrize("size", [0, 6, 640])
 @pytest.mark.parametrize(("env_id", "least"), [("Esper-Text-v0", "1,300"), ("Esper-TinyStories-v0", "2,580")])
-def test_a_text_that_is_too_short_for_a_task_is_named(tmp_path: Path, env_id: str, least: str, size: int) -> None:
+def test_make_rejects_a_text_that_is_too_short(tmp_path: Path, env_id: str, least: str, size: int) -> None:
     path = tmp_path / "short.txt"
     path.write_text("x" * size)
     with pytest.raises(ValueError, match=rf"short\.txt has {size} bytes of text, too few .* at least {least}"):

@@ -1,4 +1,4 @@
-"""The stand-in is the same everywhere, hides its classes from easy cues, and can be learnt."""
+"""The synthetic images are reproducible, hide their classes from simple cues, and can be learned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from esper_env.data import ImageData
-from esper_env.data.images import channel_statistics
 from esper_env.data.procedural import CLASSES, P_FACTOR_LOST, Factors, draw_images, generate_procedural
 
 pytestmark = pytest.mark.numeric
@@ -22,7 +21,7 @@ data = generate_procedural(500, 20, 20)
 print(hashlib.sha256(data.train_images.tobytes() + data.val_images.tobytes()).hexdigest())
 """
 
-#: SHA-256 of what DIGEST hashes. Another value means that results are no longer comparable with earlier ones.
+#: Output of DIGEST. A different value makes results incomparable with earlier ones.
 RECORDED = "a23b6f9f9fc4097d333bffb4c8cf5f30d8c0f1304acaa2042586c6dc1d4b75e6"
 
 
@@ -40,14 +39,14 @@ def accuracy_of_ridge(train: np.ndarray, val: np.ndarray, data: ImageData, penal
     return 100 * float(np.mean(np.argmax(val @ weights, axis=1) == data.val_labels))
 
 
-def test_another_process_draws_the_same_bits_and_they_are_the_recorded_ones() -> None:
+def test_images_match_the_recorded_digest_in_every_process() -> None:
     data = generate_procedural(500, 20, 20)
     here = hashlib.sha256(data.train_images.tobytes() + data.val_images.tobytes()).hexdigest()
     there = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True).stdout.strip()
     assert here == there == RECORDED
 
 
-def test_the_global_generator_is_left_alone() -> None:
+def test_generate_procedural_does_not_touch_the_global_generator() -> None:
     before = np.random.get_state()  # noqa: NPY002
     generate_procedural(100, 10, 10)
     after = np.random.get_state()  # noqa: NPY002
@@ -56,30 +55,30 @@ def test_the_global_generator_is_left_alone() -> None:
     np.testing.assert_array_equal(before[1], after[1])
 
 
-def test_shapes_sizes_and_equal_classes(data: ImageData) -> None:
+def test_splits_have_the_documented_sizes_and_equal_classes(data: ImageData) -> None:
     assert (data.name, data.classes, data.image_shape) == ("procedural-cifar", 10, (3, 32, 32))
     for labels, size in ((data.train_labels, 12_000), (data.val_labels, 2_000), (data.test_labels, 2_000)):
         assert np.bincount(labels).tolist() == [size // 10] * 10
     assert (data.crop_padding, data.flip) == (4, True)
 
 
-def test_no_image_twice(data: ImageData) -> None:
+def test_no_image_occurs_twice(data: ImageData) -> None:
     images = np.concatenate([data.train_images, data.val_images, data.test_images])
     assert len({image.tobytes() for image in images}) == len(images)
 
 
-def test_recorded_statistics_are_those_of_the_training_images(data: ImageData) -> None:
-    mean, std = channel_statistics(data.train_images)
-    np.testing.assert_allclose(data.mean, mean, atol=5e-5)
-    np.testing.assert_allclose(data.std, std, atol=5e-5)
+def test_statistics_match_the_training_images(data: ImageData) -> None:
+    for channel, (mean, std) in enumerate(zip(data.mean, data.std, strict=True)):
+        np.testing.assert_allclose(mean, data.train_images[:, channel].mean() / 255, atol=5e-5)
+        np.testing.assert_allclose(std, data.train_images[:, channel].std() / 255, atol=5e-5)
 
 
-def test_pixels_use_the_range_without_being_cut_off(data: ImageData) -> None:
+def test_pixels_span_the_range_and_are_rarely_clipped(data: ImageData) -> None:
     assert (data.train_images.min(), data.train_images.max()) == (0, 255)
     assert np.isin(data.train_images, (0, 255)).mean() < 0.03
 
 
-def test_the_generator_given_decides_the_picture() -> None:
+def test_draw_images_depends_on_its_generator_only() -> None:
     labels = np.arange(20) % CLASSES
     first, again, other = (draw_images(labels, np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
@@ -91,7 +90,7 @@ def factors_of(labels: np.ndarray) -> Factors:
 
 
 def best_guess(labels: np.ndarray, *columns: np.ndarray) -> float:
-    """Percent of labels right when the most frequent class is guessed for each combination of these factors."""
+    """Accuracy in percent of predicting the most frequent class of each combination of factors."""
     code = np.zeros(len(labels), np.int64)
     for column in columns:
         code = code * 10 + column
@@ -100,7 +99,7 @@ def best_guess(labels: np.ndarray, *columns: np.ndarray) -> float:
     return 100 * float(table.max(axis=1).sum() / len(labels))
 
 
-def test_one_factor_leaves_the_class_open_and_two_settle_it() -> None:
+def test_texture_and_outline_determine_the_class_and_fewer_factors_do_not() -> None:
     labels = np.arange(50_000) % CLASSES
     factors = factors_of(labels)
     hue = (factors.hue * CLASSES).astype(int) % CLASSES
@@ -113,7 +112,7 @@ def test_one_factor_leaves_the_class_open_and_two_settle_it() -> None:
     assert 89 < best_guess(labels, factors.texture, factors.outline) < 94
 
 
-def test_the_factors_are_those_of_the_documented_table() -> None:
+def test_factors_match_the_documented_table() -> None:
     labels = np.arange(20_000) % CLASSES
     factors = factors_of(labels)
     table = {}  # class -> its (texture, outline, spot) of the first and the second kind
@@ -125,20 +124,20 @@ def test_the_factors_are_those_of_the_documented_table() -> None:
         }
     seen = zip(labels.tolist(), factors.texture.tolist(), factors.outline.tolist(), factors.spot.tolist(), strict=True)
     share = np.mean([(texture, outline, spot) in table[c] for c, texture, outline, spot in seen])
-    # A lost factor is the right one by chance; what is lost may also be in the table of the other kind.
+    # A lost factor may be correct by chance, or match the table of the other kind.
     kept = (1 - 0.8 * P_FACTOR_LOST) ** 2 * (1 - 0.5 * P_FACTOR_LOST)
     assert kept - 0.01 < share < kept + 0.02
 
 
-def test_a_linear_classifier_on_pixels_does_not_solve_it(data: ImageData) -> None:
+def test_a_linear_classifier_on_pixels_stays_below_35_percent(data: ImageData) -> None:
     def halved(images: np.ndarray) -> np.ndarray:
-        """2x2 means: (N, 768), fast to fit and kinder to a linear model than raw pixels."""
+        """Means of 2x2 pixels, (N, 768), faster to fit and easier for a linear model."""
         return images.reshape(-1, 3, 16, 2, 16, 2).mean(axis=(3, 5)).reshape(len(images), -1)
 
     assert accuracy_of_ridge(halved(data.train_images), halved(data.val_images), data, 1e4) < 35
 
 
-def test_colour_histograms_do_not_solve_it(data: ImageData) -> None:
+def test_colour_histograms_stay_below_35_percent(data: ImageData) -> None:
     def histogram(images: np.ndarray) -> np.ndarray:
         """Square roots of the counts of 64 colours."""
         quarters = images // 64
@@ -150,8 +149,8 @@ def test_colour_histograms_do_not_solve_it(data: ImageData) -> None:
 
 
 @pytest.mark.slow
-def test_a_convolutional_network_learns_it(data: ImageData) -> None:
-    """Beats the linear classifiers above within twelve epochs, usually within five."""
+def test_a_convolutional_network_exceeds_the_linear_classifiers(data: ImageData) -> None:
+    """It needs at most twelve epochs, usually five."""
 
     def tensor(images: np.ndarray) -> torch.Tensor:
         return (torch.tensor(images, dtype=torch.float32) / 255 - 0.5) / 0.2

@@ -1,4 +1,4 @@
-"""Splits are disjoint and complete: of images stratified and the same every time, of a text cut at line ends."""
+"""Splits are disjoint and complete: stratified for images, at line ends for a text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
     labels=st.lists(st.integers(0, 4), min_size=3, max_size=200),
     cuts=st.tuples(st.floats(0, 1), st.floats(0, 1)),
 )
-def test_every_image_is_in_one_split_and_every_split_has_its_share_of_each_class(
+def test_stratified_split_assigns_every_image_once_in_equal_shares(
     labels: list[int], cuts: tuple[float, float]
 ) -> None:
     array = np.array(labels)
@@ -27,7 +27,7 @@ def test_every_image_is_in_one_split_and_every_split_has_its_share_of_each_class
         assert np.abs(np.bincount(array[part], minlength=5) - expected).max() <= 3
 
 
-def test_depends_on_the_purpose_alone_and_is_not_the_order_of_the_file() -> None:
+def test_stratified_split_depends_on_the_purpose_and_shuffles() -> None:
     labels = np.repeat(np.arange(4), 50)
     first, again = (stratified_split(labels, (150, 50), "a") for _ in range(2))
     other = stratified_split(labels, (150, 50), "b")
@@ -35,17 +35,17 @@ def test_depends_on_the_purpose_alone_and_is_not_the_order_of_the_file() -> None
     assert not np.array_equal(first[1], other[1])
     assert set(np.bincount(labels[first[1]])) <= {12, 13}
     in_first_class = first[1][labels[first[1]] == 0]
-    assert in_first_class.max() - in_first_class.min() > 20  # drawn from all over the class
+    assert in_first_class.max() - in_first_class.min() > 20  # from the whole class
 
 
 @pytest.mark.parametrize("sizes", [(5, 4), (5, 6), (11, -1)])
-def test_sizes_must_cover_the_data(sizes: tuple[int, int]) -> None:
+def test_stratified_split_rejects_sizes_that_do_not_add_up(sizes: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="one per label"):
         stratified_split(np.zeros(10, np.int64), sizes, "test")
 
 
 @given(text=st.lists(st.sampled_from(b"ab\n"), min_size=20, max_size=400).map(bytes))
-def test_a_text_is_cut_where_lines_end_and_no_split_is_starved(text: bytes) -> None:
+def test_split_at_lines_cuts_at_line_ends_and_keeps_half_a_split(text: bytes) -> None:
     parts = [part.tobytes() for part in split_at_lines(np.frombuffer(text, np.uint8))]
     assert b"".join(parts) == text
     tenth = len(text) // 10
@@ -57,19 +57,19 @@ def test_a_text_is_cut_where_lines_end_and_no_split_is_starved(text: bytes) -> N
 
 
 @given(text=st.text("aé—𝄞", min_size=20, max_size=400), reach=st.integers(0, 60))
-def test_a_text_without_line_ends_is_cut_between_characters(text: str, reach: int) -> None:
+def test_split_at_lines_cuts_between_characters_without_line_ends(text: str, reach: int) -> None:
     text = text + "a" * reach
     content = text.encode()
     parts = [part.tobytes() for part in split_at_lines(np.frombuffer(content, np.uint8))]
     assert b"".join(parts) == content
     tenth = len(content) // 10
-    if tenth < 8:  # within reach of a cut is half of it
+    if tenth < 8:  # a cut reaches half of it
         return
     assert "".join(part.decode() for part in parts) == text
     assert min(map(len, parts[1:])) >= tenth - 3
 
 
-def test_a_cut_reaches_as_far_as_half_of_its_own_split() -> None:
+def test_split_at_lines_reaches_half_of_the_following_split() -> None:
     for ahead, reached in ((20_000, True), (2**15 - 1, True), (2**15, False)):
         content = bytearray(b"x" * 1_000_000)
         place = len(content) - 2**16 + ahead
@@ -79,7 +79,7 @@ def test_a_cut_reaches_as_far_as_half_of_its_own_split() -> None:
         assert len(train) == 1_000_000 - 2**16 - 2**14
 
 
-def test_of_a_long_text_little_is_held_out() -> None:
+def test_split_at_lines_holds_out_little_of_a_long_text() -> None:
     train, val, test = split_at_lines(np.frombuffer((b"x" * 99 + b"\n") * 20_000, np.uint8))
     assert 2**14 - 200 < len(val) < 2**14 + 200
     assert 2**16 - 200 < len(test) <= 2**16

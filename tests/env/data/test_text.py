@@ -1,4 +1,4 @@
-"""TextData holds consistent, read-only splits and refuses anything else."""
+"""TextData holds consistent, read-only splits and rejects anything else."""
 
 import copy
 import pickle
@@ -14,7 +14,7 @@ def fields(**changes):
     return {"name": "play", "train": TEXT, "val": TEXT[:20], "test": TEXT[20:]} | changes
 
 
-def test_splits_are_read_only_copies_of_what_was_given():
+def test_splits_are_read_only_copies():
     own = TEXT.copy()
     data = TextData(**fields(train=own))
     own[:] = 0
@@ -29,16 +29,16 @@ def test_splits_are_read_only_copies_of_what_was_given():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"name": ""}, TypeError, "the data set's name is ''; expected a text that is not empty"),
+        ({"name": ""}, TypeError, "the dataset's name is ''; expected a non-empty string"),
         ({"val": np.ma.masked_array(TEXT)}, TypeError, "val split: the text is a masked array"),
-        ({"name": None}, TypeError, "the data set's name is None"),
+        ({"name": None}, TypeError, "the dataset's name is None"),
         ({"train": "to be"}, TypeError, "play, train split: the text is str; expected a NumPy array of uint8"),
         ({"val": TEXT.astype(np.int64)}, TypeError, "play, val split: the text is int64"),
         ({"test": TEXT[:15]}, ValueError, r"play, test split: the text has shape \(15,\); expected .* at least 16"),
         ({"train": TEXT[:40].reshape(2, 20)}, ValueError, r"train split: the text has shape \(2, 20\)"),
     ],
 )
-def test_what_is_no_text_is_a_clear_error(changes, error, message):
+def test_text_data_rejects_invalid_fields(changes, error, message):
     with pytest.raises(error, match=message):
         TextData(**fields(**changes))
 
@@ -46,7 +46,7 @@ def test_what_is_no_text_is_a_clear_error(changes, error, message):
 @pytest.mark.parametrize(
     "copied", [copy.copy, copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))], ids=["copy", "deep", "pickle"]
 )
-def test_copies_are_as_read_only_and_of_the_same_digest(copied):
+def test_copies_are_read_only_and_have_the_same_digest(copied):
     data = TextData(**fields())
     known = data.digest
     other = copied(data)
@@ -56,7 +56,7 @@ def test_copies_are_as_read_only_and_of_the_same_digest(copied):
         assert bytes(getattr(other, split)) == bytes(getattr(data, split))
 
 
-def test_the_digest_tells_texts_apart_by_all_but_their_name() -> None:
+def test_digest_depends_on_everything_except_the_name() -> None:
     parts = [np.frombuffer(bytes(range(start, start + 40)), dtype=np.uint8) for start in (0, 50, 100)]
     digest = TextData("a", *parts).digest
     assert TextData("b", *parts).digest == digest
@@ -66,4 +66,4 @@ def test_the_digest_tells_texts_apart_by_all_but_their_name() -> None:
         other[index][-1] += 1
         assert TextData("a", *other).digest != digest
     whole = np.concatenate(parts)
-    assert TextData("a", *np.split(whole, [41, 80])).digest != digest  # the same bytes, cut elsewhere
+    assert TextData("a", *np.split(whole, [41, 80])).digest != digest  # the same bytes, split elsewhere

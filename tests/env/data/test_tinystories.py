@@ -1,4 +1,4 @@
-"""TinyStories: whole stories from the front of its files, or a refusal."""
+"""TinyStories: whole stories from the front of its files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ BYTES = len(story(1).encode())
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """60 stories to train on, 10 to validate on."""
+    """60 stories in the training file, 10 in the validation file."""
     return write(tmp_path / "tinystories", tinystories_files())
 
 
 def stories(text) -> list[str]:
-    """The stories of a split; nothing but white space stands behind the last."""
+    """The stories of a split, with only white space after the last."""
     *whole, rest = text.tobytes().decode().split(SEPARATOR)
     assert rest.strip() == ""
     return [one.strip() for one in whole]
@@ -30,7 +30,7 @@ def originals(numbers) -> list[str]:
     return [story(number).replace(SEPARATOR, "").strip() for number in numbers]
 
 
-def test_the_splits_are_whole_stories_in_their_order(folder: Path) -> None:
+def test_splits_are_whole_stories_in_order(folder: Path) -> None:
     data = load_tinystories(folder)
     assert data.name == "tinystories"
     assert stories(data.train) + stories(data.val) == originals(range(60))
@@ -38,30 +38,30 @@ def test_the_splits_are_whole_stories_in_their_order(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("val", [2**20, 150])
-def test_a_tenth_is_for_validation_and_no_more_than_is_asked_for(folder: Path, val: int) -> None:
+def test_validation_has_the_fewest_stories_of_the_requested_size(folder: Path, val: int) -> None:
     data = load_tinystories(folder, val=val)
     wanted = min(val, (len(data.train) + len(data.val)) // 10)
     first = data.val.tobytes().index(SEPARATOR.encode()) + len(SEPARATOR)
-    assert len(data.val) - first < wanted <= len(data.val)  # the fewest stories that are enough
+    assert len(data.val) - first < wanted <= len(data.val)
 
 
-def test_no_more_than_the_front_is_read(folder: Path) -> None:
+def test_only_the_front_of_the_training_file_is_read(folder: Path) -> None:
     size = len(story(10).encode())
-    data = load_tinystories(folder, most=5 * size)
+    data = load_tinystories(folder, max_bytes=5 * size)
     read = stories(data.train) + stories(data.val)
     assert read == originals(range(len(read)))
     assert len(read) in (4, 5)
     assert len(stories(data.test)) == 10
 
 
-def test_no_more_of_the_validation_file_is_read_than_the_tests_need(folder: Path) -> None:
+def test_only_the_front_of_the_validation_file_is_read(folder: Path) -> None:
     assert stories(load_tinystories(folder, test=5 * BYTES).test) == originals(range(900, 904))
 
 
-def test_a_character_that_is_cut_is_left_out(folder: Path) -> None:
+def test_a_truncated_character_is_dropped(folder: Path) -> None:
     content = (folder / TRAIN).read_bytes()
     inside = content.index("“".encode(), 3_000) + 1
-    data = load_tinystories(folder, most=inside)
+    data = load_tinystories(folder, max_bytes=inside)
     assert stories(data.train) + stories(data.val) == originals(range(content[:inside].count(SEPARATOR.encode())))
 
 
@@ -69,27 +69,27 @@ def test_a_character_that_is_cut_is_left_out(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no story that ends in"),
-        (b"<html>404</html>" * 50, r"no story that ends in <\|endoftext\|> in its first 800 bytes"),
+        (b"", "its first 0 bytes contain no story"),
+        (b"<html>404</html>" * 50, r"its first 800 bytes contain no story that ends in <\|endoftext\|>"),
         (story(1).encode() * 20 + b"\0" + story(1).encode() * 20, f"a NUL byte at offset {BYTES * 20}"),
         (story(1).encode() * 20 + b"\xff" + story(1).encode() * 20, f"the byte at offset {BYTES * 20} is not UTF-8"),
     ],
 )
-def test_what_is_not_tinystories_is_refused(folder: Path, name: str, content: bytes, message: str) -> None:
+def test_a_file_of_something_else_is_rejected_by_name(folder: Path, name: str, content: bytes, message: str) -> None:
     (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
         load_tinystories(folder)
     assert name in str(caught.value)
 
 
-def test_a_single_story_cannot_be_split(folder: Path) -> None:
+def test_a_single_story_is_rejected(folder: Path) -> None:
     (folder / TRAIN).write_text(story(1))
-    with pytest.raises(ValueError, match="too few to set one apart for validation"):
+    with pytest.raises(ValueError, match="too few for a validation split"):
         load_tinystories(folder)
 
 
 @pytest.mark.parametrize("name", [TRAIN, VALID])
-def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+def test_a_missing_file_is_rejected_by_name(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"incomplete, without {name}$"):
         load_tinystories(folder)

@@ -10,44 +10,44 @@ import numpy as np
 from esper_env.data.images import ImageData, Images, Labels
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.sources import DamagedDataError, Source
-from esper_env.data.splits import carved
+from esper_env.data.splits import carve_validation
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
 
-#: Validation images. Every contribution is the paired difference of two accuracies on them, so its standard error
-#: is sqrt(d / n) for a share d of images on which the two networks disagree in correctness: 0.5 points at d = 5%
-#: and 0.7 at d = 10%. More images would cost evaluation time in every step, which is why it is not 10,000.
+#: Validation images. A contribution is the paired difference of two accuracies on them. If the two networks disagree in
+#: correctness on a share d of n images, its standard error is sqrt(d / n): 0.5 points at d = 5%, 0.7 at d = 10%. More
+#: images, such as 10,000, would take evaluation time in every step.
 VAL = 2_000
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one of the two data sets lies in its files."""
+    """File layout of one of the two datasets."""
 
     source: Source
-    labels: tuple[int, ...]  # classes told by each label byte; the last byte is the label that is learned
+    labels: tuple[int, ...]  # classes of each label byte; the last byte is the label to predict
     mean: tuple[float, float, float]  # of the training images, on the 0..1 scale
     std: tuple[float, float, float]
 
     @property
     def classes(self) -> int:
-        """Classes that are told apart."""
+        """Number of classes to predict."""
         return self.labels[-1]
 
     @property
     def record(self) -> int:
-        """Bytes of an image with its labels."""
+        """Bytes of an image and its labels."""
         return len(self.labels) + PIXELS
 
     @property
     def train_files(self) -> tuple[str, ...]:
-        """All files but the last."""
+        """Names of the files with training images."""
         return tuple(file.name for file in self.source.files[:-1])
 
     @property
     def test_file(self) -> str:
-        """The last file."""
+        """Name of the file with test images."""
         return self.source.files[-1].name
 
 
@@ -57,18 +57,27 @@ CIFAR100 = Layout(ORIGINALS["cifar100"], (20, 100), mean=(0.5071, 0.4865, 0.4409
 
 
 def load_cifar10(folder: Path, val: int = VAL) -> ImageData:
-    """CIFAR-10 from the folder that holds its six files, with ``val`` images carved out of the training data.
+    """Load CIFAR-10.
 
-    Files may be shorter than the original; validation then takes at most a fifth of the training records.
-    Raises ``MissingDataError`` for a missing file and ``DamagedDataError`` (a ``ValueError``) for one whose size or
-    labels are wrong. The six original files are of one size; a file that was cut between two records is found by that.
+    Args:
+        folder: Folder of its six files, which may be shorter than the originals, but of equal size.
+        val: Number of validation images to take from the training images, at most a fifth of them.
+
+    Returns:
+        The images as (N, 3, 32, 32), in 10 classes.
+
+    Raises:
+        MissingDataError: for a missing file.
+        DamagedDataError: (a ``ValueError``) for a file whose size or labels are wrong.
     """
     return _load(CIFAR10, folder, val)
 
 
 def load_cifar100(folder: Path, val: int = VAL) -> ImageData:
-    """CIFAR-100 with its 100 fine classes from the folder that holds train.bin and test.bin; else as
-    :func:`load_cifar10`. Where one of the two files is as long as the original, so must the other be."""
+    """Load CIFAR-100 with its 100 fine classes from the folder of train.bin and test.bin, as :func:`load_cifar10` does.
+
+    If one of the two files has the size of the original, the other must have it too.
+    """
     return _load(CIFAR100, folder, val)
 
 
@@ -83,7 +92,7 @@ def _load(layout: Layout, folder: Path, val: int) -> ImageData:
     return ImageData(
         name=name,
         classes=layout.classes,
-        **carved(name, images, labels, val),
+        **carve_validation(name, images, labels, val),
         test_images=test_images,
         test_labels=test_labels,
         mean=layout.mean,
@@ -94,30 +103,29 @@ def _load(layout: Layout, folder: Path, val: int) -> ImageData:
 
 
 def _check_sizes(layout: Layout, folder: Path) -> None:
-    """Whole records, and as many of the original's in each file."""
+    """Raise ``DamagedDataError`` unless every file has whole records, and the same share of the original's."""
     record = layout.record
     sizes = {file.name: (folder / file.name).stat().st_size for file in layout.source.files}
     for name, size in sizes.items():
         if size == 0 or size % record:
-            raise DamagedDataError(
-                f"{folder / name} is damaged: {size} bytes, expected a multiple of {record} ({record - PIXELS} for "
-                f"labels and {PIXELS:,} for pixels in each record) above 0"
+            problem = (
+                f"{size} bytes, expected a multiple of {record} ({record - PIXELS} for labels and {PIXELS:,} for pixels"
             )
+            raise DamagedDataError.of(folder / name, f"{problem} in each record) above 0")
     originals = {file.name: file.size for file in layout.source.files}
     fullest = max(sizes, key=lambda name: sizes[name] / originals[name])
     if len(set(originals.values())) > 1 and sizes[fullest] != originals[fullest]:
-        return  # a selection from files of unequal sizes: how long each should be is not known
+        return  # shortened files of unequal sizes: the expected sizes are unknown
     for name, size in sizes.items():
         expected = sizes[fullest] * originals[name] // originals[fullest] // record
         if size // record < expected:
-            raise DamagedDataError(
-                f"{folder / name} is damaged: {size // record} records, expected {expected} as in {_comparison(layout)}"
-            )
+            problem = f"{size // record} records, expected {expected} as in {_reference(layout)}"
+            raise DamagedDataError.of(folder / name, problem)
 
 
-def _comparison(layout: Layout) -> str:
+def _reference(layout: Layout) -> str:
     equal = len({file.size for file in layout.source.files}) == 1
-    return "the largest of the six files" if equal else "the original, whose other file is there in full"
+    return "the largest of the six files" if equal else "the original, whose other file is complete"
 
 
 def _read_records(layout: Layout, path: Path) -> tuple[Images, Labels]:
@@ -127,8 +135,6 @@ def _read_records(layout: Layout, path: Path) -> tuple[Images, Labels]:
         if labels.max() >= classes:
             first = int(np.argmax(labels >= classes))
             which = "label" if len(layout.labels) == 1 else ("coarse label", "fine label")[byte]
-            raise DamagedDataError(
-                f"{path} is damaged: record {first} has {which} {labels[first]}, expected 0..{classes - 1}"
-            )
+            raise DamagedDataError.of(path, f"record {first} has {which} {labels[first]}, expected 0..{classes - 1}")
     pixels = records[:, len(layout.labels) :].reshape(-1, *SHAPE)
     return pixels, records[:, len(layout.labels) - 1].astype(np.int64)

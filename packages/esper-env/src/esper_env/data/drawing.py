@@ -1,7 +1,7 @@
-"""Pictures as scalar fields: outlines, textures, spots, blobs and bars of many images at once.
+"""Scalar fields of many images: outlines, textures, spots, blobs and bars.
 
-A field is a float32 array (n, 32, 32), one value per pixel of n images. Only additions, multiplications, divisions,
-square roots, roundings and comparisons are used: IEEE arithmetic has one result for each, on every machine.
+A field is a float32 array (n, 32, 32), one value per pixel of n images. Only additions, multiplications,
+divisions, square roots, roundings and comparisons are used, whose results IEEE arithmetic fixes on every machine.
 """
 
 from __future__ import annotations
@@ -18,43 +18,43 @@ TEXTURES, OUTLINES = 5, 5  # stripes, checks, dots, rings, grain; disc, triangle
 
 SHIFT = 4  # pixels either way
 RADIUS = (7.5, 11.5)  # pixels
-HALF_TURN = 0.2  # tangent of half the angle: the object leans by up to about 0.4 radians
+HALF_TURN = 0.2  # tangent of half the largest angle, which is about 0.4 radians
 P_BAR = 0.35
 
 
 def uniform(rng: np.random.Generator, shape: int | tuple[int, ...], low: float, high: float) -> Field:
-    """Float32 values of this shape between ``low`` and ``high``."""
+    """Draw float32 values of this shape between ``low`` and ``high``."""
     return rng.random(shape, dtype=np.float32) * (high - low) + low
 
 
 def jitter(n: int, rng: np.random.Generator) -> Field:
-    """A factor around 1 of either sign: bright on dark as often as dark on bright."""
+    """Draw factors of magnitude 0.6..1.2 and random sign, (n, 1, 1)."""
     factor: Field = uniform(rng, n, 0.6, 1.2) * rng.choice(np.array([-1, 1], np.float32), n)
     return factor[:, None, None]
 
 
 def wave(phase: Field) -> Field:
-    """A sine wave of period 1 made of parabolas, in -1..1."""
+    """Return a sine-like wave of period 1 made of parabolas, in -1..1."""
     t = phase - np.floor(phase) - 0.5
     height: Field = -16 * t * (0.5 - np.abs(t))
     return height
 
 
 def soft(distance: Field) -> Field:
-    """1 inside (negative distance, in pixels), 0 outside, with an edge one pixel wide."""
+    """Return 1 inside (negative distance, in pixels) and 0 outside, with an edge one pixel wide."""
     weight: Field = np.clip(0.5 - distance, 0, 1)
     return weight
 
 
 def pixel_grid(n: int) -> tuple[Field, Field]:
-    """Coordinates x and y, each (n, 32, 32), 0 in the middle of the image; y grows downwards."""
+    """Return coordinates x and y, each (n, 32, 32), 0 in the middle of the image; y grows downwards."""
     axis = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
     shape = (n, SIZE, SIZE)
     return np.broadcast_to(axis[None, None, :], shape), np.broadcast_to(axis[None, :, None], shape)
 
 
 def rotated(x: Field, y: Field, half_tangent: Field) -> tuple[Field, Field]:
-    """Coordinates turned by the angle whose half has this tangent, (n,)."""
+    """Rotate coordinates by the angle whose half has this tangent, (n,)."""
     t = half_tangent[:, None, None]
     scale = 1 / (1 + t * t)
     cos, sin = (1 - t * t) * scale, 2 * t * scale
@@ -62,7 +62,12 @@ def rotated(x: Field, y: Field, half_tangent: Field) -> tuple[Field, Field]:
 
 
 def object_frame(x: Field, y: Field, rng: np.random.Generator) -> tuple[Field, Field, Field]:
-    """Coordinates u, v (n, 32, 32) in which the object is upright and centred, and its radius (n, 1, 1) in pixels."""
+    """Draw the pose of the objects.
+
+    Returns:
+        Coordinates u and v, each (n, 32, 32), in which the object is upright and centred, and its radius in pixels,
+        (n, 1, 1).
+    """
     n = len(x)
     dx, dy = (uniform(rng, n, -SHIFT, SHIFT)[:, None, None] for _ in range(2))
     u, v = rotated(x - dx, y - dy, uniform(rng, n, -HALF_TURN, HALF_TURN))
@@ -73,7 +78,7 @@ def object_frame(x: Field, y: Field, rng: np.random.Generator) -> tuple[Field, F
 
 
 def outline_distance(kind: NDArray[np.int64], u: Field, v: Field, radius: Field) -> Field:
-    """Roughly the distance in pixels from the outline, negative inside; all kinds have about the same area."""
+    """Return the approximate distance in pixels from the outline, negative inside; all kinds have about equal areas."""
     distance = np.empty(u.shape, np.float32)
     for which, signed_distance in enumerate((_disc, _triangle, _square, _star, _petals)):
         rows = kind == which
@@ -112,7 +117,7 @@ def _petals(u: Field, v: Field, radius: Field) -> Field:
 
 
 def draw_texture(kind: NDArray[np.int64], u: Field, v: Field, rng: np.random.Generator) -> Field:
-    """The texture of each image, about -1..1, (n, 32, 32); period and phase are drawn."""
+    """Draw the texture of each image with random period and phase, (n, 32, 32), about -1..1."""
     n = len(kind)
     cycles = 1 / uniform(rng, n, 4.0, 5.5)[:, None, None]
     phase_u, phase_v = (uniform(rng, n, 0, 1)[:, None, None] for _ in range(2))
@@ -144,14 +149,14 @@ def _rings(pu: Field, pv: Field) -> Field:
 
 
 def draw_spot(u: Field, v: Field, rng: np.random.Generator) -> tuple[Field, Field]:
-    """A spot with a ring of the opposite sign around the origin: its light, and where it covers the texture."""
+    """Draw a spot with a ring of the opposite sign around the origin; return its light and its mask."""
     distance = np.sqrt(u * u + v * v)
     covered = soft(distance - 3.3)
     return jitter(len(u), rng) * (2 * soft(distance - 1.8) - 1) * covered, covered
 
 
 def draw_blob(x: Field, y: Field, rng: np.random.Generator) -> Field:
-    """A smooth bump of height 1 somewhere in each image, (n, 32, 32)."""
+    """Draw a smooth bump of height 1 at a random place of each image, (n, 32, 32)."""
     n, half = len(x), SIZE / 2
     dx, dy = (x - uniform(rng, n, -half, half)[:, None, None], y - uniform(rng, n, -half, half)[:, None, None])
     width = uniform(rng, n, 3, 8)[:, None, None]
@@ -160,7 +165,7 @@ def draw_blob(x: Field, y: Field, rng: np.random.Generator) -> Field:
 
 
 def draw_bar(x: Field, y: Field, rng: np.random.Generator) -> Field:
-    """Where a straight bar hides the picture, (n, 32, 32); nowhere in most images."""
+    """Draw the mask of a straight bar that occludes the image, (n, 32, 32); zero in most images."""
     n = len(x)
     across, _ = rotated(x, y, uniform(rng, n, -1, 1))
     middle, width = uniform(rng, n, -9, 9)[:, None, None], uniform(rng, n, 1.0, 2.0)[:, None, None]

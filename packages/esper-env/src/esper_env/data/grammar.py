@@ -1,19 +1,19 @@
-"""A procedural text: lines that a small grammar makes, with something to learn at every range.
+"""A synthetic text: lines of a small grammar, with dependencies of every range.
 
-What tells the next byte:
+Dependencies that predict the next byte:
 
 =============  ==============================================================  ==============  ==================
-line           example                                                         range in bytes  asks for
+line           example                                                         range in bytes  needs
 =============  ==============================================================  ==============  ==================
 spelling       any word                                                        1 to 6          a little of all
-facts          ``kusapo lives in tirene.`` (always: forty of them)             10 to 20        memory, so width
+facts          ``kusapo lives in tirene.`` (one of forty)                       10 to 20        memory, so width
 refrains       ``xqed xqed xqed xqed xqed``                                    5               attention, twice
 agreement      ``the old dogs near the mill sleep.``                           10 to 30        attention
 recall         ``mira has a red box and tom a tin drum. the box is red.``      20 to 45        attention, twice
 sums           ``7+5=12.``                                                     2 to 4          a table
 =============  ==============================================================  ==============  ==================
 
-A refrain is of letters drawn anew, owners and things are drawn independently: no kind of line is a hint for another.
+The letters of each refrain, owners and things are drawn independently, so no line predicts another.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ REFRAIN_LETTERS, REFRAINS = 4, 5
 
 
 def generate_text(seed: int = 0) -> TextData:
-    """The text of a seed: a million bytes to train on, 16 KB each for validation and test, drawn independently.
+    """Generate the text of a seed: a million bytes for training, 16 KB each for validation and test.
 
-    Of some kinds there are few different lines (facts, sums, agreement), and those that are held out are in the
-    training part too: what is held out measures how well the language is known, not lines that were never seen.
+    The splits are drawn independently. Facts, sums and agreement have few different lines, so held-out lines also occur
+    in the training part: they measure how well a network knows the language, not how it generalizes.
     """
     sizes = {"train": TRAIN_BYTES, "val": HELD_OUT_BYTES, "test": HELD_OUT_BYTES}
     facts = _facts(derive_rng(seed, "data/grammar/facts"))
@@ -56,7 +56,7 @@ def generate_text(seed: int = 0) -> TextData:
 
 
 def _facts(rng: np.random.Generator) -> tuple[str, ...]:
-    """The facts of a text: made-up names, none of them twice."""
+    """Draw the facts of a text, from names that are all different."""
     names: list[str] = []
     while len(names) < 2 * FACTS:
         name = "".join(_pick(rng, _ONSETS) + _pick(rng, _VOWELS) for _ in range(SYLLABLES))
@@ -66,15 +66,15 @@ def _facts(rng: np.random.Generator) -> tuple[str, ...]:
 
 
 def _lines(rng: np.random.Generator, size: int, facts: tuple[str, ...]) -> Text:
-    """Lines of all kinds, cut at ``size`` bytes."""
+    """Draw lines of all kinds, cut at ``size`` bytes."""
     kinds, shares = [lambda rng: _pick(rng, facts), *_KINDS], np.array([FACT_SHARE, *_KINDS.values()])
-    made: list[str] = []
+    lines: list[str] = []
     length = 0
     while length < size:
         for index in rng.choice(len(kinds), size=256, p=shares / shares.sum()):
-            made.append(kinds[index](rng))
-            length += len(made[-1])
-    return np.frombuffer("".join(made).encode("ascii"), dtype=np.uint8)[:size].copy()
+            lines.append(kinds[index](rng))
+            length += len(lines[-1])
+    return np.frombuffer("".join(lines).encode("ascii"), dtype=np.uint8)[:size].copy()
 
 
 def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
@@ -87,7 +87,7 @@ def _two(rng: np.random.Generator, words: Sequence[str]) -> tuple[str, str]:
 
 
 def _agreement(rng: np.random.Generator) -> str:
-    """The verb agrees with the first noun, whatever the second one is."""
+    """Draw a line whose verb agrees with its first noun, not with its second."""
     many, distractor = rng.random(2) < 0.5
     noun = _pick(rng, _NOUNS) + "s" * bool(many)
     place = _pick(rng, _PLACES) + "s" * bool(distractor)
@@ -96,17 +96,17 @@ def _agreement(rng: np.random.Generator) -> str:
 
 
 def _recall(rng: np.random.Generator) -> str:
-    """What one of two things is like was said before."""
+    """Draw a line that repeats the colour of one of two things."""
     owners, things, colours = (_two(rng, words) for words in (_OWNERS, _THINGS, _COLOURS))
     asked = int(rng.integers(2))
-    told = " and ".join(
+    introduction = " and ".join(
         f"{owner} has a {colour} {thing}" for owner, colour, thing in zip(owners, colours, things, strict=True)
     )
-    return f"{told}. the {things[asked]} is {colours[asked]}.\n"
+    return f"{introduction}. the {things[asked]} is {colours[asked]}.\n"
 
 
 def _refrain(rng: np.random.Generator) -> str:
-    """A word of letters drawn anew, again and again."""
+    """Draw a random word and repeat it."""
     word = "".join(_pick(rng, _LETTERS) for _ in range(REFRAIN_LETTERS))
     return " ".join([word] * REFRAINS) + "\n"
 
@@ -116,7 +116,7 @@ def _sum(rng: np.random.Generator) -> str:
     return f"{a}+{b}={a + b}.\n"
 
 
-#: Shares of the lines: of facts, and of the other kinds.
+#: Shares of facts and of the other kinds among the lines.
 FACT_SHARE = 0.3
 _KINDS: dict[Callable[[np.random.Generator], str], float] = {
     _refrain: 0.3,

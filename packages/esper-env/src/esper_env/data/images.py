@@ -1,4 +1,4 @@
-"""A labelled image data set as arrays: what every loader returns and every environment shares."""
+"""A dataset of labelled images, with its three splits."""
 
 from __future__ import annotations
 
@@ -21,33 +21,49 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """Three splits of labelled images and how to feed them to a network. All arrays are read-only.
+    """Three splits of labelled images in read-only arrays, with their normalisation and augmentation.
 
-    A network sees ``(pixel / 255 - mean) / std``. Validation images are carved out of the training data and are
-    the same for every environment; the test split is for reports only.
+    A network sees ``(pixel / 255 - mean) / std``. The validation images are the same for every environment; the test
+    split is for reports only.
 
-    Raises ``TypeError`` for a wrong dtype and ``ValueError`` for wrong shapes, empty splits, labels outside
-    0..classes-1 or statistics that do not fit the channels.
+    Args:
+        name: Name to record in infos, checkpoints and reports, such as "cifar10".
+        classes: Number of classes.
+        train_images: Training images, (N, C, H, W), ``uint8`` in 0..255.
+        train_labels: Their classes, (N,), ``int64`` in 0..classes-1.
+        val_images: Validation images, (N_val, C, H, W).
+        val_labels: Their classes, (N_val,).
+        test_images: Test images, (N_test, C, H, W).
+        test_labels: Their classes, (N_test,).
+        mean: Mean of each channel, on the 0..1 scale.
+        std: Standard deviation of each channel, on the 0..1 scale.
+        crop_padding: Pixels by which training images are padded before a random crop; 0 for no crop.
+        flip: True to mirror training images left-right with probability 1/2.
+
+    Raises:
+        TypeError: for a wrong dtype, name or flip.
+        ValueError: for wrong shapes, empty splits, labels outside 0..classes-1, or statistics that do not match the
+            channels.
     """
 
-    name: str  # recorded in infos, checkpoints and reports: "cifar10", "digits", "procedural-cifar"
+    name: str
     classes: int
-    train_images: Images  # (N, C, H, W), 0..255
-    train_labels: Labels  # (N,)
-    val_images: Images  # (N_val, C, H, W)
-    val_labels: Labels  # (N_val,)
-    test_images: Images  # (N_test, C, H, W)
-    test_labels: Labels  # (N_test,)
-    mean: tuple[float, ...]  # per channel, on the 0..1 scale
-    std: tuple[float, ...]  # per channel, on the 0..1 scale
-    crop_padding: int  # training images are padded by this many pixels and cropped at random; 0 = not cropped
-    flip: bool  # training images are mirrored left-right with probability 1/2
+    train_images: Images
+    train_labels: Labels
+    val_images: Images
+    val_labels: Labels
+    test_images: Images
+    test_labels: Labels
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int
+    flip: bool
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise TypeError(f"the data set's name is {self.name!r}; expected a text that is not empty")
+            raise TypeError(f"the dataset's name is {self.name!r}; expected a non-empty string")
         if not is_whole(self.classes, least=2):
-            raise ValueError(f"{self.name}: classes is {self.classes!r}; a classification task needs 2 or more")
+            raise ValueError(f"{self.name}: classes is {self.classes!r}; expected 2 or more")
         if not isinstance(self.flip, bool):
             raise TypeError(f"{self.name}: flip is {self.flip!r}; expected True or False")
         shape = np.shape(self.train_images)[1:]
@@ -67,55 +83,54 @@ class ImageData:
                 f"for images of {shape[1]}x{shape[2]}"
             )
 
-    def __reduce__(self) -> Rebuilt:
-        return rebuilt(self)
+    def __reduce__(self) -> Construction:
+        return construction(self)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width), the same in all splits."""
+        """(channels, height, width) of every image."""
         channels, height, width = self.train_images.shape[1:]
         return channels, height, width
 
     @cached_property
     def digest(self) -> str:
-        """Equal for equal images, labels and ways to feed them, whatever the name."""
+        """Digest of everything except the name."""
         return digest(*(getattr(self, item.name) for item in fields(self) if item.name != "name"))
 
 
 def digest(*parts: NDArray[Any] | Sequence[float] | float) -> str:
-    """128 bits, as 32 hex digits, that tell data apart: of arrays by dtype, shape and content, of numbers by value."""
+    """Return a digest of arrays, by dtype, shape and content, and of numbers, by value: 128 bits as 32 hex digits."""
     state = hashlib.sha256()
     for part in parts:
         array = part if isinstance(part, np.ndarray) else np.array(part, dtype=np.float64) + 0.0  # -0.0 is 0.0
-        state.update(f"{array.dtype.str} {array.shape}\n".encode())  # says how many bytes follow
+        state.update(f"{array.dtype.str} {array.shape}\n".encode())  # fixes the number of bytes that follow
         state.update(np.ascontiguousarray(array).data)
     return state.hexdigest()[:32]
 
 
-#: What a copy is made by: the class, and what to call it with.
-Rebuilt = tuple[type, tuple[Any, ...]]
+#: A class and the arguments to call it with.
+Construction = tuple[type, tuple[Any, ...]]
 
 
-def rebuilt(data: Any) -> Rebuilt:
-    """How a copy of a dataclass is made (``__reduce__``): anew, so that arrays are checked and read-only in it as well,
-    and nothing that was computed from them comes along."""
+def construction(data: Any) -> Construction:
+    """Return the ``__reduce__`` value of a dataclass whose copies are constructed, so that they are read-only too."""
     return type(data), tuple(getattr(data, item.name) for item in fields(data))
 
 
 def is_plain(array: object, dtype: type[np.generic]) -> TypeGuard[NDArray[Any]]:
-    """Whether it is an array of this dtype in which every value counts: one with a mask hides some."""
+    """Return True for an array of this dtype without a mask."""
     return isinstance(array, np.ndarray) and array.dtype == dtype and not isinstance(array, np.ma.MaskedArray)
 
 
-def kind_of(array: object) -> str:
-    """What was given in place of an array that :func:`is_plain`, in words."""
+def describe_type(array: object) -> str:
+    """Describe the type of a value for which :func:`is_plain` is false."""
     if isinstance(array, np.ma.MaskedArray):
-        return "a masked array (array.filled(0) has a value everywhere)"
+        return "a masked array (array.filled(0) replaces masked values)"
     return str(array.dtype) if isinstance(array, np.ndarray) else type(array).__name__
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """The array if nobody can write to it, else a read-only copy; C-contiguous and of no subclass either way."""
+    """Return the array if it is read-only and owns its data, else a read-only copy; C-contiguous, of no subclass."""
     array = np.asarray(array)
     if array.flags.writeable or not array.flags.c_contiguous or not array.flags.owndata:
         array = array.copy(order="C")
@@ -123,36 +138,24 @@ def read_only(array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of (N, C, H, W) images, on the 0..1 scale, exact in float64."""
-    values = np.arange(256) / 255
-    counts = np.stack(
-        [np.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])]
-    )  # (C, 256)
-    weights = counts / counts.sum(axis=1, keepdims=True)
-    mean = weights @ values
-    std = np.sqrt(np.maximum(weights @ values**2 - mean**2, 0))
-    return tuple(mean.tolist()), tuple(std.tolist())
-
-
 def _check_images(where: str, images: object, shape: tuple[int, ...]) -> None:
     if not is_plain(images, np.uint8):
         raise TypeError(
-            f"{where}: images are {kind_of(images)}; expected a NumPy array of uint8 in 0..255 "
+            f"{where}: images are {describe_type(images)}; expected a NumPy array of uint8 in 0..255 "
             "(for floats in 0..1: np.round(images * 255).astype(np.uint8))"
         )
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(f"{where}: images have shape {images.shape}; expected (N, channels, height, width)")
     if len(images) == 0:
-        raise ValueError(f"{where}: no images; every split needs at least one")
+        raise ValueError(f"{where}: no images; expected at least one")
     if images.shape[1:] != shape:
-        raise ValueError(f"{where}: images are {images.shape[1:]}, the training images {shape}; all must be one shape")
+        raise ValueError(f"{where}: images are {images.shape[1:]}, the training images {shape}; expected equal shapes")
 
 
 def _check_labels(where: str, labels: object, images: int, classes: int) -> None:
     if not is_plain(labels, np.int64):
         raise TypeError(
-            f"{where}: labels are {kind_of(labels)}; expected a NumPy array of int64 "
+            f"{where}: labels are {describe_type(labels)}; expected a NumPy array of int64 "
             "(np.asarray(labels, dtype=np.int64))"
         )
     if labels.shape != (images,):

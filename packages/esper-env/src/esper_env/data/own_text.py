@@ -1,4 +1,4 @@
-"""A user's own text: one UTF-8 file, or every *.txt and *.md file below a folder."""
+"""A custom text: one UTF-8 file, or all *.txt and *.md files below a folder."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import NamedTuple
 import numpy as np
 
 from esper_env.data.splits import split_at_lines
-from esper_env.data.text import LEAST_BYTES, TextData
+from esper_env.data.text import MIN_SPLIT_BYTES, TextData
 
 SUFFIXES = (".txt", ".md")
 
-#: Most bytes in all: everything is held in memory, and on the device.
-MOST = 2**30
+#: Maximum bytes, as the text is held in memory and on the device.
+MAX_BYTES = 2**30
 
 _CHUNK = 2**24
 
-#: Bytes that tell UTF-32 from UTF-16; whole characters, of four bytes each.
+#: Bytes to distinguish UTF-32 from UTF-16 by; a multiple of four.
 _SAMPLE = 2**12
 
-#: How texts in other encodings may begin; UTF-32 first, whose mark begins with that of UTF-16.
+#: Byte order marks of other encodings; UTF-32 first, because its mark begins with that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -34,67 +34,77 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 
-
-#: What a file or folder is, whatever its name: device and inode.
+#: Device and inode, which identify a file or folder under any name.
 Identity = tuple[int, int]
 
 
 class TextFile(NamedTuple):
-    """A file of the text as it was when it was found."""
+    """A file of the text, with the state in which it was found."""
 
     path: Path
     size: int  # bytes
     changed: int  # nanoseconds
 
 
-def least_size(split: int = LEAST_BYTES) -> int:
-    """Fewest bytes of a whole text whose splits have ``split`` bytes each: a tenth is for validation and a tenth for
-    the tests, and a cut that moves to the end of its line may take half of such a tenth away."""
+def min_size(split: int = MIN_SPLIT_BYTES) -> int:
+    """Return how many bytes a text needs for splits of at least ``split`` bytes.
+
+    The validation and test text have a tenth each, of which a cut at the end of a line may take half.
+    """
     return 20 * split
 
 
 def find_text(path: Path) -> tuple[TextFile, ...]:
-    """The files of the text: ``path`` itself, or those below it in the order of their names, folder by folder.
+    """Find the files of a text.
 
-    Links are followed, and what is reached in several ways is read once, where its first name stands. In a folder,
-    hidden files and folders are passed over. Raises ``ValueError`` for a folder without texts, a folder that contains
-    itself by a link, something that is neither file nor folder, and too few or too many bytes; ``OSError`` for what
-    cannot be read.
+    Links are followed. A file or folder with several names is used once, under its first name. Hidden files and folders
+    in a folder are skipped.
+
+    Args:
+        path: A file or a folder.
+
+    Returns:
+        The file itself, or the *.txt and *.md files below the folder in the order of their names, folder by folder.
+
+    Raises:
+        ValueError: for a folder without texts or with a link to a folder that contains it, for a path that is neither a
+            file nor a folder, and for too few or too many bytes.
+        OSError: if a file or folder cannot be read.
     """
-    files = _found(path)
-    _check_least(path, sum(file.size for file in files))
+    files = _find_files(path)
+    _check_size(path, sum(file.size for file in files))
     return files
 
 
-def _found(path: Path) -> tuple[TextFile, ...]:
-    """The files of a text that may be too short."""
+def _find_files(path: Path) -> tuple[TextFile, ...]:
+    """Find the files of a text that may be too short."""
     files = tuple(_below(path, (), set())) if path.is_dir() else (_file(path, _status(path)),)
     if not files:
-        raise ValueError(f"{path} holds no text; expected *.txt or *.md files, not hidden, in it or in its folders")
+        raise ValueError(f"{path} contains no text; expected *.txt or *.md files, not hidden, in it or in its folders")
     total = sum(file.size for file in files)
-    if total > MOST:
-        raise ValueError(f"{path} has {total:,} bytes of text, all held in memory; expected at most {MOST:,}")
+    if total > MAX_BYTES:
+        raise ValueError(f"{path} has {total:,} bytes of text, all held in memory; expected at most {MAX_BYTES:,}")
     return files
 
 
 def check_context(path: Path, context: int) -> None:
-    """``ValueError`` for a text whose splits may be too short for windows of ``context`` bytes and what follows them;
-    for all else as :func:`find_text`."""
-    total, least = sum(map(_length, _found(path))), least_size(context + 1)
+    """Raise ``ValueError`` if the splits of a text may be too short for windows of ``context`` bytes and their next
+    byte. Raises the errors of :func:`find_text` as well."""
+    total, least = sum(map(_length, _find_files(path))), min_size(context + 1)
     if total < least:
         raise ValueError(
             f"{path} has {total:,} bytes of text, too few for a host that reads {context} bytes at a time; expected "
-            f"at least {least:,}, of which a tenth is for validation and a tenth for the tests: give more text"
+            f"at least {least:,}, of which a tenth is for validation and a tenth for the tests: use a longer text"
         )
 
 
-def _check_least(path: Path, total: int) -> None:
-    if total < least_size():
-        raise ValueError(f"{path} has {total} bytes of text; expected at least {least_size()}, to be cut in three")
+def _check_size(path: Path, total: int) -> None:
+    if total < min_size():
+        raise ValueError(f"{path} has {total} bytes of text; expected at least {min_size()}, to be split in three")
 
 
 def _length(file: TextFile) -> int:
-    """Bytes without the byte order mark."""
+    """Return the number of bytes without the byte order mark."""
     try:
         with file.path.open("rb") as opened:
             marked = opened.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
@@ -104,10 +114,10 @@ def _length(file: TextFile) -> int:
 
 
 def _below(folder: Path, above: tuple[Identity, ...], seen: set[Identity]) -> Iterator[TextFile]:
-    """The texts in ``folder``, which is in the folders ``above``, but for those that were ``seen``."""
+    """Yield the texts in ``folder``, which lies in the folders ``above``, except those already ``seen``."""
     identity = _identity(_status(folder))
     if identity in above:
-        raise ValueError(f"{folder} is a link to a folder that it is in; remove the link, or name a folder without it")
+        raise ValueError(f"{folder} is a link to a folder that contains it; remove the link, or use another folder")
     if identity in seen:
         return
     seen.add(identity)
@@ -122,7 +132,7 @@ def _below(folder: Path, above: tuple[Identity, ...], seen: set[Identity]) -> It
 
 
 def _entries(folder: Path) -> list[tuple[Path, bool]]:
-    """What is in a folder and not hidden, by name, and whether it is a folder."""
+    """Return the entries of a folder that are not hidden, by name, each with True if it is a folder."""
     try:
         return sorted((entry, entry.is_dir()) for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
@@ -147,11 +157,18 @@ def _file(path: Path, status: os.stat_result) -> TextFile:
 
 
 def load_text(path: Path, files: tuple[TextFile, ...]) -> TextData:
-    """The files one after the other, each from the beginning of a line, cut in three by :func:`split_at_lines`. The
-    name is "text:" and that of ``path``. A byte order mark in front of a file is no part of the text.
+    """Load the files of a text.
 
-    Raises ``ValueError`` for what is no UTF-8 or has a NUL byte in it, with the offset, and ``OSError`` for a file that
-    cannot be read.
+    Args:
+        path: Path from which the name of the dataset is derived: "text:" and its last part.
+        files: Files to concatenate, each from the beginning of a line, without byte order marks.
+
+    Returns:
+        The text, split by :func:`split_at_lines`.
+
+    Raises:
+        ValueError: for a file that is not UTF-8 or contains a NUL byte, with the offset.
+        OSError: if a file cannot be read.
     """
     texts = []
     for file in files:
@@ -159,7 +176,7 @@ def load_text(path: Path, files: tuple[TextFile, ...]) -> TextData:
         _check_utf8(file.path, content)
         content = content.removeprefix(codecs.BOM_UTF8)
         texts.append(content if content.endswith(b"\n") or not content else content + b"\n")
-    _check_least(path, sum(map(len, texts)))  # byte order marks do not count
+    _check_size(path, sum(map(len, texts)))  # now without byte order marks
     name = path.name if path.name not in ("", "..") else path.resolve().name
     return TextData(f"text:{name}", *split_at_lines(np.frombuffer(b"".join(texts), dtype=np.uint8)))
 
@@ -176,10 +193,10 @@ def _check_utf8(path: Path, content: bytes) -> None:
     if nul >= 0:
         encoding = _marked(content) or _unmarked(content)
         remedy = f"if it is {encoding}, {_conversion(path, encoding)}"
-        raise ValueError(f"{path} has a NUL byte at offset {nul}; expected a UTF-8 text, no binary file; {remedy}")
+        raise ValueError(f"{path} has a NUL byte at offset {nul}; expected a UTF-8 text, not a binary file; {remedy}")
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(content), _CHUNK):
-        pending = len(decoder.getstate()[0])  # bytes of a character that began in the chunk before
+        pending = len(decoder.getstate()[0])  # bytes of a character that began in the previous chunk
         chunk = content[start : start + _CHUNK]
         try:
             decoder.decode(chunk, final=start + _CHUNK >= len(content))
@@ -194,12 +211,12 @@ def _check_utf8(path: Path, content: bytes) -> None:
 
 
 def _marked(content: bytes) -> str | None:
-    """The encoding that the content's byte order mark tells; None without one."""
+    """Return the encoding of the byte order mark; None without one."""
     return next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), None)
 
 
 def _unmarked(content: bytes) -> str:
-    """The encoding of content with NUL bytes, if it is a text: next to nothing else decodes as UTF-32."""
+    """Return the likely encoding of a text with NUL bytes: hardly anything else decodes as UTF-32."""
     for encoding in ("UTF-32LE", "UTF-32BE"):
         with suppress(UnicodeDecodeError):
             content[:_SAMPLE].decode(encoding)
@@ -208,11 +225,11 @@ def _unmarked(content: bytes) -> str:
 
 
 def _conversion(path: Path, encoding: str) -> str:
-    """The command that makes a UTF-8 file of one in another encoding."""
+    """Return the command that converts a file to UTF-8."""
     converted = path.with_name(f"{path.stem}-utf8{path.suffix}")
     command = f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(str(converted))}"
-    return f"convert it with `{command}` and take the new file in its place"
+    return f"convert it with `{command}` and use the new file instead"
 
 
 def _unreadable(path: Path, error: OSError) -> OSError:
-    return type(error)(f"{path} cannot be read: {error.strerror}; name a UTF-8 file or a folder of them")
+    return type(error)(f"{path} cannot be read: {error.strerror}; use a readable UTF-8 file or a folder of them")

@@ -1,8 +1,8 @@
-"""The procedural stand-in for CIFAR-10: 32x32 colour images in ten classes that are drawn rather than photographed.
+"""The synthetic stand-in for CIFAR-10: 32x32 colour images in ten classes.
 
-An image shows one object on a cluttered background. What tells its class are factors at different scales: the
-*texture* on the object (a few pixels), its *outline* (the whole object), and whether a centre-surround *spot* sits
-above or below its middle. Every class comes in two kinds, drawn equally often:
+An image shows one object on a cluttered background. Factors at different scales determine its class: the *texture* on
+the object (a few pixels), its *outline* (the whole object), and the position of a centre-surround *spot*, above or
+below the middle. Every class has two kinds, drawn equally often:
 
 =============  ===============================  =====================  ======
 class          texture                          outline                spot
@@ -13,13 +13,13 @@ c = 5 to 9     c            (first kind)        texture + 2            below
 ..             c + 2        (second kind)       texture + 3            below
 =============  ===============================  =====================  ======
 
-modulo 5, among stripes, checks, dots, rings, grain and among disc, triangle, square, star, petals. So one factor alone
-leaves four or five classes, the spot and one other leave two, texture and outline settle it. Nuisances hide the
-factors: pose, warp, a background with a texture of its own, blobs, an occluding bar, contrast, noise; and the colour of
-the scene, which tells the class only now and then.
+modulo 5. The textures are stripes, checks, dots, rings and grain; the outlines are disc, triangle, square, star and
+petals. One factor leaves four or five classes, the spot and one other factor leave two, texture and outline leave one.
+Nuisances hide the factors: pose, warp, a textured background, blobs, an occluding bar, contrast, noise, and the colour
+of the scene, which indicates the class only sometimes.
 
-Pixels are computed with additions, multiplications, divisions, square roots and comparisons alone. IEEE arithmetic
-rounds those in one way, so the same images come out in every process and on every machine.
+Pixels are computed with additions, multiplications, divisions, square roots and comparisons only. IEEE arithmetic fixes
+their results, so the images are the same in every process and on every machine.
 """
 
 from __future__ import annotations
@@ -53,31 +53,36 @@ from esper_env.seeding import derive_rng
 CLASSES = 10
 TRAIN, VAL, TEST = 12_000, 2_000, 2_000
 
-#: Of the training split; on the 0..1 scale.
+#: Statistics of the training split, on the 0..1 scale.
 MEAN, STD = (0.4998, 0.4997, 0.5015), (0.2175, 0.2360, 0.2386)
 
-#: Images drawn together: few enough for their fields to stay in the processor's cache.
+#: Images drawn together, few enough for their fields to fit the processor's cache.
 CHUNK = 250
 
 SPOTS = 2  # above, below
 
-P_FACTOR_LOST = 0.055  # each factor is replaced by a random one: no network can be perfect
-P_COLOUR_TELLS = 0.3  # a linear classifier on colours stays under 35%
+P_FACTOR_LOST = 0.055  # probability that a random factor replaces one of the class, so that no network is perfect
+P_COLOUR_OF_CLASS = 0.3  # probability of the class's hue; a linear classifier on colours stays below 35%
 BLOBS = 2
 
-# Amplitudes on the 0..1 scale of pixel values. How hard the task is, and how much seeds help, is decided by the
-# strength of the object's texture, by how often a factor is lost, and by how often the colour tells the class:
-# `benchmarks/tasks/calibration.py` measures it.
+# Amplitudes on the 0..1 scale of pixel values. The amplitude of the object's texture and the two probabilities above
+# decide how hard the task is and how much seeds help; `benchmarks/tasks/calibration.py` measures both.
 OBJECT_TEXTURE = 0.31
 BACKGROUND_TEXTURE = 0.15
-OBJECT_COLOUR = 0.6  # how much of the object's own colour covers the background's, at most
+OBJECT_COLOUR = 0.6  # maximum opacity of the object's colour
 NOISE = 0.08
 
 
 def generate_procedural(train: int = TRAIN, val: int = VAL, test: int = TEST) -> ImageData:
-    """The stand-in with this many images in each split; the classes are equally frequent in each.
+    """Generate the dataset with equally frequent classes. The defaults take about two seconds on one core.
 
-    The same arguments give the same bits in every process. The defaults take about two seconds on one core.
+    Args:
+        train: Number of training images.
+        val: Number of validation images.
+        test: Number of test images.
+
+    Returns:
+        The images as (N, 3, 32, 32). The same arguments yield the same bits in every process.
     """
     total = train + val + test
     labels = np.arange(total, dtype=np.int64) % CLASSES
@@ -105,7 +110,7 @@ def generate_procedural(train: int = TRAIN, val: int = VAL, test: int = TEST) ->
 
 
 def draw_images(labels: Labels, rng: np.random.Generator) -> Images:
-    """One image (3, 32, 32) per label in 0..9, with factors, pose and nuisances drawn from ``rng``."""
+    """Draw an image (3, 32, 32) for each label in 0..9, with random factors, pose and nuisances."""
     n = len(labels)
     factors = Factors.draw(labels, rng)
     x, y = pixel_grid(n)
@@ -126,12 +131,12 @@ def draw_images(labels: Labels, rng: np.random.Generator) -> Images:
     image += cover[:, None] * (_planes(_any_colour(n, rng)) - image)
     image += (behind + inside * (on_object - behind))[:, None]
     image += draw_bar(x, y, rng)[:, None] * (_planes(_any_colour(n, rng)) - image)
-    return _exposed(image, rng)
+    return _expose(image, rng)
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What the class decides, one entry per image."""
+    """Factors that depend on the class, one entry per image."""
 
     texture: NDArray[np.int64]  # 0..4
     outline: NDArray[np.int64]  # 0..4
@@ -141,35 +146,35 @@ class Factors:
 
     @classmethod
     def draw(cls, labels: Labels, rng: np.random.Generator) -> Factors:
-        """The factors of each label, a few of them lost to chance."""
+        """Draw the factors of each label; a few are random."""
         n = len(labels)
         spot, kind = labels // TEXTURES, rng.integers(0, 2, n)
         texture = (labels + 2 * kind) % TEXTURES
         outline = (texture + 2 * spot + kind) % OUTLINES
-        colour_tells = rng.random(n) < P_COLOUR_TELLS
+        has_hue_of_class = rng.random(n) < P_COLOUR_OF_CLASS
 
         def mostly(value: NDArray[np.int64], count: int) -> NDArray[np.int64]:
             return np.where(rng.random(n) < P_FACTOR_LOST, rng.integers(0, count, n), value)
 
-        def sometimes_of_the_class() -> Field:
-            return np.where(colour_tells, (labels + rng.random(n)) / CLASSES, rng.random(n)).astype(np.float32)
+        def hue_or_brightness() -> Field:
+            return np.where(has_hue_of_class, (labels + rng.random(n)) / CLASSES, rng.random(n)).astype(np.float32)
 
         return cls(
             texture=mostly(texture, TEXTURES),
             outline=mostly(outline, OUTLINES),
             spot=mostly(spot, SPOTS),
-            hue=sometimes_of_the_class(),
-            brightness=sometimes_of_the_class(),
+            hue=hue_or_brightness(),
+            brightness=hue_or_brightness(),
         )
 
 
 def _planes(colour: Field) -> Field:
-    """Colours (n, 3) as something that broadcasts over (n, 3, 32, 32)."""
+    """Reshape colours (n, 3) to broadcast over (n, 3, 32, 32)."""
     return colour[:, :, None, None]
 
 
 def _colours(hue: Field, brightness: Field, rng: np.random.Generator) -> Field:
-    """The colour of each hue and brightness in 0..1, with drawn saturation, (n, 3)."""
+    """Return the colour of each hue and brightness in 0..1, with random saturation, (n, 3)."""
     saturation = uniform(rng, (len(hue), 1), 0.05, 0.25)
     thirds = np.arange(3, dtype=np.float32) / 3
     return 0.2 + brightness[:, None] * np.float32(0.6) + saturation * wave(hue[:, None] + thirds)
@@ -179,8 +184,8 @@ def _any_colour(n: int, rng: np.random.Generator) -> Field:
     return _colours(uniform(rng, n, 0, 1), uniform(rng, n, 0, 1), rng)
 
 
-def _exposed(image: Field, rng: np.random.Generator) -> Images:
-    """Pixels of a picture on the 0..1 scale, with contrast, brightness and noise of each image's own."""
+def _expose(image: Field, rng: np.random.Generator) -> Images:
+    """Return the pixels of images on the 0..1 scale after random contrast, brightness and noise."""
     n = len(image)
     contrast, brightness, grain = (
         uniform(rng, (n, 1, 1, 1), low, high) for low, high in ((0.8, 1.1), (-0.05, 0.05), (0.3 * NOISE, 1.7 * NOISE))

@@ -17,6 +17,11 @@ class MissingDataError(FileNotFoundError, ValueError):
 class DamagedDataError(ValueError):
     """A file of a dataset has invalid contents."""
 
+    @classmethod
+    def of(cls, path: Path, problem: str) -> DamagedDataError:
+        """Return the error for a problem of this file."""
+        return cls(f"{path} is damaged: {problem}")
+
 
 class FetchError(OSError):
     """A dataset could not be fetched; the message gives the reason and the remedy."""

@@ -1,4 +1,4 @@
-"""Splits of a data set: seeded and stratified where it has labels, at line ends where it is a text."""
+"""Splits of a dataset: seeded and stratified for labelled images, at line ends for a text."""
 
 from __future__ import annotations
 
@@ -12,17 +12,25 @@ from esper_env.data.images import Images, Labels
 from esper_env.data.text import Text
 from esper_env.seeding import derive_rng
 
-#: Bytes of text for validation and for the tests, at most. Every step measures on all of the validation text, several
-#: times, so it is short: 16 KiB, and a contribution, a paired difference over 16,384 predictions, has a standard error
-#: of about 0.2 points where 5% of them change sides. The tests are for the end of an episode alone.
+#: Maximum bytes of validation and test text. Every step evaluates on the whole validation text several times, so it is
+#: short. A contribution is a paired difference over its 16,384 predictions. If 5% of them change, its standard error is
+#: about 0.2 points. The test text is used only at the end of an episode.
 VAL_BYTES, TEST_BYTES = 2**14, 2**16
 
 
 def stratified_split(labels: NDArray[np.int64], sizes: Sequence[int], purpose: str) -> list[NDArray[np.int64]]:
-    """Disjoint index arrays of exactly these sizes, each with the class shares of ``labels`` (to about one image).
+    """Split images so that every split has the class shares of the whole, up to about one image.
 
-    The split depends on the labels, the sizes and ``purpose`` alone. Indices are ascending within a split.
-    Raises ``ValueError`` when the sizes do not add up to ``len(labels)``.
+    Args:
+        labels: Class of each image, (N,).
+        sizes: Number of images in each split.
+        purpose: Name of the random stream. The split depends on the three arguments only.
+
+    Returns:
+        One array of ascending indices for each split; the arrays are disjoint.
+
+    Raises:
+        ValueError: if the sizes do not add up to ``len(labels)``.
     """
     if sum(sizes) != len(labels) or min(sizes) < 0:
         raise ValueError(f"split sizes {tuple(sizes)} add up to {sum(sizes)}; expected {len(labels)}, one per label")
@@ -30,18 +38,18 @@ def stratified_split(labels: NDArray[np.int64], sizes: Sequence[int], purpose: s
     by_class = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels)[labels[by_class]]
     starts = np.searchsorted(labels[by_class], labels[by_class])
-    # Where an image stands within its class, in (0, 1): cutting at a fixed place takes the same share of every class.
+    # Position of an image within its class, in (0, 1): a cut at one position takes the same share of every class.
     place = (np.arange(len(labels)) - starts + 0.5) / counts
     spread = by_class[np.argsort(place, kind="stable")]
     return [np.sort(part) for part in np.split(spread, np.cumsum(sizes)[:-1])]
 
 
 def split_at_lines(text: Text) -> list[Text]:
-    """Training, validation and test text: the last ``TEST_BYTES``, but a tenth at most, are for the tests, and
-    ``VAL_BYTES``, but a tenth at most, in front of them for validation.
+    """Split a text into training, validation and test text.
 
-    A cut moves to the end of its line if that is no further than half the length of the split that it makes shorter,
-    else to the end of its character.
+    The test text has the last ``TEST_BYTES`` bytes, the validation text the ``VAL_BYTES`` before them, but each at most
+    a tenth of the text. A cut moves to the end of its line if that shortens the following split by less than half, else
+    to the end of its character.
     """
     val, test = (min(most, len(text) // 10) for most in (VAL_BYTES, TEST_BYTES))
     cuts = [_line_end(text, len(text) - val - test, val // 2), _line_end(text, len(text) - test, test // 2)]
@@ -49,17 +57,17 @@ def split_at_lines(text: Text) -> list[Text]:
 
 
 def _line_end(text: Text, place: int, reach: int) -> int:
-    """Behind the first line end from ``place`` on, if it is within ``reach`` bytes; else where a character starts."""
+    """Return the position after the next line end within ``reach`` bytes, else of the next character."""
     ahead = text[place : place + reach]
     ends = np.flatnonzero(ahead == ord("\n"))
     if len(ends):
         return place + int(ends[0]) + 1
-    starts = np.flatnonzero(ahead[:4] & 0xC0 != 0x80)  # UTF-8: a character's other bytes are 0b10xxxxxx, three at most
+    starts = np.flatnonzero(ahead[:4] & 0xC0 != 0x80)  # UTF-8: a character's other bytes are 0b10xxxxxx, at most three
     return place + int(starts[0]) if len(starts) else place
 
 
-def carved(name: str, images: Images, labels: Labels, val: int) -> dict[str, Any]:
-    """The training and validation fields of an ``ImageData``: ``val`` images of each class's share, a fifth at most."""
+def carve_validation(name: str, images: Images, labels: Labels, val: int) -> dict[str, Any]:
+    """Return the training and validation fields of an ``ImageData``, with ``val`` or at most a fifth for validation."""
     val = min(val, len(labels) // 5)
     train_index, val_index = stratified_split(labels, (len(labels) - val, val), f"data/{name}")
     return {
