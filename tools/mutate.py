@@ -35,7 +35,7 @@ LEFT_OUT_AT_ROOT = {"runs", "demo", "dist", "build"}
 #: Verdicts by pytest's exit status; with any other status the tests did not run.
 STATUSES = {0: "SURVIVED", 1: "caught"}
 #: All quick tests except one, which fails if the process has enough free memory to allocate none.
-UNSTEADY = "tests/env/telemetry/test_memory_watch.py::test_the_resident_size_grows_with_what_is_held"
+UNSTEADY = "tests/env/telemetry/test_memory_watch.py::test_resident_size_grows_with_allocations"
 QUICK = ["-m", "not slow", "--deselect", UNSTEADY]
 #: Time limits in seconds for the tests of a fault, and for all quick tests.
 LIMIT, LIMIT_OF_ALL = 600, 7200

@@ -1,4 +1,4 @@
-"""Environments that are played while somebody listens, and what their steps returned, to compare the events with."""
+"""Environments that are played with a sink, and the results of their steps to compare with the events."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from esper_env.telemetry import MemorySink
 from growing import choose
 from gymnasium.vector import AutoresetMode
 
-FOR_EVER = 10**9  # epochs of full detail
+FOREVER = 10**9  # epochs of full detail
 
 
 class Start(NamedTuple):
@@ -37,16 +37,16 @@ class Step(NamedTuple):
 
 
 def listen(envs, full=True):
-    """A sink in memory, in full detail if wanted."""
+    """Attach and return a sink in memory; ``full`` sets full detail."""
     hub = envs.unwrapped.telemetry
     sink = hub.add_sink(MemorySink())
     if full:
-        hub.escalate(FOR_EVER)
+        hub.escalate(FOREVER)
     return sink
 
 
 def heard(envs, sink, *types):
-    """The events so far, of some types or of all."""
+    """Return the events so far, of some types or of all."""
     envs.unwrapped.telemetry.flush()
     return [event for event in sink.events if not types or event.type in types]
 
@@ -60,16 +60,16 @@ def event_at(event):
 
 
 def break_host(envs, row):
-    """NaN in a weight of one network's host."""
+    """Write NaN into a weight of one network's host."""
     shard, local = envs.unwrapped._growth._population._locate(row)
     next(iter(shard.host.parameters.values()))[local].view(-1)[0] = np.nan
 
 
 class Play:
-    """Leads environments through their lives and keeps a log of it.
+    """Plays environments by a plan and keeps a log.
 
-    Environment 1 starts again by a mask after two steps, so that the episodes do not end all at once. ``meddle(envs,
-    step)`` is called before each step. ``returned`` is everything that the environment returned.
+    A mask resets environment 1 after two steps, so that the episodes end at different steps. ``meddle(envs, step)`` is
+    called before each step. ``returned`` lists all results of the environment.
     """
 
     def __init__(self, envs, plan, steps, meddle=None):

@@ -1,4 +1,4 @@
-"""Everything that diagnostics can report is reported by real training, and healthy training reports nothing."""
+"""Diagnostics of real training: every report occurs, and healthy training has none."""
 
 import csv
 import json
@@ -33,12 +33,12 @@ pytestmark = pytest.mark.numeric
 
 QUICK = {"horizon": 6, "batches_per_step": 1, "batch_size": 8}
 SMALL = {"features_dim": 16, "lstm_hidden_size": 16, "head_dim": 16}
-#: Settings of nothing but what is asked for.
+#: Settings that disable the anomalies of the critic and of exploration.
 ALL_QUIET = AnomalySettings(value_collapse=-1e9, op_entropy_floor=0.0, argument_entropy_floor=0.0)
 
 
 class RecordingHub:
-    """Keeps what a hub is told."""
+    """Keeps all calls of a hub."""
 
     def __init__(self):
         self.events, self.escalations = [], []
@@ -70,7 +70,7 @@ def watched(model, steps=48, settings=ALL_QUIET):
 
 
 def rewarded(change):
-    """An environment whose rewards (N,) go through ``change(step, rewards)``."""
+    """An environment whose rewards (N,) are replaced by ``change(step, rewards)``."""
     env, steps, step_wait = make_sb3_env("Esper-Digits-v0", 2, seed=0, **QUICK), iter(range(10**6)), None
     step_wait = env.step_wait
 
@@ -98,8 +98,8 @@ def test_training_and_its_updates_are_reported():
     assert hub.escalations == []
 
 
-def test_ratios_that_explode_and_collapse_are_reported(monkeypatch):
-    """A third of the decisions became 12 times as likely as they were, and a third 12 times less likely."""
+def test_exploding_and_collapsing_ratios_are_reported(monkeypatch):
+    """A third of the decisions become 12 times more likely, and a third 12 times less likely."""
 
     def far_off(samples, evaluation, settings):
         terms = loss_terms(samples, evaluation, settings)
@@ -112,7 +112,7 @@ def test_ratios_that_explode_and_collapse_are_reported(monkeypatch):
     assert min(event.value for event in hub.of(RatioCollapse)) == pytest.approx(math.exp(-2.5), rel=1e-4)
 
 
-def test_a_critic_that_does_not_learn_has_collapsed_after_a_quarter_of_the_run():
+def test_value_collapse_is_reported_after_a_quarter_of_the_run():
     hub = watched(make_model(learning_rate=1e-12), 240, AnomalySettings(op_entropy_floor=0.0))
     assert {type(event) for event in hub.of(Anomaly)} == {ValueCollapse}
     values = {u.timesteps: u.metrics["explained_variance"] for u in hub.of(PPOUpdateCompleted)}
@@ -121,22 +121,22 @@ def test_a_critic_that_does_not_learn_has_collapsed_after_a_quarter_of_the_run()
     assert any(value < 0.1 for timesteps, value in values.items() if timesteps < 60)
 
 
-def test_an_untrained_critic_is_not_judged_however_short_the_run():
+def test_untrained_critic_is_not_judged_in_a_short_run():
     hub = watched(make_model(learning_rate=1e-12), 48, AnomalySettings(op_entropy_floor=0.0))
     assert [update.metrics["explained_variance"] < 0.1 for update in hub.of(PPOUpdateCompleted)] == [True, True]
     assert [event.timesteps for event in hub.of(ValueCollapse)] == [48]
 
 
-def test_a_reward_that_is_no_number_is_instability():
+def test_nan_reward_is_numerical_instability():
     env = rewarded(lambda step, rewards: rewards * (math.nan if step == 20 else 1.0))
     hub = watched(make_model(env, batch_size=24), 72)
     (event,) = hub.of(NumericalInstability)
     assert (event.timesteps, event.quantity, event.value) == (48, "skipped_updates", 2.0)
-    assert [(type(e), e.timesteps) for e in hub.of(ValueCollapse)] == [(ValueCollapse, 48)], "nothing to explain"
+    assert [(type(e), e.timesteps) for e in hub.of(ValueCollapse)] == [(ValueCollapse, 48)]
 
 
 @pytest.mark.parametrize("healthy", [0, 1])
-def test_divergence_is_reported_before_it_ends_the_training(healthy):
+def test_divergence_is_reported_before_it_ends_training(healthy):
     env = rewarded(lambda step, rewards: rewards * (math.nan if step >= 12 * healthy else 1.0))
     model, hub = make_model(env), RecordingHub()
     diagnostics = DiagnosticsCallback(ALL_QUIET, hub)
@@ -148,7 +148,7 @@ def test_divergence_is_reported_before_it_ends_the_training(healthy):
     assert hub.escalations[-1] == 5
 
 
-def test_decisions_that_are_not_finite_are_reported_too(monkeypatch):
+def test_decisions_that_are_not_finite_are_reported(monkeypatch):
     model, hub = make_model(), RecordingHub()
     monkeypatch.setattr(model, "_decides_next", lambda: False)
     diagnostics = DiagnosticsCallback(ALL_QUIET, hub)
@@ -158,12 +158,12 @@ def test_decisions_that_are_not_finite_are_reported_too(monkeypatch):
     assert event.quantity == "decisions"
 
 
-def test_a_clip_norm_far_below_the_gradients_is_an_anomaly():
+def test_exploding_gradients_are_reported():
     (event, *_) = watched(make_model(max_grad_norm=1e-3)).of(GradientAnomaly)
     assert event.value > event.threshold == pytest.approx(1e-2)
 
 
-def test_gradients_that_vanish_are_an_anomaly():
+def test_vanishing_gradients_are_reported():
     model = make_model(rewarded(lambda _, rewards: rewards * 0), ent_coef=0.0, normalize_advantage=False)
     with torch.no_grad():
         model.policy.value_net.output.weight.zero_()
@@ -176,14 +176,14 @@ def test_gradients_that_vanish_are_an_anomaly():
     ("bias", "quantity"),
     [({"op": {"WAIT": 6.0}}, "op_choice_entropy"), ({"alpha_target": {"FULL": 12.0}}, "alpha_target_choice_entropy")],
 )
-def test_a_policy_that_no_longer_explores_is_an_anomaly(bias, quantity):
+def test_entropy_collapse_is_reported_for_its_head(bias, quantity):
     model = make_model(policy={"logit_bias": bias}, learning_rate=1e-9)
     hub = watched(model, settings=AnomalySettings(value_collapse=-1e9))
     assert {event.quantity for event in hub.of(EntropyCollapse)} == {quantity}
     assert len(hub.of(EntropyCollapse)) == len(hub.of(PPOUpdateCompleted)) == 2
 
 
-def test_an_anomaly_escalates_and_a_trend_does_not():
+def test_anomaly_escalates_the_detail_and_a_trend_does_not():
     settings = AnomalySettings(
         value_collapse=-1e9,
         gradient_vanishing=0.0,
@@ -198,7 +198,7 @@ def test_an_anomaly_escalates_and_a_trend_does_not():
     assert hub.escalations == [7] * 3
 
 
-def test_trends_are_of_the_committed_accuracies_a_batch_to_a_rollout():
+def test_trends_compare_committed_accuracies_of_rollouts():
     committed = []
 
     class Witness(DiagnosticsCallback):
@@ -216,8 +216,8 @@ def test_trends_are_of_the_committed_accuracies_a_batch_to_a_rollout():
     assert (event.timesteps, event.batches) == (48, 1)
 
 
-def test_reward_hacking_in_training_says_where():
-    """A policy that germinates whenever it can is paid for stages it never brings to anything."""
+def test_reward_hacking_is_reported_with_its_place():
+    """A policy that always germinates is rewarded for stages that lead to nothing."""
     env = make_sb3_env("Esper-Digits-v0", 2, seed=0, reward_mode="contribution", **QUICK)
     settings = AnomalySettings(hacking_points=1.5, value_collapse=-1e9, op_entropy_floor=0.0)
     hub = watched(make_model(env, policy={"logit_bias": {"op": {"GERMINATE": 5.0}}}), 24, settings)
@@ -227,7 +227,7 @@ def test_reward_hacking_in_training_says_where():
     assert all(where["slot"] is None for where in wheres)
 
 
-def test_what_waits_to_be_counted_is_part_of_the_state():
+def test_state_contains_counts():
     states = []
 
     class Witness(DiagnosticsCallback):
@@ -245,7 +245,7 @@ def test_what_waits_to_be_counted_is_part_of_the_state():
     assert other.get_state() == states[-1]
 
 
-def test_counts_are_logged_per_round_also_without_a_hub(tmp_path):
+def test_counts_are_logged_per_round_without_a_hub(tmp_path):
     model = make_model(max_grad_norm=1e-3)
     model.set_logger(configure(str(tmp_path), ["csv"]))
     settings = AnomalySettings(value_collapse=-1e9, op_entropy_floor=0.0, argument_entropy_floor=0.0)
@@ -261,7 +261,7 @@ def test_counts_are_logged_per_round_also_without_a_hub(tmp_path):
     assert [row["diagnostics/ratio_explosion"] for row in rows] == ["", "0", "0", "0"]
 
 
-def test_it_goes_on_from_a_state_that_went_through_json():
+def test_diagnostics_resume_from_a_json_state():
     settings = AnomalySettings(trend_batches=2, plateau_points=50.0, trend_points=50.0, value_collapse=-1e9)
     whole, hub = make_model(), RecordingHub()
     diagnostics = DiagnosticsCallback(settings, hub)
@@ -275,11 +275,11 @@ def test_it_goes_on_from_a_state_that_went_through_json():
     assert [event.timesteps for event in again.of(PPOUpdateCompleted)] == [72, 96]
     (started,) = again.of(TrainingStarted)
     assert (started.timesteps, started.total_timesteps) == (48, 96)
-    assert [event.timesteps for event in again.of(PlateauDetected)] == [96], "two batches were those of before"
+    assert [event.timesteps for event in again.of(PlateauDetected)] == [96]
     assert later.get_state()["hacking"][0]["number"] == 8
 
 
-def test_a_new_training_starts_from_nothing():
+def test_new_training_resets_the_state():
     settings = AnomalySettings(trend_batches=2, plateau_points=50.0, trend_points=50.0)
     diagnostics = DiagnosticsCallback(settings, hub := RecordingHub())
     model = make_model()
@@ -290,7 +290,7 @@ def test_a_new_training_starts_from_nothing():
     assert diagnostics.get_state()["hacking"][0]["number"] == 4
 
 
-def test_another_algorithm_and_settings_that_cannot_work_are_refused(toy_id):
+def test_diagnostics_reject_other_algorithms_and_invalid_settings(toy_id):
     model = PPO("MultiInputPolicy", make_sb3_env(toy_id, 1, seed=0), n_steps=4, batch_size=4, device="cpu")
     with pytest.raises(TypeError, match="the model is a PPO; diagnostics read a FactoredRecurrentPPO"):
         model.learn(4, callback=DiagnosticsCallback())
@@ -299,10 +299,10 @@ def test_another_algorithm_and_settings_that_cannot_work_are_refused(toy_id):
 
 
 @pytest.mark.slow
-def test_healthy_training_raises_no_alarm(tmp_path):
-    """The first updates on Digits stay far from the default thresholds, except where chance decides.
+def test_healthy_training_reports_no_anomaly(tmp_path):
+    """The first updates on Digits stay within the default thresholds.
 
-    How soon the critic explains anything differs from CPU to CPU, and so does whether one of 16 episodes looks hacked.
+    The progress of the critic, and a suspicion about one of 16 episodes, depend on the CPU.
     """
     hub = RecordingHub()
     settings = TrainSettings(out=tmp_path / "run", total_timesteps=640, num_envs=8, progress=False, device="cpu")
@@ -313,8 +313,8 @@ def test_healthy_training_raises_no_alarm(tmp_path):
     assert hub.escalations == []
 
 
-def test_trends_and_accuracies_that_wait_are_part_of_the_state():
-    """A trend that a rollout ended with is logged with the updates that follow it."""
+def test_state_contains_trends_and_accuracies():
+    """The next updates log a trend of the last rollout."""
     state = DiagnosticsCallback().get_state() | {"counts": {"PLATEAU_DETECTED": 2}, "accuracies": [12.5]}
     other = DiagnosticsCallback()
     other.set_state(state)

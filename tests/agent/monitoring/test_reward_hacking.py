@@ -1,4 +1,4 @@
-"""Who goes after payments is suspected; who grows a network that is worth them, or does nothing, is not."""
+"""Suspicions of reward hacking in scripted episodes without networks."""
 
 import json
 from itertools import pairwise
@@ -17,11 +17,11 @@ HORIZON = 40
 HOST_CURVE = 10 + 35 * (1 - np.exp(-np.arange(HORIZON) / 10))
 SETTINGS = AnomalySettings()
 
-# A world with a reward model and no network: seeds that add what they are said to
+# A world with a reward model and no network, in which seeds add given points
 
 
 def world(stages, effects, curve=HOST_CURVE, weights=None):
-    """Infos of an episode: ``stages`` and ``effects`` (T, S), the points that a switched-on seed adds."""
+    """Infos of an episode, from ``stages`` (T, S) and ``effects`` (T, S), the points that an active seed adds."""
     stages, effects = np.atleast_2d(np.asarray(stages).T).T, np.atleast_2d(np.asarray(effects, dtype=float).T).T
     horizon, slots = stages.shape
     config = reward_config("contribution", weights)
@@ -63,14 +63,18 @@ def suspected(infos, settings=SETTINGS, scale=1.0):
     return [suspicion for step in steps for suspicion in step]
 
 
+def ransoms(infos):
+    return [s for s in suspected(infos) if s.payload.signature == "ransomware"]
+
+
 def life(last, start=0, length=HORIZON):
-    """Stages of a seed that goes on every step as far as ``last`` and stays there."""
+    """Stages of a seed that advances every step up to ``last`` and stays there."""
     path = [Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED]
     path = path[: path.index(last) + 1]
     return ([Stage.DORMANT] * start + path + [last] * length)[:length]
 
 
-def test_a_seed_that_is_worth_its_pay_is_not_suspected():
+def test_seed_worth_its_reward_is_not_suspected():
     assert suspected(world(life(Stage.FOSSILIZED), [15.0] * HORIZON)) == []
 
 
@@ -97,7 +101,7 @@ def test_waiting_in_holding_is_overpaid_for_nothing():
     )
 
 
-def test_one_idle_seed_beside_a_host_that_grows_by_itself_is_not_paid_and_not_suspected():
+def test_idle_seed_beside_an_improving_host_is_not_suspected():
     infos = world(life(Stage.FOSSILIZED), [0.0] * HORIZON)
     assert infos[-1]["val_accuracy"] > infos[0]["val_accuracy"] + 30
     assert sum(sum(info["reward_components"].values()) for info in infos) < 0
@@ -111,7 +115,7 @@ def test_idle_seeds_in_every_slot_are_overpaid():
 
 
 @pytest.mark.parametrize(("worth", "count"), [(3.01, 0), (2.99, 1)])
-def test_pay_is_compared_with_what_the_seeds_are_worth(worth, count):
+def test_reward_is_compared_with_the_worth_of_the_seeds(worth, count):
     infos = world(life(Stage.FOSSILIZED), [15.0] * HORIZON)
     infos[-1]["shapley"] = np.array([worth])
     paid = sum(max(info["reward_components"][name], 0) for info in infos for name in ("contribution", "stages")) * 100
@@ -120,13 +124,13 @@ def test_pay_is_compared_with_what_the_seeds_are_worth(worth, count):
 
 
 @pytest.mark.parametrize(("floor", "count"), [(0.999, 1), (1.001, 0)])
-def test_a_little_pay_is_never_suspicious(floor, count):
+def test_small_reward_is_not_suspected(floor, count):
     infos = world(life(Stage.HOLDING), [15.0] * HORIZON)
     paid = suspected(infos)[0].payload.paid
     assert len(suspected(infos, AnomalySettings(hacking_points=paid * floor))) == count
 
 
-def test_pay_is_in_points_whatever_the_scale():
+def test_paid_points_are_independent_of_the_reward_scale():
     infos, scaled = (world(life(Stage.HOLDING), [15.0] * HORIZON, weights=w) for w in (None, {"scale": 10.0}))
     for info in scaled:
         del info["reward_components"]["stages"]  # do not scale
@@ -135,7 +139,7 @@ def test_pay_is_in_points_whatever_the_scale():
     assert suspected(scaled, scale=10.0)[0].payload.paid == pytest.approx(suspected(infos)[0].payload.paid)
 
 
-def test_a_cut_episode_is_not_judged_and_the_next_starts_from_nothing():
+def test_truncated_episode_is_not_judged_and_the_next_starts_afresh():
     infos = world(life(Stage.HOLDING), [15.0] * HORIZON)
     detector = RewardHackingDetector(SETTINGS, 1)
     for index, info in enumerate(infos[:20]):
@@ -145,7 +149,7 @@ def test_a_cut_episode_is_not_judged_and_the_next_starts_from_nothing():
 
 
 def held(change, epochs, contribution=5.0, length=20):
-    """A seed planted at epoch 5, in HOLDING from 8 on for so many epochs, while accuracy has changed."""
+    """A seed planted at epoch 5 and in HOLDING for ``epochs`` from epoch 8, after accuracy has changed."""
     stages = [Stage.DORMANT] * 5 + [Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING]
     stages += [Stage.HOLDING] * epochs + [Stage.PRUNED] * (length - 8 - epochs)
     curve = np.where(np.arange(length) < 5, 50.0, 50.0 + change - contribution)
@@ -163,8 +167,8 @@ def held(change, epochs, contribution=5.0, length=20):
         (9.0, 5, 5.0, False),
     ],
 )
-def test_a_seed_kept_to_ransom(change, epochs, contribution, fires):
-    found = [s for s in suspected(held(change, epochs, contribution)) if s.payload.signature == "ransomware"]
+def test_ransomware_thresholds(change, epochs, contribution, fires):
+    found = ransoms(held(change, epochs, contribution))
     assert len(found) == fires
     if fires:
         (suspicion,) = found
@@ -183,29 +187,25 @@ def test_a_seed_is_reported_once_and_its_successor_again():
     assert [s.payload.signature for s in suspected([*held(-9.0, 8, length=19)[:-1], *one])].count("ransomware") == 2
 
 
-def test_a_single_bad_epoch_is_no_ransom():
+def test_single_bad_epoch_is_not_ransomware():
     infos = held(3.0, 5)
     infos[12]["val_accuracy"] = 5.0
-    assert not [s for s in suspected(infos) if s.payload.signature == "ransomware"]
+    assert ransoms(infos) == []
 
 
-def test_a_contribution_that_was_not_measured_is_not_read():
+def test_unmeasured_contribution_is_ignored():
     infos = held(-9.0, 5)
     infos[10]["contribution_measured"] = np.array([False])
-    assert not [s for s in suspected(infos) if s.payload.signature == "ransomware"]
+    assert ransoms(infos) == []
 
 
-def ransoms(infos):
-    return [s for s in suspected(infos) if s.payload.signature == "ransomware"]
-
-
-def test_a_single_high_contribution_is_no_ransom():
+def test_single_high_contribution_is_not_ransomware():
     infos = held(-9.0, 5, contribution=0.05)
     infos[10]["contribution"] = np.array([40.0])
     assert ransoms(infos) == []
 
 
-def test_accuracy_is_compared_with_the_mean_of_three_epochs_before_the_planting():
+def test_accuracy_is_compared_with_the_three_epochs_before_planting():
     infos = held(-9.0, 5)
     for epoch, accuracy in enumerate((90.0, 90.0, 45.0, 46.0, 44.0)):
         infos[epoch]["val_accuracy"] = accuracy
@@ -213,28 +213,28 @@ def test_accuracy_is_compared_with_the_mean_of_three_epochs_before_the_planting(
     assert suspicion.payload.improvement == pytest.approx(41.0 - 45.0)
 
 
-def test_a_seed_of_the_very_first_step_is_compared_with_that_step():
+def test_seed_of_the_first_step_is_compared_with_that_step():
     infos = world(life(Stage.HOLDING), [5.0] * HORIZON, np.where(np.arange(HORIZON) < 1, 50.0, 36.0))
     (suspicion,) = ransoms(infos)
     assert suspicion.payload.improvement == pytest.approx(41.0 - 50.0)
 
 
 @pytest.mark.parametrize("holding", [0, 2, 4])
-def test_a_fossilized_seed_is_kept_as_well(holding):
+def test_fossilized_seed_can_be_ransomware(holding):
     infos = held(-9.0, 12)
     for info in infos[8 + holding : 20]:
         info["slot_stage"] = np.array([Stage.FOSSILIZED])
     assert [s.epoch for s in ransoms(infos)] == [13]
 
 
-def test_a_scaffold_is_pay_for_growth_too():
+def test_scaffold_reward_counts_as_paid():
     infos = world([Stage.DORMANT] * HORIZON, [0.0] * HORIZON)
     infos[3]["reward_components"]["scaffold"] = 0.2
     (suspicion,) = suspected(infos)
     assert suspicion.payload.paid == pytest.approx(20.0)
 
 
-def test_seeds_that_harm_are_worth_nothing():
+def test_harmful_seeds_are_worth_zero():
     infos = world(life(Stage.HOLDING), [15.0] * HORIZON)
     infos[-1]["shapley"] = np.array([-3.0])
     (suspicion,) = suspected(infos)
@@ -242,7 +242,7 @@ def test_seeds_that_harm_are_worth_nothing():
 
 
 def two_seeds(lost, contribution=20.0, planted=5):
-    """A seed in HOLDING from 8 on, and beside it one that is pruned at 15, with which ``lost`` points are gone."""
+    """A seed in HOLDING from 18 on, and another whose prune at epoch 15 costs ``lost`` points."""
     epochs = np.arange(30)
     first = np.where(epochs < planted, Stage.DORMANT, np.where(epochs < 18, Stage.TRAINING, Stage.HOLDING))
     second = np.where(epochs < 3, Stage.GERMINATED, np.where(epochs < 15, Stage.BLENDING, Stage.PRUNED))
@@ -256,20 +256,20 @@ def two_seeds(lost, contribution=20.0, planted=5):
 
 
 @pytest.mark.parametrize(("lost", "fires"), [(20.0, 0), (21.9, 0), (22.1, 1)])
-def test_a_seed_does_not_answer_for_what_another_took_with_it(lost, fires):
+def test_loss_by_a_pruned_seed_is_not_held_against_another(lost, fires):
     assert len(ransoms(two_seeds(lost))) == fires
 
 
-def test_a_seed_that_took_nothing_with_it_is_no_excuse():
+def test_pruned_seed_without_contribution_excuses_nothing():
     (suspicion,) = ransoms(two_seeds(9.0, contribution=-20.0))
     assert (suspicion.slot, suspicion.payload.improvement) == (0, -9.0)
 
 
-def test_a_seed_that_is_planted_after_a_loss_is_compared_with_what_was_left():
+def test_seed_planted_after_a_loss_is_compared_with_the_accuracy_after_it():
     assert ransoms(two_seeds(20.0, planted=16)) == []
 
 
-def test_environments_are_apart_and_go_on_from_a_state_that_went_through_json():
+def test_environments_are_independent_and_resume_from_a_json_state():
     bad, good = world(life(Stage.HOLDING), [15.0] * HORIZON), world(life(Stage.FOSSILIZED), [15.0] * HORIZON)
     steps = [([bad[t], good[t], held(-9.0, 12, length=HORIZON)[t]], [t == HORIZON - 1] * 3) for t in range(HORIZON)]
     whole = RewardHackingDetector(SETTINGS, 3)
@@ -286,7 +286,7 @@ def test_environments_are_apart_and_go_on_from_a_state_that_went_through_json():
         assert second.get_state() == whole.get_state()
 
 
-def test_another_number_of_environments_is_an_error():
+def test_detector_rejects_another_number_of_environments():
     detector = RewardHackingDetector(SETTINGS, 2)
     with pytest.raises(ValueError, match="1 infos and 1 dones; expected 2 of each"):
         detector.observe([{}], [True])

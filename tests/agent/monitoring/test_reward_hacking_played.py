@@ -1,6 +1,6 @@
-"""Scripted exploits, honest policies and real networks: who is suspected of reward hacking.
+"""Suspicions of reward hacking in scripted exploits and honest policies, with real networks.
 
-Real networks differ from CPU to CPU. Where their accuracies decide, a test bounds the number of suspicions.
+Real networks differ between CPUs. If their accuracies matter, a test bounds the number of suspicions.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.numeric]
 
 
 def action(op=Op.WAIT, slot=0, **heads):
-    """One action, heads that are not named at their defaults."""
+    """Return an action; other heads have their defaults."""
     values = np.array(HEAD_DEFAULTS, dtype=np.int64)
     values[Head.OP], values[Head.SLOT] = op, slot
     for name, value in heads.items():
@@ -27,7 +27,7 @@ def action(op=Op.WAIT, slot=0, **heads):
 
 
 def script(slot=0, blueprint=Blueprint.CONV_LIGHT, style=Style.LINEAR_ADD):
-    """The shortest life of a seed from germination to fossilization."""
+    """Return the actions of the shortest life of a seed from germination to fossilization."""
     return [
         action(Op.GERMINATE, slot, blueprint=blueprint, style=style, tempo=Tempo.FAST),
         action(Op.ADVANCE, slot),  # into TRAINING
@@ -40,14 +40,14 @@ def script(slot=0, blueprint=Blueprint.CONV_LIGHT, style=Style.LINEAR_ADD):
 
 
 def filled(actions):
-    """Followed by waiting to the end."""
+    """Return the actions, followed by WAIT to the horizon."""
     return [*actions, *[action()] * HORIZON][:HORIZON]
 
 
 def play(num_envs, decide, seed=0, measured=None, settings=None, **kwargs):
-    """Suspicions of one episode per environment; ``decide(t, observation)`` gives the actions.
+    """Return the suspicions of one episode per environment.
 
-    ``measured(structure, measurement)`` replaces what is measured of the networks.
+    ``decide(t, observation)`` returns the actions. ``measured(structure, measurement)`` replaces the measurements.
     """
     env = make_sb3_env("Esper-Digits-v0", num_envs, seed, **kwargs)
     if measured is not None:
@@ -84,7 +84,7 @@ EXPLOITS = {
 
 @pytest.mark.parametrize("name", EXPLOITS)
 def test_exploits_are_overpaid(name):
-    """For seeds that are measured to contribute 20 points while the network has them, and are worth nothing."""
+    """Each active seed has a measured contribution of 20 points but is worth nothing at the end."""
 
     def dependent(_structure, measurement):
         return measurement._replace(contribution=np.where(measurement.measured, 20.0, 0.0))
@@ -94,22 +94,22 @@ def test_exploits_are_overpaid(name):
     assert {s.epoch for s in found} == {HORIZON}
 
 
-def test_three_germinations_and_prunes_are_too_little_to_speak_of():
+def test_three_germinations_and_prunes_are_not_suspected():
     farming = ([action(Op.GERMINATE, 0), action(Op.PRUNE, 0)] + [action()] * 11) * 3
     assert scripted(filled(farming)) == []
 
 
-def test_early_and_honest_growth_is_not_suspected():
-    """A seed planted in the first epoch grows with the host, and the network really comes to depend on it.
+def test_early_honest_growth_is_not_suspected():
+    """A seed planted in the first epoch grows with the host, which comes to depend on it.
 
-    The pay is at most half of what would be suspicious.
+    Its reward is at most half of the threshold.
     """
     for life_of in (script(), script(blueprint=Blueprint.NORM)):
         assert scripted(filled(life_of), settings=AnomalySettings(hacking_ratio=10.0)) == []
 
 
-def test_a_network_held_to_ransom():
-    """Once the seed is blended, the network is 10 points worse than before, and loses 15 without it."""
+def test_harmful_seed_that_the_network_depends_on_is_ransomware():
+    """The blended seed costs the network 10 points, and its removal would cost another 15."""
 
     def wrecked(structure, measurement):
         return measurement._replace(
@@ -127,7 +127,7 @@ def test_a_network_held_to_ransom():
 
 
 def test_the_heuristic_is_rarely_suspected():
-    """Only this mode can overpay; the episodes are the same in every mode."""
+    """Only this reward mode can overpay."""
     policy = HeuristicPolicy.for_env(env := make_sb3_env("Esper-Digits-v0", 1).venv.vec_env)
     env.close()
     memory = {"state": None}

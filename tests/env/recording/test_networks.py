@@ -1,4 +1,4 @@
-"""What is told of networks that settle, break, or are disturbed by their seeds, and of the machine."""
+"""Events of networks that stabilise, break or lose their isolation, and of the machine."""
 
 from collections import Counter
 
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.numeric
 GOVERNOR = ("GOVERNOR_PANIC", "GOVERNOR_ROLLBACK", "GOVERNOR_SNAPSHOT")
 
 
-def test_a_curve_settles_once_an_episode(make_digits_vec, action):
-    envs = make_digits_vec(2, horizon=12, host_lr=1e-6)  # nothing is learned: the loss stands still at once
+def test_curve_stabilises_once_per_episode(make_digits_vec, action):
+    envs = make_digits_vec(2, horizon=12, host_lr=1e-6)  # the network learns nothing, so the loss is constant
     sink = listen(envs, full=False)
     envs.reset(seed=0)
     for _ in range(18):
@@ -32,14 +32,14 @@ def test_a_curve_settles_once_an_episode(make_digits_vec, action):
     assert [(event.env, event.episode) for event in settled] == [(0, 0), (1, 0), (0, 1), (1, 1)]
     epochs = {event.epoch for event in settled}
     assert len(epochs) == 1
-    told = {(e.env, e.episode, e.epoch): e.payload for e in heard(envs, sink, "EPOCH_COMPLETED")}
+    epochs_of = {(e.env, e.episode, e.epoch): e.payload for e in heard(envs, sink, "EPOCH_COMPLETED")}
     for event in settled:
-        epoch = told[event.env, event.episode, event.epoch]
+        epoch = epochs_of[event.env, event.episode, event.epoch]
         assert (event.payload.val_loss, event.payload.val_accuracy) == (epoch.val_loss, epoch.val_accuracy)
 
 
-def test_a_broken_network_panics_and_is_put_back(make_digits_vec, script, action):
-    """Its action is rejected, its live seed pruned; its fossil stays. The other environment is not told of."""
+def test_broken_network_panics_and_is_rolled_back(make_digits_vec, script, action):
+    """Its action is rejected and its live seed pruned; its fossil stays. The other environment has no event."""
     envs = make_digits_vec(2, horizon=30)
     sink = listen(envs)
     envs.reset(seed=0)
@@ -54,11 +54,11 @@ def test_a_broken_network_panics_and_is_put_back(make_digits_vec, script, action
         assert (event.env, event.episode, event.epoch) == (1, 0, 14)
         assert (event.payload.reason, event.payload.threshold, event.payload.panics) == ("non-finite", None, 1)
         assert np.isnan(event.payload.loss)
-    told = rollback.payload
-    assert (told.rollbacks, told.pruned, told.skipped_op) == (1, ("r0c2",), "ADVANCE")
-    assert told.missing == told.unexpected == ()
+    payload = rollback.payload
+    assert (payload.rollbacks, payload.pruned, payload.skipped_op) == (1, ("r0c2",), "ADVANCE")
+    assert payload.missing == payload.unexpected == ()
     kept = [event for event in heard(envs, sink, "GOVERNOR_SNAPSHOT") if event.env == 1 and event.epoch < 14]
-    assert told.snapshot_epoch == kept[-1].epoch
+    assert payload.snapshot_epoch == kept[-1].epoch
     assert kept[-1].payload.fossilized == ("r0c1",)
     (pruned,) = heard(envs, sink, "SEED_PRUNED")
     assert (pruned.slot, pruned.payload.initiator, pruned.payload.stage) == ("r0c2", "governor", "TRAINING")
@@ -69,7 +69,7 @@ def test_a_broken_network_panics_and_is_put_back(make_digits_vec, script, action
     assert panic.id < rollback.id < pruned.id < rejected.id
 
 
-def test_a_commitment_that_no_snapshot_holds_is_told_as_undone(make_digits_vec, script):
+def test_rollback_past_a_commitment_prunes_the_fossil(make_digits_vec, script):
     envs = make_digits_vec(1, horizon=30)
     sink = listen(envs)
     envs.reset(seed=0)
@@ -87,20 +87,20 @@ def test_a_commitment_that_no_snapshot_holds_is_told_as_undone(make_digits_vec, 
     assert (pruned.stage, pruned.initiator) == ("FOSSILIZED", "governor")
 
 
-def test_the_governor_gives_up_and_the_episode_is_complete(make_digits_vec, action):
+def test_last_rollback_completes_the_episode(make_digits_vec, action):
     envs = make_digits_vec(1, horizon=30)
     sink = listen(envs, full=False)
     envs.reset(seed=0)
     for _ in range(3):
         break_host(envs, 0)
         envs.step(action()[None])
-    assert [told.rollbacks for told in payloads(envs, sink, "GOVERNOR_ROLLBACK")] == [1, 2, 3]
+    assert [payload.rollbacks for payload in payloads(envs, sink, "GOVERNOR_ROLLBACK")] == [1, 2, 3]
     (end,) = payloads(envs, sink, "EPISODE_COMPLETED")
     assert (end.truncated, end.length, end.rollbacks) == (False, 3, 3)
     assert end.committed_val_accuracy is not None
 
 
-def test_snapshots_are_told_in_full_detail(make_digits_vec, action):
+def test_snapshots_have_events_in_full_detail(make_digits_vec, action):
     """At the start, and after every five epochs."""
     envs = make_digits_vec(2, horizon=12)
     sink = listen(envs)
@@ -118,7 +118,7 @@ def test_snapshots_are_told_in_full_detail(make_digits_vec, action):
 
 
 class Clipper(nn.Module):
-    """Writes into its input behind autograd's back, but only where that is large."""
+    """Writes into its input without autograd, but only into large values."""
 
     def __init__(self, channels):
         super().__init__()
@@ -130,8 +130,8 @@ class Clipper(nn.Module):
 
 
 @pytest.mark.usefixtures("own_tables")
-def test_a_module_that_writes_into_its_input_is_told_of(action, tiny):
-    """It is in a network of its own; the other one trains a seed that leaves its host alone."""
+def test_module_that_writes_into_its_input_violates_isolation(action, tiny):
+    """The other network trains a seed that keeps its isolation."""
     value = register_blueprint("clipper", "cnn", Clipper).value
     envs = gymnasium.make_vec(
         "Esper-CIFAR-Impaired-v0", num_envs=2, isolation="straight_through", **(tiny("Esper-CIFAR-v0") | {"horizon": 9})
@@ -141,6 +141,7 @@ def test_a_module_that_writes_into_its_input_is_told_of(action, tiny):
     envs.step(np.stack([action(Op.GERMINATE, 1, blueprint=value), action(Op.GERMINATE, 1)]))
     assert heard(envs, sink, "ISOLATION_VIOLATION") == []
     envs.step(np.stack([action(Op.ADVANCE, 1)] * 2))
+    envs.step(np.stack([action()] * 2))  # the blueprint has been checked in this slot
     (violation,) = heard(envs, sink, "ISOLATION_VIOLATION")
     envs.close()
     assert (violation.env, violation.epoch) == (0, 2)
@@ -148,8 +149,8 @@ def test_a_module_that_writes_into_its_input_is_told_of(action, tiny):
     assert "outputs" in violation.payload.what
 
 
-def test_a_straight_through_seed_that_is_not_finite_is_told_of(make_digits_vec, action):
-    """It reaches the outputs and, through the layers behind it, the statistics; then the governor steps in."""
+def test_straight_through_seed_that_is_not_finite_violates_isolation(make_digits_vec, action):
+    """It changes the outputs and, through later layers, the statistics; then the governor acts."""
     envs = make_digits_vec(3, isolation="straight_through")
     sink = listen(envs, full=False)
     envs.reset(seed=0)
@@ -165,8 +166,8 @@ def test_a_straight_through_seed_that_is_not_finite_is_told_of(make_digits_vec, 
 
 @pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
 @pytest.mark.parametrize("shard_size", [1, 6])
-def test_legal_growth_breaches_nothing(make_digits_vec, monkeypatch, isolation, shard_size):
-    """Inspected in every step: every blueprint trains, beside all that there is in other stages."""
+def test_legal_growth_violates_no_isolation(make_digits_vec, monkeypatch, isolation, shard_size):
+    """Every step is checked while every blueprint trains beside seeds in all other stages."""
     envs = make_digits_vec(6, isolation=isolation, shard_size=shard_size, horizon=40, batches_per_step=1)
     growth, rng = envs.unwrapped._growth, np.random.default_rng(0)
     growth._gates = GateConfig(min_training_epochs=0)
@@ -188,7 +189,7 @@ def test_legal_growth_breaches_nothing(make_digits_vec, monkeypatch, isolation, 
 # The machine
 
 
-def test_a_process_that_is_too_large_is_told_of_once(make_digits_vec, action, monkeypatch):
+def test_memory_of_the_process_is_reported_once(make_digits_vec, action, monkeypatch):
     monkeypatch.setattr(memory, "available_mib", lambda: 1.0)
     envs = make_digits_vec(2)
     sink = listen(envs, full=False)
@@ -201,8 +202,8 @@ def test_a_process_that_is_too_large_is_told_of_once(make_digits_vec, action, mo
     assert warning.payload.used_mib > warning.payload.limit_mib == memory.SENSIBLE_SHARE
 
 
-def test_an_accelerator_that_is_full_is_told_of(make_digits_vec, action, monkeypatch):
-    """What CUDA reports stands in for a device; 90 % of it is sensible."""
+def test_memory_of_an_accelerator_is_reported(make_digits_vec, action, monkeypatch):
+    """The function of CUDA is replaced; the limit is 90% of the memory."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5 * 2**20, 100 * 2**20))
     assert memory_gauge(torch.device("cpu")) is None
     envs = make_digits_vec(1)
@@ -212,4 +213,4 @@ def test_an_accelerator_that_is_full_is_told_of(make_digits_vec, action, monkeyp
     envs.step(action()[None])
     (warning,) = payloads(envs, sink, "MEMORY_WARNING")
     assert (warning.kind, warning.used_mib, warning.limit_mib) == ("cuda:0", 95.0, 90.0)
-    assert envs.unwrapped.telemetry.detail is Detail.FULL, "what led to it is told for a while"
+    assert envs.unwrapped.telemetry.detail is Detail.FULL

@@ -14,13 +14,13 @@ from gymnasium.vector import AutoresetMode
 from listening import Play, Start, break_host, event_at, heard, listen
 
 COUNT, STEPS = 3, 28
-#: Blends and fossilizes within an episode; environment 2 breaks now and then, 1 three times in a row.
+#: Seeds blend and fossilize within an episode; environment 2 breaks twice, environment 1 three times in a row.
 SETTINGS = {"horizon": 12, "batches_per_step": 1, "batch_size": 8}
 MODES = pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name)
 
 
 def break_some(envs, step):
-    """NaN in a host weight: of environment 2 at times, of environment 1 until its governor gives up."""
+    """Write NaN into a host weight of environment 2 twice, and of environment 1 until its governor gives up."""
     for row, steps in ((1, (4, 5, 6)), (2, (9, 20))):
         if step in steps:
             break_host(envs, row)
@@ -28,7 +28,7 @@ def break_some(envs, step):
 
 @pytest.fixture
 def play(make_digits_vec):
-    """``play(mode, seed, listening, **settings)``: the play, and the sink if somebody listens."""
+    """``play(mode, seed, listening, **settings)``: the play, and its sink if ``listening``."""
 
     def run(mode, seed, listening=True, **settings):
         envs = make_digits_vec(COUNT, autoreset_mode=mode.value, **(SETTINGS | settings))
@@ -40,8 +40,8 @@ def play(make_digits_vec):
 
 @MODES
 @pytest.mark.parametrize("cut", [None, 7, 12])
-def test_events_say_what_the_steps_returned(play, mode, cut):
-    """``cut``: before the horizon, and on the same step, where the episode terminates all the same."""
+def test_events_equal_the_results_of_the_steps(play, mode, cut):
+    """``cut``: truncation before the horizon, and at the horizon, where the episode terminates."""
     played, sink = play(mode, 3 if cut is None else cut, max_episode_steps=cut)
     events = heard(played.envs, sink)
     assert [event.id for event in events] == list(range(len(events)))
@@ -55,22 +55,22 @@ def test_events_say_what_the_steps_returned(play, mode, cut):
 
 
 def assert_epochs(played, events):
-    """One event for each step, in its order."""
-    told = [event for event in events if event.type == "EPOCH_COMPLETED"]
-    assert [event_at(event) for event in told] == [step.at for step in played.steps]
-    for event, step in zip(told, played.steps, strict=True):
+    """Check that each step has one event, in order."""
+    found = [event for event in events if event.type == "EPOCH_COMPLETED"]
+    assert [event_at(event) for event in found] == [step.at for step in played.steps]
+    for event, step in zip(found, played.steps, strict=True):
         assert event.payload.reward == step.reward
         for name in ("train_loss", "val_loss", "val_accuracy", "parameters_added"):
-            assert repr(getattr(event.payload, name)) == repr(step.info[name]), name  # of NaN as well
+            assert repr(getattr(event.payload, name)) == repr(step.info[name]), name  # NaN differs from itself
 
 
 def assert_episodes(played, events):
-    told = {event_at(event): event.payload for event in events if event.type == "EPISODE_COMPLETED"}
+    found = {event_at(event): event.payload for event in events if event.type == "EPISODE_COMPLETED"}
     ends = {step.at: step for step in played.steps if step.terminated or step.truncated}
-    assert told.keys() == ends.keys()
+    assert found.keys() == ends.keys()
     assert len(ends) > 3
     for at, step in ends.items():
-        payload, total = told[at], 0.0
+        payload, total = found[at], 0.0
         for other in played.steps:
             total += other.reward if other.at[:2] == at[:2] else 0.0
         assert payload.episode_return == pytest.approx(total, abs=1e-12)
@@ -85,7 +85,7 @@ def assert_episodes(played, events):
 
 
 def assert_stages(played, events):
-    """Replaying the moves leads from the stages of the reset to those of every step."""
+    """Check that the changes lead from the stages of the reset to those of every step."""
     slots = played.envs.unwrapped.slot_ids
     moves = {}
     for event in events:
@@ -107,13 +107,13 @@ def assert_stages(played, events):
 
 
 def assert_commands(played, events):
-    """Every action but WAIT is issued, and has exactly one outcome, told later."""
-    told = {}
+    """Check that every action other than WAIT is issued and then has exactly one outcome."""
+    found = {}
     for event in events:
         if event.type.startswith("COMMAND_"):
-            told.setdefault(event_at(event), []).append(event)
+            found.setdefault(event_at(event), []).append(event)
     for step in played.steps:
-        pair = told.pop(step.at, [])
+        pair = found.pop(step.at, [])
         if step.action[Head.OP] == Op.WAIT:
             assert pair == []
             continue
@@ -125,13 +125,13 @@ def assert_commands(played, events):
         if step.info["action_valid"]:
             assert issued.arguments["slot"] == played.envs.unwrapped.slot_ids[step.action[Head.SLOT]]
             assert set(issued.arguments) < set(HEAD_NAMES)
-    assert not told
+    assert not found
 
 
 @MODES
 @pytest.mark.parametrize("shard_size", [1, 2])
-def test_listening_changes_no_bit(play, assert_same, mode, shard_size):
-    """In full detail, isolation inspected: observations, rewards, infos, and in the end every tensor."""
+def test_sink_changes_no_bit_of_the_results(play, assert_same, mode, shard_size):
+    """Observations, rewards, infos and all final tensors, in full detail and with isolation checks."""
     ends = []
     for listening in (False, True):
         played, sink = play(mode, 11, listening=listening, shard_size=shard_size)
@@ -144,15 +144,15 @@ def test_listening_changes_no_bit(play, assert_same, mode, shard_size):
         assert value.tobytes() == right[name].tobytes(), name
 
 
-def test_events_are_plain_and_come_back_from_a_file(make_digits_vec, tmp_path):
-    """What is written when the environment is closed is what was heard; no value is of a NumPy type."""
+def test_events_have_plain_types_and_survive_a_file(make_digits_vec, tmp_path):
+    """Closing the environment writes all events; no value has a NumPy type."""
     envs = make_digits_vec(COUNT, **SETTINGS)
     sink = listen(envs)
     envs.unwrapped.telemetry.add_sink(JsonlSink(tmp_path))
     Play(envs, lives(5, COUNT, STEPS, 3), STEPS, break_some)
     envs.close()
     assert len(sink.events) > 200
-    assert list(map(repr, read_events(tmp_path))) == list(map(repr, sink.events))  # in words, as NaN is not itself
+    assert list(map(repr, read_events(tmp_path))) == list(map(repr, sink.events))  # NaN differs from itself
     for event in sink.events:
         assert {type(value) for value in (event.env, event.episode, event.epoch, event.slot)} <= {int, str, type(None)}
         for name, hint in field_types(type(event.payload)).items():
@@ -160,7 +160,7 @@ def test_events_are_plain_and_come_back_from_a_file(make_digits_vec, tmp_path):
 
 
 def assert_plain(value, hint):
-    """Exactly of the declared type, or of its kind of collection, down to the last part."""
+    """Check that a value and its parts have exactly the declared type."""
     if isinstance(value, (dict, tuple)):
         assert type(value) in (dict, tuple)
         parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
@@ -169,8 +169,8 @@ def assert_plain(value, hint):
         assert type(value) in (get_args(hint) or (hint,)), (value, hint)
 
 
-def test_a_sink_may_come_in_the_middle_of_an_episode(make_digits_vec, action):
-    """Numbers, lengths and returns are those of the whole episode."""
+def test_sink_attached_during_an_episode_gets_numbers_of_the_whole_episode(make_digits_vec, action):
+    """Episode number, length and return."""
     envs = make_digits_vec(2, horizon=4)
     envs.reset(seed=0)
     rewards = np.zeros(2)
@@ -189,7 +189,7 @@ def test_a_sink_may_come_in_the_middle_of_an_episode(make_digits_vec, action):
     assert [end.payload.episode_return for end in ends] == pytest.approx(rewards.tolist(), abs=1e-12)
 
 
-def test_an_episode_that_is_given_up_has_a_number_and_no_end(make_digits_vec, action):
+def test_episode_ended_by_a_reset_has_a_number_but_no_end(make_digits_vec, action):
     envs = make_digits_vec(2, horizon=2)
     sink = listen(envs)
     envs.reset(seed=0)
@@ -202,7 +202,7 @@ def test_an_episode_that_is_given_up_has_a_number_and_no_end(make_digits_vec, ac
     assert [event_at(end) for end in ends] == [(0, 0, 2), (1, 1, 2)]
 
 
-def test_a_single_environment_tells_of_itself(make_digits, script):
+def test_single_environment_emits_events(make_digits, script):
     env = make_digits(horizon=9)
     sink = listen(env)
     env.reset(seed=0)
@@ -214,7 +214,7 @@ def test_a_single_environment_tells_of_itself(make_digits, script):
     assert {event.env for event in sink.events} == {0}
 
 
-def test_full_detail_lasts_five_epochs_after_an_anomaly(make_digits_vec, script):
+def test_warning_raises_the_detail_for_five_epochs(make_digits_vec, script):
     envs = make_digits_vec(1, horizon=20)
     sink = listen(envs, full=False)
     envs.reset(seed=0)
@@ -222,7 +222,7 @@ def test_full_detail_lasts_five_epochs_after_an_anomaly(make_digits_vec, script)
     for choice in life[:3]:
         envs.step(choice[None])
     assert not heard(envs, sink, "COUNTERFACTUAL_COMPUTED", "GOVERNOR_SNAPSHOT")
-    envs.unwrapped._growth._governor._history[:] = 1e-6  # so that the loss is far above what was normal
+    envs.unwrapped._growth._governor._history[:] = 1e-6  # the loss is far above the history
     envs.unwrapped._growth._governor._count[:] = 20
     envs.unwrapped._growth._governor.guessing = 1e-6
     envs.step(life[3][None])
@@ -236,7 +236,7 @@ def test_full_detail_lasts_five_epochs_after_an_anomaly(make_digits_vec, script)
     assert epochs == [5, 6, 7, 8, 9]
 
 
-def test_nothing_is_put_together_when_nobody_listens(make_digits_vec, action, monkeypatch):
+def test_nothing_is_recorded_without_a_sink(make_digits_vec, action, monkeypatch):
     envs = make_digits_vec(2)
     monkeypatch.setattr(envs.unwrapped._growth.recorder, "record_step", None)
     envs.reset(seed=0)
