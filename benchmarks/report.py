@@ -110,8 +110,8 @@ def verdict(differences: Mapping[str, Mapping[str, float | None]]) -> str:
         "worse than": [name for name, d in differences.items() if d["high"] < 0],
         "indistinguishable from": [name for name, d in differences.items() if d["low"] <= 0 <= d["high"]],
     }
-    said = [f"{relation} {', '.join(names)}" for relation, names in groups.items() if names]
-    return f"Learned is {'; '.join(said)}."
+    relations = [f"{relation} {', '.join(names)}" for relation, names in groups.items() if names]
+    return f"Learned is {'; '.join(relations)}."
 
 
 def study(folder: Path) -> str:

@@ -149,11 +149,11 @@ def formulations(file: Path) -> str:
     for case, own in cases.items():
         fastest = next(row["milliseconds"] for row in own.values() if row["fastest"])
         rows.append([case, f"{fastest:,.2f}", *(_ratio(own.get(name)) for name in measured)])
-    said = "; ".join(f"{name} ({status.removeprefix('not measured: ')})" for name, status in missing.items())
+    reasons = "; ".join(f"{name} ({status.removeprefix('not measured: ')})" for name, status in missing.items())
     return FORMULATIONS.format(
         **{**content, "file": file.name, "rows": _lines(rows), "names": " | ".join(measured)},
         plural="" if content["threads"] == 1 else "s",
-        missing=said or "nothing",
+        missing=reasons or "nothing",
         rule="---|" * len(measured),
     )
 

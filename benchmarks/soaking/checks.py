@@ -93,8 +93,8 @@ def _kept_stacks(state: Mapping[str, Any], row: int) -> Iterator[tuple[tuple[str
     blueprint, saved = state["table"]["blueprint"], state["governor"]["saved"]
     for slot in np.flatnonzero(saved[row]).tolist():
         kind = int(blueprint[row, slot])
-        alike, seeds = blueprint[:, slot] == kind, blueprint[:, slot] != NO_BLUEPRINT
-        for path, held in ((("seeds", str(slot), str(kind)), alike), (("gates", str(slot)), seeds)):
+        same_kind, seeds = blueprint[:, slot] == kind, blueprint[:, slot] != NO_BLUEPRINT
+        for path, held in ((("seeds", str(slot), str(kind)), same_kind), (("gates", str(slot)), seeds)):
             rows = (np.flatnonzero(where).tolist().index(row) for where in (held, held & saved[:, slot]))
             yield path, (next(rows), next(rows))
 

@@ -131,11 +131,11 @@ def shares_table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 def remarks(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Remarks that have no column in the tables."""
-    said = []
+    lines = []
     for result in results:
         if result["captures"]:
-            said.append(f"n = {result['n']}: {result['captures']} captures in {result['native_steps']} steps")
+            lines.append(f"n = {result['n']}: {result['captures']} captures in {result['native_steps']} steps")
         if "bandwidth" in result:
             share = result["bandwidth"]["share"]
-            said.append(f"n = {result['n']}: training runs at {share:.1%} of the limit set by memory bandwidth")
-    return said
+            lines.append(f"n = {result['n']}: training runs at {share:.1%} of the limit set by memory bandwidth")
+    return lines

@@ -25,7 +25,7 @@ class Runner(Protocol):
 
 
 class OneAfterTheOther(Generic[R]):
-    """Calls the functions one after the other."""
+    """Calls the functions serially."""
 
     def __init__(self, works: Sequence[Callable[[], R]]) -> None:
         self._works = works

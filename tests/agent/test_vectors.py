@@ -65,9 +65,9 @@ def test_find_id_suggests_an_id_that_works(named, name, meant):
     module = named.partition(":")[0]
     with pytest.raises(ValueError, match=f"expected one of {named}, Esper-CIFAR-v0, ") as caught:
         find_id(f"{module}:{name}")
-    said = str(caught.value)
-    assert "my_tasks" not in said
-    suggested = re.search(r"did you mean '(.*)'\?$", said)
+    message = str(caught.value)
+    assert "my_tasks" not in message
+    suggested = re.search(r"did you mean '(.*)'\?$", message)
     if meant is None:
         assert suggested is None
     else:
@@ -96,8 +96,8 @@ def test_find_id_suggests_a_registered_task_without_its_module(named):
 )
 def test_find_id_corrects_the_path_of_a_module(named, module, instead):
     name, _, place = instead.partition("'")
-    said = f"write '{name}:Named-v0'{place}"
-    with pytest.raises(ValueError, match=f"starts with the path of a file; .*{said}$"):
+    message = f"write '{name}:Named-v0'{place}"
+    with pytest.raises(ValueError, match=f"starts with the path of a file; .*{message}$"):
         find_id(f"{module}:Named-v0")
     assert named.partition(":")[0] not in sys.modules
 
@@ -160,15 +160,15 @@ def test_commands_reject_environments_of_others(tmp_path, monkeypatch, capsys, c
 
 
 @pytest.mark.parametrize(
-    ("leaving", "said"),
+    ("leaving", "message"),
     [("sys.exit(3)", "SystemExit(3);"), ("sys.exit()", "SystemExit();"), ("sys.exit('bye')", "SystemExit('bye');")],
 )
-def test_evaluate_rejects_a_module_that_exits(tmp_path, monkeypatch, capsys, leaving, said):
+def test_evaluate_rejects_a_module_that_exits(tmp_path, monkeypatch, capsys, leaving, message):
     (tmp_path / "leaving_tasks.py").write_text(f"import sys\n{leaving}", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert main(["evaluate", "--policy", "wait", "--env", "leaving_tasks:X-v0"]) == BAD_INPUT
     error = " ".join(capsys.readouterr().err.split())
-    assert "'leaving_tasks:X-v0' names a module that exits during its import: " + said in error
+    assert "'leaving_tasks:X-v0' names a module that exits during its import: " + message in error
 
 
 def test_find_id_keeps_a_path_with_the_current_folder(tmp_path, monkeypatch):

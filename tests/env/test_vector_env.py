@@ -1,7 +1,5 @@
 """Vector environment: spaces, seeds, and independence of the environments."""
 
-import json
-
 import gymnasium
 import numpy as np
 import pytest
@@ -60,35 +58,6 @@ def test_autoreset_mode_may_be_a_member_a_value_or_a_name(make_digits_vec, mode)
     for form in (mode, mode.value, mode.name):
         assert make_digits_vec(2, autoreset_mode=form).metadata["autoreset_mode"] is mode
     assert "autoreset_mode" not in EsperVectorEnv.metadata
-
-
-def test_vector_spec_with_every_kwarg_is_json():
-    kwargs = {
-        "dataset": "digits",
-        "data_dir": "somewhere",
-        "batch_size": 8,
-        "batches_per_step": 1,
-        "horizon": 4,
-        "host_lr": 0.01,
-        "seed_lr": 0.02,
-        "slots": ["r0c1"],
-        "max_seeds": 1,
-        "gates": "strict",
-        "isolation": "straight_through",
-        "reward_mode": "sparse",
-        "reward_weights": {"rent_weight": 0.1},
-        "param_budget": 99,
-        "device": "cpu",
-        "shard_size": 2,
-        "autoreset_mode": "NextStep",
-        "render_mode": "ansi",
-        "max_episode_steps": 3,
-    }
-    envs = gymnasium.make_vec("Esper-Digits-v0", num_envs=3, **kwargs)
-    recorded = json.loads(envs.spec.to_json())["kwargs"]
-    assert {key: recorded[key] for key in kwargs} == kwargs
-    assert recorded["num_envs"] == 3
-    envs.close()
 
 
 @pytest.mark.parametrize("shard_size", [1, 3])

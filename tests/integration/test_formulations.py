@@ -298,7 +298,7 @@ def test_backends_set_one_precision_for_convolutions_and_matmuls():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (["--n", "1"], "n is 1"),
         (["--rounds", "0"], "rounds"),
@@ -312,10 +312,10 @@ def test_backends_set_one_precision_for_convolutions_and_matmuls():
         (["--env-settings", "dataset=cifar10"], "cifar10"),
     ],
 )
-def test_formulations_reject_bad_settings_before_timing(monkeypatch, tmp_path, capsys, wrong, said):
+def test_formulations_reject_bad_settings_before_timing(monkeypatch, tmp_path, capsys, wrong, message):
     import formulations
 
     monkeypatch.setattr(formulations, "race", lambda *_: pytest.fail("something was timed"))
     assert formulations.main(["--out", str(tmp_path / "f.json"), *wrong]) == BAD_INPUT
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "f.json").exists()

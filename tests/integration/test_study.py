@@ -171,7 +171,7 @@ def test_study_resumes_and_records_its_results(study, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [".lock", "seed-0"]
 
     def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     text = (tmp_path / "out" / "summary.json").read_text(encoding="utf-8")
     summary = json.loads(text, parse_constant=refuse)

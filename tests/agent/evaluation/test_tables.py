@@ -6,8 +6,8 @@ import io
 import numpy as np
 import pytest
 from esper_agent.evaluation.curves import plot_training, running_mean
-from esper_agent.evaluation.play import EpisodeRecord
-from esper_agent.evaluation.tables import summarise, summarise_all, summary_table, write_summaries
+from esper_agent.evaluation.play import EpisodeRecord, write_csv
+from esper_agent.evaluation.tables import summarise, summarise_all, summary_table
 from matplotlib.image import imread
 from rich.console import Console
 
@@ -80,7 +80,7 @@ def test_one_episode_has_no_spread():
 
 
 def test_summaries_are_written_without_nan(tmp_path):
-    write_summaries([summarise(records("a", [0.25])), summarise(records("b", [0.5]))], tmp_path / "s.csv")
+    write_csv([summarise(records("a", [0.25])), summarise(records("b", [0.5]))], tmp_path / "s.csv")
     with (tmp_path / "s.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["policy"] for row in rows] == ["a", "b"]

@@ -24,7 +24,7 @@ from esper_agent.cli.play import episode_bar
 from esper_agent.cli.script import check_least, run_script
 from esper_agent.evaluation.curves import plot_training
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
-from esper_agent.evaluation.tables import print_summaries, summarise_all, write_summaries
+from esper_agent.evaluation.tables import print_summaries, summarise_all
 from esper_agent.settings.config_file import parse_env_settings, plain
 from esper_agent.training.callbacks import SingleThreadedPolicy
 from esper_agent.training.run import HELD_OUT_SEED, Trained, TrainSettings, train
@@ -83,7 +83,7 @@ def compare(settings: DemoSettings, trained: Trained, console: Console) -> int:
     summaries = summarise_all(results)
     everything = [record for records in results.values() for record in records]
     write_csv(everything, settings.out / EPISODES_CSV)
-    write_summaries(summaries, settings.out / SUMMARY_CSV)
+    write_csv(summaries, settings.out / SUMMARY_CSV)
     dataset = everything[0].dataset
     title = f"{settings.env} on {dataset}: {settings.episodes} held-out episodes"
     figure = settings.out / FIGURE

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
-from esper_agent.evaluation.tables import print_summaries, summarise, summarise_all, write_summaries
+from esper_agent.evaluation.tables import print_summaries, summarise, summarise_all
 from esper_agent.policies.baselines import POLICIES
 from esper_agent.settings.config_file import ConfigError, parse_env_settings
 from esper_agent.settings.ranges import check_device
@@ -141,7 +141,7 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
     everything = [record for records in results.values() for record in records]
     raw, summary = (out / name for name in BENCHMARK_FILES)
     write_csv(everything, raw)
-    write_summaries(summaries, summary)
+    write_csv(summaries, summary)
     print_summaries(console, summaries, _title(env_id, everything))
     console.print(f"Written to {raw} and {summary}", soft_wrap=True, markup=False)
     return 0

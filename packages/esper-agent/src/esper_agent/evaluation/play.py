@@ -220,10 +220,16 @@ class _Play:
         return observation
 
 
-def write_csv(records: Sequence[EpisodeRecord], path: str | Path) -> None:
-    """Write one line per episode to a CSV file, complete or not at all."""
+class Row(Protocol):
+    """Interface of a line of a CSV file, such as a record or a summary."""
+
+    def row(self) -> dict[str, Any]: ...
+
+
+def write_csv(records: Sequence[Row], path: str | Path) -> None:
+    """Write one line per record to a CSV file, complete or not at all."""
     if not records:
-        raise ValueError("there are no episodes to write; play at least one")
+        raise ValueError("there are no records to write; play at least one episode")
     with replaced(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(records[0].row()))
         writer.writeheader()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from esper_env.persistence.atomic import replaced
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -174,14 +171,6 @@ def training_table(episodes: Sequence[Mapping[str, Any]], title: str) -> Table:
             cells.append(_spread(spread, digits))
         table.add_row(label, *cells)
     return table
-
-
-def write_summaries(summaries: Sequence[Summary], path: str | Path) -> None:
-    """Write one line per policy to a CSV file, complete or not at all."""
-    with replaced(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(summaries[0].row()))
-        writer.writeheader()
-        writer.writerows(summary.row() for summary in summaries)
 
 
 def _spread(spread: Spread, digits: int) -> str:
