@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from esper_env.extension_checks.construction import seeded_construction
 from esper_env.extension_checks.hosts import check_forward, check_host
 from esper_env.hosts import CNNHost, SegmentedHost, SlotSpec, TransformerHost
 from esper_env.rules.heads import Operator
@@ -20,9 +21,10 @@ class Perceptron(SegmentedHost):
 
     def __init__(self):
         super().__init__()
-        self.segments = nn.ModuleList(
-            [nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU()), nn.Sequential(nn.Flatten(), nn.Linear(12, 4))]
-        )
+        with seeded_construction(0):  # other weights may leave every ReLU at zero, where there is nothing to mix
+            self.segments = nn.ModuleList(
+                [nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU()), nn.Sequential(nn.Flatten(), nn.Linear(12, 4))]
+            )
         self.slots = (SlotSpec("r0c0", 3, "between", 0, 0, 0, (3, 2, 2)),)
         self.execution_order = (0,)
 
