@@ -10,7 +10,6 @@ from esper_agent.monitoring.payloads import (
     DegradationDetected,
     EntropyCollapse,
     GradientAnomaly,
-    ImprovementDetected,
     NumericalInstability,
     PlateauDetected,
     RatioCollapse,
@@ -53,27 +52,18 @@ def panic(reason, loss, threshold):
 
 
 def rollback(*pruned):
-    return GovernorRollback(
-        reason="non-finite",
-        loss=NAN,
-        threshold=None,
-        panics=1,
-        rollbacks=2,
-        snapshot_epoch=10,
-        pruned=pruned,
-        skipped_op="ADVANCE",
-        missing=(),
-        unexpected=(),
-    )
+    rest = {"rollbacks": 2, "snapshot_epoch": 10, "skipped_op": "ADVANCE", "missing": (), "unexpected": ()}
+    return GovernorRollback(**vars(panic("non-finite", NAN, None)), pruned=pruned, **rest)
 
 
+COLLAPSE = anomaly(ValueCollapse, "explained_variance", 0.005578, 0.1)
+MEMORY = MemoryWarning(kind="resident", used_mib=14500.4, limit_mib=14400.0)
+
+#: Payloads and their sentences.
 #: Payloads and their sentences.
 SENTENCES = [
     (panic("non-finite", NAN, None), "the network is not finite (validation loss nan); panic 2 in a row."),
-    (
-        panic("collapse", 2.31, 2.302585),
-        "the validation loss 2.31 is back at that of guessing (2.303); panic 2 in a row.",
-    ),
+    (panic("collapse", 2.31, 2.3), "the validation loss 2.31 is back at that of guessing (2.3); panic 2 in a row."),
     (panic("divergence", 9.0, 4.5), "the validation loss 9 diverges (threshold 4.5); panic 2 in a row."),
     (
         rollback("r0c0", "r0c2"),
@@ -81,22 +71,10 @@ SENTENCES = [
         "seeds in r0c0, r0c2 and skipped ADVANCE (rollback 2 of this episode).",
     ),
     (
-        rollback(),
-        "the network is not finite (validation loss nan); the governor restored the snapshot of epoch 10 and skipped "
-        "ADVANCE (rollback 2 of this episode).",
+        IsolationViolation(slots=("r0c0", "r0c1"), what="outputs"),
+        "a seed in TRAINING in r0c0 or r0c1 changed the outputs of its host.",
     ),
-    (
-        IsolationViolation(slots=("r0c0", "r0c1"), what="outputs and statistics"),
-        "a seed in TRAINING in r0c0 or r0c1 changed the outputs and statistics of its host.",
-    ),
-    (
-        MemoryWarning(kind="resident", used_mib=14500.4, limit_mib=14400.0),
-        "the process uses 14,500 MiB of memory (threshold 14,400 MiB).",
-    ),
-    (
-        MemoryWarning(kind="cuda:0", used_mib=95.0, limit_mib=90.0),
-        "cuda:0 uses 95 MiB of memory (threshold 90 MiB).",
-    ),
+    (MEMORY, "the resident memory in use is 14,500 MiB (threshold 14,400 MiB)."),
     (
         anomaly(RatioExplosion, "alpha_target_ratio_high", 7.25, 5.0),
         "the 95% quantile of the alpha target head's probability ratios is 7.25 (threshold 5).",
@@ -105,40 +83,26 @@ SENTENCES = [
         anomaly(RatioCollapse, "op_ratio_low", 0.0123, 0.1),
         "the 5% quantile of the op head's probability ratios is 0.0123 (threshold 0.1).",
     ),
-    (
-        anomaly(ValueCollapse, "explained_variance", 0.005578, 0.1),
-        "the critic explains only 0.6% of the return variance (threshold 10%).",
-    ),
+    (COLLAPSE, "the critic explains only 0.6% of the return variance (threshold 10%)."),
     (
         anomaly(ValueCollapse, "explained_variance", -3.0, 0.1),
-        "the critic predicts the returns worse than their mean does (explained variance -3, threshold 0.1).",
-    ),
-    (anomaly(ValueCollapse, "explained_variance", NAN, None), "the critic's explained variance is nan."),
-    (
-        anomaly(NumericalInstability, "skipped_updates", 2.0, 0.0),
-        "training skipped 2 updates that were not finite.",
+        "the critic's explained variance is -3; expected at least 0.1.",
     ),
     (
-        anomaly(NumericalInstability, "value_loss", NAN, None),
-        "the policy's value_loss is nan; expected a finite number.",
+        anomaly(ValueCollapse, "explained_variance", NAN, None),
+        "the critic's explained variance is nan; expected at least 0.",
     ),
-    (
-        anomaly(GradientAnomaly, "grad_norm", 123.4, 100.0),
-        "gradients explode: their mean norm is 123 (threshold 100).",
-    ),
-    (anomaly(GradientAnomaly, "grad_norm", 0.0, 0.01), "gradients vanish: their mean norm is 0 (threshold 0.01)."),
+    (anomaly(NumericalInstability, "skipped_updates", 2.0, 0.0), "training skipped 2 updates that were not finite."),
+    (BROKEN, "the policy's loss [x] is nan; expected a finite number."),
+    (anomaly(GradientAnomaly, "grad_norm", 123.4, 100.0), "the mean norm of the gradients is 123 (threshold 100)."),
     (
         anomaly(EntropyCollapse, "op_choice_entropy", 0.15, 0.2),
         "the op head has stopped exploring: its normalised entropy is 0.15 (threshold 0.2).",
     ),
-    (PLATEAU, "the committed accuracy hardly changed from 49.9% to 50.0% (+0.1 points; means of 3 rollouts)."),
+    (PLATEAU, "the committed accuracy changed from 49.9% to 50.0% (+0.1 points; means of 3 rollouts)."),
     (
         DegradationDetected(change=-3.0, recent=43.0, previous=46.0, **TREND),
-        "the committed accuracy fell from 46.0% to 43.0% (-3.0 points; means of 3 rollouts).",
-    ),
-    (
-        ImprovementDetected(change=3.0, recent=46.0, previous=43.0, **TREND),
-        "the committed accuracy rose from 43.0% to 46.0% (+3.0 points; means of 3 rollouts).",
+        "the committed accuracy changed from 46.0% to 43.0% (-3.0 points; means of 3 rollouts).",
     ),
     (HACKING, "the episode was rewarded with 31.2 points for growth, but its committed seeds are worth 0.0."),
     (
@@ -168,12 +132,10 @@ def test_every_type_that_the_console_shows_has_a_tested_sentence():
 
 
 def test_line_has_time_severity_place_and_sentence():
-    collapse = anomaly(ValueCollapse, "explained_variance", 0.005578, 0.1)
-    memory = MemoryWarning(kind="resident", used_mib=2.0, limit_mib=1.0)
-    assert shown(event(HACKING, env=3, episode=7, epoch=40, slot="r0c0"), event(collapse), event(memory)) == [
+    assert shown(event(HACKING, env=3, episode=7, epoch=40, slot="r0c0"), event(COLLAPSE), event(MEMORY)) == [
         f"22:13:20 Warning in environment 3, episode 7, epoch 40, slot r0c0: {HACKING.sentence()}",
         "22:13:20 Warning at step 320: the critic explains only 0.6% of the return variance (threshold 10%).",
-        f"22:13:20 Warning: {memory.sentence()}",
+        f"22:13:20 Warning: {MEMORY.sentence()}",
     ]
 
 

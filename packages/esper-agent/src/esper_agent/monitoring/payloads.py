@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from esper_env.telemetry import Payload, Severity
+
+#: End of the sentence of an anomaly.
+_THRESHOLD = " (threshold {self.threshold:.3g})."
 
 # Runs
 
@@ -47,12 +50,9 @@ class Anomaly(Payload):
     threshold: float | None  # None if the value is not finite
 
     @property
-    def _head(self) -> str:
+    def head(self) -> str:
         """Action head of the metric, in words."""
-        for statistic in ("_ratio_high", "_ratio_low", "_choice_entropy"):
-            if self.quantity.endswith(statistic):
-                return self.quantity.removesuffix(statistic).replace("_", " ")
-        return self.quantity
+        return re.sub("_(ratio|choice)_.*", "", self.quantity).replace("_", " ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +60,7 @@ class RatioExplosion(Anomaly):
     """A probability ratio is far above 1."""
 
     TYPE = "RATIO_EXPLOSION_DETECTED"
-
-    def sentence(self) -> str:
-        """Return the head and its ratio."""
-        return (
-            f"the 95% quantile of the {self._head} head's probability ratios is {self.value:.3g} "
-            f"(threshold {self.threshold:.3g})."
-        )
+    SENTENCE = "the 95% quantile of the {self.head} head's probability ratios is {self.value:.3g}" + _THRESHOLD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +68,7 @@ class RatioCollapse(Anomaly):
     """A probability ratio is far below 1."""
 
     TYPE = "RATIO_COLLAPSE_DETECTED"
-
-    def sentence(self) -> str:
-        """Return the head and its ratio."""
-        return (
-            f"the 5% quantile of the {self._head} head's probability ratios is {self.value:.3g} "
-            f"(threshold {self.threshold:.3g})."
-        )
+    SENTENCE = "the 5% quantile of the {self.head} head's probability ratios is {self.value:.3g}" + _THRESHOLD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +78,8 @@ class ValueCollapse(Anomaly):
     TYPE = "VALUE_COLLAPSE_DETECTED"
 
     def sentence(self) -> str:
-        """Return the share of the variance that the critic explains."""
-        if self.threshold is None:
-            return f"the critic's explained variance is {self.value}."
-        if self.value < 0:
-            return (
-                "the critic predicts the returns worse than their mean does "
-                f"(explained variance {self.value:.3g}, threshold {self.threshold:.3g})."
-            )
+        if self.threshold is None or self.value < 0:
+            return f"the critic's explained variance is {self.value:.3g}; expected at least {self.threshold or 0:.3g}."
         limit = f"{100 * self.threshold:.3g}%"
         return f"the critic explains only {self.value:.1%} of the return variance (threshold {limit})."
 
@@ -110,7 +92,6 @@ class NumericalInstability(Anomaly):
     SEVERITY = Severity.ERROR
 
     def sentence(self) -> str:
-        """Return the metric, or the number of skipped updates."""
         if self.quantity == "skipped_updates":
             return f"training skipped {self.value:.0f} updates that were not finite."
         return f"the policy's {self.quantity} is {self.value}; expected a finite number."
@@ -121,12 +102,7 @@ class GradientAnomaly(Anomaly):
     """Gradients explode or vanish."""
 
     TYPE = "GRADIENT_ANOMALY_DETECTED"
-
-    def sentence(self) -> str:
-        """Return the norm of the gradients."""
-        assert self.threshold is not None
-        verb = "vanish" if self.value < self.threshold else "explode"
-        return f"gradients {verb}: their mean norm is {self.value:.3g} (threshold {self.threshold:.3g})."
+    SENTENCE = "the mean norm of the gradients is {self.value:.3g}" + _THRESHOLD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,32 +110,22 @@ class EntropyCollapse(Anomaly):
     """A head that has a choice has stopped exploring."""
 
     TYPE = "ENTROPY_COLLAPSE_DETECTED"
-
-    def sentence(self) -> str:
-        """Return the head and its entropy."""
-        return (
-            f"the {self._head} head has stopped exploring: its normalised entropy is {self.value:.3g} "
-            f"(threshold {self.threshold:.3g})."
-        )
+    SENTENCE = "the {self.head} head has stopped exploring: its normalised entropy is {self.value:.3g}" + _THRESHOLD
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trend(Payload):
     """Committed accuracy of the latest batches of episodes compared with the batches before, in points."""
 
-    VERB: ClassVar[str]
+    SENTENCE = (
+        "the committed accuracy changed from {self.previous:.1f}% to {self.recent:.1f}% "
+        "({self.change:+.1f} points; means of {self.batches} rollouts)."
+    )
     timesteps: int
     change: float
     recent: float  # mean
     previous: float  # mean
     batches: int  # on each side
-
-    def sentence(self) -> str:
-        """Return both means and the change."""
-        return (
-            f"the committed accuracy {self.VERB} from {self.previous:.1f}% to {self.recent:.1f}% "
-            f"({self.change:+.1f} points; means of {self.batches} rollouts)."
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +133,6 @@ class PlateauDetected(Trend):
     """The committed accuracy has not changed."""
 
     TYPE = "PLATEAU_DETECTED"
-    VERB = "hardly changed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +141,6 @@ class DegradationDetected(Trend):
 
     TYPE = "DEGRADATION_DETECTED"
     SEVERITY = Severity.WARNING
-    VERB = "fell"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +148,6 @@ class ImprovementDetected(Trend):
     """The committed accuracy has risen."""
 
     TYPE = "IMPROVEMENT_DETECTED"
-    VERB = "rose"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +162,6 @@ class RewardHackingSuspected(Payload):
     ratio: float | None  # None if nothing improved
 
     def sentence(self) -> str:
-        """Return the rewards and the achievement."""
         if self.signature == "overpaid":
             return (
                 f"the episode was rewarded with {self.paid:.1f} points for growth, but its committed seeds are worth "

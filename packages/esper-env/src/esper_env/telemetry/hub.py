@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from esper_env.telemetry.events import Event
 from esper_env.telemetry.payloads import Detail, Payload, Severity
-from esper_env.telemetry.writer import Outlet, Sink, Writer, forget_writers
+from esper_env.telemetry.writer import OPEN, Outlet, Sink, Writer
 
 #: Payload and place of an event: payload, env, episode, epoch, slot.
 Occurrence = tuple[Payload, int | None, int | None, int | None, str | None]
@@ -35,8 +35,6 @@ class Telemetry:
     Args:
         detail: level of detail of the events.
     """
-
-    _finalizer: weakref.finalize[..., Telemetry] | None = None
 
     def __init__(self, detail: Detail = Detail.NORMAL) -> None:
         self.next_id = 0
@@ -169,11 +167,8 @@ class Telemetry:
         self._set_up([outlet.sink for outlet in self._writer.outlets if outlet.failure is None])
 
     def _renew_writer(self, sinks: Sequence[Sink] = ()) -> None:
-        if self._finalizer is not None:
-            self._finalizer.detach()
         self._writer = Writer(sinks)
-        self._finalizer = weakref.finalize(self, self._writer.release)
-        self._finalizer.atexit = False  # the writer finishes at exit by itself
+        weakref.finalize(self, self._writer.release).atexit = False  # the writer finishes at exit by itself
         self._update_level()
 
     def _send(self, occurrences: list[Occurrence], severity: Severity | None = None) -> None:
@@ -209,7 +204,7 @@ _HUBS: weakref.WeakSet[Telemetry] = weakref.WeakSet()
 
 
 def _repair_fork() -> None:
-    forget_writers()
+    OPEN.clear()
     for hub in list(_HUBS):
         hub._after_fork()
 

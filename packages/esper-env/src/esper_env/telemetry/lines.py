@@ -173,10 +173,13 @@ def _seconds(value: Any) -> float:
     return ((datetime.fromisoformat(value) - _EPOCH) // _MICROSECOND) / 1e6
 
 
-def _whole(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} is {value!r}; expected an integer")
-    return value
+def _exactly(kind: type, words: str) -> Callable[[Any, str], Any]:
+    def read(value: Any, name: str) -> Any:
+        if type(value) is not kind:  # a bool is no integer
+            raise ValueError(f"{name} is {value!r}; expected {words}")
+        return value
+
+    return read
 
 
 def _number(value: Any, name: str) -> float:
@@ -188,18 +191,6 @@ def _number(value: Any, name: str) -> float:
         return float(value)
     except OverflowError:
         raise ValueError(f"{name} is too large for a float") from None
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r}; expected text")
-    return value
-
-
-def _truth(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; expected true or false")
-    return value
 
 
 def _texts(value: Any, name: str) -> tuple[str, ...]:
@@ -221,6 +212,7 @@ def _optional(read: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
     return lambda value, name: None if value is None else read(value, name)
 
 
+_whole, _text, _truth = _exactly(int, "an integer"), _exactly(str, "text"), _exactly(bool, "true or false")
 _whole_or_none = _optional(_whole)
 _READERS: dict[Any, Callable[[Any, str], Any]] = {
     int: _whole,

@@ -45,6 +45,8 @@ class Payload:
     TYPE: ClassVar[str]
     SEVERITY: ClassVar[Severity] = Severity.INFO
     DETAIL: ClassVar[Detail] = Detail.NORMAL
+    #: End of a sentence about the event, a format string for the payload as ``self``. Warnings and errors have one.
+    SENTENCE: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         if "TYPE" not in vars(cls):
@@ -58,7 +60,9 @@ class Payload:
         PAYLOADS[cls.TYPE] = cls  # a notebook cell or a reload declares the class again
 
     def sentence(self) -> str:
-        """Return the event as the end of a sentence; payloads of warnings and errors override this."""
+        """Return ``SENTENCE`` with its values, or else the type and the fields."""
+        if self.SENTENCE:
+            return self.SENTENCE.format(self=self)
         fields = ", ".join(f"{name} {value}" for name, value in vars(self).items() if value is not None)
         return f"{self.TYPE} ({fields})."
 
@@ -226,8 +230,9 @@ class _Panic(Payload):
     threshold: float | None  # divergence: the limit; collapse: loss of guessing; non-finite: None
     panics: int  # in a row, this one included
 
-    def _problem(self) -> str:
-        """Return a clause that describes the problem."""
+    @property
+    def problem(self) -> str:
+        """Description of the problem."""
         if self.reason == "non-finite":
             return f"the network is not finite (validation loss {self.loss:.4g})"
         if self.reason == "collapse":
@@ -241,10 +246,7 @@ class GovernorPanic(_Panic):
 
     TYPE = "GOVERNOR_PANIC"
     SEVERITY = Severity.WARNING
-
-    def sentence(self) -> str:
-        """Return the problem and the number of panics."""
-        return f"{self._problem()}; panic {self.panics} in a row."
+    SENTENCE = "{self.problem}; panic {self.panics} in a row."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +255,10 @@ class GovernorRollback(_Panic):
 
     TYPE = "GOVERNOR_ROLLBACK"
     SEVERITY = Severity.ERROR
+    SENTENCE = (
+        "{self.problem}; the governor restored the snapshot of epoch {self.snapshot_epoch}, pruned the seeds in "
+        "{self.pruned_slots} and skipped {self.skipped_op} (rollback {self.rollbacks} of this episode)."
+    )
     rollbacks: int  # in this episode, this one included
     snapshot_epoch: int
     pruned: tuple[str, ...]  # slots
@@ -260,13 +266,10 @@ class GovernorRollback(_Panic):
     missing: tuple[str, ...]  # tensors of the network that the snapshot lacks; always empty in a sound system
     unexpected: tuple[str, ...]  # tensors of the snapshot that the network lacks
 
-    def sentence(self) -> str:
-        """Return the problem, the snapshot and the losses."""
-        pruned = f", pruned the seeds in {', '.join(self.pruned)}" if self.pruned else ""
-        return (
-            f"{self._problem()}; the governor restored the snapshot of epoch {self.snapshot_epoch}{pruned} and skipped "
-            f"{self.skipped_op} (rollback {self.rollbacks} of this episode)."
-        )
+    @property
+    def pruned_slots(self) -> str:
+        """Slots with a pruned seed, in words."""
+        return ", ".join(self.pruned) or "no slot"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,12 +291,14 @@ class IsolationViolation(Payload):
 
     TYPE = "ISOLATION_VIOLATION"
     SEVERITY = Severity.ERROR
+    SENTENCE = "a seed in TRAINING in {self.places} changed the {self.what} of its host."
     slots: tuple[str, ...]  # with a seed in TRAINING
     what: str  # "outputs", "statistics" or both
 
-    def sentence(self) -> str:
-        """Return the slots and the change."""
-        return f"a seed in TRAINING in {' or '.join(self.slots)} changed the {self.what} of its host."
+    @property
+    def places(self) -> str:
+        """Slots in words."""
+        return " or ".join(self.slots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,11 +307,7 @@ class MemoryWarning(Payload):
 
     TYPE = "MEMORY_WARNING"
     SEVERITY = Severity.WARNING
+    SENTENCE = "the {self.kind} memory in use is {self.used_mib:,.0f} MiB (threshold {self.limit_mib:,.0f} MiB)."
     kind: str  # "resident", or the name of the accelerator
     used_mib: float
     limit_mib: float
-
-    def sentence(self) -> str:
-        """Return the use and the limit."""
-        owner = "the process" if self.kind == "resident" else self.kind
-        return f"{owner} uses {self.used_mib:,.0f} MiB of memory (threshold {self.limit_mib:,.0f} MiB)."

@@ -133,7 +133,7 @@ class Writer(QueueListener):
         self._thread = None
         try:
             super().start()
-            _OPEN.add(self)
+            OPEN.add(self)
         except RuntimeError as error:  # too many threads, or the interpreter ends
             self._thread = None
             for outlet in self.outlets:
@@ -157,7 +157,7 @@ class Writer(QueueListener):
         if idle:
             time.sleep(LINGER)
         if item is self._sentinel and all(outlet.failure is None for outlet in self.outlets):
-            _OPEN.discard(self)
+            OPEN.discard(self)
         return item
 
     def handle(self, item: Any) -> None:
@@ -199,18 +199,13 @@ class Writer(QueueListener):
 
 
 #: Writers with a thread or a failure that nobody was warned of.
-_OPEN: set[Writer] = set()
-
-
-def forget_writers() -> None:
-    """Leave all writers to the parent of a forked process."""
-    _OPEN.clear()
+OPEN: set[Writer] = set()
 
 
 @atexit.register
 def _finish() -> None:
     """Write all events before the interpreter ends, and warn of failures."""
-    writers = list(_OPEN)
+    writers = list(OPEN)
     for writer in writers:
         writer.end()
     for writer in writers:
