@@ -47,6 +47,8 @@ class GrowthToy(gymnasium.Env):
 
     def __init__(self, horizon: int = 12, render_mode: str | None = None, reward_weights: dict | None = None) -> None:
         self.horizon, self.render_mode, self.reward_weights = horizon, render_mode, reward_weights
+        self.stage, self.in_stage, self.blueprint = [Stage.DORMANT] * SLOTS, [0] * SLOTS, [NO_BLUEPRINT] * SLOTS
+        self.epoch, self.accuracy = 0, 0.0
         self.nvec = head_sizes(SLOTS)
         self.observation_space = Dict(
             features=Box(-2, 2, (31 + 30 * SLOTS,), np.float32),

@@ -9,9 +9,9 @@ from esper_env.tasks.identity import FORMAT
 from stepping import begun, changed, drive, leaves, new_env, plan_for
 
 #: Reasons for which a tree of another form is rejected.
-MISFIT = "; expected |lacks|unknown keys|in the state|not the state|format|identity"
+MISFIT = "expected|lacks|unknown keys|in the state|not the state|format|identity|sum to|impossible"
 #: Reasons for which values are rejected.
-IMPOSSIBLE_VALUE = "it must be|impossible|blueprint|negative|sum to|not the state of a generator"
+IMPOSSIBLE_VALUE = "expected|impossible|blueprint|negative|sum to|not the state of a generator"
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,8 @@ def test_a_part_too_many_is_refused(rich):
     env, state, *_ = rich
     for path in (
         (),
-        ("growth",),
-        ("table"),
-        ("signals"),
+        ("table",),
+        ("signals",),
         ("reward", "ledger"),
         ("generators",),
         ("population", "host"),

@@ -112,7 +112,14 @@ def sb3(**kwargs):
     ("id-unknown", sb3(env_id="Esper-X-v0"), ValueError, "'Esper-X-v0' is not a registered", "one of Esper-CIFAR"),
     ("id-list", sb3(env_id=[ID]), ValueError, "['Esper-Digits-v0'] is not a registered", "one of Esper-CIFAR"),
     ("kwarg", sb3(horizn=3), ValueError, "no keyword argument 'horizn'", "did you mean 'horizon'?"),
-    ("not-a-vector", lambda: GymVecEnv(3), TypeError, "a gymnasium.vector.VectorEnv, not a int", "gymnasium.make_vec"),
+    (
+        "not-a-vector",
+        lambda: GymVecEnv(3),
+        TypeError,
+        "vec_env is a int",
+        "expected a gymnasium.vector.VectorEnv",
+        "gymnasium.make_vec",
+    ),
 )
 def test_environments_for_stable_baselines(what, error, says):
     refused(what, error, says)

@@ -40,7 +40,7 @@ def test_a_run_tells_of_its_beginning_and_of_where_it_goes_on(runs):
     (began,), (went_on,) = ([e for e in events if e.type == "TRAINING_STARTED"] for events in (first, second))
     assert first[0] is began
     assert [event.type for event in second[:2]] == ["CHECKPOINT_LOADED", "TRAINING_STARTED"]
-    assert second[0].payload.path == str(folder / "checkpoints" / f"{2 * ROLLOUT:012}")
+    assert second[0].payload.path == str(folder / "checkpoints" / f"{2 * ROLLOUT:012}.safetensors")
     assert (began.payload.timesteps, second[0].payload.timesteps, went_on.payload.timesteps) == (0, 24, 24)
     for event in (began, went_on):
         said = event.payload

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from command_line import SMALL
 from esper_agent.training.run import train
-from esper_env.telemetry import JsonlSink, MemorySink, read_events, writer
+from esper_env.telemetry import JsonlSink, MemorySink, Telemetry, read_events
 from made_events import PATIENCE, HangingSink, RaisingSink
 from resuming import REAL, differences, small_settings
-from stable_baselines3.common.callbacks import BaseCallback
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -52,26 +51,11 @@ def test_a_sink_that_raises_costs_a_run_one_warning(sound, tmp_path, error):
     assert len(list(read_events(tmp_path / "run" / "events"))) == len(ids)
 
 
-def test_a_sink_that_hangs_costs_a_run_one_warning(sound, tmp_path, gate, monkeypatch):
-    sink = HangingSink(gate, "write")
-
-    class FillQueue(BaseCallback):
-        """Leaves no room in the queue from the moment on at which the sink hangs."""
-
-        def _on_rollout_end(self):
-            assert sink.reached.wait(PATIENCE)
-            monkeypatch.setattr(writer, "CAPACITY", 16)
-
-        def _on_step(self):
-            return True
-
-    ids = train_with(tmp_path / "run", [sink], "HangingSink is switched off: its queue is full", [FillQueue()])
-    assert ids == list(range(len(ids)))
-    assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write
-
-
-def test_a_sink_that_hangs_when_the_run_is_over_costs_it_one_warning(sound, tmp_path, gate):
-    ids = train_with(tmp_path / "run", [HangingSink(gate, "close")], "HangingSink .*did not finish within 5 seconds")
+@pytest.mark.parametrize("where", ["write", "close"])
+def test_a_hanging_sink_costs_a_run_one_warning(sound, tmp_path, gate, monkeypatch, where):
+    for wait in (Telemetry.flush, Telemetry.close):
+        monkeypatch.setattr(wait, "__defaults__", (0.5,))
+    ids = train_with(tmp_path / "run", [HangingSink(gate, where)], "HangingSink .*did not finish within 0.5 seconds")
     assert ids == list(range(len(ids)))
     assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write
 

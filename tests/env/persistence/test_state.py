@@ -128,7 +128,8 @@ def test_generators_reject_impossible_states(path, value, message):
     state = generators.get_state()
     node = state
     for key in path[:-1]:
-        node = node[key] = dict(node[key])
+        node[key] = dict(node[key])
+        node = node[key]
     node[path[-1]] = value
     before = list(generators.rngs)
     with pytest.raises(ValueError, match=message):

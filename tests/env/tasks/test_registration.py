@@ -315,7 +315,7 @@ class Unmapped(Wide):
         (Inplace, "segment 1 of the host Inplace writes into its input, which seeds still need"),
         (Rectified, "segment 1 of the host Rectified writes into its input"),
         (WrongLinear, r"segment 1 of the host WrongLinear cannot run on \(3, 5, 8, 8\) \(mat1 and mat2"),
-        (Frozen, r"a Frozen has parameters that are frozen \(segments.0.0.weight\); every parameter is trained"),
+        (Frozen, r"a Frozen has frozen parameters \(segments.0.0.weight\); every parameter is trained"),
         (Unmapped, r"the host Unmapped cannot be trained for many networks at once.*register the task with auto_shard"),
     ],
 )
