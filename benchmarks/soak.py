@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 from esper_agent.cli.main import FAILED, OK
 from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
-from esper_agent.settings.config_file import ConfigError, parse_env_settings
+from esper_agent.settings.named_values import ConfigError, parse_env_settings
 from esper_agent.vectors import make_vector
 from esper_env.rules.heads import Op
 from esper_env.rules.stages import Stage

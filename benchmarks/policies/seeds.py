@@ -20,7 +20,8 @@ from typing import Any
 
 from esper_agent.cli.main import OK, SIGNALLED, parse
 from esper_agent.cli.script import check_least, check_writable
-from esper_agent.settings.config_file import ConfigError, plain, read_config
+from esper_agent.settings.config_file import plain, read_config
+from esper_agent.settings.named_values import ConfigError
 from esper_agent.training.callbacks import StopOnInterrupt
 from esper_agent.training.run import HELD_OUT_SEED, TrainSettings
 from esper_agent.training.run_folder import CONFIG, EPISODES, MODEL, VERSIONS, RunError

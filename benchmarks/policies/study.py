@@ -28,7 +28,8 @@ from esper_agent.cli.main import FAILED, OK
 from esper_agent.cli.script import origin, run_script, write_json
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.statistics import Estimate, bootstrap_interval, crossed_bootstrap, interquartile_mean
-from esper_agent.settings.config_file import parse_env_settings, plain
+from esper_agent.settings.config_file import plain
+from esper_agent.settings.named_values import parse_env_settings
 from esper_agent.training.run import HELD_OUT_SEED, TrainSettings
 from esper_agent.training.run_folder import EPISODES, PolicyByName
 from esper_agent.vectors import make_vector

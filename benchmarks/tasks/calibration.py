@@ -23,7 +23,7 @@ from typing import Any
 import headroom
 from esper_agent.cli.main import FAILED, OK
 from esper_agent.cli.script import check_least, origin, run_script, write_json
-from esper_agent.settings.config_file import ConfigError
+from esper_agent.settings.named_values import ConfigError
 from esper_env.checks import is_finite
 from esper_env.seeds import offered_blueprints
 from headroom import HOST, HeadroomSettings

@@ -21,9 +21,9 @@ import numpy as np
 from esper_agent.cli.main import OK
 from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
 from esper_agent.policies.baselines import WaitPolicy
-from esper_agent.settings.config_file import ConfigError, parse_env_settings
+from esper_agent.settings.named_values import ConfigError, parse_env_settings
 from esper_agent.vectors import make_vector
-from esper_env.population.build import resolve_device
+from esper_env.devices import resolve_device
 from esper_env.rules.observation_view import ObservationView
 from gymnasium.vector import AutoresetMode
 from rich.console import Console

@@ -28,9 +28,9 @@ from contenders import Contender, PlainLoop
 from convolutions import FORMULATIONS, NEEDS_CUDA, Problem
 from esper_agent.cli.main import OK
 from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
-from esper_agent.settings.config_file import ConfigError, parse_env_settings
+from esper_agent.settings.named_values import ConfigError, parse_env_settings
 from esper_env.data import DataFamily, load_data
-from esper_env.population.build import resolve_device
+from esper_env.devices import resolve_device
 from esper_env.tasks import TaskConfig, make_task
 from layers import Case, cases
 from rich.console import Console

@@ -29,7 +29,7 @@ from esper_agent.cli.main import OK
 from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
 from esper_agent.evaluation.statistics import bootstrap_interval
 from esper_agent.policies.baselines import POLICIES
-from esper_agent.settings.config_file import ConfigError
+from esper_agent.settings.named_values import ConfigError
 from esper_agent.vectors import make_vector
 from esper_env.telemetry import Detail, JsonlSink, MemoryWarning
 from gymnasium.vector import AutoresetMode, VectorEnv

@@ -29,8 +29,8 @@ from comparison import BARE, LOOP, NATIVE, compare, remarks, shares_table, table
 from contenders import BareLoop, Contender, Environments, PlainLoop
 from esper_agent.cli.main import OK
 from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
-from esper_agent.settings.config_file import ConfigError, parse_env_settings
-from esper_env.population.build import resolve_device
+from esper_agent.settings.named_values import ConfigError, parse_env_settings
+from esper_env.devices import resolve_device
 from esper_env.tasks import make_task
 from rich.console import Console
 from tqdm import tqdm

@@ -1,7 +1,7 @@
-"""Whatever is wrong with what an environment is given is said: the value, what was expected, the remedy.
+"""Errors about malformed input of environments name the value, what was expected, and the remedy.
 
-Each row is (id, what is done, error, value named, what was expected, remedy where there is one). What is refused
-changes nothing: an environment goes on exactly as a twin that was left alone.
+Each row is (id, input, error, value named, what was expected, remedy where there is one). Rejected input changes
+nothing: the environment continues exactly as its twin, which never received it.
 """
 
 from contextlib import closing
@@ -9,7 +9,7 @@ from contextlib import closing
 import gymnasium
 import numpy as np
 import pytest
-from esper_env import EsperVectorEnv, register_blueprint
+from esper_env import EsperEnv, EsperVectorEnv, register_blueprint
 from esper_env.population import build
 from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op
 from esper_env.seeds import registry
@@ -22,77 +22,79 @@ ID = "Esper-Digits-v0"
 CIFAR = "Esper-CIFAR-v0"
 TINY = {"horizon": 4, "batches_per_step": 1, "batch_size": 8}
 NAN, INF = float("nan"), float("inf")
-COUNT = "expected a whole number of at least 1"
+WHOLE = "expected a whole number of at least 1"
+COUNT = "expected a positive integer"
 RATE = "expected a positive number"
-WEIGHT = "expected a finite number, 0 or greater"
+WEIGHT = "expected a non-negative number"
 SLOTS = "expected a list of slot ids such as ['r0c0', 'r0c1']"
+UNEXPECTED = "got an unexpected keyword argument"
 MODES = "expected one of 'NextStep', 'SameStep', 'Disabled'"
 DEVICES = "expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
 
 
 @pytest.fixture
 def no_data(monkeypatch):
-    """Loading a data set fails the test: a setting is refused before that."""
+    """Fail the test when a dataset is loaded."""
     monkeypatch.setattr(build, "load_data", lambda *_, **__: pytest.fail("data was loaded"))
 
 
 @table(
-    ("num_envs-zero", {"num_envs": 0}, ValueError, "num_envs is 0", COUNT),
-    ("num_envs-negative", {"num_envs": -1}, ValueError, "num_envs is -1", COUNT),
-    ("num_envs-float", {"num_envs": 1.5}, ValueError, "num_envs is 1.5", COUNT),
-    ("num_envs-bool", {"num_envs": True}, ValueError, "num_envs is True", COUNT),
+    ("num_envs-zero", {"num_envs": 0}, ValueError, "num_envs is 0", WHOLE),
+    ("num_envs-float", {"num_envs": 1.5}, ValueError, "num_envs is 1.5", WHOLE),
+    ("num_envs-bool", {"num_envs": True}, ValueError, "num_envs is True", WHOLE),
     ("autoreset-unknown", {"autoreset_mode": "Never"}, ValueError, "autoreset_mode is 'Never'", MODES),
     ("autoreset-none", {"autoreset_mode": None}, ValueError, "autoreset_mode is None", MODES),
     ("render-unknown", {"render_mode": "human"}, ValueError, "render_mode is 'human'", "['ansi', 'rgb_array']"),
     ("steps-zero", {"max_episode_steps": 0}, ValueError, "max_episode_steps is 0", "expected None or at least 1"),
-    ("kwarg-misspelt", {"horizn": 5}, TypeError, "no keyword argument 'horizn'", "did you mean 'horizon'?"),
-    ("kwarg-unknown", {"colour": 5}, TypeError, "no keyword argument 'colour'", "known: dataset, data_dir"),
-    ("horizon-zero", {"horizon": 0}, ValueError, "horizon is 0", COUNT),
-    ("horizon-negative", {"horizon": -5}, ValueError, "horizon is -5", COUNT),
-    ("horizon-text", {"horizon": "x"}, ValueError, "horizon is 'x'", COUNT),
-    ("batches-negative", {"batches_per_step": -3}, ValueError, "batches_per_step is -3", COUNT),
-    ("batch-of-one", {"batch_size": 1}, ValueError, "batch_size is 1", "at least 2 samples"),
-    ("lr-zero", {"host_lr": 0}, ValueError, "host_lr is 0", RATE),
-    ("lr-nan", {"host_lr": NAN}, ValueError, "host_lr is nan", RATE),
-    ("lr-inf", {"seed_lr": INF}, ValueError, "seed_lr is inf", RATE),
-    ("lr-beyond-float", {"seed_lr": 10**400}, ValueError, "seed_lr is 1000", RATE),
-    ("slots-empty", {"slots": []}, ValueError, "slots is empty", "needs at least one slot"),
-    ("slots-twice", {"slots": ["r0c0", "r0c0"]}, ValueError, "slots is ['r0c0', 'r0c0']", "names a slot twice"),
-    ("slots-text", {"slots": "r0c0"}, ValueError, "slots is 'r0c0'", SLOTS),
-    ("slots-numbers", {"slots": [0]}, ValueError, "slots is [0]", SLOTS),
-    ("max_seeds-zero", {"max_seeds": 0}, ValueError, "max_seeds is 0", "expected None or a whole number of at least 1"),
-    ("gates-unknown", {"gates": "loose"}, ValueError, "gates is 'loose'", "expected one of 'permissive', 'strict'"),
-    ("gates-none", {"gates": None}, ValueError, "gates is None", "expected one of 'permissive', 'strict'"),
-    ("isolation", {"isolation": None}, ValueError, "isolation is None", "one of 'shadow', 'straight_through'"),
-    ("precision", {"precision": "half"}, ValueError, "precision is 'half'", "expected one of 'float32', 'bfloat16'"),
-    ("precision-list", {"precision": []}, ValueError, "precision is []", "expected one of 'float32', 'bfloat16'"),
-    ("capture", {"capture": None}, ValueError, "capture is None", "expected one of 'auto', 'off'"),
-    ("reward-mode", {"reward_mode": "loss"}, ValueError, "reward_mode is 'loss'", "'accuracy', 'sparse'"),
-    ("weight-unknown", {"reward_weights": {"rent": 1}}, ValueError, "['rent'] are not read", "it reads gamma, scale"),
-    ("weight-nan", {"reward_weights": {"rent_weight": NAN}}, ValueError, "'rent_weight' is nan", WEIGHT),
-    ("weight-negative", {"reward_weights": {"op_cost": -1}}, ValueError, "'op_cost' is -1", WEIGHT),
-    ("weight-beyond-float", {"reward_weights": {"scale": 10**400}}, ValueError, "'scale' is 1000", WEIGHT),
-    ("weights-list", {"reward_weights": [1]}, ValueError, "reward_weights is [1]", "expected weights by name"),
+    ("steps-float", {"max_episode_steps": 2.5}, ValueError, "max_episode_steps is 2.5", "expected None or at least 1"),
+    ("kwarg-misspelt", {"horizn": 5}, TypeError, f"{UNEXPECTED} 'horizn'", "did you mean 'horizon'?"),
+    ("kwarg-unknown", {"colour": 5}, TypeError, f"{UNEXPECTED} 'colour'", "known: dataset, data_dir"),
+    ("horizon-zero", {"horizon": 0}, ValueError, "`horizon` is 0", COUNT),
+    ("horizon-text", {"horizon": "x"}, ValueError, "`horizon` is 'x'", COUNT),
+    ("horizon-bool", {"horizon": True}, ValueError, "`horizon` is True", COUNT),
+    ("batches-negative", {"batches_per_step": -3}, ValueError, "`batches_per_step` is -3", COUNT),
+    ("batch-of-one", {"batch_size": 1}, ValueError, "`batch_size` is 1", "expected an integer of at least 2"),
+    ("batch-float", {"batch_size": 2.0}, ValueError, "`batch_size` is 2.0", "expected an integer of at least 2"),
+    ("lr-zero", {"host_lr": 0}, ValueError, "`host_lr` is 0", RATE),
+    ("lr-nan", {"host_lr": NAN}, ValueError, "`host_lr` is nan", RATE),
+    ("lr-inf", {"seed_lr": INF}, ValueError, "`seed_lr` is inf", RATE),
+    ("lr-beyond-float", {"seed_lr": 10**400}, ValueError, "`seed_lr` is 1000", RATE),
+    ("slots-empty", {"slots": []}, ValueError, "`slots` is empty", "expected at least one slot id"),
+    ("slots-twice", {"slots": ["r0c0", "r0c0"]}, ValueError, "`slots` is ['r0c0', 'r0c0']", "each slot id once"),
+    ("slots-text", {"slots": "r0c0"}, ValueError, "`slots` is 'r0c0'", SLOTS),
+    ("slots-numbers", {"slots": [0]}, ValueError, "`slots` is [0]", SLOTS),
+    ("max_seeds-zero", {"max_seeds": 0}, ValueError, "`max_seeds` is 0", "expected a positive integer or None"),
+    ("max_seeds-float", {"max_seeds": 1.0}, ValueError, "`max_seeds` is 1.0", "expected a positive integer or None"),
+    ("gates-unknown", {"gates": "loose"}, ValueError, "`gates` is 'loose'", "expected one of 'permissive', 'strict'"),
+    ("gates-list", {"gates": ["strict"]}, ValueError, "`gates` is ['strict']", "one of 'permissive', 'strict'"),
+    ("isolation", {"isolation": None}, ValueError, "`isolation` is None", "one of 'shadow', 'straight_through'"),
+    ("precision", {"precision": "half"}, ValueError, "`precision` is 'half'", "one of 'float32', 'bfloat16'"),
+    ("capture", {"capture": None}, ValueError, "`capture` is None", "expected one of 'auto', 'off'"),
+    ("reward-mode", {"reward_mode": "loss"}, ValueError, "`reward_mode` is 'loss'", "'accuracy', 'sparse'"),
+    ("weight-unknown", {"reward_weights": {"rent": 1}}, ValueError, "has ['rent']", "reads gamma, scale"),
+    ("weight-nan", {"reward_weights": {"rent_weight": NAN}}, ValueError, "weights.rent_weight` is nan", WEIGHT),
+    ("weight-negative", {"reward_weights": {"op_cost": -1}}, ValueError, "weights.op_cost` is -1", WEIGHT),
+    ("weight-gamma", {"reward_weights": {"gamma": 1.5}}, ValueError, "weights.gamma` is 1.5", "in (0, 1]"),
+    ("weight-beyond-float", {"reward_weights": {"scale": 10**400}}, ValueError, "weights.scale` is 1000", RATE),
+    ("weights-list", {"reward_weights": [1]}, ValueError, "`reward_weights` is [1]", "a mapping from names"),
+    ("weights-none", {"reward_weights": None}, ValueError, "`reward_weights` is None", "a mapping from names"),
     ("dataset-unknown", {"dataset": "mnist"}, ValueError, "dataset is 'mnist'", "accepts 'auto', 'cifar10'"),
-    (
-        "dataset-of-another-task",
-        {"dataset": "grammar"},
-        ValueError,
-        "dataset is 'grammar'",
-        "'fashion-mnist', 'digits'",
-    ),
-    ("data_dir-number", {"data_dir": 5}, ValueError, "data_dir is 5", "expected a path or None"),
-    ("data_dir-empty", {"data_dir": ""}, ValueError, "data_dir is ''", "expected a path or None"),
-    ("device-unknown", {"device": "warp"}, ValueError, "device is 'warp'", DEVICES),
-    ("device-absent", {"device": "cuda:99"}, ValueError, "device is 'cuda:99'", DEVICES, "on a machine that has it"),
-    ("device-none", {"device": None}, ValueError, "device is None", DEVICES),
-    ("shard-zero", {"shard_size": 0}, ValueError, "shard_size is 0", "expected 'auto' or a whole number of at least 1"),
-    ("budget-zero", {"param_budget": 0}, ValueError, "param_budget is 0", COUNT),
-    ("async-horizon", {"vectorization_mode": "async", "horizon": 0}, ValueError, "horizon is 0", COUNT),
-    ("sync-gates", {"vectorization_mode": "sync", "gates": "x"}, ValueError, "gates is 'x'", "'permissive', 'strict'"),
+    ("dataset-none", {"dataset": None}, ValueError, "dataset is None", "expected one of 'auto'", "'digits'"),
+    ("dataset-of-text", {"dataset": "grammar"}, ValueError, "dataset is 'grammar'", "'fashion-mnist', 'digits'"),
+    ("data_dir-number", {"data_dir": 5}, ValueError, "`data_dir` is 5", "expected a path or None"),
+    ("data_dir-empty", {"data_dir": ""}, ValueError, "`data_dir` is ''", "expected a path or None"),
+    ("device-unknown", {"device": "warp"}, ValueError, "`device` is 'warp'", DEVICES),
+    ("device-absent", {"device": "cuda:99"}, ValueError, "`device` is 'cuda:99'", DEVICES, "of this machine"),
+    ("device-none", {"device": None}, ValueError, "`device` is None", DEVICES),
+    ("shard-zero", {"shard_size": 0}, ValueError, "`shard_size` is 0", "expected a positive integer or 'auto'"),
+    ("shard-text", {"shard_size": "all"}, ValueError, "`shard_size` is 'all'", "a positive integer or 'auto'"),
+    ("shard-none", {"shard_size": None}, ValueError, "`shard_size` is None", "a positive integer or 'auto'"),
+    ("budget-zero", {"param_budget": 0}, ValueError, "`param_budget` is 0", COUNT),
+    ("async-horizon", {"vectorization_mode": "async", "horizon": 0}, ValueError, "`horizon` is 0", COUNT),
+    ("sync-gates", {"vectorization_mode": "sync", "gates": "x"}, ValueError, "`gates` is 'x'", "'strict'"),
 )
 @pytest.mark.usefixtures("no_data")
-def test_settings_are_refused_before_data_is_loaded(what, error, says):
+def test_settings_are_rejected_before_data_is_loaded(what, error, says):
     refused(lambda: gymnasium.make_vec(ID, **({"num_envs": 2} | TINY | what)), error, says)
 
 
@@ -100,7 +102,7 @@ def test_settings_are_refused_before_data_is_loaded(what, error, says):
     ("slot-unknown", {"slots": ["r7c7"]}, ValueError, "['r7c7'] do not exist", "named r<row>c<column>, as in r0c0"),
     ("more-seeds-than-slots", {"max_seeds": 4}, ValueError, "max_seeds is 4", "expected 1 to 3, the number of slots"),
 )
-def test_settings_that_the_host_must_allow(what, error, says):
+def test_settings_that_the_host_limits(what, error, says):
     refused(lambda: gymnasium.make_vec(ID, num_envs=2, **(TINY | what)), error, says)
 
 
@@ -109,9 +111,13 @@ def test_settings_that_the_host_must_allow(what, error, says):
     ("id-of-another-version", lambda: gymnasium.make("Esper-Digits-v7"), VersionNotFound, "v7", "`v0`"),
     ("id-not-a-text", lambda: EsperVectorEnv(["x"]), ValueError, "environment ['x'] is not known", f"one of {CIFAR}"),
     ("steps-of-one", lambda: gymnasium.make(ID, max_episode_steps=0), ValueError, "max_episode_steps", "actually: 0"),
-    ("single-has-no-num_envs", lambda: gymnasium.make(ID, num_envs=2), TypeError, "keyword argument 'num_envs'"),
+    ("single-num_envs", lambda: gymnasium.make(ID, num_envs=2), TypeError, f"{UNEXPECTED} 'num_envs'"),
+    ("single-autoreset", lambda: gymnasium.make(ID, autoreset_mode=1), TypeError, f"{UNEXPECTED} 'autoreset_mode'"),
+    ("single-steps", lambda: EsperEnv(ID, max_episode_steps=1), TypeError, f"{UNEXPECTED} 'max_episode_steps'"),
+    ("single-horizon", lambda: EsperEnv(ID, horizon=0), ValueError, "`horizon` is 0", COUNT),
+    ("single-id", lambda: EsperEnv("Esper-X-v0"), ValueError, "'Esper-X-v0' is not known", f"one of {CIFAR}"),
 )
-def test_ids_and_what_only_one_kind_has(what, error, says):
+def test_ids_and_keyword_arguments_of_one_kind(what, error, says):
     refused(what, error, says)
 
 
@@ -120,11 +126,13 @@ def test_ids_and_what_only_one_kind_has(what, error, says):
 
 @pytest.fixture(scope="module")
 def pairs():
-    """By kind: an environment, and the twin that is left alone."""
+    """Pairs of an environment and its twin by kind."""
     made = {
         "vector": lambda: gymnasium.make_vec(ID, num_envs=2, max_seeds=2, **TINY),
         "single": lambda: gymnasium.make(ID, max_seeds=2, **TINY).unwrapped,
         "sync": lambda: gymnasium.make_vec(ID, num_envs=2, vectorization_mode="sync", max_seeds=2, **TINY),
+        "NextStep": lambda: gymnasium.make_vec(ID, num_envs=2, autoreset_mode="NextStep", **TINY),
+        "Disabled": lambda: gymnasium.make_vec(ID, num_envs=2, autoreset_mode="Disabled", **TINY),
     }
     opened = {kind: (make(), make()) for kind, make in made.items()}
     yield opened
@@ -147,15 +155,15 @@ INTEGERS = "expected integers such as int64"
 
 
 def both(action, **heads):
-    """Actions of two environments, of which the second has other ``heads``."""
+    """Actions of two environments; ``heads`` replace values of the second."""
     second = action.copy()
     for name, value in heads.items():
         second[Head[name.upper()]] = value
     return np.stack([action, second])
 
 
-def assert_goes_on_like_its_twin(env, twin, call):
-    """Both are led to the same place, ``call`` is made of one: the rest of the episode and a reset are the same."""
+def assert_continues_like_twin(env, twin, call):
+    """Step both to the same state and call ``call`` with one: the rest of the episode and a reset are equal."""
     actions = [np.stack([action] * getattr(env, "num_envs", 1)) for action in (GERMINATE, WAIT)]
     if not hasattr(env, "num_envs"):
         actions = [action[0] for action in actions]
@@ -164,7 +172,7 @@ def assert_goes_on_like_its_twin(env, twin, call):
         each.step(actions[0])
     call(env)
     ours, theirs = ([*(each.step(actions[k]) for k in (1, 0, 1)), each.reset()] for each in (env, twin))
-    assert np.all(ours[2][2]), "the episode has come to its end"
+    assert np.all(ours[2][2]), "the episode is over"
     assert data_equivalence(ours, theirs, exact=True)
 
 
@@ -191,7 +199,7 @@ def assert_goes_on_like_its_twin(env, twin, call):
     ("op-6", both(WAIT, op=6), ValueError, "has 6 for head op", "expected 0 to 5"),
 )
 def test_actions(pairs, what, error, says):
-    assert_goes_on_like_its_twin(*pairs["vector"], lambda env: refused(lambda: env.step(what), error, says))
+    assert_continues_like_twin(*pairs["vector"], lambda env: refused(lambda: env.step(what), error, says))
 
 
 @table(
@@ -202,7 +210,15 @@ def test_actions(pairs, what, error, says):
 @pytest.mark.parametrize("kind", ["single", "sync"])
 def test_actions_of_single_environments(pairs, kind, what, error, says):
     given = what if kind == "single" else (what, WAIT)
-    assert_goes_on_like_its_twin(*pairs[kind], lambda env: refused(lambda: env.step(given), error, says))
+    assert_continues_like_twin(*pairs[kind], lambda env: refused(lambda: env.step(given), error, says))
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
+def test_actions_in_other_autoreset_modes(pairs, mode):
+    says = ["environment 1 has 3 for head slot", "expected 0 to 2"]
+    assert_continues_like_twin(
+        *pairs[mode], lambda env: refused(lambda: env.step(both(WAIT, slot=3)), ValueError, says)
+    )
 
 
 NAMES = "expected one of conv_light, attention"
@@ -230,7 +246,7 @@ ONE_EACH = "expected an integer, one integer per environment, or None"
     ("topology-full", {"options": {"topology": THREE_SEEDS}}, ValueError, "plants 3 seeds", "max_seeds is 2"),
 )
 def test_resets(pairs, what, error, says):
-    assert_goes_on_like_its_twin(*pairs["vector"], lambda env: refused(lambda: env.reset(**what), error, says))
+    assert_continues_like_twin(*pairs["vector"], lambda env: refused(lambda: env.reset(**what), error, says))
 
 
 @table(
@@ -239,7 +255,7 @@ def test_resets(pairs, what, error, says):
     ("mask", {"options": {"reset_mask": np.ones(1, bool)}}, ValueError, "['reset_mask'] are not known", "topology"),
 )
 def test_resets_of_a_single_environment(pairs, what, error, says):
-    assert_goes_on_like_its_twin(*pairs["single"], lambda env: refused(lambda: env.reset(**what), error, says))
+    assert_continues_like_twin(*pairs["single"], lambda env: refused(lambda: env.reset(**what), error, says))
 
 
 ROW = "expected the number of an environment, 0 to 1"
@@ -259,7 +275,7 @@ OPS = "expected a member of esper_env.rules.heads.Op or its number: WAIT 0, GERM
     ("generators", lambda env: setattr(env, "np_random", [1, 2]), TypeError, "np_random is [1, 2]", "numpy.random.Gen"),
 )
 def test_queries(pairs, what, error, says):
-    assert_goes_on_like_its_twin(*pairs["vector"], lambda env: refused(lambda: what(env), error, says))
+    assert_continues_like_twin(*pairs["vector"], lambda env: refused(lambda: what(env), error, says))
 
 
 FIRST = "call reset() first, in a vector without a reset_mask"
@@ -283,7 +299,7 @@ def test_before_the_first_reset(what, error, says):
     ("vector", gymnasium.make_vec, ResetNeeded, "the episodes of environments [0, 1] are over", AGAIN),
     ("single", gymnasium.make, ResetNeeded, "the episodes of environments [0] are over", AGAIN),
 )
-def test_a_step_after_the_end(what, error, says):
+def test_step_after_the_end(what, error, says):
     several = what is gymnasium.make_vec
     kwargs = TINY | {"horizon": 1} | ({"num_envs": 2, "autoreset_mode": "Disabled"} if several else {})
     env, twin = what(ID, **kwargs).unwrapped, what(ID, **kwargs).unwrapped
@@ -297,7 +313,7 @@ def test_a_step_after_the_end(what, error, says):
     twin.close()
 
 
-# Blueprints of one's own
+# Custom blueprints
 
 
 @table(
@@ -311,7 +327,7 @@ def test_a_step_after_the_end(what, error, says):
     ("value-taken", ("mine", "cnn", nn.Identity, 1), ValueError, "value 1 is taken by 'conv_light'"),
 )
 @pytest.mark.usefixtures("own_tables")
-def test_registering_a_blueprint(what, error, says):
+def test_register_blueprint(what, error, says):
     before = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
     name, topology, factory, *value = what
     refused(lambda: register_blueprint(name, topology, factory, value=value[0] if value else None), error, says)
@@ -330,6 +346,6 @@ REMEDY = "change the blueprint's factory"
     ("dropout", lambda _channels: nn.Sequential(nn.Conv2d(4, 4, 1), nn.Dropout()), ValueError, "has dropout", REMEDY),
 )
 @pytest.mark.usefixtures("own_tables")
-def test_a_module_that_cannot_be_a_seed(what, error, says):
+def test_modules_that_cannot_be_seeds(what, error, says):
     register_blueprint("mine", "cnn", what)
     refused(lambda: gymnasium.make_vec(ID, num_envs=2, **TINY), error, says)

@@ -1,6 +1,6 @@
-"""What policies, learners, run folders, configuration files and the command say about malformed input.
+"""Errors of policies, learners, run folders, configuration files and the command about malformed input.
 
-Each row is (id, what is done, error, value named, what was expected, remedy where there is one).
+Each row is (id, input, error, value named, what was expected, remedy where there is one).
 """
 
 import json
@@ -37,7 +37,8 @@ from stable_baselines3 import PPO
 ID = "Esper-Digits-v0"
 TINY = {"horizon": 6, "batches_per_step": 1, "batch_size": 8}
 NAN, INF = float("nan"), float("inf")
-COUNT = "expected a whole number of at least 1"
+WHOLE = "expected a whole number of at least 1"
+COUNT = "expected a positive integer"
 POSITIVE = "expected a positive number"
 UP_TO_1 = "expected a number in (0, 1]"
 
@@ -64,34 +65,40 @@ def bias(value):
     return {"policy_kwargs": {"logit_bias": value}}
 
 
-DEVICES = "expected auto, cpu, cuda or cuda:N"
+DEVICES = "expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
 
 
 @table(
-    ("lr-nan", {"learning_rate": NAN}, ValueError, "learning_rate is nan", POSITIVE),
-    ("lr-zero", {"learning_rate": 0}, ValueError, "learning_rate is 0", POSITIVE),
-    ("lr-text", {"learning_rate": "x"}, ValueError, "learning_rate is 'x'", POSITIVE),
-    ("n_steps", {"n_steps": 0}, ValueError, "n_steps is 0", COUNT),
-    ("n_steps-float", {"n_steps": 1.5}, ValueError, "n_steps is 1.5", COUNT),
-    ("batch_size", {"batch_size": 1}, ValueError, "batch_size is 1", "expected a whole number of at least 2"),
-    ("n_epochs", {"n_epochs": -1}, ValueError, "n_epochs is -1", COUNT),
-    ("gamma", {"gamma": 2}, ValueError, "gamma is 2", UP_TO_1),
-    ("gae_lambda", {"gae_lambda": -1}, ValueError, "gae_lambda is -1", "expected a number in [0, 1]"),
-    ("clip_range", {"clip_range": INF}, ValueError, "clip_range is inf", POSITIVE),
-    ("ent_coef", {"ent_coef": NAN}, ValueError, "ent_coef is nan", "expected a number of at least 0"),
-    ("target_kl", {"target_kl": 0}, ValueError, "target_kl is 0", POSITIVE),
-    ("seed", {"seed": -1}, ValueError, "seed is -1", "expected a whole number from 0 to 2**32 - 1"),
-    ("device", {"device": "warp"}, ValueError, "device is 'warp'", DEVICES),
-    ("device-absent", {"device": "cuda:99"}, ValueError, "device is 'cuda:99'", "torch sees", "use auto or cpu"),
-    ("estimator", {"advantage_estimator": "gae"}, ValueError, "advantage_estimator is 'gae'", "'two_step'"),
-    ("entropy-head", {"entropy_multipliers": {"size": 1}}, ValueError, "names ['size']", "the heads are ('slot'"),
-    ("entropy-nan", {"entropy_multipliers": {"op": NAN}}, ValueError, "'op' is nan", "expected a number of at least 0"),
-    ("bias-head", bias({"size": {"WAIT": 1}}), ValueError, "names head 'size'", "expected blueprint, style"),
-    ("bias-value", bias({"op": {"GROW": 1}}), ValueError, "names ['GROW'] of head 'op'", "it has ['WAIT'"),
+    ("lr-nan", {"learning_rate": NAN}, ValueError, "`learning_rate` is nan", POSITIVE),
+    ("lr-zero", {"learning_rate": 0}, ValueError, "`learning_rate` is 0", POSITIVE),
+    ("lr-text", {"learning_rate": "x"}, ValueError, "`learning_rate` is 'x'", POSITIVE),
+    ("n_steps", {"n_steps": 0}, ValueError, "`n_steps` is 0", COUNT),
+    ("n_steps-float", {"n_steps": 1.5}, ValueError, "`n_steps` is 1.5", COUNT),
+    ("batch_size", {"batch_size": 1}, ValueError, "`batch_size` is 1", "expected an integer of at least 2"),
+    ("n_epochs", {"n_epochs": -1}, ValueError, "`n_epochs` is -1", COUNT),
+    ("gamma", {"gamma": 2}, ValueError, "`gamma` is 2", UP_TO_1),
+    ("gae_lambda", {"gae_lambda": -1}, ValueError, "`gae_lambda` is -1", "expected a number in [0, 1]"),
+    ("clip_range", {"clip_range": INF}, ValueError, "`clip_range` is inf", POSITIVE),
+    ("ent_coef", {"ent_coef": NAN}, ValueError, "`ent_coef` is nan", "expected a non-negative number"),
+    ("target_kl", {"target_kl": 0}, ValueError, "`target_kl` is 0", POSITIVE),
+    ("seed", {"seed": -1}, ValueError, "`seed` is -1", "expected an integer in [0, 4294967295] or None"),
+    ("device", {"device": "warp"}, ValueError, "`device` is 'warp'", DEVICES),
+    ("device-absent", {"device": "cuda:99"}, ValueError, "`device` is 'cuda:99'", DEVICES, "has 0 CUDA devices"),
+    ("estimator", {"advantage_estimator": "gae"}, ValueError, "`advantage_estimator` is 'gae'", "'two_step'"),
+    ("entropy-head", {"entropy_multipliers": {"size": 1}}, ValueError, "has the head 'size'", "expected one of slot"),
+    (
+        "entropy-nan",
+        {"entropy_multipliers": {"op": NAN}},
+        ValueError,
+        "`entropy_multipliers['op']` is nan",
+        "non-negative",
+    ),
+    ("bias-head", bias({"size": {"WAIT": 1}}), ValueError, "has the head 'size'", "expected one of blueprint"),
+    ("bias-value", bias({"op": {"GROW": 1}}), ValueError, "has the value 'GROW' of head 'op'", "expected one of WAIT"),
     ("bias-nan", bias({"op": {"WAIT": NAN}}), ValueError, "op.WAIT is nan", "expected a finite number"),
-    ("bias-number", bias(3), ValueError, "logit_bias is 3", "expected a mapping"),
-    ("bias-of-a-head", bias({"op": 3}), ValueError, "logit_bias of head 'op' is 3", "expected biases by name"),
-    ("env-of-gymnasium", {"env": gymnasium.vector.VectorEnv()}, TypeError, "needs its own kind", "make_sb3_env"),
+    ("bias-number", bias(3), ValueError, "`logit_bias` is 3", "expected a mapping"),
+    ("bias-of-a-head", bias({"op": 3}), ValueError, "`logit_bias` of head 'op' is 3", "expected a mapping"),
+    ("env-of-gymnasium", {"env": gymnasium.vector.VectorEnv()}, TypeError, "of Stable-Baselines3", "make_sb3_env"),
     ("env-without-heads", {"env": "CartPole-v1"}, ValueError, "action space is Discrete(2)", "MultiDiscrete"),
 )
 def test_learners(env, what, error, says):
@@ -104,14 +111,14 @@ def sb3(**kwargs):
 
 
 @table(
-    ("num_envs-text", sb3(num_envs="3"), ValueError, "num_envs is '3'", COUNT),
-    ("num_envs-zero", sb3(num_envs=0), ValueError, "num_envs is 0", COUNT),
-    ("num_envs-bool", sb3(num_envs=True), ValueError, "num_envs is True", COUNT),
+    ("num_envs-text", sb3(num_envs="3"), ValueError, "num_envs is '3'", WHOLE),
+    ("num_envs-zero", sb3(num_envs=0), ValueError, "num_envs is 0", WHOLE),
+    ("num_envs-bool", sb3(num_envs=True), ValueError, "num_envs is True", WHOLE),
     ("seed-text", sb3(seed="x"), ValueError, "seed is 'x'", "expected a whole number of at least 0, or None"),
     ("seed-negative", sb3(seed=-1), ValueError, "seed is -1", "expected a whole number of at least 0, or None"),
     ("id-unknown", sb3(env_id="Esper-X-v0"), ValueError, "'Esper-X-v0' is not a registered", "one of Esper-CIFAR"),
     ("id-list", sb3(env_id=[ID]), ValueError, "['Esper-Digits-v0'] is not a registered", "one of Esper-CIFAR"),
-    ("kwarg", sb3(horizn=3), ValueError, "no keyword argument 'horizn'", "did you mean 'horizon'?"),
+    ("kwarg", sb3(horizn=3), ValueError, "got an unexpected keyword argument 'horizn'", "did you mean 'horizon'?"),
     (
         "not-a-vector",
         lambda: GymVecEnv(3),
@@ -148,21 +155,21 @@ NO_GATES = "expected a GateConfig"
     ("rotation-empty", heuristic(rotation=()), ValueError, "the rotation is []", "at least one blueprint"),
     ("rotation-lora", heuristic(rotation=("lora",)), ValueError, "'lora' does not fit a cnn host", "'transformer'"),
     ("rotation-number", heuristic(rotation=(99,)), ValueError, "blueprint 99 does not fit", "one of conv_light"),
-    ("epochs-float", heuristic(min_epoch=1.5), ValueError, "min_epoch is 1.5", "a whole number of at least 0"),
-    ("loss-nan", heuristic(max_loss=NAN), ValueError, "max_loss is nan", "expected a finite number"),
-    ("style", heuristic(style=9), ValueError, "style is 9", "expected one of LINEAR_ADD 0"),
-    ("decay", heuristic(penalty_decay=0.1), ValueError, "penalty of 2.0", "threshold of 1.0", "raise prune_penalty"),
+    ("epochs-float", heuristic(min_epoch=1.5), ValueError, "`min_epoch` is 1.5", "a non-negative integer"),
+    ("loss-nan", heuristic(max_loss=NAN), ValueError, "`max_loss` is nan", "expected a finite number"),
+    ("style", heuristic(style=9), ValueError, "`style` is 9", "expected one of LINEAR_ADD 0"),
+    ("decay", heuristic(penalty_decay=0.1), ValueError, "`prune_penalty` is 2.0", "raise prune_penalty"),
     ("no-esper", lambda: HeuristicPolicy.for_env(gymnasium.make("CartPole-v1")), TypeError, "CartPole", "make_vec"),
-    ("gate-negative", gates(min_training_epochs=-1), ValueError, "min_training_epochs is -1", "0 or more"),
-    ("gate-none", gates(min_training_epochs=None), ValueError, "min_training_epochs is None", "a whole number"),
-    ("gate-nan", gates(min_gradient_health=NAN), ValueError, "min_gradient_health is nan", "inside [0, 1]"),
-    ("gate-text", gates(min_contribution="x"), ValueError, "min_contribution is 'x'", "a finite number or None"),
+    ("gate-negative", gates(min_training_epochs=-1), ValueError, "`min_training_epochs` is -1", "non-negative"),
+    ("gate-none", gates(min_training_epochs=None), ValueError, "`min_training_epochs` is None", "non-negative"),
+    ("gate-nan", gates(min_gradient_health=NAN), ValueError, "`min_gradient_health` is nan", "in [0, 1]"),
+    ("gate-text", gates(min_contribution="x"), ValueError, "`min_contribution` is 'x'", "a finite number or None"),
     ("plan-empty", lambda: FixedPlanPolicy([], 6), ValueError, "slots are []", "expected at least one planting"),
     ("plan-blueprint", lambda: FixedPlanPolicy([Planting(99)], 6), ValueError, "blueprints are [99]", "1 to 12"),
     ("plan-horizon", lambda: FixedPlanPolicy(Blueprint.NORM, "x"), ValueError, "horizon is 'x'", EPOCHS),
     ("random-seed", lambda: RandomPolicy("x"), ValueError, "seed is 'x'", "expected a whole number of at least 0"),
-    ("episodes", lambda: run_episodes(WaitPolicy(), ID, 0), ValueError, "episodes is 0", COUNT),
-    ("episodes-float", lambda: run_episodes(WaitPolicy(), ID, 1.5), ValueError, "episodes is 1.5", COUNT),
+    ("episodes", lambda: run_episodes(WaitPolicy(), ID, 0), ValueError, "episodes is 0", WHOLE),
+    ("episodes-float", lambda: run_episodes(WaitPolicy(), ID, 1.5), ValueError, "episodes is 1.5", WHOLE),
     ("play-seed", lambda: run_episodes(WaitPolicy(), ID, 1, -1), ValueError, "seed is -1", "of at least 0"),
     ("no-policy", lambda: run_episodes(3, ID, 1), TypeError, "the policy is a int", "an object with predict"),
 )
@@ -230,7 +237,8 @@ def removed(name):
     return lambda run: (run / name).unlink()
 
 
-OF_ESPER = "expected a text and a list of NAME=VALUE texts, as `esper train` writes them"
+OURS = b"env: Esper-Digits-v0\n"
+PAIRS = "expected `name: value` pairs, or a list such as [horizon=20]"
 DAMAGED = "it is damaged, or not of FactoredRecurrentPPO"
 
 
@@ -244,9 +252,9 @@ DAMAGED = "it is damaged, or not of FactoredRecurrentPPO"
     ("config-cut", written("config.yaml", b"env: [Esp"), RunError, "config.yaml is neither YAML nor JSON"),
     ("config-binary", written("config.yaml", b"\xff\xfe\x00"), RunError, "config.yaml is neither YAML nor JSON"),
     ("config-foreign", written("config.yaml", b"a: 1"), RunError, "does not name an environment", "`esper train`"),
-    ("env-number", written("config.yaml", b"env: 5"), RunError, "env 5", OF_ESPER),
-    ("settings-number", written("config.yaml", b"env: A\nenv_settings: 5"), RunError, "env_settings 5", OF_ESPER),
-    ("settings-word", written("config.yaml", b"env: Esper-Digits-v0\nenv_settings: [x]"), RunError, "setting 'x'"),
+    ("env-number", written("config.yaml", b"env: 5"), RunError, "has the `env` 5", "expected the id of a task"),
+    ("settings-number", written("config.yaml", OURS + b"env_settings: 5"), RunError, "`env_settings` is 5", PAIRS),
+    ("settings-word", written("config.yaml", OURS + b"env_settings: [x]"), RunError, "setting 'x'"),
     ("other-task", written("config.yaml", b"env: Other-v0"), RunError, "on Other-v0, not on", "--env Other-v0"),
 )
 def test_run_folders(run, capsys, what, error, says):
@@ -258,7 +266,7 @@ def test_run_folders(run, capsys, what, error, says):
 @table(
     ("a-file", lambda run: load_run(run / "model.zip"), RunError, "model.zip is a file", "give the folder"),
     ("nowhere", lambda run: load_run(run / "no"), RunError, "there is no run folder", "train one with `esper train"),
-    ("device", lambda run: load_run(run, device="cuda:9"), ValueError, "device is 'cuda:9'", "use auto or cpu"),
+    ("device", lambda run: load_run(run, device="cuda:9"), ValueError, "`device` is 'cuda:9'", DEVICES),
     ("folder", FactoredRecurrentPPO.load, ValueError, "is a folder", "expected a saved model", "model.zip, or use"),
     ("no-run", lambda run: FactoredRecurrentPPO.load(run.parent), ValueError, "is a folder", "no model.zip in it"),
 )
@@ -290,22 +298,22 @@ CIFAR_FILES = ("--env", "Esper-CIFAR-v0", "--env-settings", "dataset=cifar10", "
 @lines(
     ("policy", ["evaluate", "--policy", "wiat"], "policy 'wiat'", "heuristic, random", "did you mean 'wait'?"),
     ("env", play("--env", "Esper-X-v0"), "'Esper-X-v0' is not a registered environment", "expected one of Esper"),
-    ("episodes", play("--episodes", "0"), "episodes is 0", COUNT),
-    ("num_envs", play("--num-envs", "-1"), "num_envs is -1", COUNT),
+    ("episodes", play("--episodes", "0"), "--episodes is '0'", COUNT, "for example 20"),
+    ("num_envs", play("--num-envs", "-1"), "--num-envs is '-1'", COUNT),
     ("setting-form", play("--env-settings", "horizon"), "setting 'horizon'", NAME_VALUE),
     ("setting-twice", play("--env-settings", "horizon=1", "horizon=2"), "'horizon' is given twice", "keep one"),
-    ("setting-value", play("--env-settings", "horizon=-5"), "horizon is -5", COUNT),
-    ("setting-choice", play("--env-settings", "gates=x"), "gates is 'x'", "'permissive', 'strict'"),
-    ("setting-weights", play("--env-settings", "reward_weights=3"), "reward_weights is 3", "weights by name"),
+    ("setting-value", play("--env-settings", "horizon=-5"), "`horizon` is -5", COUNT),
+    ("setting-choice", play("--env-settings", "gates=x"), "`gates` is 'x'", "'permissive', 'strict'"),
+    ("setting-weights", play("--env-settings", "reward_weights=3"), "`reward_weights` is 3", "a mapping from names"),
     ("no-cifar", play(*CIFAR_FILES), "CIFAR-10 was requested by name but is not in nowhere", "download"),
-    ("json-folder", play("--json", "."), "json is '.', a folder", "expected the name of a file"),
-    ("device", play("--device", "tpu"), "device is 'tpu'", "expected auto, cpu, cuda or cuda:N"),
-    ("nothing-compared", ["benchmark", "--policies", "wait", "wait", "--out", "b"], "policies", "none twice"),
-    ("train-num_envs", learn("--num-envs", "0"), "num_envs is 0", COUNT),
-    ("train-lr", learn("--learning-rate", "nan"), "learning_rate is nan", POSITIVE),
-    ("train-steps", learn("--total-timesteps", "-1"), "total_timesteps is -1", COUNT),
-    ("train-bias", learn("--logit-bias", "op.WAIT=x"), "logit_bias op.WAIT=x", "HEAD.VALUE=BIAS"),
-    ("train-gates", learn("--env-settings", "gates=x"), "gates is 'x'", "'permissive', 'strict'"),
+    ("json-folder", play("--json", "."), "`json` is '.', a folder", "expected the name of a file"),
+    ("device", play("--device", "tpu"), "`device` is 'tpu'", DEVICES),
+    ("nothing-compared", ["benchmark", "--policies", "wait", "wait", "--out", "b"], "`policies`", "each once"),
+    ("train-num_envs", learn("--num-envs=0"), "--num-envs is '0'", COUNT, "for example 16"),
+    ("train-lr", learn("--learning-rate", "nan"), "--learning-rate is 'nan'", POSITIVE),
+    ("train-steps", learn("--total_timesteps", "20k"), "--total_timesteps is '20k'", COUNT, "for example 20000"),
+    ("train-bias", learn("--logit-bias", "op.WAIT=x"), "`logit_bias` has op.WAIT=x", "HEAD.VALUE=BIAS"),
+    ("train-gates", learn("--env-settings", "gates=x"), "`gates` is 'x'", "'permissive', 'strict'"),
 )
 def test_commands(capsys, monkeypatch, tmp_path, what, says):
     monkeypatch.chdir(tmp_path)
@@ -315,15 +323,18 @@ def test_commands(capsys, monkeypatch, tmp_path, what, says):
 
 @lines(
     ("key", "total_timestep: 5", "'total_timestep' is not a setting", "did you mean 'total_timesteps'?"),
-    ("type", "num_envs: many", "num_envs is 'many'", "expected a whole number"),
-    ("nested-type", "ppo: {gamma: [1]}", "ppo.gamma is [1]", "expected a number"),
-    ("group", "ppo: 5", "ppo is 5", "expected `name: value` pairs"),
+    ("type", "num_envs: many", "`num_envs` is 'many'", COUNT),
+    ("nested-type", "ppo: {gamma: [1]}", "`ppo.gamma` is [1]", UP_TO_1),
+    ("group", "ppo: 5", "`ppo` is 5", "expected `name: value` pairs"),
     ("twice", "seed: 1\nseed: 2", "neither YAML nor JSON"),
     ("list", "- seed", "holds a list", "expected `name: value` pairs"),
     ("empty", "", "is empty", "expected `name: value` pairs"),
     ("cut", '{"seed": 1,', "neither YAML nor JSON"),
-    ("range", "ppo: {n_steps: 0}", "n_steps is 0", COUNT),
+    ("range", "ppo: {n_steps: 0}", "`ppo.n_steps` is 0", COUNT),
     ("choice", json.dumps({"ppo": {"advantage_estimator": "gae"}}), "is 'gae'", "'two_step' or 'sampled_op'"),
+    ("flat", "n_steps: 5", "'n_steps' is not a setting", "did you mean `ppo: {n_steps: ...}`?"),
+    ("thresholds", "anomalies: {ratio_explosion: 1}", "`anomalies.ratio_explosion` is 1", "a number greater than 1"),
+    ("plateau", "anomalies: {plateau_points: 3}", "`plateau_points` is 3.0", "at most `trend_points`, 2.0"),
 )
 def test_configuration_files(capsys, tmp_path, what, says):
     file = tmp_path / "config.yaml"
@@ -332,7 +343,7 @@ def test_configuration_files(capsys, tmp_path, what, says):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_interrupt_while_the_libraries_load_is_one_line(tmp_path):
+def test_interrupt_during_imports_is_one_line(tmp_path):
     """A torch that takes for ever to load tells when the command is at it."""
     (tmp_path / "torch.py").write_text(
         "import pathlib, time\n"

@@ -18,7 +18,7 @@ import safetensors.numpy
 import yaml
 from command_line import bad
 from esper_agent.cli.main import main
-from esper_agent.settings.config_file import ConfigError
+from esper_agent.settings.named_values import ConfigError
 from esper_agent.training.checkpoints import checkpoint_paths
 from esper_agent.training.run import resume, train
 from esper_agent.training.run_folder import RunError
@@ -294,7 +294,7 @@ OTHER = "To start again, use another folder"
     ("no-config", removed("config.yaml"), RunError, "is not a run: it has no config.yaml"),
     ("config-cut", written("config.yaml", "env: [Esp"), RunError, "config.yaml is neither YAML nor JSON"),
     ("config-key", configured(sed=1), ConfigError, "'sed' is not a setting", "did you mean 'seed'?"),
-    ("config-range", configured(num_envs=0), ConfigError, "num_envs is 0", "expected a whole number of at least 1"),
+    ("config-range", configured(num_envs=0), ConfigError, "`num_envs` is 0", "expected a positive integer"),
     ("another-task", configured(env="Esper-CIFAR-v0"), CheckpointError, f"env = {ID}", "has Esper-CIFAR-v0", OWN),
     ("more-networks", configured(num_envs=5), CheckpointError, "num_envs = 4", "has 5", OWN),
     ("longer", configured(total_timesteps=999), CheckpointError, "total_timesteps = 72", "has 999", OWN),

@@ -13,7 +13,8 @@ import pytest
 import tyro
 import yaml
 from esper_agent.cli.main import BAD_INPUT, FAILED, OK
-from esper_agent.settings.config_file import ConfigError, plain
+from esper_agent.settings.config_file import plain
+from esper_agent.settings.named_values import ConfigError
 from esper_agent.training.run_folder import RunError
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -77,7 +78,7 @@ def test_run_is_complete_only_after_training(study, settings):
     [
         ({"total_timesteps": 999_999}, "total_timesteps 640 instead of 999999"),
         ({"train_flags": "--n-steps 8 --ent-coef 0.02"}, "n_steps 40 instead of 8, ent_coef 0.03 instead of 0.02"),
-        ({"env_settings": ("horizon=4",)}, r"env_settings \[\] instead of \['horizon=4'\]"),
+        ({"env_settings": ("horizon=4",)}, "env_settings {} instead of {'horizon': 4}"),
     ],
 )
 def test_run_with_other_settings_is_rejected(study, settings, changes, message):
@@ -98,7 +99,7 @@ def test_train_flags_reject_flags_of_the_study(study, settings, flag):
 def test_train_flags_are_split_as_in_a_shell(study, settings):
     flags = "--logit-bias op.WAIT=-1 'op.PRUNE= 2' --n-steps 8"
     wanted = study.train_settings(replace(settings, train_flags=flags, seeds=(3,)), 3)
-    assert (wanted.ppo.logit_bias, wanted.ppo.n_steps, wanted.seed) == (("op.WAIT=-1", "op.PRUNE= 2"), 8, 3000)
+    assert (wanted.ppo.logit_bias, wanted.ppo.n_steps, wanted.seed) == ({"op.WAIT": -1, "op.PRUNE": 2}, 8, 3000)
     with pytest.raises(ConfigError, match="close every quotation"):
         study.train_settings(replace(settings, train_flags="--logit-bias 'op.WAIT=-1"), 0)
 
@@ -177,7 +178,7 @@ def test_study_resumes_and_records_its_results(study, tmp_path, capsys):
     summary = json.loads(text, parse_constant=refuse)
     assert summary["estimates"]["return"]["learned"]["low"] is None
     assert summary["training"]["n_steps"] == 8
-    assert summary["training"]["env_settings"] == ["horizon=4", "batches_per_step=1"]
+    assert summary["training"]["env_settings"] == {"horizon": 4, "batches_per_step": 1}
     assert "'--train-flags=--num-envs 2 --n-steps 8 --batch-size 16 --n-epochs 1'" in summary["command"]
     with (tmp_path / "out" / "episodes.csv").open(encoding="utf-8") as file:
         assert {row["length"] for row in csv.DictReader(file)} == {"4"}

@@ -1,4 +1,4 @@
-"""The `esper` command in the process of the tests, and in one of its own."""
+"""The `esper` command in the process of the tests and in a child process."""
 
 import signal
 
@@ -9,13 +9,13 @@ SMALL = ["--total-timesteps", "48", "--num-envs", "2", "--n-steps", "12", "--bat
 
 
 def text_of(capsys):
-    """What was printed since the last look: standard output and standard error."""
+    """Return standard output and standard error since the last call."""
     captured = capsys.readouterr()
     return captured.out, captured.err
 
 
 def bad(arguments, capsys):
-    """The one line of standard error of a command that has to fail with exit code 2."""
+    """Run a command that must exit with code 2; return its standard error."""
     assert main(arguments) == BAD_INPUT
     out, err = text_of(capsys)
     assert out == ""
@@ -24,5 +24,5 @@ def bad(arguments, capsys):
 
 
 def interruptible():
-    """For a child to run first: a test runner that ignores SIGINT, as in a shell's background, hands that on."""
+    """Restore the default SIGINT handler in a child, which inherits an ignored SIGINT from the test runner."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

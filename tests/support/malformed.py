@@ -1,12 +1,12 @@
-"""Tables of malformed inputs: what is done, and what the error has to say about it."""
+"""Tables of malformed inputs and of the parts of their error messages."""
 
 import pytest
 
 
 def table(*rows):
-    """Parameters ``what, error, says`` from rows of (id, what is done, error, value named, what was expected, remedy).
+    """Parameters ``what, error, says`` from rows of (id, input, error, value named, what was expected, remedy).
 
-    The remedy is left out where the expected value says it all.
+    The remedy is optional.
     """
     return pytest.mark.parametrize(
         ("what", "error", "says"), [pytest.param(what, error, says, id=name) for name, what, error, *says in rows]
@@ -14,12 +14,12 @@ def table(*rows):
 
 
 def lines(*rows):
-    """Parameters ``what, says`` of commands, which end with an exit code instead of an error."""
+    """Parameters ``what, says`` of commands, which end with an exit code instead of an exception."""
     return pytest.mark.parametrize(("what", "says"), [pytest.param(what, says, id=name) for name, what, *says in rows])
 
 
 def assert_says(message, says):
-    """One line that says all of it, in this order."""
+    """Check that a message is one line with all parts in this order."""
     assert "\n" not in message
     position = 0
     for part in says:
@@ -28,7 +28,7 @@ def assert_says(message, says):
 
 
 def refused(call, error, says):
-    """``call`` raises this error, and its message says all of it."""
+    """Check that ``call`` raises this error, with all parts in its message."""
     with pytest.raises(error) as caught:
         call()
     assert_says(str(caught.value), says)

@@ -1,4 +1,4 @@
-"""Evaluating and benchmarking from the command line."""
+"""`esper evaluate` and `esper benchmark`."""
 
 import csv
 import errno
@@ -11,7 +11,7 @@ from command_line import SMALL, bad, text_of
 from esper_agent.cli.main import FAILED, OK, main
 
 
-def test_evaluating_prints_and_writes_the_same_numbers(run_folder, toy_id, tmp_path, capsys):
+def test_evaluate_prints_and_writes_the_same_numbers(run_folder, toy_id, tmp_path, capsys):
     file = tmp_path / "e.json"
     arguments = ["evaluate", "--policy", str(run_folder), "--env", toy_id, "--episodes", "3", "--seed", "7"]
     assert main([*arguments, "--json", str(file)]) == OK
@@ -27,7 +27,7 @@ def test_evaluating_prints_and_writes_the_same_numbers(run_folder, toy_id, tmp_p
     assert "on toy, episode with seed 7" in out
 
 
-def test_a_benchmark_compares_on_the_same_episodes(run_folder, toy_id, tmp_path, capsys):
+def test_benchmark_plays_the_same_episodes(run_folder, toy_id, tmp_path, capsys):
     out = tmp_path / "bench"
     policies = ["wait", "heuristic", "random", str(run_folder)]
     arguments = ["benchmark", "--env", toy_id, "--policies", *policies, "--episodes", "4", "--out", str(out)]
@@ -46,24 +46,24 @@ def test_a_benchmark_compares_on_the_same_episodes(run_folder, toy_id, tmp_path,
     assert (out / "episodes.csv").read_bytes() == before
 
 
-def test_a_benchmark_does_not_write_into_a_run(run_folder, toy_id, capsys):
+def test_benchmark_rejects_the_folder_of_a_run(run_folder, toy_id, capsys):
     before = (run_folder / "episodes.csv").read_bytes()
     err = bad(["benchmark", "--env", toy_id, "--policies", "wait", "--out", str(run_folder)], capsys)
     assert "already holds a run" in err
     assert (run_folder / "episodes.csv").read_bytes() == before
 
 
-def test_one_run_under_two_names_is_one_policy(run_folder, toy_id, tmp_path, capsys):
+def test_benchmark_rejects_one_run_under_two_names(run_folder, toy_id, tmp_path, capsys):
     names = [str(run_folder), f"{run_folder.parent}/./{run_folder.name}"]
     err = bad(["benchmark", "--env", toy_id, "--policies", *names, "--out", str(tmp_path / "b")], capsys)
-    assert "expected at least one, none twice" in err
+    assert "expected at least one, each once" in err
 
 
-def test_a_folder_for_a_json_file_is_refused_before_anything_is_played(tmp_path, capsys):
+def test_evaluate_rejects_a_folder_as_json_file(tmp_path, capsys):
     assert "expected the name of a file" in bad(["evaluate", "--policy", "wait", "--json", str(tmp_path)], capsys)
 
 
-def test_several_policies_are_all_checked_before_one_plays(run_folder, tmp_path, capsys, monkeypatch):
+def test_benchmark_checks_all_policies_before_playing(run_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("esper_agent.cli.play.run_episodes", lambda *_all, **_more: pytest.fail("it was played"))
     policies = ["wait", str(run_folder)]
     out = tmp_path / "b"
@@ -71,7 +71,7 @@ def test_several_policies_are_all_checked_before_one_plays(run_folder, tmp_path,
     assert not out.exists()
 
 
-def test_a_disk_that_is_full_ends_in_exit_code_one(toy_id, tmp_path, capsys):
+def test_full_disk_exits_with_one(toy_id, tmp_path, capsys):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "progress.json").touch()
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +85,7 @@ def full_disk(*_arguments):
 
 
 @pytest.mark.numeric
-def test_actions_are_sampled_unless_the_likeliest_are_asked_for(run_folder, toy_id, tmp_path, capsys):
+def test_actions_are_sampled_unless_deterministic(run_folder, toy_id, tmp_path, capsys):
     def ops(*flags):
         """Seed, rounded return and number of each op, of each of eight episodes of twelve steps."""
         file = tmp_path / "e.json"
@@ -102,7 +102,7 @@ def test_actions_are_sampled_unless_the_likeliest_are_asked_for(run_folder, toy_
     text_of(capsys)
 
 
-def test_a_run_is_evaluated_in_its_own_environment_unless_told_otherwise(toy_id, tmp_path, capsys):
+def test_evaluate_uses_the_environment_settings_of_the_run_by_default(toy_id, tmp_path, capsys):
     out, file = tmp_path / "r", tmp_path / "e.json"
     assert main(["train", "--env", toy_id, "--out", str(out), *SMALL, "--env-settings", "horizon=5"]) == OK
     evaluate = ["evaluate", "--policy", str(out), "--env", toy_id, "--episodes", "1", "--json", str(file)]
@@ -123,7 +123,7 @@ def test_a_run_is_evaluated_in_its_own_environment_unless_told_otherwise(toy_id,
     assert f"Note: {out} was trained with other settings: horizon=5" in text_of(capsys)[0]
 
 
-def test_without_a_task_a_run_is_played_on_its_own(run_folder, toy_id, tmp_path, capsys):
+def test_default_task_is_that_of_the_run(run_folder, toy_id, tmp_path, capsys):
     file = tmp_path / "e.json"
     assert main(["evaluate", "--policy", str(run_folder), "--episodes", "1", "--json", str(file)]) == OK
     assert text_of(capsys)[0].startswith(f"Task of the run: {toy_id}\n")
@@ -135,14 +135,14 @@ def test_without_a_task_a_run_is_played_on_its_own(run_folder, toy_id, tmp_path,
         assert {row["env_id"] for row in csv.DictReader(rows)} == {toy_id}
 
 
-def test_a_run_whose_task_is_not_known_here_is_told(run_folder, tmp_path, capsys):
+def test_evaluate_rejects_a_run_of_an_unknown_task(run_folder, tmp_path, capsys):
     run = shutil.copytree(run_folder, tmp_path / "run")
     (run / "config.yaml").write_text("env: elsewhere_tasks:Mine-v0\n")
     err = bad(["evaluate", "--policy", str(run)], capsys)
     assert "'elsewhere_tasks:Mine-v0' names a module that cannot be imported" in err
 
 
-def test_without_a_task_and_a_run_the_digits_are_played(tmp_path, capsys):
+def test_default_task_without_a_run_is_digits(tmp_path, capsys):
     out, settings = tmp_path / "b", ["--env-settings", "horizon=1", "batches_per_step=1"]
     assert main(["evaluate", "--policy", "wait", "--episodes", "1", *settings]) == OK
     assert main(["benchmark", "--policies", "wait", "--episodes", "1", "--out", str(out), *settings]) == OK
@@ -151,7 +151,7 @@ def test_without_a_task_and_a_run_the_digits_are_played(tmp_path, capsys):
     assert "Task of the run" not in said
 
 
-def test_runs_of_different_tasks_are_not_compared(run_folder, toy_id, tmp_path, capsys):
+def test_benchmark_rejects_runs_of_different_tasks(run_folder, toy_id, tmp_path, capsys):
     other, out = tmp_path / "other", tmp_path / "b"
     other.mkdir()
     (other / "config.yaml").write_text("env: Esper-Text-v0\n")
@@ -161,7 +161,7 @@ def test_runs_of_different_tasks_are_not_compared(run_folder, toy_id, tmp_path, 
 
 
 @pytest.mark.parametrize("width", ["60", "200"])
-def test_nothing_is_cut_on_a_terminal_of_any_width(toy_id, tmp_path, capsys, monkeypatch, width):
+def test_tables_are_complete_on_a_terminal_of_any_width(toy_id, tmp_path, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", width)
     arguments = ["benchmark", "--env", toy_id, "--policies", "wait", "random", "--episodes", "4"]
     assert main([*arguments, "--out", str(tmp_path)]) == OK

@@ -294,7 +294,7 @@ def test_diagnostics_reject_other_algorithms_and_invalid_settings(toy_id):
     model = PPO("MultiInputPolicy", make_sb3_env(toy_id, 1, seed=0), n_steps=4, batch_size=4, device="cpu")
     with pytest.raises(TypeError, match="the model is a PPO; diagnostics read a FactoredRecurrentPPO"):
         model.learn(4, callback=DiagnosticsCallback())
-    with pytest.raises(ValueError, match="trend_batches is 0"):
+    with pytest.raises(ValueError, match="`trend_batches` is 0"):
         DiagnosticsCallback(AnomalySettings(trend_batches=0))
 
 

@@ -156,7 +156,7 @@ def test_nothing_is_planted_while_every_blueprint_is_penalised():
 
 def test_heuristic_config_rejects_a_penalty_that_decays_too_fast():
     """Halving every epoch leaves 0.06 of 2 after the pause of five epochs."""
-    with pytest.raises(ValueError, match=r"has decayed to 0\.0625 .* never reaches the threshold of 3"):
+    with pytest.raises(ValueError, match=r"decays to 0\.0625 .* expected at least `penalty_threshold`, 3\.0"):
         HeuristicConfig(penalty_decay=0.5, penalty_threshold=3.0)
 
 

@@ -75,10 +75,10 @@ def test_decisions_are_limited_to_one_episode():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"smoothing": 0}, "smoothing is 0; expected a whole number of at least 1"),
-        ({"smoothing": 6}, "the observation shows 5 epochs"),
-        ({"penalty_decay": 1.5}, "penalty_decay is 1.5"),
-        ({"min_epoch": -1}, "min_epoch is -1"),
+        ({"smoothing": 0}, r"`smoothing` is 0; expected an integer in \[1, 5\]"),
+        ({"smoothing": 6}, "`smoothing` is 6"),
+        ({"penalty_decay": 1.5}, "`penalty_decay` is 1.5"),
+        ({"min_epoch": -1}, "`min_epoch` is -1"),
     ],
 )
 def test_heuristic_config_rejects_invalid_settings(settings, message):

@@ -144,7 +144,7 @@ def test_sampled_op_leaves_the_op_head_without_a_gradient(process, exact, gae_la
 
 @pytest.mark.parametrize("truncated", [True, False])
 @pytest.mark.parametrize("gae_lambda", LAMBDAS)
-def test_a_cut_future_is_worth_its_bootstrap(process, exact, gae_lambda, truncated):
+def test_truncated_future_is_worth_its_bootstrap(process, exact, gae_lambda, truncated):
     """Decisions before the cut get the gradient they would get without one, be it a truncation or a rollout's end."""
     cut = process.expected_gradient("two_step", gae_lambda, *exact, steps=2, truncated=truncated)
     whole = process.expected_gradient("two_step", gae_lambda, *exact)

@@ -1,4 +1,4 @@
-"""What a rollout keeps: the decisions made, their values, and the futures that were cut off."""
+"""The rollout buffer stores decisions, their values, and bootstraps of truncated episodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Tape(BaseCallback):
         return True
 
 
-def test_stored_valued_and_executed_op_are_one(mask_world, make_model, collect, roughen):
+def test_stored_op_is_the_valued_and_executed_op(mask_world, make_model, collect, roughen):
     env = mask_world(num_envs=4)
     tape = Tape()
     model = roughen(make_model(env, n_steps=64))
@@ -77,7 +77,7 @@ def test_truncation_bootstraps_and_termination_does_not(mask_world, estimator, m
     assert (whole.final_values == 0).all()
 
 
-def test_advantages_of_a_cut_rollout_equal_a_recomputation(mask_world, make_model, collect):
+def test_advantages_of_a_truncated_rollout_equal_a_recomputation(mask_world, make_model, collect):
     """Final observations, states and values are read back from outside the algorithm."""
     seen = []
 
@@ -109,14 +109,14 @@ def test_advantages_of_a_cut_rollout_equal_a_recomputation(mask_world, make_mode
     np.testing.assert_allclose(buffer.returns, expected.returns, atol=1e-5)
 
 
-def test_dones_that_disagree_with_the_last_stored_step_are_refused(mask_world, make_model, collect):
+def test_dones_that_differ_from_the_last_step_are_rejected(mask_world, make_model, collect):
     buffer = collect(make_model(mask_world(num_envs=2)))
     assert buffer.ends[-1].all()
-    with pytest.raises(ValueError, match=r"dones is \[ True False\]; the last stored step says \[ True  True\]"):
+    with pytest.raises(ValueError, match=r"`dones` is \[True, False\]; expected \[True, True\], as in the last step"):
         buffer.compute_returns_and_advantage(th.zeros(2), np.array([True, False]))
 
 
-def test_rewards_in_the_buffer_are_the_environments(mask_world, make_model, collect):
+def test_rewards_in_the_buffer_are_those_of_the_environments(mask_world, make_model, collect):
     buffer = collect(make_model(mask_world(num_envs=2, horizon=8, cut=3)))
     hits = (buffer.actions[..., Head.OP] == Op.GERMINATE) & (
         buffer.actions[..., Head.BLUEPRINT] == Blueprint.CONV_LIGHT

@@ -84,7 +84,7 @@ def test_probabilities_of_all_legal_joint_actions_sum_to_one(observations):
 
 @given(seed=st.integers(0, 2**32 - 1), density=st.floats(0, 1), scale=st.floats(0, 50))
 @settings(max_examples=60, deadline=None)
-def test_masked_actions_are_never_taken_and_unread_heads_hold_their_default(observations, seed, density, scale):
+def test_masked_actions_are_never_sampled_and_unread_heads_hold_their_default(observations, seed, density, scale):
     observation, logits = observations(32, seed, density), random_logits(32, seed, scale)
     distribution = distribution_of(observation, logits)
     for actions in (distribution.sample(), distribution.mode()):
@@ -146,7 +146,7 @@ def test_head_entropies_are_relative_to_the_number_of_valid_values(observations)
     assert not choices.all()
 
 
-def test_a_uniform_head_has_entropy_one_and_a_forced_one_exactly_zero(observations):
+def test_entropy_is_one_for_a_uniform_head_and_zero_for_a_forced_head(observations):
     observation = observations(64, density=0.4)
     distribution = distribution_of(observation, th.zeros(64, sum(NVEC)))
     actions = distribution.sample()
@@ -217,7 +217,7 @@ def test_sampling_follows_the_global_seed(observations):
     assert first.shape == (16, NUM_HEADS)
 
 
-def test_parameters_in_one_call_agree_with_two(observations):
+def test_parameters_set_in_one_call_or_two_are_equivalent(observations):
     observation, logits = observations(16), random_logits(16)
     masks = observation["action_mask"], observation["op_slot_mask"]
     distribution = FactoredDistribution(HeadTables(NVEC))

@@ -124,7 +124,7 @@ def test_a_single_row_is_normalised_to_zero():
     assert normalise(th.tensor([3.0, 1e6]), rows)[0].item() == 0.0
 
 
-def test_value_loss_is_the_squared_error_of_the_stored_ops_value():
+def test_value_loss_is_the_squared_error_of_the_value_of_the_stored_op():
     samples, evaluation = minibatch()
     errors = [(samples.returns[row] - evaluation.op_values[row]).item() ** 2 for row in range(30)]
     assert loss_terms(samples, evaluation, settings_with()).value.item() == pytest.approx(np.mean(errors), rel=1e-5)
@@ -137,7 +137,7 @@ def test_value_loss_is_the_squared_error_of_the_stored_ops_value():
     assert terms.value.item() == pytest.approx(np.mean(clipped), rel=1e-5)
 
 
-def test_entropy_is_weighted_per_head_and_summed_over_what_a_row_reads():
+def test_entropy_is_weighted_per_head_and_summed_over_relevant_heads():
     samples, evaluation = minibatch()
     weights = th.arange(1.0, NUM_HEADS + 1)
     total = sum(
@@ -196,7 +196,7 @@ def test_statistics_of_a_head_are_over_the_rows_that_read_it():
     assert statistics.summary(1.0)["op_wait_probability"] == pytest.approx(np.mean(wait), rel=1e-5)
 
 
-def test_a_head_without_a_choice_has_no_entropy_of_its_choices_and_infinite_ratios_stay_infinite():
+def test_choice_entropy_is_absent_without_a_choice_and_infinite_ratios_stay_infinite():
     samples, evaluation = minibatch(12)
     evaluation = evaluation._replace(
         choices=evaluation.choices & (th.arange(NUM_HEADS) != Head.SLOT),

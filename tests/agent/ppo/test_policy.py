@@ -55,13 +55,13 @@ def test_the_network_for_three_slots_has_929762_parameters(policy):
 
 
 @pytest.mark.parametrize(("given", "eps"), [(None, 1e-5), ({"weight_decay": 0.1}, 1e-5), ({"eps": 1e-7}, 1e-7)])
-def test_adams_eps_is_1e5_unless_given(spaces, given, eps):
+def test_default_eps_of_adam_is_1e5(spaces, given, eps):
     group = make_policy(spaces, optimizer_kwargs=given).optimizer.param_groups[0]
     assert group["eps"] == eps
     assert group["weight_decay"] == (given or {}).get("weight_decay", 0)
 
 
-def test_another_optimizer_is_given_its_own_arguments_only(spaces):
+def test_other_optimizers_receive_only_their_arguments(spaces):
     group = make_policy(spaces, optimizer_class=th.optim.SGD, optimizer_kwargs={"momentum": 0.9}).optimizer.defaults
     assert group["momentum"] == 0.9
     assert "eps" not in make_policy(spaces, optimizer_class=th.optim.SGD).optimizer.defaults
@@ -117,7 +117,7 @@ def test_the_encoder_is_a_linear_layer_a_norm_and_a_relu(policy, observations):
         ({}, [0] * 6, [0, 0, 0]),
     ],
 )
-def test_initial_logits_carry_the_bias(spaces, observations, bias, op, alpha_target):
+def test_initial_logits_have_the_bias(spaces, observations, bias, op, alpha_target):
     policy = make_policy(spaces, logit_bias=bias)
     obs = observations(64)
     latent, _ = policy._latent(obs, states(64).pi, th.ones(64))
@@ -126,7 +126,7 @@ def test_initial_logits_carry_the_bias(spaces, observations, bias, op, alpha_tar
         assert (logits[head] - th.tensor(expected, dtype=th.float32)).abs().max() < 0.1
 
 
-def test_the_critic_is_a_network_of_the_latent_and_the_ops_one_hot(policy):
+def test_critic_reads_the_latent_and_a_one_hot_op(policy):
     latent = th.randn(5, 256, generator=th.Generator().manual_seed(0))
     critic = policy.value_net
     for op in Op:
@@ -177,7 +177,7 @@ def test_an_episode_start_clears_the_carried_state(policy, observations):
     assert not th.allclose(policy.predict_values(obs, states(6, seed=2).pi, th.zeros(6)), fresh)
 
 
-def test_an_episode_start_inside_a_sequence_is_refused(policy, observations):
+def test_episode_start_inside_a_sequence_is_rejected(policy, observations):
     starts = th.tensor([0.0, 0.0, 1.0, 0.0])
     with pytest.raises(ValueError, match="inside a sequence"):
         policy.predict_values(observations(4), states(2).pi, starts[[0, 1, 3, 2]])
@@ -209,7 +209,7 @@ def test_a_decision_values_the_op_it_takes(spaces, observations):
     assert th.equal(decision.head_log_probs, evaluation.head_log_probs)
 
 
-def test_forward_and_evaluate_actions_keep_sb3s_shapes(policy, observations):
+def test_forward_and_evaluate_actions_have_the_shapes_of_sb3(policy, observations):
     obs = observations(5)
     actions, values, log_prob, after = policy(obs, states(5), th.ones(5))
     assert (actions.shape, values.shape, log_prob.shape) == ((5, 8), (5, 1), (5,))
@@ -249,7 +249,7 @@ def test_actor_and_critic_both_train_every_shared_layer(spaces, observations):
             assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters()), field
 
 
-def test_the_policy_alone_saves_and_loads(spaces, observations, tmp_path):
+def test_policy_saves_and_loads_without_the_model(spaces, observations, tmp_path):
     policy = lively(make_policy(spaces, logit_bias={"op": {"WAIT": -3.0}}, head_dim=64, features_dim=32))
     policy.save(tmp_path / "policy.pt")
     loaded = FactoredLstmPolicy.load(tmp_path / "policy.pt", device="cpu")
@@ -260,7 +260,7 @@ def test_the_policy_alone_saves_and_loads(spaces, observations, tmp_path):
         np.testing.assert_array_equal(left, right)
 
 
-def test_every_setting_comes_back_with_a_loaded_policy(spaces, tmp_path):
+def test_loaded_policy_has_every_setting(spaces, tmp_path):
     settings = {
         "embedding_dim": 5,
         "features_dim": 24,
@@ -279,7 +279,7 @@ def test_every_setting_comes_back_with_a_loaded_policy(spaces, tmp_path):
     assert {name: again[name] for name in settings} == settings
 
 
-def test_foreign_spaces_and_settings_are_refused(spaces):
+def test_policy_rejects_other_spaces_and_bad_settings(spaces):
     observation_space, action_space = spaces
     with pytest.raises(ValueError, match=r"MultiDiscrete\(head_sizes"):
         make_policy((observation_space, gymnasium.spaces.Discrete(4)))

@@ -1,10 +1,13 @@
-"""FactoredRecurrentPPO through the interface of SB3: learning, logs, callbacks, save and load."""
+"""FactoredRecurrentPPO has the interface of SB3: arguments, learning, logs, callbacks, save and load."""
 
 from __future__ import annotations
+
+import inspect
 
 import numpy as np
 import pytest
 import torch as th
+from docstrings import documented
 from esper_agent.ppo.policy import FactoredLstmPolicy
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
 from esper_env.rules.heads import HEAD_NAMES
@@ -24,7 +27,7 @@ def same(left, right):
     return all(th.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-def test_it_learns_which_blueprint_pays(mask_world, make_model):
+def test_learn_finds_the_blueprint_that_pays(mask_world, make_model):
     env = mask_world(num_envs=8, horizon=8, always_germinate=True)
     model = make_model(env, n_steps=16, batch_size=64, n_epochs=4, learning_rate=3e-3, target_kl=0.05)
     before, _ = evaluate_policy(model, env, n_eval_episodes=16, deterministic=False)
@@ -57,16 +60,28 @@ def test_defaults():
     }
 
 
-def test_unknown_settings_are_refused():
-    with pytest.raises(ValueError, match="advantage_estimator is 'three_step'"):
+def test_every_argument_is_documented():
+    assert documented(FactoredRecurrentPPO) == set(inspect.signature(FactoredRecurrentPPO).parameters)
+
+
+def test_arguments_may_be_positional_and_numpy_scalars():
+    arguments = {"gamma": np.float32(0.5), "_init_setup_model": False}
+    model = FactoredRecurrentPPO("FactoredLstmPolicy", None, 1e-3, np.int64(8), 32, **arguments)
+    assert (model.learning_rate, model.n_steps, model.batch_size, model.gamma) == (1e-3, 8, 32, 0.5)
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'learning_rat'"):
+        FactoredRecurrentPPO("FactoredLstmPolicy", None, learning_rat=1e-3)
+
+
+def test_constructor_rejects_bad_settings():
+    with pytest.raises(ValueError, match="`advantage_estimator` is 'three_step'"):
         FactoredRecurrentPPO("FactoredLstmPolicy", None, advantage_estimator="three_step")
-    with pytest.raises(ValueError, match=r"names \['colour'\]"):
+    with pytest.raises(ValueError, match="has the head 'colour'"):
         FactoredRecurrentPPO("FactoredLstmPolicy", None, entropy_multipliers={"colour": 1.0})
-    with pytest.raises(ValueError, match="batch_size is 1"):
+    with pytest.raises(ValueError, match="`batch_size` is 1"):
         FactoredRecurrentPPO("FactoredLstmPolicy", None, batch_size=1)
 
 
-def test_a_trained_model_saves_loads_and_goes_on(mask_world, tmp_path, make_model):
+def test_saved_model_loads_and_trains_further(mask_world, tmp_path, make_model):
     env = mask_world()
     model = make_model(env, ent_coef=0.02, entropy_multipliers={"op": 2.0}, advantage_estimator="sampled_op").learn(128)
     model.save(tmp_path / "model")
@@ -91,7 +106,7 @@ def test_a_trained_model_saves_loads_and_goes_on(mask_world, tmp_path, make_mode
 
 
 @pytest.mark.filterwarnings("ignore:rich is experimental")
-def test_sb3s_callbacks_normalisation_progress_and_tensorboard_work(mask_world, tmp_path, make_model):
+def test_callbacks_normalisation_progress_and_tensorboard_of_sb3_work(mask_world, tmp_path, make_model):
     env = VecNormalize(mask_world(horizon=8, cut=6), norm_obs=False, norm_reward=True, gamma=0.98)
     held_out = VecNormalize(mask_world(num_envs=2), norm_obs=False, norm_reward=False, training=False)
     evaluation = EvalCallback(held_out, eval_freq=16, n_eval_episodes=2, best_model_save_path=str(tmp_path), verbose=0)
@@ -103,7 +118,7 @@ def test_sb3s_callbacks_normalisation_progress_and_tensorboard_work(mask_world, 
     assert model.get_vec_normalize_env() is env
 
 
-def test_the_log_has_sb3s_names_and_the_heads(mask_world, tmp_path, make_model, roughen):
+def test_log_has_the_names_of_sb3_and_of_the_heads(mask_world, tmp_path, make_model, roughen):
     model = roughen(make_model(mask_world()))
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model.learn(192)
@@ -123,21 +138,21 @@ def test_the_log_has_sb3s_names_and_the_heads(mask_world, tmp_path, make_model, 
     assert model.last_update["op_entropy"] == model.logger.name_to_value["train/op_entropy"]
 
 
-def test_a_head_no_row_read_is_not_logged(mask_world, make_model):
+def test_head_without_rows_is_not_logged(mask_world, make_model):
     model = make_model(mask_world(density=0.0)).learn(64)
     assert "op_entropy" in model.last_update
     assert not [name for name in model.last_update if name.startswith(("slot_", "blueprint_", "alpha_curve_"))]
     assert model.last_update["op_wait_probability"] == pytest.approx(1.0)
 
 
-def test_lstm_statistics_are_the_rollouts(mask_world, make_model):
+def test_lstm_statistics_are_those_of_the_rollout(mask_world, make_model):
     model = make_model(mask_world()).learn(64)
     hidden = model.rollout_buffer.hidden_states_pi.astype(np.float64)
     assert model.last_update["lstm_hidden_rms"] == pytest.approx(float(np.sqrt((hidden**2).mean())), rel=1e-5)
     assert 0 < model.last_update["lstm_hidden_rms"] < model.last_update["lstm_cell_rms"] < 2
 
 
-def test_a_callback_can_stop_the_run(mask_world, make_model):
+def test_callback_stops_training(mask_world, make_model):
     class Stop(BaseCallback):
         def _on_step(self):
             return self.n_calls < 5
@@ -145,5 +160,5 @@ def test_a_callback_can_stop_the_run(mask_world, make_model):
     assert make_model(mask_world()).learn(1000, callback=Stop()).num_timesteps == 20
 
 
-def test_the_alias_names_the_policy():
+def test_policy_alias():
     assert FactoredRecurrentPPO.policy_aliases == {"FactoredLstmPolicy": FactoredLstmPolicy}

@@ -43,7 +43,7 @@ def poison(model, updates, value=float("nan")):
     model.policy.evaluate_heads = faulty
 
 
-def test_too_large_a_kl_stops_before_the_step(mask_world, make_model, collect):
+def test_large_kl_stops_before_the_step(mask_world, make_model, collect):
     model = make_model(mask_world(), target_kl=1e-9, learning_rate=1e-2, batch_size=64, n_epochs=5)
     collect(model)
     steps = count_steps(model)
@@ -106,7 +106,7 @@ def test_two_bad_updates_and_a_later_third_do_not_stop(mask_world, make_model):
     assert model.num_timesteps == 128
 
 
-def test_a_non_finite_gradient_is_no_update_either(mask_world, make_model, collect):
+def test_non_finite_gradient_is_skipped(mask_world, make_model, collect):
     model = make_model(mask_world(), batch_size=16, n_epochs=1, target_kl=None)
     collect(model)
     factors = iter([1.0, float("nan"), 1.0, float("inf")])
@@ -118,7 +118,7 @@ def test_a_non_finite_gradient_is_no_update_either(mask_world, make_model, colle
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
 
-def test_one_non_finite_target_costs_the_minibatches_that_hold_it(mask_world, make_model, collect):
+def test_non_finite_target_skips_the_minibatches_that_hold_it(mask_world, make_model, collect):
     model = make_model(mask_world(), target_kl=None, n_epochs=3)
     collect(model).returns[3, 1] = np.nan
     model.train()
@@ -126,7 +126,7 @@ def test_one_non_finite_target_costs_the_minibatches_that_hold_it(mask_world, ma
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
 
-def test_rewards_that_stay_non_finite_stop_the_run(mask_world, make_model):
+def test_persistent_non_finite_rewards_stop_the_run(mask_world, make_model):
     env = mask_world()
     env.step_wait = lambda step=env.step_wait: (lambda obs, reward, *rest: (obs, reward * np.nan, *rest))(*step())
     model = make_model(env)

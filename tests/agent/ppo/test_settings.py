@@ -1,4 +1,4 @@
-"""What a learner is told reaches its updates: the losses, where a round of updates ends, futures, and the log."""
+"""Settings of the learner reach its losses, the end of a round of updates, bootstraps, and the log."""
 
 from __future__ import annotations
 
@@ -80,10 +80,8 @@ def test_schedules_follow_the_remaining_progress_of_the_run(mask_world, make_mod
         (0.151, 5, 2),
     ],
 )
-def test_a_kl_beyond_half_again_the_target_ends_the_round(
-    mask_world, make_model, collect, monkeypatch, far, steps, epochs
-):
-    """Four minibatches an epoch, three epochs; the second minibatch of the second epoch is further than the others."""
+def test_kl_above_the_limit_ends_the_round(mask_world, make_model, collect, monkeypatch, far, steps, epochs):
+    """Four minibatches an epoch, three epochs; the second minibatch of the second epoch has the large KL."""
     kls = iter([0.0] * 5 + [far] + [0.0] * 6)
     monkeypatch.setattr(
         "esper_agent.ppo.ppo.loss_terms", lambda *args: loss_terms(*args)._replace(approx_kl=th.tensor(next(kls)))
@@ -98,7 +96,7 @@ def test_a_kl_beyond_half_again_the_target_ends_the_round(
 
 
 @pytest.mark.parametrize("estimator", ["two_step", "sampled_op"])
-def test_a_cut_future_is_read_as_the_estimator_reads_the_critic(mask_world, make_model, collect, estimator):
+def test_bootstrap_reads_the_critic_as_the_estimator_does(mask_world, make_model, collect, estimator):
     """One value per op, all ops equally likely: a sampled value is one of them, an expected value is their mean.
 
     Without a trace or a discount, the target of a step is its reward and the value after it, cut off or not.
@@ -138,7 +136,7 @@ def test_the_logged_clip_fraction_uses_the_models_clip_range(mask_world, make_mo
     assert model.last_update["clip_fraction"] > 0.5
 
 
-def test_the_way_back_is_not_saved_with_the_model(mask_world, make_model, tmp_path):
+def test_last_good_parameters_are_not_saved_with_the_model(mask_world, make_model, tmp_path):
     model = make_model(mask_world()).learn(64)
     assert model._last_good is not None
     model.save(tmp_path / "model")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from esper_agent.sb3 import make_sb3_env
-from esper_agent.settings.config_file import ConfigError
+from esper_agent.settings.named_values import ConfigError
 from esper_agent.training import checkpoints as saving
 from esper_agent.training.checkpoints import SaveCheckpoints, checkpoint_paths
 from esper_agent.training.run import Trained, resume, train
@@ -234,7 +234,7 @@ def test_a_run_that_was_trained_without_checkpoints_has_nothing_to_go_on_from(tm
         (lambda folder: config(folder, "env: [1"), RunError, "cannot be used: .* is neither YAML nor JSON"),
         (lambda folder: config(folder, "seed: 1"), RunError, "does not name an environment"),
         (lambda folder: config(folder, "env: x\nsed: 1"), ConfigError, "'sed' is not a setting; did you mean 'seed'"),
-        (lambda folder: config(folder, "env: x\nseed: -1"), ConfigError, "seed is -1; expected"),
+        (lambda folder: config(folder, "env: x\nseed: -1"), ConfigError, "`seed` is -1; expected"),
     ],
 )
 def test_a_folder_that_is_no_run_says_so(tmp_path, make, error, message):
@@ -250,7 +250,7 @@ def config(folder, text):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seed", 4), ("total_timesteps", 144), ("env_settings", ["horizon=6"]), ("ppo", {"learning_rate": 0.5})],
+    [("seed", 4), ("total_timesteps", 144), ("env_settings", {"horizon": 6}), ("ppo", {"learning_rate": 0.5})],
 )
 def test_a_configuration_that_was_changed_is_refused(killed, name, value):
     settings = yaml.safe_load((killed / "config.yaml").read_text())

@@ -22,6 +22,8 @@ OTHERS = {
     "gamma": (0.9, lambda model: model.rollout_buffer.gamma),
     "gae_lambda": (0.8, lambda model: model.rollout_buffer.gae_lambda),
     "clip_range": (0.1, lambda model: FloatSchedule(model.clip_range)(1.0)),
+    "clip_range_vf": (0.1, lambda model: FloatSchedule(model.clip_range_vf)(1.0)),
+    "normalize_advantage": (False, lambda model: model.normalize_advantage),
     "ent_coef": (0.5, lambda model: model.ent_coef(1.0)),
     "final_ent_coef": (0.25, lambda model: model.ent_coef(0.0)),
     "vf_coef": (0.3, lambda model: model.vf_coef),

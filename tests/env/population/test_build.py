@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from esper_env.devices import resolve_device
 from esper_env.population import Structure
-from esper_env.population.build import build_population, resolve_device
+from esper_env.population.build import build_population
 from esper_env.population.engine.layouts import BatchedImages, SingleImages
 from esper_env.rules.slot_table import SlotTable
 from esper_env.tasks import make_task
@@ -34,7 +35,7 @@ def test_auto_device_is_cpu_without_accelerator(monkeypatch):
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "", "cpu:x"])
 def test_resolve_device_rejects_unusable_device(name):
-    with pytest.raises(ValueError, match=rf"device is '{name}', which is not usable here; expected 'auto'"):
+    with pytest.raises(ValueError, match=rf"`device` is '{name}'; expected 'auto'"):
         resolve_device(name)
 
 

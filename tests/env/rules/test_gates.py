@@ -147,7 +147,7 @@ def test_gate_of_each_stage():
 def test_gate_config_finds_configurations_by_name():
     assert gate_config("permissive") == GateConfig()
     assert gate_config("strict") == GateConfig(3, 0.7, 1.0, 1, 0.5, 0.1, 3, 1.0)
-    with pytest.raises(ValueError, match=r"gates is 'lenient'; expected one of 'permissive', 'strict'"):
+    with pytest.raises(ValueError, match=r"`gates` is 'lenient'; expected one of 'permissive', 'strict'"):
         gate_config("lenient")
 
 

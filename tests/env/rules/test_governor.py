@@ -287,12 +287,12 @@ def test_state_of_another_shape_is_rejected():
 
 @pytest.mark.parametrize("name", ["window", "min_history", "patience", "snapshot_epochs", "max_rollbacks"])
 def test_governor_config_rejects_counts_below_one(name):
-    with pytest.raises(ValueError, match=f"{name} is 0; expected at least 1"):
+    with pytest.raises(ValueError, match=f"`{name}` is 0; expected a positive integer"):
         GovernorConfig(**{name: 0})
 
 
 def test_governor_rejects_contradicting_settings():
-    with pytest.raises(ValueError, match="window is 9; min_history needs at least 10"):
+    with pytest.raises(ValueError, match="`window` is 9; `min_history` needs at least 10"):
         GovernorConfig(window=9)
     with pytest.raises(ValueError, match="classes is 1; expected at least 2"):
         Governor(1, 1, 1)

@@ -1,4 +1,4 @@
-"""Tasks of one's own: other numbers, other data, another host."""
+"""Custom tasks: other settings, custom data, a custom host."""
 
 import re
 from dataclasses import replace
@@ -33,7 +33,7 @@ def blobs(classes=3, size=8, channels=2):
 
 
 def played(env_id, **kwargs):
-    """An environment after an episode of random growth, with the last info."""
+    """Play an episode of random growth; return the environment and the last info."""
     env = gymnasium.make(env_id, **kwargs)
     env.reset(seed=0)
     rng, ended = np.random.default_rng(0), False
@@ -43,7 +43,7 @@ def played(env_id, **kwargs):
     return env, info
 
 
-def test_other_numbers():
+def test_register_task_replaces_settings():
     task = register_task("Mine-v0", **SMALL)
     assert task == tasks.TASKS["Mine-v0"]
     assert (task.horizon, task.family) == (3, "digits")
@@ -57,7 +57,7 @@ def test_other_numbers():
 
 
 @pytest.mark.parametrize("lazily", [False, True])
-def test_own_images(lazily):
+def test_custom_images(lazily):
     """The host follows the data: classes, channels and size."""
     data = blobs()
     register_task("Blobs-v0", data=(lambda: data) if lazily else data, **SMALL)
@@ -67,7 +67,7 @@ def test_own_images(lazily):
     assert env.unwrapped.host_parameters == 8 + 32 + 128 + 56 + 51
 
 
-def test_the_error_of_a_data_function_is_kept():
+def test_error_of_a_data_function_is_the_cause():
     def broken():
         raise KeyError("x")
 
@@ -77,27 +77,29 @@ def test_the_error_of_a_data_function_is_kept():
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_a_data_set_for_a_task_with_data_of_its_own_is_refused_with_the_reason():
+def test_dataset_is_rejected_by_a_task_with_custom_data():
     register_task("Blobs-v0", data=blobs(), **SMALL)
-    with pytest.raises(ValueError, match=r"'cifar10'; Blobs-v0 has data of its own .*: leave dataset out, or take a t"):
+    with pytest.raises(ValueError, match=r"'cifar10'; Blobs-v0 has custom data .*: leave `dataset` out, or use a task"):
         gymnasium.make("Blobs-v0", dataset="cifar10")
 
 
-def test_a_number_of_the_host_is_told_with_the_spec_that_has_it():
+def test_field_of_the_spec_is_rejected_with_the_spec_to_use():
     said = (
-        r"Esper-Text-v0 has no keyword argument 'context': it belongs to the host; .* with register_task\('Mine-v0', "
-        r"base='Esper-Text-v0', host=(TransformerSpec\(width=32, heads=2, .*\))\), see docs/tasks.md"
+        r"Esper-Text-v0 got an unexpected keyword argument 'context': it belongs to the host; .* with "
+        r"register_task\('Mine-v0', base='Esper-Text-v0', host=(TransformerSpec\(width=32, heads=2, .*\))\), see docs/"
     )
     with pytest.raises(TypeError, match=said) as caught:
         gymnasium.make("Esper-Text-v0", context=96)
     spec = re.search(said, str(caught.value)).group(1)
     expected = replace(tasks.TASKS["Esper-Text-v0"].host, context=96)
     assert eval(spec, {"TransformerSpec": TransformerSpec}) == expected
-    with pytest.raises(TypeError, match="has no keyword argument 'context'; "):  # a host of images has none either
+    with pytest.raises(
+        TypeError, match="got an unexpected keyword argument 'context'; "
+    ):  # a host of images has none either
         gymnasium.make("Esper-Digits-v0", context=96)
 
 
-def test_own_text_on_a_transformer():
+def test_custom_text_on_a_transformer():
     text = np.frombuffer(b"a tree is a tree is a tree. " * 40, dtype=np.uint8)
     register_task(
         "Trees-v0",
@@ -129,48 +131,48 @@ class Wide(SegmentedHost):
 
 
 @pytest.mark.parametrize("shards", [{}, {"shard_size": 1}, {"shard_size": 1, "auto_shard_size": 1}])
-def test_own_host(shards):
+def test_custom_host(shards):
     register_task("Wide-v0", host=Wide, data=blobs(), **SMALL, **shards)
     env, info = played("Wide-v0")
     assert env.unwrapped.host_parameters == 2 * 5 * 9 + 5 + 5 * 64 * 3 + 3
     assert np.isfinite(info["test_accuracy"])
 
 
-def test_own_host_with_slots_chosen_is_a_clear_error():
+def test_slots_are_rejected_with_a_custom_host():
     register_task("Wide-v0", host=Wide, data=blobs(), **SMALL)
-    with pytest.raises(ValueError, match=r"slots is \('r0c0',\); Wide-v0 has a host of its own"):
+    with pytest.raises(ValueError, match=r"`slots` is \['r0c0'\]; Wide-v0 has a custom host"):
         gymnasium.make("Wide-v0", slots=["r0c0"])
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"env_id": "Esper-Digits-v0"}, ValueError, "'Esper-Digits-v0' is registered already"),
-        ({"env_id": "CartPole-v1"}, ValueError, "'CartPole-v1' is registered already"),
+        ({"env_id": "Esper-Digits-v0"}, ValueError, "'Esper-Digits-v0' is already registered"),
+        ({"env_id": "CartPole-v1"}, ValueError, "'CartPole-v1' is already registered"),
         ({"env_id": "not an id"}, gymnasium.error.Error, "Malformed"),
-        ({"base": "Esper-Nothing-v0"}, ValueError, "base is 'Esper-Nothing-v0'; expected one of Esper-CIFAR-v0"),
-        ({"env_id": None}, TypeError, "the id of a task is None; expected a text such as 'Mine-v0'"),
-        ({"env_id": ["a"]}, TypeError, r"the id of a task is \['a'\]; expected a text"),
-        ({"base": ["x"]}, ValueError, r"base is \['x'\]; expected one of Esper-CIFAR-v0"),
-        ({"family": "nope"}, ValueError, "family is 'nope'; expected one of 'cifar', 'digits', 'tinystories', 'text'$"),
-        ({"family": "nope", "data": blobs()}, ValueError, "family is 'nope'"),
-        ({"kernel": 3}, TypeError, r"no field 'kernel': it belongs to the host; .*host=CNNSpec\(.* kernel=3, "),
-        ({"horizons": 3}, TypeError, "a task has no field 'horizons'; did you mean 'horizon'"),
-        ({"horizon": 0}, ValueError, "horizon is 0"),
-        ({"auto_shard_size": 0}, ValueError, "auto_shard_size is 0"),
-        ({"plateau_points": "x"}, ValueError, "plateau_points is 'x'"),
-        ({"data": blobs(), "dataset": "digits"}, ValueError, "dataset is 'digits'; Mine-v0 has data of its own and"),
-        ({"data": "digits"}, TypeError, "data is 'digits'; expected an ImageData or a TextData"),
-        ({"data": "book.txt"}, TypeError, "is named by dataset='book.txt'"),
-        ({"data": Path("book.txt")}, TypeError, "is named by dataset='book.txt'"),
+        ({"base": "Esper-Nothing-v0"}, ValueError, "`base` is 'Esper-Nothing-v0'; expected one of Esper-CIFAR-v0"),
+        ({"env_id": None}, TypeError, "the id of a task is None; expected a string such as 'Mine-v0'"),
+        ({"env_id": ["a"]}, TypeError, r"the id of a task is \['a'\]; expected a string"),
+        ({"base": ["x"]}, ValueError, r"`base` is \['x'\]; expected one of Esper-CIFAR-v0"),
+        ({"family": "nope"}, ValueError, "expected one of 'cifar', 'digits', 'tinystories', 'text'$"),
+        ({"family": "nope", "data": blobs()}, ValueError, "`family` is 'nope'"),
+        ({"kernel": 3}, TypeError, r"argument 'kernel': it belongs to the host; .*host=CNNSpec\(.* kernel=3, "),
+        ({"horizons": 3}, TypeError, "unexpected keyword argument 'horizons'; did you mean 'horizon'"),
+        ({"horizon": 0}, ValueError, "`horizon` is 0"),
+        ({"auto_shard_size": 0}, ValueError, "`auto_shard_size` is 0"),
+        ({"plateau_points": "x"}, ValueError, "`plateau_points` is 'x'"),
+        ({"data": blobs(), "dataset": "digits"}, ValueError, "`dataset` is 'digits'; Mine-v0 has custom data and"),
+        ({"data": "digits"}, TypeError, "`data` is 'digits'; expected an ImageData or a TextData"),
+        ({"data": "book.txt"}, TypeError, "with dataset='book.txt'"),
+        ({"data": Path("book.txt")}, TypeError, "with dataset='book.txt'"),
         ({"data": 3}, TypeError, "or a function for one$"),
         ({"base": "esper-text-v0"}, ValueError, r"did you mean 'Esper-Text-v0'\?"),
         ({"host": TransformerSpec(7, 2, 2, 8, 2)}, ValueError, "width is 7, which 2 heads do not divide"),
         ({"host": CNNSpec(3, 4, 9, 1, 1, 8)}, ValueError, "pool_layers is 9; expected 0 to n_blocks = 3"),
-        ({"host": "cnn"}, TypeError, "host is 'cnn'; expected a CNNSpec, a TransformerSpec or a function"),
+        ({"host": "cnn"}, TypeError, "`host` is 'cnn'; expected a CNNSpec, a TransformerSpec or a function"),
     ],
 )
-def test_a_task_that_cannot_be_is_a_clear_error_and_leaves_nothing(changes, error, message):
+def test_register_task_rejects_bad_values_and_registers_nothing(changes, error, message):
     before = dict(tasks.TASKS), set(gymnasium.registry)
     with pytest.raises(error, match=message):
         register_task(**({"env_id": "Mine-v0"} | changes))
@@ -183,16 +185,13 @@ def test_a_task_that_cannot_be_is_a_clear_error_and_leaves_nothing(changes, erro
         ({"host": CNNSpec(3, 4, 2, 1, 1, 8), "base": "Esper-Text-v0"}, "the host sees images and grammar is a text"),
         ({"host": TransformerSpec(8, 2, 2, 8, 2)}, "the host reads sequences and digits is made of images"),
         ({"data": lambda: torch.zeros(3)}, "the data of Mine-v0 is tensor"),
-        (
-            {"data": lambda: {}["x"]},
-            r"the data function of Mine-v0 fails \(KeyError: 'x'\); expected a fun",
-        ),
+        ({"data": lambda: {}["x"]}, r"the data function of Mine-v0 fails \(KeyError: 'x'\); expected a fun"),
         ({"data": lambda: Path("/no/such").read_bytes()}, r"data function of Mine-v0 fails \(FileNotFoundError: \[E"),
         ({"host": lambda _data: 3}, "the host of Mine-v0 for the data digits is 3; expected a torch.nn.Module"),
         ({"data": blobs(size=4), "host": CNNSpec(3, 4, 2, 1, 1, 8)}, "pools shrink a 4x4 image below 2x2"),
     ],
 )
-def test_parts_that_do_not_fit_are_a_clear_error_when_it_is_made(fields, message):
+def test_make_rejects_parts_that_do_not_fit(fields, message):
     register_task("Mine-v0", **SMALL, **fields)
     with pytest.raises((ValueError, TypeError), match=message):
         gymnasium.make("Mine-v0")
@@ -201,19 +200,19 @@ def test_parts_that_do_not_fit_are_a_clear_error_when_it_is_made(fields, message
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (lambda: TransformerSpec(32.0, 2, 2, 8, 2), "width is 32.0; expected a whole number"),
-        (lambda: TransformerSpec(32, 2, 2, 8, 2, expansion=True), "expansion is True; expected a whole number"),
-        (lambda: CNNSpec(3, "4", 2, 1, 1, 8), "base_channels is '4'; expected a whole number"),
-        (lambda: CNNSpec(3, 4, 2, 1, 1, 8, classes=-2), "classes is -2; expected a whole number"),
-        (lambda: CNNSpec(3, 4, 2, 1, 1, 8, norm_momentum=0.0), "norm_momentum is 0.0; expected a number above 0"),
+        (lambda: TransformerSpec(32.0, 2, 2, 8, 2), "`width` is 32.0; expected a non-negative integer"),
+        (lambda: TransformerSpec(32, 2, 2, 8, 2, expansion=True), "`expansion` is True; expected a"),
+        (lambda: CNNSpec(3, "4", 2, 1, 1, 8), "`base_channels` is '4'; expected a non-negative integer"),
+        (lambda: CNNSpec(3, 4, 2, 1, 1, 8, classes=-2), "`classes` is -2; expected a non-negative integer"),
+        (lambda: CNNSpec(3, 4, 2, 1, 1, 8, norm_momentum=0.0), "`norm_momentum` is 0.0; expected a number in"),
     ],
 )
-def test_a_spec_of_what_are_no_numbers_is_a_clear_error(spec, message):
+def test_specs_reject_values_out_of_range(spec, message):
     with pytest.raises(ValueError, match=message):
         spec()
 
 
-def test_every_standard_blueprint_fits_a_width_that_four_heads_do_not_divide():
+def test_standard_blueprints_fit_a_width_that_four_does_not_divide():
     text = np.frombuffer(b"a tree is a tree is a tree. " * 40, dtype=np.uint8)
     host = TransformerSpec(width=6, heads=2, layers=2, context=8, segments=2)
     register_task("Narrow-v0", host=host, data=TextData("trees", text, text[:200], text[:200]), **SMALL)
@@ -225,7 +224,7 @@ def test_every_standard_blueprint_fits_a_width_that_four_heads_do_not_divide():
         env.close()
 
 
-def test_own_host_that_draws_from_numpy_is_a_clear_error():
+def test_make_rejects_a_host_that_draws_from_numpy():
     class Drawn(Wide):
         def __init__(self, data):
             super().__init__(data)
@@ -263,7 +262,7 @@ def fails(_data):
 
 
 class Inplace(Wide):
-    """Its second segment rectifies the slot's features in place."""
+    """Host whose second segment rectifies the slot's features in place."""
 
     def __init__(self, data):
         super().__init__(data)
@@ -271,7 +270,7 @@ class Inplace(Wide):
 
 
 class Rectified(Inplace):
-    """The same where rectifying twice changes no value."""
+    """The same host with a first ReLU, so that the second changes no value."""
 
     def __init__(self, data):
         super().__init__(data)
@@ -291,7 +290,7 @@ class Frozen(Wide):
 
 
 class Recurrent(nn.Module):
-    """What torch.func.vmap does not know."""
+    """Module that torch.func.vmap does not support."""
 
     def __init__(self):
         super().__init__()
@@ -319,13 +318,13 @@ class Unmapped(Wide):
         (Unmapped, r"the host Unmapped cannot be trained for many networks at once.*register the task with auto_shard"),
     ],
 )
-def test_own_host_that_cannot_work_is_a_clear_error_when_it_is_made(host, message):
+def test_make_rejects_hosts_that_cannot_work(host, message):
     register_task("Odd-v0", host=host, data=blobs(), **SMALL)
     with pytest.raises(ValueError, match=message):
         gymnasium.make("Odd-v0")
 
 
-def test_own_host_that_cannot_run_together_runs_alone():
+def test_host_that_cannot_be_batched_runs_stand_alone():
     register_task("Alone-v0", host=Unmapped, data=blobs(), auto_shard_size=1, **SMALL)
     _, info = played("Alone-v0")
     assert np.isfinite(info["test_accuracy"])

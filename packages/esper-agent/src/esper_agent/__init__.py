@@ -1,7 +1,7 @@
 """Agents, training and evaluation for esper-env.
 
-Nothing heavy is imported until it is used: ``import esper_agent`` loads neither torch nor Stable-Baselines3. The
-import declares the events of training, so that ``esper_env.telemetry.read_events`` returns typed payloads.
+Names are imported on first use: ``import esper_agent`` loads neither PyTorch nor Stable-Baselines3. The import
+declares the events of training, so that ``esper_env.telemetry.read_events`` returns typed payloads.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ _EXPORTS = {
     "EpisodeRecord": "evaluation.play",
     "run_episodes": "evaluation.play",
     "load_run": "training.run_folder",
+    "train": "training.run",
+    "resume": "training.run",
+    "TrainSettings": "settings.train",
+    "PPOSettings": "ppo.settings",
     "TrainingMetricsCallback": "training.callbacks",
     "PeriodicEvaluation": "training.callbacks",
     "DiagnosticsCallback": "monitoring.callback",

@@ -1,4 +1,4 @@
-"""Where ``esper`` starts. Loading PyTorch takes seconds, in which Ctrl-C must already end the command tidily."""
+"""Entry point of ``esper``. Ctrl-C ends the command with one line even while PyTorch is loading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main() -> int:
     """Run the ``esper`` command and return its exit code."""
     try:
         before = signal.getsignal(signal.SIGINT)
-        if before is signal.default_int_handler:  # not where the shell has interrupts ignored
+        if before is signal.default_int_handler:  # not if the shell ignores interrupts
             signal.signal(signal.SIGINT, _leave)
         from esper_agent.cli.main import main as run
 
@@ -24,8 +24,7 @@ def main() -> int:
 
 
 def _leave(_number: int = signal.SIGINT, _frame: FrameType | None = None) -> NoReturn:
-    """End the process at once: an exception would pass through half-imported modules, some of which turn it into
-    another error. There is nothing to save yet."""
+    """End the process at once, because half-imported modules may turn an exception into another error."""
     os.write(2, b"Interrupted\n")
     os._exit(128 + signal.SIGINT)
 

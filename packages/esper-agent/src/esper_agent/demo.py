@@ -11,10 +11,12 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import yaml
+from esper_env.checks import POSITIVE, SEED, check
 from esper_env.persistence import atomic
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
@@ -25,7 +27,8 @@ from esper_agent.cli.script import check_least, run_script
 from esper_agent.evaluation.curves import plot_training
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.tables import print_summaries, summarise_all
-from esper_agent.settings.config_file import parse_env_settings, plain
+from esper_agent.settings.config_file import plain
+from esper_agent.settings.named_values import NamedValues, parse_env_settings
 from esper_agent.training.callbacks import SingleThreadedPolicy
 from esper_agent.training.run import HELD_OUT_SEED, Trained, TrainSettings, train
 from esper_agent.training.run_folder import PolicyByName, RunError
@@ -47,13 +50,13 @@ class DemoSettings:
     """Folder of the results; those of an earlier demo are replaced."""
     env: str = "Esper-Digits-v0"
     """Task of training and evaluation."""
-    total_timesteps: int = 12_800
+    total_timesteps: Annotated[int, POSITIVE] = 12_800
     """Environment steps of training."""
-    episodes: int = 20
+    episodes: Annotated[int, POSITIVE] = 20
     """Held-out episodes of each policy, the same for all."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the training run."""
-    env_settings: tuple[str, ...] = ()
+    env_settings: NamedValues = field(default_factory=dict)
     """Settings of the environment as NAME=VALUE, for example horizon=20."""
     progress: bool = True
     """Show progress bars."""
@@ -61,7 +64,7 @@ class DemoSettings:
 
 def run_demo(settings: DemoSettings, _flags: Sequence[str], console: Console) -> int:
     """Train, evaluate and report; return the exit code."""
-    check_least(settings, episodes=1)
+    check(settings)
     wanted = _train_settings(settings)
     make_vector(settings.env, 1, AutoresetMode.DISABLED, **parse_env_settings(settings.env_settings)).close()
     clear(settings.out)

@@ -151,15 +151,15 @@ def _entries(value: Any, num_envs: int) -> list[Any]:
         return value.tolist()
     per_env = (isinstance(value, np.ndarray) and value.ndim > 0) or isinstance(value, (list, tuple))
     if per_env and len(value) == num_envs:
-        return [_plain(entry) for entry in value]
-    return [_plain(value) for _ in range(num_envs)]
+        return [_to_python(entry) for entry in value]
+    return [_to_python(value) for _ in range(num_envs)]
 
 
-def _plain(entry: Any) -> Any:
+def _to_python(entry: Any) -> Any:
     if isinstance(entry, np.generic):
         return entry.item()
     if isinstance(entry, np.ndarray):
         return entry.copy()
     if isinstance(entry, Mapping):
-        return {key: _plain(value) for key, value in entry.items()}
+        return {key: _to_python(value) for key, value in entry.items()}
     return entry

@@ -1,4 +1,4 @@
-"""How much memory of an accelerator is in use."""
+"""Devices by name, and the memory of accelerators."""
 
 from __future__ import annotations
 
@@ -10,12 +10,31 @@ import torch
 from esper_env.telemetry.memory import SENSIBLE_SHARE
 
 _MIB = 2**20
-#: Gives (name, MiB in use, MiB that are sensible) of each accelerator.
+#: Returns (name, MiB in use, MiB up to which use is sensible) of each accelerator.
 Gauge = Callable[[], list[tuple[str, float, float]]]
 
 
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a name; "auto" is the first CUDA device, or the CPU on a machine without one.
+
+    Raises:
+        ValueError: a device that PyTorch does not know or that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f"`device` is {name!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N' for a device of this machine, which has "
+            f"{torch.cuda.device_count()} CUDA devices"
+        ) from error
+    return device
+
+
 def memory_gauge(device: torch.device) -> Gauge | None:
-    """What reads the memory of a CUDA device, whoever uses it; None for other devices."""
+    """Return a function that reads the memory in use on a CUDA device; None for other devices."""
     return partial(_cuda_memory, device) if device.type == "cuda" else None
 
 

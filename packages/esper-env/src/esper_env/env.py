@@ -39,7 +39,7 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
     Args:
         env_id: a registered task; ``gymnasium.make`` fills it in.
         render_mode: None, "ansi" (text) or "rgb_array" (a picture).
-        task_kwargs: settings of the task to replace (``esper_env.tasks.config.TASK_KWARGS``).
+        **task_kwargs: settings of the task to replace, documented at :class:`esper_env.tasks.TaskConfig`.
     """
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 4}  # noqa: RUF012

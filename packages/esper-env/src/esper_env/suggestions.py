@@ -1,16 +1,16 @@
-"""Errors about values that users give: the name they may have meant, and the value in few characters."""
+"""Parts of error messages: the name that the user may have meant, and the value in few characters."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-#: Characters of a value that an error repeats, at most.
+#: Maximum number of characters of a value in an error.
 MOST_SHOWN = 100
 
 
 def closest(name: object, known: Iterable[str]) -> str | None:
-    """The known name that is nearly ``name``, whatever the case; None if there is none."""
+    """Return the known name that is closest to ``name``, ignoring case; None if no name is close."""
     if not isinstance(name, str):
         return None
     folded = {candidate.lower(): candidate for candidate in known}
@@ -19,12 +19,12 @@ def closest(name: object, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """The end of an error that lists the known names: ``"; did you mean 'digits'?"``, or nothing."""
+    """Return ``"; did you mean 'digits'?"`` to append to an error, or "" if no known name is close."""
     near = closest(name, known)
     return f"; did you mean {near!r}?" if near else ""
 
 
 def shown(value: object) -> str:
-    """The value as Python writes it, cut where that is long."""
+    """Return the repr of a value, cut to ``MOST_SHOWN`` characters."""
     text = repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

@@ -66,9 +66,12 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     trained from scratch with the host.
 
     Args:
-        env_id: a registered task; its numbers are replaced by ``task_kwargs`` (``esper_env.tasks.config.TASK_KWARGS``).
+        env_id: a registered task; ``gymnasium.make_vec`` fills it in.
+        num_envs: networks.
+        max_episode_steps: steps after which an episode is truncated; None for no limit.
         autoreset_mode: SAME_STEP (default), NEXT_STEP or DISABLED, as ``gymnasium.vector.AutoresetMode`` or its value.
         render_mode: None, "ansi" (text) or "rgb_array" (a picture).
+        **task_kwargs: settings of the task to replace, documented at :class:`esper_env.tasks.TaskConfig`.
 
     Raises:
         ValueError, TypeError: an unknown keyword argument or a value that makes no sense, before anything is built.

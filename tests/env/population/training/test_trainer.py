@@ -183,12 +183,12 @@ def test_statistics_report_exploding_and_vanishing_gradients(make_population, gr
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"host_lr": 0.0}, "host_lr is 0.0; expected a positive number"),
-        ({"seed_lr": float("nan")}, "seed_lr is nan; expected a positive number"),
-        ({"clip_norm": -1.0}, "clip_norm is -1.0; expected a positive number"),
-        ({"momentum": 1.0}, "momentum is 1.0; expected 0 or more and below 1"),
-        ({"isolation": "none"}, "isolation is 'none'; expected one of"),
-        ({"shadow_fraction": 0.0}, "shadow_fraction is 0.0; expected above 0, at most 1"),
+        ({"host_lr": 0.0}, "`host_lr` is 0.0; expected a positive number"),
+        ({"seed_lr": float("nan")}, "`seed_lr` is nan; expected a positive number"),
+        ({"clip_norm": -1.0}, "`clip_norm` is -1.0; expected a positive number"),
+        ({"momentum": 1.0}, r"`momentum` is 1.0; expected a number in \[0, 1\)"),
+        ({"isolation": "none"}, "`isolation` is 'none'; expected one of"),
+        ({"shadow_fraction": 0.0}, r"`shadow_fraction` is 0.0; expected a number in \(0, 1\]"),
     ],
 )
 def test_optimisation_rejects_bad_settings(setting, message):

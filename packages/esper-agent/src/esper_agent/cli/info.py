@@ -1,4 +1,4 @@
-"""What ``esper info`` prints: tasks, action heads, blueprints with their parameter counts, data sets on this disk."""
+"""``esper info``: tasks, action heads, blueprints with their parameter counts, and datasets on this disk."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from esper_env.data import data_folder
+from esper_env.devices import resolve_device
 from esper_env.hosts.attention import flex_obstacle
-from esper_env.population.build import host_builder, resolve_device
+from esper_env.population.build import host_builder
 from esper_env.rules.heads import (
     ALPHA_TARGETS,
     HEAD_RELEVANCE,
@@ -28,7 +29,7 @@ from torch import nn
 
 from esper_agent.cli.data import whereabouts
 
-#: What a value stands for, where its name does not say it.
+#: Meaning of values whose names do not show it.
 _MEANINGS = {
     Head.TEMPO: [f"{ticks} epochs" for ticks in TEMPO_TICKS],
     Head.ALPHA_TARGET: [f"{target:g}" for target in ALPHA_TARGETS],
@@ -36,16 +37,16 @@ _MEANINGS = {
 }
 
 
-#: Columns that the tables need.
+#: Width of the tables in characters.
 LEAST_WIDTH = 100
 
-#: Columns of running text, which may take several lines.
+#: Columns of text that wraps.
 _TEXTS = ("values", "read by", "slots (channels)", "found")
 
 
 def print_information(console: Console) -> None:
-    """Print the tables, and how attention runs here."""
-    # Names and numbers are never cut: on a narrower terminal lines run over instead.
+    """Print the tables, and the implementation of attention on this machine."""
+    # On a narrower terminal lines overflow rather than being truncated.
     console.width = max(console.width, LEAST_WIDTH)
     tables = [task_table(), head_table(), *blueprint_tables(), data_table()]
     for table in tables:
@@ -55,7 +56,7 @@ def print_information(console: Console) -> None:
 
 
 def task_table() -> Table:
-    """The registered tasks."""
+    """Return a table of the registered tasks."""
     table = _table("Tasks", "id", "data", "horizon", "host parameters", "slots (channels)")
     for env_id, task in TASKS.items():
         host = _host(task)
@@ -65,7 +66,7 @@ def task_table() -> Table:
 
 
 def head_table() -> Table:
-    """The heads of the action, in order."""
+    """Return a table of the heads of the action, in order."""
     table = _table("Action heads, in order", "head", "values", "read by")
     for head in Head:
         readers = [op.name for op in Op if HEAD_RELEVANCE[op, head]]
@@ -84,7 +85,7 @@ def _values(head: Head) -> str:
 
 
 def blueprint_tables() -> list[Table]:
-    """For every kind of host: each blueprint's trainable parameters, by the channels of the slot."""
+    """Return a table for each kind of host: trainable parameters of each blueprint by the channels of the slot."""
     widths: dict[str, set[int]] = {}
     for task in TASKS.values():
         host = _host(task)
@@ -104,16 +105,16 @@ def blueprint_tables() -> list[Table]:
 
 
 def data_table() -> Table:
-    """The data sets the tasks use, and whether they are on this disk."""
+    """Return a table of the datasets of the tasks and their places on this disk."""
     folder = data_folder()
-    table = _table(escape(f"Data sets in {folder}"), "name", "found")
+    table = _table(escape(f"Datasets in {folder}"), "name", "found")
     for name, place in whereabouts(folder).items():
         table.add_row(name, escape(place))
     return table
 
 
 def flex_attention_form() -> str:
-    """What flex_attention seeds run through on the device that "auto" stands for."""
+    """Return the implementation of flex_attention seeds on the device "auto"."""
     device = resolve_device("auto")
     obstacle = flex_obstacle(device)
     if obstacle is None:
@@ -122,12 +123,12 @@ def flex_attention_form() -> str:
 
 
 def parameters(module: nn.Module) -> int:
-    """Trainable scalars."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 def _host(task: TaskConfig) -> Any:
-    """A host without memory for its parameters: enough to count them, and nothing is drawn at random."""
+    """A host on the meta device, which needs no memory and draws no random numbers."""
     with torch.device("meta"):
         return host_builder(task)()
 
@@ -141,6 +142,6 @@ def _table(title: str, *headings: str) -> Table:
 
 
 def machine() -> str:
-    """The kind of machine that figures are taken on."""
+    """Return the architecture, CPU cores and GPU of this machine."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{platform.machine()}, {os.cpu_count()} CPU cores, {gpu}"

@@ -1,4 +1,4 @@
-"""``esper evaluate`` and ``esper benchmark``: playing policies and reporting what came of it."""
+"""``esper evaluate`` and ``esper benchmark``: play policies and report their results."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from esper_env.checks import NON_NEGATIVE, POSITIVE, check
+from esper_env.devices import resolve_device
 from esper_env.persistence import atomic
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
@@ -20,82 +22,75 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.tables import print_summaries, summarise, summarise_all
 from esper_agent.policies.baselines import POLICIES
-from esper_agent.settings.config_file import ConfigError, parse_env_settings
-from esper_agent.settings.ranges import check_device
+from esper_agent.settings.named_values import ConfigError, NamedValues, parse_env_settings
 from esper_agent.training.run_folder import CONFIG, PolicyByName, common_task, new_folder
 from esper_agent.training.session import HELD_OUT_SEED
 from esper_agent.vectors import check_growth, find_id, make_vector
 
-#: What is played where neither a flag nor a run names a task.
+#: Task that is played if neither a flag nor a run names one.
 DEFAULT_TASK = "Esper-Digits-v0"
 BENCHMARK_FILES = ("episodes.csv", "summary.csv")
 
 
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """Play one policy on a number of episodes and print what came of them."""
+@dataclass(frozen=True, kw_only=True)
+class PlaySettings:
+    """Settings that ``esper evaluate`` and ``esper benchmark`` share."""
+
+    env: Annotated[str | None, tyro.conf.DisallowNone] = None
+    """Task; `esper info` lists them. By default the task of the runs among the policies, which must be the same, or
+    Esper-Digits-v0 without a run."""
+    seed: Annotated[int, NON_NEGATIVE] = HELD_OUT_SEED
+    """Seed of the first episode; episode i has seed + i, so policies evaluated with one seed can be compared."""
+    num_envs: Annotated[int, POSITIVE] = 10
+    """Episodes that run at once."""
+    deterministic: bool = False
+    """Play the greedy policy; by default the actions of a learned policy are sampled, as in training."""
+    env_settings: NamedValues = field(default_factory=dict)
+    """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict."""
+    device: str = "auto"
+    """Device of a learned policy: auto, cpu, cuda or cuda:N."""
+    config: Annotated[Path | None, tyro.conf.DisallowNone] = None
+    """YAML or JSON file with these settings; flags win."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(PlaySettings):
+    """Play one policy on a number of episodes and print the results. A run keeps its own environment settings, except
+    those in --env-settings."""
 
     policy: str
     """A run folder, or one of heuristic, random, wait, conv_light, conv_heavy, attention, mlp."""
-    env: Annotated[str | None, tyro.conf.DisallowNone] = None
-    """Task; `esper info` lists them. When not given, that of the run, or Esper-Digits-v0 for the other policies."""
-    episodes: int = 20
+    episodes: Annotated[int, POSITIVE] = 20
     """Episodes to play."""
-    seed: int = HELD_OUT_SEED
-    """Seed of the first episode; episode i has seed + i, so policies evaluated with one seed can be compared."""
-    num_envs: int = 10
-    """Episodes that run at once."""
-    deterministic: bool = False
-    """Take the likeliest actions of a learned policy; without it they are sampled, as in training."""
-    env_settings: tuple[str, ...] = ()
-    """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict; a run keeps its own otherwise."""
-    device: str = "auto"
-    """Where a learned policy runs: auto, cpu, cuda or cuda:N."""
     json: Annotated[Path | None, tyro.conf.DisallowNone] = None
     """Also write the summary and every episode to this file."""
-    config: Annotated[Path | None, tyro.conf.DisallowNone] = None
-    """YAML or JSON file with these settings; flags given as well win."""
 
 
-@dataclass(frozen=True)
-class BenchmarkSettings:
-    """Play several policies on the same episodes, compare them, and write the raw numbers down."""
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings(PlaySettings):
+    """Play several policies on the same episodes, compare them, and write the raw results."""
 
     policies: tuple[str, ...]
     """Run folders and names: heuristic, random, wait, conv_light, conv_heavy, attention, mlp.
-    The first is the one compared with."""
+    The others are compared with the first."""
     out: Path
-    """Folder for episodes.csv (one line an episode) and summary.csv (one line a policy); it must not hold them yet."""
-    env: Annotated[str | None, tyro.conf.DisallowNone] = None
-    """Task; `esper info` lists them. When not given, that of the runs, which must have one in common, or
-    Esper-Digits-v0 where no run is among the policies."""
-    episodes: int = 50
+    """Folder for episodes.csv (one line per episode) and summary.csv (one line per policy); it must hold neither."""
+    episodes: Annotated[int, POSITIVE] = 50
     """Episodes of each policy, the same for all."""
-    seed: int = HELD_OUT_SEED
-    """Seed of the first episode; episode i has seed + i."""
-    num_envs: int = 10
-    """Episodes that run at once."""
-    deterministic: bool = False
-    """Take the likeliest actions of a learned policy; without it they are sampled, as in training."""
-    env_settings: tuple[str, ...] = ()
-    """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict."""
-    device: str = "auto"
-    """Where learned policies run: auto, cpu, cuda or cuda:N."""
-    config: Annotated[Path | None, tyro.conf.DisallowNone] = None
-    """YAML or JSON file with these settings; flags given as well win."""
 
 
 def run_evaluate(settings: EvaluateSettings, console: Console) -> int:
-    """Play, print and write; returns the exit code."""
-    check_play(settings)
+    """Play the policy, print and write the results, and return the exit code."""
+    check(settings)
+    resolve_device(settings.device)
     if settings.json is not None and (settings.json.is_dir() or settings.json.name == ""):
-        raise ConfigError(f"json is {str(settings.json)!r}, a folder; expected the name of a file")
+        raise ConfigError(f"`json` is {str(settings.json)!r}, a folder; expected the name of a file")
     env_id = settings.env or common_task([settings.policy]) or DEFAULT_TASK
     policy = PolicyByName(settings.policy, env_id, settings.seed, settings.device)
     given = parse_env_settings(settings.env_settings)
     kept = {name: value for name, value in policy.env_kwargs.items() if name not in given}
     _check_text(policy.name, kept)
-    _tell_task(settings.env, [policy], env_id, console)
+    _print_task(settings.env, [policy], env_id, console)
     if kept:
         here = f"; given here: {_listed(given)}" if given else ""
         console.print(
@@ -114,21 +109,22 @@ def run_evaluate(settings: EvaluateSettings, console: Console) -> int:
 
 
 def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
-    """Play all policies, print and write; returns the exit code."""
-    check_play(settings)
+    """Play all policies, print and write the results, and return the exit code."""
+    check(settings)
+    resolve_device(settings.device)
     named = [name if name in POLICIES else str(Path(name).resolve()) for name in settings.policies]
     if not named or len(set(named)) < len(named):
-        raise ConfigError(f"policies are {list(settings.policies)}; expected at least one, none twice")
+        raise ConfigError(f"`policies` is {list(settings.policies)}; expected at least one, each once")
     env_kwargs = parse_env_settings(settings.env_settings)
     env_id = settings.env or common_task(settings.policies) or DEFAULT_TASK
-    # Whatever cannot be used is found before the first episode is played.
+    # Every policy is made and tried before the first episode is played.
     policies = {name: PolicyByName(name, env_id, settings.seed, settings.device) for name in settings.policies}
     with closing(make_vector(env_id, 1, AutoresetMode.DISABLED, **env_kwargs)) as env:
         check_growth(env.single_observation_space, env_id)
         for policy in policies.values():
             policy(env)
     out = new_folder(settings.out, (CONFIG, *BENCHMARK_FILES), "a benchmark")
-    _tell_task(settings.env, list(policies.values()), env_id, console)
+    _print_task(settings.env, list(policies.values()), env_id, console)
     for name, policy in policies.items():
         if policy.env_kwargs and policy.env_kwargs != env_kwargs:
             there = _listed(policy.env_kwargs)
@@ -147,16 +143,8 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
     return 0
 
 
-def check_play(settings: EvaluateSettings | BenchmarkSettings) -> None:
-    """``ConfigError`` for numbers and devices that cannot be used."""
-    for name, least in {"episodes": 1, "num_envs": 1, "seed": 0}.items():
-        if getattr(settings, name) < least:
-            raise ConfigError(f"{name} is {getattr(settings, name)}; expected a whole number of at least {least}")
-    check_device(settings.device)
-
-
-def _tell_task(given: str | None, policies: Sequence[PolicyByName], env_id: str, console: Console) -> None:
-    """Print a task that nobody has named: that of the runs among the policies. ``ValueError`` if it is not known."""
+def _print_task(given: str | None, policies: Sequence[PolicyByName], env_id: str, console: Console) -> None:
+    """Print the task of the runs among the policies if it was not given; ``ValueError`` if it is not known."""
     runs = sum(policy.is_run for policy in policies)
     if given is None and runs:
         find_id(env_id)
@@ -164,11 +152,11 @@ def _tell_task(given: str | None, policies: Sequence[PolicyByName], env_id: str,
 
 
 def _check_text(name: str, env_kwargs: Mapping[str, Any]) -> None:
-    """``ConfigError`` where the text of a run is not where it was: its settings name it by its absolute path."""
+    """``ConfigError`` if the text of a run is no longer at its absolute path."""
     dataset = env_kwargs.get("dataset")
     if isinstance(dataset, str) and Path(dataset).is_absolute() and not os.path.lexists(dataset):
         raise ConfigError(
-            f"the text that {name} was trained on is not at {dataset} any more; say where it is now with "
+            f"the text that {name} was trained on is no longer at {dataset}; give its new path with "
             "--env-settings dataset=NEWPATH"
         )
 
@@ -200,7 +188,7 @@ def _play(
 
 @contextmanager
 def episode_bar(name: str, episodes: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; yields what to call with the number of finished episodes."""
+    """Show a progress bar on a terminal; yields a function that takes the number of newly finished episodes."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(escape(name), total=episodes)

@@ -73,7 +73,7 @@ class DiagnosticsCallback(BaseCallback):
 
     def __init__(self, settings: AnomalySettings | None = None, hub: Telemetry | None = None) -> None:
         super().__init__()
-        self.settings = (AnomalySettings() if settings is None else settings).checked()
+        self.settings = AnomalySettings() if settings is None else settings
         self.hub = hub
         self._trends = TrendDetector(self.settings)
         self._hacking: RewardHackingDetector | None = None

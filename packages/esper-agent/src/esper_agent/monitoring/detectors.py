@@ -20,8 +20,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from esper_env.checks import NON_NEGATIVE, POSITIVE, SHARE, Interval, check
 from esper_env.rules.heads import HEAD_NAMES
 
 from esper_agent.monitoring.payloads import (
@@ -34,91 +35,58 @@ from esper_agent.monitoring.payloads import (
     ValueCollapse,
 )
 
+ABOVE_ONE = Interval(1, ends="()")
+
 
 @dataclass(frozen=True)
 class AnomalySettings:
     """When training counts as abnormal, and what is reported of its course."""
 
-    ratio_explosion: float = 5.0
+    ratio_explosion: Annotated[float, ABOVE_ONE] = 5.0
     """A head's ratios explode where their 95% quantile is above this."""
-    ratio_collapse: float = 0.1
+    ratio_collapse: Annotated[float, Interval(0, 1, "[)")] = 0.1
     """A head's ratios collapse where their 5% quantile is below this."""
-    value_collapse: float = 0.1
+    value_collapse: Annotated[float, Interval(high=1)] = 0.1
     """The critic has collapsed where it explains less than this share of the variance of the returns."""
-    value_collapse_after: float = 0.25
+    value_collapse_after: Annotated[float, SHARE] = 0.25
     """Share of the run in which the critic may still learn to."""
-    gradient_explosion: float = 10.0
+    gradient_explosion: Annotated[float, ABOVE_ONE] = 10.0
     """Gradients explode where their mean norm is above this many times max_grad_norm: all that is left is a sign."""
-    gradient_vanishing: float = 0.01
+    gradient_vanishing: Annotated[float, NON_NEGATIVE] = 0.01
     """Gradients vanish where their mean norm is below this; Adam's epsilon swallows such gradients."""
-    op_entropy_floor: float = 0.2
+    op_entropy_floor: Annotated[float, SHARE] = 0.2
     """The op head has stopped exploring where its normalised entropy, over the rows with a choice, is below this: an
     op of 97% does that."""
-    argument_entropy_floor: float = 0.001
+    argument_entropy_floor: Annotated[float, SHARE] = 0.001
     """The same for each other head. Such a head may rightly settle on one value; this is a head that cannot leave
     it."""
-    escalation_epochs: int = 5
+    escalation_epochs: Annotated[int, POSITIVE] = 5
     """Epochs for which everything is reported after an anomaly."""
-    trend_batches: int = 3
+    trend_batches: Annotated[int, POSITIVE] = 3
     """Rollouts on each side of the comparison of episodes with earlier ones."""
-    plateau_points: float = 0.5
+    plateau_points: Annotated[float, NON_NEGATIVE] = 0.5
     """Episodes are no different where their accuracy has changed by less than this many points."""
-    trend_points: float = 2.0
+    trend_points: Annotated[float, NON_NEGATIVE] = 2.0
     """Episodes are better or worse where their accuracy has changed by more than this many points."""
-    hacking_ratio: float = 5.0
+    hacking_ratio: Annotated[float, ABOVE_ONE] = 5.0
     """An episode was overpaid where it was paid for growth more than this many times what its seeds are worth."""
-    hacking_points: float = 10.0
+    hacking_points: Annotated[float, NON_NEGATIVE] = 10.0
     """Pay for growth of up to this many points is never suspicious: one seed led to HOLDING has half of it."""
-    ransom_points: float = 0.1
+    ransom_points: Annotated[float, NON_NEGATIVE] = 0.1
     """A network depends on a seed whose contribution is above this many points."""
-    ransom_loss: float = 2.0
+    ransom_loss: Annotated[float, NON_NEGATIVE] = 2.0
     """Such a seed is kept to ransom where accuracy is more than this many points lower than before it was planted."""
-    ransom_epochs: int = 5
+    ransom_epochs: Annotated[int, POSITIVE] = 5
     """Epochs in HOLDING or FOSSILIZED before a seed can be suspected."""
 
-    def checked(self) -> AnomalySettings:
-        """These settings, or a ``ValueError`` for a number that cannot work."""
-        for name, allowed in _RANGES.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and allowed.holds(value)):
-                raise ValueError(f"{name} is {value}; expected {allowed.words}")
+    def __post_init__(self) -> None:
+        check(self)
         if self.plateau_points > self.trend_points:
             raise ValueError(
-                f"plateau_points is {self.plateau_points} and trend_points {self.trend_points}; a change cannot be "
-                "both a plateau and a trend, so plateau_points must not be the greater"
+                f"`plateau_points` is {self.plateau_points}; expected at most `trend_points`, {self.trend_points}: a "
+                "change cannot be both a plateau and a trend"
             )
-        return self
 
-
-class _Range(NamedTuple):
-    words: str
-    holds: Callable[[float], bool]
-
-
-_AT_LEAST_0 = _Range("a number of at least 0", lambda value: value >= 0)
-_AT_LEAST_1 = _Range("a whole number of at least 1", lambda value: value >= 1 and int(value) == value)
-_OVER_1 = _Range("a number over 1", lambda value: value > 1)
-_SHARE = _Range("a number from 0 to 1", lambda value: 0 <= value <= 1)
-
-_RANGES = {
-    "ratio_explosion": _OVER_1,
-    "ratio_collapse": _Range("a number from 0 to below 1", lambda value: 0 <= value < 1),
-    "value_collapse": _Range("a number of at most 1", lambda value: value <= 1),
-    "value_collapse_after": _SHARE,
-    "gradient_explosion": _OVER_1,
-    "gradient_vanishing": _AT_LEAST_0,
-    "op_entropy_floor": _SHARE,
-    "argument_entropy_floor": _SHARE,
-    "escalation_epochs": _AT_LEAST_1,
-    "trend_batches": _AT_LEAST_1,
-    "plateau_points": _AT_LEAST_0,
-    "trend_points": _AT_LEAST_0,
-    "hacking_ratio": _OVER_1,
-    "hacking_points": _AT_LEAST_0,
-    "ransom_points": _AT_LEAST_0,
-    "ransom_loss": _AT_LEAST_0,
-    "ransom_epochs": _AT_LEAST_1,
-}
 
 #: Metrics that must be finite. ``ValueCollapse`` covers the explained variance.
 _LOSSES = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "grad_norm")

@@ -88,7 +88,7 @@ class RewardHackingDetector:
     def __init__(self, settings: AnomalySettings, num_envs: int, scale: float = 1.0) -> None:
         if num_envs < 1 or not scale > 0:
             raise ValueError(f"num_envs is {num_envs} and scale is {scale}; expected positive numbers")
-        self.settings = settings.checked()
+        self.settings = settings
         self.num_envs, self.scale = num_envs, scale
         self._episodes = [_Episode() for _ in range(num_envs)]
 

@@ -22,7 +22,7 @@ class TrendDetector:
     """
 
     def __init__(self, settings: AnomalySettings) -> None:
-        self.settings = settings.checked()
+        self.settings = settings
         self._means: list[float] = []  # of the latest rollouts, oldest first
         self._verdict: str | None = None  # an event type
 

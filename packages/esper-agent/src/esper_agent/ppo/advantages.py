@@ -13,7 +13,7 @@ FloatArray = NDArray[np.floating]
 
 
 class Rollout(NamedTuple):
-    """T steps of N environments, and what comes after their last steps.
+    """T steps of N environments, and the values that follow their last steps.
 
     ``final_values`` matters only where ``ends``: 0 after a termination, the bootstrap value of the final
     observation after a truncation. ``last_values`` is the bootstrap of the observation after step T - 1.
@@ -41,7 +41,7 @@ def _successors(values: FloatArray, rollout: Rollout) -> FloatArray:
 
 
 def _trace(deltas: FloatArray, ends: NDArray[np.bool_], decay: float) -> FloatArray:
-    """Sum of this and later deltas of the same episode, each further step weighted by ``decay``."""
+    """The sum of this and later deltas of the same episode, discounted by ``decay`` per step."""
     trace = np.zeros_like(deltas)
     carried = np.zeros_like(deltas[0])
     for step in reversed(range(len(deltas))):
@@ -51,7 +51,7 @@ def _trace(deltas: FloatArray, ends: NDArray[np.bool_], decay: float) -> FloatAr
 
 
 def two_step(rollout: Rollout, gamma: float, gae_lambda: float) -> Advantages:
-    """The op and its arguments as two decisions, each with a baseline of what was decided before it.
+    """Estimate advantages of two decisions, the op and its arguments; each baseline depends on earlier decisions only.
 
     The op is compared with V(s), the arguments with Q(s, op)::
 
@@ -59,8 +59,8 @@ def two_step(rollout: Rollout, gamma: float, gae_lambda: float) -> Advantages:
         A_args  = sum over k of (gamma lambda)^k delta_t+k
         A_op    = A_args + Q(s_t, op_t) - V(s_t)
 
-    and Q(s, op) is trained towards A_args + Q(s, op). Neither baseline depends on the decision it serves, so both
-    policy gradients are unbiased.
+    The target of Q(s, op) is A_args + Q(s, op). Neither baseline depends on its own decision, so both policy gradients
+    are unbiased.
     """
     deltas = rollout.rewards + gamma * _successors(rollout.state_values, rollout) - rollout.op_values
     arguments = _trace(deltas, rollout.ends, gamma * gae_lambda)
@@ -69,10 +69,10 @@ def two_step(rollout: Rollout, gamma: float, gae_lambda: float) -> Advantages:
 
 
 def sampled_op(rollout: Rollout, gamma: float, gae_lambda: float) -> Advantages:
-    """Plain GAE with Q(s, sampled op) as the value everywhere; one advantage for the op and its arguments.
+    """Estimate one advantage for the op and its arguments: GAE with Q(s, sampled op) as the value everywhere.
 
-    For comparison only. The baseline contains the op it should judge, so it cancels the op head's own signal: with
-    an exact critic the expected gradient of the op logits is zero at every lambda.
+    This estimator serves as a comparison. Its baseline depends on the sampled op, so it cancels the signal of the op
+    head: with an exact critic the expected gradient of the op logits is zero at every lambda.
     """
     deltas = rollout.rewards + gamma * _successors(rollout.op_values, rollout) - rollout.op_values
     advantage = _trace(deltas, rollout.ends, gamma * gae_lambda)
@@ -80,17 +80,17 @@ def sampled_op(rollout: Rollout, gamma: float, gae_lambda: float) -> Advantages:
 
 
 def expected_value(op_values: th.Tensor, op_probs: th.Tensor) -> th.Tensor:
-    """V(s) = sum over ops of pi(op|s) Q(s, op): (B, ops), (B, ops) -> (B,)."""
+    """Return V(s) = sum over ops of pi(op|s) Q(s, op): (B, ops), (B, ops) -> (B,)."""
     return (op_values * op_probs).sum(dim=1)
 
 
 def sampled_value(op_values: th.Tensor, op_probs: th.Tensor) -> th.Tensor:
-    """Q(s, op) of one op drawn from pi(op|s): (B, ops), (B, ops) -> (B,)."""
+    """Return Q(s, op) of one op sampled from pi(op|s): (B, ops), (B, ops) -> (B,)."""
     return op_values.gather(1, th.multinomial(op_probs, 1)).squeeze(1)
 
 
 class AdvantageEstimator(NamedTuple):
-    """How to estimate advantages, and the value that stands for a cut-off future under the same reading of Q."""
+    """Function that estimates advantages, and the bootstrap value of a truncated future that matches it."""
 
     estimate: Callable[[Rollout, float, float], Advantages]
     bootstrap: Callable[[th.Tensor, th.Tensor], th.Tensor]

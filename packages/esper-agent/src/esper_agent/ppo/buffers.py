@@ -1,4 +1,4 @@
-"""The rollout buffer of FactoredRecurrentPPO: SB3-contrib's, plus what two decisions per step need."""
+"""Rollout buffer of FactoredRecurrentPPO: SB3-contrib's buffer with two decisions per step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from esper_agent.ppo.policy import Decision
 
 
 class FactoredSamples(NamedTuple):
-    """One minibatch of padded sequences, each inside one episode; B = sequences * longest. ``mask`` is 0 on padding."""
+    """Minibatch of padded sequences, each inside one episode; B = sequences * longest. ``mask`` is 0 on padding."""
 
     observations: TensorDict  # (B, ...)
     actions: th.Tensor  # (B, heads)
@@ -40,7 +40,16 @@ class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
     log-probability. Beside SB3's arrays: ``state_values``, ``op_advantages``, ``final_values`` (T, N) float,
     ``ends`` (T, N) bool and ``head_log_probs`` (T, N, heads).
 
-    :param estimator: a key of :data:`esper_agent.ppo.advantages.ESTIMATORS`
+    Args:
+        buffer_size: T.
+        observation_space: of one environment.
+        action_space: of one environment.
+        hidden_state_shape: (T, layers, N, hidden) of the LSTM.
+        device: device of the minibatches.
+        gae_lambda: lambda of generalised advantage estimation.
+        gamma: discount factor.
+        n_envs: N.
+        estimator: a key of :data:`esper_agent.ppo.advantages.ESTIMATORS`.
     """
 
     def __init__(
@@ -81,13 +90,14 @@ class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
     ) -> None:
         """Append one step of N environments.
 
-        :param obs: the observation decided on
-        :param decision: the policy's decision on it
-        :param reward: (N,)
-        :param episode_start: (N,) ``obs`` is the first of its episode
-        :param lstm_states: states before the decision
-        :param end: (N,) the episode ended with this step
-        :param final_value: (N,) value of the final observation where the episode was truncated, else 0
+        Args:
+            obs: the observation.
+            decision: the policy's decision.
+            reward: (N,).
+            episode_start: (N,), True if ``obs`` is the first of its episode.
+            lstm_states: states before the decision.
+            end: (N,), True if the episode ended with this step.
+            final_value: (N,), value of the final observation of a truncated episode, otherwise 0.
         """
         position = self.pos
         self.state_values[position] = decision.state_values.cpu().numpy()
@@ -105,12 +115,18 @@ class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
         )
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
-        """Fill advantages and returns, given the bootstrap values (N,) of the observation after the last step.
+        """Fill advantages and returns.
 
-        :raises ValueError: if ``dones`` disagrees with the end of the last stored step
+        Args:
+            last_values: (N,), bootstrap values of the observation after the last step.
+            dones: (N,), True if the episode ended with the last step.
+
+        Raises:
+            ValueError: ``dones`` differs from the last stored step.
         """
-        if not np.array_equal(np.asarray(dones, dtype=np.bool_), self.ends[-1]):
-            raise ValueError(f"dones is {dones}; the last stored step says {self.ends[-1]}")
+        dones = np.asarray(dones, dtype=np.bool_)
+        if not np.array_equal(dones, self.ends[-1]):
+            raise ValueError(f"`dones` is {dones.tolist()}; expected {self.ends[-1].tolist()}, as in the last step")
         rollout = Rollout(
             rewards=self.rewards,
             op_values=self.values,

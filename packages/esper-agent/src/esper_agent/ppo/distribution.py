@@ -1,4 +1,4 @@
-"""The joint distribution of the eight heads: the op first, then the arguments that this op reads."""
+"""Joint distribution of the eight heads: the op first, then the arguments that this op reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MASKED_LOGIT = -1e8
 
 
 class HeadTables(nn.Module):
-    """Constant tables of the heads. They are buffers, so they follow the policy to its device; none is saved."""
+    """Constant tables of the heads, as buffers that move with the policy and are not saved."""
 
     columns: th.Tensor
     relevance: th.Tensor
@@ -28,8 +28,8 @@ class HeadTables(nn.Module):
         super().__init__()
         self.nvec = tuple(int(size) for size in nvec)
         self.num_slots = self.nvec[Head.SLOT]
-        # columns[h, v]: where value v of head h lies in the flat vector of all heads. A value the head
-        # lacks points at one extra column behind the last, which spread() fills.
+        # columns[h, v] is the position of value v of head h in the flat vector of all heads. A value that the head
+        # lacks has the position behind the last, which spread() fills.
         columns = th.full((NUM_HEADS, max(self.nvec)), sum(self.nvec))
         start = 0
         for head, size in enumerate(self.nvec):
@@ -40,12 +40,12 @@ class HeadTables(nn.Module):
         self.register_buffer("defaults", th.tensor(HEAD_DEFAULTS), persistent=False)
 
     def spread(self, flat: th.Tensor) -> th.Tensor:
-        """(B, sum(nvec)) -> (B, heads, widest head); values a head lacks are 0."""
+        """Reshape (B, sum(nvec)) to (B, heads, widest head); values that a head lacks are 0."""
         return F.pad(flat, (0, 1))[:, self.columns]
 
 
 class HeadEvaluation(NamedTuple):
-    """What a distribution says about given actions, per head; 0 wherever the op does not read the head."""
+    """Log-probabilities and entropies of actions by head; 0 for heads that the op does not read."""
 
     log_probs: th.Tensor  # (B, heads)
     entropies: th.Tensor  # (B, heads), divided by ln(number of valid values)
@@ -54,12 +54,12 @@ class HeadEvaluation(NamedTuple):
 
 
 def masked_log_softmax(logits: th.Tensor, valid: th.Tensor) -> th.Tensor:
-    """Log-probabilities over the last axis with every invalid value at probability exactly 0, all finite."""
+    """Return finite log-probabilities over the last axis; every invalid value has a probability of exactly 0."""
     return th.log_softmax(th.where(valid, logits, MASKED_LOGIT), dim=-1)
 
 
 def normalised_entropy(log_probs: th.Tensor, valid: th.Tensor) -> th.Tensor:
-    """Entropy over the last axis in units of ln(number of valid values): 1 is uniform; 0 if at most one is valid."""
+    """Return the entropy over the last axis divided by ln(number of valid values); 0 if at most one is valid."""
     entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
     count = valid.sum(dim=-1)
     return th.where(count > 1, entropy / count.clamp(min=2).float().log(), 0.0)
@@ -69,8 +69,8 @@ class FactoredDistribution(Distribution):
     """pi(op) pi(slot | op) times pi(value) for each other head that the op reads.
 
     The slot is masked by the op's own row of ``op_slot_mask``; the other heads by their sections of
-    ``action_mask``. A head the op does not read holds its default: its log-probability and entropy are
-    exactly 0. The op is drawn once per sample. Draws use PyTorch's global generator, as all of SB3 does.
+    ``action_mask``. A head that the op does not read holds its default, with log-probability and entropy 0. The op is
+    sampled once per sample, with PyTorch's global generator, as everywhere in SB3.
     """
 
     def __init__(self, tables: HeadTables) -> None:
@@ -78,7 +78,7 @@ class FactoredDistribution(Distribution):
         self.tables = tables
 
     def proba_distribution_net(self, latent_dim: int, hidden_dim: int) -> ActionHeads:
-        """The networks that map a latent (B, latent_dim) to the flat logits (B, sum(nvec))."""
+        """Return the networks that map a latent (B, latent_dim) to the flat logits (B, sum(nvec))."""
         return ActionHeads(latent_dim, hidden_dim, self.tables.nvec)
 
     def proba_distribution(self, action_logits: th.Tensor, action_mask: th.Tensor, op_slot_mask: th.Tensor) -> Self:
@@ -91,11 +91,11 @@ class FactoredDistribution(Distribution):
 
     @property
     def op_probs(self) -> th.Tensor:
-        """(B, ops): probability of each op."""
+        """Probability of each op, (B, ops)."""
         return self.op_log_probs.exp()
 
     def given_op(self, ops: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """Log-probabilities and validity of every head's values, (B, heads, width) each, given ops (B,)."""
+        """Return log-probabilities and validity of every head's values, (B, heads, width) each, given ops (B,)."""
         num_slots = self.tables.num_slots
         chosen = ops.reshape(-1, 1, 1).expand(-1, 1, num_slots)
         valid = self.valid.clone()
@@ -103,7 +103,7 @@ class FactoredDistribution(Distribution):
         return masked_log_softmax(self.logits, valid), valid
 
     def evaluate(self, actions: th.Tensor) -> HeadEvaluation:
-        """Log-probabilities of actions (B, heads), and entropies given their ops."""
+        """Return log-probabilities of actions (B, heads), and entropies given their ops."""
         actions = actions.long()
         ops = actions[:, Head.OP]
         relevance = self.tables.relevance[ops]
@@ -117,11 +117,11 @@ class FactoredDistribution(Distribution):
         )
 
     def log_prob(self, actions: th.Tensor) -> th.Tensor:
-        """(B,): joint log-probability of actions (B, heads)."""
+        """Return the joint log-probability (B,) of actions (B, heads)."""
         return self.evaluate(actions).log_probs.sum(dim=1)
 
     def entropy(self) -> th.Tensor:
-        """(B,): sum over heads of the normalised entropies, the arguments' weighted by their op's probability."""
+        """Return the sum of the heads' normalised entropies (B,); arguments are weighted with the op's probability."""
         batch = self.op_log_probs.shape[0]
         total = normalised_entropy(self.op_log_probs, self.valid[:, Head.OP, :NUM_OPS])
         for op in range(NUM_OPS):
@@ -132,14 +132,14 @@ class FactoredDistribution(Distribution):
         return total
 
     def sample(self) -> th.Tensor:
-        """(B, heads) int64: draw the op, then what it reads."""
+        """Sample the op, then its arguments; return actions (B, heads) int64."""
         ops = th.multinomial(self.op_probs, 1).squeeze(1)
         probs = self.given_op(ops)[0][:, : Head.OP].exp()
         arguments = th.multinomial(probs.flatten(0, 1), 1).reshape(-1, Head.OP)
         return self._assemble(ops, arguments)
 
     def mode(self) -> th.Tensor:
-        """(B, heads) int64: the most likely op, then the most likely value of each head it reads."""
+        """Return the most likely op, then the most likely value of each head that it reads, (B, heads) int64."""
         ops = self.op_log_probs.argmax(dim=1)
         return self._assemble(ops, self.given_op(ops)[0][:, : Head.OP].argmax(dim=2))
 

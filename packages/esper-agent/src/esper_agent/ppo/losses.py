@@ -1,4 +1,4 @@
-"""Losses of FactoredRecurrentPPO, and the statistics of one update that come with them."""
+"""Losses of FactoredRecurrentPPO, and statistics of its updates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from esper_agent.ppo.policy import Evaluation
 
 
 class LossSettings(NamedTuple):
-    """What the loss of one round of updates depends on beside the data."""
+    """Coefficients of the losses of one round of updates."""
 
     clip_range: float
     clip_range_vf: float | None
@@ -37,28 +37,28 @@ class LossTerms(NamedTuple):
 
 
 def row_mean(values: th.Tensor, rows: th.Tensor) -> th.Tensor:
-    """Mean of values (B,) over the rows (B,) that are on; padding never enters."""
+    """Return the mean of values (B,) over the rows (B,) that are True, which excludes padding."""
     return th.where(rows, values, 0.0).sum() / rows.sum()
 
 
 def normalise(advantages: th.Tensor, rows: th.Tensor) -> th.Tensor:
-    """Zero mean and unit variance over the rows that are on; a single row becomes 0."""
+    """Return advantages with zero mean and unit variance over the rows that are True; a single row becomes 0."""
     centred = advantages - row_mean(advantages, rows)
     return centred / (row_mean(centred**2, rows).sqrt() + 1e-8)
 
 
 def approximate_kl(log_ratio: th.Tensor) -> th.Tensor:
-    """Schulman's k3 estimate of KL(old || new) per element: (ratio - 1) - log ratio, never negative."""
+    """Return Schulman's k3 estimate of KL(old || new) per element: (ratio - 1) - log ratio, never negative."""
     return th.expm1(log_ratio) - log_ratio
 
 
 def loss_terms(samples: FactoredSamples, evaluation: Evaluation, settings: LossSettings) -> LossTerms:
-    """The losses of one minibatch.
+    """Compute the losses of one minibatch.
 
     Policy: each head has its own ratio and its own clipped surrogate, with the op's advantage for the op head and the
     arguments' advantage for the others. A row contributes the heads its op reads; the sum is divided by the number
-    of rows, so at ratio 1 the gradient is the plain policy gradient of the joint action. Entropy: likewise, weighted
-    per head. Value: squared error of Q(s, op) of the stored op.
+    of rows, so at ratio 1 the gradient is the policy gradient of the joint action. Entropy: the same sum, weighted per
+    head. Value: squared error of Q(s, op) of the stored op.
     """
     real = samples.mask > 0.5
     rows = evaluation.relevance & real.unsqueeze(1)
@@ -94,12 +94,12 @@ def loss_terms(samples: FactoredSamples, evaluation: Evaluation, settings: LossS
 
 #: Statistics that are averaged over the rows in which a head is relevant.
 PER_HEAD_MEANS = ("ratio_mean", "approx_kl", "clip_fraction", "entropy")
-#: The share of a head's ratios that lie below ``ratio_low``, and above ``ratio_high``.
+#: Share of a head's ratios that lie below ``ratio_low``, and above ``ratio_high``.
 TAIL = 0.05
 
 
 class UpdateStatistics:
-    """What one round of updates did. Per-minibatch values stay on the device until they are summarised."""
+    """Statistics of one round of updates. Per-minibatch values stay on the device until they are summarised."""
 
     def __init__(self, clip_range: float, device: th.device) -> None:
         self.clip_range = clip_range
@@ -115,7 +115,7 @@ class UpdateStatistics:
         self._choice_entropy = th.zeros(NUM_HEADS, device=device)
 
     def add(self, terms: LossTerms, evaluation: Evaluation, mask: th.Tensor) -> None:
-        """Take in one minibatch."""
+        """Add one minibatch."""
         ratio, rows = terms.log_ratio.exp(), terms.rows
         values = {
             "ratio_mean": ratio,
@@ -144,7 +144,7 @@ class UpdateStatistics:
             self._scalars.setdefault(name, []).append(scalar)
 
     def summary(self, max_grad_norm: float) -> dict[str, float]:
-        """Means over the minibatches by name; a number that was never measured has no entry."""
+        """Return means over the minibatches by name, without entries that were never measured."""
         result = {name: float(th.stack(values).mean()) for name, values in self._scalars.items()}
         result["skipped_updates"] = float(self.skipped)
         if self._scalars:
@@ -157,9 +157,9 @@ class UpdateStatistics:
         return result
 
     def per_head(self) -> dict[str, float]:
-        """``<head>_<statistic>`` over the rows in which the head is relevant; none for a head no row read.
+        """Return ``<head>_<statistic>`` over the rows in which the head is relevant, without heads that no row reads.
 
-        ``entropy`` is over all of them, ``choice_entropy`` over those in which the head had more than one valid value.
+        ``entropy`` averages over all of these rows, ``choice_entropy`` over rows with more than one valid value.
         """
         columns = {name: (sums / self._count).tolist() for name, sums in self._sums.items()}
         columns |= {"ratio_max": self._ratio_max.tolist(), "ratio_min": self._ratio_min.tolist()}
@@ -175,13 +175,13 @@ class UpdateStatistics:
         return numbers | chosen | self._tails()
 
     def _tails(self) -> dict[str, float]:
-        """The quantiles of each head's ratios between which all but its ``TAIL`` at either end lie."""
+        """Quantiles ``TAIL`` and 1 - ``TAIL`` of each head's ratios."""
         if not self._ratios:
             return {}
         ratios, rows = (th.cat(parts).cpu().numpy() for parts in zip(*self._ratios, strict=True))
         numbers = {}
         for head in np.flatnonzero(rows.any(axis=0)):
-            # Actual ratios, not something in between: one of them may be infinite.
+            # Interpolation would fail on infinite ratios.
             own, name = ratios[rows[:, head], head], HEAD_NAMES[head]
             numbers[f"{name}_ratio_low"] = float(np.quantile(own, TAIL, method="higher"))
             numbers[f"{name}_ratio_high"] = float(np.quantile(own, 1.0 - TAIL, method="lower"))
@@ -189,7 +189,7 @@ class UpdateStatistics:
 
 
 def entropy_weights(multipliers: Mapping[str, float], device: th.device) -> th.Tensor:
-    """(heads,) multipliers in head order. Raises ``ValueError`` unless every head is named, and nothing else."""
+    """Return the multipliers (heads,) in the order of the heads; ``ValueError`` unless they name exactly the heads."""
     if set(multipliers) != set(HEAD_NAMES):
         raise ValueError(f"entropy multipliers are given for {sorted(multipliers)}; expected exactly {HEAD_NAMES}")
     return th.tensor([float(multipliers[name]) for name in HEAD_NAMES], device=device)

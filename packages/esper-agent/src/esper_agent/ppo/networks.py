@@ -1,4 +1,4 @@
-"""The parts of the policy network: observation encoder, action heads, op-conditioned critic, initialisation."""
+"""Parts of the policy network: observation encoder, action heads, op-conditioned critic, initialisation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EMBEDDING_STD = 0.02
 class ObservationEncoder(BaseFeaturesExtractor):
     """``features`` and one embedding per slot's ``blueprint`` -> Linear -> LayerNorm -> ReLU, (B, features_dim).
 
-    The masks in the observation are not encoded: they go to the distribution.
+    The distribution reads the masks of the observation; the encoder ignores them.
     """
 
     def __init__(self, observation_space: spaces.Dict, features_dim: int, embedding_dim: int) -> None:
@@ -41,7 +41,7 @@ class ObservationEncoder(BaseFeaturesExtractor):
 
 
 class ActionHeads(nn.Module):
-    """One small network per head; the blueprint head, the widest choice, has one more hidden layer."""
+    """One small network per head; the blueprint head, which has the most values, has one more hidden layer."""
 
     def __init__(self, latent_dim: int, hidden_dim: int, nvec: Sequence[int]) -> None:
         super().__init__()
@@ -53,11 +53,11 @@ class ActionHeads(nn.Module):
             )
 
     def forward(self, latent: th.Tensor) -> th.Tensor:
-        """(B, latent_dim) -> flat logits (B, sum(nvec))."""
+        """Map a latent (B, latent_dim) to flat logits (B, sum(nvec))."""
         return th.cat([head(latent) for head in self.heads], dim=1)
 
     def output_layer(self, head: Head) -> nn.Linear:
-        """The last layer of one head."""
+        """Return the last layer of one head."""
         stack = self.heads[head]
         assert isinstance(stack, nn.Sequential)
         layer = stack[-1]
@@ -75,10 +75,10 @@ class OpCritic(nn.Module):
         self.output = nn.Linear(hidden_dim, 1)
 
     def forward(self, latent: th.Tensor) -> th.Tensor:
-        """(B, latent_dim) -> (B, ops).
+        """Map a latent (B, latent_dim) to values (B, ops).
 
-        A one-hot input selects one column of the first layer, so that layer sees the latent once and each op
-        adds its column.
+        A one-hot input selects one column of the first layer, so the layer reads the latent once and each op adds its
+        column.
         """
         weight = self.hidden.weight
         from_latent = F.linear(latent, weight[:, : self.latent_dim], self.hidden.bias)  # (B, hidden)
@@ -88,7 +88,7 @@ class OpCritic(nn.Module):
 
 
 def initialise_linear(module: nn.Module, gain: float = HIDDEN_GAIN) -> None:
-    """Orthogonal weights and zero biases in every linear layer below ``module``."""
+    """Initialise every linear layer below ``module`` with orthogonal weights and zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.orthogonal_(layer.weight, gain)
@@ -96,7 +96,7 @@ def initialise_linear(module: nn.Module, gain: float = HIDDEN_GAIN) -> None:
 
 
 def initialise_lstm(lstm: nn.LSTM) -> None:
-    """Orthogonal weights of gain 1, zero biases, and a forget-gate bias of 1 so that memory lasts from the start."""
+    """Initialise orthogonal weights of gain 1, zero biases, and forget-gate biases of 1, which preserve memory."""
     for name, parameter in lstm.named_parameters():
         if name.startswith("weight"):
             nn.init.orthogonal_(parameter)

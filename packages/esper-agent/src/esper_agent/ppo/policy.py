@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from esper_env.checks import is_finite
 from esper_env.rules.heads import HEAD_VALUES, NUM_OPS, Head, head_sizes
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -28,10 +27,11 @@ from esper_agent.ppo.networks import (
     initialise_linear,
     initialise_lstm,
 )
+from esper_agent.ppo.settings import check_logit_bias
 
 #: Initial bias of the logits by head and value. Uniformly random growth is worse than waiting, mostly because a seed
-#: whose alpha target is not FULL cannot be committed and is discarded in the end; an unbiased start collapses into
-#: WAIT before it has learned to grow.
+#: whose alpha target is not FULL cannot be committed and is discarded at the end. Without the bias, training collapses
+#: to WAIT before discovering that growth pays.
 LOGIT_BIAS: Mapping[str, Mapping[str, float]] = {
     "op": {"WAIT": -1.0, "SET_ALPHA_TARGET": -2.0, "PRUNE": -2.0},
     "alpha_target": {"FULL": 2.0},
@@ -41,7 +41,7 @@ LstmState = tuple[th.Tensor, th.Tensor]
 
 
 class Decision(NamedTuple):
-    """One acted step of B environments; the op in ``actions`` is the one ``op_values`` is the value of."""
+    """Actions of B environments and their values; ``op_values`` belongs to the op in ``actions``."""
 
     actions: th.Tensor  # (B, heads) int64
     op_values: th.Tensor  # (B,) Q(s, op) of the op taken
@@ -50,7 +50,7 @@ class Decision(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Stored actions under the current policy; heads an op does not read are 0 in the per-head fields."""
+    """Stored actions under the current policy; the per-head fields are 0 for heads that the op does not read."""
 
     op_values: th.Tensor  # (B,) Q(s, op) of the stored op
     state_values: th.Tensor  # (B,)
@@ -67,20 +67,22 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
     Encoder -> LSTM -> LayerNorm -> one head per part of the action, and Q(s, op). Actor and critic share the LSTM
     and both train it. Legality comes from ``action_mask`` and ``op_slot_mask`` in the observation.
 
-    :param observation_space: ``Dict`` with features, blueprints, action_mask and op_slot_mask
-    :param action_space: ``MultiDiscrete(head_sizes(S))``
-    :param lr_schedule: learning rate as a function of the remaining progress
-    :param embedding_dim: width of a blueprint's embedding
-    :param features_dim: width of the encoder
-    :param lstm_hidden_size: width of the LSTM
-    :param head_dim: hidden width of the action heads and of the critic
-    :param logit_bias: initial bias of the action heads as {head: {value: bias}}, such as {"op": {"WAIT": -1.0}};
-        values not named start at 0
-    :param optimizer_class: ``torch.optim.Adam`` by default
-    :param optimizer_kwargs: keyword arguments of the optimizer, without the learning rate; Adam's eps is 1e-5 unless
-        given here
-    :param use_sde: must be False; SB3 passes it to every policy
-    :raises ValueError: for spaces of another shape, an unknown head or value name, or ``use_sde=True``
+    Args:
+        observation_space: ``Dict`` with features, blueprints, action_mask and op_slot_mask.
+        action_space: ``MultiDiscrete(head_sizes(S))``.
+        lr_schedule: learning rate as a function of the remaining progress.
+        embedding_dim: width of a blueprint's embedding.
+        features_dim: width of the encoder.
+        lstm_hidden_size: width of the LSTM.
+        head_dim: hidden width of the action heads and of the critic.
+        logit_bias: initial bias of the action heads as {head: {value: bias}}, such as {"op": {"WAIT": -1.0}}; other
+            values start at 0. None for ``LOGIT_BIAS``.
+        optimizer_class: class of the optimizer.
+        optimizer_kwargs: keyword arguments of the optimizer without the learning rate; Adam's default eps is 1e-5.
+        use_sde: must be False; Stable-Baselines3 passes it to every policy.
+
+    Raises:
+        ValueError: spaces of another shape, an unknown head or value, or ``use_sde=True``.
     """
 
     def __init__(
@@ -98,9 +100,9 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
         use_sde: bool = False,
     ) -> None:
         if use_sde:
-            raise ValueError("use_sde is True; state-dependent exploration needs continuous actions, leave it False")
+            raise ValueError("`use_sde` is True; expected False: it needs continuous actions")
         check_spaces(observation_space, action_space)
-        # _build, which the base class calls, reads these.
+        # The base class calls _build, which reads these.
         self.head_dim = head_dim
         wanted = LOGIT_BIAS if logit_bias is None else logit_bias
         check_logit_bias(wanted)
@@ -157,7 +159,7 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
         }
 
     def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None) -> th.Tensor:
-        """(B, features_dim). SB3's preprocessing is skipped: it would turn the blueprint indices into floats."""
+        """Return the encoded observation (B, features_dim), without SB3's preprocessing, which makes indices floats."""
         extractor = self.features_extractor if features_extractor is None else features_extractor
         return extractor(obs)
 
@@ -167,14 +169,20 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
     ) -> tuple[th.Tensor, LstmState]:
         """Run padded sequences through the LSTM in one call.
 
-        An episode may start only at the first position of a sequence (SB3's recurrent buffers cut there), where
-        the carried state is replaced by zeros.
+        An episode starts only at the first position of a sequence, because SB3's recurrent buffers split there. Zeros
+        replace the carried state at the start of an episode.
 
-        :param features: (sequences * length, input), sequence after sequence
-        :param lstm_states: hidden and cell state (layers, sequences, hidden) before the first position
-        :param episode_starts: (sequences * length,), 1 where an episode starts
-        :return: outputs (sequences * length, hidden) in the order of the input, and the states after the last position
-        :raises ValueError: if an episode starts later in a sequence
+        Args:
+            features: (sequences * length, input), sequence after sequence.
+            lstm_states: hidden and cell state (layers, sequences, hidden) before the first position.
+            episode_starts: (sequences * length,), 1 where an episode starts.
+            lstm: the LSTM.
+
+        Returns:
+            Outputs (sequences * length, hidden) in the order of the input, and the states after the last position.
+
+        Raises:
+            ValueError: an episode starts later in a sequence.
         """
         sequences = lstm_states[0].shape[1]
         inputs = features.reshape(sequences, -1, lstm.input_size).swapaxes(0, 1)  # (length, sequences, input)
@@ -198,7 +206,7 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
     def decide(
         self, obs: PyTorchObs, lstm_states: RNNStates, episode_starts: th.Tensor, deterministic: bool = False
     ) -> tuple[Decision, RNNStates]:
-        """Choose actions for B environments, with everything the rollout keeps about them."""
+        """Choose actions for B environments; return them with values and log-probabilities, and the next states."""
         latent, states = self._latent(obs, lstm_states.pi, episode_starts)
         distribution = self._distribution(latent, obs)
         actions = distribution.get_actions(deterministic)
@@ -233,32 +241,32 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
     def op_values(
         self, obs: PyTorchObs, lstm_states: LstmState, episode_starts: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor]:
-        """Q(s, op) and pi(op|s) of every op, (B, ops) each."""
+        """Return Q(s, op) and pi(op|s) of every op, (B, ops) each."""
         latent, _ = self._latent(obs, lstm_states, episode_starts)
         return self.value_net(latent), self._distribution(latent, obs).op_probs
 
     def forward(
         self, obs: PyTorchObs, lstm_states: RNNStates, episode_starts: th.Tensor, deterministic: bool = False
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor, RNNStates]:
-        """Actions (B, heads), V(s) (B, 1), joint log-probabilities (B,), and the next LSTM states."""
+        """Return actions (B, heads), V(s) (B, 1), joint log-probabilities (B,), and the next LSTM states."""
         decision, states = self.decide(obs, lstm_states, episode_starts, deterministic)
         return decision.actions, decision.state_values.unsqueeze(1), decision.head_log_probs.sum(dim=1), states
 
     def get_distribution(
         self, obs: PyTorchObs, lstm_states: LstmState, episode_starts: th.Tensor
     ) -> tuple[FactoredDistribution, LstmState]:
-        """The action distribution and the next LSTM states."""
+        """Return the action distribution and the next LSTM states."""
         latent, states = self._latent(obs, lstm_states, episode_starts)
         return self._distribution(latent, obs), states
 
     def predict_values(self, obs: PyTorchObs, lstm_states: LstmState, episode_starts: th.Tensor) -> th.Tensor:
-        """V(s) = sum over ops of pi(op|s) Q(s, op), (B, 1)."""
+        """Return V(s) = sum over ops of pi(op|s) Q(s, op), (B, 1)."""
         return expected_value(*self.op_values(obs, lstm_states, episode_starts)).unsqueeze(1)
 
     def evaluate_actions(
         self, obs: PyTorchObs, actions: th.Tensor, lstm_states: RNNStates, episode_starts: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """V(s) (B, 1), joint log-probability (B,) and summed normalised entropy given the op (B,)."""
+        """Return V(s) (B, 1), the joint log-probability (B,) and the summed normalised entropy given the op (B,)."""
         evaluation = self.evaluate_heads(obs, actions, lstm_states, episode_starts)
         return (
             evaluation.state_values.unsqueeze(1),
@@ -267,28 +275,8 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
         )
 
 
-def check_logit_bias(logit_bias: Mapping[str, Mapping[str, float]]) -> None:
-    """``ValueError`` for a head or a value that has no such name, or a bias that is no finite number."""
-    if not isinstance(logit_bias, Mapping):
-        raise ValueError(f"logit_bias is {logit_bias!r}; expected a mapping such as {{'op': {{'WAIT': -1.0}}}}")
-    named = {head.name.lower(): list(values.__members__) for head, values in HEAD_VALUES.items()}
-    for head, biases in logit_bias.items():
-        if head not in named:
-            raise ValueError(f"logit_bias names head {head!r}; expected {', '.join(named)}")
-        if not isinstance(biases, Mapping):
-            raise ValueError(
-                f"logit_bias of head {head!r} is {biases!r}; expected biases by name, such as {{'WAIT': 1.0}}"
-            )
-        for name, bias in biases.items():
-            if not is_finite(bias):
-                raise ValueError(f"logit_bias of {head}.{name} is {bias!r}; expected a finite number")
-        unknown = [name for name in biases if name not in named[head]]
-        if unknown:
-            raise ValueError(f"logit_bias names {unknown} of head {head!r}; it has {named[head]}")
-
-
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
-    """Raise ``ValueError`` unless the spaces are those of a growth environment."""
+    """Check that the spaces belong to a growth environment; ``ValueError`` otherwise."""
     if not isinstance(action_space, spaces.MultiDiscrete) or action_space.nvec.ndim != 1:
         raise ValueError(
             f"action space is {action_space}; expected the heads of an Esper environment, "

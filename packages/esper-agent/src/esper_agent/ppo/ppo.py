@@ -11,9 +11,7 @@ from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 import numpy as np
 import torch as th
-from esper_env.checks import is_finite
-from esper_env.rules.heads import HEAD_NAMES
-from esper_env.rules.reward_config import GAMMA
+from esper_env.devices import resolve_device
 from gymnasium.vector import VectorEnv
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
@@ -28,20 +26,9 @@ from esper_agent.ppo.advantages import ESTIMATORS
 from esper_agent.ppo.buffers import FactoredRolloutBuffer, FactoredSamples
 from esper_agent.ppo.losses import LossSettings, UpdateStatistics, entropy_weights, loss_terms
 from esper_agent.ppo.policy import FactoredLstmPolicy
-from esper_agent.settings.ranges import check_device, check_ranges
+from esper_agent.ppo.settings import ARGUMENTS, PPOSettings, check_arguments, entropy_factors
 
 SelfFactoredRecurrentPPO = TypeVar("SelfFactoredRecurrentPPO", bound="FactoredRecurrentPPO")
-
-ENTROPY_MULTIPLIERS: Mapping[str, float] = {
-    "op": 1.0,
-    "slot": 1.0,
-    "blueprint": 1.5,
-    "style": 1.2,
-    "tempo": 1.5,
-    "alpha_target": 1.2,
-    "alpha_speed": 1.3,
-    "alpha_curve": 1.3,
-}
 
 #: This many non-finite updates in a row stop the run.
 NON_FINITE_LIMIT = 3
@@ -52,26 +39,47 @@ class NonFiniteUpdateError(RuntimeError):
 
 
 class FactoredRecurrentPPO(RecurrentPPO):
-    """Recurrent PPO with a critic Q(s, op), one clipped ratio per action head, and masks inside the observation.
+    """Recurrent PPO with a critic Q(s, op), one clipped ratio per action head, and masks in the observation.
 
-    Used like any SB3 algorithm: ``learn``, ``predict``, ``save``, ``load``, callbacks, ``EvalCallback``, TensorBoard.
-    Wrap the environment in ``VecNormalize(norm_obs=False, norm_reward=True, gamma=0.98)``. Parameters not listed here
-    are SB3's.
+    It has the interface of Stable-Baselines3's algorithms: ``learn``, ``predict``, ``save``, ``load``, callbacks,
+    ``EvalCallback``, TensorBoard. Wrap the environment in ``VecNormalize(norm_obs=False, norm_reward=True,
+    gamma=0.98)``. A schedule is a function of the remaining progress, which falls from 1 to 0.
 
-    :param n_steps: steps per environment and rollout; one rollout of 16 environments is 640 transitions
-    :param ent_coef: entropy coefficient, a number or a schedule of the remaining progress; 0.03 falling to 0 by
-        default
-    :param entropy_multipliers: per-head factors of the entropy coefficient; heads not named keep their default
-    :param target_kl: an update whose KL from the behaviour policy exceeds 1.5 times this is not made, and the rest of
-        this round of updates is dropped; None for no limit
-    :param advantage_estimator: ``"two_step"`` or ``"sampled_op"``, see :mod:`esper_agent.ppo.advantages`
-    :raises TypeError: for a Gymnasium vector environment; ``make_sb3_env`` makes one of Stable-Baselines3's kind
-    :raises ValueError: for an unknown estimator, head name or device, or a number that makes no sense
+    An update whose loss or gradient is not finite is skipped and counted in ``train/skipped_updates``. After three such
+    updates in a row, or if the policy's decisions are not finite after a round of updates, the model restores its last
+    good parameters, saves them as ``last_good_model.zip`` in the log folder if there is one, and raises
+    :class:`NonFiniteUpdateError`. ``last_update`` holds the metrics of the latest round of updates.
 
-    An update whose loss or gradient is not finite is skipped and counted in ``train/skipped_updates``. Three in a row,
-    or decisions that are not finite after a round of updates, put the last good parameters back, save them as
-    ``last_good_model.zip`` in the log folder if there is one, and raise :class:`NonFiniteUpdateError`. The numbers of
-    the latest update are also in ``last_update``.
+    Args:
+        policy: ``"FactoredLstmPolicy"``, or a subclass of that policy.
+        env: a vector environment of Stable-Baselines3, such as ``make_sb3_env`` makes; None to set it later.
+        learning_rate: learning rate of Adam, or a schedule.
+        n_steps: steps of each environment in one rollout.
+        batch_size: transitions in one minibatch.
+        n_epochs: passes over a rollout.
+        gamma: discount factor.
+        gae_lambda: lambda of generalised advantage estimation.
+        clip_range: clip range of the probability ratios, or a schedule.
+        clip_range_vf: clip range of the value function, or a schedule; None for no clipping.
+        normalize_advantage: normalise the advantages of each minibatch.
+        ent_coef: entropy coefficient, or a schedule; None for a linear schedule from 0.03 to 0.
+        entropy_multipliers: factors of the entropy coefficient by head; other heads keep ``ENTROPY_MULTIPLIERS``.
+        vf_coef: weight of the value loss.
+        max_grad_norm: maximum norm of the gradients.
+        target_kl: the rest of a round of updates is skipped once the KL divergence from the behaviour policy exceeds
+            1.5 times this value; None for no limit.
+        advantage_estimator: ``"two_step"`` or ``"sampled_op"``, see :mod:`esper_agent.ppo.advantages`.
+        stats_window_size: episodes over which the logged returns and lengths are averaged.
+        tensorboard_log: folder of TensorBoard's files; None for none.
+        policy_kwargs: keyword arguments of the policy, such as ``{"logit_bias": {"op": {"WAIT": -1.0}}}``.
+        verbose: 0 for no output, 1 for information, 2 for debugging.
+        seed: seed of the initial weights and of sampling; None for a random one.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        _init_setup_model: build the networks when the model is made.
+
+    Raises:
+        TypeError: ``env`` is a vector environment of Gymnasium.
+        ValueError: a value outside its range, or an unknown estimator, head or device.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"FactoredLstmPolicy": FactoredLstmPolicy}
@@ -83,21 +91,21 @@ class FactoredRecurrentPPO(RecurrentPPO):
         self,
         policy: str | type[FactoredLstmPolicy],
         env: GymEnv | str | None,
-        learning_rate: float | Schedule = 7e-4,
-        n_steps: int = 40,
-        batch_size: int = 160,
-        n_epochs: int = 8,
-        gamma: float = GAMMA,
-        gae_lambda: float = 0.95,
-        clip_range: float | Schedule = 0.2,
-        clip_range_vf: float | Schedule | None = None,
-        normalize_advantage: bool = True,
+        learning_rate: float | Schedule = PPOSettings.learning_rate,
+        n_steps: int = PPOSettings.n_steps,
+        batch_size: int = PPOSettings.batch_size,
+        n_epochs: int = PPOSettings.n_epochs,
+        gamma: float = PPOSettings.gamma,
+        gae_lambda: float = PPOSettings.gae_lambda,
+        clip_range: float | Schedule = PPOSettings.clip_range,
+        clip_range_vf: float | Schedule | None = PPOSettings.clip_range_vf,
+        normalize_advantage: bool = PPOSettings.normalize_advantage,
         ent_coef: float | Schedule | None = None,
         entropy_multipliers: Mapping[str, float] | None = None,
-        vf_coef: float = 1.0,
-        max_grad_norm: float = 10.0,
-        target_kl: float | None = 0.04,
-        advantage_estimator: str = "two_step",
+        vf_coef: float = PPOSettings.vf_coef,
+        max_grad_norm: float = PPOSettings.max_grad_norm,
+        target_kl: float | None = PPOSettings.target_kl,
+        advantage_estimator: str = PPOSettings.advantage_estimator,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -106,49 +114,26 @@ class FactoredRecurrentPPO(RecurrentPPO):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        if not isinstance(advantage_estimator, str) or advantage_estimator not in ESTIMATORS:
-            raise ValueError(f"advantage_estimator is {advantage_estimator!r}; choose one of {sorted(ESTIMATORS)}")
-        for head, factor in dict(entropy_multipliers or {}).items():
-            if head not in HEAD_NAMES:
-                raise ValueError(f"entropy_multipliers names {[head]}; the heads are {HEAD_NAMES}")
-            if not is_finite(factor) or factor < 0:
-                raise ValueError(f"the entropy multiplier of {head!r} is {factor!r}; expected a number of at least 0")
+        if ent_coef is None:
+            ent_coef = LinearSchedule(PPOSettings.ent_coef, PPOSettings.final_ent_coef, 1.0)
+        given = {name: value for name, value in locals().items() if name in ARGUMENTS}
+        check_arguments(given | {"seed": seed})
+        multipliers = entropy_factors(entropy_multipliers or {})
+        resolve_device(str(device))
         if isinstance(env, VectorEnv):
             raise TypeError(
-                "env is a gymnasium.vector.VectorEnv; Stable-Baselines3 needs its own kind: use "
-                "esper_agent.make_sb3_env(id, num_envs), or GymVecEnv(env) around this one"
+                "`env` is a gymnasium.vector.VectorEnv; expected a vector environment of Stable-Baselines3: use "
+                "esper_agent.make_sb3_env(id, num_envs), or wrap it in GymVecEnv"
             )
-        numbers: dict[str, Any] = {
-            "learning_rate": learning_rate,
-            "n_steps": n_steps,
-            "batch_size": batch_size,
-            "n_epochs": n_epochs,
-        }
-        numbers |= {"gamma": gamma, "gae_lambda": gae_lambda, "clip_range": clip_range, "clip_range_vf": clip_range_vf}
-        numbers |= {"ent_coef": ent_coef, "vf_coef": vf_coef, "max_grad_norm": max_grad_norm, "target_kl": target_kl}
-        check_ranges(numbers | {"seed": seed})
-        check_device(str(device))
-        self.advantage_estimator = advantage_estimator
-        self.entropy_multipliers = {**ENTROPY_MULTIPLIERS, **(entropy_multipliers or {})}
+        self.advantage_estimator = given.pop("advantage_estimator")
+        self.entropy_multipliers = multipliers
         self.last_update: dict[str, float] = {}
         self._skipped_in_a_row = 0
         self._last_good: dict[str, Any] | None = None
         super().__init__(
             policy,
             env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
-            normalize_advantage=normalize_advantage,
-            ent_coef=LinearSchedule(0.03, 0.0, 1.0) if ent_coef is None else ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            target_kl=target_kl,
+            **given,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
@@ -157,6 +142,21 @@ class FactoredRecurrentPPO(RecurrentPPO):
             device=device,
             _init_setup_model=_init_setup_model,
         )
+
+    @classmethod
+    def from_settings(cls, settings: PPOSettings, env: VecEnv, **kwargs: Any) -> Self:
+        """Make a model with the settings of ``esper train``.
+
+        Args:
+            settings: the hyper-parameters.
+            env: the vector environment.
+            **kwargs: further arguments of the constructor, such as ``seed``.
+        """
+        given = {name: getattr(settings, name) for name in ARGUMENTS}
+        given["ent_coef"] = LinearSchedule(settings.ent_coef, settings.final_ent_coef, 1.0)
+        biases = settings.biases()
+        policy_kwargs = {"logit_bias": biases} if biases else None
+        return cls("FactoredLstmPolicy", env, **given, policy_kwargs=policy_kwargs, **kwargs)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -181,10 +181,10 @@ class FactoredRecurrentPPO(RecurrentPPO):
         rollout_buffer: RolloutBuffer,
         n_rollout_steps: int,
     ) -> bool:
-        """Fill the buffer with ``n_rollout_steps`` steps of every environment; False if a callback stopped it.
+        """Fill the buffer with ``n_rollout_steps`` steps of every environment; return False if a callback stopped it.
 
-        A truncated episode is bootstrapped with the value of its final observation under the LSTM state that its
-        earlier steps left; a terminated one is not bootstrapped.
+        A truncated episode is bootstrapped with the value of its final observation, with the LSTM state of its earlier
+        steps. A terminated episode is not bootstrapped.
         """
         assert isinstance(rollout_buffer, FactoredRolloutBuffer)
         assert self._last_obs is not None, "No previous observation was provided"
@@ -229,7 +229,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
         return True
 
     def _truncation_values(self, dones: np.ndarray, infos: list[dict[str, Any]], lstm_states: RNNStates) -> np.ndarray:
-        """(N,): value of the final observation where an episode was cut off, 0 elsewhere."""
+        """Values (N,) of the final observations of truncated episodes; 0 for other environments."""
         final_values = np.zeros(len(infos), dtype=np.float32)
         cut = [index for index, info in enumerate(infos) if dones[index] and info.get("TimeLimit.truncated", False)]
         if not cut:
@@ -243,14 +243,14 @@ class FactoredRecurrentPPO(RecurrentPPO):
     def _bootstrap(
         self, obs: dict[str, np.ndarray], lstm_states: tuple[th.Tensor, ...], episode_starts: np.ndarray
     ) -> th.Tensor:
-        """(B,): the value that stands for the future after these observations."""
+        """Bootstrap values (B,) of the future after these observations."""
         with th.no_grad():
             starts = th.tensor(episode_starts, dtype=th.float32, device=self.device)
             op_values, op_probs = self.policy.op_values(obs_as_tensor(obs, self.device), lstm_states, starts)
             return ESTIMATORS[self.advantage_estimator].bootstrap(op_values, op_probs)
 
     def train(self) -> None:
-        """Several epochs of minibatch updates on the rollout; see the class for what skips one or stops the run."""
+        """Update the policy with several epochs of minibatches; the class documents updates that are skipped."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         progress = self._current_progress_remaining
@@ -275,7 +275,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
             self._stop_training("after an update the policy's decisions were not finite")
 
     def _decides_next(self) -> bool:
-        """Whether values and probabilities of the next decision are finite."""
+        """Return True if values and probabilities of the next decision are finite."""
         assert isinstance(self._last_obs, dict)
         starts = th.tensor(self._last_episode_starts, dtype=th.float32, device=self.device)
         with th.no_grad():
@@ -285,7 +285,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
         return all(bool(output.isfinite().all()) for output in outputs)
 
     def _update(self, samples: FactoredSamples, settings: LossSettings, statistics: UpdateStatistics) -> bool:
-        """One minibatch; False, and no step made, once the policy is too far from the behaviour policy."""
+        """Update on one minibatch; return False without a step if the KL divergence is too large."""
         evaluation = self.policy.evaluate_heads(
             samples.observations, samples.actions, samples.lstm_states, samples.episode_starts
         )
@@ -303,7 +303,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
             self._skip_update(statistics)
             return True
         if not statistics.gradient_norms:
-            # The parameters have just given a finite loss and gradient: worth going back to.
+            # These parameters have a finite loss and gradient, so they are worth restoring.
             self._last_good = copy.deepcopy(self.get_parameters())
         self._skipped_in_a_row = 0
         statistics.gradient_norms.append(norm)
@@ -323,8 +323,8 @@ class FactoredRecurrentPPO(RecurrentPPO):
         self._stop_training(f"{NON_FINITE_LIMIT} updates in a row had a loss or gradient that is not finite")
 
     def _stop_training(self, why: str) -> NoReturn:
-        """Put the last good parameters back if there are any, save them, and raise."""
-        held = "parameters of before the first update"
+        """Restore the last good parameters if there are any, save them, and raise."""
+        held = "parameters before the first update"
         if self._last_good is not None:
             held = "last good parameters"
             self.set_parameters(self._last_good, device=self.device)
@@ -340,7 +340,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
         )
 
     def _log_update(self, settings: LossSettings, statistics: UpdateStatistics) -> None:
-        """Record under ``train/``; the per-head numbers are left out of the console table, which they would swamp."""
+        """Log metrics under ``train/``; per-head metrics are not printed to the console, which they would fill."""
         buffer = self.rollout_buffer
         totals = statistics.summary(self.max_grad_norm) | {
             "explained_variance": float(explained_variance(buffer.values.flatten(), buffer.returns.flatten())),
@@ -373,14 +373,14 @@ class FactoredRecurrentPPO(RecurrentPPO):
 
     @classmethod
     def load(cls, path: Any, *args: Any, **kwargs: Any) -> Self:
-        """SB3's ``load`` of a file. ``ValueError`` for a folder, for which there is ``esper_agent.load_run``."""
+        """Load a model from a file, as SB3 does; ``ValueError`` for a folder, which ``esper_agent.load_run`` loads."""
         if isinstance(path, str | PathLike) and Path(path).is_dir():
             inside = Path(path) / "model.zip"
             hint = f"load {inside}, or use esper_agent.load_run" if inside.exists() else "there is no model.zip in it"
             raise ValueError(f"{path} is a folder; expected a saved model: {hint}")
         try:
             return super().load(path, *args, **kwargs)
-        except AttributeError as error:  # of an algorithm whose policy has other parts
+        except AttributeError as error:  # the policy of another algorithm has other parts
             raise ValueError(f"{path} is not a model of FactoredRecurrentPPO ({error})") from error
 
     def _excluded_save_params(self) -> list[str]:
@@ -388,5 +388,5 @@ class FactoredRecurrentPPO(RecurrentPPO):
 
 
 def root_mean_square(values: np.ndarray) -> float:
-    """Square root of the mean square of all elements."""
+    """Return the root mean square of all elements."""
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

@@ -1,1 +1,1 @@
-"""Settings of training: their declarations, what is checked, and the configuration files that hold them."""
+"""Settings of training, and the configuration files and NAME=VALUE pairs that set them."""

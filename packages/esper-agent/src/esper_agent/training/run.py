@@ -1,6 +1,6 @@
-"""One training run from its settings to its folder: what ``esper train`` does, callable from Python.
+"""``esper train`` from Python: one training run from its settings to its folder.
 
-from esper_agent.training.run import TrainSettings, resume, train
+from esper_agent import TrainSettings, resume, train
 
 trained = train(TrainSettings(out=Path("runs/digits"), total_timesteps=20_000))
 trained = resume("runs/digits")  # after a crash
@@ -17,8 +17,9 @@ from pathlib import Path
 from esper_env.telemetry import Sink
 from stable_baselines3.common.callbacks import BaseCallback
 
+from esper_agent.ppo.settings import PPOSettings
 from esper_agent.settings.config_file import plain, with_values
-from esper_agent.settings.train import PPOSettings, TrainSettings
+from esper_agent.settings.train import TrainSettings
 from esper_agent.training.checkpoints import Saved, latest_checkpoint
 from esper_agent.training.run_folder import (
     CONFIG,
@@ -46,10 +47,10 @@ __all__ = [
 
 
 def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = (), sinks: Sequence[Sink] = ()) -> Trained:
-    """Train as the settings say. Errors in them are raised before anything is written.
+    """Train with the given settings, which are checked before anything is written.
 
     Raises:
-        ConfigError, RunError, ValueError: the settings, the folder or the environment's settings cannot be used.
+        ValueError: settings, a folder (``RunError``) or settings of the environment that cannot be used.
         NonFiniteUpdateError: training diverged; the last good model is in the folder.
         KeyboardInterrupt: a second Ctrl-C.
     """

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from esper_env.devices import resolve_device
 from esper_env.persistence import atomic
 from gymnasium import Env
 from gymnasium.vector import VectorEnv
@@ -36,8 +37,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from esper_agent.evaluation.play import Policy
 from esper_agent.policies.baselines import POLICIES
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
-from esper_agent.settings.config_file import ConfigError, parse_env_settings, read_config, training_env_settings
-from esper_agent.settings.ranges import check_device
+from esper_agent.settings.config_file import read_config
+from esper_agent.settings.named_values import ConfigError, parse_env_settings, training_env_settings
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -66,8 +67,7 @@ class Run:
     @property
     def env_kwargs(self) -> dict[str, Any]:
         """Settings of the environment it was trained in."""
-        assignments = tuple(self.config.get("env_settings", ()))
-        return training_env_settings(assignments, self.model.gamma)
+        return training_env_settings(self.config.get("env_settings", {}), self.model.gamma)
 
 
 def package_versions() -> dict[str, str]:
@@ -134,12 +134,8 @@ def run_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
         raise RunError(f"{folder} cannot be used: {error}") from None
     if "env" not in config:
         raise RunError(f"{folder / CONFIG} does not name an environment; it was not written by `esper train`")
-    given = config.get("env_settings", [])
-    if not isinstance(config["env"], str) or not isinstance(given, list) or not all(isinstance(s, str) for s in given):
-        raise RunError(
-            f"{folder / CONFIG} has env {config['env']!r} and env_settings {given!r}; expected a text and a list of "
-            "NAME=VALUE texts, as `esper train` writes them"
-        )
+    if not isinstance(config["env"], str):
+        raise RunError(f"{folder / CONFIG} has the `env` {config['env']!r}; expected the id of a task")
     return folder, config
 
 
@@ -156,9 +152,9 @@ def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") 
         raise RunError(
             f"{folder} was trained on {config['env']}, not on {env_id}; evaluate it with --env {config['env']}"
         )
-    check_device(device)
+    resolve_device(device)
     try:
-        parse_env_settings(tuple(config.get("env_settings", ())))
+        parse_env_settings(config.get("env_settings", {}))
     except ConfigError as error:
         raise RunError(f"{folder / CONFIG} cannot be used: {error}") from None
     try:

@@ -12,15 +12,15 @@ from typing import Any
 from esper_env.tasks import task_dict
 from esper_env.telemetry import JsonlSink, Sink, Telemetry
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from esper_agent.monitoring.callback import DiagnosticsCallback
 from esper_agent.monitoring.payloads import CheckpointLoaded, CheckpointSaved
 from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
 from esper_agent.sb3 import make_sb3_env
-from esper_agent.settings.config_file import plain, training_env_settings
-from esper_agent.settings.train import TrainSettings, parse_logit_bias
+from esper_agent.settings.config_file import plain
+from esper_agent.settings.named_values import training_env_settings
+from esper_agent.settings.train import TrainSettings
 from esper_agent.training.callbacks import CurvesRecorder, PeriodicEvaluation, StopOnInterrupt, TrainingMetricsCallback
 from esper_agent.training.checkpoints import SaveCheckpoints, Saved
 from esper_agent.training.environment_state import environment_parts
@@ -156,26 +156,7 @@ def lasting(settings: TrainSettings) -> dict[str, Any]:
 
 def make_model(settings: TrainSettings, env: VecNormalize) -> FactoredRecurrentPPO:
     """The untrained model."""
-    ppo = settings.ppo
-    return FactoredRecurrentPPO(
-        "FactoredLstmPolicy",
-        env,
-        learning_rate=ppo.learning_rate,
-        n_steps=ppo.n_steps,
-        batch_size=ppo.batch_size,
-        n_epochs=ppo.n_epochs,
-        gamma=ppo.gamma,
-        gae_lambda=ppo.gae_lambda,
-        clip_range=ppo.clip_range,
-        ent_coef=LinearSchedule(ppo.ent_coef, ppo.final_ent_coef, 1.0),
-        vf_coef=ppo.vf_coef,
-        max_grad_norm=ppo.max_grad_norm,
-        target_kl=ppo.target_kl,
-        advantage_estimator=ppo.advantage_estimator,
-        policy_kwargs={"logit_bias": parse_logit_bias(ppo.logit_bias)} if ppo.logit_bias else None,
-        seed=settings.seed,
-        device=settings.device,
-    )
+    return FactoredRecurrentPPO.from_settings(settings.ppo, env, seed=settings.seed, device=settings.device)
 
 
 @contextmanager

@@ -10,30 +10,11 @@ from torch import nn
 
 from esper_env.data import DataFamily, ImageData, TextData, load_data
 from esper_env.data.text import VOCABULARY
+from esper_env.devices import resolve_device
 from esper_env.hosts import CNNHost, TransformerHost
 from esper_env.population import Optimisation, Population, PopulationConfig
 from esper_env.suggestions import shown
 from esper_env.tasks import CNNSpec, TaskConfig, TransformerSpec
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device of a name; "auto" is the first CUDA device if there is one, else the CPU.
-
-    Raises:
-        ValueError: PyTorch does not know the device, or this machine does not have it.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise ValueError(
-            f"device is {name!r}, which is not usable here; expected 'auto', 'cpu', 'cuda' or 'cuda:N' on a machine "
-            f"that has it ({reason})"
-        ) from error
-    return device
 
 
 def host_builder(task: TaskConfig, data: ImageData | TextData | None = None) -> Callable[[], nn.Module]:

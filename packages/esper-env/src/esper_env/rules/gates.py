@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.checks import is_finite, is_whole
+from esper_env.checks import NON_NEGATIVE, SHARE, OneOf, check_value
+from esper_env.checks import check as check_settings
 from esper_env.rules.slot_table import HOLD, BoolArray, IntArray, SlotTable
 from esper_env.rules.stages import STAGE_VALUES, Stage
 
@@ -56,31 +57,19 @@ class GateConfig:
         ValueError: a number is out of range.
     """
 
-    min_training_epochs: int = 3
-    min_gradient_health: float = 0.7
-    full_alpha: float = 1.0
+    min_training_epochs: Annotated[int, NON_NEGATIVE] = 3
+    min_gradient_health: Annotated[float, SHARE] = 0.7
+    full_alpha: Annotated[float, SHARE] = 1.0
     #: A contribution older than this counts as missing. Every epoch measures, so its age is normally 0; one epoch
     #: that did not is tolerated.
-    max_contribution_age: int = 1
+    max_contribution_age: Annotated[int, NON_NEGATIVE] = 1
     min_prospective_contribution: float | None = None
     min_gradient_ratio: float | None = None
-    min_blending_epochs: int | None = None
+    min_blending_epochs: Annotated[int, NON_NEGATIVE] | None = None
     min_contribution: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("min_training_epochs", "max_contribution_age", "min_blending_epochs"):
-            value = getattr(self, name)
-            unasked = name == "min_blending_epochs" and value is None
-            if not unasked and not is_whole(value):
-                raise ValueError(f"gate setting {name} is {value!r}; it must be a whole number, 0 or more")
-        for name in ("min_gradient_health", "full_alpha"):
-            value = getattr(self, name)
-            if not is_finite(value) or not 0.0 <= value <= 1.0:
-                raise ValueError(f"gate setting {name} is {value!r}; it must be a number inside [0, 1]")
-        for name in ("min_prospective_contribution", "min_gradient_ratio", "min_contribution"):
-            value = getattr(self, name)
-            if value is not None and not is_finite(value):
-                raise ValueError(f"gate setting {name} is {value!r}; it must be a finite number or None")
+        check_settings(self)
 
     @classmethod
     def permissive(cls) -> GateConfig:
@@ -112,8 +101,7 @@ def gate_config(name: str) -> GateConfig:
     Raises:
         ValueError: the name is unknown.
     """
-    if name not in _CONFIGS:
-        raise ValueError(f"gates is {name!r}; expected one of {', '.join(map(repr, _CONFIGS))}")
+    check_value("gates", name, Annotated[str, OneOf(GATE_CONFIGS)])
     return _CONFIGS[name]()
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from esper_env.checks import POSITIVE, check
 from esper_env.persistence.state import ArrayState
 from esper_env.rules.slot_table import BoolArray, FloatArray, IntArray
 
@@ -37,23 +38,21 @@ class GovernorConfig:
         ValueError: a number is out of range.
     """
 
-    window: int = 20  # healthy losses remembered
-    min_history: int = 10  # of them, before a collapse can be told from a network that has not learned yet
-    collapse_mean: float = 0.6  # of the history: below it the network had learned
+    window: Annotated[int, POSITIVE] = 20  # healthy losses remembered
+    min_history: Annotated[int, POSITIVE] = 10  # losses before a collapse is distinguishable from an untrained network
+    collapse_mean: float = 0.6  # mean loss of the history below which the network had learned
     collapse_width: float = 0.065  # around the loss of guessing
     sigmas: float = 6.0  # above the mean, in standard deviations
     mean_factor: float = 3.0
     guessing_factor: float = 2.0
-    patience: int = 3  # divergent epochs in a row
-    snapshot_epochs: int = 5
-    max_rollbacks: int = 3  # of an episode; the last one ends it
+    patience: Annotated[int, POSITIVE] = 3  # divergent epochs in a row
+    snapshot_epochs: Annotated[int, POSITIVE] = 5
+    max_rollbacks: Annotated[int, POSITIVE] = 3  # of an episode; the last one ends it
 
     def __post_init__(self) -> None:
-        for name in ("window", "min_history", "patience", "snapshot_epochs", "max_rollbacks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"governor setting {name} is {getattr(self, name)}; expected at least 1")
+        check(self)
         if self.window < self.min_history:
-            raise ValueError(f"window is {self.window}; min_history needs at least {self.min_history} losses")
+            raise ValueError(f"`window` is {self.window}; `min_history` needs at least {self.min_history} losses")
 
 
 class Judgement(NamedTuple):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
+from esper_env.checks import POSITIVE, check
 from esper_env.persistence.state import ArrayState
 from esper_env.rules.slot_table import BoolArray, FloatArray, IntArray
 
@@ -22,25 +24,21 @@ class SignalConfig:
         ValueError: a number is out of range.
     """
 
-    window: int = 10  # epochs kept
-    history: int = 5  # epochs shown
-    smoothing: int = 3  # epochs averaged before plateau and stabilisation are judged
+    window: Annotated[int, POSITIVE] = 10  # epochs kept
+    history: Annotated[int, POSITIVE] = 5  # epochs shown
+    smoothing: Annotated[int, POSITIVE] = 3  # epochs averaged before plateau and stabilisation are judged
     plateau_points: float = 0.5  # a smaller smoothed gain counts as standing still
     stable_low: float = -0.05  # open interval of the relative loss improvement that counts as stable
     stable_high: float = 0.03
-    stable_epochs: int = 3  # stable epochs in a row that latch "stabilised"
+    stable_epochs: Annotated[int, POSITIVE] = 3  # stable epochs in a row that latch "stabilised"
 
     def __post_init__(self) -> None:
-        for name in ("history", "smoothing", "stable_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        check(self)
         needed = max(self.history, self.smoothing + 1)
         if self.window < needed:
-            raise ValueError(f"window is {self.window}; history and smoothing + 1 need at least {needed} epochs")
+            raise ValueError(f"`window` is {self.window}; `history` and `smoothing` + 1 need at least {needed} epochs")
         if not self.stable_low < self.stable_high:
-            raise ValueError(f"stable_low {self.stable_low} must be below stable_high {self.stable_high}")
-        if not math.isfinite(self.plateau_points):
-            raise ValueError(f"plateau_points is {self.plateau_points}; expected a finite number of points")
+            raise ValueError(f"`stable_low` is {self.stable_low}; expected less than `stable_high`, {self.stable_high}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tasks: their settings, the registered ones, and registering more."""
+"""Tasks: their settings, the registered tasks, and custom tasks."""
 
 from esper_env.tasks.config import (
     TASK_KWARGS,

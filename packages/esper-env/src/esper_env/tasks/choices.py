@@ -1,14 +1,14 @@
-"""How networks are trained, by name. Apart from the networks, so that a task is checked without loading PyTorch."""
+"""Names of ways to train networks, kept apart from the networks so that checking a task does not load PyTorch."""
 
 from __future__ import annotations
 
-#: What a seed in TRAINING learns from; see ``esper_env.population.Optimisation``.
+#: Signal that a seed in TRAINING learns from; see ``esper_env.population.Optimisation``.
 SHADOW, STRAIGHT_THROUGH = "shadow", "straight_through"
 ISOLATIONS = (SHADOW, STRAIGHT_THROUGH)
 
-#: Of the passes; "bfloat16" is mixed precision, with parameters and their updates as they are.
+#: Precision of the passes; "bfloat16" is mixed precision, in which parameters and updates stay float32.
 FULL_PRECISION = "float32"
 PRECISIONS = (FULL_PRECISION, "bfloat16")
 
-#: Whether steps are captured as graphs where the device can.
+#: "auto" captures training steps as graphs if the device supports it.
 CAPTURE_MODES = ("auto", "off")

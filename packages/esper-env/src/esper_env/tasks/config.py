@@ -1,196 +1,194 @@
-"""The registered tasks: every number of an environment in one frozen object."""
+"""Settings of tasks, and the registered tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from os import PathLike
-from typing import TYPE_CHECKING, Any
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from esper_env.checks import is_finite, is_whole
-from esper_env.data.catalog import DataFamily, check_dataset
+from esper_env.checks import NON_NEGATIVE, POSITIVE, Described, Interval, OneOf, check, check_value, field_hints
+from esper_env.data.catalog import Data, DataFamily, check_dataset
 from esper_env.rules.gates import GATE_CONFIGS
-from esper_env.rules.reward_config import RewardMode, reward_config
+from esper_env.rules.reward_config import REWARD_MODES, reward_config
 from esper_env.suggestions import closest, did_you_mean, shown
 from esper_env.tasks.choices import CAPTURE_MODES, ISOLATIONS, PRECISIONS
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from esper_env.data.catalog import Data
-
-    #: Builds a host (``esper_env.hosts.HostProtocol``) for the data that it is to learn.
+    #: Function from the data of a task to a host (``esper_env.hosts.HostProtocol``).
     HostFactory = Callable[[Data], nn.Module]
+else:
+    HostFactory = Any  # tasks are checked without PyTorch
 
-#: Keyword arguments of ``gymnasium.make`` and ``make_vec`` that change a task; all are JSON types.
-TASK_KWARGS = (
-    "dataset",
-    "data_dir",
-    "batch_size",
-    "batches_per_step",
-    "horizon",
-    "host_lr",
-    "seed_lr",
-    "slots",
-    "max_seeds",
-    "gates",
-    "isolation",
-    "reward_mode",
-    "reward_weights",
-    "param_budget",
-    "device",
-    "shard_size",
-    "precision",
-    "capture",
-)
-
-
-#: Settings that are one of a few names.
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "family": tuple(family.value for family in DataFamily),
-    "gates": GATE_CONFIGS,
-    "isolation": ISOLATIONS,
-    "reward_mode": tuple(mode.value for mode in RewardMode),
-    "precision": PRECISIONS,
-    "capture": CAPTURE_MODES,
-}
+#: Fields that only ``register_task`` sets; every other field is a keyword argument of ``gymnasium.make``.
+_REGISTERED = ("env_id", "host", "family", "data", "auto_shard_size", "plateau_points")
 
 
 @dataclass(frozen=True)
 class CNNSpec:
-    """Geometry of a convolutional host; channels and size of the images, and classes, follow the data it is given."""
+    """Geometry of a convolutional host.
 
-    n_blocks: int
-    base_channels: int
-    pool_layers: int
-    kernel: int
-    in_channels: int
-    image_size: int
-    classes: int = 10
+    With data of its own, a task takes ``in_channels``, ``image_size`` and ``classes`` from the data.
+
+    Args:
+        n_blocks: convolutional blocks.
+        base_channels: channels of the first block; every further block doubles them.
+        pool_layers: blocks, counted from the first, that end in a 2x2 pooling layer.
+        kernel: side of the convolution kernels, odd.
+        in_channels: channels of an image.
+        image_size: height and width of an image in pixels.
+        classes: classes of the data.
+        surfaces: "post" for a slot behind each block, "both" for a slot in front of each pooling layer as well.
+        norm_momentum: momentum of BatchNorm's running statistics.
+    """
+
+    n_blocks: Annotated[int, NON_NEGATIVE]
+    base_channels: Annotated[int, NON_NEGATIVE]
+    pool_layers: Annotated[int, NON_NEGATIVE]
+    kernel: Annotated[int, NON_NEGATIVE]
+    in_channels: Annotated[int, NON_NEGATIVE]
+    image_size: Annotated[int, NON_NEGATIVE]
+    classes: Annotated[int, NON_NEGATIVE] = 10
     surfaces: str = "post"
-    norm_momentum: float = 0.5  # of BatchNorm's running statistics
+    norm_momentum: Annotated[float, Interval(0, 1, "(]")] = 0.5
 
     def __post_init__(self) -> None:
-        _check_whole_fields(self)
-        if not is_finite(self.norm_momentum) or not 0 < self.norm_momentum <= 1:
-            raise ValueError(f"norm_momentum is {self.norm_momentum!r}; expected a number above 0, at most 1")
+        check(self)
 
 
 @dataclass(frozen=True)
 class TransformerSpec:
-    """Geometry of a Transformer host that reads bytes; see ``esper_env.hosts.TransformerHost``."""
+    """Geometry of a Transformer host that reads bytes; see ``esper_env.hosts.TransformerHost``.
 
-    width: int
-    heads: int
-    layers: int
-    context: int
-    segments: int
-    expansion: int = 4  # hidden units of a layer's perceptron, as a multiple of the width; 0: no perceptron
+    Args:
+        width: size of the embeddings, a multiple of ``heads``.
+        heads: attention heads.
+        layers: attention layers, a multiple of ``segments``.
+        context: bytes of a sequence.
+        segments: parts of equally many layers, each with a slot behind it.
+        expansion: hidden units of a layer's perceptron, as a multiple of the width; 0 for no perceptron.
+    """
+
+    width: Annotated[int, NON_NEGATIVE]
+    heads: Annotated[int, NON_NEGATIVE]
+    layers: Annotated[int, NON_NEGATIVE]
+    context: Annotated[int, NON_NEGATIVE]
+    segments: Annotated[int, NON_NEGATIVE]
+    expansion: Annotated[int, NON_NEGATIVE] = 4
 
     def __post_init__(self) -> None:
-        _check_whole_fields(self)
+        check(self)
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """One task. An episode is ``horizon`` epochs of ``batches_per_step`` minibatches of ``batch_size`` samples."""
+    """One task. An episode has ``horizon`` epochs of ``batches_per_step`` minibatches of ``batch_size`` samples.
+
+    Args:
+        env_id: id for ``gymnasium.make``.
+        host: geometry of the host, or a function from the data to the host, a ``torch.nn.Module``.
+        family: family of datasets that fit the task, a value of ``DataFamily``.
+        data: custom data, or a function that returns them; None for a dataset of the family.
+        auto_shard_size: networks that run together on one CPU thread with ``shard_size="auto"``.
+        plateau_points: accuracy points; a smaller smoothed gain counts as a plateau.
+        dataset: name of a dataset; in a task on text also the path of a file or folder.
+        data_dir: folder of the data files; None for ``$ESPER_DATA_DIR``, or ``esper`` in the user's cache folder.
+        batch_size: samples of a minibatch.
+        batches_per_step: minibatches of an epoch.
+        horizon: epochs of an episode.
+        host_lr: learning rate of the host.
+        seed_lr: learning rate of the seeds and of their gates.
+        slots: ids of the slots to keep; None for all slots of the host.
+        max_seeds: seeds that a network holds at a time, committed ones included; None for one for each slot.
+        gates: "permissive" or "strict".
+        isolation: "shadow" or "straight_through": what a seed in TRAINING learns from.
+        reward_mode: "accuracy", "sparse" or "contribution".
+        reward_weights: weights that replace defaults of the reward mode.
+        param_budget: added parameters at which the feature ``parameters_added`` reaches 1; they are not limited.
+        device: "cpu", "cuda" or "cuda:N"; "auto" for the first CUDA device, or else the CPU.
+        shard_size: networks that run together; "auto" for all on an accelerator and ``auto_shard_size`` on a CPU.
+        precision: "float32", or "bfloat16" for automatic mixed precision.
+        capture: "auto" to capture training steps as CUDA graphs on a CUDA device, "off" to run them eagerly.
+
+    Raises:
+        ValueError: a value of another type or outside its range.
+        TypeError: a host or data of another type.
+    """
 
     env_id: str
     host: CNNSpec | TransformerSpec | HostFactory
-    family: str  # of data sets that fit the task: a ``DataFamily``
-    batch_size: int
-    batches_per_step: int
-    horizon: int
-    host_lr: float
-    seed_lr: float
-    param_budget: int  # trainable scalars at which the parameter feature reaches 1
-    auto_shard_size: int  # networks run together on one CPU thread when shard_size is "auto"
-    plateau_points: float = 0.5  # a smoothed accuracy gain below this is a plateau
+    _: KW_ONLY
+    family: Annotated[str, OneOf(tuple(family.value for family in DataFamily))]
+    data: Data | Callable[[], Data] | None = None
+    auto_shard_size: Annotated[int, POSITIVE]
+    plateau_points: Annotated[float, POSITIVE] = 0.5
     dataset: str = "auto"
-    data_dir: str | None = None
-    slots: tuple[str, ...] | None = None  # ids of the slots to keep; None keeps all
-    max_seeds: int | None = None  # seeds a network can hold; None: as many as it has slots
-    gates: str = "permissive"
-    isolation: str = "shadow"
-    reward_mode: str = "accuracy"
-    reward_weights: Mapping[str, float] = field(default_factory=dict)
-    device: str = "auto"
-    shard_size: int | str = "auto"
-    precision: str = "float32"
-    capture: str = "auto"
-    data: Data | Callable[[], Data] | None = None  # in place of a data set of the family
+    data_dir: Annotated[str | None, Described("a path")] = None
+    batch_size: Annotated[int, Interval(2)]  # batch normalisation needs two samples
+    batches_per_step: Annotated[int, POSITIVE]
+    horizon: Annotated[int, POSITIVE]
+    host_lr: Annotated[float, POSITIVE]
+    seed_lr: Annotated[float, POSITIVE]
+    slots: Annotated[tuple[str, ...] | None, Described("a list of slot ids such as ['r0c0', 'r0c1']")] = None
+    max_seeds: Annotated[int, POSITIVE] | None = None
+    gates: Annotated[str, OneOf(GATE_CONFIGS)] = "permissive"
+    isolation: Annotated[str, OneOf(ISOLATIONS)] = "shadow"
+    reward_mode: Annotated[str, OneOf(REWARD_MODES)] = "accuracy"
+    reward_weights: Annotated[Mapping[str, float], Described("a mapping from names of weights to numbers")] = field(
+        default_factory=dict
+    )
+    param_budget: Annotated[int, POSITIVE]
+    device: Annotated[str, Described("'auto', 'cpu', 'cuda' or 'cuda:N'")] = "auto"
+    shard_size: Annotated[int, POSITIVE] | Literal["auto"] = "auto"
+    precision: Annotated[str, OneOf(PRECISIONS)] = "float32"
+    capture: Annotated[str, OneOf(CAPTURE_MODES)] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "batches_per_step", "horizon", "param_budget", "auto_shard_size"):
-            value = getattr(self, name)
-            if not is_whole(value, least=1):
-                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size is {self.batch_size}; batch normalisation needs at least 2 samples")
-        for name in ("host_lr", "seed_lr"):
-            value = getattr(self, name)
-            if not is_finite(value) or value <= 0:
-                raise ValueError(f"{name} is {value!r}; expected a positive number")
-        if not is_finite(self.plateau_points) or self.plateau_points <= 0:
-            raise ValueError(f"plateau_points is {self.plateau_points!r}; expected a positive number")
-        if self.shard_size != "auto" and not is_whole(self.shard_size, least=1):
-            raise ValueError(f"shard_size is {self.shard_size!r}; expected 'auto' or a whole number of at least 1")
+        check_value("family", self.family, field_hints(TaskConfig)["family"])
+        if isinstance(self.data_dir, PathLike):
+            object.__setattr__(self, "data_dir", fspath(self.data_dir))
+        self._check_data()
+        check(self)
         if not isinstance(self.host, CNNSpec | TransformerSpec) and not callable(self.host):
-            raise TypeError(f"host is {self.host!r}; expected a CNNSpec, a TransformerSpec or a function of the data")
-        if self.data is not None and not callable(self.data) and not hasattr(self.data, "classes"):
-            named = isinstance(self.data, str | PathLike)
-            remedy = (
-                f"; a data set, or in a task on text a file, is named by dataset={str(self.data)!r}" if named else ""
-            )
             raise TypeError(
-                f"data is {shown(self.data)}; expected an ImageData or a TextData, or a function for one{remedy}"
+                f"`host` is {shown(self.host)}; expected a CNNSpec, a TransformerSpec or a function of the data"
             )
-        for name, known in _CHOICES.items():
-            _check_choice(name, getattr(self, name), known)
-        if self.data is not None and self.dataset != "auto":
-            raise ValueError(
-                f"dataset is {shown(self.dataset)}; {self.env_id} has data of its own and takes no data set: leave "
-                "dataset out, or take a task without data of its own, such as the one that this was registered from"
-            )
+        if self.data_dir == "":
+            raise ValueError("`data_dir` is ''; expected a path or None")
+        reward_config(self.reward_mode, self.reward_weights)
+        if self.slots is not None:
+            object.__setattr__(self, "slots", tuple(self.slots))
+            self._check_slots(self.slots)
+
+    def _check_data(self) -> None:
         if self.data is None:
             check_dataset(self.dataset, DataFamily(self.family))
-        if not isinstance(self.device, str):
-            raise ValueError(f"device is {self.device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
-        if self.data_dir is not None and (self.data_dir == "" or not isinstance(self.data_dir, str | PathLike)):
-            raise ValueError(f"data_dir is {self.data_dir!r}; expected a path or None")
-        if not isinstance(self.reward_weights, Mapping):
-            raise ValueError(f"reward_weights is {self.reward_weights!r}; expected weights by name")
-        reward_config(self.reward_mode, self.reward_weights)
-        if self.max_seeds is not None and not is_whole(self.max_seeds, least=1):
-            raise ValueError(f"max_seeds is {self.max_seeds!r}; expected None or a whole number of at least 1")
-        if self.slots is not None:
-            object.__setattr__(self, "slots", _slot_list(self.slots))
-            if not isinstance(self.host, CNNSpec | TransformerSpec):
-                raise ValueError(f"slots is {self.slots!r}; {self.env_id} has a host of its own, with slots of its own")
+            return
+        if not callable(self.data) and not hasattr(self.data, "classes"):
+            named = isinstance(self.data, str | PathLike)
+            remedy = f"; name a dataset or the path of a text with dataset={str(self.data)!r}" if named else ""
+            raise TypeError(
+                f"`data` is {shown(self.data)}; expected an ImageData or a TextData, or a function for one{remedy}"
+            )
+        if self.dataset != "auto":
+            raise ValueError(
+                f"`dataset` is {shown(self.dataset)}; {self.env_id} has custom data and accepts no dataset: leave "
+                "`dataset` out, or use a task without custom data, such as its base task"
+            )
+
+    def _check_slots(self, slots: Sequence[str]) -> None:
+        if not slots:
+            raise ValueError("`slots` is empty; expected at least one slot id")
+        if len(set(slots)) < len(slots):
+            raise ValueError(f"`slots` is {list(slots)}; expected each slot id once")
+        if not isinstance(self.host, CNNSpec | TransformerSpec):
+            raise ValueError(f"`slots` is {list(slots)}; {self.env_id} has a custom host, which defines its slots")
 
 
-def _check_whole_fields(spec: CNNSpec | TransformerSpec) -> None:
-    for item in fields(spec):
-        value = getattr(spec, item.name)
-        if item.type == "int" and not is_whole(value):
-            raise ValueError(f"{item.name} is {value!r}; expected a whole number")
-
-
-def _check_choice(name: str, value: object, known: Sequence[str]) -> None:
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, known))}")
-
-
-def _slot_list(slots: object) -> tuple[str, ...]:
-    """Slot ids as a tuple; ``ValueError`` unless they are a list of names, none twice."""
-    names = tuple(slots) if isinstance(slots, list | tuple) else ()
-    if not isinstance(slots, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"slots is {slots!r}; expected a list of slot ids such as ['r0c0', 'r0c1']")
-    if not names:
-        raise ValueError("slots is empty; an environment needs at least one slot")
-    if len(set(names)) < len(names):
-        raise ValueError(f"slots is {slots!r}; it names a slot twice")
-    return names
+#: Keyword arguments of ``gymnasium.make`` and ``make_vec`` that change a task; all are JSON types.
+TASK_KWARGS = tuple(item.name for item in fields(TaskConfig) if item.name not in _REGISTERED)
 
 
 _CIFAR: dict[str, Any] = {
@@ -259,24 +257,28 @@ TASKS: dict[str, TaskConfig] = {
 
 
 def make_task(env_id: str, **overrides: Any) -> TaskConfig:
-    """The task of an id with some of its numbers replaced.
+    """Return the task of an id with some of its settings replaced.
 
     Raises:
-        ValueError: an unknown id, or a value that makes no sense.
-        TypeError: a keyword argument that no task has.
+        ValueError: an unknown id, or a value outside its range.
+        TypeError: an unknown keyword argument.
     """
     if not isinstance(env_id, str) or env_id not in TASKS:
         raise ValueError(
-            f"environment {env_id!r} is not known; expected one of {', '.join(TASKS)}{did_you_mean(env_id, TASKS)}"
+            f"environment {shown(env_id)} is not known; expected one of {', '.join(TASKS)}{did_you_mean(env_id, TASKS)}"
         )
-    complaint = f"{env_id} has no keyword argument"
+    complaint = f"{env_id} got an unexpected keyword argument"
     refuse_of_host(overrides, TASKS[env_id], complaint)
     refuse_unknown(overrides, TASK_KWARGS, complaint)
     return replace(TASKS[env_id], **overrides)
 
 
 def refuse_unknown(names: Iterable[str], known: Sequence[str], complaint: str) -> None:
-    """``TypeError`` for the first of the names that is not known, with the closest one that is."""
+    """Reject names that are not known.
+
+    Raises:
+        TypeError: the first of them; the message suggests the closest known name.
+    """
     for name in names:
         if name not in known:
             near = closest(name, known)
@@ -285,32 +287,36 @@ def refuse_unknown(names: Iterable[str], known: Sequence[str], complaint: str) -
 
 
 def refuse_of_host(given: Mapping[str, Any], task: TaskConfig, complaint: str) -> None:
-    """``TypeError`` for a field of the host's spec among settings of the task, with the spec that would have it."""
+    """Reject fields of the host's spec among the settings of a task.
+
+    Raises:
+        TypeError: the first of them; the message shows the spec with the value in it.
+    """
     spec = task.host
     if not isinstance(spec, CNNSpec | TransformerSpec):
         return
-    numbers = {item.name: getattr(spec, item.name) for item in fields(spec)}
+    values = {item.name: getattr(spec, item.name) for item in fields(spec)}
     for name in given:
-        if name in numbers:
-            wanted = ", ".join(f"{field}={shown(number)}" for field, number in (numbers | {name: given[name]}).items())
+        if name in values:
+            wanted = ", ".join(f"{field}={shown(value)}" for field, value in (values | {name: given[name]}).items())
             raise TypeError(
-                f"{complaint} {name!r}: it belongs to the host; give it to a task of your own with "
+                f"{complaint} {name!r}: it belongs to the host; register a custom task with "
                 f"register_task('Mine-v0', base={task.env_id!r}, host={type(spec).__name__}({wanted})), see "
                 "docs/tasks.md"
             )
 
 
 def task_dict(task: TaskConfig) -> dict[str, Any]:
-    """A task's numbers as JSON types, for reports and checkpoints."""
-    numbers = {item.name: getattr(task, item.name) for item in fields(task) if item.name not in ("host", "data")}
-    numbers["host"] = _host_dict(task.host)
-    numbers["slots"] = list(task.slots) if task.slots is not None else None
-    numbers["reward_weights"] = dict(task.reward_weights)
-    return numbers
+    """Return the settings of a task as JSON types, for reports and checkpoints."""
+    values = {item.name: getattr(task, item.name) for item in fields(task) if item.name not in ("host", "data")}
+    values["host"] = _host_dict(task.host)
+    values["slots"] = list(task.slots) if task.slots is not None else None
+    values["reward_weights"] = dict(task.reward_weights)
+    return values
 
 
 def _host_dict(host: Any) -> dict[str, Any] | str:
-    """The geometry of a host; of a user's own, what makes it."""
+    """The geometry of a host; of a custom host, the name of its class or function."""
     if isinstance(host, CNNSpec | TransformerSpec):
         return {item.name: getattr(host, item.name) for item in fields(host)}
     return f"{getattr(host, '__module__', '?')}.{getattr(host, '__qualname__', type(host).__qualname__)}"

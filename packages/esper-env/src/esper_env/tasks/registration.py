@@ -1,4 +1,4 @@
-"""What makes tasks known to Gymnasium, and tasks of the user's own."""
+"""Registration of tasks with Gymnasium, custom tasks included."""
 
 from __future__ import annotations
 
@@ -12,28 +12,35 @@ from esper_env.tasks import TASKS, CNNSpec, TaskConfig, TransformerSpec, refuse_
 
 
 def register_task(env_id: str, *, base: str = "Esper-Digits-v0", **changes: Any) -> TaskConfig:
-    """Make a task of your own known, to Gymnasium too: ``gymnasium.make(env_id)`` works from then on.
+    """Register a custom task, with Gymnasium as well: ``gymnasium.make(env_id)`` works from then on.
 
-    The task has the numbers of ``base`` except for ``changes``, which are fields of :class:`TaskConfig`. Among them:
+    A custom host is tried with the task's data when an environment is made.
 
-    * ``host``: a ``CNNSpec`` or ``TransformerSpec``, or a function from the data to a module that follows
-      ``esper_env.hosts.HostProtocol``;
-    * ``data``: an ``ImageData`` or a ``TextData``, or a function that returns one.
+    Args:
+        env_id: id of the new task, such as "Mine-v0".
+        base: id of the task whose settings it takes.
+        **changes: settings that differ, fields of :class:`TaskConfig`. ``host`` is a ``CNNSpec``, a ``TransformerSpec``
+            or a function from the data to a module that follows ``esper_env.hosts.HostProtocol``; ``data`` is an
+            ``ImageData``, a ``TextData`` or a function that returns one.
+
+    Returns:
+        The task.
 
     Raises:
-        ValueError: an id that is taken or malformed, an unknown ``base``, a value that makes no sense, a spec of which
-            no host can be made. A host of your own is tried when an environment is made, with its data.
-        TypeError: an id that is no text, a field that no task has.
+        ValueError: an id that is taken or malformed, an unknown ``base``, a value outside its range, or a spec that
+            describes no host.
+        TypeError: an id that is not a string, or an unknown field.
     """
     if not isinstance(env_id, str):
-        raise TypeError(f"the id of a task is {shown(env_id)}; expected a text such as 'Mine-v0'")
+        raise TypeError(f"the id of a task is {shown(env_id)}; expected a string such as 'Mine-v0'")
     if not isinstance(base, str) or base not in TASKS:
-        raise ValueError(f"base is {shown(base)}; expected one of {', '.join(TASKS)}{did_you_mean(base, TASKS)}")
+        raise ValueError(f"`base` is {shown(base)}; expected one of {', '.join(TASKS)}{did_you_mean(base, TASKS)}")
     known = [item.name for item in fields(TaskConfig) if item.name != "env_id"]
-    refuse_of_host(changes, TASKS[base], "a task has no field")
-    refuse_unknown(changes, known, "a task has no field")
+    complaint = "register_task() got an unexpected keyword argument"
+    refuse_of_host(changes, TASKS[base], complaint)
+    refuse_unknown(changes, known, complaint)
     if env_id in TASKS or env_id in registry:
-        raise ValueError(f"{env_id!r} is registered already; choose another id")
+        raise ValueError(f"{env_id!r} is already registered; choose another id")
     parse_env_id(env_id)
     task = replace(TASKS[base], env_id=env_id, **changes)
     _try_spec(task)
@@ -43,7 +50,7 @@ def register_task(env_id: str, *, base: str = "Esper-Digits-v0", **changes: Any)
 
 
 def announce(env_id: str) -> None:
-    """Register an id with Gymnasium; one that it knows already stays as it is."""
+    """Register an id with Gymnasium; an id that Gymnasium knows keeps its entry."""
     if env_id not in registry:
         register(
             id=env_id,
@@ -54,7 +61,7 @@ def announce(env_id: str) -> None:
 
 
 def _try_spec(task: TaskConfig) -> None:
-    """``ValueError`` where the numbers of a spec make no host."""
+    """Build the host of a spec once; ``ValueError`` if its numbers describe none."""
     from esper_env.population.build import host_builder  # here: registering the package's own tasks needs no PyTorch
 
     if isinstance(task.host, CNNSpec | TransformerSpec):

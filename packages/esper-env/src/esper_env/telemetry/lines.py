@@ -64,7 +64,7 @@ def _encoded(text: str | None) -> str:
     return json.dumps(text)
 
 
-def _plain(value: Any) -> Any:
+def _to_json_type(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
@@ -72,7 +72,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written as JSON; give a JSON type")
 
 
-_encode = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"), default=_plain).encode
+_encode = json.JSONEncoder(allow_nan=False, check_circular=False, separators=(",", ":"), default=_to_json_type).encode
 
 
 def _finite(value: Any) -> Any:

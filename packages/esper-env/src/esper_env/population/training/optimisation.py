@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-import numpy as np
-
+from esper_env.checks import POSITIVE, Interval, OneOf, check
 from esper_env.tasks.choices import ISOLATIONS, SHADOW
 
 
@@ -24,20 +24,12 @@ class Optimisation:
         shadow_fraction: share of each minibatch in the shadow pass.
     """
 
-    host_lr: float
-    seed_lr: float
-    momentum: float = 0.9
-    clip_norm: float = 1.0
-    isolation: str = SHADOW
-    shadow_fraction: float = 1.0
+    host_lr: Annotated[float, POSITIVE]
+    seed_lr: Annotated[float, POSITIVE]
+    momentum: Annotated[float, Interval(0, 1, "[)")] = 0.9
+    clip_norm: Annotated[float, POSITIVE] = 1.0
+    isolation: Annotated[str, OneOf(ISOLATIONS)] = SHADOW
+    shadow_fraction: Annotated[float, Interval(0, 1, "(]")] = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("host_lr", "seed_lr", "clip_norm"):
-            if not 0.0 < getattr(self, name) < np.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
-        if not 0.0 <= self.momentum < 1.0:
-            raise ValueError(f"momentum is {self.momentum}; expected 0 or more and below 1")
-        if self.isolation not in ISOLATIONS:
-            raise ValueError(f"isolation is {self.isolation!r}; expected one of {ISOLATIONS}")
-        if not 0.0 < self.shadow_fraction <= 1.0:
-            raise ValueError(f"shadow_fraction is {self.shadow_fraction}; expected above 0, at most 1")
+        check(self)

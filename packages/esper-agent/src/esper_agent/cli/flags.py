@@ -1,0 +1,84 @@
+"""Flags of the command line, derived from the annotations of settings: their ranges in ``--help``, and their errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import is_dataclass, replace
+from functools import partial
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin
+
+import tyro
+from esper_env.checks import Interval, describe, field_hints, is_valid, options
+
+from esper_agent.settings.named_values import ConfigError, NamedValues, parse_assignments
+
+
+def show_ranges(kind: type) -> None:
+    """Add the ranges of numbers to the ``--help`` of a settings dataclass and of those nested in it."""
+    for name, hint in field_hints(kind).items():
+        nested: Any = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if is_dataclass(nested):
+            show_ranges(nested)  # type: ignore[arg-type]
+        if any(isinstance(allowed, Interval) for _, allowed in options(hint)):
+            shown = tyro.conf.arg(help_behavior_hint=partial(_hint, describe(hint)))
+            kind.__annotations__[name] = Annotated[hint, shown]
+
+
+def _hint(words: str, default: str) -> str:
+    return f"({words}; default: {default})"
+
+
+def flag_settings(settings: Any) -> dict[str, tuple[Any, Any]]:
+    """Return the annotation of each setting that has a flag, and the dataclass instance that holds it, by name."""
+    found: dict[str, tuple[Any, Any]] = {}
+    kind: type = type(settings)
+    for name, hint in field_hints(kind).items():
+        value = getattr(settings, name)
+        if tyro.conf.Suppress in get_args(hint):
+            continue
+        if is_dataclass(value):
+            found |= flag_settings(value)
+        else:
+            found[name] = hint, settings
+    return found
+
+
+def check_flags(arguments: Sequence[str], settings: Any) -> None:
+    """Check the values of known flags.
+
+    Args:
+        arguments: the command line behind the subcommand.
+        settings: the settings with their defaults.
+
+    Raises:
+        ConfigError: a value of another type or outside its range, or a flag with several values that is repeated,
+            because tyro keeps only the last.
+    """
+    known = flag_settings(settings)
+    starts = [place for place, argument in enumerate(arguments) if argument.startswith("--") or argument == "-h"]
+    seen = set()
+    for start, end in zip(starts, [*starts[1:], len(arguments)], strict=True):
+        flag, equals, value = arguments[start].partition("=")
+        name = flag[2:].replace("-", "_")
+        hint, owner = known.get(name, (bool, None))
+        values = [*([value] if equals else []), *arguments[start + 1 : end]]
+        kinds = [kind for kind, _ in options(hint)]
+        if hint == NamedValues or get_origin(kinds[0]) is tuple:
+            if name in seen:
+                raise ConfigError(f"{flag} is given twice; name all values after one: {flag} A=1 B=2")
+            seen.add(name)
+            if hint == NamedValues:
+                replace(owner, **{name: parse_assignments(values)})  # its own check has better words than tyro
+        elif bool not in kinds and values and not any(is_valid(_read(values[0], kind), hint) for kind in kinds):
+            default = getattr(owner, name)
+            example = f", for example {default}" if isinstance(default, int | float) else ""
+            raise ConfigError(f"{flag} is {values[0]!r}; expected {describe(hint)}{example}")
+
+
+def _read(text: str, kind: Any) -> Any:
+    """The value of a flag, as tyro reads it; the text itself if it is not of this type."""
+    try:
+        return None if kind is NoneType and text == "None" else kind(text) if kind in (int, float) else text
+    except ValueError:
+        return text
