@@ -294,9 +294,5 @@ def test_policy_rejects_other_spaces_and_bad_settings(spaces):
     floats = gymnasium.spaces.Dict({**observation_space, "blueprints": gymnasium.spaces.Box(0, 13, (3,))})
     with pytest.raises(ValueError, match="integer indices"):
         make_policy((floats, action_space))
-    with pytest.raises(ValueError, match="SHRINK"):
-        make_policy(spaces, logit_bias={"op": {"SHRINK": 1.0}})
-    with pytest.raises(ValueError, match="'slot'"):
-        make_policy(spaces, logit_bias={"slot": {"r0c0": 1.0}})
     with pytest.raises(ValueError, match="use_sde"):
         make_policy(spaces, use_sde=True)

@@ -72,15 +72,6 @@ def test_arguments_may_be_positional_and_numpy_scalars():
         FactoredRecurrentPPO("FactoredLstmPolicy", None, learning_rat=1e-3)
 
 
-def test_constructor_rejects_bad_settings():
-    with pytest.raises(ValueError, match="`advantage_estimator` is 'three_step'"):
-        FactoredRecurrentPPO("FactoredLstmPolicy", None, advantage_estimator="three_step")
-    with pytest.raises(ValueError, match="has the head 'colour'"):
-        FactoredRecurrentPPO("FactoredLstmPolicy", None, entropy_multipliers={"colour": 1.0})
-    with pytest.raises(ValueError, match="`batch_size` is 1"):
-        FactoredRecurrentPPO("FactoredLstmPolicy", None, batch_size=1)
-
-
 def test_saved_model_loads_and_trains_further(mask_world, tmp_path, make_model):
     env = mask_world()
     model = make_model(env, ent_coef=0.02, entropy_multipliers={"op": 2.0}, advantage_estimator="sampled_op").learn(128)

@@ -44,7 +44,7 @@ def test_build_rejects_missing_device_before_loading_data(monkeypatch):
         raise AssertionError("data was loaded")
 
     monkeypatch.setattr("esper_env.population.build.load_data", loaded)
-    with pytest.raises(ValueError, match="device is 'cuda:99'"):
+    with pytest.raises(ValueError, match="`device` is 'cuda:99'"):
         build_population(make_task("Esper-Digits-v0", device="cuda:99"), 1)
 
 
