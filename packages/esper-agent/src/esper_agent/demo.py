@@ -23,7 +23,7 @@ from rich.console import Console
 
 from esper_agent.cli.main import OK, SIGNALLED
 from esper_agent.cli.play import episode_bar
-from esper_agent.cli.script import check_least, run_script
+from esper_agent.cli.script import run_script
 from esper_agent.evaluation.curves import plot_training
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.tables import print_summaries, summarise_all

@@ -17,6 +17,7 @@ ROTATIONS = {
     "transformer": ("mlp", "attention", "mlp_small", "lora_large", "norm"),
 }
 
+
 @dataclass(frozen=True)
 class HeuristicConfig:
     """Settings of the heuristic. Epochs are environment steps, points are accuracy points (0..100).
