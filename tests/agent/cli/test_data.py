@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import sys
 import time
 
 import pytest
-from archives import fashion_files, small_cifar10, small_in_files, write
+from archives import fashion_files, small_cifar10, write
 from command_line import bad, interruptible, text_of
 from esper_agent.cli import data as data_commands
 from esper_agent.cli.data import FetchSettings, run_fetch
@@ -18,7 +17,7 @@ from esper_agent.cli.main import FAILED, OK, main
 from esper_env.data import DATASETS, download
 from esper_env.data.originals import ORIGINALS
 from esper_env.tasks import TASKS
-from fetching import ARCHIVE, FOLDER, MANIFEST
+from fetching import ARCHIVE, FOLDER
 from rich.console import Console
 from serving import file, sends, serving, status
 
@@ -116,17 +115,6 @@ def test_fetch_takes_a_folder_and_a_url(root, server, tmp_path, capsys):
     assert f"dataset=cifar10 data_dir={other}" in words(capsys)
     assert (other / FOLDER / "test_batch.bin").exists()
     assert not root.exists()
-
-
-def test_fetch_takes_the_url_of_a_folder_of_several_files(root, server, monkeypatch, capsys):
-    files = fashion_files()
-    monkeypatch.setitem(ORIGINALS, "fashion-mnist", small_in_files("fashion-mnist", files, "https://nowhere.invalid/"))
-    for name, content in files.items():
-        server.says("/m/" + name, file(content))
-    assert main(["data", "fetch", "fashion-mnist", "--url", server.url + "/m/"]) == OK
-    manifest = json.loads((root / "fashion-mnist" / MANIFEST).read_text())
-    assert [entry["from"] for entry in manifest["downloads"]] == [f"{server.url}/m/{name}" for name in files]
-    text_of(capsys)
 
 
 @pytest.mark.usefixtures("server")

@@ -6,6 +6,7 @@ import codecs
 import os
 import shlex
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium
@@ -129,12 +130,6 @@ def test_a_broken_link_is_rejected(tmp_path: Path, target: str, problem: str) ->
             find_text(path)
 
 
-def test_a_pipe_is_rejected_without_waiting(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.txt")
-    with pytest.raises(ValueError, match=r"pipe\.txt is neither a file nor a folder"):
-        find_text(tmp_path)
-
-
 def test_an_unreadable_file_is_rejected_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     path.write_text(LINES)
@@ -156,9 +151,17 @@ def test_an_unreadable_file_is_rejected_by_name(tmp_path: Path, monkeypatch: pyt
         find_text(tmp_path)
 
 
-def test_a_folder_without_texts_is_rejected(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(LINES)
-    with pytest.raises(ValueError, match=r"contains no text; expected \*.txt or \*.md files"):
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: (folder / "a.csv").write_text(LINES), r"contains no text; expected \*.txt or \*.md files"),
+        (lambda folder: os.mkfifo(folder / "pipe.txt"), r"pipe\.txt is neither a file nor a folder"),
+    ],
+    ids=["other-suffix", "pipe"],
+)
+def test_a_folder_without_texts_is_rejected(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
+    make(tmp_path)
+    with pytest.raises(ValueError, match=message):
         find_text(tmp_path)
 
 
@@ -276,13 +279,9 @@ def test_byte_order_marks_are_removed(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(LINES, encoding="utf-8-sig")
     assert whole(load(tmp_path)) == 2 * LINES.encode()
-
-
-def test_byte_order_marks_do_not_count_as_text(tmp_path: Path) -> None:
-    for name in range(120):
-        (tmp_path / f"{name}.txt").write_bytes(codecs.BOM_UTF8)
+    marks = write(tmp_path / "marks", {f"{name}.txt": codecs.BOM_UTF8 for name in range(120)})
     with pytest.raises(ValueError, match="has 0 bytes of text; expected at least 320"):
-        load(tmp_path)
+        load(marks)
 
 
 def test_check_context_ignores_byte_order_marks(tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import fashion_files, small_in_files, tinystories_files, write
+from archives import fashion_files, small_in_files, write
 from esper_env.data.catalog import LOADERS
 from esper_env.data.fetch import fetch
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.progress import Progress, Stage
 from esper_env.data.verify import State, verify
 from fetching import FOLDER, MANIFEST
-from serving import Server, file
 
 
 @pytest.fixture
@@ -139,19 +138,6 @@ def test_verify_loads_unchanged_files_too(root: Path, monkeypatch: pytest.Monkey
     verdict = verify("cifar10", root)
     assert (verdict.state, verdict.replaceable) == (State.DAMAGED, False)  # a fetch would bring the same files
     assert verdict.detail.startswith(f"not these; move {root / FOLDER} away")
-
-
-def test_verify_finds_a_shortened_text(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = tinystories_files()
-    monkeypatch.setitem(ORIGINALS, "tinystories", small_in_files("tinystories", files, server.url + "/"))
-    for name, content in files.items():
-        server.says("/" + name, file(content))
-    fetch("tinystories", tmp_path)
-    train = next(iter(files))
-    write(tmp_path / "tinystories", {train: files[train][:-50]})
-    verdict = verify("tinystories", tmp_path)  # the loader would accept it: a whole story ends it
-    assert verdict.state is State.DAMAGED
-    assert verdict.detail == f"{train} has {len(files[train]) - 50:,} bytes, {len(files[train]):,} were fetched"
 
 
 def test_verify_describes_a_lookalike_of_an_absent_dataset(tmp_path: Path) -> None:
