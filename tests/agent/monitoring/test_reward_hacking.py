@@ -44,6 +44,9 @@ def world(stages, effects, curve=HOST_CURVE, weights=None):
                 parameters_added=np.array([300 * on.sum()]),
                 op=np.array([Op.WAIT]),
                 table=table,
+                rolled_back=np.array([False]),
+                interactions=np.zeros((1, *[table.shape[1]] * 2)),
+                interactions_measured=np.zeros((1, *[table.shape[1]] * 2), dtype=bool),
             )
         )
         info = {

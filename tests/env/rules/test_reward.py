@@ -65,7 +65,6 @@ def inputs_of(step: Step, committed: float | None) -> RewardInputs:
     # Unmeasured values must not be read.
     table.contribution[0] = (99.0, 99.0) if step.contribution is None else step.contribution
     table.contribution_age[0] = -1 if step.contribution is None else 0
-    known = step.interaction is not None
     return RewardInputs(
         val_accuracy=np.array([step.accuracy]),
         committed_accuracy=np.array([math.nan if committed is None else committed]),
@@ -73,8 +72,9 @@ def inputs_of(step: Step, committed: float | None) -> RewardInputs:
         parameters_added=np.array([step.params]),
         op=np.array([step.op]),
         table=table,
-        interactions=np.full((1, SLOTS, SLOTS), step.interaction) if known else None,
-        interactions_measured=np.ones((1, SLOTS, SLOTS), dtype=bool) if known else None,
+        rolled_back=np.array([False]),
+        interactions=np.full((1, SLOTS, SLOTS), step.interaction or 0.0),
+        interactions_measured=np.full((1, SLOTS, SLOTS), step.interaction is not None),
     )
 
 

@@ -136,6 +136,7 @@ def test_blueprint_entry_names_alternatives_of_an_unknown_blueprint(blueprint, e
     [
         ("transformr", r"topology 'transformr' has no .*; did you mean 'transformer'\?$"),
         ("rnn", r"topology 'rnn' has no blueprints; expected one of .*'cnn'"),
+        ([1], r"topology \[1\] has no blueprints; expected one of .*'cnn'"),
     ],
 )
 def test_offered_blueprints_rejects_an_unknown_topology(topology, message):

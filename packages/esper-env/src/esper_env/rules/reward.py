@@ -64,9 +64,9 @@ class RewardInputs:
     parameters_added: NDArray[np.number]  # (N,) trainable scalars of all seeds present
     op: IntArray  # (N,) executed op; WAIT where the action was illegal or skipped
     table: SlotTable  # after the step and its measurements, before anything is discarded at the end
-    rolled_back: BoolArray | None = None  # (N,) the governor restored the network; None = nowhere
-    interactions: FloatArray | None = None  # (N, S, S) I_ij in points; None = nothing measured
-    interactions_measured: BoolArray | None = None  # (N, S, S) where I_ij was measured in this step
+    rolled_back: BoolArray  # (N,) the governor restored the network
+    interactions: FloatArray  # (N, S, S) I_ij in points
+    interactions_measured: BoolArray  # (N, S, S) True where I_ij was measured in this step
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,7 @@ class RewardModel(ArrayState):
                 "expected percentages, the committed one wherever an episode terminates"
             )
         components = self._formula(step)
-        fined = np.zeros(len(read), dtype=np.bool_) if step.rolled_back is None else step.rolled_back
-        components["governor"] = np.where(fined, -self.config.scale * ROLLBACK_PENALTY, 0.0)
+        components["governor"] = np.where(step.rolled_back, -self.config.scale * ROLLBACK_PENALTY, 0.0)
         self._accuracy = np.array(step.val_accuracy, dtype=np.float64)
         return RewardOutput(total=np.sum(list(components.values()), axis=0), components=components)
 
@@ -240,12 +239,7 @@ class RewardModel(ArrayState):
     def _scaffold_change(
         self, step: RewardInputs, fossilized: BoolArray, contributions: FloatArray, gain: FloatArray
     ) -> FloatArray:
-        has_seed = step.table.has_seed
-        if step.interactions is not None and step.interactions_measured is not None:
-            self._ledger.record(has_seed, step.interactions, step.interactions_measured)
-        else:
-            pairs = (*has_seed.shape, has_seed.shape[1])
-            self._ledger.record(has_seed, np.zeros(pairs), np.zeros(pairs, dtype=np.bool_))
+        self._ledger.record(step.table.has_seed, step.interactions, step.interactions_measured)
         newly = fossilized & ~self._fossilized
         self._fossilized = fossilized
         credit = np.minimum(self._ledger.boosts(), self.config.scaffold_cap)

@@ -105,7 +105,7 @@ def offered_blueprints(topology: str) -> tuple[BlueprintEntry, ...]:
     Raises:
         ValueError: the topology has no blueprints.
     """
-    if topology not in _REGISTRY:
+    if not isinstance(topology, str) or topology not in _REGISTRY:
         hint = did_you_mean(topology, _REGISTRY)
         raise ValueError(f"topology {topology!r} has no blueprints; expected one of {sorted(_REGISTRY)}{hint}")
     entries = _REGISTRY[topology]
