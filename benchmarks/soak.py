@@ -29,11 +29,9 @@ from esper_agent.cli.main import FAILED, OK
 from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
 from esper_agent.settings.named_values import ConfigError, parse_env_settings
 from esper_agent.vectors import make_vector
-from esper_env.rules.heads import Op
-from esper_env.rules.stages import Stage
-from esper_env.telemetry import JsonlSink
-from esper_env.telemetry.memory import resident_mib
-from esper_env.vector_env import EsperVectorEnv
+from esper_env import EsperVectorEnv
+from esper_env.rules import Op, Stage
+from esper_env.telemetry import JsonlSink, resident_mib
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table

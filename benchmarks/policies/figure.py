@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from esper_agent.evaluation.curves import running_mean
 from esper_agent.evaluation.play import EpisodeRecord
-from esper_env.persistence.atomic import replaced
+from esper_env.persistence import replaced
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure

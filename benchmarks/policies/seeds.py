@@ -25,7 +25,7 @@ from esper_agent.settings.named_values import ConfigError
 from esper_agent.training.callbacks import StopOnInterrupt
 from esper_agent.training.run import HELD_OUT_SEED, TrainSettings
 from esper_agent.training.run_folder import CONFIG, EPISODES, MODEL, VERSIONS, RunError
-from esper_env.persistence import atomic
+from esper_env.persistence import write_text
 from tqdm import tqdm
 
 #: The learned policies: sampling their actions, and greedy.
@@ -215,7 +215,7 @@ def train_seeds(settings: StudySettings, seeds: Sequence[int], lock: int) -> Non
                     code = running.pop(seed).returncode
                     stop.signal = stop.signal or STOPPED.get(code)
                     if code == OK:
-                        atomic.write_text(run_folder(settings, seed) / COMPLETE, "esper train completed\n")
+                        write_text(run_folder(settings, seed) / COMPLETE, "esper train completed\n")
                     elif code not in STOPPED:
                         failed.append(f"seed {seed} (exit code {code})")
                     bar.update()

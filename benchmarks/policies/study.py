@@ -33,7 +33,7 @@ from esper_agent.settings.named_values import parse_env_settings
 from esper_agent.training.run import HELD_OUT_SEED, TrainSettings
 from esper_agent.training.run_folder import EPISODES, PolicyByName
 from esper_agent.vectors import make_vector
-from esper_env.persistence import atomic
+from esper_env.persistence import write_text
 from figure import draw_comparison
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
@@ -209,7 +209,7 @@ def study(settings: StudySettings, flags: Sequence[str], console: Console) -> in
         training = training_curves(settings)
     summary = summarise(settings, flags, wanted[settings.seeds[0]], played)
     write_csv([record for records in played.values() for record in records], settings.out / "episodes.csv")
-    atomic.write_text(settings.out / "training.csv", training)
+    write_text(settings.out / "training.csv", training)
     write_json(summary, settings.out / "summary.json")
     draw_comparison(summary, played, training, settings.out / "comparison.png")
     seeds = f"{len(settings.seeds)} training seed{'s' * (len(settings.seeds) > 1)}"

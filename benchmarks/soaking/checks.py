@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from esper_env.rules.heads import NO_BLUEPRINT, Head, Op
-from esper_env.rules.stages import IS_LIVE
+from esper_env.rules import IS_LIVE, NO_BLUEPRINT, Head, Op
 
 
 def check_step(vector: Any, before: Mapping[str, Any], actions: np.ndarray, result: tuple[Any, ...]) -> Counter[str]:

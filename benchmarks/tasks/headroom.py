@@ -24,7 +24,7 @@ from esper_agent.policies.baselines import WaitPolicy
 from esper_agent.settings.named_values import ConfigError, parse_env_settings
 from esper_agent.vectors import make_vector
 from esper_env.devices import resolve_device
-from esper_env.rules.observation_view import ObservationView
+from esper_env.rules import ObservationView
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from esper_env.hosts.cnn import GlobalAveragePool
+from esper_env.hosts import GlobalAveragePool
 from torch import Tensor, nn
 
 COPY_BYTES = 1 << 30  # per buffer; much more than caches hold

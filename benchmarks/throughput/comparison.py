@@ -9,7 +9,7 @@ import numpy as np
 from bandwidth import bandwidth_limit, bytes_per_minibatch
 from contenders import Contender, Environments, Shares
 from esper_env.devices import resolve_device
-from esper_env.population.build import host_builder
+from esper_env.population import host_builder
 from esper_env.tasks import TaskConfig
 from rich.table import Table
 from timing import race, waiter

@@ -16,7 +16,7 @@ from esper_agent.policies.baselines import RandomPolicy, WaitPolicy
 from esper_env.data import DataFamily, load_data
 from esper_env.devices import resolve_device
 from esper_env.extension_checks.construction import seeded_construction
-from esper_env.population.build import build_population, host_builder
+from esper_env.population import build_population, host_builder
 from esper_env.population.training.minibatches import MinibatchStream, TrainingImages, draw_epoch
 from esper_env.seeding import derive_seed
 from esper_env.tasks import make_task

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from esper_env.extension_checks.construction import seeded_construction
-from esper_env.hosts.protocol import HostProtocol
-from esper_env.population.build import host_builder
-from esper_env.seeds.registry import blueprint_entry
+from esper_env.hosts import HostProtocol
+from esper_env.population import host_builder
+from esper_env.seeds import blueprint_entry
 from esper_env.tasks import TaskConfig
 from torch import Tensor, nn
 

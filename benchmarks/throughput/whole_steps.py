@@ -8,10 +8,9 @@ from functools import partial
 import numpy as np
 import torch
 from contenders import PlainLoop, train_minibatch
-from esper_env.population import Structure
-from esper_env.population.build import build_population
+from esper_env.population import Structure, build_population
 from esper_env.population.training.minibatches import draw_epoch
-from esper_env.rules.slot_table import SlotTable
+from esper_env.rules import SlotTable
 from esper_env.tasks import TaskConfig
 from runners import Runner
 

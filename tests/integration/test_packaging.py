@@ -1,6 +1,7 @@
 """Packaging: pins, declared dependencies, direction of imports, commands, and files of the repository."""
 
 import ast
+import importlib
 import importlib.metadata
 import os
 import re
@@ -180,6 +181,22 @@ def test_every_third_party_import_is_declared(project: str):
 def test_environment_does_not_import_agents():
     agents = {"esper_agent", "stable_baselines3", "sb3_contrib"}
     assert imported_top_levels(source_files("esper_env")) & agents == set()
+
+
+def test_agents_import_only_public_names_of_the_environment():
+    """Public are ``esper_env`` and its rooms, and there the names in ``__all__``."""
+    private = []
+    for path in source_files("esper_agent"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "esper_env":
+                is_room = node.module.count(".") <= 1
+                names = getattr(importlib.import_module(node.module), "__all__", ()) if is_room else ()
+                private += [
+                    f"{path.name}: {node.module}.{alias.name}" for alias in node.names if alias.name not in names
+                ]
+            if isinstance(node, ast.Import):
+                private += [f"{path.name}: {alias.name}" for alias in node.names if alias.name.startswith("esper_env.")]
+    assert private == []
 
 
 def test_decision_side_does_not_import_torch():

@@ -25,7 +25,7 @@ from esper_env.data import (
 )
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.sources import DamagedDataError
-from esper_env.data.verify import verify
+from esper_env.data.verify import verify_dataset
 
 CIFAR, DIGITS, TINYSTORIES, TEXT = DataFamily
 
@@ -207,7 +207,7 @@ def test_errors_about_damage_give_the_command_that_repairs_it(
     assert remedy in said
     assert said.count("esper data fetch") == 1
     assert f"or download {source.originals}" in said
-    assert verify(name, root).detail.endswith(remedy)
+    assert verify_dataset(name, root).detail.endswith(remedy)
 
 
 def test_the_cache_is_bounded(tmp_path: Path) -> None:

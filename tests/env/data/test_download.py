@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from esper_env.data.download import CHUNK, _Session, _translated, check_url, obtain
-from esper_env.data.progress import Progress, Stage, unwatched
+from esper_env.data.progress import FetchProgress, FetchStage, unwatched
 from esper_env.data.sources import Download, FetchError, UnreachableError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,11 +127,11 @@ def test_obtain_accepts_a_range_of_unknown_total(server: Server, folder: Path) -
 
 def test_obtain_starts_over_if_the_resumed_file_has_a_wrong_checksum(server: Server, folder: Path) -> None:
     part(folder).write_bytes(bytes(150_000))
-    seen: list[Progress] = []
+    seen: list[FetchProgress] = []
     obtain(original(), server.says("/f", file(CONTENT)), folder, seen.append)
     assert (folder / "file.bin").read_bytes() == CONTENT
     assert server.ranges == ["bytes=150000-", None]
-    assert [progress.reason for progress in seen if progress.stage is Stage.WAIT] == [
+    assert [progress.reason for progress in seen if progress.stage is FetchStage.WAIT] == [
         "its SHA-256 is wrong; downloading it again"
     ]
 
@@ -179,13 +179,13 @@ def test_obtain_reports_waits_for_an_unreachable_server(folder: Path, monkeypatc
     monkeypatch.setenv("no_proxy", "*")
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
-    seen: list[Progress] = []
+    seen: list[FetchProgress] = []
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(UnreachableError, match=r"could not be downloaded \(Connection refused\) in 5 attempts"):
             obtain(original(), f"http://127.0.0.1:{unused.getsockname()[1]}/f", folder, seen.append)
     assert pauses == [1.0, 2.0, 4.0, 8.0]
-    assert {progress.stage for progress in seen} == {Stage.WAIT}
+    assert {progress.stage for progress in seen} == {FetchStage.WAIT}
     assert seen[-1].reason == "Connection refused; trying again in 8 s"
 
 
@@ -198,7 +198,7 @@ def test_obtain_rejects_a_different_length_before_reading(server: Server, folder
 def test_obtain_does_not_write_more_than_the_file_has(server: Server, folder: Path) -> None:
     longest = 0
 
-    def look(_progress: Progress) -> None:
+    def look(_progress: FetchProgress) -> None:
         nonlocal longest
         longest = max(longest, part(folder).stat().st_size)
 
@@ -246,10 +246,10 @@ class FullDisk:
         self._stream.write(content)
 
 
-@pytest.mark.parametrize("stage", [Stage.DOWNLOAD, Stage.CHECK])
-def test_obtain_keeps_the_bytes_when_interrupted(server: Server, folder: Path, stage: Stage) -> None:
-    def interrupt(progress: Progress) -> None:
-        if progress.stage is stage and (stage is Stage.CHECK or progress.done >= 2 * CHUNK):
+@pytest.mark.parametrize("stage", [FetchStage.DOWNLOAD, FetchStage.CHECK])
+def test_obtain_keeps_the_bytes_when_interrupted(server: Server, folder: Path, stage: FetchStage) -> None:
+    def interrupt(progress: FetchProgress) -> None:
+        if progress.stage is stage and (stage is FetchStage.CHECK or progress.done >= 2 * CHUNK):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -259,18 +259,18 @@ def test_obtain_keeps_the_bytes_when_interrupted(server: Server, folder: Path, s
     assert len(there) >= 2 * CHUNK
     assert there == CONTENT[: len(there)]
     assert fetched(server, folder, file(CONTENT)) == CONTENT
-    assert server.ranges == ([None] if stage is Stage.CHECK else [None, f"bytes={len(there)}-"])
+    assert server.ranges == ([None] if stage is FetchStage.CHECK else [None, f"bytes={len(there)}-"])
 
 
 def test_obtain_reports_progress_from_the_resumed_byte_to_the_size(server: Server, folder: Path) -> None:
     part(folder).write_bytes(CONTENT[:100_000])
-    seen: list[Progress] = []
+    seen: list[FetchProgress] = []
     obtain(original(), server.says("/f", file(CONTENT)), folder, seen.append)
-    downloads = [(progress.done, progress.total) for progress in seen if progress.stage is Stage.DOWNLOAD]
+    downloads = [(progress.done, progress.total) for progress in seen if progress.stage is FetchStage.DOWNLOAD]
     assert downloads[0][0] > 100_000
     assert downloads == sorted(downloads)
     assert downloads[-1] == (200_000, 200_000)
-    assert seen[-1] == Progress(Stage.CHECK, "file.bin")
+    assert seen[-1] == FetchProgress(FetchStage.CHECK, "file.bin")
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])

@@ -11,7 +11,7 @@ import pytest
 from archives import fashion_files, small_in_files, tinystories_files, write
 from esper_env.data import DataFamily, download, load_data
 from esper_env.data import fetch as fetching
-from esper_env.data.fetch import fetch
+from esper_env.data.fetch import fetch_dataset
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.sources import FetchError
 from fetching import ARCHIVE, FOLDER, MANIFEST, assert_not_there, contents, load
@@ -28,7 +28,7 @@ def serve_files(server: Server, monkeypatch: pytest.MonkeyPatch, name: str, plac
 
 
 def test_fetch_downloads_and_unpacks_an_archive(server: Server, cifar: dict[str, bytes], root: Path) -> None:
-    outcome = fetch("cifar10", root)
+    outcome = fetch_dataset("cifar10", root)
     assert (outcome.folder, outcome.already_there) == (root / FOLDER, False)
     assert contents(root / FOLDER) == cifar
     assert load(root).name == "cifar10"
@@ -40,14 +40,14 @@ def test_fetch_downloads_and_unpacks_an_archive(server: Server, cifar: dict[str,
 def test_fetch_downloads_files_one_by_one(server: Server, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     for name in ("fashion-mnist", "tinystories"):
         files = serve_files(server, monkeypatch, name, f"/{name}/")
-        fetch(name, root)
+        fetch_dataset(name, root)
         assert contents(root / name) == files
     assert load(root, "fashion-mnist").image_shape == (1, 28, 28)
     assert load_data("auto", str(root), family=DataFamily.TINYSTORIES).name == "tinystories"
 
 
 def test_fetch_writes_a_manifest(server: Server, cifar: dict[str, bytes], root: Path) -> None:
-    fetch("cifar10", root)
+    fetch_dataset("cifar10", root)
     manifest = json.loads((root / FOLDER / MANIFEST).read_text())
     (got,) = manifest["downloads"]
     assert got["from"] == server.url + ARCHIVE
@@ -59,16 +59,16 @@ def test_fetch_writes_a_manifest(server: Server, cifar: dict[str, bytes], root: 
 
 @pytest.mark.usefixtures("cifar")
 def test_fetch_changes_nothing_the_second_time(server: Server, root: Path) -> None:
-    fetch("cifar10", root)
+    fetch_dataset("cifar10", root)
     times = {path: path.stat().st_mtime_ns for path in (root / FOLDER).iterdir()}
-    assert fetch("cifar10", root).already_there
+    assert fetch_dataset("cifar10", root).already_there
     assert len(server.requests) == 1
     assert {path: path.stat().st_mtime_ns for path in (root / FOLDER).iterdir()} == times
 
 
 def test_fetch_accepts_files_put_there_by_hand(server: Server, cifar: dict[str, bytes], root: Path) -> None:
     write(root / FOLDER, cifar)
-    outcome = fetch("cifar10", root)
+    outcome = fetch_dataset("cifar10", root)
     assert outcome.already_there
     assert "by hand" in outcome.detail
     assert contents(root / FOLDER) == cifar
@@ -79,7 +79,7 @@ def test_fetch_unpacks_an_original_archive_in_the_data_folder(
     server: Server, cifar: dict[str, bytes], root: Path
 ) -> None:
     write(root, {ARCHIVE[1:]: server.archive})
-    fetch("cifar10", root)
+    fetch_dataset("cifar10", root)
     assert contents(root / FOLDER) == cifar
     assert server.requests == []
     assert (root / ARCHIVE[1:]).read_bytes() == server.archive
@@ -94,7 +94,7 @@ def test_fetch_ignores_a_different_archive_in_the_data_folder(
     problem = f"it has {size - 5:,} bytes, the original {size:,}" if cut else r"it is not the original \(SHA-256\)"
     write(root, {ARCHIVE[1:]: other})
     with pytest.warns(UserWarning, match=rf"binary\.tar\.gz is ignored: {problem}; remove it"):
-        fetch("cifar10", root)
+        fetch_dataset("cifar10", root)
     assert contents(root / FOLDER) == cifar
     assert (root / ARCHIVE[1:]).read_bytes() == other
 
@@ -105,11 +105,11 @@ def test_the_offline_remedy_works_for_an_archive(
     monkeypatch.setattr(download, "PAUSES", ())
     server.says(ARCHIVE, status(503))
     with pytest.raises(FetchError) as caught:
-        fetch("cifar10", root)
+        fetch_dataset("cifar10", root)
     said = f"download {server.url}{ARCHIVE} on another one, put it into {root}, and run "
     assert f"{said}`esper data fetch cifar10 --data-dir {root}` here" in str(caught.value)
     write(root, {ARCHIVE[1:]: server.archive})
-    fetch("cifar10", root)
+    fetch_dataset("cifar10", root)
     assert contents(root / FOLDER) == cifar
 
 
@@ -119,12 +119,12 @@ def test_the_offline_remedy_works_for_files(server: Server, root: Path, monkeypa
     for name in files:
         server.says("/" + name, status(503))
     with pytest.raises(FetchError) as caught:
-        fetch("fashion-mnist", root)
+        fetch_dataset("fashion-mnist", root)
     urls = ", ".join(f"{server.url}/{name}" for name in files)
     place = root / "fashion-mnist"
     assert f"download {urls} on another one, put it into {place}, and nothing else is needed" in str(caught.value)
     write(place, files)
-    assert fetch("fashion-mnist", root).already_there
+    assert fetch_dataset("fashion-mnist", root).already_there
     assert load(root, "fashion-mnist").name == "fashion-mnist"
 
 
@@ -132,11 +132,11 @@ def test_fetch_requires_the_original_from_another_url(server: Server, cifar: dic
     server.says(ARCHIVE, status(500))
     mirror = server.says("/mirror?id=7", sends(bytes(len(server.archive)), len(server.archive)))
     with pytest.raises(FetchError, match="SHA-256"):
-        fetch("cifar10", root, mirror)
+        fetch_dataset("cifar10", root, mirror)
     assert_not_there(root)
     server.says("/mirror?id=7", redirect("/files" + ARCHIVE))
     server.says("/files" + ARCHIVE, file(server.archive))
-    fetch("cifar10", root, mirror)
+    fetch_dataset("cifar10", root, mirror)
     assert contents(root / FOLDER) == cifar
 
 
@@ -147,7 +147,7 @@ def test_fetch_takes_the_url_of_a_folder(
     server.says("/m" + ARCHIVE, file(server.archive))
     monkeypatch.setitem(ORIGINALS, "fashion-mnist", small_in_files("fashion-mnist", files, "https://nowhere.invalid/"))
     for name in ("fashion-mnist", "cifar10"):
-        fetch(name, root, server.url + "/m/")
+        fetch_dataset(name, root, server.url + "/m/")
     assert contents(root / "fashion-mnist") == files
     assert contents(root / FOLDER) == cifar
 
@@ -167,14 +167,14 @@ def test_fetch_rejects_bad_input_before_it_creates_anything(
     root: Path, name: str, url: str | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        fetch(name, root, url)
+        fetch_dataset(name, root, url)
     assert not root.exists()
 
 
 def test_fetch_rejects_a_file_as_data_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="a file; expected a folder"):
-        fetch("cifar10", tmp_path / "file")
+        fetch_dataset("cifar10", tmp_path / "file")
 
 
 def test_fetch_reports_a_folder_that_it_cannot_create(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ def test_fetch_reports_a_folder_that_it_cannot_create(root: Path, monkeypatch: p
 
     monkeypatch.setattr(fetching.Path, "mkdir", refuse)
     with pytest.raises(FetchError, match=r"could not be put into .*Permission denied"):
-        fetch("cifar10", root)
+        fetch_dataset("cifar10", root)
 
 
 @pytest.mark.parametrize("here", ["nothing", "part", "archive"])
@@ -199,8 +199,8 @@ def test_fetch_checks_the_free_space_for_what_is_missing(
     free = SimpleNamespace(free=needed - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: free)
     with pytest.raises(FetchError, match=f"has {needed - 1:,} bytes free but CIFAR-10 needs {needed:,}"):
-        fetch("cifar10", root)
+        fetch_dataset("cifar10", root)
     assert server.requests == []
     free.free = needed
-    fetch("cifar10", root)
+    fetch_dataset("cifar10", root)
     assert server.ranges == {"nothing": [None], "part": ["bytes=10000-"], "archive": []}[here]

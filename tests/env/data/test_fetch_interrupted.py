@@ -22,9 +22,9 @@ from archives import (
     small_in_files,
     tinystories_files,
 )
-from esper_env.data.fetch import fetch
+from esper_env.data.fetch import fetch_dataset
 from esper_env.data.originals import ORIGINALS
-from esper_env.data.progress import Progress, Stage
+from esper_env.data.progress import FetchProgress, FetchStage
 from esper_env.data.sources import FetchError
 from fetching import ARCHIVE, FOLDER, assert_not_there, contents
 from serving import Server, file, sends, status
@@ -34,26 +34,26 @@ from serving import Server, file, sends, status
 def test_nothing_appears_until_the_dataset_is_complete(root: Path) -> None:
     stages = set()
 
-    def look(progress: Progress) -> None:
+    def look(progress: FetchProgress) -> None:
         stages.add(progress.stage)
         assert_not_there(root)
 
-    fetch("cifar10", root, watch=look)
-    assert stages == {Stage.DOWNLOAD, Stage.CHECK, Stage.UNPACK}
+    fetch_dataset("cifar10", root, watch=look)
+    assert stages == {FetchStage.DOWNLOAD, FetchStage.CHECK, FetchStage.UNPACK}
 
 
-@pytest.mark.parametrize("stage", [Stage.DOWNLOAD, Stage.CHECK, Stage.UNPACK])
+@pytest.mark.parametrize("stage", [FetchStage.DOWNLOAD, FetchStage.CHECK, FetchStage.UNPACK])
 def test_an_interrupted_fetch_is_finished_by_the_next_one(
-    server: Server, cifar: dict[str, bytes], root: Path, stage: Stage
+    server: Server, cifar: dict[str, bytes], root: Path, stage: FetchStage
 ) -> None:
-    def interrupt(progress: Progress) -> None:
+    def interrupt(progress: FetchProgress) -> None:
         if progress.stage is stage:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fetch("cifar10", root, watch=interrupt)
+        fetch_dataset("cifar10", root, watch=interrupt)
     assert_not_there(root)
-    fetch("cifar10", root)
+    fetch_dataset("cifar10", root)
     assert contents(root / FOLDER) == cifar
     assert server.ranges.count(None) == 1  # no byte was downloaded twice
 
@@ -66,7 +66,7 @@ from esper_env.data import fetch as fetching
 from esper_env.data.originals import ORIGINALS
 ORIGINALS["cifar10"] = small_cifar10(sys.argv[1])[0]
 setattr(fetching, sys.argv[3], lambda *_: os._exit(9))
-fetching.fetch("cifar10", Path(sys.argv[2]))
+fetching.fetch_dataset("cifar10", Path(sys.argv[2]))
 """
 
 
@@ -79,7 +79,7 @@ def test_a_killed_fetch_is_finished_by_the_next_one(
     assert subprocess.run(arguments, env={**os.environ, "PYTHONPATH": path}, check=False).returncode == 9
     assert_not_there(root)
     server.says(ARCHIVE, status(500))
-    fetch("cifar10", root)
+    fetch_dataset("cifar10", root)
     assert contents(root / FOLDER) == cifar
     assert len(server.requests) == 1
 
@@ -93,9 +93,9 @@ def test_a_fetch_keeps_the_complete_files_of_an_earlier_one(
     server.says("/" + train, file(files[train]))
     server.says("/" + valid, status(404), file(files[valid]))
     with pytest.raises(FetchError):
-        fetch("tinystories", root)
+        fetch_dataset("tinystories", root)
     assert not (root / "tinystories").exists()
-    fetch("tinystories", root)
+    fetch_dataset("tinystories", root)
     assert contents(root / "tinystories") == files
     assert [path for path, _ in server.requests] == ["/" + train, "/" + valid, "/" + valid]
 
@@ -109,9 +109,9 @@ def test_a_disk_that_fills_up_while_unpacking_leaves_no_dataset(
     with monkeypatch.context() as patch:
         patch.setattr("tarfile.copyfileobj", fill_up)
         with pytest.raises(FetchError, match=r"CIFAR-10 could not be put into .*No space left on device"):
-            fetch("cifar10", root)
+            fetch_dataset("cifar10", root)
     assert_not_there(root)
-    fetch("cifar10", root)
+    fetch_dataset("cifar10", root)
     assert contents(root / FOLDER) == cifar
 
 
@@ -120,27 +120,27 @@ def test_fetches_of_one_dataset_exclude_each_other(
 ) -> None:
     inside, proceed = threading.Event(), threading.Event()
 
-    def wait(_progress: Progress) -> None:
+    def wait(_progress: FetchProgress) -> None:
         inside.set()
         assert proceed.wait(60)
 
-    first = threading.Thread(target=fetch, args=("cifar10", root), kwargs={"watch": wait})
+    first = threading.Thread(target=fetch_dataset, args=("cifar10", root), kwargs={"watch": wait})
     first.start()
     try:
         assert inside.wait(60)
         with pytest.raises(FetchError, match=r"CIFAR-10 is being fetched into .* by another process"):
-            fetch("cifar10", root)
+            fetch_dataset("cifar10", root)
         files = fashion_files()
         monkeypatch.setitem(ORIGINALS, "fashion-mnist", small_in_files("fashion-mnist", files, server.url + "/"))
         for path, content in files.items():
             server.says("/" + path, file(content))
-        fetch("fashion-mnist", root)  # another dataset does not wait
+        fetch_dataset("fashion-mnist", root)  # another dataset does not wait
     finally:
         proceed.set()
         first.join()
     assert contents(root / FOLDER) == cifar
     assert contents(root / "fashion-mnist") == files
-    assert fetch("cifar10", root).already_there
+    assert fetch_dataset("cifar10", root).already_there
 
 
 @pytest.mark.usefixtures("cifar")
@@ -148,9 +148,9 @@ def test_a_lock_file_without_owner_does_not_block(root: Path) -> None:
     lock = root / ".esper-downloads" / "cifar10.lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
-    fetch("cifar10", root)
+    fetch_dataset("cifar10", root)
     with filelock.FileLock(lock), pytest.raises(FetchError, match="another process"):
-        fetch("cifar10", root)
+        fetch_dataset("cifar10", root)
 
 
 @pytest.mark.usefixtures("cifar")
@@ -158,7 +158,7 @@ def test_a_refused_fetch_leaves_only_its_lock(server: Server, root: Path) -> Non
     for answer in (status(404), sends(b"<html>", 6)):
         server.says(ARCHIVE, answer)
         with pytest.raises(FetchError):
-            fetch("cifar10", root)
+            fetch_dataset("cifar10", root)
         assert [path.name for path in root.rglob("*") if path.is_file()] == ["cifar10.lock"]
         assert_not_there(root)
 
@@ -183,7 +183,7 @@ def test_a_hostile_archive_leaves_no_dataset(
     ):
         serve_archive(server, monkeypatch, archive)
         with pytest.raises(FetchError):
-            fetch("cifar10", root)
+            fetch_dataset("cifar10", root)
         assert_not_there(root)
         assert not list(root.parent.rglob("evil"))
 
@@ -196,5 +196,5 @@ def test_files_that_the_loader_rejects_are_not_installed(
     files = cifar | {"test_batch.bin": mislabelled.tobytes()}
     serve_archive(server, monkeypatch, packed([member(f"{FOLDER}/{name}", files[name]) for name in CIFAR10_NAMES]))
     with pytest.raises(FetchError, match=r"cannot be loaded: .*record 3 has label 10"):
-        fetch("cifar10", root)
+        fetch_dataset("cifar10", root)
     assert_not_there(root)

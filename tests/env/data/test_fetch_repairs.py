@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from archives import write
-from esper_env.data.fetch import fetch
+from esper_env.data.fetch import fetch_dataset
 from esper_env.data.sources import FetchError
-from esper_env.data.verify import State, verify
+from esper_env.data.verify import DatasetState, verify_dataset
 from fetching import FOLDER, MANIFEST, contents
 from serving import Server
 
@@ -18,7 +18,7 @@ def test_fetch_leaves_damaged_files_of_others_alone(server: Server, cifar: dict[
     damaged = cifar | {"test_batch.bin": b"short"}
     write(root / FOLDER, damaged)
     with pytest.raises(FetchError, match=r"was not put there by a fetch.*test_batch.bin is damaged.*; move .* away"):
-        fetch("cifar10", root)
+        fetch_dataset("cifar10", root)
     assert contents(root / FOLDER) == damaged
     assert server.requests == []
 
@@ -28,24 +28,24 @@ def test_fetch_leaves_damaged_files_of_others_alone(server: Server, cifar: dict[
 def test_fetch_repairs_fetched_files_and_keeps_others(
     cifar: dict[str, bytes], root: Path, named: bool, missing: bool
 ) -> None:
-    folder = fetch("cifar10", root).folder
+    folder = fetch_dataset("cifar10", root).folder
     write(folder, {"notes.txt": b"mine", "data_batch_3.bin": cifar["data_batch_3.bin"][:-1] + b"?"})
     if missing:
         (folder / "test_batch.bin").unlink()
-    outcome = fetch("cifar10", folder if named else root)
+    outcome = fetch_dataset("cifar10", folder if named else root)
     assert (outcome.folder, outcome.already_there) == (folder, False)
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != MANIFEST}
     assert files == cifar | {"notes.txt": b"mine"}
-    assert verify("cifar10", root).state is State.INTACT
+    assert verify_dataset("cifar10", root).state is DatasetState.INTACT
 
 
 @pytest.mark.parametrize("manifest", ["{", "[]", "null", '{"name": "cifar10", "files": []}'])
 @pytest.mark.usefixtures("cifar")
 def test_fetch_repairs_a_damaged_manifest(root: Path, manifest: str) -> None:
-    fetch("cifar10", root)
+    fetch_dataset("cifar10", root)
     (root / FOLDER / MANIFEST).write_text(manifest)
-    assert not fetch("cifar10", root).already_there
-    assert verify("cifar10", root).state is State.INTACT
+    assert not fetch_dataset("cifar10", root).already_there
+    assert verify_dataset("cifar10", root).state is DatasetState.INTACT
 
 
 @pytest.mark.parametrize("step", range(1, 8))
@@ -53,7 +53,7 @@ def test_an_interrupted_repair_is_finished_by_the_next_fetch(
     cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Ctrl-C after each file that is moved into its place."""
-    folder = fetch("cifar10", root).folder
+    folder = fetch_dataset("cifar10", root).folder
     damaged = dict.fromkeys(cifar, b"short")
     write(folder, damaged | {"notes.txt": b"mine"})
     moved, replace = [], Path.replace
@@ -68,13 +68,15 @@ def test_an_interrupted_repair_is_finished_by_the_next_fetch(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace_and_count)
         with pytest.raises(KeyboardInterrupt):
-            fetch("cifar10", root)
+            fetch_dataset("cifar10", root)
     new = {name: cifar[name] for name in moved if name != MANIFEST}
     assert contents(folder) == damaged | new | {"notes.txt": b"mine"}
-    assert verify("cifar10", root).state is (State.DAMAGED if len(new) < len(cifar) else State.INTACT)
-    fetch("cifar10", root)
+    assert verify_dataset("cifar10", root).state is (
+        DatasetState.DAMAGED if len(new) < len(cifar) else DatasetState.INTACT
+    )
+    fetch_dataset("cifar10", root)
     assert contents(folder) == cifar | {"notes.txt": b"mine"}
-    assert verify("cifar10", root).state is State.INTACT
+    assert verify_dataset("cifar10", root).state is DatasetState.INTACT
 
 
 def link_to_empty_folder(path: Path) -> None:
@@ -97,12 +99,12 @@ def test_fetch_leaves_alone_what_is_in_the_way(server: Server, root: Path, make)
     root.mkdir()
     make(root / FOLDER)
     with pytest.raises(FetchError, match=f"{FOLDER} is in the way"):
-        fetch("cifar10", root)
+        fetch_dataset("cifar10", root)
     assert os.path.lexists(root / FOLDER)
     assert server.requests == []
 
 
 def test_fetch_uses_an_empty_folder(cifar: dict[str, bytes], root: Path) -> None:
     (root / FOLDER).mkdir(parents=True)
-    fetch("cifar10", root)
+    fetch_dataset("cifar10", root)
     assert contents(root / FOLDER) == cifar

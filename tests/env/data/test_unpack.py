@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from archives import member, packed
-from esper_env.data.progress import Progress, Stage
+from esper_env.data.progress import FetchProgress, FetchStage
 from esper_env.data.sources import FetchError
 from esper_env.data.unpack import ALLOWANCE, UnsafeArchiveError, unpack
 from hypothesis import given
@@ -20,10 +20,10 @@ GOOD = [member("set", kind=tarfile.DIRTYPE), member("set/one.bin", ONE), member(
 WRITTEN = {"set.tar.gz", "out", "out/one.bin", "out/two.bin"}
 
 
-def unpack_bytes(tmp_path: Path, content: bytes) -> list[Progress]:
+def unpack_bytes(tmp_path: Path, content: bytes) -> list[FetchProgress]:
     archive = tmp_path / "set.tar.gz"
     archive.write_bytes(content)
-    seen: list[Progress] = []
+    seen: list[FetchProgress] = []
     unpack(archive, EXPECTED, tmp_path / "out", seen.append)
     return seen
 
@@ -46,7 +46,7 @@ def test_unpack_extracts_only_the_expected_files(tmp_path: Path, form: int) -> N
     assert names_below(tmp_path) == WRITTEN
     assert (tmp_path / "out" / "one.bin").read_bytes() == ONE
     assert (tmp_path / "out" / "two.bin").read_bytes() == TWO
-    assert seen == [Progress(Stage.UNPACK, "one.bin"), Progress(Stage.UNPACK, "two.bin")]
+    assert seen == [FetchProgress(FetchStage.UNPACK, "one.bin"), FetchProgress(FetchStage.UNPACK, "two.bin")]
 
 
 SYM, HARD = tarfile.SYMTYPE, tarfile.LNKTYPE

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from archives import fashion_files, small_in_files, write
 from esper_env.data.catalog import LOADERS
-from esper_env.data.fetch import fetch
+from esper_env.data.fetch import fetch_dataset
 from esper_env.data.originals import ORIGINALS
-from esper_env.data.progress import Progress, Stage
-from esper_env.data.verify import State, verify
+from esper_env.data.progress import FetchProgress, FetchStage
+from esper_env.data.verify import DatasetState, verify_dataset
 from fetching import FOLDER, MANIFEST
 
 
@@ -22,15 +22,15 @@ from fetching import FOLDER, MANIFEST
 def root(root: Path, request: pytest.FixtureRequest) -> Path:
     """A data folder into which a small CIFAR-10 was fetched."""
     request.getfixturevalue("cifar")
-    fetch("cifar10", root)
+    fetch_dataset("cifar10", root)
     return root
 
 
 def test_verify_checks_every_fetched_file(root: Path) -> None:
-    seen: list[Progress] = []
-    verdict = verify("cifar10", root, seen.append)
-    assert (verdict.state, verdict.folder, verdict.replaceable) == (State.INTACT, root / FOLDER, True)
-    assert {progress.stage for progress in seen} == {Stage.CHECK}
+    seen: list[FetchProgress] = []
+    verdict = verify_dataset("cifar10", root, seen.append)
+    assert (verdict.state, verdict.folder, verdict.replaceable) == (DatasetState.INTACT, root / FOLDER, True)
+    assert {progress.stage for progress in seen} == {FetchStage.CHECK}
     assert {progress.file for progress in seen} == {file.name for file in ORIGINALS["cifar10"].files}
 
 
@@ -40,16 +40,16 @@ def test_verify_finds_a_changed_byte(root: Path, name: str) -> None:
     content = bytearray(path.read_bytes())
     content[1_000] ^= 1  # a pixel, which the loader accepts
     path.write_bytes(content)
-    verdict = verify("cifar10", root)
-    assert verdict.state is State.DAMAGED
+    verdict = verify_dataset("cifar10", root)
+    assert verdict.state is DatasetState.DAMAGED
     assert verdict.detail == f"{name} differs from the fetched file (SHA-256)"
 
 
 def test_verify_names_all_changes(root: Path) -> None:
     (root / FOLDER / "data_batch_2.bin").unlink()
     (root / FOLDER / "data_batch_3.bin").write_bytes(b"short")
-    verdict = verify("cifar10", root)
-    assert verdict.state is State.DAMAGED
+    verdict = verify_dataset("cifar10", root)
+    assert verdict.state is DatasetState.DAMAGED
     assert verdict.detail == "data_batch_2.bin is missing; data_batch_3.bin has 5 bytes, 122,920 were fetched"
 
 
@@ -74,22 +74,22 @@ def rename_first_file(manifest: dict) -> dict:
 def test_verify_rejects_a_damaged_manifest(root: Path, change, message: str) -> None:
     path = root / FOLDER / MANIFEST
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    verdict = verify("cifar10", root)
-    assert (verdict.state, verdict.replaceable) == (State.DAMAGED, True)
+    verdict = verify_dataset("cifar10", root)
+    assert (verdict.state, verdict.replaceable) == (DatasetState.DAMAGED, True)
     assert f"{MANIFEST} {message}" in verdict.detail
 
 
 def test_verify_loads_files_without_a_manifest(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / FOLDER / MANIFEST).unlink()
-    verdict = verify("cifar10", root)
-    assert (verdict.state, verdict.replaceable) == (State.READABLE, False)
+    verdict = verify_dataset("cifar10", root)
+    assert (verdict.state, verdict.replaceable) == (DatasetState.READABLE, False)
     assert verdict.detail == (
         "put there by hand, without a manifest: the loader accepts it; its sizes are the original's"
     )
     source = ORIGINALS["cifar10"]
     longer = tuple(replace(file, size=file.size + 3_073) for file in source.files[:2])
     monkeypatch.setitem(ORIGINALS, "cifar10", replace(source, files=longer + source.files[2:]))
-    detail = verify("cifar10", root).detail
+    detail = verify_dataset("cifar10", root).detail
     assert detail.endswith("; not of the original's size: data_batch_1.bin, data_batch_2.bin")
 
 
@@ -99,8 +99,10 @@ def test_verify_names_short_files(tmp_path: Path, form: str) -> None:
     if not form:
         files = {name.removesuffix(".gz"): gzip.decompress(content) for name, content in files.items()}
     write(tmp_path / "fashion-mnist", files)
-    assert verify("fashion-mnist", tmp_path).detail.endswith(f"; not of the original's size: {', '.join(files)}")
-    assert fetch("fashion-mnist", tmp_path).detail == verify("fashion-mnist", tmp_path).detail
+    assert verify_dataset("fashion-mnist", tmp_path).detail.endswith(
+        f"; not of the original's size: {', '.join(files)}"
+    )
+    assert fetch_dataset("fashion-mnist", tmp_path).detail == verify_dataset("fashion-mnist", tmp_path).detail
 
 
 def test_verify_compares_the_size_of_the_file_that_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,10 +112,10 @@ def test_verify_compares_the_size_of_the_file_that_is_loaded(tmp_path: Path, mon
     source = small_in_files("fashion-mnist", files, "https://nowhere.invalid/")
     monkeypatch.setitem(ORIGINALS, "fashion-mnist", source)
     write(tmp_path / "fashion-mnist", files | {first.removesuffix(".gz"): unpacked})
-    assert verify("fashion-mnist", tmp_path).detail.endswith(f"; not of the original's size: {first[:-3]}")
+    assert verify_dataset("fashion-mnist", tmp_path).detail.endswith(f"; not of the original's size: {first[:-3]}")
     whole = replace(source.files[0], unpacked_size=len(unpacked))
     monkeypatch.setitem(ORIGINALS, "fashion-mnist", replace(source, files=(whole, *source.files[1:])))
-    assert verify("fashion-mnist", tmp_path).detail.endswith("; its sizes are the original's")
+    assert verify_dataset("fashion-mnist", tmp_path).detail.endswith("; its sizes are the original's")
 
 
 def test_verify_says_how_to_replace_damaged_files_without_a_manifest(root: Path) -> None:
@@ -121,13 +123,13 @@ def test_verify_says_how_to_replace_damaged_files_without_a_manifest(root: Path)
     records = np.fromfile(root / FOLDER / "test_batch.bin", np.uint8)
     records[0] = 99
     records.tofile(root / FOLDER / "test_batch.bin")
-    verdict = verify("cifar10", root)
-    assert (verdict.state, verdict.replaceable) == (State.DAMAGED, False)
+    verdict = verify_dataset("cifar10", root)
+    assert (verdict.state, verdict.replaceable) == (DatasetState.DAMAGED, False)
     assert "record 0 has label 99" in verdict.detail
     command = f"esper data fetch cifar10 --data-dir {root}"
     assert verdict.detail.endswith(f"; move {root / FOLDER} away, then `{command}`")
     (root / FOLDER).rename(root / "away")
-    assert not fetch("cifar10", root).already_there
+    assert not fetch_dataset("cifar10", root).already_there
 
 
 def test_verify_loads_unchanged_files_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,15 +137,15 @@ def test_verify_loads_unchanged_files_too(root: Path, monkeypatch: pytest.Monkey
         raise ValueError("not these")
 
     monkeypatch.setitem(LOADERS, "cifar10", refuse)
-    verdict = verify("cifar10", root)
-    assert (verdict.state, verdict.replaceable) == (State.DAMAGED, False)  # a fetch would bring the same files
+    verdict = verify_dataset("cifar10", root)
+    assert (verdict.state, verdict.replaceable) == (DatasetState.DAMAGED, False)  # a fetch would bring the same files
     assert verdict.detail.startswith(f"not these; move {root / FOLDER} away")
 
 
 def test_verify_describes_a_lookalike_of_an_absent_dataset(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-python.tar.gz").touch()
-    verdict = verify("cifar10", tmp_path)
-    assert (verdict.state, verdict.folder) == (State.ABSENT, None)
+    verdict = verify_dataset("cifar10", tmp_path)
+    assert (verdict.state, verdict.folder) == (DatasetState.ABSENT, None)
     assert verdict.detail == f"not in {tmp_path} (there is cifar-10-python.tar.gz: the Python version)"
 
 
@@ -158,4 +160,4 @@ def test_verify_describes_a_lookalike_of_an_absent_dataset(tmp_path: Path) -> No
 )
 def test_verify_rejects_a_name_without_files(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        verify(name, tmp_path)
+        verify_dataset(name, tmp_path)

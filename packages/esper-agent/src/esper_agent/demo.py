@@ -17,7 +17,7 @@ from typing import Annotated
 
 import yaml
 from esper_env.checks import POSITIVE, SEED, check
-from esper_env.persistence import atomic
+from esper_env.persistence import write_text
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
@@ -68,7 +68,7 @@ def run_demo(settings: DemoSettings, _flags: Sequence[str], console: Console) ->
     wanted = _train_settings(settings)
     make_vector(settings.env, 1, AutoresetMode.DISABLED, **parse_env_settings(settings.env_settings)).close()
     clear(settings.out)
-    atomic.write_text(settings.out / MARKER, yaml.safe_dump(plain(settings), sort_keys=False))
+    write_text(settings.out / MARKER, yaml.safe_dump(plain(settings), sort_keys=False))
     console.print(f"Training on {settings.env} for {settings.total_timesteps:,} timesteps; Ctrl-C stops and saves.")
     trained = train(replace(wanted, progress=settings.progress and console.is_terminal), [SingleThreadedPolicy()])
     if trained.signal is not None:

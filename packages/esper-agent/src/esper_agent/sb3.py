@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from esper_env.checks import is_whole
-from esper_env.persistence.tree import Tree
+from esper_env.persistence import Tree
 from esper_env.suggestions import closest
 from esper_env.tasks import TASK_KWARGS, TASKS
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper

@@ -25,6 +25,24 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 
 from esper_env.suggestions import shown
 
+__all__ = [
+    "NON_NEGATIVE",
+    "POSITIVE",
+    "SEED",
+    "SHARE",
+    "Described",
+    "Interval",
+    "OneOf",
+    "check",
+    "check_value",
+    "describe",
+    "field_hints",
+    "is_finite",
+    "is_valid",
+    "is_whole",
+    "options",
+]
+
 
 @dataclass(frozen=True)
 class Interval:

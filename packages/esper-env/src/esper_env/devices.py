@@ -9,6 +9,8 @@ import torch
 
 from esper_env.telemetry.memory import SENSIBLE_SHARE
 
+__all__ = ["memory_gauge", "resolve_device"]
+
 _MIB = 2**20
 #: Returns (name, MiB in use, MiB up to which use is sensible) of each accelerator.
 Gauge = Callable[[], list[tuple[str, float, float]]]

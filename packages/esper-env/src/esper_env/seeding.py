@@ -6,6 +6,8 @@ import zlib
 
 import numpy as np
 
+__all__ = ["derive_rng", "derive_seed"]
+
 
 def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
     """Return a 63-bit seed for one purpose; equal arguments give equal seeds on every machine.

@@ -11,11 +11,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from esper_env.data.catalog import BUILT_IN, DATASETS, TEXT_FAMILIES, DataFamily, data_folder
-from esper_env.data.fetch import fetch
-from esper_env.data.originals import ORIGINALS
-from esper_env.data.progress import Progress, Stage, Watcher
-from esper_env.data.verify import State, find_source, verify
+from esper_env.data import (
+    BUILT_IN,
+    DATASETS,
+    ORIGINALS,
+    TEXT_FAMILIES,
+    DataFamily,
+    DatasetState,
+    FetchProgress,
+    FetchStage,
+    Watcher,
+    data_folder,
+    fetch_dataset,
+    find_source,
+    verify_dataset,
+)
 from esper_env.tasks import TASKS
 from rich.console import Console
 from rich.filesize import decimal
@@ -130,7 +140,7 @@ def run_fetch(settings: FetchSettings, console: Console) -> int:
     source, root = find_source(settings.name), data_folder(settings.data_dir)
     try:
         with _bars(console) as watch:
-            outcome = fetch(settings.name, root, settings.url, watch)
+            outcome = fetch_dataset(settings.name, root, settings.url, watch)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Interrupted; the bytes that have arrived stay in {root}: run the same command again to resume"
@@ -155,7 +165,7 @@ def run_verify(settings: VerifySettings, console: Console) -> int:
         _print(console, f"There is no dataset in {root}; `esper data list` lists them.")
         return 0
     with _bars(console) as watch:
-        verdicts = [verify(name, root, watch) for name in dict.fromkeys(names)]
+        verdicts = [verify_dataset(name, root, watch) for name in dict.fromkeys(names)]
     _print(console, f"Datasets in {root}")
     table = _table(None, "name", "state", "folder", "findings")
     for verdict in verdicts:
@@ -166,7 +176,7 @@ def run_verify(settings: VerifySettings, console: Console) -> int:
     return int(any(verdict.state in _FAILURES for verdict in verdicts))
 
 
-_FAILURES = (State.DAMAGED, State.ABSENT)
+_FAILURES = (DatasetState.DAMAGED, DatasetState.ABSENT)
 
 _RUNNERS: dict[type, Callable[[Any, Console], int]] = {
     ListSettings: run_list,
@@ -186,10 +196,10 @@ def _bars(console: Console) -> Iterator[Watcher]:
         TimeRemainingColumn(),
     )
     with ProgressBars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        shown: dict[tuple[Stage, str], TaskID] = {}
+        shown: dict[tuple[FetchStage, str], TaskID] = {}
 
-        def watch(progress: Progress) -> None:
-            if progress.stage is Stage.WAIT:
+        def watch(progress: FetchProgress) -> None:
+            if progress.stage is FetchStage.WAIT:
                 _print(console, f"{progress.file}: {progress.reason}")
                 return
             key = progress.stage, progress.file

@@ -9,17 +9,9 @@ from typing import Any
 import torch
 from esper_env.data import data_folder
 from esper_env.devices import resolve_device
-from esper_env.hosts.attention import flex_obstacle
-from esper_env.population.build import host_builder
-from esper_env.rules.heads import (
-    ALPHA_TARGETS,
-    HEAD_RELEVANCE,
-    HEAD_VALUES,
-    SPEED_TICKS,
-    TEMPO_TICKS,
-    Head,
-    Op,
-)
+from esper_env.hosts import flex_obstacle
+from esper_env.population import host_builder
+from esper_env.rules import ALPHA_TARGETS, HEAD_RELEVANCE, HEAD_VALUES, SPEED_TICKS, TEMPO_TICKS, Head, Op
 from esper_env.seeds import offered_blueprints
 from esper_env.tasks import TASKS, TaskConfig
 from rich.console import Console

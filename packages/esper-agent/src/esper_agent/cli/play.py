@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 from esper_env.checks import NON_NEGATIVE, POSITIVE, check
 from esper_env.devices import resolve_device
-from esper_env.persistence import atomic
+from esper_env.persistence import write_text
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.markup import escape
@@ -103,7 +103,7 @@ def run_evaluate(settings: EvaluateSettings, console: Console) -> int:
     print_summaries(console, [summary], _title(env_id, records))
     if settings.json is not None:
         content = {"summary": summary.row(), "episodes": [record.row() for record in records]}
-        atomic.write_text(settings.json, json.dumps(content, indent=2) + "\n")
+        write_text(settings.json, json.dumps(content, indent=2) + "\n")
         console.print(f"Written to {settings.json}", soft_wrap=True, markup=False)
     return 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
-from esper_env.persistence import atomic
+from esper_env.persistence import write_text
 from rich.console import Console
 
 from esper_agent.cli.info import machine
@@ -79,7 +79,7 @@ def origin(script: str, flags: Sequence[str]) -> dict[str, Any]:
 
 def write_json(content: Mapping[str, Any], out: Path) -> None:
     """Write a result file, complete or not at all; NaN becomes null."""
-    atomic.write_text(out, json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
+    write_text(out, json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
 
 
 def _without_nan(value: Any) -> Any:

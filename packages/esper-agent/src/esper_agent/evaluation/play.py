@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from esper_env.checks import is_whole
-from esper_env.persistence.atomic import replaced
-from esper_env.rules.heads import NUM_OPS, Op
+from esper_env.persistence import replaced
+from esper_env.rules import NUM_OPS, Op
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 from esper_env.checks import NON_NEGATIVE, POSITIVE, SHARE, Interval, check
-from esper_env.rules.heads import HEAD_NAMES
+from esper_env.rules import HEAD_NAMES
 
 from esper_agent.monitoring.payloads import (
     Anomaly,

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from esper_env.rules.stages import HAS_SEED, Stage
+from esper_env.rules import HAS_SEED, Stage
 
 from esper_agent.monitoring.detectors import AnomalySettings
 from esper_agent.monitoring.payloads import RewardHackingSuspected

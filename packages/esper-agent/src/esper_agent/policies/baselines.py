@@ -12,11 +12,18 @@ from typing import Any
 
 import numpy as np
 from esper_env.checks import is_whole
-from esper_env.rules.gates import GateConfig, gate_config
-from esper_env.rules.heads import NUM_BLUEPRINTS, Head, Op, Style, Tempo
-from esper_env.rules.masks import sample_valid_actions
-from esper_env.rules.observation_view import ObservationView
-from esper_env.rules.stages import Stage
+from esper_env.rules import (
+    NUM_BLUEPRINTS,
+    GateConfig,
+    Head,
+    ObservationView,
+    Op,
+    Stage,
+    Style,
+    Tempo,
+    gate_config,
+    sample_valid_actions,
+)
 from esper_env.seeding import derive_rng
 from esper_env.seeds import blueprint_entry
 from numpy.typing import NDArray

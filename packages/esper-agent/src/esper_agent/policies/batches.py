@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from esper_env.rules.heads import HEAD_DEFAULTS, NUM_OPS, Head, head_sizes
+from esper_env.rules import HEAD_DEFAULTS, NUM_OPS, Head, head_sizes
 from numpy.typing import NDArray
 
 Actions = NDArray[np.int64]

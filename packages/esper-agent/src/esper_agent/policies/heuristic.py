@@ -26,16 +26,18 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from esper_env.rules.gates import GateConfig, gate_config
-from esper_env.rules.heads import (
+from esper_env.rules import (
+    IS_LIVE,
     TEMPO_TICKS,
     AlphaSpeed,
     AlphaTarget,
+    GateConfig,
     Head,
+    ObservationView,
     Op,
+    Stage,
+    gate_config,
 )
-from esper_env.rules.observation_view import ObservationView
-from esper_env.rules.stages import IS_LIVE, Stage
 from esper_env.seeds import BlueprintEntry, blueprint_entry
 from numpy.typing import NDArray
 

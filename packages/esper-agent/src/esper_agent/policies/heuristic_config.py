@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from esper_env.checks import NON_NEGATIVE, POSITIVE, Interval, check
-from esper_env.rules.heads import AlphaSpeed, Style, Tempo
-from esper_env.rules.observation import HISTORY
+from esper_env.rules import HISTORY, AlphaSpeed, Style, Tempo
 from esper_env.seeds import BlueprintEntry, blueprint_entry, offered_blueprints
 
 #: Default rotation by topology; on other hosts it is every blueprint of the topology.

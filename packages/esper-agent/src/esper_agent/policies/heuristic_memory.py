@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from esper_env.rules.heads import NUM_BLUEPRINTS
-from esper_env.rules.observation import HISTORY
-from esper_env.rules.observation_view import ObservationView
-from esper_env.rules.stages import HAS_SEED, Stage
+from esper_env.rules import HAS_SEED, HISTORY, NUM_BLUEPRINTS, ObservationView, Stage
 from numpy.typing import NDArray
 
 from esper_agent.policies.heuristic_config import HeuristicConfig

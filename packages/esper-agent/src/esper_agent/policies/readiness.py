@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from esper_env.checks import is_whole
-from esper_env.rules.gates import GateConfig
-from esper_env.rules.observation_view import ObservationView
-from esper_env.rules.slot_table import HOLD
-from esper_env.rules.stages import Stage
+from esper_env.rules import HOLD, GateConfig, ObservationView, Stage
 from numpy.typing import NDArray
 
 _ROUNDING = 1e-5  # features are float32

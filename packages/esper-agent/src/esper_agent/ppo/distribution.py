@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch as th
-from esper_env.rules.heads import HEAD_DEFAULTS, HEAD_RELEVANCE, NUM_HEADS, NUM_OPS, Head
+from esper_env.rules import HEAD_DEFAULTS, HEAD_RELEVANCE, NUM_HEADS, NUM_OPS, Head
 from stable_baselines3.common.distributions import Distribution
 from torch import nn
 from torch.nn import functional as F

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch as th
-from esper_env.rules.heads import HEAD_NAMES, NUM_HEADS, Head, Op
+from esper_env.rules import HEAD_NAMES, NUM_HEADS, Head, Op
 
 from esper_agent.ppo.buffers import FactoredSamples
 from esper_agent.ppo.policy import Evaluation

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch as th
-from esper_env.rules.heads import NO_BLUEPRINT, NUM_OPS, Head
+from esper_env.rules import NO_BLUEPRINT, NUM_OPS, Head
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from esper_env.rules.heads import HEAD_VALUES, NUM_OPS, Head, head_sizes
+from esper_env.rules import HEAD_VALUES, NUM_OPS, Head, head_sizes
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates

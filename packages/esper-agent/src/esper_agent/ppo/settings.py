@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from esper_env.checks import NON_NEGATIVE, POSITIVE, SEED, Interval, check, check_value, field_hints, is_finite
-from esper_env.rules.heads import HEAD_NAMES, HEAD_VALUES
-from esper_env.rules.reward_config import GAMMA
+from esper_env.rules import GAMMA, HEAD_NAMES, HEAD_VALUES
 
 from esper_agent.settings.named_values import ConfigError, NamedValues, named_values
 

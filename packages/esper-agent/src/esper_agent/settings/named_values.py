@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import yaml
 from esper_env.checks import Described
-from esper_env.rules.reward_config import GAMMA
+from esper_env.rules import GAMMA
 from tyro.constructors import PrimitiveConstructorSpec
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 from esper_env.checks import NON_NEGATIVE, POSITIVE, SEED, check
-from esper_env.data.catalog import DataFamily, absolute_dataset, absolute_path
+from esper_env.data import DataFamily, absolute_dataset, absolute_path
 from esper_env.devices import resolve_device
 from esper_env.tasks import TASKS
 

@@ -15,9 +15,8 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from esper_env.persistence.state import check_keys
-from esper_env.persistence.tree import Tree
-from esper_env.rules.heads import NUM_OPS, Op
+from esper_env.persistence import Tree, check_keys
+from esper_env.rules import NUM_OPS, Op
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_agent.evaluation.play import COMMITTED, EpisodeRecord, run_episodes

@@ -9,9 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esper_env.persistence.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from esper_env.persistence.state import check_keys
-from esper_env.persistence.tree import Tree
+from esper_env.persistence import CheckpointError, Tree, check_keys, read_checkpoint, write_checkpoint
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_agent.ppo.ppo import FactoredRecurrentPPO

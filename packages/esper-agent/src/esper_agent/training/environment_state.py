@@ -7,9 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from esper_env.persistence.checkpoint import CheckpointError
-from esper_env.persistence.state import Accessors, Stateful, check_like
-from esper_env.persistence.tree import Tree
+from esper_env.persistence import Accessors, CheckpointError, Stateful, Tree, check_like
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
 from esper_agent.sb3 import GymVecEnv

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from esper_env.persistence.state import check_like
-from esper_env.persistence.tree import Tree
+from esper_env.persistence import Tree, check_like
 from esper_env.telemetry import Telemetry, drop_events
 from stable_baselines3.common.callbacks import BaseCallback
 

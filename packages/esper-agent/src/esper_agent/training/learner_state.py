@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from esper_env.persistence.state import Accessors, Stateful, check_keys, check_like, describe, get_states, set_states
-from esper_env.persistence.tree import Tree
+from esper_env.persistence import Accessors, Stateful, Tree, check_keys, check_like, describe, get_states, set_states
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 
 from esper_agent.ppo.ppo import FactoredRecurrentPPO

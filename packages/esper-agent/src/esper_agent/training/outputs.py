@@ -11,9 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from esper_env.persistence import atomic
-from esper_env.persistence.state import check_like
-from esper_env.persistence.tree import Tree
+from esper_env.persistence import Tree, check_like, write_text
 from stable_baselines3.common.logger import (
     Figure,
     FormatUnsupportedError,
@@ -154,7 +152,7 @@ def _first_rows(path: Path, columns: Sequence[str], count: int) -> list[dict[str
 
 def _replace(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
     lines = [list(columns), *([row.get(name, "") for name in columns] for row in rows)] if columns else []
-    atomic.write_text(path, _lines(lines))
+    write_text(path, _lines(lines))
 
 
 def _lines(rows: Iterable[Iterable[Any]]) -> str:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from esper_env.devices import resolve_device
-from esper_env.persistence import atomic
+from esper_env.persistence import replaced, write_text
 from gymnasium import Env
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecNormalize
@@ -98,9 +98,9 @@ def create_run(path: str | Path, config: Mapping[str, Any], task: Mapping[str, A
     A folder that already holds a run, or files that would be overwritten, is a ``RunError``.
     """
     folder = new_folder(path, RUN_FILES, "a run")
-    atomic.write_text(folder / VERSIONS, json.dumps(package_versions(), indent=2) + "\n")
-    atomic.write_text(folder / TASK, json.dumps(task, indent=2) + "\n")
-    atomic.write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+    write_text(folder / VERSIONS, json.dumps(package_versions(), indent=2) + "\n")
+    write_text(folder / TASK, json.dumps(task, indent=2) + "\n")
+    write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
     return folder
 
 
@@ -112,9 +112,9 @@ def save_model(folder: str | Path, model: BaseAlgorithm) -> Path:
     folder = Path(folder)
     normaliser = model.get_vec_normalize_env()
     if isinstance(normaliser, VecNormalize):
-        with atomic.replaced(folder / NORMALISER) as temporary:
+        with replaced(folder / NORMALISER) as temporary:
             normaliser.save(str(temporary))
-    with atomic.replaced(folder / MODEL) as temporary:
+    with replaced(folder / MODEL) as temporary:
         model.save(temporary)
     return folder / MODEL
 

@@ -16,9 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Protocol, runtime_checkable
 
-from esper_env.persistence.checkpoint import CheckpointError
-from esper_env.persistence.state import Accessors, Stateful, get_states, restore, set_states
-from esper_env.persistence.tree import Tree
+from esper_env.persistence import Accessors, CheckpointError, Stateful, Tree, get_states, restore, set_states
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_agent.ppo.ppo import FactoredRecurrentPPO

@@ -14,7 +14,7 @@ import requests
 import urllib3
 from requests import PreparedRequest, Response
 
-from esper_env.data.progress import Progress, Stage, Watcher
+from esper_env.data.progress import FetchProgress, FetchStage, Watcher
 from esper_env.data.sources import Download, FetchError, UnreachableError
 
 PART = ".part"
@@ -28,7 +28,7 @@ CHUNK = 2**16
 TIMEOUT = 30.0
 MAX_REDIRECTS = 5
 
-pooch.get_logger().setLevel(logging.WARNING)  # `Progress` reports what happens
+pooch.get_logger().setLevel(logging.WARNING)  # `FetchProgress` reports what happens
 
 
 class _TemporaryError(Exception):
@@ -63,13 +63,13 @@ def obtain(download: Download, url: str, folder: Path, watch: Watcher) -> None:
 
     def resume(url: str, output_file: str | Path, _pooch: object = None) -> None:
         if target.exists():
-            watch(Progress(Stage.WAIT, target.name, reason="its SHA-256 is wrong; downloading it again"))
+            watch(FetchProgress(FetchStage.WAIT, target.name, reason="its SHA-256 is wrong; downloading it again"))
         _receive(url, part, download.size, watch)
         part.replace(output_file)
 
     if not target.exists():  # not through pooch, which deletes its temporary files when interrupted
         resume(url, target)
-    watch(Progress(Stage.CHECK, target.name))
+    watch(FetchProgress(FetchStage.CHECK, target.name))
     try:
         pooch.retrieve(url, download.sha256, target.name, folder, downloader=resume)
     except ValueError as error:
@@ -112,7 +112,7 @@ def _receive(url: str, part: Path, size: int, watch: Watcher) -> None:
                     "again, or another URL (--url)"
                 )
             pause = PAUSES[max(failures, 1) - 1]
-            watch(Progress(Stage.WAIT, name, done, size, f"{problem}; trying again in {pause:g} s"))
+            watch(FetchProgress(FetchStage.WAIT, name, done, size, f"{problem}; trying again in {pause:g} s"))
             time.sleep(pause)
 
 
@@ -168,7 +168,7 @@ def _append(url: str, response: Response, part: Path, start: int, size: int, wat
             if done > size:
                 break
             file.write(chunk)
-            watch(Progress(Stage.DOWNLOAD, part.name.removesuffix(PART), done, size))
+            watch(FetchProgress(FetchStage.DOWNLOAD, part.name.removesuffix(PART), done, size))
     if done > size:
         part.unlink()
         raise FetchError(f"{url} has more than {size:,} bytes: it is a different file; try another URL (--url)")

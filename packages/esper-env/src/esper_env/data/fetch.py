@@ -14,10 +14,10 @@ import pooch
 from esper_env.data.catalog import LOADERS, folder_to_name
 from esper_env.data.download import bytes_present, check_url, file_size, obtain
 from esper_env.data.manifest import MANIFEST, write_manifest
-from esper_env.data.progress import Progress, Stage, Watcher, unwatched
+from esper_env.data.progress import FetchProgress, FetchStage, Watcher, unwatched
 from esper_env.data.sources import Download, FetchError, Source, UnreachableError
 from esper_env.data.unpack import unpack
-from esper_env.data.verify import State, Verdict, find_source, verify
+from esper_env.data.verify import DatasetState, Verdict, find_source, verify_dataset
 from esper_env.persistence import atomic
 
 #: Folder below the data folder for incomplete datasets and the locks. Loaders ignore it.
@@ -35,7 +35,7 @@ class Outcome:
     already_there: bool
 
 
-def fetch(name: str, root: Path, url: str | None = None, watch: Watcher = unwatched) -> Outcome:
+def fetch_dataset(name: str, root: Path, url: str | None = None, watch: Watcher = unwatched) -> Outcome:
     """Bring a dataset into its folder below ``root``, unless it is there already and intact.
 
     An original archive that lies in ``root`` is unpacked instead of downloaded. An interrupted fetch leaves its bytes
@@ -97,9 +97,9 @@ def _offline_remedy(source: Source, root: Path) -> str:
 
 
 def _fetch(source: Source, root: Path, work: Path, urls: list[str], watch: Watcher) -> Outcome:
-    before = verify(source.name, root, watch)
-    if before.folder is not None and before.state is not State.DAMAGED:
-        if before.state is State.INTACT:
+    before = verify_dataset(source.name, root, watch)
+    if before.folder is not None and before.state is not DatasetState.DAMAGED:
+        if before.state is DatasetState.INTACT:
             shutil.rmtree(work, ignore_errors=True)  # left by a fetch that was killed at its end
         return Outcome(before.folder, before.detail, already_there=True)
     target = before.folder or root / source.folder
@@ -120,9 +120,9 @@ def _fetch(source: Source, root: Path, work: Path, urls: list[str], watch: Watch
 
 def _check_target(source: Source, before: Verdict, target: Path) -> None:
     """Raise ``FetchError`` if the fetch would replace files of somebody else."""
-    if before.state is State.DAMAGED and not before.replaceable:
+    if before.state is DatasetState.DAMAGED and not before.replaceable:
         raise FetchError(f"{target} was not put there by a fetch, and is left as it is: {before.detail}")
-    if before.state is State.ABSENT and os.path.lexists(target) and not _is_empty_folder(target):
+    if before.state is DatasetState.ABSENT and os.path.lexists(target) and not _is_empty_folder(target):
         raise FetchError(f"{target} is in the way and has no file of {source.title}; move it away and fetch again")
 
 
@@ -168,7 +168,7 @@ def _compare(path: Path, download: Download, watch: Watcher) -> str | None:
         return ""
     if file_size(path) != download.size:
         return f"it has {file_size(path):,} bytes, the original {download.size:,}"
-    watch(Progress(Stage.CHECK, path.name))
+    watch(FetchProgress(FetchStage.CHECK, path.name))
     return None if pooch.file_hash(str(path)) == download.sha256 else "it is not the original (SHA-256)"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pooch
 
 from esper_env.checks import is_whole
-from esper_env.data.progress import Progress, Stage, Watcher
+from esper_env.data.progress import FetchProgress, FetchStage, Watcher
 from esper_env.data.sources import Source
 from esper_env.persistence import atomic
 
@@ -82,7 +82,7 @@ def find_changes(folder: Path, files: Sequence[FetchedFile], watch: Watcher) -> 
     changes = []
     for file in files:
         path = folder / file.name
-        watch(Progress(Stage.CHECK, file.name))
+        watch(FetchProgress(FetchStage.CHECK, file.name))
         if not path.is_file():
             changes.append(f"{file.name} is missing")
         elif path.stat().st_size != file.size:

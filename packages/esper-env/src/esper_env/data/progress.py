@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Stage(StrEnum):
+class FetchStage(StrEnum):
     """Work in progress on a file."""
 
     DOWNLOAD = "download"
@@ -17,18 +17,18 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True)
-class Progress:
+class FetchProgress:
     """Progress of one stage."""
 
-    stage: Stage
+    stage: FetchStage
     file: str
     done: int = 0  # bytes
     total: int = 0  # bytes; 0 if the stage reports only its start
     reason: str = ""  # for waiting
 
 
-Watcher = Callable[[Progress], None]
+Watcher = Callable[[FetchProgress], None]
 
 
-def unwatched(_progress: Progress) -> None:
+def unwatched(_progress: FetchProgress) -> None:
     """Ignore the progress."""

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from esper_env.data.progress import Progress, Stage, Watcher
+from esper_env.data.progress import FetchProgress, FetchStage, Watcher
 from esper_env.data.sources import FetchError
 
 #: Bytes beyond the expected files that an archive may unpack to: headers, padding, a readme.
@@ -73,7 +73,7 @@ def _extract(
     if member.size != size:
         raise UnsafeArchiveError(f"has {member.name} with {member.size:,} bytes, expected {size:,}")
     name = member.name.rpartition("/")[2]
-    watch(Progress(Stage.UNPACK, name))
+    watch(FetchProgress(FetchStage.UNPACK, name))
     members.extract(member.replace(name=name, deep=False), into, filter="data")
 
 

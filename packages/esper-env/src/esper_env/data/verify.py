@@ -14,7 +14,7 @@ from esper_env.data.sources import Source
 from esper_env.suggestions import did_you_mean
 
 
-class State(StrEnum):
+class DatasetState(StrEnum):
     """State of a dataset on the disk."""
 
     ABSENT = "absent"  # it has no file there
@@ -28,7 +28,7 @@ class Verdict:
     """Result of verifying one dataset."""
 
     name: str
-    state: State
+    state: DatasetState
     folder: Path | None  # with its files; None if absent
     detail: str  # one line: the damage, or the checks that passed
     replaceable: bool  # `esper data fetch` put these files there and repairs the damage
@@ -44,7 +44,7 @@ def find_source(name: str) -> Source:
     return ORIGINALS[name]
 
 
-def verify(name: str, root: Path, watch: Watcher = unwatched) -> Verdict:
+def verify_dataset(name: str, root: Path, watch: Watcher = unwatched) -> Verdict:
     """Compare the files below ``root`` with their manifest, and load them as an environment does.
 
     Files without a manifest are only loaded. Raises ``ValueError`` for an unknown name.
@@ -52,23 +52,23 @@ def verify(name: str, root: Path, watch: Watcher = unwatched) -> Verdict:
     source = find_source(name)
     folder = source.find(root)
     if folder is None:
-        return Verdict(name, State.ABSENT, None, f"not in {root}{source.lookalike(root)}", replaceable=False)
+        return Verdict(name, DatasetState.ABSENT, None, f"not in {root}{source.lookalike(root)}", replaceable=False)
     try:
         files = read_manifest(folder, source)
     except ManifestError as error:
-        return Verdict(name, State.DAMAGED, folder, str(error), replaceable=True)
+        return Verdict(name, DatasetState.DAMAGED, folder, str(error), replaceable=True)
     if changes := find_changes(folder, files or [], watch):
-        return Verdict(name, State.DAMAGED, folder, "; ".join(changes), replaceable=True)
+        return Verdict(name, DatasetState.DAMAGED, folder, "; ".join(changes), replaceable=True)
     try:
         LOADERS[name](folder)
     except (ValueError, OSError) as error:  # not replaceable: a fetch would bring the same files
         detail = f"{error}; {source.repair(folder, folder_to_name(root))}"
-        return Verdict(name, State.DAMAGED, folder, detail, replaceable=False)
+        return Verdict(name, DatasetState.DAMAGED, folder, detail, replaceable=False)
     if files is None:
         detail = f"put there by hand, without a manifest: the loader accepts it{_compare_sizes(source, folder)}"
-        return Verdict(name, State.READABLE, folder, detail, replaceable=False)
+        return Verdict(name, DatasetState.READABLE, folder, detail, replaceable=False)
     detail = "sizes and SHA-256 as fetched; the loader accepts it"
-    return Verdict(name, State.INTACT, folder, detail, replaceable=True)
+    return Verdict(name, DatasetState.INTACT, folder, detail, replaceable=True)
 
 
 def _compare_sizes(source: Source, folder: Path) -> str:

@@ -1,5 +1,6 @@
 """N networks that train side by side."""
 
+from esper_env.population.build import build_population, host_builder
 from esper_env.population.evaluation.measurement import Commitment, Measurement, updated
 from esper_env.population.population import Population, PopulationConfig
 from esper_env.population.snapshots import Mismatch
@@ -16,5 +17,7 @@ __all__ = [
     "PopulationConfig",
     "Structure",
     "TrainStats",
+    "build_population",
+    "host_builder",
     "updated",
 ]

@@ -12,7 +12,8 @@ from esper_env.data import DataFamily, ImageData, TextData, load_data
 from esper_env.data.text import VOCABULARY
 from esper_env.devices import resolve_device
 from esper_env.hosts import CNNHost, TransformerHost
-from esper_env.population import Optimisation, Population, PopulationConfig
+from esper_env.population.population import Population, PopulationConfig
+from esper_env.population.training.optimisation import Optimisation
 from esper_env.suggestions import shown
 from esper_env.tasks import CNNSpec, TaskConfig, TransformerSpec
 
