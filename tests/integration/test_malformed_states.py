@@ -301,7 +301,14 @@ OTHER = "To start again, use another folder"
     ("cut", every_checkpoint(cut(9)), CheckpointError, UNREADABLE, "is incomplete", OTHER),
     ("of-a-state", every_checkpoint(replaced_by({"x": 1}, KIND)), CheckpointError, UNREADABLE, f"kind {KIND!r}", OTHER),
     ("no-state", in_training(lambda t: t.pop("state")), CheckpointError, UNREADABLE, "state", OTHER),
-    ("layout", in_training(lambda t: t["state"].update(layout=0)), CheckpointError, "has layout 0", "reads 2", OTHER),
+    (
+        "layout",
+        in_training(lambda t: t["state"].update(layout=0)),
+        CheckpointError,
+        "has layout 0",
+        "reads layout 2",
+        OTHER,
+    ),
     ("events-file", events_file, ValueError, "events cannot be created", "choose another one"),
 )
 def test_runs_that_cannot_go_on(run, what, error, says):

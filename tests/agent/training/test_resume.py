@@ -375,7 +375,7 @@ def test_a_callback_of_ones_own_goes_on_too(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(Crash.Killed):
         train(small_settings(folder, *TOY), [Counter(), Crash(2 * ROLLOUT + 1)])
-    with pytest.raises(CheckpointError, match=r"callbacks lacks \[\] and has \['Counter'\]"):
+    with pytest.raises(CheckpointError, match=r"callbacks: it has the unknown keys \['Counter'\]"):
         go_on(folder)
     counter = Counter()
     go_on(folder, callbacks=[counter])

@@ -31,7 +31,7 @@ def test_a_run_goes_on_to_its_end_and_says_from_where(toy_id, killed, capsys):
     out, err = text_of(capsys)
     assert "Trained for 72 timesteps, resumed from 24" in out
     assert f"esper evaluate --policy {killed} --env {toy_id}" in out
-    assert "Warning" not in err
+    assert "Warning:" not in err
     assert "is finished: all of its 72 timesteps are done" in bad(["train", "--resume", str(killed)], capsys)
 
 

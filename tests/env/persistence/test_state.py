@@ -118,7 +118,6 @@ def test_generators_reject_other_bit_generators(kind):
         (("seeds",), "ab", "seeds is 'ab'"),
         (("states", "1", "state", "state"), 2**128, "impossible|cannot have"),
         (("states", "1", "state", "state"), -1, "impossible|cannot have"),
-        (("states", "1", "has_uint32"), 2, "impossible|cannot have"),
         (("states", "1", "bit_generator"), "MT19937", "impossible|cannot have"),
         (("states", "1", "uinteger"), 0.5, "expected a int"),
     ],
