@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import is_dataclass, replace
 from functools import partial
+from itertools import pairwise
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
@@ -58,7 +59,7 @@ def check_flags(arguments: Sequence[str], settings: Any) -> None:
     known = flag_settings(settings)
     starts = [place for place, argument in enumerate(arguments) if argument.startswith("--") or argument == "-h"]
     seen = set()
-    for start, end in zip(starts, [*starts[1:], len(arguments)], strict=True):
+    for start, end in pairwise([*starts, len(arguments)]):
         flag, equals, value = arguments[start].partition("=")
         name = flag[2:].replace("-", "_")
         hint, owner = known.get(name, (bool, None))
