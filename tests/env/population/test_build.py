@@ -97,7 +97,7 @@ def test_networks_use_isolation_and_slots_of_task(build):
     population = build(slots=["r0c1"], isolation="straight_through")
     assert population.slots == 1
     assert population._config.optimisation.isolation == "straight_through"
-    with pytest.raises(ValueError, match="isolation is 'other'"):
+    with pytest.raises(ValueError, match="`isolation` is 'other'"):
         build(isolation="other")
 
 
