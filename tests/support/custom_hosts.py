@@ -38,7 +38,9 @@ class Images(SegmentedHost):
         self.segments = nn.ModuleList(
             [
                 nn.Conv2d(channels, 5, 1) if first is None else first(channels),
-                nn.Sequential(nn.Flatten(), nn.Linear(5 * height * width, 3)) if second is None else second(),
+                nn.Sequential(nn.Flatten(), nn.Linear(5 * height * width, data.classes))
+                if second is None
+                else second(),
             ]
         )
         self.slots = (SlotSpec("r0c0", 5, "hidden", 0, 0, 0, (5, height, width)),)

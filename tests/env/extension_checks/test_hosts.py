@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from custom_hosts import Images, Sequences
 from esper_env.extension_checks.construction import seeded_construction
 from esper_env.extension_checks.hosts import check_forward, check_host
 from esper_env.hosts import CNNHost, SegmentedHost, SlotSpec, TransformerHost
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
-from plain_transformer import CONTEXT, made_text
+from plain_transformer import made_text
 from torch import nn
 
 pytestmark = pytest.mark.numeric
@@ -177,47 +178,31 @@ def test_check_forward_rejects_wrong_behaviour(host, samples, classes, message):
 class NormedBlock(nn.Module):
     """A convolution and a BatchNorm in a module without a batching rule."""
 
-    def __init__(self):
+    def __init__(self, channels):
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.conv, self.norm = nn.Conv2d(channels, 5, 3, padding=1), nn.BatchNorm2d(5)
 
     def forward(self, x):
         return torch.tanh(self.norm(self.conv(x)))
 
 
-class CustomImages(SegmentedHost):
-    topology = "cnn"
-
-    def __init__(self):
-        super().__init__()
-        self.segments = nn.ModuleList([NormedBlock(), nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4))])
-        self.slots = (SlotSpec("r0c0", 3, "hidden", 0, 0, 0, (3, 8, 8)),)
-        self.execution_order = (0,)
-
-
 class NormedTokens(nn.Module):
     def __init__(self):
         super().__init__()
-        self.table, self.norm = nn.Embedding(256, 4), nn.BatchNorm1d(4)
+        self.table, self.norm = nn.Embedding(256, 8), nn.BatchNorm1d(8)
 
     def forward(self, tokens):
         return self.norm(self.table(tokens).transpose(1, 2)).transpose(1, 2)
 
 
-class CustomSequences(SegmentedHost):
-    topology = "transformer"
-
-    def __init__(self):
-        super().__init__()
-        self.segments = nn.ModuleList([NormedTokens(), nn.Linear(4, 256)])
-        self.slots = (SlotSpec("r0c0", 4, "hidden", 0, 0, 0, (CONTEXT, 4)),)
-        self.execution_order = (0,)
-
-
 @pytest.mark.parametrize("kind", ["images", "sequences"])
 def test_custom_host_trains_equally_in_every_layout(make_population, grow, stripes, kind):
     """Its statistics change in training and stay unchanged in measurement."""
-    host, data = {"images": (CustomImages, stripes), "sequences": (CustomSequences, made_text())}[kind]
+    hosts = {
+        "images": (lambda: Images(stripes, first=NormedBlock), stripes),
+        "sequences": (lambda: Sequences(None, first=NormedTokens), made_text()),
+    }
+    host, data = hosts[kind]
     results = []
     for batched in (True, False):
         population = make_population(2, host=host, data=data, batched=batched, dtype=torch.float64)
