@@ -38,7 +38,12 @@ def describe_networks(
     table: SlotTable, signals: Signals, slot_ids: Sequence[str], blueprint_names: Mapping[int, str], horizon: int
 ) -> tuple[str, ...]:
     """Return one text per environment: epoch, validation accuracy, and a line for every slot."""
-    return tuple(_describe(row, table, signals, slot_ids, blueprint_names, horizon) for row in range(table.shape[0]))
+    texts = []
+    for row in range(table.shape[0]):
+        head = f"epoch {signals.epoch[row]}/{horizon}  accuracy {signals.val_accuracy[row]:.1f}%"
+        lines = [_slot_line(row, slot, table, name, blueprint_names) for slot, name in enumerate(slot_ids)]
+        texts.append("\n".join([head, *lines]))
+    return tuple(texts)
 
 
 def draw_networks(table: SlotTable, signals: Signals, horizon: int) -> tuple[Picture, ...]:
@@ -50,19 +55,6 @@ def draw_networks(table: SlotTable, signals: Signals, horizon: int) -> tuple[Pic
     red. The contribution of a TRAINING seed is the prospective one.
     """
     return tuple(_draw(row, table, signals, horizon) for row in range(table.shape[0]))
-
-
-def _describe(
-    row: int,
-    table: SlotTable,
-    signals: Signals,
-    slot_ids: Sequence[str],
-    blueprint_names: Mapping[int, str],
-    horizon: int,
-) -> str:
-    head = f"epoch {signals.epoch[row]}/{horizon}  accuracy {signals.val_accuracy[row]:.1f}%"
-    lines = [_slot_line(row, slot, table, name, blueprint_names) for slot, name in enumerate(slot_ids)]
-    return "\n".join([head, *lines])
 
 
 def _slot_line(row: int, slot: int, table: SlotTable, name: str, blueprint_names: Mapping[int, str]) -> str:

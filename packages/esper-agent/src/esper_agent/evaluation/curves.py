@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def plot_training(
     axes = figure.subplots(1, len(PANELS))
     for axis, (label, (column, attribute)) in zip(axes, PANELS.items(), strict=True):
         _draw_training(axis, episodes, column, window)
-        for colour, (name, records) in zip(_cycle(baselines or {}), (baselines or {}).items(), strict=True):
+        for colour, (name, records) in zip(cycle(_BASELINES), (baselines or {}).items(), strict=False):
             _draw_baseline(axis, name, [getattr(record, attribute) for record in records], colour)
         axis.set_xlabel("timesteps")
         axis.set_ylabel(label)
@@ -102,7 +103,3 @@ def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
     return (sums[ends] - sums[starts]) / (ends - starts)
-
-
-def _cycle(names: Mapping[str, Any]) -> list[str]:
-    return [_BASELINES[index % len(_BASELINES)] for index in range(len(names))]
