@@ -130,7 +130,7 @@ def test_state_that_does_not_fit_is_rejected() -> None:
     state = fresh("contribution", 2).get_state()
     with pytest.raises(ValueError, match=r"accuracy is an array \(2,\) .*; expected an array \(1,\)"):
         fresh("contribution", 1).set_state(state)
-    with pytest.raises(ValueError, match="lacks .*ledger"):
+    with pytest.raises(ValueError, match=r"lacks .*ledger"):
         fresh("contribution", 2).set_state({"episode": state["episode"]})
     del state["episode"]["credit"]
     with pytest.raises(ValueError, match="credit"):
