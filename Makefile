@@ -12,6 +12,7 @@ PYTEST_OPTIONS ?=
 PORTABLE_OPTIONS ?=
 
 BIN := $(VENV)/bin
+SPELLED := README.md CHANGELOG.md CONTRIBUTING.md docs packages tests benchmarks tools
 INSTALLED := $(VENV)/.installed
 PYTEST_WORKERS := --numprocesses $(TEST_WORKERS) --maxprocesses 8 --dist worksteal
 PYTEST := $(BIN)/python -m pytest $(PYTEST_WORKERS) $(PYTEST_OPTIONS)
@@ -36,9 +37,10 @@ fast: $(INSTALLED) ## run the tests that take seconds
 test-portable: $(INSTALLED) ## run the numeric tests with other instruction sets
 	@$(BIN)/python tools/portable.py $(PORTABLE_OPTIONS) $(PYTEST_WORKERS) $(PYTEST_OPTIONS)
 
-lint: $(INSTALLED) ## check style, format and types
+lint: $(INSTALLED) ## check style, docstrings, format, spelling and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell $(SPELLED)
 	$(BIN)/mypy packages/esper-env/src packages/esper-agent/src tools
 
 format: $(INSTALLED) ## fix what the style check can fix

@@ -160,3 +160,10 @@ def test_unpack_of_a_damaged_archive_yields_the_files_or_an_error(
     else:
         assert {path.stat().st_size for path in (folder / "out").iterdir()} == {len(ONE), len(TWO)}
     assert names_below(folder) <= WRITTEN
+
+
+def test_unpack_needs_the_data_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(tarfile, "data_filter")  # as in Python 3.11.0 to 3.11.3
+    with pytest.raises(FetchError, match=r"use Python 3\.11\.4 or newer"):
+        unpack_bytes(tmp_path, packed(GOOD))
+    assert not (tmp_path / "out").exists()

@@ -22,6 +22,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from typing_extensions import override
 
 from esper_agent.vectors import find_id, make_vector, split_infos
 
@@ -67,6 +68,7 @@ class GymVecEnv(VecEnv):
 
     # Stepping
 
+    @override
     def reset(self) -> VecEnvObs:
         observation, infos = self.vec_env.reset(seed=self._next_seed(), options=self._next_options())
         self._reset_seeds()
@@ -74,9 +76,11 @@ class GymVecEnv(VecEnv):
         self.reset_infos = split_infos(infos, self.num_envs)
         return _copied(observation)
 
+    @override
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = actions
 
+    @override
     def step_wait(self) -> VecEnvStepReturn:
         observation, rewards, terminated, truncated, infos = self.vec_env.step(self._actions)
         done = np.logical_or(terminated, truncated)
@@ -124,9 +128,11 @@ class GymVecEnv(VecEnv):
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         return super().seed(seed)
 
+    @override
     def close(self) -> None:
         self.vec_env.close()
 
+    @override
     def get_images(self) -> Sequence[np.ndarray | None]:
         frames = self.vec_env.render()
         return [None] * self.num_envs if frames is None else list(frames)
@@ -159,6 +165,7 @@ class GymVecEnv(VecEnv):
             layer = layer.env
         return getattr(layer, name)
 
+    @override
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         if attr_name in _SINGLE_SPACES:
             values: Sequence[Any] = [getattr(self.vec_env, _SINGLE_SPACES[attr_name])] * self.num_envs
@@ -168,6 +175,7 @@ class GymVecEnv(VecEnv):
             values = [self._find(attr_name)] * self.num_envs
         return self._selected(values, indices)
 
+    @override
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         targets = list(self._get_indices(indices))
         if self._has_single_envs:
@@ -183,6 +191,7 @@ class GymVecEnv(VecEnv):
             )
         setattr(self.vec_env.unwrapped, attr_name, value)
 
+    @override
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
@@ -205,6 +214,7 @@ class GymVecEnv(VecEnv):
             f"for each of its {self.num_envs} environments; call it on `.vec_env` instead"
         )
 
+    @override
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         if isinstance(self.vec_env.unwrapped, SyncVectorEnv):
             values = [is_wrapped(env, wrapper_class) for env in self.vec_env.unwrapped.envs]

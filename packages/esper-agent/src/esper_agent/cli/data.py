@@ -57,7 +57,8 @@ class FetchSettings:
 
     Run the command again to resume an interrupted download; it does nothing if the files are there and intact. Files
     that were put there by hand are never replaced. An original archive in the folder is unpacked instead of downloaded.
-    Proxies are taken from the environment (https_proxy)."""
+    Proxies are taken from the environment (https_proxy).
+    """
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """Dataset; `esper data list` lists them."""
@@ -71,7 +72,8 @@ class FetchSettings:
 class VerifySettings:
     """Compare datasets on the disk with what was fetched, and load them as a task does.
 
-    The exit code is 1 if one is damaged, or was named but is not there."""
+    The exit code is 1 if one is damaged, or was named but is not there.
+    """
 
     names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")] = ()
     """Datasets; default: all that are on the disk."""

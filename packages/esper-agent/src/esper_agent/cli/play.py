@@ -55,8 +55,10 @@ class PlaySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(PlaySettings):
-    """Play one policy on a number of episodes and print the results. A run keeps its own environment settings, except
-    those in --env-settings."""
+    """Play one policy on a number of episodes and print the results.
+
+    A run keeps its own environment settings, except those in --env-settings.
+    """
 
     policy: str
     """A run folder, or one of heuristic, random, wait, conv_light, conv_heavy, attention, mlp."""

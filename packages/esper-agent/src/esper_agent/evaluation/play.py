@@ -32,7 +32,9 @@ class Policy(Protocol):
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]: ...
+    ) -> tuple[Any, Any]:
+        """Return actions (N, 8) and the next state of the policy."""
+        ...
 
 
 #: A policy, or a function that makes one for a vector environment.
@@ -223,7 +225,9 @@ class _Play:
 class Row(Protocol):
     """Interface of a line of a CSV file, such as a record or a summary."""
 
-    def row(self) -> dict[str, Any]: ...
+    def row(self) -> dict[str, Any]:
+        """Return the values by column."""
+        ...
 
 
 def write_csv(records: Sequence[Row], path: str | Path) -> None:

@@ -26,6 +26,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
+        """Return mean and sample deviation, NaN where there are too few values."""
         deviation = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
         return cls(float(np.mean(values)) if len(values) else math.nan, deviation)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from esper_env.telemetry import Payload, Severity
+from typing_extensions import override
 
 #: End of the sentence of an anomaly.
 _THRESHOLD = " (threshold {self.threshold:.3g})."
@@ -77,6 +78,7 @@ class ValueCollapse(Anomaly):
 
     TYPE = "VALUE_COLLAPSE_DETECTED"
 
+    @override
     def sentence(self) -> str:
         if self.threshold is None or self.value < 0:
             return f"the critic's explained variance is {self.value:.3g}; expected at least {self.threshold or 0:.3g}."
@@ -91,6 +93,7 @@ class NumericalInstability(Anomaly):
     TYPE = "NUMERICAL_INSTABILITY_DETECTED"
     SEVERITY = Severity.ERROR
 
+    @override
     def sentence(self) -> str:
         if self.quantity == "skipped_updates":
             return f"training skipped {self.value:.0f} updates that were not finite."
@@ -161,6 +164,7 @@ class RewardHackingSuspected(Payload):
     improvement: float  # points of accuracy
     ratio: float | None  # None if nothing improved
 
+    @override
     def sentence(self) -> str:
         if self.signature == "overpaid":
             return (

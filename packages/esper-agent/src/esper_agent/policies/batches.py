@@ -61,10 +61,12 @@ class ObservationBatch:
 
     @property
     def num_envs(self) -> int:
+        """Number of environments."""
         return len(self.blueprints)
 
     @property
     def num_slots(self) -> int:
+        """Number of slots of a network."""
         return self.blueprints.shape[1]
 
     def waiting(self) -> Actions:

@@ -13,6 +13,7 @@ from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
+from typing_extensions import override
 
 from esper_agent.ppo.advantages import ESTIMATORS, Rollout
 from esper_agent.ppo.policy import Decision
@@ -69,6 +70,7 @@ class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
             buffer_size, observation_space, action_space, hidden_state_shape, device, gae_lambda, gamma, n_envs
         )
 
+    @override
     def reset(self) -> None:
         super().reset()
         shape = (self.buffer_size, self.n_envs)
@@ -140,6 +142,7 @@ class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
         self.op_advantages = advantages.op
         self.returns = advantages.returns
 
+    @override
     def get(self, batch_size: int | None = None) -> Generator[FactoredSamples, None, None]:  # type: ignore[override]
         if not self.generator_ready:
             for name in ("op_advantages", "head_log_probs"):

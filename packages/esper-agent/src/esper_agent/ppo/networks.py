@@ -11,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 #: Gains of the orthogonal initialisation.
 HIDDEN_GAIN = math.sqrt(2.0)
@@ -33,6 +34,7 @@ class ObservationEncoder(BaseFeaturesExtractor):
         self.linear = nn.Linear(num_features + num_slots * embedding_dim, features_dim)
         self.norm = nn.LayerNorm(features_dim)
 
+    @override
     def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         # .long() returns the stored int64 indices themselves, without a copy.
         embedded = self.embedding(observations["blueprints"].long()).flatten(1)  # (B, S * embedding_dim)

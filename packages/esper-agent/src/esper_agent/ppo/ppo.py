@@ -21,6 +21,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
+from typing_extensions import override
 
 from esper_agent.ppo.advantages import ESTIMATORS
 from esper_agent.ppo.buffers import FactoredRolloutBuffer, FactoredSamples
@@ -360,6 +361,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.last_update = totals | per_head
 
+    @override
     def learn(
         self: SelfFactoredRecurrentPPO,
         total_timesteps: int,

@@ -215,6 +215,7 @@ class PolicyByName:
         return self._model is not None
 
     def __call__(self, env: Env | VectorEnv) -> Policy:
+        """Return the policy for an environment."""
         if self._model is None:
             return POLICIES[self.name](env, self.seed)
         for kind in ("observation", "action"):

@@ -131,7 +131,7 @@ def load_data(dataset: str = "auto", data_dir: str | None = None, *, family: Dat
         dataset: Name of the dataset. ``"auto"`` is the dataset that the task is named after. If its files are not on
             the disk, a stand-in takes its place: the data's ``name`` says so, and a :class:`SyntheticDataWarning` is
             issued once per process. In a family of texts, any other value is the path of a UTF-8 file, or of a folder
-            of \\*.txt and \\*.md files.
+            with files ending in .txt or .md.
         data_dir: Folder of the data files; default as in :func:`data_folder`.
         family: Kind of data that the task needs.
 

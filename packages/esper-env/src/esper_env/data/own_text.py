@@ -88,8 +88,11 @@ def _find_files(path: Path) -> tuple[TextFile, ...]:
 
 
 def check_context(path: Path, context: int) -> None:
-    """Raise ``ValueError`` if the splits of a text may be too short for windows of ``context`` bytes and their next
-    byte. Raises the errors of :func:`find_text` as well."""
+    """Check that the splits of a text are long enough for windows of ``context`` bytes and their next byte.
+
+    Raises:
+        ValueError: they may be too short, or :func:`find_text` raises it.
+    """
     total, least = sum(map(_length, _find_files(path))), min_size(context + 1)
     if total < least:
         raise ValueError(

@@ -38,8 +38,10 @@ def unpack(archive: Path, expected: Mapping[str, int], into: Path, watch: Watche
     Raises:
         UnsafeArchiveError: for a member that tarfile's "data" filter rejects, for an expected name that is no plain
             file of the expected size or comes twice, and for more bytes than the expected files have.
-        FetchError: for an archive that is damaged or lacks a file.
+        FetchError: for an archive that is damaged or lacks a file, and on Python 3.11.0 to 3.11.3.
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise FetchError(f"{archive} cannot be unpacked safely by this Python; use Python 3.11.4 or newer")
     into.mkdir()
     missing = dict(expected)
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 #: Maps query, key and value, each (B, heads, T, d / heads), to the attended values, of the same shape.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -33,6 +34,7 @@ class CausalSelfAttention(nn.Module):
         self.inputs = nn.Linear(width, 3 * width)  # to queries, keys and values
         self.output = nn.Linear(width, width)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.output(self.mixed(self.inputs(x)))
         return out
@@ -53,6 +55,7 @@ class CausalSelfAttention(nn.Module):
 class FlexCausalSelfAttention(CausalSelfAttention):
     """The same through flex attention, unless :func:`flex_obstacle` returns a reason against it."""
 
+    @override
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if flex_obstacle(query.device, query.shape[-1], query.dtype) is None:
             return _flex()(query, key, value, block_mask=_causal_mask(query.shape[-2], query.device))

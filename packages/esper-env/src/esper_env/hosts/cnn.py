@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from esper_env.hosts.protocol import SegmentedHost, SlotSpec, in_action_order
 
@@ -13,6 +14,7 @@ from esper_env.hosts.protocol import SegmentedHost, SlotSpec, in_action_order
 class GlobalAveragePool(nn.Module):
     """Mean over space: (B, C, H, W) -> (B, C)."""
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3))
 

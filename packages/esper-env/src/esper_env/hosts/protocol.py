@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class SlotSpec(NamedTuple):
@@ -51,6 +52,7 @@ class SegmentedHost(nn.Module):
     execution_order: tuple[int, ...]
     segments: nn.ModuleList
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         for segment in self.segments:
             x = segment(x)

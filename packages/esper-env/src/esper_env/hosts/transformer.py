@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from esper_env.hosts.attention import CausalSelfAttention
 from esper_env.hosts.protocol import SegmentedHost, SlotSpec, in_action_order
@@ -24,6 +25,7 @@ class TokenEmbedding(nn.Module):
         for table in (self.tokens, self.positions):
             nn.init.normal_(table.weight, std=INIT_STD)
 
+    @override
     def forward(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.tokens(tokens)
         return embedded + self.positions.weight[: tokens.shape[-1]]
@@ -36,17 +38,19 @@ class TiedHead(nn.Module):
         super().__init__()
         self.weight = embedding.weight
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
 
 
 class Residual(nn.Module):
-    """x + branch(x)"""
+    """A branch with a skip connection: x + branch(x)."""
 
     def __init__(self, *branch: nn.Module) -> None:
         super().__init__()
         self.branch = nn.Sequential(*branch)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         branch: Tensor = self.branch(x)
         return x + branch

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from esper_env.rules.heads import Operator
 
@@ -75,6 +76,7 @@ class _Gate(nn.Module):
 class BlendGate(_Gate):
     """Gate in (0, 1) per image, from spatially pooled features: (B, C, H, W) -> (B, 1, 1, 1)."""
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         hidden = nn.functional.silu(self.squeeze(x.mean(dim=(2, 3))))
         return torch.sigmoid(self.excite(hidden))[:, :, None, None]
@@ -83,6 +85,7 @@ class BlendGate(_Gate):
 class CausalBlendGate(_Gate):
     """Gate in (0, 1) per position, from the mean up to and including it: (B, T, C) -> (B, T, 1)."""
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         hidden = nn.functional.silu(self.squeeze(causal_mean(x)))
         return torch.sigmoid(self.excite(hidden))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from esper_env.rules.heads import Blueprint
 from esper_env.seeds.registry import register_blueprint
@@ -25,6 +26,7 @@ class LayerScaleResidual(nn.Module):
         self.branch = nn.Sequential(*branch)
         self.scale = nn.Parameter(torch.full((channels,), LAYER_SCALE_INIT))
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         branch: Tensor = self.branch(x)
         return x + self.scale.view(-1, 1, 1) * branch
@@ -38,6 +40,7 @@ class NormSeed(nn.Module):
         self.norm = nn.GroupNorm(1, channels)
         self.gate = nn.Parameter(torch.full((channels,), LAYER_SCALE_INIT))
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         normed: Tensor = self.norm(x)
         return x + torch.tanh(self.gate).view(-1, 1, 1) * (normed - x)
@@ -57,6 +60,7 @@ class SqueezeExcite(nn.Module):
         nn.init.normal_(self.excite.weight, std=LAYER_SCALE_INIT)
         nn.init.zeros_(self.excite.bias)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         hidden = nn.functional.silu(self.squeeze(x.mean(dim=(2, 3))))
         return x * (2.0 * torch.sigmoid(self.excite(hidden)))[:, :, None, None]

@@ -6,6 +6,7 @@ from math import gcd
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from esper_env.hosts.attention import CausalSelfAttention, FlexCausalSelfAttention
 from esper_env.rules.heads import Blueprint
@@ -25,6 +26,7 @@ class ScaledResidual(nn.Module):
         self.branch = nn.Sequential(*branch)
         self.scale = nn.Parameter(torch.full((width,), LAYER_SCALE_INIT))
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(x, self.scale, self.branch(x))
 
@@ -37,6 +39,7 @@ class TokenNormSeed(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.gate = nn.Parameter(torch.full((width,), LAYER_SCALE_INIT))
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         normed: Tensor = self.norm(x)
         return torch.addcmul(x, torch.tanh(self.gate), normed - x)
@@ -54,6 +57,7 @@ class LowRank(nn.Module):
         self.up = nn.Linear(rank, width, bias=False)
         nn.init.normal_(self.up.weight, std=LAYER_SCALE_INIT)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         branch: Tensor = self.up(self.down(x))
         return x + branch

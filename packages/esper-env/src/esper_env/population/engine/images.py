@@ -47,7 +47,7 @@ def run(module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool, prefi
 
 
 def to_batched(images: Tensor) -> Tensor:
-    """(n, B, C, H, W) -> (n, C, H, W, B)"""
+    """Permute (n, B, C, H, W) to (n, C, H, W, B)."""
     return images.permute(0, 2, 3, 4, 1)
 
 
@@ -295,7 +295,7 @@ def _norm_seed(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, trai
 
 
 def _pooled_mlp(module: SqueezeExcite | BlendGate, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
-    """(n, C, H, W, B) -> (n, outputs, B)"""
+    """Map pooled features (n, C, H, W, B) to (n, outputs, B)."""
     hidden = F.silu(_linear(module.squeeze, tensors, f"{prefix}squeeze.", x.mean(dim=(2, 3)), False))
     return _linear(module.excite, tensors, f"{prefix}excite.", hidden, False)
 

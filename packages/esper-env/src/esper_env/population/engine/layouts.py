@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from typing_extensions import override
 
 from esper_env.population.engine import images, sequences
 
@@ -54,18 +55,23 @@ class Layout(ABC):
 class BatchedImages(Layout):
     """Images of n networks, samples last."""
 
+    @override
     def from_samples(self, samples: Tensor) -> Tensor:
         return images.to_batched(samples).contiguous()
 
+    @override
     def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
         return images.run(module, tensors, x, training=training)
 
+    @override
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, reduction="none")
 
+    @override
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         return logits.max(1).indices == labels  # several times faster than argmax here
 
+    @override
     def first_samples(self, x: Tensor, count: int) -> Tensor:
         return x[..., :count]
 
@@ -73,9 +79,11 @@ class BatchedImages(Layout):
 class SingleImages(Layout):
     """Images of one network in channels_last. All rows are this network with other seeds and share its tensors."""
 
+    @override
     def from_samples(self, samples: Tensor) -> Tensor:
         return samples.permute(0, 1, 3, 4, 2).contiguous()
 
+    @override
     def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
         state = {name: value[0] for name, value in tensors.items()}
         module.train(training)
@@ -89,30 +97,37 @@ class SingleImages(Layout):
             out = out.permute(0, 2, 3, 1)
         return out.view(*x.shape[:2], *out.shape[1:])
 
+    @override
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
 
+    @override
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         return logits.max(2).indices == labels
 
-    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:  # noqa: ARG002
+    @override
+    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:
         return tensors
 
 
 class BatchedSequences(Layout):
     """Sequences of n networks."""
 
+    @override
     def from_samples(self, samples: Tensor) -> Tensor:
         return samples
 
+    @override
     def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
         module.train(training)
         return sequences.run(module, tensors, x)
 
+    @override
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         each = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none")
         return each.view(labels.shape).mean(2)
 
+    @override
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         return (logits.max(3).indices == labels).sum(2)
 
@@ -120,13 +135,15 @@ class BatchedSequences(Layout):
 class SingleSequences(BatchedSequences):
     """Sequences of one network. All rows are this network with other seeds and share its tensors."""
 
+    @override
     def call(self, module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool) -> Tensor:
         state = {name: value[0] for name, value in tensors.items()}
         module.train(training)
         out: Tensor = functional_call(module, state, (x.flatten(0, 1),))
         return out.reshape(*x.shape[:2], *out.shape[1:])
 
-    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:  # noqa: ARG002
+    @override
+    def gather(self, tensors: Tensors, rows: Tensor) -> Tensors:
         return tensors
 
 

@@ -40,7 +40,7 @@ def _per_feature(value: Tensor) -> Tensor:
 
 
 def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(n, B, T, inputs) with (n, outputs, inputs) and (n, outputs) -> (n, B, T, outputs)"""
+    """Map (n, B, T, inputs) with (n, outputs, inputs) and (n, outputs) to (n, B, T, outputs)."""
     rows = x.flatten(1, 2)
     out = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
     return out.view(*x.shape[:3], -1)

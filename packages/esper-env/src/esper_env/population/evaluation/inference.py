@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from esper_env.population.engine.vmapped import is_plain
 
@@ -26,6 +27,7 @@ def shifted(x: Tensor, shift: Tensor) -> Tensor:
 class Rectifier(nn.Module):
     """ReLU; without gradients it works in place, so it must follow a layer of ``OWN_RESULT``."""
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.relu(x, inplace=not torch.is_grad_enabled())
 
@@ -37,6 +39,7 @@ class ChannelShift(nn.Module):
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(channels))
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return shifted(x, self.shift[:, None, None])
 

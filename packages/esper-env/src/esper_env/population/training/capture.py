@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from esper_env.population.training.minibatches import Draw
 from esper_env.tasks.choices import CAPTURE_MODES
@@ -30,6 +31,7 @@ class Runner:
         self.captures = 0
 
     def __call__(self, draw: Draw) -> None:
+        """Run one minibatch, or replay the captured one."""
         """Run the step on a minibatch."""
         self._step(draw)
 
@@ -50,6 +52,7 @@ class CapturingRunner(Runner):
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, draw: Draw) -> None:
+        """Run one minibatch, or replay the captured one."""
         if self._inputs is None:
             self._inputs = draw.clone()
             self.warm_up(self._inputs)
@@ -94,10 +97,12 @@ class CudaGraph(CapturingRunner):
         self._device, self._pool = device, pool
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
+    @override
     def warm_up(self, inputs: Draw) -> None:
         with self._on_own_stream():
             self._step(inputs)
 
+    @override
     def capture(self, inputs: Draw) -> Callable[[], None]:
         # torch.cuda.graph would wait for the device and empty its memory cache each time.
         graph = torch.cuda.CUDAGraph()
