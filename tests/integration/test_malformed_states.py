@@ -335,6 +335,6 @@ def test_a_finished_run(run, capsys):
     assert main(["train", "--resume", str(run), "--no-progress"]) == 0
     capsys.readouterr()
     files = contents(run)
-    says = ["is finished: all of its 72 timesteps are done", "to train for longer, begin another run"]
+    says = ["is finished: all of its 72 timesteps are done", "to train for longer, start another run"]
     refused(lambda: resume(run, progress=False), RunError, says)
     assert contents(run) == files

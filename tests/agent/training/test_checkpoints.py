@@ -8,7 +8,7 @@ import pytest
 from esper_agent.training import checkpoints as saving
 from esper_agent.training.checkpoints import SaveCheckpoints, checkpoint_paths, latest_checkpoint
 from esper_agent.training.run import resume, train
-from esper_agent.training.session import lasting
+from esper_agent.training.session import fixed_settings
 from esper_agent.training.state import KIND, LAYOUT
 from esper_env.persistence.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from resuming import ROLLOUT, Crash, differences, small_settings
@@ -32,7 +32,7 @@ def run(finished, tmp_path):
 
 
 def latest(folder):
-    return latest_checkpoint(folder, lasting(small_settings(folder, *TOY)))
+    return latest_checkpoint(folder, fixed_settings(small_settings(folder, *TOY)))
 
 
 def names(folder):

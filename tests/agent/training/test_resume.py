@@ -221,7 +221,7 @@ def test_a_run_that_was_trained_without_checkpoints_has_nothing_to_go_on_from(tm
     settings = small_settings(tmp_path / "run", *TOY, checkpoint_every=0, total_timesteps=ROLLOUT)
     train(settings)
     assert not (settings.out / "checkpoints").exists()
-    with pytest.raises(RunError, match="has a model but no checkpoint to go on from"):
+    with pytest.raises(RunError, match="has a model but no checkpoint to resume from"):
         go_on(settings.out)
 
 
@@ -297,7 +297,7 @@ def test_a_run_that_has_just_begun_is_locked_too(tmp_path):
 def test_other_versions_are_told(killed):
     versions = json.loads((killed / "versions.json").read_text())
     (killed / "versions.json").write_text(json.dumps(versions | {"torch": "1.0"}))
-    with pytest.warns(RuntimeWarning, match=r"began with torch 1\.0, now .*; it may not become"):
+    with pytest.warns(RuntimeWarning, match=r"started with torch 1\.0, now .*; its results may differ"):
         go_on(killed)
 
 

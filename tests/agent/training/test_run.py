@@ -102,7 +102,7 @@ def test_a_crash_leaves_the_model_as_it_was(toy_id, tmp_path):
 
 
 def test_a_run_that_is_stopped_at_once_has_no_model_and_says_so(toy_id, tmp_path):
-    with pytest.raises(KeyboardInterrupt, match="has no model: go on with `esper train --resume"):
+    with pytest.raises(KeyboardInterrupt, match="has no model: resume with `esper train --resume"):
         train(settings_for(toy_id, tmp_path / "r"), [FailAt(26, KeyboardInterrupt())])
     assert not (tmp_path / "r" / "model.zip").exists()
 

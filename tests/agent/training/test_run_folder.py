@@ -119,7 +119,7 @@ def test_files_that_a_run_would_overwrite_keep_it_from_being_made(name, tmp_path
 
 
 def test_a_folder_that_cannot_be_made_is_said():
-    with pytest.raises(RunError, match="the folder /dev/null/run cannot be made: Not a directory"):
+    with pytest.raises(RunError, match="the folder /dev/null/run cannot be created: Not a directory"):
         create_run("/dev/null/run", {}, {})
 
 

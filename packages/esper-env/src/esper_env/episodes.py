@@ -25,8 +25,8 @@ class ResetRequest(NamedTuple):
     topology: dict[int, int]  # slot (action index) -> blueprint value
 
 
-class Site(NamedTuple):
-    """Where seeds can be planted."""
+class SeedSites(NamedTuple):
+    """Slots of a host, and how many seeds they may hold."""
 
     slot_ids: tuple[str, ...]
     topology: str  # of the host: "cnn", ...
@@ -37,7 +37,7 @@ def parse_reset(
     seed: int | Sequence[int | None] | None,
     options: Mapping[str, Any] | None,
     count: int,
-    site: Site,
+    sites: SeedSites,
     known: Sequence[str] = OPTIONS,
 ) -> ResetRequest:
     """Check the arguments of ``reset`` before anything changes; ``known`` are the options there are.
@@ -54,7 +54,7 @@ def parse_reset(
     if unknown:
         raise ValueError(f"reset options {unknown} are not known; expected {', '.join(known)}")
     return ResetRequest(
-        _seeds(seed, count), _rows(given.get("reset_mask"), count), _planted(given.get("topology"), site)
+        _seeds(seed, count), _rows(given.get("reset_mask"), count), _planted(given.get("topology"), sites)
     )
 
 
@@ -94,17 +94,17 @@ def _rows(mask: Any, count: int) -> Mask:
     return mask.copy()
 
 
-def _planted(topology: Any, site: Site) -> dict[int, int]:
+def _planted(topology: Any, sites: SeedSites) -> dict[int, int]:
     if topology is None:
         return {}
     if not isinstance(topology, Mapping):
         raise TypeError(f"options['topology'] is {topology!r}; expected a mapping from slot ids to blueprint names")
     for slot in topology:
-        if slot not in site.slot_ids:
-            raise ValueError(f"options['topology'] names slot {slot!r}; this host has {', '.join(site.slot_ids)}")
-    if len(topology) > site.max_seeds:
-        raise ValueError(f"options['topology'] plants {len(topology)} seeds; max_seeds is {site.max_seeds}")
-    return {site.slot_ids.index(slot): blueprint_entry(name, site.topology).value for slot, name in topology.items()}
+        if slot not in sites.slot_ids:
+            raise ValueError(f"options['topology'] names slot {slot!r}; this host has {', '.join(sites.slot_ids)}")
+    if len(topology) > sites.max_seeds:
+        raise ValueError(f"options['topology'] plants {len(topology)} seeds; max_seeds is {sites.max_seeds}")
+    return {sites.slot_ids.index(slot): blueprint_entry(name, sites.topology).value for slot, name in topology.items()}
 
 
 class EpisodeClock(ArrayState):

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from esper_env.checks import is_whole
-from esper_env.episodes import EpisodeClock, Site, parse_reset
+from esper_env.episodes import EpisodeClock, SeedSites, parse_reset
 from esper_env.growth import Growth, Observation
 from esper_env.infos import Infos, merge_infos, restrict_infos, vector_infos
 from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
@@ -108,7 +108,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self.reward_config = self._growth.reward_config
         #: Where events go: ``env.telemetry.add_sink(JsonlSink("folder"))``.
         self.telemetry: Telemetry = self._growth.telemetry
-        self._site = Site(self.slot_ids, self.topology, self._growth.max_seeds)
+        self._sites = SeedSites(self.slot_ids, self.topology, self._growth.max_seeds)
         self._generators = Generators(*zip(*(seeding.np_random() for _ in range(num_envs)), strict=True))
         slots = len(self.slot_ids)
         self.single_observation_space = observation_space(slots)
@@ -124,7 +124,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         Raises ``ValueError`` or ``TypeError`` for seeds, masks or topologies that make no sense, and ``ResetNeeded``
         for a mask that leaves out an environment without an episode; nothing has changed then.
         """
-        request = parse_reset(seed, options, self.num_envs, self._site)
+        request = parse_reset(seed, options, self.num_envs, self._sites)
         self._clock.require_started(besides=request.rows)
         for row in np.flatnonzero(request.rows):
             if request.seeds[row] is not None:
@@ -258,7 +258,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
     def check_reset(self, seed: int | None, options: dict[str, Any] | None, known: Sequence[str]) -> None:
         """Raise what :meth:`reset` would, with only the ``known`` options."""
-        parse_reset(seed, options, self.num_envs, self._site, known)
+        parse_reset(seed, options, self.num_envs, self._sites, known)
 
     @property
     def data_digest(self) -> str:
@@ -280,7 +280,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
     @property
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
-        """What each environment's generator started from, -1 where that is not known."""
+        """Seed of each environment's generator, -1 if unknown."""
         return tuple(self._generators.seeds)
 
     def share_generators(self, rngs: Sequence[np.random.Generator], seeds: Sequence[int]) -> None:

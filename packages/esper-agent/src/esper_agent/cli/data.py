@@ -101,7 +101,7 @@ def run_data(settings: DataSettings, console: Console) -> int:
 def run_list(settings: ListSettings, console: Console) -> int:
     """Print the table of datasets."""
     root = data_folder(settings.data_dir)
-    places = whereabouts(root)
+    places = dataset_places(root)
     console.width = max(console.width, LEAST_WIDTH)  # a narrower terminal wraps the lines
     table = _table("Datasets", "name", "description", "tasks", "to fetch", "on this disk")
     for name, source in ORIGINALS.items():
@@ -115,7 +115,7 @@ def run_list(settings: ListSettings, console: Console) -> int:
     return 0
 
 
-def whereabouts(root: Path) -> dict[str, str]:
+def dataset_places(root: Path) -> dict[str, str]:
     """Return, for each dataset, its folder below ``root``, or why it has none."""
     found = {name: source.find(root) for name, source in ORIGINALS.items()}
     built_in = dict.fromkeys(BUILT_IN, "needs no files")

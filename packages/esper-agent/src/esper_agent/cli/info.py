@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from esper_agent.cli.data import whereabouts
+from esper_agent.cli.data import dataset_places
 
 #: Meaning of values whose names do not show it.
 _MEANINGS = {
@@ -100,7 +100,7 @@ def data_table() -> Table:
     """Return a table of the datasets of the tasks and their places on this disk."""
     folder = data_folder()
     table = _table(escape(f"Datasets in {folder}"), "name", "found")
-    for name, place in whereabouts(folder).items():
+    for name, place in dataset_places(folder).items():
         table.add_row(name, escape(place))
     return table
 

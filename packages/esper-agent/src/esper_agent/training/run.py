@@ -33,7 +33,7 @@ from esper_agent.training.run_folder import (
     run_config,
 )
 from esper_agent.training.run_lock import locked
-from esper_agent.training.session import HELD_OUT_SEED, Trained, lasting, make_model, session
+from esper_agent.training.session import HELD_OUT_SEED, Trained, fixed_settings, make_model, session
 
 __all__ = [
     "HELD_OUT_SEED",
@@ -69,47 +69,47 @@ def resume(
     callbacks: Sequence[BaseCallback] = (),
     sinks: Sequence[Sink] = (),
 ) -> Trained:
-    """Go on with a run that ended before its time, from its latest checkpoint, under its own settings.
+    """Resume an unfinished run from its latest checkpoint, with its own settings.
 
-    The result equals that of an uninterrupted run (docs/environment.md, "Reproducibility"). A run
-    that has no checkpoint yet starts from the beginning. Both are so whatever ended it, and a ``RuntimeWarning`` says
-    what is out of the ordinary: no checkpoint, one that cannot be read, other versions.
+    The result equals that of an uninterrupted run; see "Reproducibility" in docs/environment.md. A run without a
+    checkpoint starts from the beginning. A ``RuntimeWarning`` reports a missing or unreadable checkpoint and other
+    versions of the packages.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
         progress: show a progress bar.
-        device: where to train; None is the run's own setting.
-        callbacks: those that ``train`` was given: the ones with a state take up theirs.
-        sinks: where events go besides the folder of the run.
+        device: the device to train on; None uses the run's own setting.
+        callbacks: the callbacks that were given to ``train``; those with a state continue from it.
+        sinks: further sinks for events.
 
     Raises:
-        RunError, ConfigError: the folder holds no run, one that is finished, or one that is being trained.
-        CheckpointError: no checkpoint can be read, or they do not fit the configuration.
-        NonFiniteUpdateError, KeyboardInterrupt: as of ``train``.
+        RunError, ConfigError: the folder holds no run, or one that is finished or is being trained.
+        CheckpointError: no checkpoint is readable, or they do not fit the configuration.
+        NonFiniteUpdateError, KeyboardInterrupt: as in ``train``.
     """
     place, config = run_config(folder)
     own = TrainSettings(out=place)
     own = with_values(own, config, str(place / CONFIG))
     settings = replace(own, out=place, progress=progress, device=device or own.device)
-    settings.check()  # and nothing else: a run goes on with the settings that it has
+    settings.check()
     with locked(place):
-        start = latest_checkpoint(place, lasting(settings))
+        start = latest_checkpoint(place, fixed_settings(settings))
         _check_unfinished(place, settings, start, kept="checkpoint_every" in config and own.checkpoint_every > 0)
-        _tell_versions(place)
+        _check_versions(place)
         with session(settings) as learner:
             return learner.learn(place, callbacks, start, sinks)
 
 
 def _check_unfinished(folder: Path, settings: TrainSettings, start: Saved | None, kept: bool) -> None:
-    """``RunError`` for a run that has nothing to go on with; a warning for one that has nothing to go on from."""
+    """Raise ``RunError`` for a finished run or one without checkpoints; warn if there is no checkpoint yet."""
     if start is not None and start.timesteps >= settings.whole_rollouts:
         raise RunError(
-            f"{folder} is finished: all of its {start.timesteps:,} timesteps are done; to train for longer, begin "
+            f"{folder} is finished: all of its {start.timesteps:,} timesteps are done; to train for longer, start "
             "another run"
         )
     if start is None and not kept and (folder / MODEL).exists():
         raise RunError(
-            f"{folder} has a model but no checkpoint to go on from (it was trained without them); to train anew, give "
+            f"{folder} has a model but no checkpoint to resume from (it was trained without them); to start again, use "
             "another folder"
         )
     if start is None:
@@ -118,22 +118,22 @@ def _check_unfinished(folder: Path, settings: TrainSettings, start: Saved | None
         )
 
 
-def _tell_versions(folder: Path) -> None:
-    """A warning when the run began with other versions: what it becomes may differ then."""
+def _check_versions(folder: Path) -> None:
+    """Warn if the run started with other versions, which may compute something else."""
     try:
         before = json.loads((folder / VERSIONS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         before = None
     now = package_versions()
     if not isinstance(before, dict):
-        changed = f"versions that are not known ({VERSIONS} cannot be read)"
+        changed = f"unknown versions ({VERSIONS} cannot be read)"
     else:
         changed = ", ".join(
             f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]
         )
     if changed:
         warnings.warn(
-            f"{folder} began with {changed}; it may not become what it would have",
+            f"{folder} started with {changed}; its results may differ from those of an uninterrupted run",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -1,19 +1,19 @@
-"""A run folder: all that a training run leaves behind, and how to get the model back out of it.
+"""A run folder: the files of a training run, and loading its model.
 
 | file | content |
 |---|---|
 | config.yaml | the resolved configuration |
-| task.json | the resolved task, and name and digest of the data set that was used |
-| versions.json | versions of Python and of the packages that matter |
-| checkpoints/ | the last two states of the training, from which it can be resumed; named by their timesteps |
+| task.json | the resolved task, and the name and digest of the dataset used |
+| versions.json | versions of Python and of the packages that results depend on |
+| checkpoints/ | the last two states of the training, to resume from; named by their timesteps |
 | train.lock | held by the process that trains |
-| model.zip | the model, saved the Stable-Baselines3 way |
-| vecnormalize.pkl | the normaliser of the returns, saved the Stable-Baselines3 way |
-| events/ | what happened, as telemetry events: see docs/telemetry.md |
-| progress.csv | what the logger recorded, one line per rollout |
+| model.zip | the model, in the format of Stable-Baselines3 |
+| vecnormalize.pkl | the normaliser of the returns, in the format of Stable-Baselines3 |
+| events/ | telemetry events, see docs/telemetry.md |
+| progress.csv | the values of the logger, one line per rollout |
 | episodes.csv | one line per finished training episode |
 
-Loading a model runs code stored in it, as with every Stable-Baselines3 file: load only runs that you trust.
+Loading a model executes code stored in it, as with every Stable-Baselines3 file. Load only runs that you trust.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 CONFIG, TASK, VERSIONS, MODEL = "config.yaml", "task.json", "versions.json", "model.zip"
 CHECKPOINTS, EVENTS = "checkpoints", "events"
 NORMALISER, EPISODES, PROGRESS = "vecnormalize.pkl", "episodes.csv", "progress.csv"
-#: What must not be there when a run begins.
+#: Files that must not exist when a run starts.
 RUN_FILES = (CONFIG, TASK, VERSIONS, MODEL, NORMALISER, EPISODES, PROGRESS, CHECKPOINTS, EVENTS)
 _PACKAGES = ("esper-env", "esper-agent", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
 
 
 class RunError(ValueError):
-    """A run folder that cannot be made or used; the message says what was found and what to do."""
+    """A run folder that cannot be created or used; the message names the cause and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Run:
     path: Path
     config: dict[str, Any]
     model: FactoredRecurrentPPO
-    task: dict[str, Any]  # empty where task.json cannot be read: nothing but notes depends on it
+    task: dict[str, Any]  # empty if task.json cannot be read: only notes depend on it
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
@@ -71,12 +71,12 @@ class Run:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
+    """Return versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
 def new_folder(path: str | Path, names: Sequence[str], content: str) -> Path:
-    """Make a folder for ``content`` unless it is there; a ``RunError`` if one of the files to come is there already."""
+    """Create a folder for ``content``; ``RunError`` if it holds one of the files to come."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; {content} needs a folder")
@@ -84,18 +84,19 @@ def new_folder(path: str | Path, names: Sequence[str], content: str) -> Path:
         if (folder / name).exists():
             ended = "" if name != CONFIG or (folder / MODEL).exists() else " without a model"
             what = f"a run{ended}" if (folder / CONFIG).exists() else f"a file {name}"
-            raise RunError(f"{folder} already holds {what}; give another folder, or remove this one")
+            raise RunError(f"{folder} already holds {what}; use another folder, or remove this one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"the folder {folder} cannot be made: {error.strerror}; give another one") from None
+        raise RunError(f"the folder {folder} cannot be created: {error.strerror}; use another one") from None
     return folder
 
 
 def create_run(path: str | Path, config: Mapping[str, Any], task: Mapping[str, Any]) -> Path:
-    """Make a run folder with its configuration, task and versions.
+    """Create a run folder with its configuration, task and versions.
 
-    A folder that already holds a run, or files that would be overwritten, is a ``RunError``.
+    Raises:
+        RunError: the folder holds a run, or files that would be overwritten.
     """
     folder = new_folder(path, RUN_FILES, "a run")
     write_text(folder / VERSIONS, json.dumps(package_versions(), indent=2) + "\n")
@@ -105,9 +106,10 @@ def create_run(path: str | Path, config: Mapping[str, Any], task: Mapping[str, A
 
 
 def save_model(folder: str | Path, model: BaseAlgorithm) -> Path:
-    """Save the model, and the normaliser if its environment has one; returns the model's path.
+    """Save the model, and the normaliser if its environment has one. Each file appears complete or not at all.
 
-    Each file appears complete or not at all.
+    Returns:
+        The model's path.
     """
     folder = Path(folder)
     normaliser = model.get_vec_normalize_env()
@@ -120,7 +122,7 @@ def save_model(folder: str | Path, model: BaseAlgorithm) -> Path:
 
 
 def run_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The folder of a run and its configuration; ``RunError`` when there is none."""
+    """Return the folder of a run and its configuration; ``RunError`` if there is none."""
     folder = Path(path)
     if folder.is_file():
         raise RunError(f"{folder} is a file; give the folder that `esper train --out` wrote")
@@ -142,12 +144,18 @@ def run_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
 def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") -> Run:
     """Load a run's configuration and model.
 
-    Raises ``RunError`` when the folder is missing or holds no run, when the run was stopped before it saved a model,
-    and, with ``env_id`` given, when it was trained on another task; ``ConfigError`` for a device that is not there.
+    Args:
+        path: the run folder.
+        env_id: the task that the run must have been trained on; None accepts any.
+        device: the device of the model.
+
+    Raises:
+        RunError: there is no run, it has no model, or it was trained on another task.
+        ValueError: the device does not exist.
     """
     folder, config = run_config(path)
     if not (folder / MODEL).is_file():
-        raise RunError(f"{folder} has no {MODEL}: its training ended before a model was saved; train it again")
+        raise RunError(f"{folder} has no {MODEL}: training ended before a model was saved; train it again")
     if env_id is not None and env_id != config["env"]:
         raise RunError(
             f"{folder} was trained on {config['env']}, not on {env_id}; evaluate it with --env {config['env']}"
@@ -161,8 +169,8 @@ def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") 
         model = FactoredRecurrentPPO.load(folder / MODEL, device=device)
     except Exception as error:
         raise RunError(
-            f"{folder / MODEL} cannot be loaded ({type(error).__name__}: {error}); it is damaged, or not of "
-            "FactoredRecurrentPPO"
+            f"{folder / MODEL} cannot be loaded ({type(error).__name__}: {error}); it is damaged, or not a "
+            "FactoredRecurrentPPO model"
         ) from error
     return Run(folder, config, model, _read_task(folder / TASK))
 
@@ -176,19 +184,20 @@ def _read_task(path: Path) -> dict[str, Any]:
 
 
 def common_task(names: Sequence[str]) -> str | None:
-    """The task that the runs among the names of policies were trained on; None without a run.
+    """Return the task of the runs among policy names; None without a run.
 
-    ``RunError`` for runs of different tasks, and as of :func:`run_config`.
+    Raises:
+        RunError: the runs were trained on different tasks, or a folder is not a run.
     """
     trained = {name: run_config(name)[1]["env"] for name in names if name not in POLICIES and Path(name).exists()}
     if len(set(trained.values())) > 1:
         listed = ", ".join(f"{name} on {env_id}" for name, env_id in trained.items())
-        raise RunError(f"the runs were trained on different tasks: {listed}; play those of one task at a time")
+        raise RunError(f"the runs were trained on different tasks: {listed}; evaluate the runs of one task at a time")
     return next(iter(trained.values()), None)
 
 
 class PolicyByName:
-    """What makes a policy for an environment: one of ``POLICIES``, or the model of a run folder.
+    """Factory of a policy: one of ``POLICIES``, or the model of a run folder.
 
     Raises:
         RunError: the name is neither, or the run cannot be used for the task.
@@ -196,8 +205,8 @@ class PolicyByName:
 
     def __init__(self, name: str, env_id: str, seed: int = 0, device: str = "auto") -> None:
         self.name, self.seed = name, seed
-        self.env_kwargs: dict[str, Any] = {}  # that the run was trained with
-        self.note = ""  # about the data of the environment that it was last made for
+        self.env_kwargs: dict[str, Any] = {}  # of the training
+        self.note = ""  # about the data of the last environment
         self._model: FactoredRecurrentPPO | None = None
         self._task: dict[str, Any] = {}
         if name in POLICIES:
@@ -211,7 +220,7 @@ class PolicyByName:
 
     @property
     def is_run(self) -> bool:
-        """Whether the policy is the model of a run folder."""
+        """True if the policy is the model of a run folder."""
         return self._model is not None
 
     def __call__(self, env: Env | VectorEnv) -> Policy:
@@ -223,14 +232,14 @@ class PolicyByName:
             offered = getattr(env, f"single_{kind}_space", getattr(env, f"{kind}_space", None))
             if trained != offered:
                 raise RunError(
-                    f"the {kind} space of {self.name} is {trained}, the environment's is {offered}; "
+                    f"the {kind} space of {self.name} is {trained}; the environment has {offered}; "
                     "use the environment settings the run was trained with"
                 )
         self.note = self._data_note(env)
         return self._model
 
     def _data_note(self, env: Env | VectorEnv) -> str:
-        """Where the run was trained on other data, a line about it; runs of earlier versions do not tell."""
+        """Return a note if the run was trained on other data, else ""."""
         trained, here = self._task.get("data_digest"), getattr(env.unwrapped, "data_digest", None)
         if not isinstance(trained, str) or here is None or trained == here:
             return ""

@@ -32,13 +32,13 @@ from esper_agent.vectors import check_growth
 
 #: Seeds of held-out evaluation episodes start here, far from those of training environments.
 HELD_OUT_SEED = 1_000_000
-#: Settings that a run may go on with in another form: they do not change what it becomes.
+#: Settings that a resumed run may change: they do not affect the training.
 _FREE = ("out", "config", "progress", "device", "checkpoint_every", "telemetry", "anomalies")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training run came to."""
+    """The result of a training run."""
 
     folder: Path
     model_path: Path
@@ -47,18 +47,18 @@ class Trained:
     episodes: Sequence[dict[str, Any]]  # finished training episodes, as in episodes.csv
     env_kwargs: dict[str, Any]  # settings of the environment it was trained in
     dataset: str
-    signal: int | None  # that ended it before total_timesteps
-    resumed_from: int | None = None  # timestep of the checkpoint that it went on from
+    signal: int | None  # number of the signal that ended it before total_timesteps
+    resumed_from: int | None = None  # timestep of the checkpoint from which it resumed
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal ended it before total_timesteps."""
+        """True if a signal ended the run before total_timesteps."""
         return self.signal is not None
 
 
 @dataclass(frozen=True)
 class Session:
-    """An untrained model in its environment, and where the numbers of its training go."""
+    """An untrained model in its environment, with the settings of its training."""
 
     settings: TrainSettings
     model: FactoredRecurrentPPO
@@ -69,9 +69,16 @@ class Session:
     def learn(
         self, folder: Path, callbacks: Sequence[BaseCallback], start: Saved | None = None, sinks: Sequence[Sink] = ()
     ) -> Trained:
-        """Train to the end, from ``start`` if there is one, and save the model. Events go to ``sinks``, too.
+        """Train to the end and save the model.
 
-        Raises ``CheckpointError`` for a start that does not fit, before anything changes.
+        Args:
+            folder: the run folder.
+            callbacks: further callbacks of the training.
+            start: the checkpoint to resume from.
+            sinks: further sinks for events.
+
+        Raises:
+            CheckpointError: ``start`` does not fit. Nothing has changed.
         """
         settings, model = self.settings, self.model
         model.set_logger(run_logger(folder, PROGRESS))
@@ -79,7 +86,7 @@ class Session:
         total = settings.whole_rollouts
         hub: Telemetry = self.env.get_attr("telemetry")[0]
         diagnostics, log = DiagnosticsCallback(settings.anomalies, hub), EventLog(hub, folder / EVENTS)
-        with ExitStack() as leaving:  # each is closed also where another cannot be
+        with ExitStack() as leaving:  # closes each, even if another one cannot be closed
             for close in (model.logger.close, curves.close, hub.close):
                 leaving.callback(close)
             for sink in [*([JsonlSink(folder / EVENTS)] if settings.telemetry else []), *sinks]:
@@ -89,13 +96,13 @@ class Session:
                 if settings.eval_every:
                     held_out = settings.eval_every, settings.eval_episodes, HELD_OUT_SEED
                     watchers.append(PeriodicEvaluation(settings.env, *held_out, self.env_kwargs, stop))
-                saver = SaveCheckpoints(folder, settings.checkpoint_every, watchers, lasting(settings), start)
-                saver.on_saved = partial(_tell_checkpoint, hub, CheckpointSaved)
+                saver = SaveCheckpoints(folder, settings.checkpoint_every, watchers, fixed_settings(settings), start)
+                saver.on_saved = partial(_emit_checkpoint, hub, CheckpointSaved)
                 if start is not None:
                     restore_training(model, watchers, start.state)
                 log.drop_later_events()
                 if start is not None:
-                    _tell_checkpoint(hub, CheckpointLoaded, start.path, start.timesteps)
+                    _emit_checkpoint(hub, CheckpointLoaded, start.path, start.timesteps)
                 with _saved_on_failure(folder, model), diagnostics.reporting_divergence():
                     model.learn(
                         total - (start.timesteps if start else 0),
@@ -105,9 +112,9 @@ class Session:
                     )
                     model.logger.dump(model.num_timesteps)  # of the last round of updates
                 complete = model.num_timesteps >= total and not saver.in_rollout
-                # Still inside the block: a Ctrl-C must not tear the file that is being written.
+                # Inside the block, so that Ctrl-C does not interrupt the writing of the file.
                 path = save_model(folder, model)
-                if complete:  # after the model: a checkpoint of the last timestep says that the run is finished
+                if complete:  # after the model: a checkpoint of the last timestep marks the run as finished
                     saver.save()
         return Trained(
             folder,
@@ -124,9 +131,10 @@ class Session:
 
 @contextmanager
 def session(settings: TrainSettings) -> Iterator[Session]:
-    """The environment and the model that the settings ask for; the environment is closed at the end.
+    """Yield the environment and the model of the settings; the environment is closed at the end.
 
-    Raises ``ConfigError``, ``CheckpointError`` or ``ValueError`` for settings that cannot be used.
+    Raises:
+        ValueError: settings that cannot be used, or an environment whose state cannot be saved (``CheckpointError``).
     """
     env_kwargs = training_env_settings(settings.env_settings, settings.ppo.gamma)
     monitored = make_sb3_env(settings.env, settings.num_envs, settings.seed, **env_kwargs)
@@ -143,32 +151,32 @@ def session(settings: TrainSettings) -> Iterator[Session]:
         env.close()
 
 
-def _tell_checkpoint(
+def _emit_checkpoint(
     hub: Telemetry, kind: type[CheckpointSaved] | type[CheckpointLoaded], path: Path, timesteps: int
 ) -> None:
     hub.emit(kind(path=str(path), timesteps=timesteps))
 
 
-def lasting(settings: TrainSettings) -> dict[str, Any]:
-    """The settings that a run has to go on with, as JSON values."""
+def fixed_settings(settings: TrainSettings) -> dict[str, Any]:
+    """Return the settings that a resumed run cannot change, as JSON values."""
     return {name: value for name, value in plain(settings).items() if name not in _FREE}
 
 
 def make_model(settings: TrainSettings, env: VecNormalize) -> FactoredRecurrentPPO:
-    """The untrained model."""
+    """Return the untrained model."""
     return FactoredRecurrentPPO.from_settings(settings.ppo, env, seed=settings.seed, device=settings.device)
 
 
 @contextmanager
 def _saved_on_failure(folder: Path, model: FactoredRecurrentPPO) -> Iterator[None]:
-    """Save the model when something unforeseen ends training, a full disk under the logger for instance."""
+    """Save the model if an unexpected error ends training, for example a full disk under the logger."""
     try:
         yield
-    except NonFiniteUpdateError:  # has saved the last good one itself
+    except NonFiniteUpdateError:  # the last good model is saved already
         raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"Interrupted; {folder} has no model: go on with `esper train --resume {folder}`, or remove it"
+            f"Interrupted; {folder} has no model: resume with `esper train --resume {folder}`, or remove it"
         ) from None
     except Exception as error:
         with suppress(OSError):

@@ -35,7 +35,7 @@ BoolArray = NDArray[np.bool_]
 
 
 class Networks(NamedTuple):
-    """What a population holds: shards, which networks each has, and a stream for every network."""
+    """The content of a population: shards, the networks of each, and a stream for every network."""
 
     shards: list[Shard]
     slices: list[slice]
@@ -49,7 +49,7 @@ class Networks(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where the tensors of some networks are: what holds them in each shard, and its name in the state."""
+    """The place of some networks' tensors: the store in each shard, and its path in the state."""
 
     path: str
     store: Callable[[int], RowStore]  # of a shard
