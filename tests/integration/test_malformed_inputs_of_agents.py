@@ -239,7 +239,7 @@ def removed(name):
 
 OURS = b"env: Esper-Digits-v0\n"
 PAIRS = "expected `name: value` pairs, or a list such as [horizon=20]"
-DAMAGED = "it is damaged, or not of FactoredRecurrentPPO"
+DAMAGED = "it is damaged, or not a FactoredRecurrentPPO model"
 
 
 @table(

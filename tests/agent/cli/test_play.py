@@ -156,7 +156,7 @@ def test_benchmark_rejects_runs_of_different_tasks(run_folder, toy_id, tmp_path,
     other.mkdir()
     (other / "config.yaml").write_text("env: Esper-Text-v0\n")
     err = bad(["benchmark", "--policies", "wait", str(run_folder), str(other), "--out", str(out)], capsys)
-    assert f"different tasks: {run_folder} on {toy_id}, {other} on Esper-Text-v0; play those of one task" in err
+    assert f"different tasks: {run_folder} on {toy_id}, {other} on Esper-Text-v0; evaluate the runs of one task" in err
     assert not out.exists()
 
 

@@ -103,7 +103,7 @@ def test_a_recurrent_model_is_evaluated_with_its_state(trained, toy_id):
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(trained, tmp_path):
-    with pytest.raises(RunError, match="already holds a run; give another"):
+    with pytest.raises(RunError, match="already holds a run; use another"):
         create_run(trained.folder, {}, {})
     (tmp_path / "config.yaml").touch()
     with pytest.raises(RunError, match="already holds a run without a model"):
@@ -138,7 +138,7 @@ def test_each_kind_of_unusable_run_is_told_apart(trained, tmp_path, toy_id):
     with pytest.raises(RunError, match="does not name an environment"):
         load_run(tmp_path)
     (tmp_path / "config.yaml").write_text(f"env: {toy_id}\n")
-    with pytest.raises(RunError, match=r"has no model\.zip: its training ended before"):
+    with pytest.raises(RunError, match=r"has no model\.zip: training ended before"):
         load_run(tmp_path)
     whole = (trained.folder / "model.zip").read_bytes()
     (tmp_path / "model.zip").write_bytes(whole[: len(whole) // 2])
