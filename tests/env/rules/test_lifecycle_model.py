@@ -24,10 +24,11 @@ from esper_env.rules.heads import (
 )
 from esper_env.rules.masks import ActionRules, sample_valid_actions
 from esper_env.rules.slot_table import DOWN, HOLD, UP, SlotTable
-from esper_env.rules.stages import CAN_MOVE, Stage
+from esper_env.rules.stages import Stage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from stage_moves import CAN_MOVE
 
 PERMISSIVE, STRICT = GateConfig.permissive(), GateConfig.strict()
 

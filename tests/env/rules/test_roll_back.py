@@ -10,9 +10,10 @@ from esper_env.rules.gates import GateConfig
 from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op, Tempo
 from esper_env.rules.masks import ActionRules, sample_valid_actions
 from esper_env.rules.slot_table import SlotTable
-from esper_env.rules.stages import CAN_MOVE, HAS_SEED, IN_COOLDOWN, Stage
+from esper_env.rules.stages import HAS_SEED, IN_COOLDOWN, Stage
 from hypothesis import given
 from hypothesis import strategies as st
+from stage_moves import CAN_MOVE
 
 SLOTS = 3
 RULES = ActionRules(SLOTS, CNN_BLUEPRINTS, SLOTS)

@@ -1,9 +1,7 @@
-"""Stages: values, transitions and lookup tables."""
+"""Stages: values and lookup tables."""
 
-import numpy as np
 import pytest
 from esper_env.rules.stages import (
-    CAN_MOVE,
     HAS_SEED,
     IN_COOLDOWN,
     IS_BLENDED,
@@ -27,31 +25,10 @@ VALUES = {
     "RESETTING": 10,
 }
 
-LEGAL_MOVES = {
-    (1, 2),
-    (2, 3),
-    (2, 8),
-    (3, 4),
-    (3, 8),
-    (4, 6),
-    (4, 8),
-    (6, 7),
-    (6, 4),
-    (6, 8),
-    (8, 9),
-    (9, 10),
-    (10, 1),
-}
-
 
 def test_stage_values_never_change():
     assert {stage.name: stage.value for stage in Stage} == VALUES
     assert NUM_STAGES == 10
-
-
-def test_legal_transitions_are_exactly_the_listed_ones():
-    assert set(map(tuple, np.argwhere(CAN_MOVE).tolist())) == LEGAL_MOVES
-    assert CAN_MOVE.shape == (11, 11)
 
 
 def test_stage_index_is_contiguous_without_the_reserved_value():
@@ -73,7 +50,7 @@ def test_lookup_tables_list_the_right_stages(lookup, names):
     assert not lookup[5]
 
 
-@pytest.mark.parametrize("table", [CAN_MOVE, STAGE_INDEX, HAS_SEED, IS_LIVE, IS_BLENDED, IN_COOLDOWN])
+@pytest.mark.parametrize("table", [STAGE_INDEX, HAS_SEED, IS_LIVE, IS_BLENDED, IN_COOLDOWN])
 def test_lookup_tables_are_read_only(table):
     with pytest.raises(ValueError, match="read-only"):
         table[0] = table[1]

@@ -20,7 +20,7 @@ from esper_env.rules.heads import (
 )
 from esper_env.rules.lifecycle import GATED_TARGET, CommandBatch
 from esper_env.rules.slot_table import HOLD, BoolArray, IntArray, SlotTable
-from esper_env.rules.stages import CAN_MOVE, Stage
+from esper_env.rules.stages import IS_LIVE, Stage
 
 MaskArray = NDArray[np.int8]
 
@@ -28,7 +28,7 @@ MaskArray = NDArray[np.int8]
 def _legal_from() -> BoolArray:
     table: BoolArray = np.ascontiguousarray(GATED_TARGET.T != Stage.UNKNOWN)
     table[:, Op.WAIT] = True
-    table[:, Op.PRUNE] = CAN_MOVE[:, Stage.PRUNED]
+    table[:, Op.PRUNE] = IS_LIVE
     table[[Stage.BLENDING, Stage.HOLDING], Op.SET_ALPHA_TARGET] = True
     return table
 

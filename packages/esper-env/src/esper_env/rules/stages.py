@@ -1,4 +1,4 @@
-"""Stages of a slot, the transitions between them, and lookup tables."""
+"""Stages of a slot, and lookup tables over them; ``lifecycle.py`` has the transitions."""
 
 from __future__ import annotations
 
@@ -27,20 +27,6 @@ class Stage(IntEnum):
 NUM_STAGES = len(Stage)
 STAGE_VALUES = max(Stage) + 1  # length of a lookup table over stage values
 
-#: Successors of each stage.
-TRANSITIONS: dict[Stage, tuple[Stage, ...]] = {
-    Stage.UNKNOWN: (),
-    Stage.DORMANT: (Stage.GERMINATED,),
-    Stage.GERMINATED: (Stage.TRAINING, Stage.PRUNED),
-    Stage.TRAINING: (Stage.BLENDING, Stage.PRUNED),
-    Stage.BLENDING: (Stage.HOLDING, Stage.PRUNED),
-    Stage.HOLDING: (Stage.FOSSILIZED, Stage.BLENDING, Stage.PRUNED),
-    Stage.FOSSILIZED: (),
-    Stage.PRUNED: (Stage.EMBARGOED,),
-    Stage.EMBARGOED: (Stage.RESETTING,),
-    Stage.RESETTING: (Stage.DORMANT,),
-}
-
 
 def _lookup(*stages: Stage) -> NDArray[np.bool_]:
     """Return a boolean table over stage values, True for the given stages."""
@@ -50,14 +36,6 @@ def _lookup(*stages: Stage) -> NDArray[np.bool_]:
     return table
 
 
-def _transition_matrix() -> NDArray[np.bool_]:
-    matrix = np.zeros((STAGE_VALUES, STAGE_VALUES), dtype=np.bool_)
-    for source, targets in TRANSITIONS.items():
-        matrix[source, list(targets)] = True
-    matrix.flags.writeable = False
-    return matrix
-
-
 def _contiguous_index() -> NDArray[np.int64]:
     index = np.full(STAGE_VALUES, -1, dtype=np.int64)
     index[[int(stage) for stage in Stage]] = np.arange(NUM_STAGES)
@@ -65,8 +43,6 @@ def _contiguous_index() -> NDArray[np.int64]:
     return index
 
 
-#: ``CAN_MOVE[source, target]`` is True for a legal transition.
-CAN_MOVE = _transition_matrix()
 #: Stage value -> position in a one-hot of length ``NUM_STAGES``; -1 for the reserved value.
 STAGE_INDEX = _contiguous_index()
 
