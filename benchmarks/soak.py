@@ -31,7 +31,8 @@ from esper_agent.settings.named_values import ConfigError, parse_env_settings
 from esper_agent.vectors import make_vector
 from esper_env import EsperVectorEnv
 from esper_env.rules import Op, Stage
-from esper_env.telemetry import JsonlSink, resident_mib
+from esper_env.telemetry import JsonlSink
+from esper_env.telemetry.memory import resident_mib
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table

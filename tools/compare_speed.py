@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import IO, Any, NamedTuple
@@ -98,7 +98,8 @@ def player(folder: Path, name: str, threads: int) -> Iterator[Player]:
         yield Player(folder, process)
     finally:
         process.kill()
-        process.wait()
+        with suppress(BrokenPipeError):  # an order that the process never read
+            process.communicate()
 
 
 def race(old: Player, new: Player, rounds: int, seconds: float) -> list[tuple[float, float]]:

@@ -135,7 +135,7 @@ def learning(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run that influence training, with nested groups flattened."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and name not in ("env_settings", "logit_bias"):
             flat |= learning(value)
         elif name not in INCIDENTAL:
             flat[name] = value

@@ -3,12 +3,12 @@
 import gymnasium
 import numpy as np
 import pytest
-from esper_env.episodes import EpisodeClock, Site, parse_reset
+from esper_env.episodes import EpisodeClock, SeedSites, parse_reset
 from esper_env.rules.heads import Blueprint
 from gymnasium.error import ResetNeeded
 from gymnasium.wrappers import TimeLimit
 
-SITE = Site(("r0c0", "r0c1", "r0c2"), "cnn", 2)
+SITE = SeedSites(("r0c0", "r0c1", "r0c2"), "cnn", 2)
 ALL = np.ones(3, dtype=bool)
 
 

@@ -170,7 +170,7 @@ def test_state_depends_on_the_text_and_not_on_its_path(make, tmp_path):
     first, other, same = (env.unwrapped for env in envs)
     assert first.data_digest == same.data_digest != other.data_digest
     with pytest.raises(
-        ValueError, match=r"taken on other data .* data_digest is '[0-9a-f]{32}' in the state and '[0-9a-f]{32}' here"
+        ValueError, match=r"saved on other data .* data_digest is '[0-9a-f]{32}' in the state and '[0-9a-f]{32}' here"
     ):
         other.set_state(first.get_state())
     same.set_state(first.get_state())

@@ -296,7 +296,7 @@ def test_backends_set_one_precision_for_convolutions_and_matmuls():
         (["--rounds", "0"], "rounds"),
         (["--seconds", "0"], "seconds"),
         (["--streams", "33"], "streams is 33"),
-        (["--batch-size", "1"], "batch_size is 1"),
+        (["--batch-size", "1"], "`batch_size` is 1"),
         (["--env", "Esper-X-v0"], "Esper-X-v0"),
         (["--device", "nowhere"], "nowhere"),
         (["--device", "cpu", "--precision", "tf32"], "tf32"),

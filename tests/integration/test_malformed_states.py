@@ -320,9 +320,21 @@ def test_runs_that_cannot_go_on(run, what, error, says):
 
 @table(
     ("locked", locked, [], "is being trained by another process", "wait for it to end, or stop it"),
-    ("seed", nullcontext, ["--seed", "4"], "--seed cannot be given with --resume", "leave all out but --device"),
-    ("out", nullcontext, ["--out", "x"], "--out cannot be given with --resume", "leave all out but --device"),
-    ("device", nullcontext, ["--device", "tpu"], "device is 'tpu'", "expected auto, cpu, cuda or cuda:N"),
+    (
+        "seed",
+        nullcontext,
+        ["--seed", "4"],
+        "--seed cannot be combined with --resume",
+        "leave out all options but --device",
+    ),
+    (
+        "out",
+        nullcontext,
+        ["--out", "x"],
+        "--out cannot be combined with --resume",
+        "leave out all options but --device",
+    ),
+    ("device", nullcontext, ["--device", "tpu"], "`device` is 'tpu'", "cuda:N"),
 )
 def test_commands_that_go_on(run, capsys, what, error, says):
     files = contents(run)

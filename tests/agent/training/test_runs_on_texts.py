@@ -80,7 +80,7 @@ def test_a_text_that_has_moved_is_told_with_how_to_name_its_new_place(trained, t
     config["env_settings"]["dataset"] = str(tmp_path / "gone.txt")
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     err = bad(["evaluate", "--policy", str(run), "--episodes", "1"], capsys)
-    assert f"no longer at {tmp_path / 'gone.txt'} ; give its new path with --env-settings dataset=NEWPATH\n" in err
+    assert f"no longer at {tmp_path / 'gone.txt'}; give its new path with --env-settings dataset=NEWPATH\n" in err
     assert "other data" not in evaluated(run, capsys, "--env-settings", f"dataset={moved}")
 
 
