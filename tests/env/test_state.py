@@ -23,7 +23,7 @@ MODES = ("SameStep", "NextStep", "Disabled")
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("steps", [0, 5, 13])
-def test_another_vector_goes_on_from_a_state_bit_for_bit(make, assert_same, mode, steps):
+def test_vector_continues_from_state_bit_for_bit(make, assert_same, mode, steps):
     env = make(2, autoreset_mode=mode, max_episode_steps=8)
     plan = plan_for(env)
     state = begun(env, plan, steps).get_state()
@@ -36,7 +36,7 @@ def test_another_vector_goes_on_from_a_state_bit_for_bit(make, assert_same, mode
 
 
 @pytest.mark.parametrize("steps", [0, 12])
-def test_another_single_environment_goes_on_from_a_state_bit_for_bit(make, assert_same, steps):
+def test_single_environment_continues_from_state_bit_for_bit(make, assert_same, steps):
     env = make(None)
     plan = plan_for(env)
     state = begun(env, plan, steps).get_state()
@@ -49,7 +49,7 @@ def test_another_single_environment_goes_on_from_a_state_bit_for_bit(make, asser
     assert other.np_random_seed == env.np_random_seed
 
 
-def test_finished_episodes_that_wait_for_their_reset_are_part_of_the_state(make, assert_same):
+def test_state_includes_finished_episodes_before_their_reset(make, assert_same):
     env = make(autoreset_mode="NextStep", max_episode_steps=4)
     plan = plan_for(env)
     state = begun(env, plan, 4).get_state()
@@ -60,7 +60,7 @@ def test_finished_episodes_that_wait_for_their_reset_are_part_of_the_state(make,
 
 
 @pytest.mark.parametrize("num_envs", [None, 2])
-def test_a_state_from_before_the_first_reset_holds_what_the_reset_will_draw(make, assert_same, num_envs):
+def test_state_before_the_first_reset_includes_the_generators(make, assert_same, num_envs):
     env, other = make(num_envs), make(num_envs)
     other.set_state(env.get_state())
     with pytest.raises(ResetNeeded):
@@ -68,7 +68,7 @@ def test_a_state_from_before_the_first_reset_holds_what_the_reset_will_draw(make
     assert_same(other.reset(), env.reset())
 
 
-def test_a_single_environment_and_a_vector_of_one_take_each_others_states(make):
+def test_single_environment_and_vector_of_one_exchange_states(make):
     env, vector = make(None), make(1, autoreset_mode="Disabled")
     plan = plan_for(env)
     vector.set_state(begun(env, plan, 6).get_state())
@@ -78,7 +78,7 @@ def test_a_single_environment_and_a_vector_of_one_take_each_others_states(make):
     np.testing.assert_array_equal(env.observe()["features"], vector.observe()["features"][0])
 
 
-def test_going_back_repeats_the_future_in_the_same_environment(make, assert_same):
+def test_restoring_repeats_the_future_in_the_same_environment(make, assert_same):
     """With the trainers it has kept, whose copies of the weights must not come back."""
     env = make(shard_size=1)
     plan = plan_for(env)
@@ -94,7 +94,7 @@ def test_going_back_repeats_the_future_in_the_same_environment(make, assert_same
     assert_same(state, kept)
 
 
-def test_look_ahead_along_one_branch_leaves_the_others_alone(make, assert_same):
+def test_look_ahead_along_one_branch_does_not_change_the_others(make, assert_same):
     env, twin = make(), make()
     plan = plan_for(env)
     begun(env, plan, 6)
@@ -106,7 +106,7 @@ def test_look_ahead_along_one_branch_leaves_the_others_alone(make, assert_same):
     assert_same(drive(env, plan, range(6, 12)), drive(twin, plan, range(6, 12)))
 
 
-def test_a_state_shares_nothing_with_the_environment(make, assert_same):
+def test_state_shares_nothing_with_the_environment(make, assert_same):
     env, twin = make(), make()
     plan = plan_for(env)
     begun(env, plan, 6)
@@ -131,7 +131,7 @@ def test_a_state_shares_nothing_with_the_environment(make, assert_same):
 
 
 @pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 2), (2, 3)])
-def test_networks_keep_their_state_in_another_layout_of_shards(make, assert_same, before, after):
+def test_state_is_independent_of_the_layout_of_shards(make, assert_same, before, after):
     with built_with(torch.float64):
         env, other = make(shard_size=before), make(shard_size=after)
     plan = plan_for(env)
@@ -164,7 +164,7 @@ envs.save_state(path)
 """
 
 
-def test_another_process_goes_on_from_a_file_bit_for_bit(make, assert_same, tmp_path):
+def test_another_process_continues_from_file_bit_for_bit(make, assert_same, tmp_path):
     env = make(2)
     rng = np.random.default_rng(0)
     env.reset(seed=1)
@@ -183,7 +183,7 @@ def test_another_process_goes_on_from_a_file_bit_for_bit(make, assert_same, tmp_
     assert_same(env.get_state(), state)
 
 
-def test_a_file_that_holds_something_else_is_an_error_and_changes_nothing(make, assert_same, tmp_path):
+def test_load_state_rejects_another_checkpoint_and_changes_nothing(make, assert_same, tmp_path):
     env = begun(make(), plan_for(make()), 4)
     before = env.get_state()
     write_checkpoint(tmp_path / "run", {"a": 1}, kind="esper training run")
@@ -217,7 +217,7 @@ def test_a_file_that_holds_something_else_is_an_error_and_changes_nothing(make, 
     ),
 )
 @examples(18)
-def test_any_growth_goes_on_from_any_step(assert_same, tmp_path_factory, seed, steps, mode, num_envs, kwargs):
+def test_growth_continues_from_any_step(assert_same, tmp_path_factory, seed, steps, mode, num_envs, kwargs):
     if num_envs is not None:
         kwargs = {**kwargs, "autoreset_mode": mode}
     env, other = new_env(num_envs, **kwargs), new_env(num_envs, **kwargs)
@@ -232,7 +232,7 @@ def test_any_growth_goes_on_from_any_step(assert_same, tmp_path_factory, seed, s
 
 
 @pytest.mark.slow
-def test_a_convolutional_task_on_colour_images_goes_on_too(assert_same, tmp_path):
+def test_convolutional_task_on_colour_images_continues_from_file(assert_same, tmp_path):
     kwargs = {"horizon": 9, "batches_per_step": 1, "batch_size": 8, "dataset": "procedural", "device": "cpu"}
     env, other = (gymnasium.make_vec("Esper-CIFAR-Surfaces-v0", 1, **kwargs) for _ in range(2))
     plan = plan_for(env, 3, 12)
@@ -247,7 +247,7 @@ def test_a_convolutional_task_on_colour_images_goes_on_too(assert_same, tmp_path
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("capture", ["auto", "off"])
-def test_on_a_cuda_device_a_state_comes_back_exactly_and_the_future_within_rounding(make, assert_same, capture):
+def test_cuda_state_is_restored_exactly_and_the_future_within_rounding(make, assert_same, capture):
     with built_with(torch.float64):
         env, other = (make(device="cuda", capture=capture) for _ in range(2))
     plan = plan_for(env)

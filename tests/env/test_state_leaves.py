@@ -48,7 +48,7 @@ NOT_HERE = {
     ("reward", "ledger", "delay"),
     *(("governor", name) for name in ("panics", "history", "count")),
 }
-#: Only events tell of these; see ``test_events_go_on_counting``.
+#: Only events tell of these; see ``test_event_counters_continue_after_a_restore``.
 TOLD = {("recorder", name) for name in ("episode", "returns", "length", "epoch")}
 EXEMPT = UNREAD | NOT_HERE | TOLD
 
@@ -141,7 +141,7 @@ def draws_of(env):
 
 
 @pytest.mark.slow
-def test_every_leaf_of_a_state_matters(assert_same):
+def test_state_leaves_all_affect_the_future(assert_same):
     silent, known = set(), set()
     for moment in MOMENTS:
         with closing(new_env(**({"horizon": 13} | moment.settings))) as env, measured_by_script(env):
@@ -151,7 +151,7 @@ def test_every_leaf_of_a_state_matters(assert_same):
     assert silent == set()
 
 
-def test_events_go_on_counting():
+def test_event_counters_continue_after_a_restore():
     with closing(new_env(horizon=5)) as env, closing(new_env(horizon=5)) as other:
         plan = plan_for(env, 3, 40)
         begun(env, plan, 7)

@@ -29,7 +29,7 @@ IMPOSSIBLE_VALUE = "expected|impossible|blueprint|negative|sum to|not the state 
         ({"param_budget": 7}, "param_budget"),
     ],
 )
-def test_a_state_of_another_environment_is_refused_with_what_differs(make, assert_same, kwargs, message):
+def test_set_state_rejects_another_environment_with_the_difference(make, assert_same, kwargs, message):
     state = make().get_state()
     other = begun(make(**kwargs), plan_for(make(**kwargs)), 2)
     before = other.get_state()
@@ -39,7 +39,7 @@ def test_a_state_of_another_environment_is_refused_with_what_differs(make, asser
     assert_same(other.get_state(), before)
 
 
-def test_the_task_the_data_and_the_device_kind_are_part_of_the_identity(make):
+def test_identity_includes_task_data_and_device_kind(make):
     env = make()
     state = env.get_state()
     for name, value in (("env_id", "Esper-CIFAR-v0"), ("dataset_name", "procedural"), ("device_kind", "cuda")):
@@ -47,7 +47,7 @@ def test_the_task_the_data_and_the_device_kind_are_part_of_the_identity(make):
             env.set_state(changed(state, ("identity", name), lambda _, value=value: value))
 
 
-def test_other_data_are_said_where_the_digests_differ_and_only_then(make):
+def test_set_state_names_other_data_only_if_digests_differ(make):
     env = make()
     state = env.get_state()
     other = changed(state, ("identity", "data_digest"), lambda _: "0" * 32)
@@ -58,18 +58,18 @@ def test_other_data_are_said_where_the_digests_differ_and_only_then(make):
         env.set_state(lacking)
 
 
-def test_where_a_task_runs_is_no_part_of_its_identity(make, tmp_path):
+def test_identity_excludes_where_a_task_runs(make, tmp_path):
     state = make(shard_size=2).get_state()
     make(shard_size=1, capture="off", data_dir=str(tmp_path), dataset="digits").set_state(state)
 
 
 @pytest.mark.parametrize("state", [None, 5, {}, [], {"identity": 3}])
-def test_what_is_no_state_is_refused(make, state):
+def test_set_state_rejects_other_objects(make, state):
     with pytest.raises(ValueError, match="not the state of an environment"):
         make().set_state(state)
 
 
-def test_another_format_is_refused(make):
+def test_set_state_rejects_another_format(make):
     env = make()
     for other in (FORMAT - 1, FORMAT + 1):
         with pytest.raises(ValueError, match=f"format {other}; this version of esper-env reads format {FORMAT}"):
@@ -103,7 +103,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_state_with_any_leaf_missing_or_misshapen_is_refused_and_nothing_changes(rich, assert_same, what):
+def test_set_state_rejects_any_missing_or_misshapen_leaf_and_changes_nothing(rich, assert_same, what):
     env, state, plan, future = rich
     env.set_state(state)
     for path in leaves(state):
@@ -142,7 +142,7 @@ def test_set_state_changes_nothing_when_one_part_of_a_later_state_is_misshapen(m
     assert_same(env.get_state(), before)
 
 
-def test_a_part_too_many_is_refused(rich):
+def test_set_state_rejects_unknown_keys(rich):
     env, state, *_ = rich
     for path in (
         (),
@@ -181,7 +181,7 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize(("path", "value"), IMPOSSIBLE, ids=str)
-def test_values_that_no_life_leads_to_are_refused(rich, assert_same, path, value):
+def test_set_state_rejects_impossible_values(rich, assert_same, path, value):
     env, state, *_ = rich
     env.set_state(state)
     with pytest.raises(ValueError, match=IMPOSSIBLE_VALUE):

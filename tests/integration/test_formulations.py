@@ -127,7 +127,7 @@ def test_obstacle_names_the_reason():
 
 
 @pytest.mark.parametrize("env_id", ["Esper-Digits-v0", "Esper-CIFAR-v0"])
-def test_whole_steps_train_equal_networks(env_id):
+def test_formulations_train_equal_networks(env_id):
     from contenders import PlainLoop
     from runners import OneAfterTheOther
     from whole_steps import Engine, RunnerLoop

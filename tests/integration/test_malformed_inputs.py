@@ -102,7 +102,7 @@ def test_settings_are_rejected_before_data_is_loaded(what, error, says):
     ("slot-unknown", {"slots": ["r7c7"]}, ValueError, "['r7c7'] do not exist", "named r<row>c<column>, as in r0c0"),
     ("more-seeds-than-slots", {"max_seeds": 4}, ValueError, "max_seeds is 4", "expected 1 to 3, the number of slots"),
 )
-def test_settings_that_the_host_limits(what, error, says):
+def test_slots_and_seeds_beyond_the_host_are_rejected(what, error, says):
     refused(lambda: gymnasium.make_vec(ID, num_envs=2, **(TINY | what)), error, says)
 
 
@@ -117,7 +117,7 @@ def test_settings_that_the_host_limits(what, error, says):
     ("single-horizon", lambda: EsperEnv(ID, horizon=0), ValueError, "`horizon` is 0", COUNT),
     ("single-id", lambda: EsperEnv("Esper-X-v0"), ValueError, "'Esper-X-v0' is not known", f"one of {CIFAR}"),
 )
-def test_ids_and_keyword_arguments_of_one_kind(what, error, says):
+def test_make_rejects_unknown_ids_and_keyword_arguments(what, error, says):
     refused(what, error, says)
 
 
@@ -198,7 +198,7 @@ def assert_continues_like_twin(env, twin, call):
     ("curve-5", both(WAIT, alpha_curve=5), ValueError, "has 5 for head alpha_curve", "expected 0 to 4"),
     ("op-6", both(WAIT, op=6), ValueError, "has 6 for head op", "expected 0 to 5"),
 )
-def test_actions(pairs, what, error, says):
+def test_step_rejects_malformed_actions(pairs, what, error, says):
     assert_continues_like_twin(*pairs["vector"], lambda env: refused(lambda: env.step(what), error, says))
 
 
@@ -208,13 +208,13 @@ def test_actions(pairs, what, error, says):
     ("out-of-range", command(op=9), ValueError, "has 9 for head op", "expected 0 to 5"),
 )
 @pytest.mark.parametrize("kind", ["single", "sync"])
-def test_actions_of_single_environments(pairs, kind, what, error, says):
+def test_step_of_a_single_environment_rejects_malformed_actions(pairs, kind, what, error, says):
     given = what if kind == "single" else (what, WAIT)
     assert_continues_like_twin(*pairs[kind], lambda env: refused(lambda: env.step(given), error, says))
 
 
 @pytest.mark.parametrize("mode", ["NextStep", "Disabled"])
-def test_actions_in_other_autoreset_modes(pairs, mode):
+def test_step_rejects_malformed_actions_in_other_autoreset_modes(pairs, mode):
     says = ["environment 1 has 3 for head slot", "expected 0 to 2"]
     assert_continues_like_twin(
         *pairs[mode], lambda env: refused(lambda: env.step(both(WAIT, slot=3)), ValueError, says)
@@ -245,7 +245,7 @@ ONE_EACH = "expected an integer, one integer per environment, or None"
     ("topology-array", {"options": {"topology": {"r0c0": np.ones(2)}}}, ValueError, "blueprint array([1., 1.])", NAMES),
     ("topology-full", {"options": {"topology": THREE_SEEDS}}, ValueError, "plants 3 seeds", "max_seeds is 2"),
 )
-def test_resets(pairs, what, error, says):
+def test_reset_rejects_malformed_input(pairs, what, error, says):
     assert_continues_like_twin(*pairs["vector"], lambda env: refused(lambda: env.reset(**what), error, says))
 
 
@@ -254,7 +254,7 @@ def test_resets(pairs, what, error, says):
     ("seed-negative", {"seed": -1}, ValueError, "seed is -1", "seeds must be 0 or greater"),
     ("mask", {"options": {"reset_mask": np.ones(1, bool)}}, ValueError, "['reset_mask'] are not known", "topology"),
 )
-def test_resets_of_a_single_environment(pairs, what, error, says):
+def test_reset_of_a_single_environment_rejects_malformed_input(pairs, what, error, says):
     assert_continues_like_twin(*pairs["single"], lambda env: refused(lambda: env.reset(**what), error, says))
 
 
@@ -274,7 +274,7 @@ OPS = "expected a member of esper_env.rules.heads.Op or its number: WAIT 0, GERM
     ("sample-seed", lambda env: env.sample_valid_actions(3), TypeError, "rng is 3", "numpy.random.default_rng(0)"),
     ("generators", lambda env: setattr(env, "np_random", [1, 2]), TypeError, "np_random is [1, 2]", "numpy.random.Gen"),
 )
-def test_queries(pairs, what, error, says):
+def test_queries_reject_malformed_input(pairs, what, error, says):
     assert_continues_like_twin(*pairs["vector"], lambda env: refused(lambda: what(env), error, says))
 
 
@@ -289,7 +289,7 @@ AGAIN = "call reset(), in a vector with options['reset_mask']"
     ("mask-first", lambda env, _one: env.reset(options={"reset_mask": HALF}), ResetNeeded, "environments [1]", FIRST),
     ("single-step-first", lambda _env, one: one.step(WAIT), ResetNeeded, "environments [0]", FIRST),
 )
-def test_before_the_first_reset(what, error, says):
+def test_methods_need_a_reset_first(what, error, says):
     vector, single = gymnasium.make_vec(ID, num_envs=2, render_mode="ansi", **TINY), gymnasium.make(ID, **TINY)
     with closing(vector) as env, closing(single.unwrapped) as one:
         refused(lambda: what(env, one), error, says)
@@ -299,7 +299,7 @@ def test_before_the_first_reset(what, error, says):
     ("vector", gymnasium.make_vec, ResetNeeded, "the episodes of environments [0, 1] are over", AGAIN),
     ("single", gymnasium.make, ResetNeeded, "the episodes of environments [0] are over", AGAIN),
 )
-def test_step_after_the_end(what, error, says):
+def test_step_rejects_finished_episodes(what, error, says):
     several = what is gymnasium.make_vec
     kwargs = TINY | {"horizon": 1} | ({"num_envs": 2, "autoreset_mode": "Disabled"} if several else {})
     env, twin = what(ID, **kwargs).unwrapped, what(ID, **kwargs).unwrapped
@@ -327,7 +327,7 @@ def test_step_after_the_end(what, error, says):
     ("value-taken", ("mine", "cnn", nn.Identity, 1), ValueError, "value 1 is taken by 'conv_light'"),
 )
 @pytest.mark.usefixtures("own_tables")
-def test_register_blueprint(what, error, says):
+def test_register_blueprint_rejects_malformed_input(what, error, says):
     before = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
     name, topology, factory, *value = what
     refused(lambda: register_blueprint(name, topology, factory, value=value[0] if value else None), error, says)
@@ -346,6 +346,6 @@ REMEDY = "change the blueprint's factory"
     ("dropout", lambda _channels: nn.Sequential(nn.Conv2d(4, 4, 1), nn.Dropout()), ValueError, "has dropout", REMEDY),
 )
 @pytest.mark.usefixtures("own_tables")
-def test_modules_that_cannot_be_seeds(what, error, says):
+def test_germination_rejects_unusable_modules(what, error, says):
     register_blueprint("mine", "cnn", what)
     refused(lambda: gymnasium.make_vec(ID, num_envs=2, **TINY), error, says)

@@ -101,7 +101,7 @@ DEVICES = "expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
     ("env-of-gymnasium", {"env": gymnasium.vector.VectorEnv()}, TypeError, "of Stable-Baselines3", "make_sb3_env"),
     ("env-without-heads", {"env": "CartPole-v1"}, ValueError, "action space is Discrete(2)", "MultiDiscrete"),
 )
-def test_learners(env, what, error, says):
+def test_learner_rejects_malformed_input(env, what, error, says):
     small = {"env": env, "n_steps": 4, "batch_size": 4, "device": "cpu"}
     refused(lambda: FactoredRecurrentPPO("FactoredLstmPolicy", **(small | what)), error, says)
 
@@ -128,7 +128,7 @@ def sb3(**kwargs):
         "gymnasium.make_vec",
     ),
 )
-def test_environments_for_stable_baselines(what, error, says):
+def test_make_sb3_env_rejects_malformed_input(what, error, says):
     refused(what, error, says)
 
 
@@ -173,7 +173,7 @@ NO_GATES = "expected a GateConfig"
     ("play-seed", lambda: run_episodes(WaitPolicy(), ID, 1, -1), ValueError, "seed is -1", "of at least 0"),
     ("no-policy", lambda: run_episodes(3, ID, 1), TypeError, "the policy is a int", "an object with predict"),
 )
-def test_policies(what, error, says):
+def test_policy_rejects_malformed_input(what, error, says):
     refused(what, error, says)
 
 
@@ -188,11 +188,11 @@ PARTS = "do not belong to the same environments and slots"
     ("mask-narrow", lambda given: given | {"action_mask": given["action_mask"][:, 1:]}, ValueError, "(2, 40)", PARTS),
     ("fewer-rows", lambda given: given | {"features": given["features"][:1]}, ValueError, "(1, 121)", PARTS),
 )
-def test_observations(env, what, error, says):
+def test_policy_rejects_malformed_observations(env, what, error, says):
     refused(lambda: HeuristicPolicy(6, "cnn").predict(what(env.reset())), error, says)
 
 
-def test_episode_starts_of_other_environments(env):
+def test_policy_rejects_episode_starts_of_other_environments(env):
     policy, observation = HeuristicPolicy(6, "cnn"), env.reset()
     _, state = policy.predict(observation)
     says = ["episode_start has shape (3,)", "expected (2,), one flag per environment"]
@@ -257,7 +257,7 @@ DAMAGED = "it is damaged, or not a FactoredRecurrentPPO model"
     ("settings-word", written("config.yaml", OURS + b"env_settings: [x]"), RunError, "setting 'x'"),
     ("other-task", written("config.yaml", b"env: Other-v0"), RunError, "on Other-v0, not on", "--env Other-v0"),
 )
-def test_run_folders(run, capsys, what, error, says):
+def test_evaluate_rejects_malformed_run_folders(run, capsys, what, error, says):
     what(run)
     refused(lambda: load_run(run, ID), error, says)
     assert_says(line_of(["evaluate", "--policy", str(run), "--env", ID, "--episodes", "1"], capsys), says)
@@ -270,11 +270,11 @@ def test_run_folders(run, capsys, what, error, says):
     ("folder", FactoredRecurrentPPO.load, ValueError, "is a folder", "expected a saved model", "model.zip, or use"),
     ("no-run", lambda run: FactoredRecurrentPPO.load(run.parent), ValueError, "is a folder", "no model.zip in it"),
 )
-def test_loading(run, what, error, says):
+def test_load_rejects_malformed_files(run, what, error, says):
     refused(lambda: what(run), error, says)
 
 
-def test_a_model_of_another_algorithm(run):
+def test_load_rejects_a_model_of_another_algorithm(run):
     of_another_algorithm(run)
     says = ["model.zip is not a model of FactoredRecurrentPPO"]
     refused(lambda: FactoredRecurrentPPO.load(run / "model.zip"), ValueError, says)
@@ -315,7 +315,7 @@ CIFAR_FILES = ("--env", "Esper-CIFAR-v0", "--env-settings", "dataset=cifar10", "
     ("train-bias", learn("--logit-bias", "op.WAIT=x"), "`logit_bias` has op.WAIT=x", "HEAD.VALUE=BIAS"),
     ("train-gates", learn("--env-settings", "gates=x"), "`gates` is 'x'", "'permissive', 'strict'"),
 )
-def test_commands(capsys, monkeypatch, tmp_path, what, says):
+def test_command_rejects_malformed_input(capsys, monkeypatch, tmp_path, what, says):
     monkeypatch.chdir(tmp_path)
     assert_says(line_of(what, capsys), says)
     assert list(tmp_path.iterdir()) == []
@@ -333,7 +333,7 @@ def test_commands(capsys, monkeypatch, tmp_path, what, says):
     ("thresholds", "anomalies: {ratio_explosion: 1}", "`anomalies.ratio_explosion` is 1", "a number greater than 1"),
     ("plateau", "anomalies: {plateau_points: 3}", "`plateau_points` is 3.0", "at most `trend_points`, 2.0"),
 )
-def test_configuration_files(capsys, tmp_path, what, says):
+def test_train_rejects_malformed_configuration_files(capsys, tmp_path, what, says):
     file = tmp_path / "config.yaml"
     file.write_text(what)
     assert_says(line_of(["train", "--out", str(tmp_path / "run"), "--config", str(file)], capsys), says)

@@ -153,7 +153,7 @@ STREAMS = ("population", "streams")
         "births have negative numbers",
     ),
 )
-def test_states(env, what, error, says):
+def test_set_state_rejects_malformed_states(env, what, error, says):
     state = what(env.get_state())
     keeps_its_state(env, lambda: refused(lambda: env.set_state(state), error, says))
 
@@ -311,7 +311,7 @@ OTHER = "To start again, use another folder"
     ),
     ("events-file", events_file, ValueError, "events cannot be created", "choose another one"),
 )
-def test_runs_that_cannot_go_on(run, what, error, says):
+def test_resume_rejects_malformed_runs(run, what, error, says):
     what(run)
     files = contents(run.parent)
     refused(lambda: resume(run, progress=False), error, says)
@@ -336,14 +336,14 @@ def test_runs_that_cannot_go_on(run, what, error, says):
     ),
     ("device", nullcontext, ["--device", "tpu"], "`device` is 'tpu'", "cuda:N"),
 )
-def test_commands_that_go_on(run, capsys, what, error, says):
+def test_resume_command_rejects_malformed_input(run, capsys, what, error, says):
     files = contents(run)
     with what(run):
         assert_says(bad(["train", "--resume", str(run), *error], capsys).strip(), says)
     assert contents(run) == files
 
 
-def test_a_finished_run(run, capsys):
+def test_resume_command_rejects_a_finished_run(run, capsys):
     assert main(["train", "--resume", str(run), "--no-progress"]) == 0
     capsys.readouterr()
     files = contents(run)

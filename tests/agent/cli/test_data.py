@@ -118,7 +118,7 @@ def test_fetch_takes_a_folder_and_a_url(root, server, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("server")
-def test_a_task_uses_the_fetched_dataset(capsys):
+def test_task_uses_the_fetched_dataset(capsys):
     main(["data", "fetch", "cifar10"])
     settings = ["dataset=cifar10", "horizon=2", "batches_per_step=1", "batch_size=8"]
     arguments = ["evaluate", "--policy", "wait", "--env", "Esper-CIFAR-v0", "--episodes", "1"]
@@ -134,7 +134,7 @@ def test_a_task_uses_the_fetched_dataset(capsys):
         (sends(b"<html>", 6), "has 6 bytes, expected"),
     ],
 )
-def test_a_failed_fetch_exits_with_1_and_one_line(root, server, capsys, answer, said):
+def test_failed_fetch_exits_with_1_and_one_line(root, server, capsys, answer, said):
     server.says(ARCHIVE, answer)
     assert main(["data", "fetch", "cifar10"]) == FAILED
     out, err = text_of(capsys)
@@ -219,7 +219,7 @@ def test_help_is_complete(arguments, expected, capsys):
 
 
 @pytest.mark.usefixtures("server")
-def test_a_terminal_shows_bars_with_rate_and_remaining_time(tmp_path):
+def test_terminal_shows_bars_with_rate_and_remaining_time(tmp_path):
     with (tmp_path / "screen").open("w") as screen:
         console = Console(file=screen, force_terminal=True, width=150)
         assert run_fetch(FetchSettings("cifar10"), console) == 0

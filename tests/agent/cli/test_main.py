@@ -60,7 +60,7 @@ def test_version_is_printed(capsys):
     assert text_of(capsys)[0].startswith("esper 0.")
 
 
-def test_the_logit_bias_reaches_the_policy(toy_id, tmp_path, capsys):
+def test_logit_bias_reaches_the_policy(toy_id, tmp_path, capsys):
     out, file = tmp_path / "r", tmp_path / "e.json"
     assert main(["train", "--env", toy_id, "--out", str(out), *SMALL, "--logit-bias", "op.WAIT=50"]) == OK
     assert main(["evaluate", "--policy", str(out), "--env", toy_id, "--episodes", "2", "--json", str(file)]) == OK
@@ -68,7 +68,7 @@ def test_the_logit_bias_reaches_the_policy(toy_id, tmp_path, capsys):
     text_of(capsys)
 
 
-def test_a_saved_configuration_trains_the_same_run_again(run_folder, tmp_path, capsys):
+def test_saved_configuration_trains_the_same_run_again(run_folder, tmp_path, capsys):
     again = tmp_path / "again"
     assert main(["train", "--config", str(run_folder / "config.yaml"), "--out", str(again)]) == OK
     assert (again / "episodes.csv").read_text() == (run_folder / "episodes.csv").read_text()
@@ -178,7 +178,7 @@ def test_unknown_command_is_rejected_with_help_flags_too(command, more, said, ca
     assert bad([*command, *more], capsys).endswith(said)
 
 
-def test_a_run_is_not_overwritten(run_folder, toy_id, capsys):
+def test_run_is_not_overwritten(run_folder, toy_id, capsys):
     before = (run_folder / "model.zip").read_bytes()
     assert "already holds a run" in bad(["train", "--env", toy_id, "--out", str(run_folder), *SMALL], capsys)
     assert (run_folder / "model.zip").read_bytes() == before

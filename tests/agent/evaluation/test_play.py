@@ -116,7 +116,7 @@ def test_masks_are_handed_to_a_policy_that_asks_for_them(toy_id):
     assert len(run_episodes(Masked(), toy_id, 2)) == 2
 
 
-def test_a_cut_episode_is_marked(toy_id):
+def test_truncated_episode_is_marked(toy_id):
     gymnasium.register("CutToy-v0", entry_point=lambda **kw: CutToy(gymnasium.make(toy_id, **kw)))
     try:
         record = run_episodes(WaitPolicy(), "CutToy-v0", 1)[0]

@@ -87,7 +87,7 @@ def test_paired_difference_takes_the_statistic():
 @pytest.mark.parametrize(
     ("estimate", "value"), [(bootstrap_interval([3.0]), 3.0), (crossed_bootstrap([[1.0, 2.0, 3.0, 4.0]]), 2.5)]
 )
-def test_one_value_has_no_interval(estimate, value):
+def test_single_value_has_no_interval(estimate, value):
     assert estimate.value == value
     assert math.isnan(estimate.low)
     assert math.isnan(estimate.high)

@@ -73,7 +73,7 @@ def test_table_shows_each_policy_with_its_spread():
     assert "+0.50" in text
 
 
-def test_one_episode_has_no_spread():
+def test_single_episode_has_no_spread():
     text = rendered(summary_table([summarise(records("a", [0.25]))], "t"))
     assert "±" not in text.split("deviation")[0].split("policy")[1].replace("± is the standard ", "")
     assert "nan" not in text

@@ -126,7 +126,7 @@ def test_payload_is_a_sentence(payload, sentence):
     assert payload.sentence() == sentence
 
 
-def test_every_type_that_the_console_shows_has_a_tested_sentence():
+def test_console_types_all_have_a_tested_sentence():
     shown_types = {name for name, kind in PAYLOADS.items() if kind.SEVERITY is not Severity.INFO}
     assert shown_types <= {payload.TYPE for payload, _ in SENTENCES}
 

@@ -128,13 +128,13 @@ BAD = {
 }
 
 
-def test_every_setting_is_checked_and_the_defaults_pass():
+def test_settings_are_checked_and_defaults_pass():
     assert {field.name for field in fields(AnomalySettings)} == set(BAD)
     for name, value in BAD.items():
         with pytest.raises(ValueError, match=rf"`{name}` is {value}; expected a"):
             replace(DEFAULTS, **{name: value})
 
 
-def test_a_plateau_cannot_overlap_a_trend():
+def test_plateau_cannot_overlap_a_trend():
     with pytest.raises(ValueError, match=r"`plateau_points` is 3\.0; expected at most `trend_points`, 2\.0"):
         replace(DEFAULTS, plateau_points=3.0)

@@ -180,7 +180,7 @@ def test_ransomware_thresholds(change, epochs, contribution, fires):
         assert suspicion.payload.improvement == pytest.approx(change)
 
 
-def test_a_seed_is_reported_once_and_its_successor_again():
+def test_seed_is_reported_once_and_its_successor_again():
     one = held(-9.0, 12)
     for info in one:
         info["reward_components"] = {}

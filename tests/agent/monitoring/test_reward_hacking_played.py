@@ -126,7 +126,7 @@ def test_harmful_seed_that_the_network_depends_on_is_ransomware():
         assert suspicion.payload.ratio is None
 
 
-def test_the_heuristic_is_rarely_suspected():
+def test_heuristic_is_rarely_suspected():
     """Only this reward mode can overpay."""
     policy = HeuristicPolicy.for_env(env := make_sb3_env("Esper-Digits-v0", 1).venv.vec_env)
     env.close()

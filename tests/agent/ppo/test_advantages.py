@@ -107,7 +107,7 @@ def distance(left, right):
     return (left - right).abs().max().item()
 
 
-def test_the_enumeration_is_complete(process):
+def test_enumeration_is_complete(process):
     assert process.trajectories()[3].sum().item() == pytest.approx(1.0, abs=1e-12)
 
 
@@ -162,7 +162,7 @@ def test_truncated_future_is_worth_its_bootstrap(process, exact, gae_lambda, tru
         assert distance(before + after, total) < 1e-9
 
 
-def test_two_step_by_hand():
+def test_two_step_equals_hand_computed_advantages():
     """Two environments; the first terminates after its second step, the second is truncated after its first."""
     rollout = Rollout(
         rewards=np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]),

@@ -229,7 +229,7 @@ def test_parameters_set_in_one_call_or_two_are_equivalent(observations):
     assert th.equal(log_probs, distribution_of(observation, logits).log_prob(actions))
 
 
-def test_the_tables_are_not_saved():
+def test_tables_are_not_saved():
     tables = HeadTables(NVEC)
     assert {name for name, _ in tables.named_buffers()} == {"columns", "relevance", "defaults"}
     assert tables.state_dict() == {}

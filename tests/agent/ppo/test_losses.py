@@ -119,7 +119,7 @@ def test_advantages_of_op_and_arguments_are_normalised_separately_over_real_rows
     assert actual.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_a_single_row_is_normalised_to_zero():
+def test_single_row_is_normalised_to_zero():
     rows = th.tensor([True, False])
     assert normalise(th.tensor([3.0, 1e6]), rows)[0].item() == 0.0
 
@@ -147,7 +147,7 @@ def test_entropy_is_weighted_per_head_and_summed_over_relevant_heads():
     assert terms.entropy.item() == pytest.approx(-total / 30, rel=1e-5)
 
 
-def test_the_total_adds_the_terms_with_their_coefficients():
+def test_total_adds_the_terms_with_their_coefficients():
     terms = loss_terms(*minibatch(), settings_with(ent_coef=0.25, vf_coef=0.5))
     expected = terms.policy + 0.25 * terms.entropy + 0.5 * terms.value
     assert terms.total.item() == pytest.approx(expected.item(), rel=1e-6)

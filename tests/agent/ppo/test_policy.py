@@ -47,7 +47,7 @@ def states(count, seed=None, size=256):
     return RNNStates(state, state)
 
 
-def test_the_network_for_three_slots_has_929762_parameters(policy):
+def test_network_for_three_slots_has_929762_parameters(policy):
     assert sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad) == 929_762
     in_optimizer = [parameter for group in policy.optimizer.param_groups for parameter in group["params"]]
     assert sum(parameter.numel() for parameter in in_optimizer) == 929_762
@@ -100,7 +100,7 @@ def test_linear_layers_start_without_a_bias(spaces):
     assert all((layer.bias == 0).all() for layer in layers)
 
 
-def test_the_encoder_is_a_linear_layer_a_norm_and_a_relu(policy, observations):
+def test_encoder_is_a_linear_layer_a_norm_and_a_relu(policy, observations):
     encoder, obs = policy.features_extractor, observations(6)
     inputs = th.cat([obs["features"], encoder.embedding.weight[obs["blueprints"]].reshape(6, -1)], dim=1)
     linear = inputs @ encoder.linear.weight.T + encoder.linear.bias
@@ -170,7 +170,7 @@ def test_padded_sequences_equal_step_by_step_evaluation(spaces, observations):
                 assert th.allclose(whole[row].float(), part[0].float(), atol=1e-4)
 
 
-def test_an_episode_start_clears_the_carried_state(policy, observations):
+def test_episode_start_clears_the_carried_state(policy, observations):
     obs = observations(6)
     fresh = policy.predict_values(obs, states(6).pi, th.zeros(6))
     assert th.equal(policy.predict_values(obs, states(6, seed=2).pi, th.ones(6)), fresh)
@@ -194,7 +194,7 @@ def test_one_lstm_call_evaluates_a_padded_batch(spaces, observations):
     assert len(calls) == 1
 
 
-def test_a_decision_values_the_op_it_takes(spaces, observations):
+def test_decision_values_the_op_it_takes(spaces, observations):
     count = 2048  # the rarest op is expected 27 times
     policy, obs = lively(make_policy(spaces)), observations(count, density=0.8)
     with th.no_grad():

@@ -129,7 +129,7 @@ def test_explained_variance_is_that_of_the_returns(mask_world, make_model, rough
     assert model.last_update["explained_variance"] == pytest.approx(1 - np.var(returns - values) / np.var(returns))
 
 
-def test_the_logged_clip_fraction_uses_the_models_clip_range(mask_world, make_model, roughen):
+def test_logged_clip_fraction_uses_the_models_clip_range(mask_world, make_model, roughen):
     model = roughen(make_model(mask_world(), clip_range=1e-4, n_epochs=3, learning_rate=1e-4)).learn(64)
     ratios = [value for name, value in model.last_update.items() if name.endswith(("ratio_max", "ratio_min"))]
     assert 0.8 < min(ratios) < max(ratios) < 1.2

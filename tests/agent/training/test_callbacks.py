@@ -55,7 +55,7 @@ def trained(toy_id, callbacks, steps=72, wrap=lambda env: env, **kwargs):
     return model
 
 
-def test_logged_shares_and_means_are_those_of_the_infos(toy_id):
+def test_logged_shares_and_means_match_the_infos(toy_id):
     witness = Witness()
     trained(toy_id, [TrainingMetricsCallback(), witness], steps=48)
     first, second = witness.infos[:24], witness.infos[24:48]
@@ -74,7 +74,7 @@ def test_logged_shares_and_means_are_those_of_the_infos(toy_id):
     assert logged["rollout/parameters_added"] == pytest.approx(added)
 
 
-def test_curves_have_one_line_per_episode_in_the_environments_own_units(toy_id, tmp_path):
+def test_curves_have_one_line_per_episode_in_unnormalised_units(toy_id, tmp_path):
     witness, curves = Witness(), CurvesRecorder(tmp_path / "deep" / "episodes.csv")
     trained(toy_id, [curves, witness], wrap=lambda env: VecNormalize(env, norm_obs=False))
     with curves.path.open(newline="") as file:
@@ -92,7 +92,7 @@ def test_curves_have_one_line_per_episode_in_the_environments_own_units(toy_id, 
         assert float(rows[2 * episode]["wait_share"]) == pytest.approx(np.mean(waits))
 
 
-def test_curves_are_on_disk_while_training_goes_on(toy_id, tmp_path):
+def test_curves_are_on_disk_during_training(toy_id, tmp_path):
     curves = CurvesRecorder(tmp_path / "episodes.csv")
 
     class Killed(BaseCallback):
@@ -107,7 +107,7 @@ def test_curves_are_on_disk_while_training_goes_on(toy_id, tmp_path):
     curves.close()
 
 
-def test_a_full_disk_costs_the_curves_and_not_the_training(toy_id, tmp_path):
+def test_full_disk_stops_the_curves_but_not_training(toy_id, tmp_path):
     (tmp_path / "episodes.csv").symlink_to("/dev/full")
     curves = CurvesRecorder(tmp_path / "episodes.csv")
     with pytest.warns(RuntimeWarning, match=r"episodes\.csv cannot be written \(No space left on device\)"):
@@ -116,7 +116,7 @@ def test_a_full_disk_costs_the_curves_and_not_the_training(toy_id, tmp_path):
     assert len(curves.rows) == 6
 
 
-def test_a_cut_episode_has_no_end_to_report(tmp_path):
+def test_truncated_episode_reports_no_final_values(tmp_path):
     witness, curves = Witness(), CurvesRecorder(tmp_path / "episodes.csv")
     model = small_ppo(make_sb3_env("Esper-Digits-v0", 2, seed=0, horizon=9, batches_per_step=1, max_episode_steps=4))
     model.set_logger(Logger(folder=None, output_formats=[]))
@@ -135,7 +135,7 @@ def test_curves_without_a_monitor_are_an_error(toy_id, tmp_path):
     curves.close()
 
 
-def test_the_deterministic_policy_is_evaluated_on_the_same_held_out_episodes(toy_id):
+def test_evaluation_plays_the_greedy_policy_on_the_same_held_out_episodes(toy_id):
     evaluation, witness = PeriodicEvaluation(toy_id, every=40, episodes=3, seed=500), Witness()
     model = trained(toy_id, [evaluation, witness], steps=96, learning_rate=0.0)
     assert ["eval/wait_share" in logged for logged in witness.rollouts] == [False, True, False, True]
@@ -146,7 +146,7 @@ def test_the_deterministic_policy_is_evaluated_on_the_same_held_out_episodes(toy
     assert [record.seed for record in evaluation.records] == [500, 501, 502]
 
 
-def test_evaluating_every_zero_steps_is_refused(toy_id):
+def test_evaluation_rejects_an_interval_of_zero(toy_id):
     with pytest.raises(ValueError, match="every is 0"):
         PeriodicEvaluation(toy_id, every=0, episodes=1, seed=0)
 
@@ -173,7 +173,7 @@ def interrupts_arrive():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_training_at_the_next_step(toy_id, number):
+def test_signal_stops_training_at_the_next_step(toy_id, number):
     sender, before = InterruptAt(10), signal.getsignal(signal.SIGTERM)
     sender.number = number
     with StopOnInterrupt() as stop:
@@ -184,7 +184,7 @@ def test_a_signal_ends_training_at_the_next_step(toy_id, number):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_an_interrupt_gives_up_the_evaluation_that_is_playing(toy_id):
+def test_interrupt_aborts_a_running_evaluation(toy_id):
     with StopOnInterrupt() as stop:
         evaluation = PeriodicEvaluation(toy_id, every=24, episodes=1000, seed=0, stop=stop)
         model = trained(toy_id, [stop, InterruptAt(24), evaluation])
@@ -192,7 +192,7 @@ def test_an_interrupt_gives_up_the_evaluation_that_is_playing(toy_id):
     assert evaluation.records == []
 
 
-def test_a_second_interrupt_ends_it_at_once():
+def test_second_interrupt_raises_at_once():
     with StopOnInterrupt() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.interrupted
@@ -201,7 +201,7 @@ def test_a_second_interrupt_ends_it_at_once():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_outside_the_main_thread_nothing_is_touched():
+def test_signal_handlers_stay_unchanged_outside_the_main_thread():
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def enter():
@@ -214,7 +214,7 @@ def test_outside_the_main_thread_nothing_is_touched():
     assert seen == [before]
 
 
-def test_the_policy_trains_on_one_thread_and_the_rest_is_given_back(toy_id):
+def test_policy_trains_on_one_thread_and_restores_the_thread_count(toy_id):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     seen = []

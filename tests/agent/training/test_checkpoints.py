@@ -51,19 +51,19 @@ def saved_during(model, folder, timesteps, **arguments):
     ("every", "at"),
     [(1, [1, 2, 3]), (ROLLOUT, [1, 2, 3]), (ROLLOUT + 1, [2]), (2 * ROLLOUT, [2]), (9 * ROLLOUT, []), (0, [])],
 )
-def test_one_is_saved_every_so_many_timesteps_rounded_up_to_rollouts(finished, tmp_path, every, at):
+def test_checkpoint_interval_is_rounded_up_to_rollouts(finished, tmp_path, every, at):
     model = finished[1].model
     _, told = saved_during(model, tmp_path, 4 * ROLLOUT, every=every)
     assert told == [(tmp_path / "checkpoints" / f"{n * ROLLOUT:012}.safetensors", n * ROLLOUT) for n in at]
     assert names(tmp_path) == [n * ROLLOUT for n in reversed(at[-2:])]
 
 
-def test_a_negative_distance_is_refused(tmp_path):
+def test_save_checkpoints_rejects_a_negative_interval(tmp_path):
     with pytest.raises(ValueError, match="every is -1"):
         SaveCheckpoints(tmp_path, -1)
 
 
-def test_the_last_one_is_of_the_end_and_is_saved_once(finished, tmp_path):
+def test_last_checkpoint_is_saved_once_at_the_end(finished, tmp_path):
     saver, told = saved_during(finished[1].model, tmp_path, 2 * ROLLOUT, every=1)
     saver.save()
     saver.save()
@@ -71,7 +71,7 @@ def test_the_last_one_is_of_the_end_and_is_saved_once(finished, tmp_path):
     assert not saver.in_rollout
 
 
-def test_save_removes_what_killed_processes_left(finished, tmp_path):
+def test_save_removes_temporary_files_of_killed_processes(finished, tmp_path):
     place = tmp_path / "checkpoints"
     place.mkdir()
     for name in (f".{ROLLOUT:012}.7.safetensors", ".000000000001.7.safetensors", "000000009999.safetensors"):
@@ -135,7 +135,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_of_a_damaged_checkpoint_the_one_before_is_taken(run, name):
+def test_damaged_checkpoint_falls_back_to_the_previous_one(run, name):
     damage, message = DAMAGES[name]
     assert latest(run).timesteps == 6 * ROLLOUT
     damage(checkpoint_paths(run)[0])
@@ -145,7 +145,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(run, name):
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_checkpoints_of_which_none_can_be_read_are_an_error_that_names_them(run, name):
+def test_unreadable_checkpoints_raise_an_error_that_names_them(run, name):
     damage, message = DAMAGES[name]
     newer, older = checkpoint_paths(run)
     older.unlink()
@@ -156,7 +156,7 @@ def test_checkpoints_of_which_none_can_be_read_are_an_error_that_names_them(run,
         latest(run)
 
 
-def test_a_full_disk_costs_a_warning_and_keeps_the_checkpoint_before(finished, tmp_path, monkeypatch):
+def test_full_disk_warns_and_keeps_the_previous_checkpoint(finished, tmp_path, monkeypatch):
     inner, calls = saving.write_checkpoint, []
 
     def full(folder, tree, *, kind):
@@ -181,7 +181,7 @@ def test_a_full_disk_costs_a_warning_and_keeps_the_checkpoint_before(finished, t
     assert differences(settings.out, finished[1].folder) == []
 
 
-def test_a_disk_that_is_always_full_does_not_stop_the_training(finished, tmp_path, monkeypatch):
+def test_full_disk_without_earlier_checkpoint_does_not_stop_training(finished, tmp_path, monkeypatch):
     def full(*_arguments, **_more):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -26,7 +26,7 @@ def runs(tmp_path_factory):
     return folder, *(sink.events for sink in sinks)
 
 
-def test_the_folder_has_what_the_sinks_heard_up_to_the_checkpoint_and_from_there(runs):
+def test_events_folder_joins_both_parts_at_the_checkpoint(runs):
     folder, first, second = runs
     in_folder = list(read_events(folder / "events"))
     assert in_folder == [*first[: second[0].id], *second]
@@ -35,7 +35,7 @@ def test_the_folder_has_what_the_sinks_heard_up_to_the_checkpoint_and_from_there
     assert [path.name for path in sorted((folder / "events").iterdir())] == [f"events-0000{n}.jsonl" for n in (0, 1)]
 
 
-def test_a_run_tells_of_its_beginning_and_of_where_it_goes_on(runs):
+def test_run_reports_its_start_and_its_resumption(runs):
     folder, first, second = runs
     (began,), (went_on,) = ([e for e in events if e.type == "TRAINING_STARTED"] for events in (first, second))
     assert first[0] is began
@@ -48,7 +48,7 @@ def test_a_run_tells_of_its_beginning_and_of_where_it_goes_on(runs):
         assert said.total_timesteps == TOTAL
 
 
-def test_every_checkpoint_is_told_once_it_is_there(runs):
+def test_checkpoint_is_reported_once_saved(runs):
     folder, first, second = runs
     assert told(first, "CHECKPOINT_SAVED", "CHECKPOINT_LOADED") == saved_at(1, 2)
     assert told(second, "CHECKPOINT_SAVED") == saved_at(3, 4, 5, 6)
@@ -56,7 +56,7 @@ def test_every_checkpoint_is_told_once_it_is_there(runs):
     assert paths[-2:] == [str(path) for path in sorted((folder / "checkpoints").iterdir())]
 
 
-def test_updates_and_steps_are_told_without_a_gap(runs):
+def test_updates_and_steps_are_reported_without_a_gap(runs):
     """The updates right before a checkpoint are told after it, and so by both parts."""
     _, first, second = runs
     assert told(first, "PPO_UPDATE_COMPLETED") == [("PPO_UPDATE_COMPLETED", n * ROLLOUT) for n in (1, 2)]
@@ -65,7 +65,7 @@ def test_updates_and_steps_are_told_without_a_gap(runs):
     assert epochs == [2 * ROLLOUT + NUM_ENVS, TOTAL - 2 * ROLLOUT]
 
 
-def test_a_checkpoint_that_cannot_be_saved_is_not_told(tmp_path, monkeypatch):
+def test_failed_checkpoint_is_not_reported(tmp_path, monkeypatch):
     def full(*_arguments, **_more):
         raise OSError("No space left on device")
 
@@ -76,7 +76,7 @@ def test_a_checkpoint_that_cannot_be_saved_is_not_told(tmp_path, monkeypatch):
     assert told(sink.events, "CHECKPOINT_SAVED") == []
 
 
-def test_a_run_in_too_little_memory_says_so(tmp_path, monkeypatch):
+def test_memory_pressure_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available_mib", lambda: 1.0)
     sink = MemorySink()
     train(small_settings(tmp_path / "run", *REAL, total_timesteps=ROLLOUT, checkpoint_every=0), sinks=[sink])
@@ -84,7 +84,7 @@ def test_a_run_in_too_little_memory_says_so(tmp_path, monkeypatch):
     assert (warning.kind, warning.limit_mib) == ("resident", 0.9)
 
 
-def test_without_telemetry_there_is_no_folder_and_sinks_hear_all(tmp_path):
+def test_sinks_receive_all_events_without_an_events_folder(tmp_path):
     sink, settings = MemorySink(), small_settings(tmp_path / "run", *REAL, total_timesteps=ROLLOUT, telemetry=False)
     train(settings, sinks=[sink])
     assert not (settings.out / "events").exists()

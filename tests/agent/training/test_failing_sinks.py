@@ -43,7 +43,7 @@ def train_with(folder, sinks, message, callbacks=()):
 
 
 @pytest.mark.parametrize("error", [FULL, ValueError("what?"), SystemExit(3), KeyboardInterrupt()], ids=repr)
-def test_a_sink_that_raises_costs_a_run_one_warning(sound, tmp_path, error):
+def test_raising_sink_warns_once_and_changes_nothing(sound, tmp_path, error):
     name = type(error).__name__
     ids = train_with(tmp_path / "run", [RaisingSink(error)], f"RaisingSink is switched off: {name}")
     assert ids == list(range(len(ids)))
@@ -52,13 +52,13 @@ def test_a_sink_that_raises_costs_a_run_one_warning(sound, tmp_path, error):
 
 
 @pytest.mark.parametrize("where", ["write", "close"])
-def test_a_hanging_sink_costs_a_run_one_warning(sound, tmp_path, gate, where):
+def test_hanging_sink_warns_once_and_changes_nothing(sound, tmp_path, gate, where):
     ids = train_with(tmp_path / "run", [HangingSink(gate, where)], "HangingSink .*did not finish within 5 seconds")
     assert ids == list(range(len(ids)))
     assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write
 
 
-def test_a_disk_that_fills_up_under_the_events_of_a_run_costs_it_one_warning(sound, tmp_path, monkeypatch):
+def test_disk_filled_by_events_warns_once_and_changes_nothing(sound, tmp_path, monkeypatch):
     room, write = [True] * 2, os.write
 
     def nearly_full(descriptor, data):
@@ -75,7 +75,7 @@ def test_a_disk_that_fills_up_under_the_events_of_a_run_costs_it_one_warning(sou
     assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write
 
 
-def test_files_are_closed_where_a_warning_is_made_an_error(sound, tmp_path):
+def test_files_are_closed_if_warnings_are_errors(sound, tmp_path):
     """The run is over then, and all of it is on disk."""
 
     class Unclosable(JsonlSink):
@@ -105,7 +105,7 @@ def command(folder, stderr):
 
 
 @pytest.mark.slow
-def test_a_standard_error_that_takes_nothing_does_not_end_a_run(tmp_path):
+def test_broken_standard_error_does_not_stop_a_run(tmp_path):
     """The console sink fails, and the warning of that cannot be shown either."""
     code, out = command(tmp_path / "heard", subprocess.DEVNULL)
     assert (code, "Trained for 48 timesteps" in out) == (0, True)

@@ -32,7 +32,7 @@ def written(values):
 
 
 @given(DUMPS)
-def test_lines_hold_what_was_logged(tmp_path_factory, dumps):
+def test_lines_match_the_logged_values(tmp_path_factory, dumps):
     path = tmp_path_factory.mktemp("progress") / "progress.csv"
     output = ProgressFile(path)
     put(output, dumps)
@@ -42,7 +42,7 @@ def test_lines_hold_what_was_logged(tmp_path_factory, dumps):
 
 
 @given(DUMPS, DUMPS, DUMPS)
-def test_a_file_that_goes_on_is_the_one_that_was_never_left(tmp_path_factory, before, lost, after):
+def test_continued_file_equals_uninterrupted_file(tmp_path_factory, before, lost, after):
     folder = tmp_path_factory.mktemp("progress")
     whole, first, second = (ProgressFile(folder / name) for name in ("whole.csv", "cut.csv", "cut.csv"))
     put(whole, [*before, *after])
@@ -62,7 +62,7 @@ def test_a_file_that_goes_on_is_the_one_that_was_never_left(tmp_path_factory, be
         assert second.path.read_bytes() == whole.path.read_bytes()
 
 
-def test_numbers_are_written_as_they_are_and_left_out_where_they_are_excluded(tmp_path):
+def test_numbers_are_written_exactly_unless_excluded(tmp_path):
     output = ProgressFile(tmp_path / "progress.csv")
     values = {"f": np.float32(0.1), "t": torch.tensor(2), "x": 1}
     output.write(values, {"f": ("",), "t": ("stdout",), "x": ("stdout", "csv")})
@@ -73,7 +73,7 @@ def test_numbers_are_written_as_they_are_and_left_out_where_they_are_excluded(tm
     output.close()
 
 
-def test_a_process_that_is_killed_over_a_new_column_leaves_the_lines_that_were_there(tmp_path, monkeypatch):
+def test_kill_while_adding_a_column_keeps_the_lines(tmp_path, monkeypatch):
     output = ProgressFile(tmp_path / "progress.csv")
     put(output, [{"a": 1}])
 
@@ -87,7 +87,7 @@ def test_a_process_that_is_killed_over_a_new_column_leaves_the_lines_that_were_t
     output.close()
 
 
-def test_a_run_that_begins_replaces_what_another_left(tmp_path):
+def test_new_run_replaces_old_lines(tmp_path):
     path = tmp_path / "progress.csv"
     path.write_text("old\n1\n2\n")
     output = ProgressFile(path)
@@ -110,7 +110,7 @@ def test_a_run_that_begins_replaces_what_another_left(tmp_path):
         ("a,b\n1,2\n" + 200_000 * "x" + "\n", []),
     ],
 )
-def test_a_file_that_has_lost_lines_keeps_the_others_and_says_so(tmp_path, text, rows):
+def test_file_with_lost_lines_keeps_the_rest_and_warns(tmp_path, text, rows):
     path = tmp_path / "x.csv"
     if text is not None:
         path.write_text(text)
@@ -120,7 +120,7 @@ def test_a_file_that_has_lost_lines_keeps_the_others_and_says_so(tmp_path, text,
     assert [tuple(row.values()) for row in read(path)] == rows
 
 
-def test_tensorboard_knows_the_step_that_comes_next(tmp_path):
+def test_tensorboard_records_the_next_step(tmp_path):
     output = TensorBoardFiles(str(tmp_path))
     assert not list(tmp_path.iterdir())
     output.write({"a": 1.0}, {"a": ("",)}, 7)

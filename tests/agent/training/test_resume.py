@@ -61,7 +61,7 @@ def go_on(folder, **more) -> Trained:
 
 @pytest.mark.parametrize("task", [TOY, REAL], ids=["toy", "digits"])
 @pytest.mark.parametrize("rollouts", [1, 3, 5])
-def test_a_killed_run_becomes_the_same(whole, tmp_path, task, rollouts):
+def test_killed_run_resumes_bit_for_bit(whole, tmp_path, task, rollouts):
     assert N_STEPS % 5  # episodes are under way when it is saved
     folder = cut(tmp_path / "run", rollouts * ROLLOUT + NUM_ENVS, task)
     assert not (folder / "model.zip").exists()
@@ -83,7 +83,7 @@ def killed(_killed, tmp_path):
     return shutil.copytree(_killed, tmp_path / "run")
 
 
-def test_a_run_without_a_checkpoint_starts_from_the_beginning_and_says_so(whole, tmp_path):
+def test_run_without_checkpoint_restarts_with_a_warning(whole, tmp_path):
     folder = cut(tmp_path / "run", ROLLOUT - 1)
     with pytest.warns(RuntimeWarning, match="has no checkpoint yet; training starts from the beginning"):
         resumed = go_on(folder)
@@ -91,7 +91,7 @@ def test_a_run_without_a_checkpoint_starts_from_the_beginning_and_says_so(whole,
     assert differences(folder, whole(TOY).folder) == []
 
 
-def test_a_run_may_be_killed_again_and_again_and_moved(whole, tmp_path):
+def test_run_resumes_after_repeated_kills_and_a_move(whole, tmp_path):
     folder = cut(tmp_path / "run", 17)
     for number, at in enumerate((25, 26, 50)):
         with pytest.raises(Crash.Killed):
@@ -101,7 +101,7 @@ def test_a_run_may_be_killed_again_and_again_and_moved(whole, tmp_path):
     assert differences(folder, whole(TOY).folder) == []
 
 
-def test_checkpoints_further_apart_lose_more_and_change_nothing(whole, tmp_path):
+def test_checkpoint_interval_does_not_change_results(whole, tmp_path):
     folder = cut(tmp_path / "run", 5 * ROLLOUT, checkpoint_every=ROLLOUT + 1)
     assert go_on(folder).resumed_from == 4 * ROLLOUT
     assert differences(folder, whole(TOY).folder) == []
@@ -121,7 +121,7 @@ class Interrupt(BaseCallback):
 
 
 @pytest.mark.parametrize("at", [2 * ROLLOUT + NUM_ENVS, TOTAL - NUM_ENVS])
-def test_an_interrupted_run_goes_on(whole, tmp_path, at):
+def test_interrupted_run_resumes_bit_for_bit(whole, tmp_path, at):
     """Also one that was interrupted by its very last step, and has not learned from its last rollout."""
     settings = small_settings(tmp_path / "run", *TOY, **EVALUATED)
     stopped = train(settings, [Interrupt(at)])
@@ -132,7 +132,7 @@ def test_an_interrupted_run_goes_on(whole, tmp_path, at):
 
 
 @pytest.mark.parametrize("before", ["the model", "the last checkpoint"])
-def test_a_run_that_is_killed_while_it_finishes_goes_on(whole, tmp_path, monkeypatch, before):
+def test_run_killed_while_finishing_resumes(whole, tmp_path, monkeypatch, before):
     def killed(*_arguments):
         raise Crash.Killed
 
@@ -153,7 +153,7 @@ def test_a_run_that_is_killed_while_it_finishes_goes_on(whole, tmp_path, monkeyp
 
 @pytest.mark.parametrize("name", ["write_checkpoint", "SaveCheckpoints._remove_others"])
 @pytest.mark.parametrize("saves", [1, 3])
-def test_a_run_that_is_killed_while_it_saves_goes_on(whole, tmp_path, monkeypatch, name, saves):
+def test_run_killed_while_saving_resumes(whole, tmp_path, monkeypatch, name, saves):
     owner, _, attribute = f"esper_agent.training.checkpoints.{name}".rpartition(".")
     inner = getattr(saving, name) if "." not in name else getattr(getattr(saving, name.split(".")[0]), attribute)
     calls = []
@@ -184,7 +184,7 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "train.lock"}
 
 
-def test_a_truncated_checkpoint_costs_the_way_from_the_one_before(whole, killed):
+def test_truncated_checkpoint_resumes_from_the_previous_one(whole, killed):
     file = killed / "checkpoints" / f"{3 * ROLLOUT:012}.safetensors"
     os.truncate(file, file.stat().st_size - 100)
     with pytest.warns(RuntimeWarning, match="newer checkpoint cannot be read"):
@@ -192,7 +192,7 @@ def test_a_truncated_checkpoint_costs_the_way_from_the_one_before(whole, killed)
     assert differences(killed, whole(TOY).folder) == []
 
 
-def test_a_run_of_whose_checkpoints_none_can_be_read_is_not_trained_anew(killed):
+def test_run_with_unreadable_checkpoints_is_not_restarted(killed):
     for path in checkpoint_paths(killed):
         path.unlink()
         path.with_suffix("").mkdir()  # as versions before 2 wrote them
@@ -202,7 +202,7 @@ def test_a_run_of_whose_checkpoints_none_can_be_read_is_not_trained_anew(killed)
     assert contents(killed) == before
 
 
-def test_what_is_no_checkpoint_is_left_alone(whole, killed):
+def test_resume_keeps_files_that_are_not_checkpoints(whole, killed):
     (killed / "checkpoints" / "notes.txt").write_text("mine")
     (killed / "checkpoints" / "best").mkdir()
     go_on(killed)
@@ -210,14 +210,14 @@ def test_what_is_no_checkpoint_is_left_alone(whole, killed):
     assert differences(killed, whole(TOY).folder) == []
 
 
-def test_a_finished_run_is_not_trained_again(whole):
+def test_finished_run_is_not_trained_again(whole):
     before = contents(whole(TOY).folder)
     with pytest.raises(RunError, match="is finished: all of its 72 timesteps are done"):
         go_on(whole(TOY).folder)
     assert contents(whole(TOY).folder) == before
 
 
-def test_a_run_that_was_trained_without_checkpoints_has_nothing_to_go_on_from(tmp_path):
+def test_run_trained_without_checkpoints_cannot_resume(tmp_path):
     settings = small_settings(tmp_path / "run", *TOY, checkpoint_every=0, total_timesteps=ROLLOUT)
     train(settings)
     assert not (settings.out / "checkpoints").exists()
@@ -237,7 +237,7 @@ def test_a_run_that_was_trained_without_checkpoints_has_nothing_to_go_on_from(tm
         (lambda folder: config(folder, "env: x\nseed: -1"), ConfigError, "`seed` is -1; expected"),
     ],
 )
-def test_a_folder_that_is_no_run_says_so(tmp_path, make, error, message):
+def test_resume_rejects_a_folder_that_is_not_a_run(tmp_path, make, error, message):
     make(tmp_path / "run")
     with pytest.raises(error, match=message):
         go_on(tmp_path / "run")
@@ -252,7 +252,7 @@ def config(folder, text):
     ("name", "value"),
     [("seed", 4), ("total_timesteps", 144), ("env_settings", {"horizon": 6}), ("ppo", {"learning_rate": 0.5})],
 )
-def test_a_configuration_that_was_changed_is_refused(killed, name, value):
+def test_resume_rejects_a_changed_configuration(killed, name, value):
     settings = yaml.safe_load((killed / "config.yaml").read_text())
     settings[name] = settings[name] | value if isinstance(value, dict) else value
     (killed / "config.yaml").write_text(yaml.safe_dump(settings))
@@ -262,7 +262,7 @@ def test_a_configuration_that_was_changed_is_refused(killed, name, value):
     assert contents(killed) == before
 
 
-def test_a_run_is_trained_by_one_process_at_a_time(killed):
+def test_run_is_locked_by_one_process(killed):
     before = contents(killed)
     with (
         locked(killed),
@@ -288,13 +288,13 @@ class Rival(BaseCallback):
         return True
 
 
-def test_a_run_that_has_just_begun_is_locked_too(tmp_path):
+def test_new_run_is_locked(tmp_path):
     rival = Rival(tmp_path / "run")
     train(small_settings(tmp_path / "run", *TOY, total_timesteps=ROLLOUT), [rival])
     assert rival.refused
 
 
-def test_other_versions_are_told(killed):
+def test_resume_warns_about_other_versions(killed):
     versions = json.loads((killed / "versions.json").read_text())
     (killed / "versions.json").write_text(json.dumps(versions | {"torch": "1.0"}))
     with pytest.warns(RuntimeWarning, match=r"started with torch 1\.0, now .*; its results may differ"):
@@ -302,7 +302,7 @@ def test_other_versions_are_told(killed):
 
 
 @pytest.mark.parametrize("name", ["episodes.csv", "progress.csv"])
-def test_lines_that_are_lost_cost_a_gap_and_a_warning(whole, killed, name):
+def test_lost_lines_leave_a_gap_and_a_warning(whole, killed, name):
     lines = (killed / name).read_text().splitlines(keepends=True)
     (killed / name).write_text("".join(lines[:2]))
     with pytest.warns(RuntimeWarning, match=rf"{name} has 1 of the \d+ lines"):
@@ -319,7 +319,7 @@ def test_lines_that_are_lost_cost_a_gap_and_a_warning(whole, killed, name):
         (lambda _: ["notes,of mine\n", *["1,2\n"] * 30], lambda saved: saved),
     ],
 )
-def test_lines_that_cannot_be_read_are_lost_and_no_reason_to_stop(whole, killed, damage, lost):
+def test_unreadable_lines_are_dropped_with_a_warning(whole, killed, damage, lost):
     file = killed / "episodes.csv"
     lines = file.read_text().splitlines(keepends=True)
     saved = read_checkpoint(checkpoint_paths(killed)[0], kind=KIND)["state"]["callbacks"]["CurvesRecorder"]["rows"]
@@ -332,7 +332,7 @@ def test_lines_that_cannot_be_read_are_lost_and_no_reason_to_stop(whole, killed,
     assert all(episode in whole(TOY).episodes for episode in resumed.episodes)
 
 
-def test_an_environment_without_a_state_is_refused_before_anything_is_written(toy_id, tmp_path, monkeypatch):
+def test_environment_without_state_is_rejected_before_writing(toy_id, tmp_path, monkeypatch):
     monkeypatch.delattr(type(make_sb3_env(toy_id).unwrapped.vec_env), "get_state")
     settings = small_settings(tmp_path / "run", *TOY, total_timesteps=ROLLOUT)
     with pytest.raises(CheckpointError, match=r"has no get_state and set_state.*checkpoint_every=0"):
@@ -341,7 +341,7 @@ def test_an_environment_without_a_state_is_refused_before_anything_is_written(to
     train(replace(settings, checkpoint_every=0))
 
 
-def test_settings_may_be_whole_numbers(tmp_path):
+def test_settings_accept_whole_numbers(tmp_path):
     """As Python's callers write them; the configuration file has them as fractions."""
     whole_numbers = {"max_grad_norm": 10, "clip_range": 1, "ent_coef": 0, "final_ent_coef": 0, "vf_coef": 1}
     folder = cut(tmp_path / "run", 2 * ROLLOUT + 1, ppo=whole_numbers)
@@ -371,7 +371,7 @@ class Counter(BaseCallback):
         return True
 
 
-def test_a_callback_of_ones_own_goes_on_too(tmp_path):
+def test_custom_callback_resumes_its_state(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(Crash.Killed):
         train(small_settings(folder, *TOY), [Counter(), Crash(2 * ROLLOUT + 1)])
@@ -382,7 +382,7 @@ def test_a_callback_of_ones_own_goes_on_too(tmp_path):
     assert counter.seen.tolist() == [TOTAL / ROLLOUT, TOTAL / NUM_ENVS]
 
 
-def test_tensorboard_shows_one_curve(whole, tmp_path):
+def test_tensorboard_shows_one_curve_after_a_resume(whole, tmp_path):
     """That of the resumed run, also where the killed one had got further than its checkpoint."""
     folder = cut(tmp_path / "run", 5 * ROLLOUT + 1, checkpoint_every=3 * ROLLOUT)
     first = int(next(folder.glob("events.*")).name.split(".")[3])

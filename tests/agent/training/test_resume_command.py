@@ -26,7 +26,7 @@ def killed(toy_id, tmp_path):
     return tmp_path / "run"
 
 
-def test_a_run_goes_on_to_its_end_and_says_from_where(toy_id, killed, capsys):
+def test_resume_finishes_a_run_and_prints_its_start(toy_id, killed, capsys):
     assert main(["train", "--resume", str(killed), "--no-progress"]) == OK
     out, err = text_of(capsys)
     assert "Trained for 72 timesteps, resumed from 24" in out
@@ -35,7 +35,7 @@ def test_a_run_goes_on_to_its_end_and_says_from_where(toy_id, killed, capsys):
     assert "is finished: all of its 72 timesteps are done" in bad(["train", "--resume", str(killed)], capsys)
 
 
-def test_a_run_that_begins_says_nothing_of_resuming(toy_id, tmp_path, capsys):
+def test_new_run_does_not_mention_resuming(toy_id, tmp_path, capsys):
     assert main(["train", "--env", toy_id, "--out", str(tmp_path / "r"), *SMALL, *EVERY]) == OK
     out, _ = text_of(capsys)
     assert "Trained for 48 timesteps\n" in out
@@ -44,7 +44,7 @@ def test_a_run_that_begins_says_nothing_of_resuming(toy_id, tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("always::RuntimeWarning")
-def test_warnings_are_told(killed, capsys):
+def test_resume_prints_warnings(killed, capsys):
     shutil.rmtree(killed / "checkpoints")
     assert main(["train", "--resume", str(killed), "--device=cpu", "--progress"]) == OK
     out, err = text_of(capsys)
@@ -61,23 +61,23 @@ def test_warnings_are_told(killed, capsys):
         (["--env-settings", "horizon=5"], "--env-settings"),
     ],
 )
-def test_other_settings_cannot_be_given(killed, more, named, capsys):
+def test_resume_rejects_other_settings(killed, more, named, capsys):
     error = bad(["train", "--resume", str(killed), *more], capsys)
     assert f"{named} cannot be combined with --resume, because a run resumes with its own settings" in error
     assert len(checkpoint_paths(killed)) == 2
 
 
-def test_a_device_that_is_not_there_is_refused(killed, capsys):
+def test_resume_rejects_a_missing_device(killed, capsys):
     assert "`device` is 'cuda:99'" in bad(["train", "--resume", str(killed), "--device", "cuda:99"], capsys)
 
 
 @pytest.mark.parametrize("arguments", [["train"], ["train", "--resume"], ["train", "--out"]])
-def test_either_a_new_folder_or_a_run_is_needed(arguments, capsys):
+def test_train_needs_a_new_folder_or_a_run(arguments, capsys):
     assert main(arguments) == BAD_INPUT
     text_of(capsys)
 
 
-def test_the_help_of_both_ways_names_the_other(capsys):
+def test_help_of_train_and_resume_refer_to_each_other(capsys):
     assert main(["train", "--help"]) == OK
     assert "esper train --resume RUN" in " ".join(text_of(capsys)[0].split())
     assert main(["train", "--resume", "x", "--help"]) == OK
@@ -86,7 +86,7 @@ def test_the_help_of_both_ways_names_the_other(capsys):
     assert "--seed" not in out
 
 
-def test_a_folder_that_is_no_run_is_bad_input(tmp_path, capsys):
+def test_resume_rejects_a_folder_without_a_run(tmp_path, capsys):
     assert "there is no run folder" in bad(["train", "--resume", str(tmp_path / "x")], capsys)
     (tmp_path / "x").mkdir()
     assert "is not a run" in bad(["train", "--resume", str(tmp_path / "x")], capsys)
@@ -156,7 +156,7 @@ def go_to_the_end(folder):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_weights(uninterrupted, tmp_path):
+def test_resume_after_kills_at_random_moments_gives_equal_weights(uninterrupted, tmp_path):
     rng = random.Random(0)
     folder = tmp_path / "run"
     moments = sorted(rng.sample(range(1, ROLLOUTS - 6), 2))  # rollouts after which it is killed
@@ -172,7 +172,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_weights(unint
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to recognise the file")
-def test_a_run_killed_while_it_saves_ends_with_the_same_weights(uninterrupted, tmp_path):
+def test_resume_after_a_kill_during_a_save_gives_equal_weights(uninterrupted, tmp_path):
     folder = tmp_path / "run"
     for start in (first_arguments(folder), ("--resume", str(folder))):
         process = command(*start, killed_at_fsync=True)

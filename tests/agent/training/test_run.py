@@ -41,25 +41,25 @@ def settings_for(toy_id, out, **ppo):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_setting_reaches_the_model(toy_id, tmp_path, name):
+def test_setting_reaches_the_model(toy_id, tmp_path, name):
     value, read = OTHERS[name]
     assert getattr(PPOSettings(), name) != value
     settings = settings_for(toy_id, tmp_path, **{name: value})
     assert read(make_model(settings, make_sb3_env(toy_id, 2))) == value
 
 
-def test_every_setting_is_looked_at():
+def test_settings_are_all_covered():
     elsewhere = {"logit_bias", "normalize_returns"}
     assert set(vars(PPOSettings())) == set(OTHERS) | elsewhere
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_returns_are_normalised_if_wanted(toy_id, tmp_path, wanted):
+def test_returns_are_normalised_on_request(toy_id, tmp_path, wanted):
     trained = train(settings_for(toy_id, tmp_path / "r", normalize_returns=wanted))
     assert trained.model.get_vec_normalize_env().norm_reward is wanted
 
 
-def test_the_policy_is_evaluated_on_held_out_episodes_of_its_own_environment(toy_id, tmp_path, monkeypatch):
+def test_evaluation_uses_held_out_episodes_of_the_same_environment(toy_id, tmp_path, monkeypatch):
     played = []
     monkeypatch.setattr(PeriodicEvaluation, "_on_training_end", lambda self: played.extend(self.records))
     settings = settings_for(toy_id, tmp_path / "r")
@@ -75,7 +75,7 @@ def test_the_policy_is_evaluated_on_held_out_episodes_of_its_own_environment(toy
         (0.9, ("reward_weights={scale: 2.0}",), {"scale": 2.0, "gamma": 0.9}),
     ],
 )
-def test_the_reward_has_the_learners_discount(toy_id, tmp_path, gamma, given, weights):
+def test_reward_has_the_learners_discount(toy_id, tmp_path, gamma, given, weights):
     settings = TrainSettings(**vars(settings_for(toy_id, tmp_path / "r", gamma=gamma)) | {"env_settings": given})
     trained = train(settings)
     assert trained.model.get_env().get_attr("reward_weights")[0] == weights
@@ -94,21 +94,21 @@ class FailAt(BaseCallback):
         return True
 
 
-def test_a_crash_leaves_the_model_as_it_was(toy_id, tmp_path):
+def test_crash_saves_the_model_of_the_last_timestep(toy_id, tmp_path):
     with pytest.raises(OSError, match="disk") as caught:
         train(settings_for(toy_id, tmp_path / "r"), [FailAt(26, OSError("disk"))])
     assert caught.value.__notes__ == [f"the model of timestep 26 is saved as {tmp_path / 'r' / 'model.zip'}"]
     assert load_run(tmp_path / "r", toy_id).model.num_timesteps == 26
 
 
-def test_a_run_that_is_stopped_at_once_has_no_model_and_says_so(toy_id, tmp_path):
+def test_run_stopped_at_once_reports_that_it_has_no_model(toy_id, tmp_path):
     with pytest.raises(KeyboardInterrupt, match="has no model: resume with `esper train --resume"):
         train(settings_for(toy_id, tmp_path / "r"), [FailAt(26, KeyboardInterrupt())])
     assert not (tmp_path / "r" / "model.zip").exists()
 
 
 @pytest.mark.parametrize("learning_rate", [1e20, 1e30])
-def test_a_learning_rate_that_destroys_the_policy_stops_with_the_last_good_model(toy_id, tmp_path, learning_rate):
+def test_destructive_learning_rate_stops_with_the_last_good_model(toy_id, tmp_path, learning_rate):
     with pytest.raises(NonFiniteUpdateError, match="holds the last good parameters"):
         train(settings_for(toy_id, tmp_path / "r", learning_rate=learning_rate, target_kl=None))
     model = FactoredRecurrentPPO.load(tmp_path / "r" / "last_good_model.zip", device="cpu")
@@ -121,7 +121,7 @@ def learner(toy_id, **kwargs):
     return model
 
 
-def test_curves_go_on_when_training_does_and_start_afresh_when_it_does(toy_id, tmp_path):
+def test_curves_continue_or_restart_with_training(toy_id, tmp_path):
     """Rollouts of 10 steps end in the middle of the toy's 12."""
     model = learner(toy_id, n_steps=10, batch_size=20, n_epochs=1, policy_kwargs={"logit_bias": {"op": {"WAIT": 50.0}}})
     curves = CurvesRecorder(tmp_path / "episodes.csv")
@@ -140,7 +140,7 @@ def test_curves_go_on_when_training_does_and_start_afresh_when_it_does(toy_id, t
     assert len(curves.rows) == 2
 
 
-def test_evaluations_keep_their_distance_over_several_calls(toy_id):
+def test_evaluation_interval_spans_several_calls(toy_id):
     model = learner(toy_id, n_steps=6, batch_size=12, n_epochs=1)
     evaluation = PeriodicEvaluation(toy_id, every=24, episodes=1, seed=0)
     at = []
@@ -151,7 +151,7 @@ def test_evaluations_keep_their_distance_over_several_calls(toy_id):
     assert at == [0, 24, 48, 48, 72, 96, 0, 24, 48]
 
 
-def test_a_vector_of_gymnasium_is_refused_with_the_remedy(toy_id):
+def test_gymnasium_vector_is_rejected_with_the_remedy(toy_id):
     env = make_sb3_env(toy_id, 2).venv.vec_env
     with pytest.raises(TypeError, match="make_sb3_env"):
         FactoredRecurrentPPO("FactoredLstmPolicy", env)

@@ -33,7 +33,7 @@ def trained(toy_id, tmp_path_factory):
     return train(settings)
 
 
-def test_a_run_leaves_everything_behind(trained, toy_id):
+def test_run_folder_has_all_files(trained, toy_id):
     names = {path.name for path in trained.folder.iterdir() if not path.name.startswith("events.")}
     expected = {"config.yaml", "task.json", "versions.json", "model.zip", "vecnormalize.pkl"}
     assert names == expected | {"progress.csv", "episodes.csv", "checkpoints", "events", "train.lock"}
@@ -47,7 +47,7 @@ def test_a_run_leaves_everything_behind(trained, toy_id):
     assert "wait_share" in (trained.folder / "progress.csv").read_text()
 
 
-def test_the_loaded_model_acts_like_the_trained_one(trained, toy_id):
+def test_loaded_model_acts_like_the_trained_one(trained, toy_id):
     run = load_run(trained.folder, toy_id, device="cpu")
     for key, value in trained.model.policy.state_dict().items():
         assert torch.equal(value, run.model.policy.state_dict()[key])
@@ -55,7 +55,7 @@ def test_the_loaded_model_acts_like_the_trained_one(trained, toy_id):
     assert run.config["seed"] == 3
 
 
-def test_the_same_settings_train_the_same_model(trained, toy_id, tmp_path):
+def test_equal_settings_train_equal_models(trained, toy_id, tmp_path):
     settings = TrainSettings(**{**vars(_settings_of(trained, toy_id)), "out": tmp_path / "again"})
     again = train(settings)
     for key, value in trained.model.policy.state_dict().items():
@@ -79,7 +79,7 @@ def _settings_of(trained, toy_id):
     )
 
 
-def test_the_normaliser_is_saved_with_its_statistics(trained, toy_id):
+def test_normaliser_is_saved_with_its_statistics(trained, toy_id):
     loaded = VecNormalize.load(str(trained.folder / "vecnormalize.pkl"), make_sb3_env(toy_id, 2))
     original = trained.model.get_vec_normalize_env()
     assert loaded.ret_rms.var == original.ret_rms.var
@@ -88,7 +88,7 @@ def test_the_normaliser_is_saved_with_its_statistics(trained, toy_id):
     assert loaded.gamma == 0.98
 
 
-def test_a_recurrent_model_is_evaluated_with_its_state(trained, toy_id):
+def test_recurrent_model_is_evaluated_with_its_state(trained, toy_id):
     """Through predict with the state carried, and by hand: the same actions."""
     record = run_episodes(trained.model, toy_id, 1, seed=77)[0]
     env = gymnasium.make(toy_id)
@@ -102,7 +102,7 @@ def test_a_recurrent_model_is_evaluated_with_its_state(trained, toy_id):
     assert record.episode_return == pytest.approx(total)
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(trained, tmp_path):
+def test_train_does_not_overwrite_a_run(trained, tmp_path):
     with pytest.raises(RunError, match="already holds a run; use another"):
         create_run(trained.folder, {}, {})
     (tmp_path / "config.yaml").touch()
@@ -111,25 +111,25 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(trained, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.zip", "episodes.csv", "progress.csv", "versions.json", "checkpoints"])
-def test_files_that_a_run_would_overwrite_keep_it_from_being_made(name, tmp_path):
+def test_train_does_not_overwrite_other_files(name, tmp_path):
     (tmp_path / name).write_text("mine")
     with pytest.raises(RunError, match=f"already holds a file {name}"):
         create_run(tmp_path, {}, {})
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_folder_that_cannot_be_made_is_said():
+def test_train_names_a_folder_that_cannot_be_created():
     with pytest.raises(RunError, match="the folder /dev/null/run cannot be created: Not a directory"):
         create_run("/dev/null/run", {}, {})
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_train_rejects_a_file_as_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file"):
         create_run(tmp_path / "file", {}, {})
 
 
-def test_each_kind_of_unusable_run_is_told_apart(trained, tmp_path, toy_id):
+def test_unusable_runs_are_rejected_with_the_reason(trained, tmp_path, toy_id):
     with pytest.raises(RunError, match=r"there is no run folder .*esper train --out"):
         load_run(tmp_path / "nowhere")
     with pytest.raises(RunError, match=r"is not a run: it has no config\.yaml"):
@@ -161,7 +161,7 @@ def test_policies_are_found_by_name_or_folder(trained, toy_id):
         PolicyByName("heuristc", toy_id)
 
 
-def test_a_model_for_other_spaces_is_refused(trained, toy_id):
+def test_model_for_other_spaces_is_rejected(trained, toy_id):
     class Elsewhere:
         single_observation_space = trained.model.observation_space
         single_action_space = trained.model.observation_space
@@ -174,7 +174,7 @@ def test_a_model_for_other_spaces_is_refused(trained, toy_id):
         policy(Elsewhere())
 
 
-def test_a_save_that_fails_keeps_the_old_model(trained, tmp_path, monkeypatch):
+def test_failed_save_keeps_the_old_model(trained, tmp_path, monkeypatch):
     path = save_model(tmp_path, trained.model)
     kept = path.read_bytes()
 
@@ -189,7 +189,7 @@ def test_a_save_that_fails_keeps_the_old_model(trained, tmp_path, monkeypatch):
     assert {entry.name for entry in tmp_path.iterdir()} == {"model.zip", "vecnormalize.pkl"}
 
 
-def test_a_replaced_file_appears_only_when_it_is_whole(tmp_path):
+def test_replaced_file_appears_only_when_complete(tmp_path):
     target = tmp_path / "a.txt"
     with replaced(target) as temporary:
         temporary.write_text("new")

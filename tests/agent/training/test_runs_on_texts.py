@@ -35,7 +35,7 @@ def evaluated(run, capsys, *more):
     return text_of(capsys)[0]
 
 
-def test_the_run_keeps_the_absolute_path_and_the_digest(trained):
+def test_run_records_absolute_path_and_digest(trained):
     path = str(trained / "book.txt")
     config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
     task = json.loads((trained / "run" / "task.json").read_text())
@@ -44,7 +44,7 @@ def test_the_run_keeps_the_absolute_path_and_the_digest(trained):
     assert task["data_digest"] == load_data(path, family=DataFamily.TEXT).digest
 
 
-def test_from_another_folder_it_is_played_on_its_own_text(trained, tmp_path, monkeypatch, capsys):
+def test_evaluate_from_another_folder_uses_the_text_of_the_run(trained, tmp_path, monkeypatch, capsys):
     (tmp_path / "book.txt").write_text("all of it is other\n" * 100, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     out = evaluated(trained / "run", capsys)
@@ -52,7 +52,7 @@ def test_from_another_folder_it_is_played_on_its_own_text(trained, tmp_path, mon
     assert "other data" not in out
 
 
-def test_another_text_is_noted(trained, tmp_path, capsys):
+def test_evaluate_notes_a_different_text(trained, tmp_path, capsys):
     other = tmp_path / "book.txt"
     other.write_text("all of it is other\n" * 100, encoding="utf-8")
     digests = [load_data(str(folder / "book.txt"), family=DataFamily.TEXT).digest[:8] for folder in (trained, tmp_path)]
@@ -64,7 +64,7 @@ def test_another_text_is_noted(trained, tmp_path, capsys):
     assert text_of(capsys)[0].count(said.format(*digests)) == 1
 
 
-def test_only_what_was_played_is_told(trained, tmp_path, capsys):
+def test_evaluate_names_the_given_text_only(trained, tmp_path, capsys):
     other = tmp_path / "other.txt"
     other.write_text("all of it is other\n" * 100, encoding="utf-8")
     out = evaluated(trained / "run", capsys, "--env-settings", f"dataset={other}")
@@ -73,7 +73,7 @@ def test_only_what_was_played_is_told(trained, tmp_path, capsys):
     assert str(trained / "book.txt") not in out
 
 
-def test_a_text_that_has_moved_is_told_with_how_to_name_its_new_place(trained, tmp_path, capsys):
+def test_evaluate_names_a_moved_text_with_the_remedy(trained, tmp_path, capsys):
     run, moved = shutil.copytree(trained / "run", tmp_path / "run"), tmp_path / "moved.txt"
     shutil.copy(trained / "book.txt", moved)
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -85,7 +85,7 @@ def test_a_text_that_has_moved_is_told_with_how_to_name_its_new_place(trained, t
 
 
 @pytest.mark.parametrize("task", ["old", "damaged", "[]", None])
-def test_a_run_that_does_not_tell_its_data_is_played(trained, tmp_path, capsys, task):
+def test_evaluate_plays_a_run_without_recorded_data(trained, tmp_path, capsys, task):
     run = shutil.copytree(trained / "run", tmp_path / "run")
     numbers = json.loads((run / "task.json").read_text())
     del numbers["data_digest"]
@@ -95,7 +95,7 @@ def test_a_run_that_does_not_tell_its_data_is_played(trained, tmp_path, capsys, 
     assert "other data" not in evaluated(run, capsys)
 
 
-def test_resuming_from_another_folder_goes_on(trained, tmp_path, monkeypatch, capsys):
+def test_resume_works_from_another_folder(trained, tmp_path, monkeypatch, capsys):
     settings = small_settings(tmp_path / "r", TEXT, ("dataset=book.txt", *TINY), total_timesteps=2 * ROLLOUT)
     monkeypatch.chdir(trained)
     with pytest.raises(Crash.Killed):
@@ -117,14 +117,14 @@ def test_resuming_from_another_folder_goes_on(trained, tmp_path, monkeypatch, ca
         ("Acrobot-v1", {"dataset": "book.txt"}, {}),
     ],
 )
-def test_paths_become_absolute_and_nothing_else_changes(tmp_path, monkeypatch, env_id, given, changed):
+def test_only_paths_become_absolute(tmp_path, monkeypatch, env_id, given, changed):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/somebody")
     expected = given | {name: path.format(here=tmp_path) for name, path in changed.items()}
     assert absolute_paths(env_id, given) == expected
 
 
-def test_a_name_that_is_nearly_right_is_told_by_training_too(tmp_path, capsys):
+def test_train_suggests_the_closest_dataset(tmp_path, capsys):
     for command in (["train", "--out", str(tmp_path / "r")], ["evaluate", "--policy", "wait"]):
         assert main([*command, "--env", TEXT, "--env-settings", "dataset=gramar"]) == BAD_INPUT
         assert "did you mean 'grammar'?" in text_of(capsys)[1]

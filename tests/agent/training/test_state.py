@@ -68,7 +68,7 @@ def two(learner, tmp_path_factory):
     return learner(folder / "a"), learner(folder / "b", seed=5)
 
 
-def test_a_state_on_disk_makes_another_learner_the_same(learner, tmp_path):
+def test_state_from_disk_makes_learners_equal(learner, tmp_path):
     saved = learner(tmp_path / "a")
     saved.model.learn(8, callback=saved.callbacks, reset_num_timesteps=False)
     saved.model._skipped_in_a_row, saved.model._current_progress_remaining = 2, 0.25
@@ -90,7 +90,7 @@ def test_a_state_on_disk_makes_another_learner_the_same(learner, tmp_path):
     assert all(before[f"/counters/{name}"] != wanted[f"/counters/{name}"] for name in tree["counters"])
 
 
-def test_a_fresh_learner_goes_on_like_the_one_that_was_saved(learner, tmp_path):
+def test_fresh_learner_continues_like_the_saved_one(learner, tmp_path):
     saved = learner(tmp_path)
     tree = copy.deepcopy(saved.state())
     draws = [random.random(), np.random.random(), float(torch.rand(()))]  # noqa: NPY002
@@ -107,7 +107,7 @@ def test_a_fresh_learner_goes_on_like_the_one_that_was_saved(learner, tmp_path):
     assert states[0].keys() == states[1].keys()
 
 
-def test_a_state_does_not_change_with_the_learner(learner, tmp_path):
+def test_state_shares_nothing_with_the_learner(learner, tmp_path):
     saved = learner(tmp_path)
     tree = saved.state()
     before = flat(tree)
@@ -116,7 +116,7 @@ def test_a_state_does_not_change_with_the_learner(learner, tmp_path):
     assert flat(saved.state()) != before
 
 
-def test_values_that_wait_for_the_logger_are_kept_as_they_are(learner, tmp_path):
+def test_state_keeps_pending_logger_values(learner, tmp_path):
     saved, other = (learner(tmp_path / name) for name in "ab")
     logger = saved.model.logger
     logger.record("a/float32", np.float32(0.1))
@@ -134,7 +134,7 @@ def test_values_that_wait_for_the_logger_are_kept_as_they_are(learner, tmp_path)
     assert there.name_to_value["a/mean"] == 3.0
 
 
-def test_a_seed_that_waits_for_a_reset_is_forgotten(learner, tmp_path):
+def test_restore_clears_a_pending_seed(learner, tmp_path):
     saved = learner(tmp_path)
     fresh = learner(tmp_path, learn=False)
     fresh.restore(saved.state())
@@ -203,7 +203,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_state_that_does_not_fit_changes_nothing(two, name):
+def test_restore_rejects_a_misfit_state_and_changes_nothing(two, name):
     edit, message = WRONG[name]
     saved, other = two
     folder = other.callbacks[1].path.parent
@@ -235,7 +235,7 @@ def test_restore_keeps_seeds_and_files_of_a_fresh_learner_when_the_last_part_doe
         ({"lstm_hidden_size": 16}, "policy: .* expected an array"),
     ],
 )
-def test_a_learner_of_another_size_is_refused(learner, two, tmp_path, changes, message):
+def test_restore_rejects_a_learner_of_another_size(learner, two, tmp_path, changes, message):
     with pytest.raises(CheckpointError, match=message):
         learner(tmp_path, **changes).restore(two[0].state())
 
@@ -260,14 +260,14 @@ def wrapped(env):
         (wrapped, "VectorWrapper has no get_state"),
     ],
 )
-def test_an_environment_whose_state_is_not_all_known_is_refused(toy_id, wrap, message):
+def test_get_state_rejects_wrappers_without_a_state(toy_id, wrap, message):
     env = make_sb3_env(toy_id, 2, seed=0, **CUT)
     environment_parts(env)
     with pytest.raises(CheckpointError, match=f"{message}.*checkpoint_every=0"):
         environment_parts(wrap(env))
 
 
-def test_callbacks_with_a_state_have_names_of_their_own(tmp_path):
+def test_stateful_callbacks_need_distinct_names(tmp_path):
     first, second = TrainingMetricsCallback(), TrainingMetricsCallback()
     curves = CurvesRecorder(tmp_path / "e.csv")
     assert isinstance(curves, StatefulCallback)
@@ -278,7 +278,7 @@ def test_callbacks_with_a_state_have_names_of_their_own(tmp_path):
     }
 
 
-def test_a_diverging_update_right_after_a_restore_falls_back_to_what_was_restored(learner, tmp_path):
+def test_diverging_update_after_a_restore_falls_back_to_the_restored_weights(learner, tmp_path):
     saved = learner(tmp_path)
     fresh = learner(tmp_path, seed=2, learn=False)
     fresh.restore(saved.state())

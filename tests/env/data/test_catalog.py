@@ -114,7 +114,7 @@ def test_built_in_data_needs_no_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", DataFamily)
-def test_a_family_accepts_every_dataset_of_its_kind_except_the_small_digits(family: DataFamily, tmp_path: Path) -> None:
+def test_family_accepts_every_dataset_of_its_kind_except_the_small_digits(family: DataFamily, tmp_path: Path) -> None:
     write_cifar(tmp_path, 1)
     write(tmp_path / "cifar-100-binary", cifar_files((20, 100), ["train.bin", "test.bin"], 500))
     write(tmp_path / "fashion-mnist", fashion_files())
@@ -131,7 +131,7 @@ def test_a_family_accepts_every_dataset_of_its_kind_except_the_small_digits(fami
 @pytest.mark.parametrize(
     ("name", "family"), [("cifar10", CIFAR), ("cifar100", CIFAR), ("fashion-mnist", DIGITS), ("tinystories", TEXT)]
 )
-def test_a_named_dataset_has_no_stand_in(name: str, family: DataFamily, tmp_path: Path) -> None:
+def test_named_dataset_has_no_stand_in(name: str, family: DataFamily, tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match=f"was requested by name but is not in {tmp_path}/a; ") as caught:
         load_data(name, str(tmp_path / "a"), family=family)
     said = str(caught.value)
@@ -210,7 +210,7 @@ def test_errors_about_damage_give_the_command_that_repairs_it(
     assert verify_dataset(name, root).detail.endswith(remedy)
 
 
-def test_the_cache_is_bounded(tmp_path: Path) -> None:
+def test_cache_is_bounded(tmp_path: Path) -> None:
     folders = [write_cifar(tmp_path / str(i), i).parent for i in range(5)]
     for folder in folders:
         load_data("cifar10", str(folder), family=CIFAR)
@@ -240,7 +240,7 @@ def test_the_cache_is_bounded(tmp_path: Path) -> None:
         ("a" * 5000, CIFAR, "dataset is 'a{99}\\.\\.\\.; a cifar task accepts"),
     ],
 )
-def test_an_unknown_name_is_rejected_with_the_known_ones(dataset: object, family: DataFamily, said: str) -> None:
+def test_unknown_name_is_rejected_with_the_known_ones(dataset: object, family: DataFamily, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         load_data(dataset, family=family)
     assert all(repr(known) in str(caught.value) for known in DATASETS[family])
@@ -256,7 +256,7 @@ def test_absolute_dataset_changes_only_paths(tmp_path: Path, monkeypatch: pytest
     assert catalog.absolute_dataset("cifar10", CIFAR) == "cifar10"
 
 
-def test_the_import_needs_neither_torch_nor_scikit_learn_nor_requests() -> None:
+def test_import_needs_neither_torch_nor_scikit_learn_nor_requests() -> None:
     code = "import sys, esper_env.data; print(sorted({'torch', 'sklearn', 'requests', 'pooch'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

@@ -83,7 +83,7 @@ def test_splits_contain_the_records_of_the_files(folder: Path, version: Version)
     assert as_records(data.test_images, data.test_labels) == version.records(version.names[-1:])
 
 
-def test_a_record_is_labels_and_three_planes_of_rows(folder: Path, version: Version) -> None:
+def test_record_is_labels_and_three_planes_of_rows(folder: Path, version: Version) -> None:
     data = version.load(folder)
     record = version.files[version.names[-1]][7 * version.record : 8 * version.record]
     channel, row, column = 2, 5, 11
@@ -123,7 +123,7 @@ def change_byte(content: bytes, place: int, value: int) -> bytes:
 
 @pytest.mark.parametrize("last", [False, True], ids=["train", "test"])
 @pytest.mark.parametrize("damage", ["cut", "longer", "empty", "label", "missing"])
-def test_a_damaged_file_is_rejected_by_name(folder: Path, version: Version, damage: str, last: bool) -> None:
+def test_damaged_file_is_rejected_by_name(folder: Path, version: Version, damage: str, last: bool) -> None:
     name = version.names[-1] if last else version.names[-2]
     content, record = version.files[name], version.record
     changes = {
@@ -143,7 +143,7 @@ def test_a_damaged_file_is_rejected_by_name(folder: Path, version: Version, dama
         assert name in str(caught.value)
 
 
-def test_a_file_cut_between_records_is_detected_if_another_file_is_complete(
+def test_file_cut_between_records_is_detected_if_another_file_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = VERSIONS[1]

@@ -319,7 +319,7 @@ def test_obtain_sends_no_credentials(
     assert [headers.get("Authorization") for _, headers in server.requests] == [None, None]
 
 
-def test_an_invalid_certificate_is_no_temporary_error() -> None:
+def test_invalid_certificate_is_no_temporary_error() -> None:
     import ssl
 
     cause = ssl.SSLCertVerificationError(1, "failed")

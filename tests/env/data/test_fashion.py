@@ -96,7 +96,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("form", [packed, dict], ids=["gzipped", "unpacked"])
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_file_is_rejected_by_name(
+def test_damaged_file_is_rejected_by_name(
     tmp_path: Path, files: dict[str, bytes], name: str, form: Callable[[dict[str, bytes]], dict[str, bytes]]
 ) -> None:
     damaged, damage, message = DAMAGES[name]
@@ -109,13 +109,13 @@ def test_a_damaged_file_is_rejected_by_name(
 @pytest.mark.parametrize(
     "content", [b"", b"<html>404</html>", gzip.compress(bytes(10**6), mtime=0)[:-9], b"\x1f\x8b\x08"]
 )
-def test_a_file_that_does_not_decompress_is_rejected(tmp_path: Path, files: dict[str, bytes], content: bytes) -> None:
+def test_file_that_does_not_decompress_is_rejected(tmp_path: Path, files: dict[str, bytes], content: bytes) -> None:
     write(tmp_path, packed(files) | {f"{TRAIN_IMAGES}.gz": content})
     with pytest.raises(ValueError, match=f"{TRAIN_IMAGES}.gz is damaged"):
         load_fashion_mnist(tmp_path)
 
 
-def test_a_decompression_bomb_is_rejected_with_little_memory(tmp_path: Path) -> None:
+def test_decompression_bomb_is_rejected_with_little_memory(tmp_path: Path) -> None:
     bomb = tmp_path / "bomb.gz"
     bomb.write_bytes(gzip.compress(struct.pack(">II", 0x0801, 60_000) + bytes(5 * 10**7)))
     tracemalloc.start()
@@ -128,7 +128,7 @@ def test_a_decompression_bomb_is_rejected_with_little_memory(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", [TRAIN_IMAGES, TEST_LABELS])
-def test_a_missing_file_is_rejected_by_name(tmp_path: Path, files: dict[str, bytes], name: str) -> None:
+def test_missing_file_is_rejected_by_name(tmp_path: Path, files: dict[str, bytes], name: str) -> None:
     write(tmp_path, packed(files))
     (tmp_path / f"{name}.gz").unlink()
     with pytest.raises(FileNotFoundError, match=rf"incomplete, without {name}\.gz"):

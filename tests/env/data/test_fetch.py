@@ -99,7 +99,7 @@ def test_fetch_ignores_a_different_archive_in_the_data_folder(
     assert (root / ARCHIVE[1:]).read_bytes() == other
 
 
-def test_the_offline_remedy_works_for_an_archive(
+def test_offline_remedy_works_for_an_archive(
     server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "PAUSES", ())
@@ -113,7 +113,7 @@ def test_the_offline_remedy_works_for_an_archive(
     assert contents(root / FOLDER) == cifar
 
 
-def test_the_offline_remedy_works_for_files(server: Server, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_remedy_works_for_files(server: Server, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "PAUSES", ())
     files = serve_files(server, monkeypatch, "fashion-mnist")
     for name in files:

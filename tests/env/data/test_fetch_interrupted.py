@@ -43,7 +43,7 @@ def test_nothing_appears_until_the_dataset_is_complete(root: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [FetchStage.DOWNLOAD, FetchStage.CHECK, FetchStage.UNPACK])
-def test_an_interrupted_fetch_is_finished_by_the_next_one(
+def test_interrupted_fetch_is_finished_by_the_next_one(
     server: Server, cifar: dict[str, bytes], root: Path, stage: FetchStage
 ) -> None:
     def interrupt(progress: FetchProgress) -> None:
@@ -71,9 +71,7 @@ fetching.fetch_dataset("cifar10", Path(sys.argv[2]))
 
 
 @pytest.mark.parametrize("at", ["unpack", "_install"])
-def test_a_killed_fetch_is_finished_by_the_next_one(
-    server: Server, cifar: dict[str, bytes], root: Path, at: str
-) -> None:
+def test_killed_fetch_is_finished_by_the_next_one(server: Server, cifar: dict[str, bytes], root: Path, at: str) -> None:
     arguments = [sys.executable, "-c", KILLED, server.url + ARCHIVE, str(root), at]
     path = os.pathsep.join(sys.path)
     assert subprocess.run(arguments, env={**os.environ, "PYTHONPATH": path}, check=False).returncode == 9
@@ -84,7 +82,7 @@ def test_a_killed_fetch_is_finished_by_the_next_one(
     assert len(server.requests) == 1
 
 
-def test_a_fetch_keeps_the_complete_files_of_an_earlier_one(
+def test_fetch_keeps_the_complete_files_of_an_earlier_one(
     server: Server, monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
     files = tinystories_files()
@@ -100,7 +98,7 @@ def test_a_fetch_keeps_the_complete_files_of_an_earlier_one(
     assert [path for path, _ in server.requests] == ["/" + train, "/" + valid, "/" + valid]
 
 
-def test_a_disk_that_fills_up_while_unpacking_leaves_no_dataset(
+def test_disk_that_fills_up_while_unpacking_leaves_no_dataset(
     cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fill_up(*_arguments: object, **_keywords: object) -> None:
@@ -144,7 +142,7 @@ def test_fetches_of_one_dataset_exclude_each_other(
 
 
 @pytest.mark.usefixtures("cifar")
-def test_a_lock_file_without_owner_does_not_block(root: Path) -> None:
+def test_lock_file_without_owner_does_not_block(root: Path) -> None:
     lock = root / ".esper-downloads" / "cifar10.lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
@@ -154,7 +152,7 @@ def test_a_lock_file_without_owner_does_not_block(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("cifar")
-def test_a_refused_fetch_leaves_only_its_lock(server: Server, root: Path) -> None:
+def test_refused_fetch_leaves_only_its_lock(server: Server, root: Path) -> None:
     for answer in (status(404), sends(b"<html>", 6)):
         server.says(ARCHIVE, answer)
         with pytest.raises(FetchError):
@@ -170,7 +168,7 @@ def serve_archive(server: Server, monkeypatch: pytest.MonkeyPatch, archive: byte
     server.says(ARCHIVE, file(archive))
 
 
-def test_a_hostile_archive_leaves_no_dataset(
+def test_hostile_archive_leaves_no_dataset(
     server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = [member(f"{FOLDER}/{name}", content) for name, content in cifar.items()]

@@ -49,7 +49,7 @@ def test_fetch_repairs_a_damaged_manifest(root: Path, manifest: str) -> None:
 
 
 @pytest.mark.parametrize("step", range(1, 8))
-def test_an_interrupted_repair_is_finished_by_the_next_fetch(
+def test_interrupted_repair_is_finished_by_the_next_fetch(
     cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Ctrl-C after each file that is moved into its place."""

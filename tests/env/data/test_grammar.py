@@ -58,7 +58,7 @@ def test_every_line_follows_its_rule(lines):
     assert len({*homes, *homes.values()}) == 2 * FACTS
 
 
-def test_the_second_noun_does_not_predict_the_verb(lines):
+def test_second_noun_does_not_predict_the_verb(lines):
     verbs = Counter((match[2].endswith("s"), match[3].endswith("s")) for match in lines["agreement"])
     total = sum(verbs.values())
     assert all(abs(count / total - 0.25) < 0.02 for count in verbs.values())
@@ -85,7 +85,7 @@ def test_held_out_text_has_the_same_grammar_and_different_lines(data):
     assert facts[2] <= facts[0]
 
 
-def test_the_seed_determines_the_text_in_every_process():
+def test_seed_determines_the_text_in_every_process():
     code = "from esper_env.data.grammar import generate_text; print(generate_text(1).digest)"
     command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONHASHSEED": "1"}
     there = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()

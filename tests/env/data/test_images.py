@@ -38,7 +38,7 @@ def test_arrays_are_read_only_copies() -> None:
         data.name = "other"  # type: ignore[misc]
 
 
-def test_a_read_only_view_of_a_writable_array_is_not_shared() -> None:
+def test_read_only_view_of_a_writable_array_is_not_shared() -> None:
     base = fields()["train_images"]
     view = base[:]
     view.flags.writeable = False
@@ -160,7 +160,7 @@ def test_statistics_become_tuples_of_floats(name: str, held: Any, plain: tuple[f
     assert {type(value) for value in getattr(data, name)} == {float}
 
 
-def test_a_list_of_statistics_is_copied() -> None:
+def test_list_of_statistics_is_copied() -> None:
     mean = [0.5, 0.5]
     data = ImageData(**fields(mean=mean))
     mean[0] = 0.0

@@ -19,7 +19,7 @@ def test_every_downloadable_dataset_has_a_loader_and_a_name_that_tasks_accept() 
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
-def test_a_row_is_complete_and_consistent(name: str) -> None:
+def test_row_is_complete_and_consistent(name: str) -> None:
     source = ORIGINALS[name]
     assert source.name == name
     assert all((source.title, source.description, source.licence, source.homepage, source.folder))
@@ -65,7 +65,7 @@ def test_find_requires_all_files_in_a_folder_of_a_different_name(tmp_path: Path)
     assert find(tmp_path) == folder  # the folder of the dataset's name comes first
 
 
-def test_the_remedy_names_the_command_and_the_files(tmp_path: Path) -> None:
+def test_remedy_names_the_command_and_the_files(tmp_path: Path) -> None:
     said = ORIGINALS["cifar100"].remedy(tmp_path / "my data")
     assert f"`esper data fetch cifar100 --data-dir '{tmp_path}/my data'`" in said
     assert "cifar-100-binary.tar.gz (the binary version) from https://www.cs.toronto.edu/~kriz/cifar.html" in said

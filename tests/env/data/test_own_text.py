@@ -30,7 +30,7 @@ def whole(data: TextData) -> bytes:
     return np.concatenate([data.train, data.val, data.test]).tobytes()
 
 
-def test_a_file_is_split_at_line_ends(tmp_path: Path) -> None:
+def test_file_is_split_at_line_ends(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_text(LINES)
     data = load(path)
@@ -43,7 +43,7 @@ def test_a_file_is_split_at_line_ends(tmp_path: Path) -> None:
     assert tenth / 2 <= len(data.test) <= tenth
 
 
-def test_a_folder_yields_its_texts_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_folder_yields_its_texts_in_the_order_of_their_names(tmp_path: Path) -> None:
     folder = tmp_path / "books"
     for name in ("b.md", "a.txt", "c/a.TXT", "c/z.md", "B.txt", "d.csv", "e.txt.gz"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert whole(load(link)) == LINES.encode()
 
 
-def test_a_file_with_several_names_is_read_once(tmp_path: Path) -> None:
+def test_file_with_several_names_is_read_once(tmp_path: Path) -> None:
     folder = tmp_path / "books"
     for name in ("b.txt", "m/c.txt", "m/d.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def test_a_file_with_several_names_is_read_once(tmp_path: Path) -> None:
     assert whole(load(folder)).decode() == "b.txt\n" * 40 + "m/c.txt\n" * 40 + "m/d.txt\n" * 40
 
 
-def test_a_folder_with_several_names_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_with_several_names_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders that link twice to the next one would double the work at each."""
     for level in range(6):
         (tmp_path / f"{level}").mkdir()
@@ -114,7 +114,7 @@ def test_hidden_files_are_skipped_unless_they_are_named(tmp_path: Path) -> None:
         find_text(tmp_path)
 
 
-def test_a_folder_that_contains_itself_is_rejected(tmp_path: Path) -> None:
+def test_folder_that_contains_itself_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(LINES)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "up").symlink_to(tmp_path)
@@ -123,14 +123,14 @@ def test_a_folder_that_contains_itself_is_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("target", "problem"), [("a.txt", ".*symbolic links"), ("nowhere", "No such file")])
-def test_a_broken_link_is_rejected(tmp_path: Path, target: str, problem: str) -> None:
+def test_broken_link_is_rejected(tmp_path: Path, target: str, problem: str) -> None:
     (tmp_path / "a.txt").symlink_to(tmp_path / target)
     for path in (tmp_path, tmp_path / "a.txt"):
         with pytest.raises(OSError, match=rf"a\.txt cannot be read: {problem}"):
             find_text(path)
 
 
-def test_an_unreadable_file_is_rejected_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file_is_rejected_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     path.write_text(LINES)
     files = find_text(path)
@@ -159,13 +159,13 @@ def test_an_unreadable_file_is_rejected_by_name(tmp_path: Path, monkeypatch: pyt
     ],
     ids=["other-suffix", "pipe"],
 )
-def test_a_folder_without_texts_is_rejected(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
+def test_folder_without_texts_is_rejected(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     make(tmp_path)
     with pytest.raises(ValueError, match=message):
         find_text(tmp_path)
 
 
-def test_a_text_needs_320_bytes(tmp_path: Path) -> None:
+def test_text_needs_320_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     for content in ("", "x" * 319):
         path.write_text(content)
@@ -185,7 +185,7 @@ def test_any_text_of_the_minimum_size_can_be_split(letters: list[str]) -> None:
     assert whole(data).rstrip(b"\n") == "".join(letters).encode().rstrip(b"\n")
 
 
-def test_a_text_beyond_the_maximum_is_rejected_before_it_is_read(tmp_path: Path) -> None:
+def test_text_beyond_the_maximum_is_rejected_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.touch()
     os.truncate(path, 2**30 + 1)  # a sparse file takes no space
@@ -193,7 +193,7 @@ def test_a_text_beyond_the_maximum_is_rejected_before_it_is_read(tmp_path: Path)
         find_text(path)
 
 
-def test_a_binary_file_is_rejected(tmp_path: Path) -> None:
+def test_binary_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     for content, offset in ((LINES.encode()[:77] + b"\0" + LINES.encode(), 77), (LINES.encode("utf-16"), 3)):
         path.write_bytes(content)
@@ -207,7 +207,7 @@ def test_a_binary_file_is_rejected(tmp_path: Path) -> None:
     place=st.floats(0, 1),
     chunk=st.integers(4, 40),
 )
-def test_the_first_byte_that_is_not_utf8_is_reported(text: str, wrong: bytes, place: float, chunk: int) -> None:
+def test_first_byte_that_is_not_utf8_is_reported(text: str, wrong: bytes, place: float, chunk: int) -> None:
     content = text.encode() + b" " * 320
     at = round(len(content) * place)
     content = content[:at] + wrong + content[at:]
@@ -226,7 +226,7 @@ def test_the_first_byte_that_is_not_utf8_is_reported(text: str, wrong: bytes, pl
 
 
 @pytest.mark.parametrize("family", [DataFamily.TEXT, DataFamily.TINYSTORIES])
-def test_a_path_is_a_dataset_of_both_families_of_texts(
+def test_path_is_a_dataset_of_both_families_of_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: DataFamily
 ) -> None:
     (tmp_path / "book.txt").write_text(LINES)
@@ -239,7 +239,7 @@ def test_a_path_is_a_dataset_of_both_families_of_texts(
     assert load_data(".", family=family).name == f"text:{tmp_path.name}"
 
 
-def test_a_changed_text_is_loaded_again(tmp_path: Path) -> None:
+def test_changed_text_is_loaded_again(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(LINES)
     first = load_data(str(tmp_path), family=DataFamily.TEXT)
     (tmp_path / "b.txt").write_text(LINES)
@@ -263,7 +263,7 @@ def test_a_changed_text_is_loaded_again(tmp_path: Path) -> None:
         ("utf-32-be", 4 * LINES, "UTF-32BE"),
     ],
 )
-def test_the_remedy_for_a_different_encoding_works(tmp_path: Path, encoding: str, text: str, name: str) -> None:
+def test_remedy_for_a_different_encoding_works(tmp_path: Path, encoding: str, text: str, name: str) -> None:
     path = tmp_path / "my book.txt"
     path.write_bytes(text.encode(encoding))
     with pytest.raises(ValueError, match=rf"if it is {name}, convert it with `iconv -f ") as caught:

@@ -129,7 +129,7 @@ def test_factors_match_the_documented_table() -> None:
     assert kept - 0.01 < share < kept + 0.02
 
 
-def test_a_linear_classifier_on_pixels_stays_below_35_percent(data: ImageData) -> None:
+def test_linear_classifier_on_pixels_stays_below_35_percent(data: ImageData) -> None:
     def halved(images: np.ndarray) -> np.ndarray:
         """Means of 2x2 pixels, (N, 768), faster to fit and easier for a linear model."""
         return images.reshape(-1, 3, 16, 2, 16, 2).mean(axis=(3, 5)).reshape(len(images), -1)
@@ -149,7 +149,7 @@ def test_colour_histograms_stay_below_35_percent(data: ImageData) -> None:
 
 
 @pytest.mark.slow
-def test_a_convolutional_network_exceeds_the_linear_classifiers(data: ImageData) -> None:
+def test_convolutional_network_exceeds_the_linear_classifiers(data: ImageData) -> None:
     """It needs at most twelve epochs, usually five."""
 
     def tensor(images: np.ndarray) -> torch.Tensor:

@@ -58,7 +58,7 @@ def test_only_the_front_of_the_validation_file_is_read(folder: Path) -> None:
     assert stories(load_tinystories(folder, test=5 * BYTES).test) == originals(range(900, 904))
 
 
-def test_a_truncated_character_is_dropped(folder: Path) -> None:
+def test_truncated_character_is_dropped(folder: Path) -> None:
     content = (folder / TRAIN).read_bytes()
     inside = content.index("“".encode(), 3_000) + 1
     data = load_tinystories(folder, max_bytes=inside)
@@ -75,21 +75,21 @@ def test_a_truncated_character_is_dropped(folder: Path) -> None:
         (story(1).encode() * 20 + b"\xff" + story(1).encode() * 20, f"the byte at offset {BYTES * 20} is not UTF-8"),
     ],
 )
-def test_a_file_of_something_else_is_rejected_by_name(folder: Path, name: str, content: bytes, message: str) -> None:
+def test_foreign_file_is_rejected_by_name(folder: Path, name: str, content: bytes, message: str) -> None:
     (folder / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
         load_tinystories(folder)
     assert name in str(caught.value)
 
 
-def test_a_single_story_is_rejected(folder: Path) -> None:
+def test_single_story_is_rejected(folder: Path) -> None:
     (folder / TRAIN).write_text(story(1))
     with pytest.raises(ValueError, match="too few for a validation split"):
         load_tinystories(folder)
 
 
 @pytest.mark.parametrize("name", [TRAIN, VALID])
-def test_a_missing_file_is_rejected_by_name(folder: Path, name: str) -> None:
+def test_missing_file_is_rejected_by_name(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"incomplete, without {name}$"):
         load_tinystories(folder)

@@ -232,7 +232,7 @@ def test_read_checkpoint_never_unpickles():
 # Interruptions
 
 
-def test_a_killed_writer_leaves_the_old_or_the_new_checkpoint(saved, tmp_path, monkeypatch):
+def test_killed_writer_leaves_the_old_or_the_new_checkpoint(saved, tmp_path, monkeypatch):
     moments = []
 
     def look():
@@ -266,7 +266,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new_checkpoint(saved, tmp_path, m
 
 
 @pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace"), (Path, "unlink")])
-def test_a_failing_call_leaves_the_old_or_the_new_checkpoint(saved, monkeypatch, owner, name):
+def test_failing_call_leaves_the_old_or_the_new_checkpoint(saved, monkeypatch, owner, name):
     inner, calls = getattr(owner, name), math.inf
 
     def failing(*args, **kwargs):
@@ -291,7 +291,7 @@ def test_a_failing_call_leaves_the_old_or_the_new_checkpoint(saved, monkeypatch,
     assert same(read(saved), NEW)
 
 
-def test_a_full_disk_is_an_os_error_and_keeps_the_previous_checkpoint(saved, monkeypatch):
+def test_full_disk_is_an_os_error_and_keeps_the_previous_checkpoint(saved, monkeypatch):
     inner = Path.write_bytes
 
     def write(path, data):
@@ -306,7 +306,7 @@ def test_a_full_disk_is_an_os_error_and_keeps_the_previous_checkpoint(saved, mon
     assert files(saved.parent).keys() == {saved.name}
 
 
-def test_a_reader_overtaken_by_a_writer_returns_one_of_the_two_checkpoints(saved, monkeypatch):
+def test_reader_overtaken_by_a_writer_returns_one_of_the_two_checkpoints(saved, monkeypatch):
     inner = checkpoint._parsed
 
     def overtaken(*args):

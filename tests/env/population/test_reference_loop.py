@@ -46,14 +46,14 @@ def agree(make_population, build_host, grow, twin, batches_of):
 @LAYOUTS
 @BOTH_DTYPES
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_host_without_seeds(agree, batched, dtype, kernel):
+def test_host_without_seeds_trains_like_plain_module(agree, batched, dtype, kernel):
     agree(batched=batched, dtype=dtype, kernel=kernel, epochs=3 if dtype is torch.float64 else 1)
 
 
 @LAYOUTS
 @BOTH_DTYPES
 @pytest.mark.parametrize("operator", Operator)
-def test_blended_seeds(agree, batched, dtype, operator):
+def test_blended_seeds_train_like_plain_modules(agree, batched, dtype, operator):
     agree(
         (0, "conv_light", operator, Stage.BLENDING, 0.4),
         (2, "norm", operator, Stage.FOSSILIZED),
@@ -66,7 +66,7 @@ def test_blended_seeds(agree, batched, dtype, operator):
 @LAYOUTS
 @BOTH_DTYPES
 @pytest.mark.parametrize("operator", Operator)
-def test_isolated_seed(agree, batched, dtype, operator):
+def test_isolated_seed_trains_like_plain_module(agree, batched, dtype, operator):
     agree(
         (1, "bottleneck", operator, Stage.TRAINING),
         batched=batched,
@@ -77,7 +77,7 @@ def test_isolated_seed(agree, batched, dtype, operator):
 
 @LAYOUTS
 @pytest.mark.parametrize("entry", offered_blueprints("cnn"), ids=lambda entry: entry.name)
-def test_every_blueprint(agree, batched, entry):
+def test_blueprint_trains_like_plain_module(agree, batched, entry):
     agree((0, entry.name, Operator.ADD, Stage.HOLDING), batched=batched, dtype=torch.float64, epochs=1)
 
 

@@ -55,21 +55,21 @@ def agree(networks, grow):
 
 @LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-def test_host_without_seeds(agree, batched, dtype):
+def test_host_without_seeds_trains_like_plain_module(agree, batched, dtype):
     agree(batched=batched, dtype=dtype)
 
 
 @LAYOUTS
 @EVERY_OPERATOR
 @EVERY_BLUEPRINT
-def test_every_blueprint_blended(agree, batched, operator, entry):
+def test_blended_blueprint_trains_like_plain_module(agree, batched, operator, entry):
     agree((0, 0, entry.name, operator, Stage.BLENDING, 0.4), batched=batched)
 
 
 @LAYOUTS
 @EVERY_OPERATOR
 @EVERY_BLUEPRINT
-def test_every_blueprint_in_isolation(agree, batched, operator, entry):
+def test_isolated_blueprint_trains_like_plain_module(agree, batched, operator, entry):
     agree((0, 0, entry.name, operator, Stage.TRAINING), batched=batched)
 
 

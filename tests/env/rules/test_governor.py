@@ -200,7 +200,7 @@ def test_history_is_limited_to_the_window():
     assert judged(governor, GUESSING)[0] == Reason.COLLAPSE
 
 
-def test_without_a_history_only_non_finite_values_are_faults():
+def test_only_non_finite_values_are_faults_without_history():
     governor = make([NAN])
     assert judged(governor, 1e6) == (Reason.HEALTHY, 0, False)
     assert judged(make([INF]), NAN)[0] == Reason.NON_FINITE

@@ -292,7 +292,7 @@ def test_pruned_scaffold_is_paid_when_its_beneficiary_is_fossilized() -> None:
     assert discounted(np.array(paid), 0.9) == pytest.approx(0.9**7 * credit)
 
 
-def test_no_credit_without_a_scaffold() -> None:
+def test_credit_is_zero_without_a_scaffold() -> None:
     for interaction in (0.0, -4.0):
         episode = scaffold_episode(interaction)
         episode.play("contribution")

@@ -29,14 +29,14 @@ def test_each_mode_takes_every_weight_it_lists(mode: RewardMode) -> None:
 
 
 @pytest.mark.parametrize(("mode", "name"), [("accuracy", "rents"), ("accuracy", "shock_weight"), ("sparse", "op_cost")])
-def test_a_weight_the_mode_does_not_read_is_rejected_with_those_it_does(mode: str, name: str) -> None:
+def test_unused_weight_is_rejected_with_the_weights_of_the_mode(mode: str, name: str) -> None:
     known = ", ".join(MODE_WEIGHTS[RewardMode(mode)])
     with pytest.raises(ValueError, match=re.escape(f"`reward_weights` has ['{name}']; mode '{mode}' reads {known}")):
         reward_config(mode, {name: 1.0})
 
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, True, "1", None])
-def test_a_weight_that_is_no_amount_is_rejected(value: object) -> None:
+def test_weight_that_is_not_an_amount_is_rejected(value: object) -> None:
     with pytest.raises(ValueError, match=r"`reward_weights.rent_weight` is .*expected a non-negative number"):
         reward_config("accuracy", {"rent_weight": value})  # type: ignore[dict-item]
 
@@ -47,7 +47,7 @@ def test_discounts_and_scales_out_of_range_are_rejected(name: str, value: float)
         reward_config("accuracy", {name: value})
 
 
-def test_an_unknown_mode_is_rejected_with_the_known_ones() -> None:
+def test_unknown_mode_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(
         ValueError, match="`reward_mode` is 'shaped'; expected one of 'accuracy', 'sparse', 'contribution'"
     ):

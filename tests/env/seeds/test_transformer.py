@@ -184,7 +184,7 @@ def test_networks_with_any_seed_never_look_ahead(networks, grow, batched, operat
 @BOTH_LAYOUTS
 @EVERY_OPERATOR
 @EVERY_BLUEPRINT
-def test_a_newborn_seed_changes_nothing(networks, grow, batched, operator, entry):
+def test_newborn_seed_changes_nothing(networks, grow, batched, operator, entry):
     """It changes nothing at alpha 0 and in isolation, and almost nothing at alpha 1."""
     population = networks(1, batched)
     tokens = torch.from_numpy(TEXT.val[: 4 * CONTEXT].astype(np.int64)).view(4, CONTEXT)
@@ -224,7 +224,7 @@ class OwnTokenSeed(nn.Module):
         return x + torch.tanh(x) @ self.weight
 
 
-def test_a_seed_of_ones_own_trains_like_the_same_alone(networks, grow, own_blueprints):
+def test_custom_seed_trains_like_the_plain_module(networks, grow, own_blueprints):
     own_blueprints("own", OwnTokenSeed, "transformer")
     rows = [(row, 0, "own", Operator.ADD, Stage.BLENDING, 0.5) for row in range(3)]
     many = networks(3, dtype=torch.float64)
@@ -250,6 +250,6 @@ def repeated(width):
 
 
 @pytest.mark.parametrize("factory", [tied, repeated])
-def test_a_seed_that_shares_its_weights_with_itself_is_refused(factory):
+def test_seed_with_shared_weights_is_rejected(factory):
     with pytest.raises(ValueError, match="blueprint 'mine' uses a parameter in two places"):
         check_seed(factory(4), "mine", torch.linspace(-1, 1, 2 * CONTEXT * 4).view(2, CONTEXT, 4))

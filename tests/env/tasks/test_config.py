@@ -13,7 +13,7 @@ from esper_env.tasks import TASK_KWARGS, TASKS, CNNSpec, TaskConfig, Transformer
 DIGITS = "Esper-Digits-v0"
 
 
-def test_the_registered_tasks():
+def test_registered_tasks_have_documented_values():
     assert set(TASKS) == {
         "Esper-CIFAR-v0",
         "Esper-CIFAR-Deep-v0",
@@ -27,7 +27,7 @@ def test_the_registered_tasks():
 
 
 @pytest.mark.parametrize("env_id", TASKS)
-def test_a_task_is_frozen(env_id):
+def test_task_is_frozen(env_id):
     with pytest.raises(dataclasses.FrozenInstanceError):
         TASKS[env_id].horizon = 3
 
@@ -41,7 +41,7 @@ def test_settings_of_a_task_are_json(env_id):
     assert set(numbers) == {field.name for field in dataclasses.fields(TASKS[env_id])} - {"data"}
 
 
-def test_the_keyword_arguments_are_those_of_the_documentation():
+def test_keyword_arguments_match_the_documentation():
     documented = (
         "dataset data_dir batch_size batches_per_step horizon host_lr seed_lr slots max_seeds gates reward_mode "
         "reward_weights param_budget device shard_size"

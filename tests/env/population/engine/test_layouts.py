@@ -22,7 +22,7 @@ def test_losses_and_hits_equal_plain_ones(layout):
 
 
 @pytest.mark.parametrize("layout", [BatchedImages(), SingleImages()], ids=["batched", "single"])
-def test_first_samples_of_features(layout):
+def test_first_samples_select_rows_of_features(layout):
     images = torch.rand(2, SAMPLES, 3, 4, 4)
     whole, part = layout.from_samples(images), layout.from_samples(images[:, :2])
     assert torch.equal(layout.first_samples(whole, 2), part)
