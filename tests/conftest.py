@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def own_tables():
-    """Tasks and blueprints that are registered here are forgotten afterwards."""
+    """Unregister tasks and blueprints that the test registered."""
     tables = [TASKS, gymnasium.registry, *registry._REGISTRY.values()]
     topologies, before = dict(registry._REGISTRY), [dict(table) for table in tables]
     yield

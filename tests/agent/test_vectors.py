@@ -60,7 +60,7 @@ def test_make_vector_rejects_unknown_ids(env_id, message):
 @pytest.mark.parametrize(
     ("name", "meant"), [("Namd-v0", "{module}:Named-v0"), ("esper-digits-v0", "Esper-Digits-v0"), ("X-v0", None)]
 )
-def test_find_id_suggests_an_id_that_works(named, name, meant):
+def test_find_id_suggests_a_valid_id(named, name, meant):
     """The list of known ids includes the tasks of the module."""
     module = named.partition(":")[0]
     with pytest.raises(ValueError, match=f"expected one of {named}, Esper-CIFAR-v0, ") as caught:

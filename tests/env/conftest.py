@@ -53,7 +53,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def action():
-    """``action(op, slot, blueprint=..., style=...)``: one action, heads that are not named at their defaults."""
+    """``action(op, slot, blueprint=..., style=...)``: one action; other heads have their defaults."""
 
     def build(op=Op.WAIT, slot=0, **heads):
         values = np.array(HEAD_DEFAULTS, dtype=np.int64)
@@ -121,7 +121,7 @@ def _assert_same(left, right, atol=0.0, path=""):
 
 @pytest.fixture
 def use_threads():
-    """Sets PyTorch's number of intra-op threads for the rest of the test."""
+    """Set PyTorch's number of intra-op threads for the rest of the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -139,7 +139,7 @@ def float64_networks():
 
 @pytest.fixture
 def make():
-    """:func:`stepping.new_env`; what it makes is closed afterwards."""
+    """Call :func:`stepping.new_env`; close the environments after the test."""
     opened = []
 
     def build(num_envs=3, **kwargs):

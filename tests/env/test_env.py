@@ -45,7 +45,7 @@ EVERY_KWARG = {
 
 @pytest.mark.parametrize("env_id", ["Esper-Digits-v0", "Esper-CIFAR-Impaired-v0", "Esper-Text-v0"])
 def test_checkers_of_gymnasium_and_stable_baselines3_pass(env_id, tiny):
-    """One task for each form of running: images together, images alone, sequences. Other tasks differ in size only."""
+    """One task per layout: batched images, single images, sequences. Other tasks differ in size only."""
     env = gymnasium.make(env_id, render_mode="ansi", **(tiny(env_id) | {"horizon": 20}))
     check_env(env.unwrapped, skip_render_check=False)
     check_env_sb3(env, warn=True, skip_render_check=False)

@@ -94,7 +94,7 @@ def test_parse_reset_rejects_bad_options(options, error, message):
         parse_reset(None, options, 3, SITE)
 
 
-def test_parse_reset_rejects_options_that_are_not_known():
+def test_parse_reset_rejects_unknown_options():
     with pytest.raises(ValueError, match=r"\['reset_mask'\] are not known; expected topology"):
         parse_reset(None, {"reset_mask": ALL}, 3, SITE, ("topology",))
 

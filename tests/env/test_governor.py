@@ -6,7 +6,7 @@ import pytest
 from esper_env.rules.heads import AlphaSpeed, AlphaTarget, Blueprint, Op
 from esper_env.rules.stages import HAS_SEED, Stage
 from faults import IN_HOST, IN_SEED
-from trips import Trip, assert_agree, check_going_on, check_rolled_back, of_rows, wait
+from trips import Trip, assert_agree, check_after_rollback, check_rolled_back, of_rows, wait
 
 pytestmark = [pytest.mark.usefixtures("float64_networks"), pytest.mark.numeric]
 
@@ -87,7 +87,7 @@ def test_non_finite_network_is_rolled_back_in_any_stage_with_any_command(stage, 
     else:
         for trip in (healthy, sick):
             trip.go(*wait(2))
-        check_going_on(sick, rows)
+        check_after_rollback(sick, rows)
     for ours, theirs in zip(healthy.steps, sick.steps, strict=True):
         for left, right in zip(ours, theirs, strict=True):
             assert_agree(of_rows(left, HEALTHY), of_rows(right, HEALTHY))
@@ -109,7 +109,7 @@ def test_fault_in_the_first_step_restores_the_initial_network(planted, horizon, 
     assert (trip.steps[-1][2] == (horizon == 1)).all()
     if horizon > 1:
         trip.go(*wait(2))
-        check_going_on(trip, rows)
+        check_after_rollback(trip, rows)
 
 
 @pytest.mark.parametrize("fault", [*IN_HOST, *IN_SEED])

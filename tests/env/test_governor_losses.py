@@ -7,7 +7,7 @@ import torch
 from esper_env.rules.heads import Op
 from esper_env.rules.stages import Stage
 from faults import IN_HOST, classifier, die, explode, growth_of
-from trips import Trip, assert_agree, assert_restored, check_going_on, check_rolled_back, of_rows, wait
+from trips import Trip, assert_agree, assert_restored, check_after_rollback, check_rolled_back, of_rows, wait
 
 pytestmark = [pytest.mark.usefixtures("float64_networks"), pytest.mark.numeric]
 
@@ -48,7 +48,7 @@ def test_explosion_is_rolled_back_after_three_epochs(stage, when, script):
     if when == "middle":
         for one in (trip, calm):
             one.go(*wait(2))
-        check_going_on(trip, [1])
+        check_after_rollback(trip, [1])
     for ours, theirs in zip(calm.steps, trip.steps, strict=True):
         for left, right in zip(ours, theirs, strict=True):
             assert_agree(of_rows(left, [0, 2]), of_rows(right, [0, 2]))
@@ -129,7 +129,7 @@ def test_collapse_is_rolled_back_at_once_in_any_stage(when, script):
     assert (trip.steps[-1][2] == (when == "last")).all()
     if when == "middle":
         trip.go(*wait(2))
-        check_going_on(trip, rows)
+        check_after_rollback(trip, rows)
 
 
 def test_untrained_network_may_guess():

@@ -30,7 +30,7 @@ def test_text_shows_the_epoch_and_every_slot(make_digits, action, script):
     assert third.split() == ["r0c2", "dormant"]
 
 
-def test_text_marks_contributions_that_are_not_measured(make_digits, action):
+def test_text_marks_unmeasured_contributions(make_digits, action):
     env = make_digits(render_mode="ansi")
     env.reset(seed=0)
     env.step(action(Op.GERMINATE, 2))

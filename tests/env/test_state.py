@@ -1,4 +1,4 @@
-"""The state of an environment: everything the future depends on, put back bit for bit or not at all."""
+"""The state of an environment is complete, and is restored bit for bit or not at all."""
 
 import copy
 import subprocess
@@ -79,7 +79,7 @@ def test_single_environment_and_vector_of_one_exchange_states(make):
 
 
 def test_restoring_repeats_the_future_in_the_same_environment(make, assert_same):
-    """With the trainers it has kept, whose copies of the weights must not come back."""
+    """Includes cached trainers, whose copies of the weights must not be used again."""
     env = make(shard_size=1)
     plan = plan_for(env)
     state = begun(env, plan, 7).get_state()
@@ -197,7 +197,7 @@ def test_load_state_rejects_another_checkpoint_and_changes_nothing(make, assert_
     assert_same(env.get_state(), before)
 
 
-# Whatever happens
+# Any growth
 
 
 @pytest.mark.slow

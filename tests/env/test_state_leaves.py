@@ -1,4 +1,4 @@
-"""Every leaf of a state matters: altered, it is refused or leads to another future."""
+"""Every leaf of a state matters: an altered leaf is rejected or changes the future."""
 
 import dataclasses
 from contextlib import closing
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.numeric
 
 
 def altered(leaf):
-    """Another value of the same kind, where possible one that could be."""
+    """Return another value of the same kind, if possible a valid one."""
     if isinstance(leaf, np.ndarray):
         by_kind = {"b": lambda: ~leaf, "f": lambda: leaf * 0.5 + 0.25, "u": lambda: leaf ^ 1, "i": lambda: leaf + 1}
         return by_kind[leaf.dtype.kind]()
@@ -42,19 +42,19 @@ UNREAD = {
     for where in (("host",), ("snapshots", "host"))
     for k in range(3)
 }
-#: Read in lives that do not occur here; the tests of the rules cover them. ``delay`` discounts a boost that is not
-#: measured any more; ``panics`` counts divergent epochs; ``history`` and ``count`` are what a loss is compared with.
+#: Leaves for lives that do not occur here; the tests of the rules cover them. ``delay`` discounts a boost that is no
+#: longer measured; ``panics`` counts divergent epochs; losses are compared with ``history`` and ``count``.
 NOT_HERE = {
     ("reward", "ledger", "delay"),
     *(("governor", name) for name in ("panics", "history", "count")),
 }
-#: Only events tell of these; see ``test_event_counters_continue_after_a_restore``.
+#: Leaves that only affect events; see ``test_event_counters_continue_after_a_restore``.
 TOLD = {("recorder", name) for name in ("episode", "returns", "length", "epoch")}
 EXEMPT = UNREAD | NOT_HERE | TOLD
 
 
 class Moment(NamedTuple):
-    """When leaves are altered: after so many steps of lives in which every seed grows."""
+    """Moment at which leaves are altered, in steps of lives in which every seed grows."""
 
     steps: int
     settings: dict
@@ -82,7 +82,7 @@ def growing_lives():
 
 
 def pattern(path):
-    """A leaf's place without the numbers of slots, blueprints and generators."""
+    """Return a leaf's place without the numbers of slots, blueprints and generators."""
     return tuple("*" if key.isdigit() else key for key in path)
 
 
@@ -156,11 +156,11 @@ def test_event_counters_continue_after_a_restore():
         plan = plan_for(env, 3, 40)
         begun(env, plan, 7)
         other.set_state(env.get_state())
-        told = []
+        received = []
         for each in (env, other):
             sink = each.telemetry.add_sink(MemorySink())
             drive(each, plan, range(7, 13))
             each.telemetry.flush()
-            told.append([(e.type, e.env, e.episode, e.epoch, e.slot, e.payload) for e in sink.events])
-    assert told[0] == told[1]
-    assert {episode for _, _, episode, *_ in told[0]} == {1, 2}
+            received.append([(e.type, e.env, e.episode, e.epoch, e.slot, e.payload) for e in sink.events])
+    assert received[0] == received[1]
+    assert {episode for _, _, episode, *_ in received[0]} == {1, 2}

@@ -1,4 +1,4 @@
-"""What is no state of an environment is refused with the reason, and nothing has changed then."""
+"""Misfit states of environments are rejected with the reason, and change nothing."""
 
 import copy
 
@@ -78,7 +78,7 @@ def test_set_state_rejects_another_format(make):
 
 @pytest.fixture(scope="module")
 def rich():
-    """A vector with seeds in many stages, its state, the lives it leads, and what comes of them."""
+    """A vector with seeds in many stages, its state, the plan of its lives, and its future under the plan."""
     env = new_env(horizon=14, reward_mode="contribution")
     plan = plan_for(env, 11, 40)
     begun(env, plan, 8)
@@ -103,12 +103,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_set_state_rejects_any_missing_or_misshapen_leaf_and_changes_nothing(rich, assert_same, what):
+def test_set_state_rejects_missing_or_misshapen_leaves(rich, assert_same, what):
     env, state, plan, future = rich
     env.set_state(state)
     for path in leaves(state):
         if (path, what) == (("identity", "reward_weights"), "an empty dict"):
-            continue  # it is one
+            continue  # the leaf is an empty dict
         with pytest.raises(ValueError, match=MISFIT):
             env.set_state(changed(state, path, BAD[what]))
     assert_same(env.get_state(), state)
@@ -131,7 +131,7 @@ def test_set_state_rejects_any_missing_or_misshapen_leaf_and_changes_nothing(ric
     ],
     ids="/".join,
 )
-def test_set_state_changes_nothing_when_one_part_of_a_later_state_is_misshapen(make, assert_same, path):
+def test_set_state_changes_nothing_if_one_part_is_misshapen(make, assert_same, path):
     """Every other part of that state fits, and differs from what the environment holds."""
     env, ahead = make(), make()
     begun(env, plan_for(env), 3)

@@ -190,7 +190,7 @@ def test_task_rejects_bad_datasets_and_slots(make, settings, message):
         make(**settings)
 
 
-def test_host_rejects_layers_that_segments_do_not_divide():
+def test_host_rejects_indivisible_layers():
     task = replace(TASKS[ENV], host=TransformerSpec(width=8, heads=2, layers=3, context=8, segments=2))
     with pytest.raises(ValueError, match="layers is 3, which 2 segments do not divide"):
         host_builder(task)()

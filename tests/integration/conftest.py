@@ -1,4 +1,4 @@
-"""Benchmarks are scripts: their folder is put on the path for a test, and their modules are loaded anew."""
+"""Benchmarks are scripts: a test adds their folder to the path and reloads their modules."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ THROUGHPUT = Path(__file__).resolve().parents[2] / "benchmarks" / "throughput"
 
 @pytest.fixture
 def throughput_modules(monkeypatch):
-    """The modules of benchmarks/throughput/ can be imported."""
+    """Make the modules of benchmarks/throughput/ importable."""
     monkeypatch.syspath_prepend(str(THROUGHPUT))
     for module in THROUGHPUT.glob("*.py"):
         monkeypatch.delitem(sys.modules, module.stem, raising=False)

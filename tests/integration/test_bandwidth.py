@@ -34,7 +34,7 @@ def tiny_host():
     )
 
 
-def test_bytes_of_a_tiny_host_equal_a_count_by_hand(bandwidth):
+def test_bytes_of_a_tiny_host_equal_a_manual_count(bandwidth):
     # For each of 7 samples: image 3*4*4 = 48, full map 2*4*4 = 32, pooled map 2*2*2 = 8, means 2, logits 5 values.
     image, full, pooled, means, logits = (7 * size for size in (48, 32, 8, 2, 5))
     convolution = image + full + (full + image)  # forward; gradient and saved input, and none for the images

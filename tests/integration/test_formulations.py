@@ -1,4 +1,4 @@
-"""Ways to run the layers of many networks: equal results, and the benchmark that times them."""
+"""Formulations of the layers of many networks: equal results, and the benchmark that times them."""
 
 import json
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ def case_of(kernel, input_gradient=True):
     return Case("host", 3, 5, kernel, 4, 6, input_gradient)  # all sizes differ
 
 
-def by_hand(problem):
+def separately(problem):
     """Output and gradients of each network from its own convolution."""
     weight, x = (value.double().requires_grad_() for value in (problem.weight, problem.features))
     own = [F.conv2d(x[i], weight[i], padding=problem.case.kernel // 2) for i in range(len(weight))]
@@ -48,7 +48,7 @@ def test_every_formulation_equals_single_networks(kernel, input_gradient, dtype)
     from runners import OneAfterTheOther
 
     problem = Problem.random(case_of(kernel, input_gradient), 2, 7, CPU, dtype)
-    expected, ran = by_hand(problem), set()
+    expected, ran = separately(problem), set()
     for name, formulation in FORMULATIONS.items():
         if not formulation.suits(problem.case):
             continue

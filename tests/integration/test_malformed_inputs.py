@@ -1,7 +1,7 @@
 """Errors about malformed input of environments name the value, what was expected, and the remedy.
 
-Each row is (id, input, error, value named, what was expected, remedy where there is one). Rejected input changes
-nothing: the environment continues exactly as its twin, which never received it.
+Each row is (id, input, error, parts of the message: value, expectation, remedy if there is one). Rejected input
+changes nothing: the environment continues exactly like its twin, which never received it.
 """
 
 from contextlib import closing

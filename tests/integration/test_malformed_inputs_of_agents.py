@@ -1,6 +1,6 @@
 """Errors of policies, learners, run folders, configuration files and the command about malformed input.
 
-Each row is (id, input, error, value named, what was expected, remedy where there is one).
+Each row is (id, input, error, parts of the message: value, expectation, remedy if there is one).
 """
 
 import json
@@ -44,7 +44,7 @@ UP_TO_1 = "expected a number in (0, 1]"
 
 
 def line_of(arguments, capsys):
-    """The one line of standard error of a command that exits with code 2."""
+    """Return the single line of standard error of a command that exits with code 2."""
     start, line = bad(arguments, capsys).split(maxsplit=1)
     assert start == "Error:"
     assert line.endswith("\n")
@@ -204,7 +204,7 @@ def test_policy_rejects_episode_starts_of_other_environments(env):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run that the command trained."""
+    """A run trained by the command."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     settings = ["--env-settings", *(f"{name}={value}" for name, value in TINY.items())]
     assert main(["train", "--out", str(folder), "--device", "cpu", *SMALL, *settings]) == OK
@@ -213,7 +213,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path):
-    """A copy of the run, to be damaged."""
+    """A copy of the run, for the test to damage."""
     folder = tmp_path / "run"
     folder.mkdir()
     for name in ("config.yaml", "task.json", "model.zip", "vecnormalize.pkl"):
@@ -341,7 +341,7 @@ def test_train_rejects_malformed_configuration_files(capsys, tmp_path, what, say
 
 
 def test_interrupt_during_imports_is_one_line(tmp_path):
-    """A torch that takes for ever to load tells when the command is at it."""
+    """A stand-in for torch never finishes loading and reports when the command imports it."""
     (tmp_path / "torch.py").write_text(
         "import pathlib, time\n"
         f"pathlib.Path({str(tmp_path / 'loading')!r}).touch()\n"

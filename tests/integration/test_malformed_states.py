@@ -1,7 +1,7 @@
-"""What is wrong with a state, or with a run that is to go on, is said: the value, what was expected, the remedy.
+"""Errors about malformed states, and about runs that cannot be resumed.
 
-Each row is (id, what is damaged, error, value named, what was expected, remedy where there is one). What is refused
-changes nothing: an environment keeps its state, a run its files.
+Each row is (id, damage, error, parts of the message: value, expectation, remedy if there is one). A rejected state or
+run changes nothing: the environment keeps its state, and the run its files.
 """
 
 import json
@@ -65,12 +65,12 @@ def saved(env, tmp_path_factory):
 
 @pytest.fixture
 def file(saved, tmp_path):
-    """A copy of the saved state, to be damaged."""
+    """A copy of the saved state, for the test to damage."""
     return shutil.copy(saved, tmp_path / "state.safetensors")
 
 
 def contents(folder):
-    """Every file below a folder; the lock says who trained last, and not what."""
+    """Every file below a folder except the lock, which names the last process."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "train.lock"}
 
 
@@ -162,7 +162,7 @@ def test_set_state_rejects_malformed_states(env, what, error, says):
 
 
 def manifest(change):
-    """A change of the manifest, with the checksum that matches."""
+    """Change the manifest and its checksum."""
 
     def edit(path):
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -220,12 +220,12 @@ def test_load_state_rejects_files_and_changes_nothing(env, file, what, error, sa
     assert contents(file.parent) == files
 
 
-# Runs that are to go on
+# Runs to resume
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A run of two rollouts that was killed in the second one of its six."""
+    """A run of six rollouts that was killed in the second."""
     folder = tmp_path_factory.mktemp("killed") / "run"
     with pytest.raises(Crash.Killed):
         train(small_settings(folder, *REAL), [Crash(2 * ROLLOUT + 1)])
@@ -234,7 +234,7 @@ def killed(tmp_path_factory):
 
 @pytest.fixture
 def run(killed, tmp_path):
-    """A copy of it, to be damaged."""
+    """A copy of the run, for the test to damage."""
     return shutil.copytree(killed, tmp_path / "run")
 
 
@@ -259,7 +259,7 @@ def every_checkpoint(damage):
 
 
 def in_training(change):
-    """A checkpoint of the training with another tree, sealed as it should be."""
+    """Change the tree of a training checkpoint, and its checksum."""
 
     def edit(path):
         tree = read_checkpoint(path, kind=TRAINING)

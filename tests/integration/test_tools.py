@@ -103,7 +103,7 @@ def test_one_in_runs_each_test_in_exactly_one_part():
 
 
 @pytest.mark.parametrize(("parts", "part"), [(0, 0), (3, 3), (3, -1)])
-def test_one_in_rejects_parts_that_do_not_exist(parts, part):
+def test_one_in_rejects_missing_parts(parts, part):
     options = {"--one-in": parts, "--first": part}
     with pytest.raises(pytest.UsageError, match="--one-in is"):
         load("../tests/conftest").pytest_collection_modifyitems(SimpleNamespace(getoption=options.get), [])
@@ -181,7 +181,7 @@ def recorded(scenarios, value):
     ],
     ids=repr,
 )
-def test_compare_reports_values_that_differ(compare, scenarios, left, right):
+def test_compare_reports_different_values(compare, scenarios, left, right):
     assert compare.differences(recorded(scenarios, left), recorded(scenarios, right))
     assert compare.differences(recorded(scenarios, left), recorded(scenarios, left)) == []
 

@@ -1,4 +1,4 @@
-"""Faults that are written into networks between two steps, and that the governor must undo.
+"""Faults written into networks between two steps, which the governor must undo.
 
 A fault is ``fault(growth, row, slot)``; ``growth`` is ``env.unwrapped._growth`` of a vector, or ``growth_of(env)``. It
 goes into network ``row``; faults in a seed or a gate are about the one in ``slot``, which must hold a seed.

@@ -1,4 +1,4 @@
-"""Environments that are played with a sink, and the results of their steps to compare with the events."""
+"""Environments with a sink, and the results of their steps to compare with the events."""
 
 from typing import Any, NamedTuple
 

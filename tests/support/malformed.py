@@ -4,7 +4,7 @@ import pytest
 
 
 def table(*rows):
-    """Parameters ``what, error, says`` from rows of (id, input, error, value named, what was expected, remedy).
+    """Parameters ``what, error, says`` from rows of (id, input, error, value, expectation, remedy).
 
     The remedy is optional.
     """

@@ -139,7 +139,7 @@ def check_rolled_back(trip, rows, before, epoch):
     assert (feature(observation, "last_action_succeeded")[rows] == 0).all()
 
 
-def check_going_on(trip, rows):
+def check_after_rollback(trip, rows):
     """Check that the two steps after the rollback are ordinary."""
     for _, reward, _, _, infos, _ in trip.steps[-2:]:
         assert not infos["rollback"].any()

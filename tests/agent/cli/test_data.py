@@ -84,7 +84,7 @@ def test_tables_print_the_names_and_folders_of_datasets(root, command, monkeypat
 
 
 @pytest.mark.parametrize("name", sorted({name for names in DATASETS.values() for name in names} - {"auto"}))
-def test_list_names_the_tasks_that_accept_a_dataset(name):
+def test_list_names_the_tasks_of_a_dataset(name):
     takers = {env_id for env_id, task in TASKS.items() if name in DATASETS[task.family]}
     kinds = {"all on images": ("cifar", "digits"), "all on text": ("text", "tinystories")}
     listed = data_commands._tasks(name)
@@ -94,7 +94,7 @@ def test_list_names_the_tasks_that_accept_a_dataset(name):
         assert takers == set(listed.split(", "))
 
 
-def test_fetch_prints_the_folder_and_then_that_it_is_already_there(root, server, capsys):
+def test_fetch_prints_the_folder_and_reports_present_data(root, server, capsys):
     assert main(["data", "fetch", "cifar10"]) == OK
     out = words(capsys)
     assert f"CIFAR-10 is in {root / FOLDER} checked sizes and SHA-256 are the original's" in out

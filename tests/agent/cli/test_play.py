@@ -123,7 +123,7 @@ def test_evaluate_uses_the_environment_settings_of_the_run_by_default(toy_id, tm
     assert f"Note: {out} was trained with other settings: horizon=5" in text_of(capsys)[0]
 
 
-def test_default_task_is_that_of_the_run(run_folder, toy_id, tmp_path, capsys):
+def test_default_task_is_the_task_of_the_run(run_folder, toy_id, tmp_path, capsys):
     file = tmp_path / "e.json"
     assert main(["evaluate", "--policy", str(run_folder), "--episodes", "1", "--json", str(file)]) == OK
     assert text_of(capsys)[0].startswith(f"Task of the run: {toy_id}\n")

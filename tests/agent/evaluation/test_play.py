@@ -106,7 +106,7 @@ def test_policy_state_is_carried_through_one_episode(toy_id, deterministic):
         assert flag is deterministic
 
 
-def test_masks_are_handed_to_a_policy_that_asks_for_them(toy_id):
+def test_masked_policy_receives_the_masks(toy_id):
     class Masked(WaitPolicy):
         def predict(self, observation, state=None, episode_start=None, deterministic=True, action_masks=None):
             np.testing.assert_array_equal(action_masks, observation["action_mask"] == 1)
@@ -142,7 +142,7 @@ def test_every_policy_plays_through_its_factory(toy_id):
         assert sum(record.invalid_actions for record in records) == 0
 
 
-def test_fixed_plan_rejects_blueprints_that_are_not_offered(toy_id):
+def test_fixed_plan_rejects_unavailable_blueprints(toy_id):
     with pytest.raises(ValueError, match="blueprint 'mlp' does not fit a cnn host; expected one of conv_light"):
         run_episodes(lambda env: POLICIES["mlp"](env, 0), toy_id, 2)
 

@@ -1,4 +1,4 @@
-"""Interquartile means against numbers by hand; intervals against independent resampling."""
+"""Interquartile means against hand-computed numbers; intervals against independent resampling."""
 
 import math
 

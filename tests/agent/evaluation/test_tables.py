@@ -36,7 +36,7 @@ def records(policy, returns, first_seed=0, test=50.0, added=10):
     ]
 
 
-def test_summary_equals_numbers_by_hand():
+def test_summary_equals_hand_computed_numbers():
     summary = summarise(records("p", [0.1, 0.2, 0.3, 0.8]))
     assert summary.episode_return.mean == pytest.approx(0.35)
     assert summary.episode_return.deviation == pytest.approx(np.std([0.1, 0.2, 0.3, 0.8], ddof=1))

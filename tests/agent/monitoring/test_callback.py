@@ -148,7 +148,7 @@ def test_divergence_is_reported_before_it_ends_training(healthy):
     assert hub.escalations[-1] == 5
 
 
-def test_decisions_that_are_not_finite_are_reported(monkeypatch):
+def test_non_finite_decisions_are_reported(monkeypatch):
     model, hub = make_model(), RecordingHub()
     monkeypatch.setattr(model, "_decides_next", lambda: False)
     diagnostics = DiagnosticsCallback(ALL_QUIET, hub)

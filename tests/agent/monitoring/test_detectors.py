@@ -73,7 +73,7 @@ def test_anomaly_starts_beyond_its_threshold(name, inside, outside, kind, limit)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_metric_that_is_not_finite_is_numerical_instability(value):
+def test_non_finite_metric_is_numerical_instability(value):
     ratios = [f"{head}_ratio_{statistic}" for head in HEAD_NAMES for statistic in ("mean", "max", "min")]
     for name in ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "grad_norm", *ratios):
         (anomaly,) = found(**{name: value})

@@ -170,7 +170,7 @@ def held(change, epochs, contribution=5.0, length=20):
         (9.0, 5, 5.0, False),
     ],
 )
-def test_ransomware_thresholds(change, epochs, contribution, fires):
+def test_ransomware_is_reported_above_thresholds_only(change, epochs, contribution, fires):
     found = ransoms(held(change, epochs, contribution))
     assert len(found) == fires
     if fires:

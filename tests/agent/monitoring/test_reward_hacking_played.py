@@ -108,7 +108,7 @@ def test_early_honest_growth_is_not_suspected():
         assert scripted(filled(life_of), settings=AnomalySettings(hacking_ratio=10.0)) == []
 
 
-def test_harmful_seed_that_the_network_depends_on_is_ransomware():
+def test_harmful_but_needed_seed_is_ransomware():
     """The blended seed costs the network 10 points, and its removal would cost another 15."""
 
     def wrecked(structure, measurement):

@@ -134,7 +134,7 @@ def test_fixed_plan_rejects_impossible_plans(plan, message):
         FixedPlanPolicy(plan, horizon=12)
 
 
-def test_fixed_plan_rejects_a_slot_that_the_environment_lacks(toy_id):
+def test_fixed_plan_rejects_missing_slots(toy_id):
     obs, _ = gymnasium.make(toy_id).reset(seed=0)
     policy = FixedPlanPolicy([Planting(Blueprint.NORM, slot=2)], horizon=12)
     with pytest.raises(ValueError, match="plants slot 2; the environment has slots 0 to 1"):

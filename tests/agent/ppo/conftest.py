@@ -1,4 +1,4 @@
-"""A world of masks: the spaces of the growth environments with three slots, legality drawn afresh every step."""
+"""A world of masks: the spaces of the growth environments with three slots, new random legality in every step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both estimators by hand, and their gradients against the exact policy gradient of a small decision process.
+"""Both estimators against hand-computed advantages, and their gradients against the exact policy gradient of a small decision process.
 
 The process: three steps, two states, three ops of which the first takes no argument, the second one of three and the
 third one of two. Every trajectory is enumerated, so expectations are exact; float64 throughout.
@@ -183,7 +183,7 @@ def test_two_step_equals_hand_computed_advantages():
     np.testing.assert_allclose(advantages.op, expected + rollout.op_values - rollout.state_values)
 
 
-def test_sampled_op_by_hand():
+def test_sampled_op_equals_hand_computed_advantages():
     rollout = Rollout(
         rewards=np.array([[1.0], [2.0]]),
         op_values=np.array([[0.1], [0.2]]),

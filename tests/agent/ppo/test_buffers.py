@@ -109,7 +109,7 @@ def test_advantages_of_a_truncated_rollout_equal_a_recomputation(mask_world, mak
     np.testing.assert_allclose(buffer.returns, expected.returns, atol=1e-5)
 
 
-def test_dones_that_differ_from_the_last_step_are_rejected(mask_world, make_model, collect):
+def test_buffer_rejects_dones_of_another_step(mask_world, make_model, collect):
     buffer = collect(make_model(mask_world(num_envs=2)))
     assert buffer.ends[-1].all()
     with pytest.raises(ValueError, match=r"`dones` is \[True, False\]; expected \[True, True\], as in the last step"):

@@ -63,7 +63,7 @@ def legal_actions(observation, row, op):
     return th.tensor(list(itertools.product(*choices)))
 
 
-def test_log_prob_equals_a_computation_by_hand(observations):
+def test_log_prob_equals_a_naive_computation(observations):
     observation, logits = observations(64), random_logits(64)
     distribution = distribution_of(observation, logits)
     actions = distribution.sample()

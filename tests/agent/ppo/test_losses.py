@@ -153,7 +153,7 @@ def test_total_adds_the_terms_with_their_coefficients():
     assert terms.total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_kl_is_that_of_the_joint_action():
+def test_kl_is_the_kl_of_the_joint_action():
     samples, evaluation = minibatch()
     log_ratios = dict.fromkeys(range(30), 0.0)
     for row, head, _ in read_heads(samples):
@@ -163,7 +163,7 @@ def test_kl_is_that_of_the_joint_action():
     assert terms.approx_kl.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_statistics_of_a_head_are_over_the_rows_that_read_it():
+def test_head_statistics_average_over_relevant_rows():
     batches = [minibatch(30, seed=0), minibatch(18, seed=1)]
     statistics = UpdateStatistics(0.2, th.device("cpu"))
     seen = {head: [] for head in Head}

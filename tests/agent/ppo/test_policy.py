@@ -72,7 +72,7 @@ def is_orthogonal(weight, gain):
     return th.allclose(short @ short.T, gain**2 * th.eye(len(short)), atol=1e-4)
 
 
-def test_initialisation(spaces):
+def test_initialisation_has_documented_scales(spaces):
     policy = make_policy(spaces)
     lstm, encoder = policy.lstm_actor, policy.features_extractor
     assert encoder.embedding.weight.shape == (14, 4)

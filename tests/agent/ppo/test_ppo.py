@@ -27,7 +27,7 @@ def same(left, right):
     return all(th.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-def test_learn_finds_the_blueprint_that_pays(mask_world, make_model):
+def test_learn_finds_the_rewarded_blueprint(mask_world, make_model):
     env = mask_world(num_envs=8, horizon=8, always_germinate=True)
     model = make_model(env, n_steps=16, batch_size=64, n_epochs=4, learning_rate=3e-3, target_kl=0.05)
     before, _ = evaluate_policy(model, env, n_eval_episodes=16, deterministic=False)
@@ -43,7 +43,7 @@ def test_equal_seeds_train_to_equal_bits(mask_world, make_model):
     assert not same(parameters_of(first), parameters_of(make_model(mask_world(), seed=1).learn(192)))
 
 
-def test_defaults():
+def test_defaults_have_documented_values():
     model = FactoredRecurrentPPO("FactoredLstmPolicy", None, _init_setup_model=False)
     assert (model.gamma, model.gae_lambda, model.learning_rate, model.clip_range) == (0.98, 0.95, 7e-4, 0.2)
     assert (model.target_kl, model.vf_coef, model.advantage_estimator) == (0.04, 1.0, "two_step")
@@ -151,5 +151,5 @@ def test_callback_stops_training(mask_world, make_model):
     assert make_model(mask_world()).learn(1000, callback=Stop()).num_timesteps == 20
 
 
-def test_policy_alias():
+def test_policy_is_found_by_its_alias():
     assert FactoredRecurrentPPO.policy_aliases == {"FactoredLstmPolicy": FactoredLstmPolicy}

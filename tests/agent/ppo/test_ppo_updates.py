@@ -118,7 +118,7 @@ def test_non_finite_gradient_is_skipped(mask_world, make_model, collect):
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
 
-def test_non_finite_target_skips_the_minibatches_that_hold_it(mask_world, make_model, collect):
+def test_non_finite_target_skips_its_minibatches(mask_world, make_model, collect):
     model = make_model(mask_world(), target_kl=None, n_epochs=3)
     collect(model).returns[3, 1] = np.nan
     model.train()

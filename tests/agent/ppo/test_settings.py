@@ -123,7 +123,7 @@ def test_bootstrap_reads_the_critic_as_the_estimator_does(mask_world, make_model
             assert np.isclose(row[..., None], op_values.numpy()).any(axis=-1).all()
 
 
-def test_explained_variance_is_that_of_the_returns(mask_world, make_model, roughen):
+def test_explained_variance_is_computed_on_the_returns(mask_world, make_model, roughen):
     model = roughen(make_model(mask_world())).learn(64)
     values, returns = model.rollout_buffer.values.ravel(), model.rollout_buffer.returns.ravel()
     assert model.last_update["explained_variance"] == pytest.approx(1 - np.var(returns - values) / np.var(returns))

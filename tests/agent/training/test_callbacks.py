@@ -1,4 +1,4 @@
-"""What the callbacks log is what happened; training stops cleanly on Ctrl-C."""
+"""Callbacks: logged values match the steps, and training stops cleanly on Ctrl-C."""
 
 import csv
 import os
@@ -34,7 +34,7 @@ def small_ppo(env, **kwargs):
 
 
 class Witness(BaseCallback):
-    """Keeps every step's infos and every rollout's logged values."""
+    """Records every step's infos and every rollout's logged values."""
 
     def __init__(self):
         super().__init__()
@@ -166,7 +166,7 @@ class InterruptAt(BaseCallback):
 
 @pytest.fixture(autouse=True)
 def interrupts_arrive():
-    """A process that a shell started in the background ignores SIGINT."""
+    """Handle SIGINT, which a process in the background of a shell ignores."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the last two, each whole; a full disk, damage and foreign files cost what they must, no more."""
+"""Checkpoints on disk: the latest two are kept, and a full disk, damage or foreign files lose as little as possible."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ TOY = ("GrowthToy-v0", ("horizon=5",))
 
 @pytest.fixture(scope="module")
 def finished(toy_id, tmp_path_factory):
-    """A run with everything that SaveCheckpoints reported of it."""
+    """A run and the reports of SaveCheckpoints."""
     assert TOY[0] == toy_id
     settings = small_settings(tmp_path_factory.mktemp("finished") / "run", *TOY)
     return settings, train(settings)
@@ -27,7 +27,7 @@ def finished(toy_id, tmp_path_factory):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of it, whose checkpoints may be damaged."""
+    """A copy of the run whose checkpoints may be damaged."""
     return shutil.copytree(finished[1].folder, tmp_path / "run")
 
 
@@ -40,11 +40,11 @@ def names(folder):
 
 
 def saved_during(model, folder, timesteps, **arguments):
-    told = []
-    saver = SaveCheckpoints(folder, on_saved=lambda path, done: told.append((path, done)), **arguments)
+    saved = []
+    saver = SaveCheckpoints(folder, on_saved=lambda path, done: saved.append((path, done)), **arguments)
     model.set_logger(Logger(folder=None, output_formats=[]))
     model.learn(timesteps, callback=saver)
-    return saver, told
+    return saver, saved
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def saved_during(model, folder, timesteps, **arguments):
 )
 def test_checkpoint_interval_is_rounded_up_to_rollouts(finished, tmp_path, every, at):
     model = finished[1].model
-    _, told = saved_during(model, tmp_path, 4 * ROLLOUT, every=every)
-    assert told == [(tmp_path / "checkpoints" / f"{n * ROLLOUT:012}.safetensors", n * ROLLOUT) for n in at]
+    _, saved = saved_during(model, tmp_path, 4 * ROLLOUT, every=every)
+    assert saved == [(tmp_path / "checkpoints" / f"{n * ROLLOUT:012}.safetensors", n * ROLLOUT) for n in at]
     assert names(tmp_path) == [n * ROLLOUT for n in reversed(at[-2:])]
 
 
@@ -64,10 +64,10 @@ def test_save_checkpoints_rejects_a_negative_interval(tmp_path):
 
 
 def test_last_checkpoint_is_saved_once_at_the_end(finished, tmp_path):
-    saver, told = saved_during(finished[1].model, tmp_path, 2 * ROLLOUT, every=1)
+    saver, saved = saved_during(finished[1].model, tmp_path, 2 * ROLLOUT, every=1)
     saver.save()
     saver.save()
-    assert [done for _, done in told] == [ROLLOUT, 2 * ROLLOUT]
+    assert [done for _, done in saved] == [ROLLOUT, 2 * ROLLOUT]
     assert not saver.in_rollout
 
 
@@ -94,7 +94,7 @@ def forge(path):
 
 
 def unreadable(path):
-    """Every system refuses to open a link to itself."""
+    """Replace a file by a link to itself, which no system opens."""
     path.unlink()
     path.symlink_to(path.name)
 
@@ -145,7 +145,7 @@ def test_damaged_checkpoint_falls_back_to_the_previous_one(run, name):
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_unreadable_checkpoints_raise_an_error_that_names_them(run, name):
+def test_unreadable_checkpoints_are_named_in_the_error(run, name):
     damage, message = DAMAGES[name]
     newer, older = checkpoint_paths(run)
     older.unlink()
@@ -172,7 +172,7 @@ def test_full_disk_warns_and_keeps_the_previous_checkpoint(finished, tmp_path, m
         pytest.raises(Crash.Killed),
     ):
         train(settings, [Crash(5 * ROLLOUT + 1)])
-    assert len(caught) == 3  # one for each that failed
+    assert len(caught) == 3  # one per failed save
     assert sorted(path.name for path in (settings.out / "checkpoints").iterdir()) == [
         f"{n * ROLLOUT:012}.safetensors" for n in (1, 2)
     ]

@@ -1,4 +1,4 @@
-"""Sinks that raise, hang or have no room cost a run one warning: it becomes what it would have become without them."""
+"""A run whose sinks raise, hang or have no room warns once and otherwise equals a run without sinks."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """The run with nobody listening."""
+    """The run without sinks."""
     settings = small_settings(tmp_path_factory.mktemp("sound") / "run", *REAL, telemetry=False)
     train(settings)
     return settings.out
@@ -27,14 +27,14 @@ def sound(tmp_path_factory):
 
 @pytest.fixture
 def gate():
-    """What hanging sinks wait for, until the test is over."""
+    """The event that hanging sinks wait for, set after the test."""
     gate = threading.Event()
     yield gate
     gate.set()
 
 
 def train_with(folder, sinks, message, callbacks=()):
-    """Train with ``sinks`` and one that works, which hears everything; the run warns once and no more."""
+    """Train with ``sinks`` and a sound one, which receives every event; the run warns once."""
     good = MemorySink()
     with pytest.warns(RuntimeWarning, match=message) as caught:
         train(small_settings(folder, *REAL), callbacks, sinks=[*sinks, good])
@@ -76,7 +76,7 @@ def test_disk_filled_by_events_warns_once_and_changes_nothing(sound, tmp_path, m
 
 
 def test_files_are_closed_if_warnings_are_errors(sound, tmp_path):
-    """The run is over then, and all of it is on disk."""
+    """The run has ended and is complete on disk."""
 
     class Unclosable(JsonlSink):
         def close(self):
@@ -87,7 +87,7 @@ def test_files_are_closed_if_warnings_are_errors(sound, tmp_path):
     assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write
 
 
-#: A run that has much to warn of.
+#: A run with many warnings.
 NOISY = ["--max-grad-norm", "0.001", *SMALL, "--device", "cpu"]
 TINY = ["--env-settings", "horizon=4", "batches_per_step=1", "batch_size=8"]
 
@@ -106,12 +106,12 @@ def command(folder, stderr):
 
 @pytest.mark.slow
 def test_broken_standard_error_does_not_stop_a_run(tmp_path):
-    """The console sink fails, and the warning of that cannot be shown either."""
+    """The console sink fails, and so does the warning about it."""
     code, out = command(tmp_path / "heard", subprocess.DEVNULL)
     assert (code, "Trained for 48 timesteps" in out) == (0, True)
     with Path("/dev/full").open("w") as full:
         outcomes = {"unread": command(tmp_path / "unread", subprocess.PIPE), "full": command(tmp_path / "full", full)}
-    for name, (code, told) in outcomes.items():
-        assert told == out.replace("heard", name), name
+    for name, (code, output) in outcomes.items():
+        assert output == out.replace("heard", name), name
         assert code == 0, name
         assert differences(tmp_path / name, tmp_path / "heard") == []

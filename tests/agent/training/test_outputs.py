@@ -1,4 +1,4 @@
-"""The logger's files hold what was logged, in the same order in every process, and go on where they are told to."""
+"""The logger's files hold the logged values, in the same order in every process, and continue from a saved state."""
 
 import csv
 import os
@@ -27,7 +27,7 @@ def put(output, dumps):
 
 
 def written(values):
-    """A dump as text, without what is empty: columns that came later are empty in earlier lines."""
+    """A dump as text without empty values, because later columns are empty in earlier lines."""
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
@@ -58,7 +58,7 @@ def test_continued_file_equals_uninterrupted_file(tmp_path_factory, before, lost
     assert second.get_state() == whole.get_state()
     for output in (whole, second):
         output.close()
-    if after:  # the first write removes the lines that were lost
+    if after:  # the first write removes the lost lines
         assert second.path.read_bytes() == whole.path.read_bytes()
 
 
@@ -91,7 +91,7 @@ def test_new_run_replaces_old_lines(tmp_path):
     path = tmp_path / "progress.csv"
     path.write_text("old\n1\n2\n")
     output = ProgressFile(path)
-    assert path.read_text() == "old\n1\n2\n"  # until there is something to write
+    assert path.read_text() == "old\n1\n2\n"  # unchanged until the first write
     put(output, [{"a": 1}])
     output.close()
     assert read(path) == [{"a": "1"}]
@@ -105,8 +105,8 @@ def test_new_run_replaces_old_lines(tmp_path):
         ("a,b\n", []),
         ("a,b\n1,2\n3", [("1", "2")]),
         ("a,b\n1,2,3\n1,2\n", [("1", "2")]),
-        ("a,b\n1,2,3\n1,2\n7,8\n9,9\n", [("1", "2")]),  # what comes later takes no lost line's place
-        ("1,2\n1,2\n1,2\n", []),  # of another file, or its first line is lost
+        ("a,b\n1,2,3\n1,2\n7,8\n9,9\n", [("1", "2")]),  # later lines do not replace a lost one
+        ("1,2\n1,2\n1,2\n", []),  # another file, or its first line is lost
         ("a,b\n1,2\n" + 200_000 * "x" + "\n", []),
     ],
 )

@@ -1,4 +1,4 @@
-"""A run that is cut off and resumed becomes what it would have become, bit for bit; what cannot go on says why."""
+"""An interrupted and resumed run equals an uninterrupted one bit for bit, or raises an error with the reason."""
 
 import json
 import os
@@ -32,12 +32,12 @@ TOTAL = 6 * ROLLOUT
 
 @pytest.fixture(scope="module", autouse=True)
 def _toy(toy_id):
-    """The toy is registered before the first run of this module is trained."""
+    """Register the toy before the first run of this module."""
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Runs that nothing interrupts, by task."""
+    """Uninterrupted runs by task."""
     made = {}
 
     def run(task):
@@ -49,23 +49,23 @@ def whole(tmp_path_factory):
 
 
 def cut(folder, at, task=TOY, **changes):
-    """A run that was killed at a timestep."""
+    """Train a run that is killed at a timestep."""
     with pytest.raises(Crash.Killed):
         train(small_settings(folder, *task, **EVALUATED | changes), [Crash(at)])
     return folder
 
 
-def go_on(folder, **more) -> Trained:
+def finish(folder, **more) -> Trained:
     return resume(folder, progress=False, **more)
 
 
 @pytest.mark.parametrize("task", [TOY, REAL], ids=["toy", "digits"])
 @pytest.mark.parametrize("rollouts", [1, 3, 5])
 def test_killed_run_resumes_bit_for_bit(whole, tmp_path, task, rollouts):
-    assert N_STEPS % 5  # episodes are under way when it is saved
+    assert N_STEPS % 5  # checkpoints are saved within episodes
     folder = cut(tmp_path / "run", rollouts * ROLLOUT + NUM_ENVS, task)
     assert not (folder / "model.zip").exists()
-    resumed = go_on(folder)
+    resumed = finish(folder)
     assert resumed.resumed_from == rollouts * ROLLOUT
     assert differences(folder, whole(task).folder) == []
     assert resumed.episodes == whole(task).episodes
@@ -79,14 +79,14 @@ def _killed(tmp_path_factory):
 
 @pytest.fixture
 def killed(_killed, tmp_path):
-    """A run that was killed soon after its third rollout."""
+    """A run killed soon after its third rollout."""
     return shutil.copytree(_killed, tmp_path / "run")
 
 
 def test_run_without_checkpoint_restarts_with_a_warning(whole, tmp_path):
     folder = cut(tmp_path / "run", ROLLOUT - 1)
     with pytest.warns(RuntimeWarning, match="has no checkpoint yet; training starts from the beginning"):
-        resumed = go_on(folder)
+        resumed = finish(folder)
     assert resumed.resumed_from is None
     assert differences(folder, whole(TOY).folder) == []
 
@@ -95,20 +95,20 @@ def test_run_resumes_after_repeated_kills_and_a_move(whole, tmp_path):
     folder = cut(tmp_path / "run", 17)
     for number, at in enumerate((25, 26, 50)):
         with pytest.raises(Crash.Killed):
-            go_on(folder, callbacks=[Crash(at)])
+            finish(folder, callbacks=[Crash(at)])
         folder = folder.rename(tmp_path / f"moved {number}")
-    go_on(folder)
+    finish(folder)
     assert differences(folder, whole(TOY).folder) == []
 
 
 def test_checkpoint_interval_does_not_change_results(whole, tmp_path):
     folder = cut(tmp_path / "run", 5 * ROLLOUT, checkpoint_every=ROLLOUT + 1)
-    assert go_on(folder).resumed_from == 4 * ROLLOUT
+    assert finish(folder).resumed_from == 4 * ROLLOUT
     assert differences(folder, whole(TOY).folder) == []
 
 
 class Interrupt(BaseCallback):
-    """Presses Ctrl-C at a timestep."""
+    """Sends SIGINT at a timestep."""
 
     def __init__(self, at):
         super().__init__()
@@ -122,12 +122,12 @@ class Interrupt(BaseCallback):
 
 @pytest.mark.parametrize("at", [2 * ROLLOUT + NUM_ENVS, TOTAL - NUM_ENVS])
 def test_interrupted_run_resumes_bit_for_bit(whole, tmp_path, at):
-    """Also one that was interrupted by its very last step, and has not learned from its last rollout."""
+    """Includes an interrupt in the very last step, before the last update."""
     settings = small_settings(tmp_path / "run", *TOY, **EVALUATED)
     stopped = train(settings, [Interrupt(at)])
     assert stopped.interrupted
     assert stopped.model.num_timesteps == at + NUM_ENVS
-    assert go_on(settings.out).model.num_timesteps == TOTAL
+    assert finish(settings.out).model.num_timesteps == TOTAL
     assert differences(settings.out, whole(TOY).folder) == []
 
 
@@ -147,7 +147,7 @@ def test_run_killed_while_finishing_resumes(whole, tmp_path, monkeypatch, before
             )
         with pytest.raises(Crash.Killed):
             train(small_settings(folder, *TOY, **EVALUATED))
-    assert go_on(folder).resumed_from == TOTAL - ROLLOUT
+    assert finish(folder).resumed_from == TOTAL - ROLLOUT
     assert differences(folder, whole(TOY).folder) == []
 
 
@@ -172,8 +172,8 @@ def test_run_killed_while_saving_resumes(whole, tmp_path, monkeypatch, name, sav
     monkeypatch.undo()
     with warnings.catch_warnings():
         if saves == 1 and name == "write_checkpoint":
-            warnings.simplefilter("ignore")  # there is none yet
-        go_on(folder)
+            warnings.simplefilter("ignore")  # there may be no checkpoint yet
+        finish(folder)
     assert differences(folder, whole(TOY).folder) == []
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         f"{at:012}.safetensors" for at in (5 * ROLLOUT, TOTAL)
@@ -188,24 +188,24 @@ def test_truncated_checkpoint_resumes_from_the_previous_one(whole, killed):
     file = killed / "checkpoints" / f"{3 * ROLLOUT:012}.safetensors"
     os.truncate(file, file.stat().st_size - 100)
     with pytest.warns(RuntimeWarning, match="newer checkpoint cannot be read"):
-        assert go_on(killed).resumed_from == 2 * ROLLOUT
+        assert finish(killed).resumed_from == 2 * ROLLOUT
     assert differences(killed, whole(TOY).folder) == []
 
 
 def test_run_with_unreadable_checkpoints_is_not_restarted(killed):
     for path in checkpoint_paths(killed):
         path.unlink()
-        path.with_suffix("").mkdir()  # as versions before 2 wrote them
+        path.with_suffix("").mkdir()  # the format of versions before 2
     before = contents(killed)
     with pytest.raises(CheckpointError, match=r"no readable checkpoint: .*is a folder"):
-        go_on(killed)
+        finish(killed)
     assert contents(killed) == before
 
 
 def test_resume_keeps_files_that_are_not_checkpoints(whole, killed):
     (killed / "checkpoints" / "notes.txt").write_text("mine")
     (killed / "checkpoints" / "best").mkdir()
-    go_on(killed)
+    finish(killed)
     assert {path.name for path in (killed / "checkpoints").iterdir()} >= {"notes.txt", "best"}
     assert differences(killed, whole(TOY).folder) == []
 
@@ -213,7 +213,7 @@ def test_resume_keeps_files_that_are_not_checkpoints(whole, killed):
 def test_finished_run_is_not_trained_again(whole):
     before = contents(whole(TOY).folder)
     with pytest.raises(RunError, match="is finished: all of its 72 timesteps are done"):
-        go_on(whole(TOY).folder)
+        finish(whole(TOY).folder)
     assert contents(whole(TOY).folder) == before
 
 
@@ -222,7 +222,7 @@ def test_run_trained_without_checkpoints_cannot_resume(tmp_path):
     train(settings)
     assert not (settings.out / "checkpoints").exists()
     with pytest.raises(RunError, match="has a model but no checkpoint to resume from"):
-        go_on(settings.out)
+        finish(settings.out)
 
 
 @pytest.mark.parametrize(
@@ -237,10 +237,10 @@ def test_run_trained_without_checkpoints_cannot_resume(tmp_path):
         (lambda folder: config(folder, "env: x\nseed: -1"), ConfigError, "`seed` is -1; expected"),
     ],
 )
-def test_resume_rejects_a_folder_that_is_not_a_run(tmp_path, make, error, message):
+def test_resume_rejects_a_folder_without_a_run(tmp_path, make, error, message):
     make(tmp_path / "run")
     with pytest.raises(error, match=message):
-        go_on(tmp_path / "run")
+        finish(tmp_path / "run")
 
 
 def config(folder, text):
@@ -258,7 +258,7 @@ def test_resume_rejects_a_changed_configuration(killed, name, value):
     (killed / "config.yaml").write_text(yaml.safe_dump(settings))
     before = contents(killed)
     with pytest.raises(CheckpointError, match=rf"was saved with {name}[.\w]* = .*; the run's configuration has"):
-        go_on(killed)
+        finish(killed)
     assert contents(killed) == before
 
 
@@ -268,13 +268,13 @@ def test_run_is_locked_by_one_process(killed):
         locked(killed),
         pytest.raises(RunError, match="is being trained by another process; wait for it to end"),
     ):
-        go_on(killed)
+        finish(killed)
     assert contents(killed) == before
-    go_on(killed)
+    finish(killed)
 
 
 class Rival(BaseCallback):
-    """Tries to go on with the run that is being trained."""
+    """Tries to resume the run that is being trained."""
 
     def __init__(self, folder):
         super().__init__()
@@ -283,7 +283,7 @@ class Rival(BaseCallback):
     def _on_step(self):
         if not self.refused:
             with pytest.raises(RunError, match="is being trained by another process"):
-                go_on(self.folder)
+                finish(self.folder)
             self.refused = True
         return True
 
@@ -298,7 +298,7 @@ def test_resume_warns_about_other_versions(killed):
     versions = json.loads((killed / "versions.json").read_text())
     (killed / "versions.json").write_text(json.dumps(versions | {"torch": "1.0"}))
     with pytest.warns(RuntimeWarning, match=r"started with torch 1\.0, now .*; its results may differ"):
-        go_on(killed)
+        finish(killed)
 
 
 @pytest.mark.parametrize("name", ["episodes.csv", "progress.csv"])
@@ -306,7 +306,7 @@ def test_lost_lines_leave_a_gap_and_a_warning(whole, killed, name):
     lines = (killed / name).read_text().splitlines(keepends=True)
     (killed / name).write_text("".join(lines[:2]))
     with pytest.warns(RuntimeWarning, match=rf"{name} has 1 of the \d+ lines"):
-        go_on(killed)
+        finish(killed)
     assert differences(killed, whole(TOY).folder) == [name.removesuffix(".csv")]
 
 
@@ -326,7 +326,7 @@ def test_unreadable_lines_are_dropped_with_a_warning(whole, killed, damage, lost
     assert saved > 1
     file.write_text("".join(damage(lines)))
     with pytest.warns(RuntimeWarning, match=f"episodes.csv has {saved - lost(saved)} of the {saved} lines"):
-        resumed = go_on(killed)
+        resumed = finish(killed)
     assert differences(killed, whole(TOY).folder) == ["episodes"]
     assert len(resumed.episodes) == len(whole(TOY).episodes) - lost(saved)
     assert all(episode in whole(TOY).episodes for episode in resumed.episodes)
@@ -342,16 +342,16 @@ def test_environment_without_state_is_rejected_before_writing(toy_id, tmp_path, 
 
 
 def test_settings_accept_whole_numbers(tmp_path):
-    """As Python's callers write them; the configuration file has them as fractions."""
+    """Python callers pass integers; the configuration file has floats."""
     whole_numbers = {"max_grad_norm": 10, "clip_range": 1, "ent_coef": 0, "final_ent_coef": 0, "vf_coef": 1}
     folder = cut(tmp_path / "run", 2 * ROLLOUT + 1, ppo=whole_numbers)
     whole = train(small_settings(tmp_path / "whole", *TOY, **EVALUATED, ppo=whole_numbers))
-    assert {type(value) for value in go_on(folder).model.last_update.values()} == {float}
+    assert {type(value) for value in finish(folder).model.last_update.values()} == {float}
     assert differences(folder, whole.folder) == []
 
 
 class Counter(BaseCallback):
-    """A callback of one's own with a state: rollouts that it has seen begin, and steps."""
+    """Custom callback whose state counts the started rollouts and the steps."""
 
     def __init__(self):
         super().__init__()
@@ -376,19 +376,19 @@ def test_custom_callback_resumes_its_state(tmp_path):
     with pytest.raises(Crash.Killed):
         train(small_settings(folder, *TOY), [Counter(), Crash(2 * ROLLOUT + 1)])
     with pytest.raises(CheckpointError, match=r"callbacks: it has the unknown keys \['Counter'\]"):
-        go_on(folder)
+        finish(folder)
     counter = Counter()
-    go_on(folder, callbacks=[counter])
+    finish(folder, callbacks=[counter])
     assert counter.seen.tolist() == [TOTAL / ROLLOUT, TOTAL / NUM_ENVS]
 
 
 def test_tensorboard_shows_one_curve_after_a_resume(whole, tmp_path):
-    """That of the resumed run, also where the killed one had got further than its checkpoint."""
+    """Events of the killed run after its checkpoint are purged."""
     folder = cut(tmp_path / "run", 5 * ROLLOUT + 1, checkpoint_every=3 * ROLLOUT)
     first = int(next(folder.glob("events.*")).name.split(".")[3])
-    while int(time.time()) <= first:  # files are read in the order of the seconds that are in their names
+    while int(time.time()) <= first:  # TensorBoard orders files by the seconds in their names
         time.sleep(0.05)
-    assert go_on(folder).resumed_from == 3 * ROLLOUT
+    assert finish(folder).resumed_from == 3 * ROLLOUT
     assert curves(folder) == curves(whole(TOY).folder)
 
 

@@ -1,4 +1,4 @@
-"""`esper train --resume`: what it takes, what it prints, and that a real kill -9 at any moment changes nothing."""
+"""`esper train --resume`: arguments, output, and equal results after a real kill -9 at any moment."""
 
 import os
 import random
@@ -147,7 +147,7 @@ def kill(process, begun):
     return process.returncode != 0
 
 
-def go_to_the_end(folder):
+def finish(folder):
     process = command("--resume", str(folder))
     _, err = process.communicate(timeout=300)
     assert process.returncode == OK or "is finished" in err, err
@@ -166,7 +166,7 @@ def test_resume_after_kills_at_random_moments_gives_equal_weights(uninterrupted,
 
     for start, moment in zip((first_arguments(folder), ("--resume", str(folder))), moments, strict=True):
         assert kill(command(*start), lambda moment=moment: saved(moment)), "it ended before it was killed"
-    go_to_the_end(folder)
+    finish(folder)
     assert differences(folder, uninterrupted) == []
 
 
@@ -180,7 +180,7 @@ def test_resume_after_a_kill_during_a_save_gives_equal_weights(uninterrupted, tm
         assert process.returncode == -signal.SIGKILL, stderr
         assert len(leftovers(folder)) == 1
     assert [int(path.stem) for path in checkpoint_paths(folder)] == [4 * ROLLOUT, 3 * ROLLOUT]
-    go_to_the_end(folder)
+    finish(folder)
     assert not leftovers(folder)
     assert differences(folder, uninterrupted) == []
 

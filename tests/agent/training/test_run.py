@@ -1,4 +1,4 @@
-"""Every setting of a training run reaches what it is about."""
+"""Training runs: every setting takes effect, and interruptions leave a usable run."""
 
 import csv
 
@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import FloatSchedule
 
-#: A value other than the default for each setting, and where the model has it.
+#: A value other than the default for each setting, and its place in the model.
 OTHERS = {
     "learning_rate": (3e-3, lambda model: model.lr_schedule(1.0)),
     "n_steps": (6, lambda model: model.rollout_buffer.buffer_size),
@@ -101,7 +101,7 @@ def test_crash_saves_the_model_of_the_last_timestep(toy_id, tmp_path):
     assert load_run(tmp_path / "r", toy_id).model.num_timesteps == 26
 
 
-def test_run_stopped_at_once_reports_that_it_has_no_model(toy_id, tmp_path):
+def test_run_stopped_before_a_checkpoint_has_no_model(toy_id, tmp_path):
     with pytest.raises(KeyboardInterrupt, match="has no model: resume with `esper train --resume"):
         train(settings_for(toy_id, tmp_path / "r"), [FailAt(26, KeyboardInterrupt())])
     assert not (tmp_path / "r" / "model.zip").exists()
@@ -122,7 +122,7 @@ def learner(toy_id, **kwargs):
 
 
 def test_curves_continue_or_restart_with_training(toy_id, tmp_path):
-    """Rollouts of 10 steps end in the middle of the toy's 12."""
+    """Rollouts of 10 steps end within the toy's episodes of 12."""
     model = learner(toy_id, n_steps=10, batch_size=20, n_epochs=1, policy_kwargs={"logit_bias": {"op": {"WAIT": 50.0}}})
     curves = CurvesRecorder(tmp_path / "episodes.csv")
 

@@ -1,4 +1,4 @@
-"""A run folder gives the model back as it was, or says what is wrong with it."""
+"""A run folder restores the trained model, or raises an error with the reason."""
 
 import json
 from dataclasses import replace
@@ -89,7 +89,7 @@ def test_normaliser_is_saved_with_its_statistics(trained, toy_id):
 
 
 def test_recurrent_model_is_evaluated_with_its_state(trained, toy_id):
-    """Through predict with the state carried, and by hand: the same actions."""
+    """Compares with calls of predict that carry the state."""
     record = run_episodes(trained.model, toy_id, 1, seed=77)[0]
     env = gymnasium.make(toy_id)
     obs, _ = env.reset(seed=77)
@@ -102,7 +102,7 @@ def test_recurrent_model_is_evaluated_with_its_state(trained, toy_id):
     assert record.episode_return == pytest.approx(total)
 
 
-def test_train_does_not_overwrite_a_run(trained, tmp_path):
+def test_create_run_rejects_a_folder_with_a_run(trained, tmp_path):
     with pytest.raises(RunError, match="already holds a run; use another"):
         create_run(trained.folder, {}, {})
     (tmp_path / "config.yaml").touch()
@@ -111,25 +111,25 @@ def test_train_does_not_overwrite_a_run(trained, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.zip", "episodes.csv", "progress.csv", "versions.json", "checkpoints"])
-def test_train_does_not_overwrite_other_files(name, tmp_path):
+def test_create_run_rejects_a_folder_with_output_files(name, tmp_path):
     (tmp_path / name).write_text("mine")
     with pytest.raises(RunError, match=f"already holds a file {name}"):
         create_run(tmp_path, {}, {})
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_train_names_a_folder_that_cannot_be_created():
+def test_create_run_names_a_folder_it_cannot_create():
     with pytest.raises(RunError, match="the folder /dev/null/run cannot be created: Not a directory"):
         create_run("/dev/null/run", {}, {})
 
 
-def test_train_rejects_a_file_as_folder(tmp_path):
+def test_create_run_rejects_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file"):
         create_run(tmp_path / "file", {}, {})
 
 
-def test_unusable_runs_are_rejected_with_the_reason(trained, tmp_path, toy_id):
+def test_load_run_rejects_unusable_runs_with_the_reason(trained, tmp_path, toy_id):
     with pytest.raises(RunError, match=r"there is no run folder .*esper train --out"):
         load_run(tmp_path / "nowhere")
     with pytest.raises(RunError, match=r"is not a run: it has no config\.yaml"):

@@ -1,4 +1,4 @@
-"""A run on a text of one's own: played and resumed from any folder, and noticed when the text is another one."""
+"""Runs on a custom text: evaluated and resumed from any folder, with a note if the text differs."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ SMALLEST = ["--num-envs", "1", "--n-steps", "4", "--batch-size", "4", "--total-t
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a text, book.txt, and a run on it that was given a relative path."""
+    """A folder with a text, book.txt, and a run on its relative path."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "book.txt").write_text("It was a bright cold day in April.\n" * 60, encoding="utf-8")
     arguments = ["train", "--env", TEXT, "--out", "run", "--device", "cpu", *SMALLEST]
@@ -68,8 +68,7 @@ def test_evaluate_names_the_given_text_only(trained, tmp_path, capsys):
     other = tmp_path / "other.txt"
     other.write_text("all of it is other\n" * 100, encoding="utf-8")
     out = evaluated(trained / "run", capsys, "--env-settings", f"dataset={other}")
-    told = f"settings of the run: {' '.join(TINY)}; given here: dataset={other}\n"
-    assert told in out
+    assert f"settings of the run: {' '.join(TINY)}; given here: dataset={other}\n" in out
     assert str(trained / "book.txt") not in out
 
 

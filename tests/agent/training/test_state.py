@@ -1,4 +1,4 @@
-"""A state of training is whole: put into another learner, it makes the same one of it; into a wrong one, nothing."""
+"""The state of training: restoring makes learners equal, and a misfit state changes nothing."""
 
 import copy
 import random
@@ -49,7 +49,7 @@ class Learner:
 
 @pytest.fixture(scope="module")
 def learner(toy_id):
-    """Makes learners, and closes their files in the end."""
+    """Make learners; close their files after the tests."""
     made = []
 
     def make(*arguments, **changes):
@@ -63,7 +63,7 @@ def learner(toy_id):
 
 @pytest.fixture(scope="module")
 def two(learner, tmp_path_factory):
-    """A learner, and another one with another state."""
+    """Two learners with different states."""
     folder = tmp_path_factory.mktemp("two")
     return learner(folder / "a"), learner(folder / "b", seed=5)
 
@@ -73,18 +73,18 @@ def test_state_from_disk_makes_learners_equal(learner, tmp_path):
     saved.model.learn(8, callback=saved.callbacks, reset_num_timesteps=False)
     saved.model._skipped_in_a_row, saved.model._current_progress_remaining = 2, 0.25
     saved.model._last_episode_starts = np.array([True, False])
-    random.gauss(0, 1)  # both of these draw two numbers and keep one
+    random.gauss(0, 1)  # both calls draw two numbers and keep one
     np.random.standard_normal()  # noqa: NPY002
     tree = saved.state()
     wanted = flat(tree)
     write_checkpoint(tmp_path / "c.safetensors", tree, kind=KIND)
     other = learner(tmp_path / "b", seed=7)
     before = flat(other.state())
-    for name in ("episodes.csv", "progress.csv"):  # the files of a run stay where they are
+    for name in ("episodes.csv", "progress.csv"):  # a resumed run keeps its files
         (tmp_path / "b" / name).write_bytes((tmp_path / "a" / name).read_bytes())
     other.restore(read_checkpoint(tmp_path / "c.safetensors", kind=KIND))
     assert flat(other.state()) == wanted
-    # What was the same all along would prove nothing.
+    # A leaf that was equal before would prove nothing.
     parts = {path.split("/")[1] for path, leaf in wanted.items() if before.get(path) != leaf}
     assert parts == set(tree) - {"layout"}
     assert all(before[f"/counters/{name}"] != wanted[f"/counters/{name}"] for name in tree["counters"])
@@ -214,7 +214,7 @@ def test_restore_rejects_a_misfit_state_and_changes_nothing(two, name):
     assert {path: path.read_bytes() for path in folder.iterdir()} == files
 
 
-def test_restore_keeps_seeds_and_files_of_a_fresh_learner_when_the_last_part_does_not_fit(learner, two, tmp_path):
+def test_restore_keeps_seeds_and_files_if_the_last_part_is_invalid(learner, two, tmp_path):
     fresh = learner(tmp_path, seed=3, learn=False)
     (tmp_path / "episodes.csv").write_text("mine")
     before = flat(fresh.state())

@@ -189,7 +189,7 @@ SETS = {
 @pytest.mark.parametrize("place", ["argument", "variable", "default"])
 @pytest.mark.parametrize("missing", [True, False], ids=["missing", "damaged"])
 @pytest.mark.parametrize("name", SETS)
-def test_errors_about_damage_give_the_command_that_repairs_it(
+def test_errors_about_damage_name_the_repair_command(
     name: str, missing: bool, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make, one = SETS[name]

@@ -1,4 +1,4 @@
-"""CIFAR-10's and CIFAR-100's binary files are loaded as they are, or rejected."""
+"""CIFAR-10's and CIFAR-100's binary files are loaded unchanged, or rejected."""
 
 from __future__ import annotations
 

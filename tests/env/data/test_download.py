@@ -97,7 +97,7 @@ def test_obtain_resumes_a_broken_connection(server: Server, folder: Path) -> Non
     assert server.ranges == [None, "bytes=70000-", "bytes=100000-"]
 
 
-def test_obtain_resumes_what_an_earlier_call_left(server: Server, folder: Path) -> None:
+def test_obtain_resumes_a_partial_download(server: Server, folder: Path) -> None:
     assert "HTTP 404" in refusal(server, folder, file(CONTENT, cut=90_000), status(404))
     assert part(folder).read_bytes() == CONTENT[:90_000]
     assert fetched(server, folder, file(CONTENT)) == CONTENT

@@ -109,7 +109,7 @@ def test_damaged_file_is_rejected_by_name(
 @pytest.mark.parametrize(
     "content", [b"", b"<html>404</html>", gzip.compress(bytes(10**6), mtime=0)[:-9], b"\x1f\x8b\x08"]
 )
-def test_file_that_does_not_decompress_is_rejected(tmp_path: Path, files: dict[str, bytes], content: bytes) -> None:
+def test_corrupt_gzip_file_is_rejected(tmp_path: Path, files: dict[str, bytes], content: bytes) -> None:
     write(tmp_path, packed(files) | {f"{TRAIN_IMAGES}.gz": content})
     with pytest.raises(ValueError, match=f"{TRAIN_IMAGES}.gz is damaged"):
         load_fashion_mnist(tmp_path)

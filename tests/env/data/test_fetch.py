@@ -66,7 +66,7 @@ def test_fetch_changes_nothing_the_second_time(server: Server, root: Path) -> No
     assert {path: path.stat().st_mtime_ns for path in (root / FOLDER).iterdir()} == times
 
 
-def test_fetch_accepts_files_put_there_by_hand(server: Server, cifar: dict[str, bytes], root: Path) -> None:
+def test_fetch_accepts_manually_copied_files(server: Server, cifar: dict[str, bytes], root: Path) -> None:
     write(root / FOLDER, cifar)
     outcome = fetch_dataset("cifar10", root)
     assert outcome.already_there
@@ -177,7 +177,7 @@ def test_fetch_rejects_a_file_as_data_folder(tmp_path: Path) -> None:
         fetch_dataset("cifar10", tmp_path / "file")
 
 
-def test_fetch_reports_a_folder_that_it_cannot_create(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_reports_a_failed_folder_creation(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: object, **_keywords: object) -> None:
         raise PermissionError(13, "Permission denied", str(root))
 
@@ -187,7 +187,7 @@ def test_fetch_reports_a_folder_that_it_cannot_create(root: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("here", ["nothing", "part", "archive"])
-def test_fetch_checks_the_free_space_for_what_is_missing(
+def test_fetch_checks_the_free_space_for_missing_files(
     server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch, here: str
 ) -> None:
     present = {"nothing": 0, "part": 10_000, "archive": len(server.archive)}[here]

@@ -98,7 +98,7 @@ def test_fetch_keeps_the_complete_files_of_an_earlier_one(
     assert [path for path, _ in server.requests] == ["/" + train, "/" + valid, "/" + valid]
 
 
-def test_disk_that_fills_up_while_unpacking_leaves_no_dataset(
+def test_full_disk_while_unpacking_leaves_no_dataset(
     cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fill_up(*_arguments: object, **_keywords: object) -> None:
@@ -186,7 +186,7 @@ def test_hostile_archive_leaves_no_dataset(
         assert not list(root.parent.rglob("evil"))
 
 
-def test_files_that_the_loader_rejects_are_not_installed(
+def test_fetch_does_not_install_rejected_files(
     server: Server, cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mislabelled = np.frombuffer(cifar["test_batch.bin"], np.uint8).reshape(-1, 3073).copy()

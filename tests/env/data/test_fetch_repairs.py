@@ -95,7 +95,7 @@ def link_to_empty_folder(path: Path) -> None:
     ids=["file", "folder", "link-to-nothing", "link-to-empty-folder"],
 )
 @pytest.mark.usefixtures("cifar")
-def test_fetch_leaves_alone_what_is_in_the_way(server: Server, root: Path, make) -> None:
+def test_fetch_keeps_foreign_files_in_its_way(server: Server, root: Path, make) -> None:
     root.mkdir()
     make(root / FOLDER)
     with pytest.raises(FetchError, match=f"{FOLDER} is in the way"):

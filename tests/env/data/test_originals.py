@@ -12,7 +12,7 @@ from esper_env.data.download import check_url
 from esper_env.data.originals import ORIGINALS
 
 
-def test_every_downloadable_dataset_has_a_loader_and_a_name_that_tasks_accept() -> None:
+def test_downloadable_datasets_have_a_loader_and_an_accepted_name() -> None:
     assert set(ORIGINALS) == set(LOADERS)
     accepted = {name for names in DATASETS.values() for name in names}
     assert accepted == {*ORIGINALS, *BUILT_IN, "auto", "procedural-cifar"}

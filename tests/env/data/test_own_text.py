@@ -114,7 +114,7 @@ def test_hidden_files_are_skipped_unless_they_are_named(tmp_path: Path) -> None:
         find_text(tmp_path)
 
 
-def test_folder_that_contains_itself_is_rejected(tmp_path: Path) -> None:
+def test_recursive_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(LINES)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "up").symlink_to(tmp_path)
@@ -207,7 +207,7 @@ def test_binary_file_is_rejected(tmp_path: Path) -> None:
     place=st.floats(0, 1),
     chunk=st.integers(4, 40),
 )
-def test_first_byte_that_is_not_utf8_is_reported(text: str, wrong: bytes, place: float, chunk: int) -> None:
+def test_first_invalid_utf8_byte_is_reported(text: str, wrong: bytes, place: float, chunk: int) -> None:
     content = text.encode() + b" " * 320
     at = round(len(content) * place)
     content = content[:at] + wrong + content[at:]
@@ -315,7 +315,7 @@ def test_check_context_accepts_only_texts_whose_splits_suffice(
 
 @pytest.mark.parametrize("size", [0, 6, 640])
 @pytest.mark.parametrize(("env_id", "least"), [("Esper-Text-v0", "1,300"), ("Esper-TinyStories-v0", "2,580")])
-def test_make_rejects_a_text_that_is_too_short(tmp_path: Path, env_id: str, least: str, size: int) -> None:
+def test_make_rejects_too_short_texts(tmp_path: Path, env_id: str, least: str, size: int) -> None:
     path = tmp_path / "short.txt"
     path.write_text("x" * size)
     with pytest.raises(ValueError, match=rf"short\.txt has {size} bytes of text, too few .* at least {least}"):

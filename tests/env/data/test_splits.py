@@ -39,7 +39,7 @@ def test_stratified_split_depends_on_the_purpose_and_shuffles() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(5, 4), (5, 6), (11, -1)])
-def test_stratified_split_rejects_sizes_that_do_not_add_up(sizes: tuple[int, int]) -> None:
+def test_stratified_split_rejects_inconsistent_sizes(sizes: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="one per label"):
         stratified_split(np.zeros(10, np.int64), sizes, "test")
 

@@ -89,7 +89,7 @@ def test_unpack_rejects_a_sparse_file(tmp_path: Path) -> None:
         unpack_bytes(tmp_path, packed([(header, content), *GOOD[2:]], tarfile.PAX_FORMAT))
 
 
-def test_unpack_rejects_a_file_that_comes_twice(tmp_path: Path) -> None:
+def test_unpack_rejects_duplicate_files(tmp_path: Path) -> None:
     with pytest.raises(UnsafeArchiveError, match=r"has set/one.bin twice"):
         unpack_bytes(tmp_path, packed([*GOOD, member("set/one.bin", b"other file")]))
     assert (tmp_path / "out" / "one.bin").read_bytes() == ONE

@@ -105,7 +105,7 @@ def test_verify_names_short_files(tmp_path: Path, form: str) -> None:
     assert fetch_dataset("fashion-mnist", tmp_path).detail == verify_dataset("fashion-mnist", tmp_path).detail
 
 
-def test_verify_compares_the_size_of_the_file_that_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_compares_the_size_of_the_loaded_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = fashion_files()
     first = next(iter(files))
     unpacked = gzip.decompress(files[first])
@@ -118,7 +118,7 @@ def test_verify_compares_the_size_of_the_file_that_is_loaded(tmp_path: Path, mon
     assert verify_dataset("fashion-mnist", tmp_path).detail.endswith("; its sizes are the original's")
 
 
-def test_verify_says_how_to_replace_damaged_files_without_a_manifest(root: Path) -> None:
+def test_verify_explains_replacing_damaged_files_without_a_manifest(root: Path) -> None:
     (root / FOLDER / MANIFEST).unlink()
     records = np.fromfile(root / FOLDER / "test_batch.bin", np.uint8)
     records[0] = 99

@@ -64,7 +64,7 @@ def test_build_rejects_shared_parameters():
 
 
 @pytest.mark.parametrize("seed", [0, 3])
-def test_build_rejects_constructor_that_seeds_generator(seed):
+def test_build_rejects_constructors_with_their_own_seed(seed):
     def build():
         torch.manual_seed(seed)
         return nn.Linear(2, 2)
@@ -86,6 +86,6 @@ def test_build_accepts_equal_nan_values():
     assert build_reproducibly(lambda: Scaled([1.0, float("nan")])).own.isnan().any()
 
 
-def test_build_rejects_result_that_is_not_a_module():
+def test_build_rejects_results_other_than_modules():
     with pytest.raises(TypeError, match="the function that builds a network returned None"):
         build_reproducibly(lambda: None)

@@ -119,7 +119,7 @@ def test_checks_accept_sound_hosts():
         (None, "the host is a NoneType"),
     ],
 )
-def test_check_host_rejects_objects_that_are_not_hosts(host, message):
+def test_check_host_rejects_objects_other_than_hosts(host, message):
     with pytest.raises(TypeError, match=message):
         check_host(host)
 

@@ -95,7 +95,7 @@ def test_read_checkpoint_returns_writable_arrays_of_any_layout(tmp_path):
     tree["part"] += 1
 
 
-def test_equal_trees_give_equal_files_that_other_programs_can_open(saved, tmp_path):
+def test_equal_trees_give_equal_files_readable_by_other_programs(saved, tmp_path):
     again = write_checkpoint(tmp_path / "b.safetensors", OLD, kind=KIND)
     assert again.read_bytes() == saved.read_bytes()
     np.testing.assert_array_equal(safetensors.numpy.load_file(saved)["weights"], OLD["weights"])
@@ -123,7 +123,7 @@ def test_equal_trees_give_equal_files_that_other_programs_can_open(saved, tmp_pa
         ({"a": object()}, "object"),
     ],
 )
-def test_write_checkpoint_rejects_trees_that_a_file_cannot_hold(saved, tree, message):
+def test_write_checkpoint_rejects_unsupported_trees(saved, tree, message):
     before = files(saved.parent)
     with pytest.raises(CheckpointError, match=message):
         write_checkpoint(saved, tree, kind=KIND)
@@ -133,7 +133,7 @@ def test_write_checkpoint_rejects_trees_that_a_file_cannot_hold(saved, tree, mes
 # Replacing
 
 
-def test_write_checkpoint_replaces_the_previous_one_and_removes_leftovers_of_killed_writers(saved):
+def test_write_checkpoint_replaces_the_previous_one_and_removes_leftovers(saved):
     other = saved.with_name(".other.77.safetensors")
     for path in (saved.with_name(".a.77.safetensors"), other):
         path.write_bytes(b"torn")
@@ -216,7 +216,7 @@ def test_read_checkpoint_rejects_foreign_manifests(saved, text):
 @pytest.mark.parametrize(
     "tree", [None, 5, "x", {"weights": 3}, {"rng": {"$int": 5}}, {"rng": {"$int": "x"}}, {"rng": {"$float": []}}]
 )
-def test_read_checkpoint_rejects_a_tree_that_does_not_fit_its_arrays(saved, tree):
+def test_read_checkpoint_rejects_mismatched_tree_and_arrays(saved, tree):
     reseal(saved, lambda manifest: manifest.update(tree=tree))
     with pytest.raises(CheckpointError, match="does not fit"):
         read(saved)

@@ -1,4 +1,4 @@
-"""The protocol of states: comparing trees, loading parts, and putting back the previous state."""
+"""The protocol of states: comparing trees, loading parts, and restoring the previous state."""
 
 from typing import ClassVar
 
@@ -66,7 +66,7 @@ def test_check_keys_accepts_any_collection_of_keys():
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError, KeyboardInterrupt])
-def test_restore_puts_every_part_back_when_a_later_one_fails(error):
+def test_restore_undoes_all_parts_if_a_later_one_fails(error):
     def fail(_state):
         raise error("broken")
 
@@ -82,7 +82,7 @@ def test_restore_puts_every_part_back_when_a_later_one_fails(error):
     assert (first.total, last.total) == (1, 2)
 
 
-def test_set_states_names_the_part_that_rejects_its_state():
+def test_set_states_names_the_rejecting_part():
     with pytest.raises(ValueError, match="outer: inner: counts is a list"):
         set_states(
             {"outer": Accessors(dict, lambda state: set_states({"inner": Counter()}, state))},

@@ -100,4 +100,4 @@ def test_fault_in_one_network_changes_no_other(make_data, monkeypatch, layout, d
     agree()
     if tolerance < 1.0:
         assert len(hit) > 3
-        assert fatal > 3  # a momentum of what does not train harms no one
+        assert fatal > 3  # momentum has no effect without training

@@ -204,7 +204,7 @@ def test_finite_ignores_seeds_of_other_networks(make_population, grow):
 
 
 @pytest.mark.parametrize("stage", [Stage.GERMINATED, Stage.TRAINING, Stage.HOLDING, Stage.FOSSILIZED])
-def test_train_reports_networks_that_are_not_finite(make_population, grow, stage):
+def test_train_reports_non_finite_networks(make_population, grow, stage):
     population = make_population(2, shard_size=1)
     structure = grow(population, 2, (1, 0, "conv_light", ADD, stage))
     assert population.train(structure).finite.tolist() == [True, True]

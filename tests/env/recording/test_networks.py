@@ -130,7 +130,7 @@ class Clipper(nn.Module):
 
 
 @pytest.mark.usefixtures("own_tables")
-def test_module_that_writes_into_its_input_violates_isolation(action, tiny):
+def test_in_place_module_violates_isolation(action, tiny):
     """The other network trains a seed that keeps its isolation."""
     value = register_blueprint("clipper", "cnn", Clipper).value
     envs = gymnasium.make_vec(
@@ -149,7 +149,7 @@ def test_module_that_writes_into_its_input_violates_isolation(action, tiny):
     assert "outputs" in violation.payload.what
 
 
-def test_straight_through_seed_that_is_not_finite_violates_isolation(make_digits_vec, action):
+def test_non_finite_straight_through_seed_violates_isolation(make_digits_vec, action):
     """It changes the outputs and, through later layers, the statistics; then the governor acts."""
     envs = make_digits_vec(3, isolation="straight_through")
     sink = listen(envs, full=False)

@@ -142,22 +142,22 @@ def test_counterfactuals_have_events_only_in_full_detail(run, script, full):
     """Two blended seeds have two contributions and one interaction."""
     lives = [choice for pair in zip(script(0)[:8], script(2)[:8], strict=True) for choice in pair]
     env, sink, infos = run(lives, full)
-    told = heard(env, sink, "COUNTERFACTUAL_COMPUTED")
+    received = heard(env, sink, "COUNTERFACTUAL_COMPUTED")
     if not full:
-        assert told == []
+        assert received == []
         return
-    last = told[-1]
+    last = received[-1]
     assert last.epoch == len(lives)
     interaction = env.unwrapped._vector._growth.table.interaction_sum[0]
     assert last.payload.contributions == {"r0c0": infos[-1]["contribution"][0], "r0c2": infos[-1]["contribution"][2]}
     assert last.payload.interactions == {"r0c0+r0c2": interaction[0]}
     assert interaction[0] == interaction[2]
     measured = {epoch for epoch, info in enumerate(infos, start=1) if info["contribution_measured"].any()}
-    assert {event.epoch for event in told} == measured
+    assert {event.epoch for event in received} == measured
     np.testing.assert_array_equal(env.unwrapped._vector._growth.table.contribution_age[0], [0, -1, 0])
 
 
-def test_isolation_is_checked_when_a_blueprint_trains_in_a_slot_for_the_first_time():
+def test_isolation_is_checked_at_first_training_of_a_blueprint_in_a_slot():
     def table_of(*seeds):
         table = SlotTable.empty(2, 3)
         for env, slot, blueprint, stage in seeds:

@@ -121,7 +121,7 @@ def test_g5_accepts_a_contribution_of_the_previous_epoch_and_a_negative_one_if_p
 
 
 @pytest.mark.parametrize(("gate", "stage"), [(Gate.G2, Stage.TRAINING), (Gate.G5, Stage.HOLDING)])
-def test_gate_that_needs_a_measurement_fails_without_one(gate, stage):
+def test_gate_fails_without_a_required_measurement(gate, stage):
     assert not verdict(gate, {"stage": stage, "epochs_in_stage": 20, "alpha": 1.0}, PERMISSIVE).passed
 
 

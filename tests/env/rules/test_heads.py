@@ -34,7 +34,7 @@ def test_heads_have_a_fixed_order():
 
 
 @pytest.mark.parametrize("num_slots", [1, 3, 6])
-def test_head_sizes(num_slots):
+def test_head_sizes_have_documented_values(num_slots):
     assert head_sizes(num_slots) == (num_slots, 13, 4, 3, 3, 4, 5, 6)
 
 
@@ -64,7 +64,7 @@ def test_head_values_have_a_fixed_order(enum, names):
     assert [(member.name, member.value) for member in enum] == [(n, i) for i, n in enumerate(names.split())]
 
 
-def test_quantities_that_head_values_stand_for():
+def test_head_values_have_documented_quantities():
     assert heads.TEMPO_TICKS.tolist() == [3, 5, 8]
     assert heads.ALPHA_TARGETS.tolist() == [0.5, 0.7, 1.0]
     assert heads.SPEED_TICKS.tolist() == [0, 3, 5, 8]
@@ -79,7 +79,7 @@ def test_curves_of_styles():
     assert heads.CURVE_STEEPNESS[heads.STYLE_CURVE[Style.SIGMOID_ADD]] > 0
 
 
-def test_head_defaults():
+def test_head_defaults_have_documented_values():
     assert dict(zip(HEAD_NAMES, HEAD_DEFAULTS, strict=True)) == {
         "slot": 0,
         "blueprint": Blueprint.NORM,
@@ -103,7 +103,7 @@ def test_head_defaults():
         (Op.ADVANCE, "op slot"),
     ],
 )
-def test_heads_that_each_op_reads(op, read):
+def test_ops_read_the_documented_heads(op, read):
     assert {name for name, relevant in zip(HEAD_NAMES, HEAD_RELEVANCE[op], strict=True) if relevant} == set(
         read.split()
     )

@@ -1,4 +1,4 @@
-"""Gradient statistics and contributions in the slot table, by hand."""
+"""Gradient statistics and contributions in the slot table, against hand-computed values."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def contributions(table, contribution, measured, interaction=None, pairs=None):
     )
 
 
-def test_gradient_statistics_by_hand(table):
+def test_gradient_statistics_equal_hand_computed_values(table):
     gradients(table, [2.0, 3.0, 0.5, 9.0], [0, 0.25, 0, 1], [0, 0, 0.5, 1], [100, 225, 25, 0])
     assert table.gradient_measured[0].tolist() == [True, True, False]
     assert table.gradient_norm[0].tolist() == [3.0, 0.5, 0.0]
@@ -82,7 +82,7 @@ def test_non_finite_ratio_becomes_zero(table, norm):
     assert table.gradient_measured[0, 0]
 
 
-def test_contributions_by_hand(table):
+def test_contributions_equal_hand_computed_values(table):
     contributions(table, [2.5, -1.0, 9.0], [True, True, False])
     assert table.contribution[0].tolist() == [2.5, -1.0, 0.0]
     assert table.contribution_age[0].tolist() == [0, 0, -1]
@@ -116,7 +116,7 @@ def test_first_measurement_has_no_velocity(table):
     assert table.contribution_age[0, 0] == 0
 
 
-def test_interactions_by_hand(table):
+def test_interactions_equal_hand_computed_values(table):
     interaction = [[0, 3.0, -1.0], [3.0, 0, 4.0], [-1.0, 4.0, 0]]
     pairs = [[False, True, True], [True, False, False], [True, False, False]]  # the pair (1, 2) was not measured
     contributions(table, [0, 0, 0], [True, True, True], interaction, pairs)

@@ -136,7 +136,7 @@ def test_each_step_pays_its_change_and_the_last_moves_to_the_committed_network()
     np.testing.assert_allclose(episode.paid("commitment"), [0.0, 0.0, -0.29])
 
 
-def test_rent_and_op_cost_by_hand() -> None:
+def test_rent_and_op_cost_equal_hand_computed_values() -> None:
     # 800 parameters on a host of 400: ln 3, over a horizon of 4 steps
     steps = [Step(params=800, op=Op.GERMINATE), Step(params=800), Step(op=Op.PRUNE), Step()]
     episode = Episode(steps, committed=10.0)
@@ -159,7 +159,7 @@ def test_stage_potentials_telescope_to_zero(episode: Episode, mode: str, gamma: 
     assert discounted(np.array(episode.paid("stages")), gamma) == pytest.approx(0.0, abs=1e-9)
 
 
-def test_stage_potentials_by_hand() -> None:
+def test_stage_potentials_equal_hand_computed_values() -> None:
     pairs = [(Stage.GERMINATED, EMPTY), (Stage.TRAINING, Stage.GERMINATED), (Stage.PRUNED, Stage.FOSSILIZED)]
     episode = Episode([Step(stage=pair) for pair in pairs], committed=None)
     episode.play("accuracy", potential_weight=0.1, gamma=0.9)
@@ -186,7 +186,7 @@ def test_sparse_return_equals_accuracy_return(episode: Episode, scale: float) ->
     assert sparse.sum() == pytest.approx(dense.sum() + scale * episode.initial / 100, abs=1e-9)
 
 
-def test_sparse_by_hand() -> None:
+def test_sparse_reward_equals_hand_computed_values() -> None:
     episode = Episode([Step(params=800), Step(params=400)], committed=64.0)
     np.testing.assert_allclose(episode.play("sparse"), [0.0, 0.64 - 0.05 * (math.log(3) + math.log(2)) / 2])
 
@@ -343,7 +343,7 @@ def test_fossilizing_in_time_returns_more_for_the_same_network(mode: RewardMode)
     assert discounted(rewards[1], 0.9) > discounted(rewards[0], 0.9)
 
 
-def test_returns_of_two_networks_differ_as_the_formula_says() -> None:
+def test_returns_of_two_networks_differ_by_the_formula() -> None:
     small = Episode([replace(KEPT, params=100)] * 5, committed=40.0)
     large = Episode([replace(KEPT, params=1200, contribution=(35.0, 0.0), accuracy=55.0)] * 5, committed=55.0)
     rent = 0.05 * (math.log(1 + 1200 / HOST) - math.log(1 + 100 / HOST))

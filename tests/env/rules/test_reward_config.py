@@ -36,7 +36,7 @@ def test_unused_weight_is_rejected_with_the_weights_of_the_mode(mode: str, name:
 
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, True, "1", None])
-def test_weight_that_is_not_an_amount_is_rejected(value: object) -> None:
+def test_reward_config_rejects_weights_other_than_amounts(value: object) -> None:
     with pytest.raises(ValueError, match=r"`reward_weights.rent_weight` is .*expected a non-negative number"):
         reward_config("accuracy", {"rent_weight": value})  # type: ignore[dict-item]
 

@@ -126,7 +126,7 @@ def test_model_does_not_keep_the_table(mode: str) -> None:
     assert rewards == totals(fresh(mode), steps)
 
 
-def test_state_that_does_not_fit_is_rejected() -> None:
+def test_set_state_rejects_misfit_states() -> None:
     state = fresh("contribution", 2).get_state()
     with pytest.raises(ValueError, match=r"accuracy is an array \(2,\) .*; expected an array \(1,\)"):
         fresh("contribution", 1).set_state(state)

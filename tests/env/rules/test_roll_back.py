@@ -156,7 +156,7 @@ def test_slot_is_free_seven_ticks_after_a_rollback(stage):
     assert ticks == 7
 
 
-def test_roll_back_prunes_a_fossil_that_no_snapshot_holds():
+def test_roll_back_prunes_fossils_missing_from_the_snapshot():
     before = at_stage(Stage.FOSSILIZED)
     table = before.copy()
     step(table, action(Op.GERMINATE, 1))

@@ -45,7 +45,7 @@ def test_cnn_hosts_offer_the_standard_blueprints():
         ("conv_heavy", 308, 2 * (9 * 32 * 32 + 64) + 32),
     ],
 )
-def test_parameter_counts(name, at_4, at_32):
+def test_parameter_counts_equal_documented_numbers(name, at_4, at_32):
     factory = blueprint_entry(name, "cnn").factory
     assert size(factory(4)) == at_4
     assert size(factory(32)) == at_32
@@ -201,7 +201,7 @@ class ChangesNothingInPlace(nn.Module):
     ],
     ids=["in place without effect", "noise", "shape", "type", "in place", "statistics", "dropout", "dtype"],
 )
-def test_check_seed_rejects_modules_that_cannot_be_seeds(module, message):
+def test_check_seed_rejects_unusable_modules(module, message):
     x = torch.linspace(-1, 1, 2 * 3 * 4 * 4).view(2, 3, 4, 4)
     before, state = x.clone(), torch.default_generator.get_state()
     with pytest.raises(ValueError, match=message):
@@ -211,7 +211,7 @@ def test_check_seed_rejects_modules_that_cannot_be_seeds(module, message):
 
 
 @pytest.mark.parametrize("num_envs", [1, 2])
-def test_blueprint_that_changes_the_shape_is_rejected_by_make(own_blueprints, num_envs):
+def test_make_rejects_blueprints_with_another_output_shape(own_blueprints, num_envs):
     own_blueprints("odd", lambda channels: nn.Conv2d(channels, channels + 1, 1))
     with pytest.raises(ValueError, match=r"blueprint 'odd' turns \(3, 4, 4, 4\).*change the blueprint's factory"):
         gymnasium.make_vec("Esper-Digits-v0", num_envs=num_envs)
@@ -238,7 +238,7 @@ class ReadsItsOutput(nn.Conv2d):
         (lambda c: nn.Conv2d(c, c, 1).requires_grad_(False), "a Conv2d has frozen parameters"),
     ],
 )
-def test_blueprint_that_cannot_work_is_rejected_by_make(own_blueprints, factory, message):
+def test_make_rejects_unusable_blueprints(own_blueprints, factory, message):
     own_blueprints("odd", factory)
     with pytest.raises(ValueError, match=message):
         gymnasium.make("Esper-Digits-v0")
@@ -267,7 +267,7 @@ def test_blueprint_without_vmap_support_runs_in_single_networks(own_blueprints):
     env.close()
 
 
-def test_factory_that_draws_from_numpy_is_rejected(own_blueprints):
+def test_make_rejects_factories_with_numpy_randomness(own_blueprints):
     rng = np.random.default_rng(0)
 
     def factory(channels):

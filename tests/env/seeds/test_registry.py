@@ -52,7 +52,7 @@ def test_custom_module_trains_as_in_a_plain_loop(make_population, grow, twin, ba
     assert measured.measured.tolist() == [[False, True, False], [False, True, True]]
 
 
-def test_module_that_cannot_be_a_seed_is_rejected_when_planted(make_population):
+def test_planting_rejects_unusable_modules(make_population):
     entry = register_blueprint("batchy", "cnn", nn.BatchNorm2d)
     with pytest.raises(ValueError, match="blueprint 'batchy' writes into its buffer 'running_mean'"):
         make_population().attach(np.array([[True, False, False]]), np.full((1, 3), entry.value))

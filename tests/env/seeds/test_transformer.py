@@ -46,7 +46,7 @@ def test_transformers_offer_the_standard_blueprints():
         ("mlp", 8 * 32 + 32 + 32 * 8 + 8 + 2 * 8 + 8),
     ],
 )
-def test_parameter_counts(name, at_8):
+def test_parameter_counts_equal_documented_numbers(name, at_8):
     module = blueprint_entry(name, "transformer").factory(8)
     assert sum(parameter.numel() for parameter in module.parameters()) == at_8
 

@@ -89,7 +89,7 @@ def test_misspelt_keyword_argument_is_rejected_with_the_closest():
 
 
 @pytest.mark.parametrize("name", ["host", "family", "plateau_points", "num_envs"])
-def test_fields_that_are_no_keyword_arguments_are_rejected(name):
+def test_make_rejects_fields_other_than_keyword_arguments(name):
     with pytest.raises(TypeError, match=f"got an unexpected keyword argument '{name}'"):
         make_task(DIGITS, **{name: 1})
 

@@ -57,7 +57,7 @@ def test_register_task_replaces_settings():
 
 
 @pytest.mark.parametrize("lazily", [False, True])
-def test_custom_images(lazily):
+def test_make_accepts_custom_images(lazily):
     """The host follows the data: classes, channels and size."""
     data = blobs()
     register_task("Blobs-v0", data=(lambda: data) if lazily else data, **SMALL)
@@ -131,7 +131,7 @@ class Wide(SegmentedHost):
 
 
 @pytest.mark.parametrize("shards", [{}, {"shard_size": 1}, {"shard_size": 1, "auto_shard_size": 1}])
-def test_custom_host(shards):
+def test_make_accepts_a_custom_host(shards):
     register_task("Wide-v0", host=Wide, data=blobs(), **SMALL, **shards)
     env, info = played("Wide-v0")
     assert env.unwrapped.host_parameters == 2 * 5 * 9 + 5 + 5 * 64 * 3 + 3
@@ -191,7 +191,7 @@ def test_register_task_rejects_bad_values_and_registers_nothing(changes, error, 
         ({"data": blobs(size=4), "host": CNNSpec(3, 4, 2, 1, 1, 8)}, "pools shrink a 4x4 image below 2x2"),
     ],
 )
-def test_make_rejects_parts_that_do_not_fit(fields, message):
+def test_make_rejects_mismatched_host_and_data(fields, message):
     register_task("Mine-v0", **SMALL, **fields)
     with pytest.raises((ValueError, TypeError), match=message):
         gymnasium.make("Mine-v0")
@@ -212,7 +212,7 @@ def test_specs_reject_values_out_of_range(spec, message):
         spec()
 
 
-def test_standard_blueprints_fit_a_width_that_four_does_not_divide():
+def test_standard_blueprints_fit_widths_not_divisible_by_four():
     text = np.frombuffer(b"a tree is a tree is a tree. " * 40, dtype=np.uint8)
     host = TransformerSpec(width=6, heads=2, layers=2, context=8, segments=2)
     register_task("Narrow-v0", host=host, data=TextData("trees", text, text[:200], text[:200]), **SMALL)
@@ -318,13 +318,13 @@ class Unmapped(Wide):
         (Unmapped, r"the host Unmapped cannot be trained for many networks at once.*register the task with auto_shard"),
     ],
 )
-def test_make_rejects_hosts_that_cannot_work(host, message):
+def test_make_rejects_unusable_hosts(host, message):
     register_task("Odd-v0", host=host, data=blobs(), **SMALL)
     with pytest.raises(ValueError, match=message):
         gymnasium.make("Odd-v0")
 
 
-def test_host_that_cannot_be_batched_runs_stand_alone():
+def test_unbatchable_host_runs_stand_alone():
     register_task("Alone-v0", host=Unmapped, data=blobs(), auto_shard_size=1, **SMALL)
     _, info = played("Alone-v0")
     assert np.isfinite(info["test_accuracy"])

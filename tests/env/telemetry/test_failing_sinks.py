@@ -100,7 +100,7 @@ def test_warnings_as_errors_reach_the_emitting_thread_after_the_event_was_queued
     assert ids(good) == [0, 1, 2]
 
 
-def test_hanging_sink_is_given_up_when_the_queue_is_full_and_others_lose_nothing(telemetry, hanging, monkeypatch):
+def test_hanging_sink_is_dropped_at_a_full_queue_without_loss_for_others(telemetry, hanging, monkeypatch):
     monkeypatch.setattr(writer, "CAPACITY", 4)
     bad, good = telemetry.add_sink(hanging()), telemetry.add_sink(WatchedSink())
     emit(telemetry)
@@ -154,7 +154,7 @@ def test_hanging_sink_costs_flush_and_close_one_warning(telemetry, hanging, fini
     assert ids(good) == ([0, 1] if finish == "flush" else [0])
 
 
-def test_thread_that_cannot_start_fails_its_sinks(telemetry, monkeypatch):
+def test_failing_thread_start_fails_its_sinks(telemetry, monkeypatch):
     def refuse(_thread):
         raise RuntimeError("can't start new thread")
 

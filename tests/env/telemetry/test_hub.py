@@ -64,9 +64,9 @@ def test_emit_all_equals_emitting_one_by_one(telemetry, detail):
         alone.emit(payload, env=env, episode=episode, epoch=epoch, slot=slot)
     for hub in (together, alone):
         hub.flush()
-    told, expected = ([event._replace(time=0.0) for event in sink.events] for sink in sinks)
-    assert told == expected
-    assert together.next_id == alone.next_id == len(told) == (4 if detail == Detail.FULL else 3)
+    received, expected = ([event._replace(time=0.0) for event in sink.events] for sink in sinks)
+    assert received == expected
+    assert together.next_id == alone.next_id == len(received) == (4 if detail == Detail.FULL else 3)
     assert len({event.time for event in sinks[0].events[1:]}) == 1
     alone.close()
 

@@ -66,7 +66,7 @@ def test_line_has_the_documented_form():
 
 
 @pytest.mark.parametrize("microseconds", [1_090_352_934_935_922, 2_218_721_910_725_249, 1_999_999, 2_000_000])
-def test_time_keeps_microseconds_that_floats_round(microseconds):
+def test_time_keeps_exact_microseconds(microseconds):
     line = encode(event(time=microseconds / 1e6))  # multiplied by 1e6, the first two are too small
     assert json.loads(line)["time"].endswith(f".{microseconds % 1_000_000:06d}Z")
     assert decode(line).time == microseconds / 1e6
@@ -89,7 +89,7 @@ def test_encode_accepts_numpy_scalars_and_mappings():
     assert after.payload.contributions == {"r0c0": math.inf}
 
 
-def test_text_that_looks_like_a_number_stays_text():
+def test_numeric_text_stays_text():
     payload = CommandIssued(op="NaN", arguments={"NaN": "Infinity"})
     assert decode(encode(event(0, payload))).payload == payload
 
@@ -109,7 +109,7 @@ def test_encode_rejects_values_without_a_json_form():
 
 
 @pytest.mark.parametrize("line", [b"", b"\n", b"hello\n", b'{"schema":1,"id":\n', b"\xff\xfe\n", b'{"a":NaN}\n'])
-def test_decode_rejects_lines_that_are_not_strict_json(line):
+def test_decode_rejects_non_strict_json(line):
     with pytest.raises(NotJSONError, match="not strict JSON"):
         decode(line)
 

@@ -19,10 +19,10 @@ def test_crossing_is_reported_once_until_memory_was_below_95_percent(sizes):
         watch = MemoryWatch(100.0)
         patch.setattr(memory, "resident_mib", lambda: next(present))
         for size in sizes:
-            told = armed and size > 100.0
-            expected = MemoryWarning(kind="resident", used_mib=size, limit_mib=100.0) if told else None
+            warns = armed and size > 100.0
+            expected = MemoryWarning(kind="resident", used_mib=size, limit_mib=100.0) if warns else None
             assert watch.check() == expected
-            armed = (armed or size < 95.0) and not told
+            armed = (armed or size < 95.0) and not warns
 
 
 def test_accelerators_are_reported_one_per_check_by_their_own_limits():
@@ -52,7 +52,7 @@ def test_default_limit_is_90_percent_of_the_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])
-def test_watch_rejects_a_limit_that_is_not_positive(limit):
+def test_watch_rejects_non_positive_limits(limit):
     with pytest.raises(ValueError, match="limit_mib is"):
         MemoryWatch(limit)
 

@@ -55,7 +55,7 @@ def test_every_public_name_is_exported():
     assert {name for name in own if not name.startswith("_")} <= set(telemetry.__all__)
 
 
-def test_payload_class_declares_its_type_and_a_duplicate_is_refused(monkeypatch):
+def test_payload_class_declares_its_type_and_rejects_a_duplicate(monkeypatch):
     monkeypatch.setattr(payloads, "PAYLOADS", {})
 
     def declare(module):

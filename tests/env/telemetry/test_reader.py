@@ -129,7 +129,7 @@ def test_table_of_a_type_has_only_its_rows_and_fields(tmp_path):
     np.testing.assert_array_equal(table["payload.contribution"], [np.nan])
 
 
-def test_table_of_a_type_that_does_not_occur_is_empty(tmp_path):
+def test_table_of_an_absent_type_is_empty(tmp_path):
     table = event_table(written(tmp_path, event(0)), type="SEED_GATE_EVALUATED")
     assert {name: len(column) for name, column in table.items() if len(column)} == {}
     assert table["payload.score"].dtype == np.float64
@@ -182,6 +182,6 @@ def test_undeclared_type_is_read_with_columns_of_its_values(tmp_path):
         assert table["payload.blueprint"][-1] == "norm"
 
 
-def test_event_table_rejects_a_type_that_is_neither_declared_nor_present(tmp_path):
+def test_event_table_rejects_unknown_types(tmp_path):
     with pytest.raises(ValueError, match=r"type is 'EPOCH'; expected one of .*EPOCH_COMPLETED"):
         event_table(written(tmp_path, event(0)), type="EPOCH")

@@ -145,7 +145,7 @@ def test_sink_rejects_invalid_options_before_it_creates_the_folder(tmp_path, opt
     assert not (tmp_path / "new").exists()
 
 
-def test_sink_rejects_a_folder_that_is_a_file(tmp_path):
+def test_sink_rejects_a_file_as_folder(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in ("file", "file/below"):
         with pytest.raises(ValueError, match="cannot be created"):

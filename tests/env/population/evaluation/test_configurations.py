@@ -41,7 +41,7 @@ def test_exact_values_equal_mean_over_all_orders(mask):
     np.testing.assert_allclose(game.values(known, SLOTS), by_orders(mask, value), atol=1e-10)
 
 
-def test_exact_values_of_game_by_hand():
+def test_exact_values_of_game_equal_hand_computed_values():
     """Seed 0 is worth 4 alone, seed 2 is worth 1, and together they are worth 11: each gets half of the surplus 6."""
     game = ShapleyGame(0b101, np.random.default_rng(0))
     assert game.masks == [0b000, 0b001, 0b100, 0b101]

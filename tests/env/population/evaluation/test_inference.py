@@ -74,7 +74,7 @@ def test_form_equals_every_segment_of_host(layout, surfaces, pools, kernel):
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)),  # a bias of its own
+        lambda: nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)),  # a separate bias
         lambda: nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.ReLU(), nn.BatchNorm2d(4)),
         lambda: nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), nn.BatchNorm2d(4, affine=False)),
         lambda: nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 4, 1, bias=False)),

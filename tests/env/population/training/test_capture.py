@@ -188,7 +188,7 @@ def test_new_structure_is_captured_and_old_capture_is_kept(both_ways, grow):
     assert recorded.captures == 5
 
 
-def test_captured_step_trains_row_that_was_reset(both_ways, grow):
+def test_captured_step_trains_reset_row(both_ways, grow):
     eager, recorded = both_ways(3)
     structures = [grow(population, 3, *SEEDS) for population in (eager, recorded)]
     for epoch in range(3):
@@ -324,7 +324,7 @@ class Uncapturable(Recording):
         raise RuntimeError("operation not permitted when stream is capturing\nand many lines more")
 
 
-def test_step_that_cannot_be_captured_warns_and_runs(both_ways, grow):
+def test_uncapturable_step_warns_and_runs(both_ways, grow):
     eager, other = both_ways(3)
     for trainers in other._trainers:
         trainers._make.keywords["new_runner"] = Uncapturable
@@ -370,7 +370,7 @@ def test_training_and_measuring_never_wait_for_device(make_population, grow, bat
         population.appraise(structure, np.arange(3))
 
 
-def test_no_waiting_detects_operations_that_wait():
+def test_no_waiting_detects_waiting_operations():
     with NoWaiting():
         for wait in (lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: bool((x > 0).any()), torch.nonzero):
             with pytest.raises(WaitForDeviceError):
