@@ -261,3 +261,20 @@ def test_cuda_state_is_restored_exactly_and_the_future_within_rounding(make, ass
     assert_same(futures[2], futures[0], atol=1e-5)
     with pytest.raises(ValueError, match="device_kind is 'cuda' in the state and 'cpu' here"):
         make().set_state(state)
+
+
+def test_set_state_keeps_the_generators_when_the_state_does_not_fit(make):
+    env = make(2)
+    state = begun(env, plan_for(env), 1).get_state()
+    env.np_random = rngs = (np.random.default_rng(0), np.random.Generator(np.random.MT19937(0)))
+    with pytest.raises(ValueError, match="clock: it lacks"):
+        env.set_state(state | {"clock": {}})
+    assert all(kept is rng for kept, rng in zip(env.np_random, rngs, strict=True))
+
+
+def test_set_state_replaces_generators_whose_state_cannot_be_saved(make, assert_same):
+    env = make(2)
+    state = begun(env, plan_for(env), 1).get_state()
+    env.np_random = [np.random.Generator(np.random.MT19937(seed)) for seed in range(2)]
+    env.set_state(state)
+    assert_same(env.get_state(), state)

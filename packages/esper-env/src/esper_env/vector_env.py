@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from esper_env.growth import Growth, Observation
 from esper_env.infos import Infos, merge_infos, restrict_infos, vector_infos
 from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
 from esper_env.persistence.generators import UNKNOWN_SEED, Generators
-from esper_env.persistence.state import Stateful, get_states, restore, set_states
+from esper_env.persistence.state import Stateful, check_keys, get_states, restore, set_states
 from esper_env.persistence.tree import Tree
 from esper_env.render import RENDER_MODES, Picture, describe_networks, draw_networks
 from esper_env.rules.heads import NO_BLUEPRINT, Op, head_sizes
@@ -177,7 +178,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         Raises:
             ValueError: a generator in ``np_random`` is not PCG64.
         """
-        return {"format": FORMAT, "identity": self._identity(), **self._content()}
+        return {"format": FORMAT, "identity": self._identity(), **get_states(self._parts())}
 
     def set_state(self, state: Tree) -> None:
         """Continue from a state of this environment, or of one made with the same settings.
@@ -188,7 +189,14 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         Raises:
             ValueError: the state does not fit; the message names the part. Nothing has changed.
         """
-        restore(self._content, self._load, check_origin(state, self._identity()))
+        content = check_origin(state, self._identity())
+        check_keys(content, self._parts())
+        # New generators: a failure leaves the present ones in place, which may be shared and of any kind.
+        generators = Generators(self._generators.rngs, self._generators.seeds)
+        set_states({"generators": generators}, {"generators": content.pop("generators")})
+        parts = {name: part for name, part in self._parts().items() if name != "generators"}
+        restore(partial(get_states, parts), partial(set_states, parts), content)
+        self._generators = generators
 
     def save_state(self, path: str | Path) -> Path:
         """Write :meth:`get_state` to a safetensors file, which holds the previous or the new state at every moment.
@@ -290,12 +298,6 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
     def _parts(self) -> dict[str, Stateful]:
         return {"clock": self._clock, "generators": self._generators, **self._growth.parts()}
-
-    def _content(self) -> Tree:
-        return get_states(self._parts())
-
-    def _load(self, content: Tree) -> None:
-        set_states(self._parts(), content)
 
     def _identity(self) -> Tree:
         return {
