@@ -134,12 +134,14 @@ def test_state_keeps_pending_logger_values(learner, tmp_path):
     assert there.name_to_value["a/mean"] == 3.0
 
 
-def test_restore_clears_a_pending_seed(learner, tmp_path):
+def test_restore_drops_seeds_and_options_of_the_next_reset(learner, tmp_path):
     saved = learner(tmp_path)
     fresh = learner(tmp_path, learn=False)
-    fresh.restore(saved.state())
     base = fresh.model.get_env().unwrapped
+    base.set_options({"topology": {"r0c0": "norm"}})
+    fresh.restore(saved.state())
     assert base._seeds == [None, None]
+    assert base._options == [{}, {}]
 
 
 def edited(change):
@@ -214,17 +216,22 @@ def test_restore_rejects_a_misfit_state_and_changes_nothing(two, name):
     assert {path: path.read_bytes() for path in folder.iterdir()} == files
 
 
-def test_restore_keeps_seeds_and_files_if_the_last_part_is_invalid(learner, two, tmp_path):
+def test_restore_keeps_a_fresh_learner_and_its_files_when_the_last_part_does_not_fit(learner, two, tmp_path):
     fresh = learner(tmp_path, seed=3, learn=False)
     (tmp_path / "episodes.csv").write_text("mine")
-    before = flat(fresh.state())
+    base = fresh.model.get_env().unwrapped
+    base.set_options({"topology": {"r0c0": "norm"}})
+    before, recurrent = flat(fresh.state()), copy.deepcopy(fresh.model._last_lstm_states)
     tree = copy.deepcopy(two[0].state())
     tree["logger"]["outputs"]["TensorBoardFiles"]["next_step"] = "x"
     with pytest.raises(CheckpointError, match="logger: outputs: TensorBoardFiles: next_step is a str"):
         fresh.restore(tree)
     assert flat(fresh.state()) == before
-    assert fresh.model.get_env().unwrapped._seeds == [3, 4]
+    assert base._seeds == [3, 4]
+    assert base._options == [{"topology": {"r0c0": "norm"}}] * 2
     assert fresh.model._last_obs is None
+    assert fresh.model._last_good is None
+    assert all(torch.equal(*pair) for pair in zip(fresh.model._last_lstm_states.pi, recurrent.pi, strict=True))
     assert (tmp_path / "episodes.csv").read_text() == "mine"
 
 

@@ -6,7 +6,6 @@ not state: a resumed run makes its model from the same settings, and schedules f
 
 from __future__ import annotations
 
-import copy
 import random
 from collections import deque
 from collections.abc import Callable
@@ -74,8 +73,6 @@ def _set_optimizer(model: Model, tree: Tree) -> None:
     optimizer = model.policy.optimizer
     moments = {int(index): {name: _tensor(value) for name, value in values.items()} for index, values in tree.items()}
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    # A diverging update falls back to parameters that have been used successfully, as these have.
-    model._last_good = copy.deepcopy(model.get_parameters())
 
 
 # Counters, and the inputs of the next decision
@@ -126,11 +123,13 @@ def _decision(model: Model) -> Tree:
 
 
 def _set_decision(model: Model, tree: Tree) -> None:
+    states = model.policy.lstm_actor.num_layers, model.n_envs, model.policy.lstm_actor.hidden_size
     if tree == {}:
         model._last_obs = model._last_episode_starts = None
+        zeros = torch.zeros(states, device=model.device)
+        model._last_lstm_states = RNNStates((zeros, zeros), (zeros, zeros))
         return
     spaces: Any = model.observation_space
-    states = model.policy.lstm_actor.num_layers, model.n_envs, model.policy.lstm_actor.hidden_size
     template = {
         "observation": {
             name: np.zeros((model.n_envs, *space.shape), space.dtype) for name, space in spaces.spaces.items()

@@ -12,12 +12,14 @@ A resumed run equals an uninterrupted one, within the limits of "Reproducibility
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from typing import Protocol, runtime_checkable
 
 from esper_env.persistence import Accessors, CheckpointError, Stateful, Tree, get_states, restore, set_states
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
 from esper_agent.training.environment_state import environment_parts
@@ -72,6 +74,9 @@ def restore_training(model: FactoredRecurrentPPO, callbacks: Sequence[BaseCallba
             f"the checkpoint does not fit this run: {error}. It belongs to another task, other settings or other "
             "callbacks; use the ones that it was saved with"
         ) from error
+    _environment(model).unwrapped._reset_options()
+    # A diverging update falls back to parameters that have been used successfully, as these have.
+    model._last_good = copy.deepcopy(model.get_parameters())
 
 
 def check_layout(tree: Tree, place: str) -> None:
@@ -95,14 +100,18 @@ def stateful(callbacks: Sequence[BaseCallback]) -> dict[str, StatefulCallback]:
 
 
 def _parts(model: FactoredRecurrentPPO, callbacks: Sequence[BaseCallback]) -> dict[str, Stateful]:
-    env = model.get_env()
-    if env is None:
-        raise CheckpointError("the model has no environment; call set_env with the one that it trains in")
     groups: dict[str, dict[str, Stateful]] = {
-        "environment": environment_parts(env),
+        "environment": environment_parts(_environment(model)),
         "callbacks": dict(stateful(callbacks)),
     }
     grouped = {
         name: Accessors(partial(get_states, parts), partial(set_states, parts)) for name, parts in groups.items()
     }
     return {**grouped, **learner_parts(model)}
+
+
+def _environment(model: FactoredRecurrentPPO) -> VecEnv:
+    env = model.get_env()
+    if env is None:
+        raise CheckpointError("the model has no environment; call set_env with the one that it trains in")
+    return env
