@@ -188,6 +188,12 @@ def test_drop_events_does_not_write_earlier_files(folder):
     assert [file.stat().st_mtime_ns for file in files[:2]] == stamps
 
 
+def test_drop_events_continues_before_an_empty_file(folder):
+    (folder / "events-99999.jsonl").touch()  # as a full disk leaves it behind
+    drop_events(folder, 2)
+    assert [event.id for event in read_events(folder)] == [0, 1]
+
+
 def test_drop_events_removes_a_torn_line(folder):
     last = event_files(folder)[-1]
     whole = last.read_bytes()

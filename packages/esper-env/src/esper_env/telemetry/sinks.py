@@ -40,7 +40,7 @@ def drop_events(folder: str | Path, first: int) -> None:
         elif len(kept) < len(lines):
             with atomic.replaced(file) as temporary:
                 temporary.write_bytes(b"".join(kept))
-        if len(kept) == len(lines):
+        if kept and len(kept) == len(lines):
             return
 
 
