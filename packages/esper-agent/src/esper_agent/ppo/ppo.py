@@ -117,7 +117,8 @@ class FactoredRecurrentPPO(RecurrentPPO):
     ) -> None:
         if ent_coef is None:
             ent_coef = LinearSchedule(PPOSettings.ent_coef, PPOSettings.final_ent_coef, 1.0)
-        given = {name: value for name, value in locals().items() if name in ARGUMENTS}
+        arguments = locals()  # by name, because tracing changes their number in Python 3.12
+        given = {name: arguments[name] for name in PPOSettings.__annotations__ if name in ARGUMENTS}
         check_arguments(given | {"seed": seed})
         multipliers = entropy_factors(entropy_multipliers or {})
         resolve_device(str(device))
