@@ -6,6 +6,7 @@ import pickle
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 from esper_env.telemetry import (
@@ -189,6 +190,16 @@ def test_hub_can_be_closed_twice_and_used_again(telemetry):
     telemetry.emit(epoch_completed())
     telemetry.close()
     assert len(again.events) == 1
+
+
+def test_closed_hub_keeps_no_earlier_sinks(telemetry):
+    sink = telemetry.add_sink(WatchedSink())
+    telemetry.emit(epoch_completed())
+    telemetry.close()
+    gone = weakref.ref(sink)
+    del sink
+    gc.collect()
+    assert gone() is None
 
 
 def test_thread_starts_with_the_first_event(telemetry):

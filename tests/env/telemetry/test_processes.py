@@ -97,6 +97,35 @@ def test_hanging_sink_does_not_hold_up_the_exit(tmp_path, where):
     assert ids(tmp_path) == [0, 1, 2]
 
 
+def test_exit_waits_for_hanging_sinks_of_all_hubs_at_once_before_it_warns(tmp_path):
+    errors = run(
+        """
+        import time
+
+        class Hanging(MemorySink):
+            def write(self, *_):
+                threading.Event().wait()
+
+        writer.EXIT_TIMEOUT = 1.0
+        hubs = [Telemetry() for _ in range(8)]
+        for number, hub in enumerate(hubs):
+            hub.add_sink(Hanging())
+            hub.add_sink(JsonlSink(f"{folder}/{number}"))
+            hub.emit(HostStabilized(val_loss=1.0, val_accuracy=50.0))
+        started = time.monotonic()
+        try:
+            writer._finish()
+        except RuntimeWarning:
+            pass
+        os.write(2, f"seconds: {time.monotonic() - started}".encode())
+        os._exit(0)
+        """,
+        tmp_path,
+    )
+    assert float(errors.rpartition("seconds: ")[2]) < 4
+    assert [ids(tmp_path / str(number)) for number in range(8)] == [[0]] * 8
+
+
 def test_killed_process_leaves_all_flushed_events_and_whole_lines(tmp_path):
     code = """
 writer.LINGER = 0.0

@@ -36,6 +36,8 @@ class Telemetry:
         detail: level of detail of the events.
     """
 
+    _finalizer: weakref.finalize[..., Telemetry] | None = None
+
     def __init__(self, detail: Detail = Detail.NORMAL) -> None:
         self.next_id = 0
         self._base = Detail(detail)
@@ -167,8 +169,11 @@ class Telemetry:
         self._set_up([outlet.sink for outlet in self._writer.outlets if outlet.failure is None])
 
     def _renew_writer(self, sinks: Sequence[Sink] = ()) -> None:
+        if self._finalizer is not None:
+            self._finalizer.detach()  # it would keep the previous writer alive
         self._writer = Writer(sinks)
-        weakref.finalize(self, self._writer.release).atexit = False  # the writer finishes at exit by itself
+        self._finalizer = weakref.finalize(self, self._writer.release)
+        self._finalizer.atexit = False  # the writer finishes at exit by itself
         self._update_level()
 
     def _send(self, occurrences: list[Occurrence], severity: Severity | None = None) -> None:

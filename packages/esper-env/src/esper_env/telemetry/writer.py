@@ -124,9 +124,14 @@ class Writer(QueueListener):
             self.queue.put(done)
             self._await(lambda seconds: done.wait(seconds) or self._has_ended(0.0), timeout)
 
-    def join(self, timeout: float) -> None:
-        """Wait for the end of the thread; give up each sink that takes longer than ``timeout`` seconds."""
-        self._await(self._has_ended, timeout)
+    def join(self, timeout: float, first: float | None = None) -> None:
+        """Wait for the end of the thread; give up each sink that takes longer than ``timeout`` seconds.
+
+        Args:
+            timeout: seconds.
+            first: seconds for the first sink, if it has been waited for already.
+        """
+        self._await(self._has_ended, timeout, first)
 
     def start(self) -> None:
         """Start a thread; all sinks fail if there cannot be one."""
@@ -191,9 +196,9 @@ class Writer(QueueListener):
             self._thread.join(timeout)
         return self._thread is None or not self._thread.is_alive()
 
-    def _await(self, is_done: Callable[[float], bool], timeout: float) -> None:
-        for _ in range(len(self.outlets) + 1):
-            if is_done(timeout):
+    def _await(self, is_done: Callable[[float], bool], timeout: float, first: float | None = None) -> None:
+        for seconds in [timeout if first is None else first, *[timeout] * len(self.outlets)]:
+            if is_done(seconds):
                 return
             self.give_up(f"it did not finish within {timeout:g} seconds")
 
@@ -205,10 +210,10 @@ OPEN: set[Writer] = set()
 @atexit.register
 def _finish() -> None:
     """Write all events before the interpreter ends, and warn of failures."""
-    writers = list(OPEN)
+    writers, deadline = list(OPEN), time.monotonic() + EXIT_TIMEOUT
     for writer in writers:
         writer.end()
-    for writer in writers:
-        writer.join(EXIT_TIMEOUT)
-        for outlet in writer.outlets:
-            outlet.warn(stacklevel=1)
+    for writer in writers:  # they run at once, so hanging sinks of several hubs cost one timeout
+        writer.join(EXIT_TIMEOUT, first=max(deadline - time.monotonic(), 0.0))
+    for outlet in [outlet for writer in writers for outlet in writer.outlets]:
+        outlet.warn(stacklevel=1)  # in the end, because warnings may be errors
