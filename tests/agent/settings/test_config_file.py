@@ -87,6 +87,7 @@ def test_read_config_rejects_files_without_a_mapping(tmp_path, text, message):
         ({"kind": "c"}, "`kind` is 'c'; expected 'a' or 'b'"),
         ({"names": "p"}, "`names` is 'p'; expected a list of strings"),
         ({"values": 3}, "`values` is 3; expected `name: value` pairs, or a list such as"),
+        ({"values": [3]}, r"^file: `values` is \[3\]; expected `name: value` pairs, or a list such as"),
         ({"values": ["x"]}, "'x' is not of the form NAME=VALUE"),
         ({"inner": {"target_kl": "low"}}, r"`inner\.target_kl` is 'low'; expected a finite number or null"),
         ({"inner": {"target_kl": 10**400}}, r"`inner\.target_kl` is 1000"),

@@ -12,7 +12,7 @@ import yaml
 from esper_env.checks import describe, field_hints, is_valid, options
 from esper_env.suggestions import closest, shown
 
-from esper_agent.settings.named_values import ConfigError, named_values
+from esper_agent.settings.named_values import ConfigError, parse_assignments
 
 Settings = TypeVar("Settings")
 
@@ -108,16 +108,16 @@ def _suggestion(name: str, known: tuple[str, ...]) -> str:
 def _converted(value: Any, hint: Any, where: str) -> Any:
     """The value as the type of its setting."""
     for kind, _ in options(hint):
-        converted = _as_type(value, kind, where)
+        converted = _as_type(value, kind)
         if is_valid(converted, hint):
             return converted
     raise ConfigError(f"{where} is {shown(value)}; expected {describe(hint, none='null')}")
 
 
-def _as_type(value: Any, kind: Any, where: str) -> Any:
+def _as_type(value: Any, kind: Any) -> Any:
     """Convert a value to a type that YAML lacks, or does not recognise: it reads 3e-4 and 1e6 as text."""
-    if get_origin(kind) is Mapping and isinstance(value, list | Mapping):
-        return named_values(where.strip("`"), value)
+    if get_origin(kind) is Mapping and isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return parse_assignments(value)
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(value)
     if kind is Path and isinstance(value, str):
