@@ -201,6 +201,12 @@ def test_read_checkpoint_rejects_another_format_with_the_remedy(saved, change):
         read(saved)
 
 
+def test_read_checkpoint_rejects_the_folder_of_format_1_with_the_remedy(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"of format 1, a folder; .* reads format 2\. Read it with the version"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(
     "text", ["", "null", "[]", "{}", '{"format": "2", "kind": "test"}', "[" * 10**6, '{"format": NaN}', "x"]
 )

@@ -90,6 +90,11 @@ def _read(place: Path, kind: str, header_only: bool = False) -> tuple[dict[str, 
     """Return the checked manifest and the arrays (no arrays with ``header_only``)."""
     if not place.exists():
         raise CheckpointError(f"{place} does not exist; expected the file of a checkpoint")
+    if (place / "manifest.json").exists():
+        raise CheckpointError(
+            f"{place} is a checkpoint of format 1, a folder; this version of esper-env reads format {FORMAT}. "
+            "Read it with the version that wrote it"
+        )
     if place.is_dir():
         raise CheckpointError(f"{place} is a folder; expected the file of a checkpoint")
     try:
