@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from esper_env.tasks import TASKS
+from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = sorted((ROOT / "benchmarks" / "results").glob("*/summary.json"))
+#: Studies with enough training runs for a test of their means.
+LARGE = [path for path in STUDIES if len(json.loads(path.read_text(encoding="utf-8"))["settings"]["seeds"]) >= 5]
 
 
 @pytest.fixture
@@ -68,3 +71,49 @@ def test_summary_matches_the_raw_episodes(path):
         assert accuracy == pytest.approx(summary["policies"][name]["test_accuracy"])
         seeds[name] = {row["seed"] for row in own}
     assert len(set(map(frozenset, seeds.values()))) == 1, "every policy plays the same episodes"
+
+
+def rows_by_policy(path):
+    """Return {policy: {seed: row}} of the raw episodes of a study."""
+    found = {}
+    with (path.parent / "episodes.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["policy"], {})[row["seed"]] = row
+    return found
+
+
+def test_a_large_study_of_digits_and_a_study_of_text_exist():
+    summaries = [json.loads(path.read_text(encoding="utf-8")) for path in STUDIES]
+    assert {summary["settings"]["env"] for summary in summaries} >= {"Esper-Digits-v0", "Esper-Text-v0"}
+    assert [path.parent.name for path in LARGE] == ["policies-digits-v0"]
+
+
+@pytest.mark.parametrize("other", ["random", "wait"])
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.parent.name)
+def test_learned_policy_beats_waiting_and_chance(path, other):
+    """Paired by episode, over the means of the training runs."""
+    table = rows_by_policy(path)
+    baseline = {seed: float(row["return"]) for seed, row in table[other].items()}
+    means = [
+        np.mean([float(row["return"]) - baseline[seed] for seed, row in rows.items()])
+        for name, rows in table.items()
+        if name.startswith("learned-")
+    ]
+    assert len(means) >= 5
+    assert stats.ttest_1samp(means, 0.0, alternative="greater").pvalue < 0.025
+
+
+@pytest.mark.parametrize("actions", ["learned", "likeliest"])
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.parent.name)
+def test_no_training_run_collapses_to_waiting(path, actions):
+    table = rows_by_policy(path)
+    runs = [rows for name, rows in table.items() if name.startswith(f"{actions}-")]
+    assert len(runs) >= 5
+
+    def mean(rows, column):
+        return np.mean([float(row[column]) for row in rows.values()])
+
+    for rows in runs:
+        assert mean(rows, "wait_share") < 0.97
+        assert mean(rows, "fossilized") > 0.5
+        assert mean(rows, "return") > mean(table["wait"], "return") + 0.1
