@@ -1,4 +1,4 @@
-"""Both estimators against hand-computed values, and their gradients against the exact policy gradient of a small process.
+"""Both estimators against hand-computed values, and their gradients against a small process's exact policy gradient.
 
 The process: three steps, two states, three ops of which the first takes no argument, the second one of three and the
 third one of two. Every trajectory is enumerated, so expectations are exact; float64 throughout.
