@@ -185,6 +185,10 @@ WRONG = {
         r"decision: observation/features is an array \(2, 3\)",
     ),
     "a generator": (edited(lambda tree: tree["generators"].update(torch=np.zeros(3, np.uint8))), "generators: torch"),
+    "a generator's numbers": (
+        edited(lambda tree: tree["generators"]["torch"].fill(0)),
+        "the checkpoint does not fit this run: ",
+    ),
     "finished episodes": (edited(lambda tree: tree["episodes"].pop("columns")), r"episodes: it lacks \['columns'\]"),
     "an output": (
         edited(lambda tree: tree["logger"]["outputs"].pop("ProgressFile")),

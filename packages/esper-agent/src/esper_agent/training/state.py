@@ -69,7 +69,7 @@ def restore_training(model: FactoredRecurrentPPO, callbacks: Sequence[BaseCallba
     content = {name: part for name, part in tree.items() if name != "layout"}
     try:
         restore(partial(get_states, parts), partial(set_states, parts), content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"the checkpoint does not fit this run: {error}. It belongs to another task, other settings or other "
             "callbacks; use the ones that it was saved with"
