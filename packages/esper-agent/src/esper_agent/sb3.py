@@ -33,7 +33,7 @@ _SINGLE_SPACES = {"observation_space": "single_observation_space", "action_space
 class GymVecEnv(VecEnv):
     """A Gymnasium ``VectorEnv`` with same-step autoreset as a Stable-Baselines3 ``VecEnv``.
 
-    Observations and rewards are copies. At the end of an episode, the info is that of the final step with
+    Observations and rewards are copies. At the end of an episode, the info belongs to the final step, with
     ``terminal_observation``, and ``reset_infos`` has the info of the reset. ``TimeLimit.truncated`` is True if the
     episode was truncated and not terminated.
 
@@ -92,7 +92,7 @@ class GymVecEnv(VecEnv):
         return _copied(observation), np.array(rewards, dtype=np.float32), done, step_infos
 
     def _take_final(self, step_infos: list[dict[str, Any]], infos: dict[str, Any], done: np.ndarray) -> None:
-        """Replace the info of each finished environment, which is that of the reset, with that of its final step."""
+        """Replace the reset info of each finished environment with the info of its final step."""
         missing = {"final_obs", "final_info"} - infos.keys()
         if missing:
             raise RuntimeError(

@@ -108,7 +108,7 @@ def _planted(topology: Any, sites: SeedSites) -> dict[int, int]:
 
 
 class EpisodeClock(ArrayState):
-    """Which environments run, which have finished, and when an episode is cut."""
+    """Running and finished environments, and the step at which an episode is truncated."""
 
     STATE = ("_started", "finished", "_steps")
 
@@ -121,13 +121,13 @@ class EpisodeClock(ArrayState):
         self._steps = np.zeros(count, dtype=np.int64)
 
     def start(self, rows: Mask) -> None:
-        """An episode begins in ``rows`` (N,)."""
+        """Begin an episode in ``rows`` (N,)."""
         self._started[rows] = True
         self.finished[rows] = False
         self._steps[rows] = 0
 
     def require_started(self, besides: Mask | None = None) -> None:
-        """``ResetNeeded`` unless every environment, ``besides`` (N,) set aside, has had its first reset."""
+        """Raise ``ResetNeeded`` unless every environment, except ``besides`` (N,), has had its first reset."""
         missing = ~self._started if besides is None else ~self._started & ~besides
         if missing.any():
             rows = np.flatnonzero(missing).tolist()

@@ -14,7 +14,7 @@ def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
 
     Args:
         seed: seed of the run.
-        purpose: what the generator draws.
+        purpose: the use of the generator.
         index: of the network or run.
 
     Raises:

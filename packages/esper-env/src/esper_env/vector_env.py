@@ -58,8 +58,8 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     the masks exclude acts as WAIT and sets ``infos["action_valid"]`` to False. Observations: :func:`observation_space`.
 
     An episode terminates at the task's ``horizon``: seeds that are not fossilized are discarded, and the last reward
-    moves to the accuracy of what is committed. The governor terminates it before, when it has put the network back to a
-    snapshot three times. ``max_episode_steps`` cuts it (truncation); where both fall on the same step both flags are
+    moves to the accuracy of the committed network. The governor terminates it earlier, after it has rolled the network
+    back three times. ``max_episode_steps`` truncates it; if both happen in the same step, both flags are
     True, as with Gymnasium's ``TimeLimit``.
 
     ``reset(seed=s)`` starts environment i like a single environment with seed s + i. Options: ``reset_mask`` (N,) bool
@@ -107,7 +107,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self.dataset_name = self._growth.dataset_name
         self.host_parameters = self._growth.host_parameters
         self.reward_config = self._growth.reward_config
-        #: Where events go: ``env.telemetry.add_sink(JsonlSink("folder"))``.
+        #: Hub of the events; attach a sink with ``env.telemetry.add_sink(JsonlSink("folder"))``.
         self.telemetry: Telemetry = self._growth.telemetry
         self._sites = SeedSites(self.slot_ids, self.topology, self._growth.max_seeds)
         self._generators = Generators(*zip(*(seeding.np_random() for _ in range(num_envs)), strict=True))
@@ -170,7 +170,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         return self._growth.observe()
 
     def get_state(self) -> Tree:
-        """Return everything that the future depends on: networks, optimizers, generators, and what the rules remember.
+        """Return the complete state: networks, optimizers, generators, and the memory of the rules.
 
         The tree is a nested dict of NumPy arrays and JSON values, all copies. From equal states, the same actions lead
         to the same future; see "Reproducibility" in ``docs/environment.md``.
@@ -236,9 +236,9 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         return split_mask(self.action_masks()[self._row(index)], self._growth.rules.nvec)
 
     def conditional_masks(self, op: int, index: int) -> tuple[MaskArray, ...]:
-        """One environment's masks by head given the op: any combination of what is on is legal.
+        """Return one environment's masks by head given the op; any combination of their values is legal.
 
-        Raises ``ValueError`` when the op is not legal in any slot now, ``IndexError`` when there is no environment
+        Raises ``ValueError`` if the op is not legal in any slot now, ``IndexError`` if there is no environment
         ``index``.
         """
         growth = self._growth
@@ -270,7 +270,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
     @property
     def data_digest(self) -> str:
-        """Tells the data apart from all others, whatever their name."""
+        """Digest that identifies the data independently of their name."""
         return self._growth.data_digest
 
     @property  # type: ignore[override]

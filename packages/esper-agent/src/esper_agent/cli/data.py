@@ -56,7 +56,7 @@ class FetchSettings:
     """Download a dataset, compare it with the SHA-256 of the original, and put it where tasks find it.
 
     Run the command again to resume an interrupted download; it does nothing if the files are there and intact. Files
-    that were put there by hand are never replaced. An original archive in the folder is unpacked instead of downloaded.
+    without a manifest are never replaced. An original archive in the folder is unpacked instead of downloaded.
     Proxies are taken from the environment (https_proxy).
     """
 
@@ -70,7 +70,7 @@ class FetchSettings:
 
 @dataclass(frozen=True)
 class VerifySettings:
-    """Compare datasets on the disk with what was fetched, and load them as a task does.
+    """Compare datasets on the disk with their manifests, and load them as a task does.
 
     The exit code is 1 if one is damaged, or was named but is not there.
     """

@@ -143,7 +143,7 @@ def exit_code(run: Callable[[Console], int]) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_place, **_more: report(f"Warning: {message}")
             return run(Console(width=None if own_width else 110))
-    except SystemExit as leaving:  # tyro has printed the help, or what is wrong with the flags
+    except SystemExit as leaving:  # tyro has printed the help or an error
         return leaving.code if isinstance(leaving.code, int) else OK
     except KeyboardInterrupt as interrupt:
         report(str(interrupt) or "Interrupted")

@@ -16,14 +16,14 @@ STYLES = {Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
 
 
 class ErrorConsole(Console):
-    """Standard error. Raises ``BrokenPipeError`` if nobody reads it; rich would end the process instead."""
+    """Standard error. Raises ``BrokenPipeError`` for a closed pipe, where rich would end the process."""
 
     def __init__(self) -> None:
         super().__init__(stderr=True)
 
     def on_broken_pipe(self) -> None:
         """Raise the error that rich is handling."""
-        raise BrokenPipeError(errno.EPIPE, "nobody reads standard error any more")
+        raise BrokenPipeError(errno.EPIPE, "standard error is closed")
 
 
 class ConsoleSink:

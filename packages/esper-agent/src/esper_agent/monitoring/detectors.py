@@ -10,8 +10,8 @@ largest rose to 8.4 and was above 5 in 3 rounds, and the 1% quantile fell to 0.0
 between 0.17 and 1.9.
 
 The entropy rules use the rows in which a head has a choice. The slot head has one in about 60% of the rows that read
-it, so a plain mean of 0.6 can be a uniform policy. In the same runs the op head's entropy stayed above 0.47. That of
-the alpha target, which rightly converges to FULL, fell to 0.017. The mean gradient norm was between 1.3 and 20, and the
+it, so a plain mean of 0.6 can be a uniform policy. In the same runs the op head's entropy stayed above 0.47. The alpha
+target rightly converges to FULL, and its entropy fell to 0.017. The mean gradient norm was between 1.3 and 20, and the
 explained variance was above 0.39 after a quarter of the run.
 """
 
@@ -40,34 +40,33 @@ ABOVE_ONE = Interval(1, ends="()")
 
 @dataclass(frozen=True)
 class AnomalySettings:
-    """When training counts as abnormal, and what is reported of its course."""
+    """Thresholds of anomalies and trends of training."""
 
     ratio_explosion: Annotated[float, ABOVE_ONE] = 5.0
-    """A head's ratios explode where their 95% quantile is above this."""
+    """A head's ratios explode if their 95% quantile is above this."""
     ratio_collapse: Annotated[float, Interval(0, 1, "[)")] = 0.1
-    """A head's ratios collapse where their 5% quantile is below this."""
+    """A head's ratios collapse if their 5% quantile is below this."""
     value_collapse: Annotated[float, Interval(high=1)] = 0.1
-    """The critic has collapsed where it explains less than this share of the variance of the returns."""
+    """The critic has collapsed if it explains less than this share of the return variance."""
     value_collapse_after: Annotated[float, SHARE] = 0.25
-    """Share of the run in which the critic may still learn to."""
+    """Share of the run before the critic is judged."""
     gradient_explosion: Annotated[float, ABOVE_ONE] = 10.0
-    """Gradients explode where their mean norm is above this many times max_grad_norm: all that is left is a sign."""
+    """Gradients explode if their mean norm is above this many times max_grad_norm."""
     gradient_vanishing: Annotated[float, NON_NEGATIVE] = 0.01
-    """Gradients vanish where their mean norm is below this; Adam's epsilon swallows such gradients."""
+    """Gradients vanish if their mean norm is below this; Adam's epsilon dominates such gradients."""
     op_entropy_floor: Annotated[float, SHARE] = 0.2
-    """The op head has stopped exploring where its normalised entropy, over the rows with a choice, is below this: an
-    op of 97% does that."""
+    """The op head has stopped exploring if its normalised entropy, over the rows with a choice, is below this. It is
+    reached when one op has about 97% probability."""
     argument_entropy_floor: Annotated[float, SHARE] = 0.001
-    """The same for each other head. Such a head may rightly settle on one value; this is a head that cannot leave
-    it."""
+    """The same for each other head. A head may rightly settle on one value; below this it can no longer leave it."""
     escalation_epochs: Annotated[int, POSITIVE] = 5
-    """Epochs for which everything is reported after an anomaly."""
+    """Epochs of full detail after an anomaly."""
     trend_batches: Annotated[int, POSITIVE] = 3
-    """Rollouts on each side of the comparison of episodes with earlier ones."""
+    """Rollouts in each of the two compared groups of episodes."""
     plateau_points: Annotated[float, NON_NEGATIVE] = 0.5
-    """Episodes are no different where their accuracy has changed by less than this many points."""
+    """Training has reached a plateau if the accuracy changes by less than this many points."""
     trend_points: Annotated[float, NON_NEGATIVE] = 2.0
-    """Episodes are better or worse where their accuracy has changed by more than this many points."""
+    """Training improves or degrades if the accuracy changes by more than this many points."""
     hacking_ratio: Annotated[float, ABOVE_ONE] = 5.0
     """An episode was overpaid where it was paid for growth more than this many times what its seeds are worth."""
     hacking_points: Annotated[float, NON_NEGATIVE] = 10.0

@@ -6,8 +6,8 @@ components ``contribution``, ``scaffold`` and ``stages``, in points of accuracy.
 Shapley values. The reward function takes such rewards back later, so the signature does not prove a profit. It shows a
 policy that pursues them: by germinating and pruning in a circle, by moving alpha up and down, by waiting in HOLDING or
 by fossilizing at a peak. The signature does not show useless seeds in two cases. A single idle seed earns less than
-``hacking_points``, because nobody is rewarded for the progress of the host. A seed that the network has come to depend
-on has the same Shapley value as a useful one, see ``reward.py`` of the environment. Only reward modes that reward
+``hacking_points``, because the progress of the host is not rewarded. A seed that the network depends on has the same
+Shapley value as a useful one, see ``reward.py`` of the environment. Only reward modes that reward
 growth can overpay: ``contribution``, and any mode with a ``potential_weight``.
 
 ``ransomware``, during an episode: a seed has been in HOLDING or FOSSILIZED for ``ransom_epochs`` epochs and contributes

@@ -93,7 +93,7 @@ def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: read(text) if text else None
 
 
-#: How each column is read back.
+#: Parsers of the columns.
 _READ: dict[str, Callable[[str], Any]] = {
     "timesteps": int,
     "env": int,

@@ -33,7 +33,7 @@ LAYOUT = 2
 
 @runtime_checkable
 class StatefulCallback(Protocol):
-    """A callback whose state is part of a checkpoint. Other callbacks start afresh in a resumed run.
+    """A callback whose state is part of a checkpoint. Other callbacks restart in a resumed run.
 
     ``get_state`` is called between two rollouts, and on a new callback before its ``set_state``. ``set_state`` is
     called before training starts. Neither may write files: a failed restore calls ``set_state`` with the old state.

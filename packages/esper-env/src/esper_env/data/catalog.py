@@ -129,7 +129,7 @@ def load_data(dataset: str = "auto", data_dir: str | None = None, *, family: Dat
 
     Args:
         dataset: Name of the dataset. ``"auto"`` is the dataset that the task is named after. If its files are not on
-            the disk, a stand-in takes its place: the data's ``name`` says so, and a :class:`SyntheticDataWarning` is
+            the disk, a stand-in takes its place: the data's ``name`` names it, and a :class:`SyntheticDataWarning` is
             issued once per process. In a family of texts, any other value is the path of a UTF-8 file, or of a folder
             with files ending in .txt or .md.
         data_dir: Folder of the data files; default as in :func:`data_folder`.
@@ -188,7 +188,7 @@ def check_length(dataset: str, family: DataFamily, context: int) -> None:
 
 
 def absolute_dataset(dataset: str, family: DataFamily) -> str:
-    """Return ``dataset`` with the path of a text made absolute; names stay as they are."""
+    """Return ``dataset`` with the path of a text made absolute; names stay unchanged."""
     return str(absolute_path(dataset)) if _is_path(dataset, family) else dataset
 
 

@@ -159,7 +159,7 @@ def _start_of_body(url: str, response: Response, part: Path, offset: int, size: 
 
 
 def _append(url: str, response: Response, part: Path, start: int, size: int, watch: Watcher) -> None:
-    """Write the response to ``part``, as it is: ``iter_content`` would decompress some archives."""
+    """Write the raw response to ``part``, because ``iter_content`` would decompress some archives."""
     done = start
     response.raw.enforce_content_length = False  # the caller compares the sizes
     with part.open("ab" if start else "wb") as file:
@@ -219,5 +219,5 @@ class _Session(requests.Session):
 
 
 def _unauthorized(request: PreparedRequest) -> PreparedRequest:
-    """Leave a request without credentials, in place of those that requests would read from ~/.netrc."""
+    """Leave a request without credentials, because requests would read some from ~/.netrc."""
     return request

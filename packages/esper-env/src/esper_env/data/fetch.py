@@ -119,7 +119,7 @@ def _fetch(source: Source, root: Path, work: Path, urls: list[str], watch: Watch
 
 
 def _check_target(source: Source, before: Verdict, target: Path) -> None:
-    """Raise ``FetchError`` if the fetch would replace files of somebody else."""
+    """Raise ``FetchError`` if the fetch would replace files that it did not write."""
     if before.state is DatasetState.DAMAGED and not before.replaceable:
         raise FetchError(f"{target} was not put there by a fetch, and is left as it is: {before.detail}")
     if before.state is DatasetState.ABSENT and os.path.lexists(target) and not _is_empty_folder(target):
@@ -190,8 +190,8 @@ def _check_space(source: Source, root: Path, needed: int) -> None:
 def _install(ready: Path, target: Path) -> None:
     """Move the folder into its place, or its files over those of a damaged dataset.
 
-    In a damaged dataset every file is either the old or the new one at any time, and the next fetch replaces what is
-    still damaged. Other files in the folder stay.
+    In a damaged dataset every file is either the old or the new one at any time, and the next fetch replaces files that
+    are still damaged. Other files in the folder stay.
     """
     for path in ready.iterdir():
         atomic.sync(path)

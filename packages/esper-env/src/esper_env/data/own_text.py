@@ -39,7 +39,7 @@ Identity = tuple[int, int]
 
 
 class TextFile(NamedTuple):
-    """A file of the text, with the state in which it was found."""
+    """A file of the text, and its status when it was found."""
 
     path: Path
     size: int  # bytes

@@ -53,7 +53,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Download:
-    """A file on a server. A .tar.gz is unpacked, any other file is kept as it is."""
+    """A file on a server. A .tar.gz is unpacked, any other file is kept unchanged."""
 
     url: str
     size: int  # bytes

@@ -36,7 +36,7 @@ def unpack(archive: Path, expected: Mapping[str, int], into: Path, watch: Watche
         watch: Callback for the progress.
 
     Raises:
-        UnsafeArchiveError: for a member that tarfile's "data" filter rejects, for an expected name that is no plain
+        UnsafeArchiveError: for a member that tarfile's "data" filter rejects, for an expected name that is not a plain
             file of the expected size or comes twice, and for more bytes than the expected files have.
         FetchError: for an archive that is damaged or lacks a file, and on Python 3.11.0 to 3.11.3.
     """

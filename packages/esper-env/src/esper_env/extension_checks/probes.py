@@ -48,7 +48,7 @@ def watched_generator(device: torch.device) -> Iterator[Callable[[], bool]]:
 
 
 def scrambled(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters far from birth, where a scale that is zero or small hides what is behind it."""
+    """Return parameters far from birth, where a zero or small scale hides the layers behind it."""
     generator = torch.Generator().manual_seed(0)
     return {
         name: value + SCRAMBLE * (2 * torch.rand(value.shape, generator=generator) - 1).to(value)

@@ -38,8 +38,8 @@ class CheckpointError(ValueError):
 def write_checkpoint(path: str | Path, tree: Tree, *, kind: str) -> Path:
     """Write a checkpoint and return its path. Missing folders are made.
 
-    A checkpoint of the same kind at ``path`` is replaced. Whatever happens, the file is the previous checkpoint or the
-    new one, complete. Only one process at a time may write to ``path``.
+    A checkpoint of the same kind at ``path`` is replaced. At any time, the file is the complete previous or new
+    checkpoint. Only one process at a time may write to ``path``.
 
     Args:
         path: the file, by convention with the suffix ".safetensors".
@@ -83,7 +83,7 @@ def read_checkpoint(path: str | Path, *, kind: str) -> Tree:
     try:
         return join_tree(manifest["tree"], arrays)
     except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} holds a tree that does not fit together ({error}); {_REMEDY}") from error
+        raise CheckpointError(f"{path} holds an inconsistent tree ({error}); {_REMEDY}") from error
 
 
 def _read(place: Path, kind: str, header_only: bool = False) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

@@ -53,7 +53,7 @@ class ArrayState:
 
 
 def restore(get_state: Callable[[], Tree], set_state: Callable[[Tree], None], state: Tree) -> None:
-    """Call ``set_state(state)``; if it raises, put back what ``get_state`` returned before."""
+    """Call ``set_state(state)``; if it raises, restore the previous state."""
     before = get_state()
     try:
         set_state(state)

@@ -22,14 +22,14 @@ DTYPES = frozenset(
     )
 )
 _RESERVED = "__metadata__"  # of safetensors
-_EXACT_INT = 2**53  # what every reader of JSON takes as it is
+_EXACT_INT = 2**53  # exact in every JSON reader
 
 
 def split_tree(tree: Mapping[str, Any]) -> tuple[Tree, Arrays]:
-    """The JSON half of a tree, in which everything is strict JSON, and its arrays by path ("a/b/c"), C-contiguous.
+    """Return the strict-JSON half of a tree, and its C-contiguous arrays by path ("a/b/c").
 
-    Raises ``ValueError``, naming the place, for a key that is no string, is empty or holds a "/", and for a leaf that
-    is neither a plain array nor a JSON value: tuples, NumPy scalars and enumerations are refused, not converted.
+    Raises ``ValueError``, naming the place, for a key that is not a string, is empty or holds a "/", and for a leaf
+    that is neither a plain array nor a JSON value: tuples, NumPy scalars and enumerations are rejected, not converted.
     """
     arrays: Arrays = {}
     return _split(tree, "", arrays), arrays

@@ -7,7 +7,7 @@
 | seeds/SLOT/BLUEPRINT/KIND/NAME (k, ...) | of the k networks whose slot holds that blueprint, in their order |
 | gates/SLOT/KIND/NAME (k, ...) | of the k networks whose slot holds a seed |
 | snapshots/... | the same for the snapshots: hosts, and seeds and gates of ``saved`` slots; no momentum |
-| streams/generator (N, L), left (sum,), left_lengths (N,) | the generators, and what is left of the permutations |
+| streams/generator (N, L), left (sum,), left_lengths (N,) | the generators, and the rest of the current permutations |
 
 Rows of a stack that belong to no seed are not part of the state: a newborn seed overwrites them.
 """
@@ -131,7 +131,7 @@ def _stacks(networks: Networks, blueprint: IntArray) -> Iterator[tuple[str, Call
 
 
 def _store(networks: Networks, stack: Callable[[Shard], Stack], shelf: str | None, shard: int) -> RowStore:
-    """A shard's stack, or the shelf of that name on which it is put aside."""
+    """Return a shard's stack, or its shelf of that name in the snapshots."""
     own = stack(networks.shards[shard])
     return own if shelf is None else networks.snapshots[shard].shelf(own, shelf)
 

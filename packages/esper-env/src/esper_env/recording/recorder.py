@@ -69,9 +69,9 @@ class Recorder(ArrayState):
             self._emit(networks.snapshots(envs, signals, fossilized, self._names))
 
     def inspection_due(self, table: SlotTable) -> bool:
-        """Return True if the isolation of the seeds is to be checked in the step that trains the networks of ``table``.
+        """Return True if the step that trains the networks of ``table`` should check the isolation of the seeds.
 
-        That is when a blueprint trains in a slot for the first time: most breaches come from the module itself.
+        It should if a blueprint trains in a slot for the first time, because most breaches come from the module itself.
         """
         if not self.hub.wants(events.IsolationViolation):
             return False

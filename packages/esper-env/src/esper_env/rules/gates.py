@@ -119,7 +119,7 @@ def _stage_gates() -> NDArray[np.int64]:
 #: ``GATE_INTO[stage]`` is the gate in front of a stage, or ``NO_GATE``.
 GATE_INTO = _stage_gates()
 
-#: Checks of each gate. G0 and G1 have none: what they guard is possible wherever the masks allow the op.
+#: Checks of each gate. G0 and G1 have none: the masks guard their transitions.
 _CHECKS: dict[Gate, tuple[Check, ...]] = {
     Gate.G0: (),
     Gate.G1: (),

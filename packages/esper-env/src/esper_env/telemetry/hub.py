@@ -22,13 +22,13 @@ _NOTHING = -1
 
 
 class Telemetry:
-    """Numbers events and queues them for its sinks, which one thread of the hub writes to.
+    """Hub that numbers events and queues them; one thread writes them to the sinks.
 
-    A sink that raises, holds up the thread too long or does not finish in time is switched off. That costs one
-    ``RuntimeWarning``, from the next ``emit``, ``flush`` or ``close``; the other sinks continue. The hub owns its
+    A sink that raises, holds up the thread too long or does not finish in time is switched off. The next ``emit``,
+    ``flush`` or ``close`` then issues one ``RuntimeWarning``; the other sinks continue. The hub owns its
     sinks: it closes them when they are removed, when they fail, and when the hub is closed or deleted. All methods are
     thread-safe. A copy, pickled or not, has the detail and ``next_id`` of the original and no sinks. A forked process
-    keeps the sinks, and starts them afresh.
+    keeps the sinks and restarts them.
 
     ``next_id`` is the id of the next event. Events are not numbered while no sink is attached.
 

@@ -175,7 +175,7 @@ def _seconds(value: Any) -> float:
 
 def _exactly(kind: type, words: str) -> Callable[[Any, str], Any]:
     def read(value: Any, name: str) -> Any:
-        if type(value) is not kind:  # a bool is no integer
+        if type(value) is not kind:  # bool is not an integer here
             raise ValueError(f"{name} is {value!r}; expected {words}")
         return value
 

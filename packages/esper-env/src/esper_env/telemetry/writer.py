@@ -203,7 +203,7 @@ class Writer(QueueListener):
             self.give_up(f"it did not finish within {timeout:g} seconds")
 
 
-#: Writers with a thread or a failure that nobody was warned of.
+#: Writers with a thread or an unreported failure.
 OPEN: set[Writer] = set()
 
 

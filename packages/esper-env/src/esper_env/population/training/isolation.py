@@ -1,6 +1,6 @@
-"""A check that seeds in TRAINING leave their hosts alone, on one minibatch.
+"""Check on one minibatch that seeds in TRAINING do not affect their hosts.
 
-They do by construction, unless a custom module writes into its input, or a straight-through seed is not finite.
+This holds by construction, unless a custom module writes into its input, or a straight-through seed is not finite.
 """
 
 from __future__ import annotations

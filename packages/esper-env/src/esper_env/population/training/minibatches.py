@@ -114,7 +114,7 @@ class MinibatchStream:
         self._left = self._left[:0]
 
     def get_state(self) -> Tree:
-        """Return the generator's state (L,) uint8 and what is left (k,) of the current permutation, as copies."""
+        """Return copies of the generator's state (L,) uint8 and of the rest (k,) of the current permutation."""
         return {"generator": self._generator.get_state().numpy(), "left": self._left.clone().cpu().numpy()}
 
     def set_state(self, state: Tree) -> None:
