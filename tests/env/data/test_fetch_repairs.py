@@ -1,4 +1,4 @@
-"""Fetching repairs the files that it had put there, and leaves all others alone."""
+"""Fetching repairs the files that it wrote, and does not touch others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serving import Server
 def test_fetch_leaves_damaged_files_of_others_alone(server: Server, cifar: dict[str, bytes], root: Path) -> None:
     damaged = cifar | {"test_batch.bin": b"short"}
     write(root / FOLDER, damaged)
-    with pytest.raises(FetchError, match=r"was not put there by a fetch.*test_batch.bin is damaged.*; move .* away"):
+    with pytest.raises(FetchError, match=r"was not written by a fetch.*test_batch.bin is damaged.*; move .* away"):
         fetch_dataset("cifar10", root)
     assert contents(root / FOLDER) == damaged
     assert server.requests == []

@@ -84,7 +84,7 @@ def test_verify_loads_files_without_a_manifest(root: Path, monkeypatch: pytest.M
     verdict = verify_dataset("cifar10", root)
     assert (verdict.state, verdict.replaceable) == (DatasetState.READABLE, False)
     assert verdict.detail == (
-        "put there by hand, without a manifest: the loader accepts it; its sizes are the original's"
+        "manually copied, without a manifest: the loader accepts it; its sizes are the original's"
     )
     source = ORIGINALS["cifar10"]
     longer = tuple(replace(file, size=file.size + 3_073) for file in source.files[:2])

@@ -121,7 +121,7 @@ def _fetch(source: Source, root: Path, work: Path, urls: list[str], watch: Watch
 def _check_target(source: Source, before: Verdict, target: Path) -> None:
     """Raise ``FetchError`` if the fetch would replace files that it did not write."""
     if before.state is DatasetState.DAMAGED and not before.replaceable:
-        raise FetchError(f"{target} was not put there by a fetch, and is left as it is: {before.detail}")
+        raise FetchError(f"{target} was not written by a fetch and is not replaced: {before.detail}")
     if before.state is DatasetState.ABSENT and os.path.lexists(target) and not _is_empty_folder(target):
         raise FetchError(f"{target} is in the way and has no file of {source.title}; move it away and fetch again")
 

@@ -65,7 +65,7 @@ def verify_dataset(name: str, root: Path, watch: Watcher = unwatched) -> Verdict
         detail = f"{error}; {source.repair(folder, folder_to_name(root))}"
         return Verdict(name, DatasetState.DAMAGED, folder, detail, replaceable=False)
     if files is None:
-        detail = f"put there by hand, without a manifest: the loader accepts it{_compare_sizes(source, folder)}"
+        detail = f"manually copied, without a manifest: the loader accepts it{_compare_sizes(source, folder)}"
         return Verdict(name, DatasetState.READABLE, folder, detail, replaceable=False)
     detail = "sizes and SHA-256 as fetched; the loader accepts it"
     return Verdict(name, DatasetState.INTACT, folder, detail, replaceable=True)
