@@ -23,8 +23,8 @@ from esper_agent.vectors import find_id
 class TrainSettings:
     """Train a FactoredRecurrentPPO and write a run folder: configuration, versions, model, normaliser, curves.
 
-    Ctrl-C or SIGTERM ends the run at the next step and saves the model; a second one ends it at once. `esper train
-    --resume RUN` resumes a run that was interrupted in any way, with its own settings.
+    Ctrl-C or SIGTERM ends the run at the next step and saves the model; a second one ends it at once.
+    `esper train --resume RUN` resumes a run that was interrupted in any way, with its own settings.
     """
 
     out: Path
