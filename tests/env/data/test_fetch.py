@@ -70,7 +70,7 @@ def test_fetch_accepts_manually_copied_files(server: Server, cifar: dict[str, by
     write(root / FOLDER, cifar)
     outcome = fetch_dataset("cifar10", root)
     assert outcome.already_there
-    assert "by hand" in outcome.detail
+    assert "manually copied" in outcome.detail
     assert contents(root / FOLDER) == cifar
     assert server.requests == []
 

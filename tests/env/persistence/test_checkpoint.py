@@ -224,7 +224,7 @@ def test_read_checkpoint_rejects_foreign_manifests(saved, text):
 )
 def test_read_checkpoint_rejects_mismatched_tree_and_arrays(saved, tree):
     reseal(saved, lambda manifest: manifest.update(tree=tree))
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="inconsistent tree"):
         read(saved)
 
 
