@@ -37,9 +37,9 @@ STUDY = """
 |---|---|---|---|---|---|---|
 {rows}
 
-"learned" samples its actions, as in training; "likeliest" is the greedy form of the same policies. IQM is the
+"learned" samples its actions, as in training; "likeliest" takes the greedy actions of the same policies. IQM is the
 interquartile mean over runs and episodes. Intervals resample training runs and episodes. The interquartile mean returns
-of the training runs are {by_seed}, and {likeliest_by_seed} for the greedy form. {verdict}
+of the training runs are {by_seed}, and {likeliest_by_seed} for the greedy actions. {verdict}
 
 ![Returns and training curves](../benchmarks/results/{folder}/comparison.png)
 """
@@ -85,7 +85,7 @@ Machine: {machine}. File: `benchmarks/results/{file}`. Command: `{command}`
 
 
 def interval(estimate: Mapping[str, float | None]) -> str:
-    """Text of an estimate; the value alone if there is no interval."""
+    """Return the value of an estimate as text, with its interval if it has one."""
     if estimate["low"] is None:
         return f"{estimate['iqm']:.3f}"
     return f"{estimate['iqm']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

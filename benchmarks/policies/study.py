@@ -103,7 +103,7 @@ def estimates(
 
 
 def as_json(estimate: Estimate) -> dict[str, float]:
-    """An estimate as plain numbers; NaN if there is no interval."""
+    """Return an estimate as plain numbers, with NaN for a missing interval."""
     return {"iqm": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
@@ -160,7 +160,7 @@ def number(value: float, form: str) -> str:
 
 
 def interval(estimate: Mapping[str, float]) -> str:
-    """Text of an estimate; the value alone if there is no interval."""
+    """Return the value of an estimate as text, with its interval if it has one."""
     if math.isnan(estimate["low"]):
         return f"{estimate['iqm']:.3f}"
     return f"{estimate['iqm']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

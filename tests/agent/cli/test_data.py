@@ -181,7 +181,7 @@ def test_unknown_arguments_exit_with_2(arguments, capsys):
 @pytest.mark.usefixtures("server")
 def test_verify_prints_the_state_of_each_dataset(root, tmp_path, capsys):
     assert main(["data", "verify"]) == OK
-    assert f"There is no dataset in {root}" in words(capsys)
+    assert f"{root} holds no datasets" in words(capsys)
     main(["data", "fetch", "cifar10"])
     write(root / "fashion-mnist", fashion_files())
     text_of(capsys)

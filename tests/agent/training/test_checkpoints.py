@@ -187,6 +187,6 @@ def test_full_disk_without_earlier_checkpoint_does_not_stop_training(finished, t
 
     monkeypatch.setattr(saving, "write_checkpoint", full)
     settings = small_settings(tmp_path / "run", *TOY)
-    with pytest.warns(RuntimeWarning, match="there is no earlier one, and training continues"):
+    with pytest.warns(RuntimeWarning, match="no earlier checkpoint exists, and training continues"):
         train(settings)
     assert differences(settings.out, finished[1].folder) == []

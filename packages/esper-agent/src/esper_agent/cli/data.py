@@ -164,7 +164,7 @@ def run_verify(settings: VerifySettings, console: Console) -> int:
         find_source(name)  # report an unknown name before reading anything
     names = settings.names or tuple(name for name, source in ORIGINALS.items() if source.find(root) is not None)
     if not names:
-        _print(console, f"There is no dataset in {root}; `esper data list` lists them.")
+        _print(console, f"{root} holds no datasets; `esper data list` lists them.")
         return 0
     with _bars(console) as watch:
         verdicts = [verify_dataset(name, root, watch) for name in dict.fromkeys(names)]

@@ -154,7 +154,7 @@ def _print_task(given: str | None, policies: Sequence[PolicyByName], env_id: str
 
 
 def _check_text(name: str, env_kwargs: Mapping[str, Any]) -> None:
-    """Raise ``ConfigError`` if the text of a run is no longer at its absolute path."""
+    """Raise ``ConfigError`` if the text of a run has moved away from its absolute path."""
     dataset = env_kwargs.get("dataset")
     if isinstance(dataset, str) and Path(dataset).is_absolute() and not os.path.lexists(dataset):
         raise ConfigError(

@@ -52,7 +52,7 @@ class Anomaly(Payload):
 
     @property
     def head(self) -> str:
-        """Action head of the metric, in words."""
+        """Name of the action head that the metric describes."""
         return re.sub("_(ratio|choice)_.*", "", self.quantity).replace("_", " ")
 
 

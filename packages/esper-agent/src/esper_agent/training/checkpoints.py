@@ -89,7 +89,7 @@ class SaveCheckpoints(BaseCallback):
         try:
             self._write(path)
         except (OSError, CheckpointError) as error:
-            kept = f"{self._previous} is kept" if self._previous else "there is no earlier one"
+            kept = f"{self._previous} is kept" if self._previous else "no earlier checkpoint exists"
             warnings.warn(
                 f"the checkpoint of timestep {timesteps} cannot be saved ({error}); {kept}, and training continues",
                 RuntimeWarning,

@@ -101,7 +101,7 @@ def resume(
 
 
 def _check_unfinished(folder: Path, settings: TrainSettings, start: Saved | None, kept: bool) -> None:
-    """Raise ``RunError`` for a finished run or one without checkpoints; warn if there is no checkpoint yet."""
+    """Raise ``RunError`` if a run is finished or saved no checkpoints; warn if its first one is still missing."""
     if start is not None and start.timesteps >= settings.whole_rollouts:
         raise RunError(
             f"{folder} is finished: all of its {start.timesteps:,} timesteps are done; to train for longer, start "

@@ -150,7 +150,7 @@ def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") 
         device: the device of the model.
 
     Raises:
-        RunError: there is no run, it has no model, or it was trained on another task.
+        RunError: the folder holds no run, the run has no model, or it was trained on another task.
         ValueError: the device does not exist.
     """
     folder, config = run_config(path)
