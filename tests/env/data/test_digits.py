@@ -26,29 +26,16 @@ def test_every_source_image_is_in_exactly_one_split() -> None:
     assert sorted(map(tuple, ours)) == sorted(map(tuple, theirs))
 
 
-def test_digits_have_the_documented_sizes_shape_and_range() -> None:
+def test_digits_have_the_documented_form_and_split() -> None:
     data = load_digits()
-    assert (len(data.train_labels), len(data.val_labels), len(data.test_labels)) == (697, 800, 300)
     assert data.image_shape == (1, 8, 8)
     assert (data.train_images.min(), data.train_images.max()) == (0, 255)
     assert (data.crop_padding, data.flip) == (0, False)
-
-
-def test_every_split_has_balanced_classes() -> None:
-    data = load_digits()
-    for labels in (data.train_labels, data.val_labels, data.test_labels):
-        shares = np.bincount(labels, minlength=10) / len(labels)
-        np.testing.assert_allclose(shares, 0.1, atol=0.005)
-
-
-def test_statistics_match_the_training_images() -> None:
-    data = load_digits()
+    for labels, size in ((data.train_labels, 697), (data.val_labels, 800), (data.test_labels, 300)):
+        assert len(labels) == size
+        np.testing.assert_allclose(np.bincount(labels, minlength=10) / size, 0.1, atol=0.005)
     np.testing.assert_allclose(data.mean, data.train_images.mean() / 255, atol=5e-5)
     np.testing.assert_allclose(data.std, data.train_images.std() / 255, atol=5e-5)
-
-
-def test_split_matches_the_recorded_digest() -> None:
-    data = load_digits()
     digest = hashlib.sha256(data.val_images.tobytes() + data.test_images.tobytes()).hexdigest()
     # A different digest makes results incomparable with earlier ones.
     assert digest == "e51dd16ec193a811365b6014a997ce018bee89f24c38ad295f1e39db3293d5fa"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from esper_env.data.images import ImageData
-from esper_env.data.splits import stratified_split
+from esper_env.data.splits import split_fields, stratified_split
 
 #: The validation split is unusually large. The number of training images hardly matters for the tiny hosts: accuracies
 #: with 600 to 1,100 of them differ less than those of different seeds. A contribution is a paired difference on the
@@ -35,12 +35,7 @@ def load_digits() -> ImageData:
     return ImageData(
         name="digits",
         classes=10,
-        train_images=images[train],
-        train_labels=labels[train],
-        val_images=images[val],
-        val_labels=labels[val],
-        test_images=images[test],
-        test_labels=labels[test],
+        **split_fields(images, labels, train=train, val=val, test=test),
         mean=MEAN,
         std=STD,
         crop_padding=0,  # digits are centred, and a mirrored digit is a different sign

@@ -25,7 +25,6 @@ import numpy as np
 from esper_env.data.text import Text, TextData
 from esper_env.seeding import derive_rng
 
-NAME = "grammar"
 TRAIN_BYTES, HELD_OUT_BYTES = 1_000_000, 16_448
 
 _NOUNS = ("dog", "cat", "bird", "boat", "lamp", "tree", "king", "ship")
@@ -50,7 +49,7 @@ def generate_text(seed: int = 0) -> TextData:
     sizes = {"train": TRAIN_BYTES, "val": HELD_OUT_BYTES, "test": HELD_OUT_BYTES}
     facts = _facts(derive_rng(seed, "data/grammar/facts"))
     return TextData(
-        NAME,
+        "grammar",
         **{split: _lines(derive_rng(seed, f"data/grammar/{split}"), size, facts) for split, size in sizes.items()},
     )
 

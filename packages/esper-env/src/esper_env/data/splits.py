@@ -23,17 +23,12 @@ def stratified_split(labels: NDArray[np.int64], sizes: Sequence[int], purpose: s
 
     Args:
         labels: Class of each image, (N,).
-        sizes: Number of images in each split.
+        sizes: Number of images in each split; they add up to N.
         purpose: Name of the random stream. The split depends on the three arguments only.
 
     Returns:
         One array of ascending indices for each split; the arrays are disjoint.
-
-    Raises:
-        ValueError: if the sizes do not add up to ``len(labels)``.
     """
-    if sum(sizes) != len(labels) or min(sizes) < 0:
-        raise ValueError(f"split sizes {tuple(sizes)} add up to {sum(sizes)}; expected {len(labels)}, one per label")
     order = derive_rng(0, purpose).permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels)[labels[by_class]]
@@ -66,13 +61,16 @@ def _line_end(text: Text, place: int, reach: int) -> int:
     return place + int(starts[0]) if len(starts) else place
 
 
+def split_fields(images: Images, labels: Labels, **splits: NDArray[np.int64] | slice) -> dict[str, Any]:
+    """Return the arrays of an ``ImageData`` by field name, for splits given by the indices of their images."""
+    fields: dict[str, Any] = {}
+    for split, index in splits.items():
+        fields |= {f"{split}_images": images[index], f"{split}_labels": labels[index]}
+    return fields
+
+
 def carve_validation(name: str, images: Images, labels: Labels, val: int) -> dict[str, Any]:
     """Return the training and validation fields of an ``ImageData``, with ``val`` or at most a fifth for validation."""
     val = min(val, len(labels) // 5)
     train_index, val_index = stratified_split(labels, (len(labels) - val, val), f"data/{name}")
-    return {
-        "train_images": images[train_index],
-        "train_labels": labels[train_index],
-        "val_images": images[val_index],
-        "val_labels": labels[val_index],
-    }
+    return split_fields(images, labels, train=train_index, val=val_index)
