@@ -38,13 +38,18 @@ def test_arrays_are_read_only_copies() -> None:
         data.name = "other"  # type: ignore[misc]
 
 
-def test_read_only_view_of_a_writable_array_is_not_shared() -> None:
+class Tagged(np.ndarray):
+    """A custom array class."""
+
+
+def test_read_only_view_of_a_writable_array_becomes_a_plain_copy() -> None:
     base = fields()["train_images"]
-    view = base[:]
+    view = base.view(Tagged)
     view.flags.writeable = False
     data = ImageData(**fields(train_images=view))
     before = data.train_images.copy()
     base[:] = 0
+    assert type(data.train_images) is np.ndarray
     np.testing.assert_array_equal(data.train_images, before)
 
 
@@ -52,42 +57,31 @@ def test_read_only_view_of_a_writable_array_is_not_shared() -> None:
     ("changes", "error", "message"),
     [
         ({"name": ""}, TypeError, "name is ''; expected a non-empty string"),
-        ({"name": None}, TypeError, "name is None; expected a non-empty string"),
-        ({"classes": 1}, ValueError, "classes is 1; expected 2 or more"),
         ({"classes": 3.5}, ValueError, "classes is 3.5; expected 2 or more"),
         ({"flip": "no"}, TypeError, "flip is 'no'; expected True or False"),
-        ({"train_images": np.full((6, 2, 5, 4), np.nan)}, TypeError, r"train split: images are float64.*\* 255"),
-        ({"val_images": [[0]]}, TypeError, "val split: images are list"),
-        ({"val_images": np.zeros((4, 5, 4), np.uint8)}, ValueError, r"\(4, 5, 4\); expected \(N, channels"),
-        ({"train_images": np.zeros((6, 2, 0, 4), np.uint8)}, ValueError, r"\(6, 2, 0, 4\)"),
-        ({"test_images": np.zeros((3, 2, 4, 5), np.uint8)}, ValueError, r"\(2, 4, 5\).*\(2, 5, 4\)"),
+        ({"train_images": np.full((6, 2, 5, 4), np.nan)}, TypeError, r"train split: images are a .* float64.*\* 255"),
+        ({"val_images": [[0]]}, TypeError, "val split: images are a list; expected a plain NumPy array of uint8"),
         (
-            {"val_images": np.zeros((0, 2, 5, 4), np.uint8), "val_labels": np.zeros(0, np.int64)},
-            ValueError,
-            "val split: no images",
+            {"test_images": np.ma.zeros((3, 2, 5, 4), np.uint8)},
+            TypeError,
+            "images are a MaskedArray of uint8; expected",
         ),
-        ({"test_labels": np.zeros(3, np.int32)}, TypeError, "labels are int32"),
+        (
+            {"test_labels": np.zeros(3, np.int32)},
+            TypeError,
+            r"a ndarray of int32; .* \(np.asarray\(labels, dtype=np.int64",
+        ),
+        ({"val_images": np.zeros((4, 5, 4), np.uint8)}, ValueError, r"\(4, 5, 4\); expected \(N, channels"),
+        ({"val_images": np.zeros((0, 2, 5, 4), np.uint8)}, ValueError, r"\(0, 2, 5, 4\); .* all at least 1"),
+        ({"test_images": np.zeros((3, 2, 4, 5), np.uint8)}, ValueError, r"\(2, 4, 5\).*\(2, 5, 4\)"),
         ({"test_labels": np.zeros(4, np.int64)}, ValueError, r"\(4,\) for 3 images"),
         ({"train_labels": np.array([0, 1, 2, 3, 0, 1])}, ValueError, r"0\.\.3; expected 0\.\.2"),
         ({"train_labels": np.array([0, 1, 2, -1, 0, 1])}, ValueError, r"-1\.\.2"),
-        ({"mean": (0.5,)}, ValueError, "1 means and 2 stds"),
-        (
-            {"train_images": np.zeros((6, 5, 4, 2), np.uint8), "val_images": np.zeros((4, 5, 4, 2), np.uint8)}
-            | {"test_images": np.zeros((3, 5, 4, 2), np.uint8)},
-            ValueError,
-            r"images of shape \(6, 5, 4, 2\); .* per channel, 5, as channels come first: \(N, channels, h",
-        ),
-        ({"mean": 0.5}, ValueError, r"mean 0.5 and .*; expected a finite number per channel, such as \(0.5,\) for one"),
-        ({"train_labels": [0, 1, 2, 0, 1, 2]}, TypeError, r"are list; .* \(np.asarray\(labels, dtype=np.int64\)\)"),
-        (
-            {"train_images": np.ma.masked_array(np.zeros((6, 2, 5, 4), np.uint8))},
-            TypeError,
-            r"images are a masked array \(array.filled\(0\) replaces masked values\); expected",
-        ),
-        ({"val_labels": np.ma.masked_array(np.arange(4) % 3)}, TypeError, "labels are a masked array"),
+        ({"mean": (0.5,)}, ValueError, r"mean \(0.5,\) and .*; expected .* for each of the 2 channels"),
+        ({"mean": 0.5}, ValueError, r"mean 0.5 and .*; expected a finite number on the 0\.\.1 scale for each of the 2"),
         ({"mean": (125.0, 125.0)}, ValueError, r"0\.\.1 scale"),
         ({"std": (0.2, 0.0)}, ValueError, "std above 0"),
-        ({"std": (0.2, float("nan"))}, ValueError, "expected a finite number per channel"),
+        ({"std": (0.2, float("nan"))}, ValueError, "expected a finite number"),
         ({"crop_padding": -1}, ValueError, r"expected 0\.\.3"),
         ({"crop_padding": 1.5}, ValueError, r"crop_padding is 1\.5; expected 0\.\.3"),
         ({"crop_padding": 4}, ValueError, r"5x4"),
@@ -96,19 +90,6 @@ def test_read_only_view_of_a_writable_array_is_not_shared() -> None:
 def test_image_data_rejects_inconsistent_fields(changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ImageData(**fields(**changes))
-
-
-class Tagged(np.ndarray):
-    """A custom array class."""
-
-
-def test_array_subclasses_become_plain_arrays() -> None:
-    own = fields()
-    images, labels = own["train_images"].view(Tagged), own["train_labels"].view(Tagged)
-    images.flags.writeable = labels.flags.writeable = False
-    data = ImageData(**own | {"train_images": images, "train_labels": labels})
-    assert type(data.train_images) is type(data.train_labels) is np.ndarray
-    np.testing.assert_array_equal(data.train_images, own["train_images"])
 
 
 @pytest.mark.parametrize(
@@ -141,34 +122,11 @@ def test_digest_depends_on_everything_except_the_name() -> None:
     assert len(digests | {known}) == len(changes) + 1
 
 
-@pytest.mark.parametrize(
-    ("held", "plain"),
-    [
-        ([0.5, 0.5], (0.5, 0.5)),
-        ((np.float64(0.5), np.float64(0.5)), (0.5, 0.5)),
-        ((1, 1), (1.0, 1.0)),
-        ((0.25, 1), (0.25, 1.0)),
-    ],
-    ids=["list", "NumPy", "whole", "mixed"],
-)
-@pytest.mark.parametrize("name", ["mean", "std"])
-def test_statistics_become_tuples_of_floats(name: str, held: Any, plain: tuple[float, ...]) -> None:
-    data, expected = ImageData(**fields(**{name: held})), ImageData(**fields(**{name: plain}))
-    assert data.digest == expected.digest
-    assert getattr(data, name) == plain
-    assert type(getattr(data, name)) is tuple
-    assert {type(value) for value in getattr(data, name)} == {float}
-
-
-def test_list_of_statistics_is_copied() -> None:
-    mean = [0.5, 0.5]
-    data = ImageData(**fields(mean=mean))
-    mean[0] = 0.0
-    assert data.mean == (0.5, 0.5)
-
-
-def test_digest_ignores_the_sign_of_zero() -> None:
-    assert ImageData(**fields(mean=(-0.0, 0.5))).digest == ImageData(**fields(mean=(0.0, 0.5))).digest
+def test_statistics_become_tuples_of_floats() -> None:
+    data = ImageData(**fields(mean=[-0.0, 1], std=(np.float64(0.5), 1)))
+    assert (data.mean, data.std) == ((0.0, 1.0), (0.5, 1.0))
+    assert (type(data.mean), {type(value) for value in data.mean + data.std}) == (tuple, {float})
+    assert data.digest == ImageData(**fields(mean=(0.0, 1.0), std=(0.5, 1.0))).digest
 
 
 ZEROS = np.zeros(8, dtype=np.uint8)
@@ -189,10 +147,3 @@ ZEROS = np.zeros(8, dtype=np.uint8)
 )
 def test_digest_distinguishes_equal_bytes_of_different_arrays(parts: Any, others: Any) -> None:
     assert digest(*parts) != digest(*others)
-
-
-def test_digest_has_128_bits() -> None:
-    assert {len(digest(*parts)) for parts in ((), (1,), (ZEROS, 2.5))} == {32}
-    assert len({digest(number) for number in range(2000)}) == 2000
-    digests = [int(digest(number), 16) for number in range(64)]
-    assert all(len({value >> bit & 1 for value in digests}) == 2 for bit in range(128))  # every bit varies

@@ -30,10 +30,8 @@ def test_splits_are_read_only_copies():
     ("changes", "error", "message"),
     [
         ({"name": ""}, TypeError, "the dataset's name is ''; expected a non-empty string"),
-        ({"val": np.ma.masked_array(TEXT)}, TypeError, "val split: the text is a masked array"),
-        ({"name": None}, TypeError, "the dataset's name is None"),
-        ({"train": "to be"}, TypeError, "play, train split: the text is str; expected a NumPy array of uint8"),
-        ({"val": TEXT.astype(np.int64)}, TypeError, "play, val split: the text is int64"),
+        ({"val": np.ma.masked_array(TEXT)}, TypeError, "val split: the text is a MaskedArray of uint8"),
+        ({"train": "to be"}, TypeError, "play, train split: the text is a str; expected a plain NumPy array of uint8"),
         ({"test": TEXT[:15]}, ValueError, r"play, test split: the text has shape \(15,\); expected .* at least 16"),
         ({"train": TEXT[:40].reshape(2, 20)}, ValueError, r"train split: the text has shape \(2, 20\)"),
     ],

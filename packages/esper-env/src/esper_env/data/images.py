@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,11 +70,16 @@ class ImageData:
         for split in SPLITS:
             images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
             where = f"{self.name}, {split} split"
-            _check_images(where, images, shape)
-            _check_labels(where, labels, len(images), self.classes)
+            remedy = "for floats in 0..1: np.round(images * 255).astype(np.uint8)"
+            check_array(f"{where}: images are", images, np.uint8, remedy)
+            check_array(f"{where}: labels are", labels, np.int64, "np.asarray(labels, dtype=np.int64)")
+            _check_shapes(where, images, labels, shape)
+            if labels.min() < 0 or labels.max() >= self.classes:
+                span = f"{labels.min()}..{labels.max()}"
+                raise ValueError(f"{where}: labels span {span}; expected 0..{self.classes - 1}")
             object.__setattr__(self, f"{split}_images", read_only(images))
             object.__setattr__(self, f"{split}_labels", read_only(labels))
-        _check_statistics(self.name, self.mean, self.std, self.train_images.shape)
+        _check_statistics(self.name, self.mean, self.std, shape[0])
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         if not is_whole(self.crop_padding) or self.crop_padding >= min(shape[1:]):
@@ -83,8 +88,8 @@ class ImageData:
                 f"for images of {shape[1]}x{shape[2]}"
             )
 
-    def __reduce__(self) -> Construction:
-        return construction(self)
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return type(self), tuple(vars(self)[item.name] for item in fields(self))  # so that copies are read-only too
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -108,25 +113,14 @@ def digest(*parts: NDArray[Any] | Sequence[float] | float) -> str:
     return state.hexdigest()[:32]
 
 
-#: A class and the arguments to call it with.
-Construction = tuple[type, tuple[Any, ...]]
-
-
-def construction(data: Any) -> Construction:
-    """Return the ``__reduce__`` value of a dataclass whose copies are constructed, so that they are read-only too."""
-    return type(data), tuple(getattr(data, item.name) for item in fields(data))
-
-
-def is_plain(array: object, dtype: type[np.generic]) -> TypeGuard[NDArray[Any]]:
-    """Return True for an array of this dtype without a mask."""
-    return isinstance(array, np.ndarray) and array.dtype == dtype and not isinstance(array, np.ma.MaskedArray)
-
-
-def describe_type(array: object) -> str:
-    """Describe the type of a value for which :func:`is_plain` is false."""
-    if isinstance(array, np.ma.MaskedArray):
-        return "a masked array (array.filled(0) replaces masked values)"
-    return str(array.dtype) if isinstance(array, np.ndarray) else type(array).__name__
+def check_array(what: str, array: object, dtype: type[np.generic], remedy: str) -> None:
+    """Raise ``TypeError`` unless ``array`` is an array of this dtype without a mask."""
+    if isinstance(array, np.ndarray) and array.dtype == dtype and not isinstance(array, np.ma.MaskedArray):
+        return
+    kind = f" of {array.dtype}" if isinstance(array, np.ndarray) else ""
+    raise TypeError(
+        f"{what} a {type(array).__name__}{kind}; expected a plain NumPy array of {dtype.__name__} ({remedy})"
+    )
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
@@ -138,42 +132,26 @@ def read_only(array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _check_images(where: str, images: object, shape: tuple[int, ...]) -> None:
-    if not is_plain(images, np.uint8):
-        raise TypeError(
-            f"{where}: images are {describe_type(images)}; expected a NumPy array of uint8 in 0..255 "
-            "(for floats in 0..1: np.round(images * 255).astype(np.uint8))"
+def _check_shapes(where: str, images: Images, labels: Labels, shape: tuple[int, ...]) -> None:
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(
+            f"{where}: images have shape {images.shape}; expected (N, channels, height, width), all at least 1"
         )
-    if images.ndim != 4 or 0 in images.shape[1:]:
-        raise ValueError(f"{where}: images have shape {images.shape}; expected (N, channels, height, width)")
-    if len(images) == 0:
-        raise ValueError(f"{where}: no images; expected at least one")
     if images.shape[1:] != shape:
         raise ValueError(f"{where}: images are {images.shape[1:]}, the training images {shape}; expected equal shapes")
-
-
-def _check_labels(where: str, labels: object, images: int, classes: int) -> None:
-    if not is_plain(labels, np.int64):
-        raise TypeError(
-            f"{where}: labels are {describe_type(labels)}; expected a NumPy array of int64 "
-            "(np.asarray(labels, dtype=np.int64))"
-        )
-    if labels.shape != (images,):
-        raise ValueError(f"{where}: labels have shape {labels.shape} for {images} images; expected ({images},)")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"{where}: labels span {labels.min()}..{labels.max()}; expected 0..{classes - 1}")
-
-
-def _check_statistics(name: str, mean: Sequence[float], std: Sequence[float], shape: tuple[int, ...]) -> None:
-    if not all(isinstance(values, Sequence) and all(map(is_finite, values)) for values in (mean, std)):
+    if labels.shape != (len(images),):
         raise ValueError(
-            f"{name}: mean {mean!r} and std {std!r}; expected a finite number per channel, such as (0.5,) for one"
+            f"{where}: labels have shape {labels.shape} for {len(images)} images; expected ({len(images)},)"
         )
-    channels = shape[1]
-    if len(mean) != channels or len(std) != channels:
+
+
+def _check_statistics(name: str, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    are_numbers = all(
+        isinstance(values, Sequence) and len(values) == channels and all(map(is_finite, values))
+        for values in (mean, std)
+    )
+    if not are_numbers or not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
         raise ValueError(
-            f"{name}: {len(mean)} means and {len(std)} stds for images of shape {shape}; expected one per channel, "
-            f"{channels}, as channels come first: (N, channels, height, width)"
+            f"{name}: mean {mean!r} and std {std!r}; expected a finite number on the 0..1 scale for each of the "
+            f"{channels} channels of (N, channels, height, width), and std above 0"
         )
-    if not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
-        raise ValueError(f"{name}: mean {mean} and std {std}; expected the 0..1 scale and std above 0")

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.data.images import SPLITS, Construction, construction, describe_type, digest, is_plain, read_only
+from esper_env.data.images import SPLITS, check_array, digest, read_only
 
 Text = NDArray[np.uint8]
 
@@ -46,11 +46,8 @@ class TextData:
             raise TypeError(f"the dataset's name is {self.name!r}; expected a non-empty string")
         for split in SPLITS:
             text = getattr(self, split)
-            if not is_plain(text, np.uint8):
-                raise TypeError(
-                    f"{self.name}, {split} split: the text is {describe_type(text)}; expected a NumPy array of uint8 "
-                    "(np.frombuffer(text.encode(), dtype=np.uint8))"
-                )
+            remedy = "np.frombuffer(text.encode(), dtype=np.uint8)"
+            check_array(f"{self.name}, {split} split: the text is", text, np.uint8, remedy)
             if text.ndim != 1 or len(text) < MIN_SPLIT_BYTES:
                 raise ValueError(
                     f"{self.name}, {split} split: the text has shape {text.shape}; expected one dimension of at least "
@@ -58,8 +55,8 @@ class TextData:
                 )
             object.__setattr__(self, split, read_only(text))
 
-    def __reduce__(self) -> Construction:
-        return construction(self)
+    def __reduce__(self) -> tuple[type, tuple[str, Text, Text, Text]]:
+        return type(self), (self.name, self.train, self.val, self.test)  # so that copies are read-only too
 
     @property
     def classes(self) -> int:
@@ -70,3 +67,14 @@ class TextData:
     def digest(self) -> str:
         """Digest of the splits, independent of the name."""
         return digest(self.train, self.val, self.test)
+
+
+def find_invalid_byte(content: bytes) -> str:
+    """Describe the first NUL byte, else the first byte that is not UTF-8; return "" for a text."""
+    if (offset := content.find(0)) >= 0:
+        return f"a NUL byte at offset {offset}"
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return f"the byte at offset {error.start} is not UTF-8 ({error.reason})"
+    return ""
