@@ -12,22 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from esper_env.data.originals import ORIGINALS
-from esper_env.data.sources import DataFile, Download, Source
+from esper_env.data.originals import ORIGINALS, DataFile, Source
 
 
-def member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple:
-    """A member of an archive: header and contents."""
-    header = tarfile.TarInfo(name)
-    header.type, header.linkname, header.size = kind, link, len(content)
-    return header, content
-
-
-def packed(members: Iterable[tuple], form: int = tarfile.USTAR_FORMAT) -> bytes:
-    """A .tar.gz of these members."""
+def packed(files: dict[str, bytes], *links: tuple[str, bytes, str]) -> bytes:
+    """A .tar.gz of these files, after links or special members given by name, type and target."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
-        for header, content in members:
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, kind, target in links:
+            header = tarfile.TarInfo(name)
+            header.type, header.linkname = kind, target
+            archive.addfile(header)
+        for name, content in files.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
             archive.addfile(header, io.BytesIO(content))
     return gzip.compress(buffer.getvalue(), mtime=0)
 
@@ -42,6 +40,11 @@ def cifar_files(labels: tuple[int, ...], names: Iterable[str], count: int, seed:
             records[:, byte] = rng.permutation(np.arange(count) % classes)
         files[name] = records.tobytes()
     return files
+
+
+def as_records(images: np.ndarray, labels: np.ndarray) -> list[bytes]:
+    """Label and pixels of each image."""
+    return [bytes([label]) + image.tobytes() for image, label in zip(images, labels.tolist(), strict=True)]
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -81,33 +84,32 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def download(url: str, content: bytes) -> Download:
-    """The expected download of these contents."""
-    return Download(url, len(content), hashlib.sha256(content).hexdigest())
+def original(name: str, content: bytes) -> DataFile:
+    """The expected file with these contents."""
+    return DataFile(name, len(content), hashlib.sha256(content).hexdigest())
 
 
 CIFAR10_NAMES = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
 
 
 def small_cifar10(url: str, count: int = 40) -> tuple[Source, dict[str, bytes], bytes]:
-    """CIFAR-10 with fewer records: source, files, and archive with the given URL."""
-    files = cifar_files((10,), CIFAR10_NAMES, count)
-    folder = "cifar-10-batches-bin"
-    readme = [member(folder, kind=tarfile.DIRTYPE), member(f"{folder}/readme.html", b"<html>")]
-    archive = packed([*readme, *(member(f"{folder}/{name}", content) for name, content in files.items())])
-    source = replace(
-        ORIGINALS["cifar10"],
+    """CIFAR-10 with fewer records: source, files, and archive, which is in the folder ``url``."""
+    files, source = cifar_files((10,), CIFAR10_NAMES, count), ORIGINALS["cifar10"]
+    packed_files = {
+        f"{source.folder}/{name}": content for name, content in ({"readme.html": b"<html>"} | files).items()
+    }
+    archive = packed(packed_files, (source.folder, tarfile.DIRTYPE, ""))
+    small = replace(
+        source,
         files=tuple(DataFile(name, len(content)) for name, content in files.items()),
-        downloads=(download(url, archive),),
+        url=url,
+        archive=original("cifar-10-binary.tar.gz", archive),
     )
-    return source, files, archive
+    return small, files, archive
 
 
 def small_in_files(name: str, files: dict[str, bytes], url: str) -> Source:
     """The source of a small dataset without archive, whose files are in the folder ``url``."""
     source = ORIGINALS[name]
-    return replace(
-        source,
-        files=tuple(replace(file, size=len(files[file.name])) for file in source.files),
-        downloads=tuple(download(url + file.name, files[file.name]) for file in source.files),
-    )
+    small = (replace(original(f.name, files[f.name]), unpacked_size=f.unpacked_size) for f in source.files)
+    return replace(source, files=tuple(small), url=url)

@@ -73,18 +73,16 @@ def status(code: int) -> Answer:
     return lambda handler: begin(handler, code, Content_Length=0)
 
 
-def redirect(location: str | None, code: int = 302) -> Answer:
-    """A redirect, optionally without a location."""
-    headers = {} if location is None else {"Location": location}
-    return lambda handler: begin(handler, code, Content_Length=0, **headers)
+def redirect(location: str, code: int = 302) -> Answer:
+    """A redirect."""
+    return lambda handler: begin(handler, code, Content_Length=0, Location=location)
 
 
-def sends(content: bytes, announced: int | None, code: int = 200, **headers: object) -> Answer:
-    """Exactly these bytes, with any Content-Length or none; then the connection is closed."""
+def sends(content: bytes, **headers: object) -> Answer:
+    """Exactly these bytes, with any headers; then the connection is closed."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
-        length = {} if announced is None else {"Content_Length": announced}
-        begin(handler, code, **length, **headers)
+        begin(handler, 200, **headers)
         handler.wfile.write(content)
 
     return answer
@@ -100,9 +98,6 @@ def file(content: bytes, cut: int | None = None) -> Answer:
             handler.wfile.write(content[:cut])
             return
         start = int(wanted[1])
-        if start >= len(content):
-            begin(handler, 416, Content_Length=0, Content_Range=f"bytes */{len(content)}")
-            return
         place = f"bytes {start}-{len(content) - 1}/{len(content)}"
         begin(handler, 206, Content_Length=len(content) - start, Content_Range=place)
         handler.wfile.write(content[start:][:cut])
@@ -112,4 +107,4 @@ def file(content: bytes, cut: int | None = None) -> Answer:
 
 def without_ranges(content: bytes, cut: int | None = None) -> Answer:
     """A file from a server without ranges."""
-    return sends(content[:cut], len(content))
+    return sends(content[:cut], Content_Length=len(content))

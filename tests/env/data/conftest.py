@@ -30,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def cifar(server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """CIFAR-10's files, whose archive is on the server."""
-    source, files, archive = small_cifar10(server.url + ARCHIVE)
+    source, files, archive = small_cifar10(server.url + "/")
     monkeypatch.setitem(ORIGINALS, "cifar10", source)
     server.says(ARCHIVE, file(archive))
     server.archive = archive

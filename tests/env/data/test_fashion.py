@@ -6,12 +6,11 @@ import gzip
 import hashlib
 import struct
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import fashion_files, idx, write
+from archives import as_records, fashion_files, idx, write
 from esper_env.data.fashion import load_fashion_mnist, read_idx
 from esper_env.data.originals import ORIGINALS
 from hypothesis import given
@@ -38,33 +37,16 @@ def records(files: dict[str, bytes], images: str, labels: str) -> list[bytes]:
     return [bytes([label]) + pixels for label, pixels in zip(files[labels][8:], cut, strict=True)]
 
 
-def as_records(images: np.ndarray, labels: np.ndarray) -> list[bytes]:
-    return [bytes([label]) + image.tobytes() for image, label in zip(images, labels.tolist(), strict=True)]
-
-
-@pytest.mark.parametrize("form", [packed, dict], ids=["gzipped", "unpacked"])
-def test_splits_contain_the_images_of_the_files(
-    tmp_path: Path, files: dict[str, bytes], form: Callable[[dict[str, bytes]], dict[str, bytes]]
-) -> None:
-    data = load_fashion_mnist(write(tmp_path, form(files)))
+def test_splits_contain_the_images_of_gzipped_and_unpacked_files(tmp_path: Path, files: dict[str, bytes]) -> None:
+    gzipped = packed(files)
+    gzipped.pop(f"{TRAIN_IMAGES}.gz")
+    data = load_fashion_mnist(write(tmp_path, gzipped | {TRAIN_IMAGES: files[TRAIN_IMAGES]}))
+    assert ORIGINALS["fashion-mnist"].missing(tmp_path) == []
     assert (data.name, data.classes, data.image_shape) == ("fashion-mnist", 10, (1, 28, 28))
     train, val = as_records(data.train_images, data.train_labels), as_records(data.val_images, data.val_labels)
     assert (len(train), len(val)) == (32, 8)
     assert sorted(train + val) == sorted(records(files, TRAIN_IMAGES, TRAIN_LABELS))
     assert as_records(data.test_images, data.test_labels) == records(files, TEST_IMAGES, TEST_LABELS)
-
-
-def test_gzipped_and_unpacked_files_can_be_mixed(tmp_path: Path, files: dict[str, bytes]) -> None:
-    write(tmp_path, packed(files))
-    whole = load_fashion_mnist(tmp_path)
-    (tmp_path / f"{TRAIN_IMAGES}.gz").unlink()
-    write(tmp_path, {TRAIN_IMAGES: files[TRAIN_IMAGES]})
-    assert ORIGINALS["fashion-mnist"].missing(tmp_path) == []
-    assert np.array_equal(load_fashion_mnist(tmp_path).train_images, whole.train_images)
-
-
-def test_split_matches_the_recorded_digest_and_normalisation(tmp_path: Path, files: dict[str, bytes]) -> None:
-    data = load_fashion_mnist(write(tmp_path, files))
     digest = hashlib.sha256(data.val_images.tobytes()).hexdigest()
     # A different digest makes results incomparable with earlier ones.
     assert digest == "f008a1d52a091046e85a423b8f2f8d3b96620eeb28e9c960949e60bf377fad20"
@@ -78,29 +60,23 @@ def header(content: bytes, place: int, value: int) -> bytes:
 
 DAMAGES = {
     "cut": (TRAIN_IMAGES, lambda c: c[:-1], "31375 bytes, expected 31376 for the 40 records of its header"),
-    "longer": (TRAIN_IMAGES, lambda c: c + b"x", "more|31377 bytes, expected 31376"),
+    "longer": (TRAIN_IMAGES, lambda c: c + b"x", "31377|more bytes, expected 31376"),
     "labels-cut": (TEST_LABELS, lambda c: c[:-1], "27 bytes, expected 28 for the 20 records"),
-    "empty": (TEST_IMAGES, lambda _: b"", "0 bytes, expected a header of 16 bytes"),
-    "no-header": (TEST_LABELS, lambda _: b"1234567", "7 bytes, expected a header of 8 bytes"),
-    "no-records": (TEST_LABELS, lambda c: header(c, 4, 0)[:8], r"its header announces 0 records, expected 1\.\.60000"),
-    "many-records": (TRAIN_IMAGES, lambda c: header(c, 4, 2**32 - 1), "its header announces 4294967295 records"),
-    "labels-for-images": (TRAIN_IMAGES, lambda c: header(c, 0, 2049), "its magic number is 2049, expected 2051"),
-    "images-for-labels": (TRAIN_LABELS, lambda c: header(c, 0, 2051), "its magic number is 2051, expected 2049"),
-    "floats": (TRAIN_IMAGES, lambda c: header(c, 0, 0x0D03), "its magic number is 3331, expected 2051"),
-    "little-endian": (TRAIN_LABELS, lambda c: c[3::-1] + c[4:], "its magic number is 17301504, expected 2049"),
-    "other-size": (TRAIN_IMAGES, lambda c: header(header(c, 8, 14), 12, 56), r"its records are \(14, 56\), expected"),
+    "empty": (TEST_IMAGES, lambda _: b"", r"its header is 0, 0, 0, 0, expected 2051, 1\.\.60000, 28, 28"),
+    "no-header": (TEST_LABELS, lambda c: c[:7], r"its header is 2049, 0, expected 2049, 1\.\.60000"),
+    "no-records": (TEST_LABELS, lambda c: header(c, 4, 0)[:8], "its header is 2049, 0, expected"),
+    "many-records": (TRAIN_IMAGES, lambda c: header(c, 4, 2**32 - 1), "its header is 2051, 4294967295, 28, 28, exp"),
+    "labels-for-images": (TRAIN_IMAGES, lambda c: header(c, 0, 2049), "its header is 2049, 40, 28, 28, expected"),
+    "other-size": (TRAIN_IMAGES, lambda c: header(header(c, 8, 14), 12, 56), "its header is 2051, 40, 14, 56, exp"),
     "label-10": (TRAIN_LABELS, lambda c: c[:13] + b"\x0a" + c[14:], r"record 5 has label 10, expected 0\.\.9"),
     "fewer-labels": (TRAIN_LABELS, lambda c: header(c, 4, 39)[:-1], "40 images but .* has 39 labels, expected equal"),
 }
 
 
-@pytest.mark.parametrize("form", [packed, dict], ids=["gzipped", "unpacked"])
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damaged_file_is_rejected_by_name(
-    tmp_path: Path, files: dict[str, bytes], name: str, form: Callable[[dict[str, bytes]], dict[str, bytes]]
-) -> None:
+def test_damaged_file_is_rejected_by_name(tmp_path: Path, files: dict[str, bytes], name: str) -> None:
     damaged, damage, message = DAMAGES[name]
-    write(tmp_path, form(files | {damaged: damage(files[damaged])}))
+    write(tmp_path, files | {damaged: damage(files[damaged])})
     with pytest.raises(ValueError, match=message) as caught:
         load_fashion_mnist(tmp_path)
     assert damaged in str(caught.value)
@@ -127,11 +103,10 @@ def test_decompression_bomb_is_rejected_with_little_memory(tmp_path: Path) -> No
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("name", [TRAIN_IMAGES, TEST_LABELS])
-def test_missing_file_is_rejected_by_name(tmp_path: Path, files: dict[str, bytes], name: str) -> None:
+def test_missing_file_is_rejected_by_name(tmp_path: Path, files: dict[str, bytes]) -> None:
     write(tmp_path, packed(files))
-    (tmp_path / f"{name}.gz").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"incomplete, without {name}\.gz"):
+    (tmp_path / f"{TEST_LABELS}.gz").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"incomplete, without {TEST_LABELS}\.gz"):
         load_fashion_mnist(tmp_path)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from esper_env.data import (
@@ -40,19 +40,22 @@ LEAST_WIDTH = 100
 #: The subcommands.
 DATA_COMMANDS = LIST, FETCH, VERIFY = "list", "fetch", "verify"
 
-DataDir = Annotated[str | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="DIR")]
 
+@dataclass(frozen=True, kw_only=True)
+class DataFolder:
+    """The argument of every subcommand."""
 
-@dataclass(frozen=True)
-class ListSettings:
-    """List the datasets, the tasks that accept them, the size of their downloads, and their folders."""
-
-    data_dir: DataDir = None
+    data_dir: Annotated[str | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the datasets; default: $ESPER_DATA_DIR, else esper in the user's cache folder."""
 
 
 @dataclass(frozen=True)
-class FetchSettings:
+class ListSettings(DataFolder):
+    """List the datasets, the tasks that accept them, the size of their downloads, and their folders."""
+
+
+@dataclass(frozen=True)
+class FetchSettings(DataFolder):
     """Download a dataset, compare it with the SHA-256 of the original, and put it where tasks find it.
 
     Run the command again to resume an interrupted download; it does nothing if the files are there and intact. Files
@@ -62,14 +65,12 @@ class FetchSettings:
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """Dataset; `esper data list` lists them."""
-    data_dir: DataDir = None
-    """Folder to put it into; default: $ESPER_DATA_DIR, else esper in the user's cache folder."""
     url: Annotated[str | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="URL")] = None
     """Different URL of the same files: of the file or, ending in /, of a folder that has them all."""
 
 
 @dataclass(frozen=True)
-class VerifySettings:
+class VerifySettings(DataFolder):
     """Compare datasets on the disk with their manifests, and load them as a task does.
 
     The exit code is 1 if one is damaged, or was named but is not there.
@@ -77,8 +78,6 @@ class VerifySettings:
 
     names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")] = ()
     """Datasets; default: all that are on the disk."""
-    data_dir: DataDir = None
-    """Folder of the datasets; default: $ESPER_DATA_DIR, else esper in the user's cache folder."""
 
 
 @dataclass(frozen=True)
@@ -95,22 +94,25 @@ class DataSettings:
 
 def run_data(settings: DataSettings, console: Console) -> int:
     """Run the subcommand and return its exit code."""
-    return _RUNNERS[type(settings.command)](settings.command, console)
+    command, root = settings.command, data_folder(settings.command.data_dir)
+    if isinstance(command, FetchSettings):
+        return run_fetch(command, root, console)
+    return run_verify(command.names, root, console) if isinstance(command, VerifySettings) else run_list(root, console)
 
 
-def run_list(settings: ListSettings, console: Console) -> int:
+def run_list(root: Path, console: Console) -> int:
     """Print the table of datasets."""
-    root = data_folder(settings.data_dir)
     places = dataset_places(root)
     console.width = max(console.width, LEAST_WIDTH)  # a narrower terminal wraps the lines
     table = _table("Datasets", "name", "description", "tasks", "to fetch", "on this disk")
     for name, source in ORIGINALS.items():
-        table.add_row(name, source.description, _tasks(name), decimal(source.download_size), escape(places[name]))
+        size = decimal(sum(file.size for file in source.downloads))
+        table.add_row(name, source.description, _tasks(name), size, escape(places[name]))
     for name, built_in in BUILT_IN.items():
         table.add_row(name, built_in.description, _tasks(name), "nothing", escape(places[name]))
     table.add_row("a path", "your own text: a UTF-8 file, or a folder of *.txt and *.md", _tasks("grammar"), "nothing")
     console.print(table)
-    place = f" --data-dir {shlex.quote(str(root))}" if settings.data_dir else ""
+    place = "" if root == data_folder() else f" --data-dir {shlex.quote(str(root))}"
     _print(console, f"The data folder is {root}; `esper data fetch NAME{place}` fetches into it.")
     return 0
 
@@ -137,9 +139,9 @@ def _tasks(name: str) -> str:
     return next((kind for kind, of_kind in kinds.items() if families == of_kind), ", ".join(ids))
 
 
-def run_fetch(settings: FetchSettings, console: Console) -> int:
+def run_fetch(settings: FetchSettings, root: Path, console: Console) -> int:
     """Fetch a dataset and print its folder."""
-    source, root = find_source(settings.name), data_folder(settings.data_dir)
+    source = find_source(settings.name)
     try:
         with _bars(console) as watch:
             outcome = fetch_dataset(settings.name, root, settings.url, watch)
@@ -157,12 +159,11 @@ def run_fetch(settings: FetchSettings, console: Console) -> int:
     return 0
 
 
-def run_verify(settings: VerifySettings, console: Console) -> int:
-    """Print the state of the datasets on the disk."""
-    root = data_folder(settings.data_dir)
-    for name in settings.names:
+def run_verify(names: Sequence[str], root: Path, console: Console) -> int:
+    """Print the state of the named datasets, or of all on the disk."""
+    for name in names:
         find_source(name)  # report an unknown name before reading anything
-    names = settings.names or tuple(name for name, source in ORIGINALS.items() if source.find(root) is not None)
+    names = names or [name for name, source in ORIGINALS.items() if source.find(root) is not None]
     if not names:
         _print(console, f"{root} holds no datasets; `esper data list` lists them.")
         return 0
@@ -170,48 +171,35 @@ def run_verify(settings: VerifySettings, console: Console) -> int:
         verdicts = [verify_dataset(name, root, watch) for name in dict.fromkeys(names)]
     _print(console, f"Datasets in {root}")
     table = _table(None, "name", "state", "folder", "findings")
+    failed = False
     for verdict in verdicts:
-        style = "red" if verdict.state in _FAILURES else "green"
+        is_bad = verdict.state in (DatasetState.DAMAGED, DatasetState.ABSENT)
+        state = f"[{'red' if is_bad else 'green'}]{verdict.state}[/]"
         folder = "" if verdict.folder is None else _below(root, verdict.folder)
-        table.add_row(verdict.name, f"[{style}]{verdict.state}[/]", escape(folder), escape(verdict.detail))
+        table.add_row(verdict.name, state, escape(folder), escape(verdict.detail))
+        failed |= is_bad
     console.print(table)
-    return int(any(verdict.state in _FAILURES for verdict in verdicts))
-
-
-_FAILURES = (DatasetState.DAMAGED, DatasetState.ABSENT)
-
-_RUNNERS: dict[type, Callable[[Any, Console], int]] = {
-    ListSettings: run_list,
-    FetchSettings: run_fetch,
-    VerifySettings: run_verify,
-}
+    return int(failed)
 
 
 @contextmanager
 def _bars(console: Console) -> Iterator[Watcher]:
     """Show a progress bar for the current file on a terminal; elsewhere print only the reason of each wait."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    sizes = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), *sizes)
     with ProgressBars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        shown: dict[tuple[FetchStage, str], TaskID] = {}
+        shown: dict[str, TaskID] = {}
 
         def watch(progress: FetchProgress) -> None:
             if progress.stage is FetchStage.WAIT:
                 _print(console, f"{progress.file}: {progress.reason}")
                 return
-            key = progress.stage, progress.file
-            if key not in shown:
-                for task in shown.values():
-                    bars.remove_task(task)
-                shown.clear()
-                name = escape(f"{progress.stage} {progress.file}")
-                shown[key] = bars.add_task(name, completed=progress.done, total=progress.total or None)
-            bars.update(shown[key], completed=progress.done, refresh=progress.done == progress.total)
+            name = escape(f"{progress.stage} {progress.file}")
+            if name not in shown:
+                while shown:
+                    bars.remove_task(shown.popitem()[1])
+                shown[name] = bars.add_task(name, completed=progress.done, total=progress.total or None)
+            bars.update(shown[name], completed=progress.done, refresh=progress.done == progress.total)
 
         yield watch
 

@@ -1,10 +1,4 @@
-"""Datasets as read-only NumPy arrays.
-
-Importing this package needs neither torch nor scikit-learn, and no network library: the functions that download or
-verify files are loaded when they are first used.
-"""
-
-from typing import TYPE_CHECKING, Any
+"""Datasets as read-only NumPy arrays. Importing this package needs neither torch nor scikit-learn."""
 
 from esper_env.data.catalog import (
     BUILT_IN,
@@ -18,15 +12,12 @@ from esper_env.data.catalog import (
     data_folder,
     load_data,
 )
+from esper_env.data.fetch import fetch_dataset
 from esper_env.data.images import ImageData
-from esper_env.data.originals import ORIGINALS
+from esper_env.data.originals import ORIGINALS, MissingDataError
 from esper_env.data.progress import FetchProgress, FetchStage, Watcher
-from esper_env.data.sources import MissingDataError
 from esper_env.data.text import TextData
-
-if TYPE_CHECKING:
-    from esper_env.data.fetch import fetch_dataset
-    from esper_env.data.verify import DatasetState, find_source, verify_dataset
+from esper_env.data.verify import DatasetState, find_source, verify_dataset
 
 __all__ = [
     "BUILT_IN",
@@ -51,13 +42,3 @@ __all__ = [
     "load_data",
     "verify_dataset",
 ]
-
-_LAZY = {"fetch_dataset": "fetch", "DatasetState": "verify", "find_source": "verify", "verify_dataset": "verify"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -16,10 +16,9 @@ from esper_env.data.digits import load_digits
 from esper_env.data.fashion import load_fashion_mnist
 from esper_env.data.grammar import generate_text
 from esper_env.data.images import ImageData
-from esper_env.data.originals import ORIGINALS
+from esper_env.data.originals import ORIGINALS, DamagedDataError, MissingDataError, Source, default_folder
 from esper_env.data.own_text import TextFile, check_context, find_text, load_text
 from esper_env.data.procedural import generate_procedural
-from esper_env.data.sources import DamagedDataError, MissingDataError, Source
 from esper_env.data.text import TextData
 from esper_env.data.tinystories import load_tinystories
 from esper_env.suggestions import did_you_mean, shown
@@ -92,23 +91,22 @@ class StandIn:
     """The dataset that ``"auto"`` uses in place of one that is not on the disk, with the words of the warning."""
 
     name: str  # value of ``dataset`` that accepts it without a warning
-    recorded_name: str
     kind: str
     caution: str
 
 
-#: Dataset that ``"auto"`` stands for in each family, and its stand-in.
-AUTO: dict[DataFamily, tuple[str, StandIn | None]] = {
-    DataFamily.CIFAR: (
-        "cifar10",
-        StandIn("procedural", "procedural-cifar", "procedural images", "Accuracies are not CIFAR-10 accuracies"),
-    ),
-    DataFamily.DIGITS: ("digits", None),
-    DataFamily.TINYSTORIES: (
-        "tinystories",
-        StandIn("grammar", "grammar", "the sentences of a grammar", "Losses are not TinyStories losses"),
-    ),
-    DataFamily.TEXT: ("grammar", None),
+#: Dataset that ``"auto"`` is in each family.
+AUTO: dict[DataFamily, str] = {
+    DataFamily.CIFAR: "cifar10",
+    DataFamily.DIGITS: "digits",
+    DataFamily.TINYSTORIES: "tinystories",
+    DataFamily.TEXT: "grammar",
+}
+
+#: Stand-ins for datasets that may not be on the disk.
+STAND_INS: dict[str, StandIn] = {
+    "cifar10": StandIn("procedural", "procedural images", "Accuracies are not CIFAR-10 accuracies"),
+    "tinystories": StandIn("grammar", "the sentences of a grammar", "Losses are not TinyStories losses"),
 }
 
 _warned: set[str] = set()
@@ -146,15 +144,13 @@ def load_data(dataset: str = "auto", data_dir: str | None = None, *, family: Dat
     """
     family = DataFamily(family)
     check_dataset(dataset, family)
-    stand_in = None
-    if dataset == "auto":
-        dataset, stand_in = AUTO[family]
-    name = OTHER_NAMES.get(dataset, dataset)
+    name = AUTO[family] if dataset == "auto" else OTHER_NAMES.get(dataset, dataset)
     if name in BUILT_IN:
         return _load_built_in(name)
     if name not in ORIGINALS:
         path = absolute_path(name)
         return _load_text(path, find_text(path))
+    stand_in = STAND_INS.get(name) if dataset == "auto" else None
     return _load_files(ORIGINALS[name], data_folder(data_dir), stand_in)
 
 
@@ -163,22 +159,15 @@ def check_dataset(dataset: object, family: DataFamily) -> None:
     names = DATASETS[family]
     known = ", ".join(map(repr, names))
     is_text = family in TEXT_FAMILIES
+    if is_text:
+        known = f"{known} and the path, as a string, of an existing UTF-8 file or folder of *.txt and *.md files"
     if not isinstance(dataset, str) or not dataset:
-        remedy = _path_remedy(dataset) if is_text else ""
-        raise ValueError(f"dataset is {shown(dataset)}; expected one of {known}{remedy}")
-    if dataset in names:
+        raise ValueError(f"dataset is {shown(dataset)}; expected one of {known}")
+    if dataset in names or (is_text and os.path.lexists(absolute_path(dataset))):
         return
-    if not is_text:
-        kind = ", a text" if dataset in _TEXTS else ""
-        hint = did_you_mean(dataset, names)
-        raise ValueError(f"dataset is {shown(dataset)}{kind}; a {family} task accepts {known}{hint}")
-    if not os.path.lexists(absolute_path(dataset)):
-        kind = "a dataset of images" if dataset in _IMAGES else "and nothing exists at that path"
-        hint = did_you_mean(Path(dataset).name, names)  # a misspelt name may have become an absolute path already
-        raise ValueError(
-            f"dataset is {shown(dataset)}, {kind}; a {family} task accepts {known} and the path of a UTF-8 file or of "
-            f"a folder of *.txt and *.md files{hint}"
-        )
+    kind = ", a text" if dataset in _TEXTS else ", a dataset of images" if dataset in _IMAGES else ""
+    hint = did_you_mean(Path(dataset).name, names)  # a misspelt name may have become an absolute path already
+    raise ValueError(f"dataset is {shown(dataset)}{kind}; a {family} task accepts {known}{hint}")
 
 
 def check_length(dataset: str, family: DataFamily, context: int) -> None:
@@ -196,16 +185,6 @@ def _is_path(dataset: str, family: DataFamily) -> bool:
     return family in TEXT_FAMILIES and dataset not in DATASETS[family]
 
 
-def _path_remedy(dataset: object) -> str:
-    """Describe how to pass a value that may have been meant as a path."""
-    path = ", or the path of a UTF-8 file or of a folder of *.txt and *.md files, as a text"
-    if isinstance(dataset, os.PathLike):
-        return f"{path}: pass str(path)"
-    if isinstance(dataset, int | float):
-        return f"{path}: a name such as 123 reads as a number, so write './123'"
-    return path
-
-
 def absolute_path(path: str) -> Path:
     """Return the absolute path, with ``~`` expanded."""
     try:
@@ -221,16 +200,7 @@ def data_folder(data_dir: str | None = None) -> Path:
     (``$XDG_CACHE_HOME`` or ``~/.cache``). The others are not searched.
     """
     chosen = data_dir or os.environ.get(DATA_DIR_VARIABLE)
-    return Path(chosen).expanduser() if chosen else _default_folder()
-
-
-def _default_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "esper"
-
-
-def folder_to_name(root: Path) -> Path | None:
-    """Return ``root`` if a command must name it; None for the default folder."""
-    return None if root == _default_folder() else root
+    return Path(chosen).expanduser() if chosen else default_folder()
 
 
 def _load_files(source: Source, root: Path, stand_in: StandIn | None) -> Data:
@@ -239,31 +209,24 @@ def _load_files(source: Source, root: Path, stand_in: StandIn | None) -> Data:
         try:
             return _read(source.name, folder.resolve(), _signature(source, folder))
         except (MissingDataError, DamagedDataError) as error:
-            repair = source.repair(folder, folder_to_name(root))
+            repair = source.repair(folder, root)
             raise type(error)(
                 f"{error}; {repair} (a command of esper-agent), or download {source.originals} again"
             ) from error
+    absent, remedy = f"not in {root}{source.lookalike(root)}", source.remedy(root)
     if stand_in is None:
-        raise MissingDataError(
-            f"{source.title} was requested by name but is not in {root}{source.lookalike(root)}; "
-            f"{source.remedy(folder_to_name(root))}"
+        raise MissingDataError(f"{source.title} was requested by name but is {absent}; {remedy}")
+    data = _load_built_in(stand_in.name)
+    if stand_in.name not in _warned:
+        warnings.warn(
+            f"{source.title} is {absent}: training on {stand_in.kind} instead. {stand_in.caution} (dataset_name is "
+            f"{data.name!r}). For the real data, {remedy}; to accept the stand-in, pass "
+            f"dataset={stand_in.name!r}.",
+            SyntheticDataWarning,
+            stacklevel=3,
         )
-    _warn(source, root, stand_in)
-    return _load_built_in(stand_in.name)
-
-
-def _warn(source: Source, root: Path, stand_in: StandIn) -> None:
-    if stand_in.name in _warned:
-        return
-    remedy = source.remedy(folder_to_name(root))
-    warnings.warn(
-        f"{source.title} is not in {root}{source.lookalike(root)}: training on {stand_in.kind} instead. "
-        f"{stand_in.caution} (dataset_name is {stand_in.recorded_name!r}). For the real data, {remedy}; to accept the "
-        f"stand-in, pass dataset={stand_in.name!r}.",
-        SyntheticDataWarning,
-        stacklevel=4,
-    )
-    _warned.add(stand_in.name)  # not before: if warnings are errors, every attempt must raise
+        _warned.add(stand_in.name)  # not before: if warnings are errors, every attempt must raise
+    return data
 
 
 def _signature(source: Source, folder: Path) -> tuple[tuple[int, int] | None, ...]:

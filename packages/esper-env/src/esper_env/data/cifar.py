@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from esper_env.data.images import ImageData, Images, Labels
-from esper_env.data.originals import ORIGINALS
-from esper_env.data.sources import DamagedDataError, Source
+from esper_env.data.originals import ORIGINALS, DamagedDataError, Source
 from esper_env.data.splits import carve_validation
 
 SHAPE = (3, 32, 32)
@@ -19,41 +17,6 @@ PIXELS = 3 * 32 * 32
 #: correctness on a share d of n images, its standard error is sqrt(d / n): 0.5 points at d = 5%, 0.7 at d = 10%. More
 #: images, such as 10,000, would take evaluation time in every step.
 VAL = 2_000
-
-
-@dataclass(frozen=True)
-class Layout:
-    """File layout of one of the two datasets."""
-
-    source: Source
-    labels: tuple[int, ...]  # classes of each label byte; the last byte is the label to predict
-    mean: tuple[float, float, float]  # of the training images, on the 0..1 scale
-    std: tuple[float, float, float]
-
-    @property
-    def classes(self) -> int:
-        """Number of classes to predict."""
-        return self.labels[-1]
-
-    @property
-    def record(self) -> int:
-        """Bytes of an image and its labels."""
-        return len(self.labels) + PIXELS
-
-    @property
-    def train_files(self) -> tuple[str, ...]:
-        """Names of the files with training images."""
-        return tuple(file.name for file in self.source.files[:-1])
-
-    @property
-    def test_file(self) -> str:
-        """Name of the file with test images."""
-        return self.source.files[-1].name
-
-
-CIFAR10 = Layout(ORIGINALS["cifar10"], (10,), mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
-#: 20 coarse classes, then 100 fine ones.
-CIFAR100 = Layout(ORIGINALS["cifar100"], (20, 100), mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762))
 
 
 def load_cifar10(folder: Path, val: int = VAL) -> ImageData:
@@ -70,71 +33,55 @@ def load_cifar10(folder: Path, val: int = VAL) -> ImageData:
         MissingDataError: for a missing file.
         DamagedDataError: (a ``ValueError``) for a file whose size or labels are wrong.
     """
-    return _load(CIFAR10, folder, val)
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images, on the 0..1 scale
+    return _load(ORIGINALS["cifar10"], {"label": 10}, folder, val, mean, std)
 
 
 def load_cifar100(folder: Path, val: int = VAL) -> ImageData:
-    """Load CIFAR-100 with its 100 fine classes from the folder of train.bin and test.bin, as :func:`load_cifar10` does.
-
-    If one of the two files has the size of the original, the other must have it too.
-    """
-    return _load(CIFAR100, folder, val)
+    """Load CIFAR-100 with its 100 fine classes from train.bin and test.bin, as :func:`load_cifar10` does."""
+    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+    return _load(ORIGINALS["cifar100"], {"coarse label": 20, "fine label": 100}, folder, val, mean, std)
 
 
-def _load(layout: Layout, folder: Path, val: int) -> ImageData:
-    layout.source.refuse_missing(folder)
-    _check_sizes(layout, folder)
-    batches = [_read_records(layout, folder / name) for name in layout.train_files]
-    images = np.concatenate([batch[0] for batch in batches])
-    labels = np.concatenate([batch[1] for batch in batches])
-    test_images, test_labels = _read_records(layout, folder / layout.test_file)
-    name = layout.source.name
+def _load(
+    source: Source, labels: dict[str, int], folder: Path, val: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> ImageData:
+    """Load files whose records begin with these label bytes, given with their classes; the last is to be predicted."""
+    source.refuse_missing(folder)
+    batches = [_read_records(folder / file.name, labels) for file in source.files]
+    counts = [len(batch[1]) for batch in batches]
+    if len({file.size for file in source.files}) == 1 and min(counts) < max(counts):
+        shortest = folder / source.files[counts.index(min(counts))].name
+        problem = f"{min(counts)} records, expected {max(counts)} as in the largest of the {len(counts)} files"
+        raise DamagedDataError.of(shortest, problem)
+    train_images, train_labels = (np.concatenate(arrays) for arrays in zip(*batches[:-1], strict=True))
     return ImageData(
-        name=name,
-        classes=layout.classes,
-        **carve_validation(name, images, labels, val),
-        test_images=test_images,
-        test_labels=test_labels,
-        mean=layout.mean,
-        std=layout.std,
+        name=source.name,
+        classes=list(labels.values())[-1],
+        **carve_validation(source.name, train_images, train_labels, val),
+        test_images=batches[-1][0],
+        test_labels=batches[-1][1],
+        mean=mean,
+        std=std,
         crop_padding=4,
         flip=True,
     )
 
 
-def _check_sizes(layout: Layout, folder: Path) -> None:
-    """Raise ``DamagedDataError`` unless every file has whole records, and the same share of the original's."""
-    record = layout.record
-    sizes = {file.name: (folder / file.name).stat().st_size for file in layout.source.files}
-    for name, size in sizes.items():
-        if size == 0 or size % record:
-            problem = (
-                f"{size} bytes, expected a multiple of {record} ({record - PIXELS} for labels and {PIXELS:,} for pixels"
-            )
-            raise DamagedDataError.of(folder / name, f"{problem} in each record) above 0")
-    originals = {file.name: file.size for file in layout.source.files}
-    fullest = max(sizes, key=lambda name: sizes[name] / originals[name])
-    if len(set(originals.values())) > 1 and sizes[fullest] != originals[fullest]:
-        return  # shortened files of unequal sizes: the expected sizes are unknown
-    for name, size in sizes.items():
-        expected = sizes[fullest] * originals[name] // originals[fullest] // record
-        if size // record < expected:
-            problem = f"{size // record} records, expected {expected} as in {_reference(layout)}"
-            raise DamagedDataError.of(folder / name, problem)
-
-
-def _reference(layout: Layout) -> str:
-    equal = len({file.size for file in layout.source.files}) == 1
-    return "the largest of the six files" if equal else "the original, whose other file is complete"
-
-
-def _read_records(layout: Layout, path: Path) -> tuple[Images, Labels]:
-    records = np.fromfile(path, dtype=np.uint8).reshape(-1, layout.record)
-    for byte, classes in enumerate(layout.labels):
+def _read_records(path: Path, label_bytes: dict[str, int]) -> tuple[Images, Labels]:
+    content = np.fromfile(path, dtype=np.uint8)
+    record = len(label_bytes) + PIXELS
+    if not len(content) or len(content) % record:
+        raise DamagedDataError.of(
+            path,
+            f"{len(content)} bytes, expected a multiple of {record} ({len(label_bytes)} for labels and {PIXELS:,} for "
+            "pixels in each record) above 0",
+        )
+    records = content.reshape(-1, record)
+    for byte, (name, classes) in enumerate(label_bytes.items()):
         labels = records[:, byte]
         if labels.max() >= classes:
             first = int(np.argmax(labels >= classes))
-            which = "label" if len(layout.labels) == 1 else ("coarse label", "fine label")[byte]
-            raise DamagedDataError.of(path, f"record {first} has {which} {labels[first]}, expected 0..{classes - 1}")
-    pixels = records[:, len(layout.labels) :].reshape(-1, *SHAPE)
-    return pixels, records[:, len(layout.labels) - 1].astype(np.int64)
+            raise DamagedDataError.of(path, f"record {first} has {name} {labels[first]}, expected 0..{classes - 1}")
+    pixels = records[:, len(label_bytes) :].reshape(-1, *SHAPE)
+    return pixels, labels.astype(np.int64)

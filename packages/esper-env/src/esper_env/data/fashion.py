@@ -11,12 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper_env.data.images import ImageData, Images, Labels
-from esper_env.data.originals import ORIGINALS
-from esper_env.data.sources import DamagedDataError, DataFile
+from esper_env.data.originals import ORIGINALS, DamagedDataError, DataFile
 from esper_env.data.splits import carve_validation
-
-SOURCE = ORIGINALS["fashion-mnist"]
-TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = SOURCE.files
 
 CLASSES = 10
 SIDE = 28
@@ -47,13 +43,14 @@ def load_fashion_mnist(folder: Path, val: int = VAL) -> ImageData:
         DamagedDataError: (a ``ValueError``) for a file with a wrong header, size or label, or one that does not
             decompress.
     """
-    SOURCE.refuse_missing(folder)
-    images, labels = _read_pair(folder, TRAIN_IMAGES, TRAIN_LABELS)
-    test_images, test_labels = _read_pair(folder, TEST_IMAGES, TEST_LABELS)
+    source = ORIGINALS["fashion-mnist"]
+    source.refuse_missing(folder)
+    images, labels = _read_pair(folder, *source.files[:2])
+    test_images, test_labels = _read_pair(folder, *source.files[2:])
     return ImageData(
-        name=SOURCE.name,
+        name=source.name,
         classes=CLASSES,
-        **carve_validation(SOURCE.name, images, labels, val),
+        **carve_validation(source.name, images, labels, val),
         test_images=test_images,
         test_labels=test_labels,
         mean=MEAN,
@@ -78,48 +75,30 @@ def _read_pair(folder: Path, images_file: DataFile, labels_file: DataFile) -> tu
 
 
 def read_idx(path: Path, magic: int, record_shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes.
-
-    Args:
-        path: Path of the file; its name ends in ".gz" if it is gzipped.
-        magic: Expected magic number.
-        record_shape: Expected shape of a record.
-
-    Returns:
-        The records, (N, *record_shape), N at least 1.
+    """Read an IDX file of unsigned bytes, gzipped if its name ends in ".gz": (N, *record_shape), N at least 1.
 
     Raises:
-        DamagedDataError: for a different magic number or shape, more records than the original, or a size that does
-            not match the header.
+        DamagedDataError: for another header, more records than the original, or a size that does not match the header.
     """
     record = math.prod(record_shape)
-    header = 8 + 4 * len(record_shape)
+    header = 4 * (2 + len(record_shape))  # bytes
     content = _content(path, header + MAX_RECORDS * record)
-    if len(content) < header:
-        raise DamagedDataError.of(
-            path, f"{len(content)} bytes, expected a header of {header} bytes and records after it"
-        )
-    found, count, *shape = np.frombuffer(content[:header], dtype=">u4").tolist()
-    if found != magic:
-        raise DamagedDataError.of(path, f"its magic number is {found}, expected {magic}")
-    if tuple(shape) != record_shape:
-        raise DamagedDataError.of(path, f"its records are {tuple(shape)}, expected {record_shape}")
-    if not 0 < count <= MAX_RECORDS:
-        raise DamagedDataError.of(path, f"its header announces {count} records, expected 1..{MAX_RECORDS}")
-    expected = header + count * record
-    if len(content) != expected:
-        amount = "more" if len(content) > expected else f"{len(content)}"
-        raise DamagedDataError.of(path, f"{amount} bytes, expected {expected} for the {count} records of its header")
+    found = np.frombuffer(content[:header].ljust(header, b"\0"), dtype=">u4").tolist()
+    count = found[1]
+    if found != [magic, count, *record_shape] or not 0 < count <= MAX_RECORDS:
+        expected = ", ".join(map(str, [magic, f"1..{MAX_RECORDS}", *record_shape]))
+        raise DamagedDataError.of(path, f"its header is {', '.join(map(str, found))}, expected {expected}")
+    size = header + count * record
+    if len(content) != size:
+        amount = "more" if len(content) > size else f"{len(content)}"
+        raise DamagedDataError.of(path, f"{amount} bytes, expected {size} for the {count} records of its header")
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(count, *record_shape)
 
 
 def _content(path: Path, most: int) -> bytes:
     """Return the decompressed contents, cut after ``most`` + 1 bytes."""
-    if path.suffix != ".gz":
-        with path.open("rb") as plain:
-            return plain.read(most + 1)
     try:
-        with gzip.open(path) as packed:
-            return packed.read(most + 1)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return file.read(most + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DamagedDataError.of(path, f"it does not decompress ({error})") from error

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import tarfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-import pooch
 
-from esper_env.data.catalog import LOADERS, folder_to_name
-from esper_env.data.download import bytes_present, check_url, file_size, obtain
-from esper_env.data.manifest import MANIFEST, write_manifest
+from esper_env.data.catalog import LOADERS
+from esper_env.data.download import bytes_missing, check_url, obtain
+from esper_env.data.originals import FetchError, Source
 from esper_env.data.progress import FetchProgress, FetchStage, Watcher, unwatched
-from esper_env.data.sources import Download, FetchError, Source, UnreachableError
-from esper_env.data.unpack import unpack
-from esper_env.data.verify import DatasetState, Verdict, find_source, verify_dataset
+from esper_env.data.verify import MANIFEST, DatasetState, find_source, verify_dataset, write_manifest
 from esper_env.persistence import atomic
 
 #: Folder below the data folder for incomplete datasets and the locks. Loaders ignore it.
@@ -48,143 +46,129 @@ def fetch_dataset(name: str, root: Path, url: str | None = None, watch: Watcher 
         url: Different URL of the same files: of the file, or, ending in "/", of a folder that has them all.
         watch: Callback for the progress.
 
-    Returns:
-        The folder of the dataset and the checks that it passed.
-
     Raises:
         ValueError: for an unknown name, an invalid URL, and a ``root`` that is a file.
         FetchError: (an ``OSError``) if the download fails, the files are not the originals, or cannot be written.
     """
     source = find_source(name)
-    urls = [_choose_url(source, download, url) for download in source.downloads]
+    urls = _choose_urls(source, url)
     if root.exists() and not root.is_dir():
         raise ValueError(f"data_dir is {str(root)!r}, a file; expected a folder")
     try:
         (root / WORK).mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(root / WORK / f"{name}.lock", timeout=0):
-            return _fetch(source, root, root / WORK / name, urls, watch)
+            return _fetch(source, root, urls, watch)
     except filelock.Timeout as error:
         raise FetchError(f"{source.title} is being fetched into {root} by another process") from error
-    except UnreachableError as error:
-        raise FetchError(f"{error}. {_offline_remedy(source, root)}") from error
     except FetchError:
         raise
     except OSError as error:
-        raise FetchError(f"{source.title} could not be put into {root}: {error}") from error
+        kept = "the bytes that have arrived stay for the next fetch"
+        raise FetchError(f"{source.title} could not be put into {root}: {error}; {kept}") from error
 
 
-def _choose_url(source: Source, download: Download, url: str | None) -> str:
+def _choose_urls(source: Source, url: str | None) -> list[str]:
+    """Return the URL of each download."""
     if url is None:
-        return download.url
+        url = source.url
     check_url(url)
     if url.endswith("/"):
-        return url + download.name
+        return [url + file.name for file in source.downloads]
     if len(source.downloads) > 1:
         raise ValueError(
             f"url is {url!r}, but {source.title} consists of {len(source.downloads)} files; expected the URL of a "
             "folder that has all of them, ending in '/'"
         )
-    return url
+    return [url]
 
 
-def _offline_remedy(source: Source, root: Path) -> str:
-    """Describe how to bring the files to a machine without network."""
-    urls = ", ".join(download.url for download in source.downloads)
-    place, then = root / source.folder, "nothing else is needed"
-    if source.archive is not None:
-        place, then = root, f"run `{source.command('fetch', folder_to_name(root))}` here, which unpacks it"
-    return f"On a machine without network: download {urls} on another one, put it into {place}, and {then}"
-
-
-def _fetch(source: Source, root: Path, work: Path, urls: list[str], watch: Watcher) -> Outcome:
+def _fetch(source: Source, root: Path, urls: list[str], watch: Watcher) -> Outcome:
+    work = root / WORK / source.name
     before = verify_dataset(source.name, root, watch)
-    if before.folder is not None and before.state is not DatasetState.DAMAGED:
-        if before.state is DatasetState.INTACT:
-            shutil.rmtree(work, ignore_errors=True)  # left by a fetch that was killed at its end
-        return Outcome(before.folder, before.detail, already_there=True)
     target = before.folder or root / source.folder
-    _check_target(source, before, target)
-    work.mkdir(exist_ok=True)
+    if before.state in (DatasetState.INTACT, DatasetState.READABLE):
+        shutil.rmtree(work, ignore_errors=True)  # left by a fetch that was killed at its end
+        return Outcome(target, before.detail, already_there=True)
+    if before.state is DatasetState.DAMAGED and not before.replaceable:
+        raise FetchError(f"{target} was not written by a fetch and is not replaced: {before.detail}")
+    if before.state is DatasetState.ABSENT and os.path.lexists(target) and not _is_empty_folder(target):
+        raise FetchError(f"{target} is in the way and has no file of {source.title}; move it away and fetch again")
     ready = work / READY
-    prepare = _download if source.archive is None else _download_and_unpack
-    digests, origins = prepare(source, root, ready, urls, watch)
+    origins = _prepare(source, root, ready, urls, watch)
     try:
         LOADERS[source.name](ready)
     except ValueError as error:
         raise FetchError(f"the fetched files cannot be loaded: {error}") from error
-    write_manifest(ready, source, digests, origins)
+    write_manifest(ready, source, origins)
     _install(ready, target)
     shutil.rmtree(work, ignore_errors=True)
     return Outcome(target, "sizes and SHA-256 are the original's; the loader accepts it", already_there=False)
 
 
-def _check_target(source: Source, before: Verdict, target: Path) -> None:
-    """Raise ``FetchError`` if the fetch would replace files that it did not write."""
-    if before.state is DatasetState.DAMAGED and not before.replaceable:
-        raise FetchError(f"{target} was not written by a fetch and is not replaced: {before.detail}")
-    if before.state is DatasetState.ABSENT and os.path.lexists(target) and not _is_empty_folder(target):
-        raise FetchError(f"{target} is in the way and has no file of {source.title}; move it away and fetch again")
-
-
-#: SHA-256 of each file, by its name, and the origin of each download.
-Prepared = tuple[dict[str, str], list[str]]
-
-
-def _download(source: Source, root: Path, ready: Path, urls: list[str], watch: Watcher) -> Prepared:
-    """Download the files of the dataset."""
-    ready.mkdir(exist_ok=True)
-    _check_space(source, root, sum(_missing(download, ready) for download in source.downloads))
-    for download, url in zip(source.downloads, urls, strict=True):
-        obtain(download, url, ready, watch)
-    return {download.name: download.sha256 for download in source.downloads}, urls
-
-
-def _download_and_unpack(source: Source, root: Path, ready: Path, urls: list[str], watch: Watcher) -> Prepared:
-    """Download the archive, unless the original lies in the data folder, and unpack it."""
-    (download,) = source.downloads
-    unpacked = sum(file.size for file in source.files)
-    folder = root
-    problem = _compare(root / download.name, download, watch)
-    if problem is None:
-        urls = ["the archive in the data folder"]
-        _check_space(source, root, unpacked)
-    else:
-        if problem:
-            remedy = "remove it, or put the original there"
-            warnings.warn(f"{root / download.name} is ignored: {problem}; {remedy}", stacklevel=5)
-        folder = ready.parent
-        _check_space(source, root, unpacked + _missing(download, folder))
-        obtain(download, urls[0], folder, watch)
-    if ready.exists():  # left by a fetch that was interrupted while unpacking
-        shutil.rmtree(ready)
-    expected = {f"{source.folder}/{file.name}": file.size for file in source.files}
-    unpack(folder / download.name, expected, ready, watch)
-    return {file.name: pooch.file_hash(str(ready / file.name)) for file in source.files}, urls
-
-
-def _compare(path: Path, download: Download, watch: Watcher) -> str | None:
-    """Describe how a file differs from the original: None if it is the same, "" if there is no file."""
-    if not path.is_file():
-        return ""
-    if file_size(path) != download.size:
-        return f"it has {file_size(path):,} bytes, the original {download.size:,}"
-    watch(FetchProgress(FetchStage.CHECK, path.name))
-    return None if pooch.file_hash(str(path)) == download.sha256 else "it is not the original (SHA-256)"
-
-
-def _missing(download: Download, folder: Path) -> int:
-    """Return how many bytes of a download have not arrived yet."""
-    return max(download.size - bytes_present(folder / download.name), 0)
-
-
-def _check_space(source: Source, root: Path, needed: int) -> None:
-    """Raise ``FetchError`` unless the disk has room for this many bytes."""
-    free = shutil.disk_usage(root).free
-    if free < needed:
+def _prepare(source: Source, root: Path, ready: Path, urls: list[str], watch: Watcher) -> list[str]:
+    """Download and unpack the files into ``ready``; return the origin of each download."""
+    ready.mkdir(parents=True, exist_ok=True)
+    local = _find_archive(source, root, watch)
+    place, unpacked = (ready, 0) if source.archive is None else (ready.parent, sum(file.size for file in source.files))
+    downloads = source.downloads if local is None else ()
+    needed = unpacked + sum(bytes_missing(file, place) for file in downloads)
+    if (free := shutil.disk_usage(root).free) < needed:
         raise FetchError(
             f"{root} has {free:,} bytes free but {source.title} needs {needed:,}; free some space, or choose another "
             "folder (--data-dir)"
         )
+    for file, url in zip(downloads, urls, strict=False):
+        try:
+            obtain(file, url, place, watch)
+        except FetchError as error:
+            raise FetchError(f"{error}. {_offline_remedy(source, root)}") from error
+    if source.archive is not None:
+        _unpack(local or place / source.archive.name, source, ready, watch)
+    return urls if local is None else ["the archive in the data folder"]
+
+
+def _find_archive(source: Source, root: Path, watch: Watcher) -> Path | None:
+    """Return the path of the original archive if it lies in the data folder."""
+    if source.archive is None or not (path := root / source.archive.name).is_file():
+        return None
+    watch(FetchProgress(FetchStage.CHECK, path.name))
+    if source.archive.is_original(path):
+        return path
+    problem = "its size or SHA-256 is not the original's; remove it, or put the original there"
+    warnings.warn(f"{path} is ignored: {problem}", stacklevel=5)
+    return None
+
+
+def _offline_remedy(source: Source, root: Path) -> str:
+    """Describe how to bring the files to a machine without network."""
+    urls = ", ".join(source.url + file.name for file in source.downloads)
+    place, then = root / source.folder, "nothing else is needed"
+    if source.archive is not None:
+        place, then = root, f"run `{source.fetch_command(root)}` here, which unpacks it"
+    return f"On a machine without network: download {urls} on another one, put it into {place}, and {then}"
+
+
+def _unpack(archive: Path, source: Source, into: Path, watch: Watcher) -> None:
+    """Extract the files of the dataset from its archive, whose SHA-256 is the original's."""
+    if not hasattr(tarfile, "data_filter"):
+        raise FetchError(f"{archive} cannot be unpacked safely by this Python; use Python 3.11.4 or newer")
+    expected = {f"{source.folder}/{file.name}": file for file in source.files}
+
+    def choose(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        member = tarfile.data_filter(member, folder)  # rejects names and links that lead out of the folder
+        file = expected.get(member.name)
+        if file is None:
+            return None
+        if not member.isreg() or member.size != file.size:
+            raise FetchError(f"{archive} has {member.name}, which is not a plain file of {file.size:,} bytes")
+        watch(FetchProgress(FetchStage.UNPACK, file.name))
+        return member.replace(name=file.name, deep=False)
+
+    try:
+        with tarfile.open(archive) as members:
+            members.extractall(into, filter=choose)
+    except tarfile.TarError as error:
+        raise FetchError(f"{archive} cannot be unpacked ({error})") from error
 
 
 def _install(ready: Path, target: Path) -> None:

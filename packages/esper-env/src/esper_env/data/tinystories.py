@@ -6,13 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from esper_env.data.originals import ORIGINALS
-from esper_env.data.sources import DamagedDataError
+from esper_env.data.originals import ORIGINALS, DamagedDataError
 from esper_env.data.splits import TEST_BYTES, VAL_BYTES
-from esper_env.data.text import MIN_SPLIT_BYTES, Text, TextData
-
-SOURCE = ORIGINALS["tinystories"]
-TRAIN_FILE, VALID_FILE = (file.name for file in SOURCE.files)
+from esper_env.data.text import MIN_SPLIT_BYTES, Text, TextData, find_invalid_byte
 
 #: Mark at the end of every story.
 SEPARATOR = b"<|endoftext|>"
@@ -39,14 +35,14 @@ def load_tinystories(
         MissingDataError: for a missing file.
         DamagedDataError: (a ``ValueError``) for a file without separator, with a NUL byte, or not in UTF-8.
     """
-    SOURCE.refuse_missing(folder)
-    stories = _stories(folder / TRAIN_FILE, max_bytes)
+    source = ORIGINALS["tinystories"]
+    source.refuse_missing(folder)
+    train_path, valid_path = (folder / file.name for file in source.files)
+    stories = _stories(train_path, max_bytes)
     cut = _end_of_last_story(stories[: len(stories) - min(val, len(stories) // 10)])
     if min(cut, len(stories) - cut) < MIN_SPLIT_BYTES:
-        raise DamagedDataError.of(
-            folder / TRAIN_FILE, f"{len(stories)} bytes of stories, too few for a validation split"
-        )
-    return TextData(SOURCE.name, stories[:cut], stories[cut:], _stories(folder / VALID_FILE, test))
+        raise DamagedDataError.of(train_path, f"{len(stories)} bytes of stories, too few for a validation split")
+    return TextData(source.name, stories[:cut], stories[cut:], _stories(valid_path, test))
 
 
 def _stories(path: Path, count: int) -> Text:
@@ -57,12 +53,8 @@ def _stories(path: Path, count: int) -> Text:
         raise DamagedDataError.of(
             path, f"its first {len(front):,} bytes contain no story that ends in {SEPARATOR.decode()}"
         )
-    if not stories.all():
-        raise DamagedDataError.of(path, f"a NUL byte at offset {int(np.argmin(stories))}, expected a text")
-    try:
-        stories.tobytes().decode()
-    except UnicodeDecodeError as error:
-        raise DamagedDataError.of(path, f"the byte at offset {error.start} is not UTF-8 ({error.reason})") from error
+    if problem := find_invalid_byte(stories.tobytes()):
+        raise DamagedDataError.of(path, f"{problem}; expected a UTF-8 text")
     return stories
 
 
