@@ -1,7 +1,8 @@
-"""Download of one file over HTTP, resumed after interruptions and verified by its SHA-256."""
+"""Download of one file over HTTP, resumed after interruptions and verified by pooch."""
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import time
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPSHandler, OpenerDirector, Request, build_opener
 
 import certifi
+import pooch
 
 from esper_env.data.originals import DataFile, FetchError
 from esper_env.data.progress import FetchProgress, FetchStage, Watcher
@@ -26,6 +28,8 @@ TEMPORARY = (408, 416, 425, 429, 500, 502, 503, 504)
 CHUNK = 2**16
 #: Seconds without a byte after which a connection counts as broken.
 TIMEOUT = 30.0
+
+pooch.get_logger().setLevel(logging.WARNING)  # `FetchProgress` reports what happens
 
 
 def check_url(url: str) -> None:
@@ -52,20 +56,24 @@ def obtain(file: DataFile, url: str, folder: Path, watch: Watcher) -> None:
         OSError: if the file cannot be written.
     """
     target, part = folder / file.name, folder / (file.name + PART)
-    for problem in ("", "its SHA-256 is wrong; downloading it again"):
-        if problem:
-            watch(FetchProgress(FetchStage.WAIT, file.name, reason=problem))
-        if not target.exists():
-            _receive(url, part, file, watch)
-            part.replace(target)
-        watch(FetchProgress(FetchStage.CHECK, file.name))
-        if file.is_original(target):
-            return
+
+    def again(url: str, output: str, _pooch: object) -> None:
+        watch(FetchProgress(FetchStage.WAIT, file.name, reason="its SHA-256 is wrong; downloading it again"))
+        _receive(url, part, file, watch)
+        part.replace(output)
+
+    if not target.exists():  # not through pooch, which removes what it has when it is interrupted
+        _receive(url, part, file, watch)
+        part.replace(target)
+    watch(FetchProgress(FetchStage.CHECK, file.name))
+    try:
+        pooch.retrieve(url, file.sha256, file.name, folder, downloader=again)
+    except ValueError as error:
         target.unlink()
-    raise FetchError(
-        f"{url} delivered {file.size:,} bytes whose SHA-256 is not {file.sha256}: the file is damaged or a different "
-        "one, and was removed; try again, or another URL (--url)"
-    )
+        raise FetchError(
+            f"{url} delivered {file.size:,} bytes whose SHA-256 is not {file.sha256}: the file is damaged or a "
+            "different one, and was removed; try again, or another URL (--url)"
+        ) from error
 
 
 def bytes_missing(file: DataFile, folder: Path) -> int:

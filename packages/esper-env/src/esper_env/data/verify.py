@@ -9,8 +9,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
+import pooch
+
 from esper_env.data.catalog import BUILT_IN, LOADERS, OTHER_NAMES
-from esper_env.data.originals import ORIGINALS, Source, sha256_of
+from esper_env.data.originals import ORIGINALS, Source
 from esper_env.data.progress import FetchProgress, FetchStage, Watcher, unwatched
 from esper_env.persistence import atomic
 from esper_env.suggestions import did_you_mean
@@ -84,7 +86,7 @@ def write_manifest(folder: Path, source: Source, origins: Sequence[str]) -> None
             for origin, file in zip(origins, source.downloads, strict=True)
         ],
         "files": [
-            {"name": file.name, "size": file.size, "sha256": file.sha256 or sha256_of(folder / file.name)}
+            {"name": file.name, "size": file.size, "sha256": file.sha256 or pooch.file_hash(str(folder / file.name))}
             for file in sorted(source.files, key=lambda file: file.name)
         ],
     }
@@ -107,7 +109,7 @@ def _compare_with_manifest(folder: Path, source: Source, watch: Watcher) -> str:
         watch(FetchProgress(FetchStage.CHECK, name))
         if not (folder / name).is_file():
             changes.append(f"{name} is missing")
-        elif sha256_of(folder / name) != sha256:
+        elif pooch.file_hash(str(folder / name)) != sha256:
             changes.append(f"{name} differs from the fetched file (SHA-256)")
     return "; ".join(changes)
 
