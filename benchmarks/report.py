@@ -12,6 +12,7 @@ from typing import Any
 
 import report_reliability
 import report_speed
+from policies.rows import COLUMNS, comparison_rows, number
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -33,7 +34,7 @@ STUDY = """
 {command}
 ```
 
-| policy | return, IQM [95%] | learned minus it [95%] | test % | parameters added | fossilized | WAIT |
+| {columns} |
 |---|---|---|---|---|---|---|
 {rows}
 
@@ -84,18 +85,6 @@ Machine: {machine}. File: `benchmarks/results/{file}`. Command: `{command}`
 """
 
 
-def interval(estimate: Mapping[str, float | None]) -> str:
-    """Return the value of an estimate as text, with its interval if it has one."""
-    if estimate["low"] is None:
-        return f"{estimate['iqm']:.3f}"
-    return f"{estimate['iqm']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
-
-
-def mean(value: float | None, form: str) -> str:
-    """Text of a mean; empty for None."""
-    return "" if value is None else format(value, form)
-
-
 def verdict(differences: Mapping[str, Mapping[str, float | None]]) -> str:
     """Sentence that compares the learned policy with the others."""
     if not differences:
@@ -118,15 +107,7 @@ def study(folder: Path) -> str:
     """Section of one policy study."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     estimates, settings = summary["estimates"], summary["settings"]
-    seeds, rows = len(settings["seeds"]), []
-    for name, numbers in summary["policies"].items():
-        difference = estimates["learned_minus"].get(name)
-        rows.append(
-            f"| {name} | {interval(estimates['return'][name])} | {interval(difference) if difference else ''} "
-            f"| {mean(numbers['test_accuracy'], '.1f')} | {mean(numbers['parameters_added'], ',.0f')} "
-            f"| {numbers['fossilized']:.2f} "
-            f"| {numbers['wait_share']:.0%} |"
-        )
+    seeds = len(settings["seeds"])
     return STUDY.format(
         env=settings["env"],
         runs=f"{seeds} training run{'s' if seeds > 1 else ''}",
@@ -136,7 +117,8 @@ def study(folder: Path) -> str:
         machine=summary["machine"],
         folder=folder.name,
         command=summary["command"],
-        rows="\n".join(rows),
+        columns=" | ".join(COLUMNS),
+        rows=report_speed.lines(comparison_rows(summary)),
         by_seed=", ".join(f"{value:.3f}" for value in estimates["return_by_seed"]),
         likeliest_by_seed=", ".join(f"{value:.3f}" for value in estimates["likeliest_by_seed"]),
         verdict=verdict({name: d for name, d in estimates["learned_minus"].items() if name in settings["baselines"]}),
@@ -192,7 +174,7 @@ def calibration(file: Path) -> str:
     content = json.loads(file.read_text(encoding="utf-8"))
     rows = []
     for one in content["verdicts"]:
-        found, met = mean(one["value"], ".3g") or "none", "yes" if one["met"] else "no"
+        found, met = number(one["value"], ".3g") or "none", "yes" if one["met"] else "no"
         rows.append(f"| {one['target']} | {found} | {one['low']:.3g} to {one['high']:.3g} | {met} | {one['plan']} |")
     return CALIBRATION.format(
         machine=content["machine"], file=file.name, command=content["command"], rows="\n".join(rows)

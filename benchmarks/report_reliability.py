@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from report_speed import lines
 
 TELEMETRY = """
 ### Cost of telemetry: {env}
@@ -38,10 +40,6 @@ time, at {first:,.0f} MiB.
 """
 
 
-def _lines(rows: Iterable[Iterable[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-
-
 def _share(share: Mapping[str, float | None]) -> str:
     if share["low"] is None or share["high"] is None or share["value"] is None:
         return "no interval"  # of a single round
@@ -60,7 +58,7 @@ def telemetry(file: Path) -> str:
             milliseconds = row["milliseconds_per_step"]["wall"]
             who = [result["policy"], str(result["n"]), name]
             rows.append([*who, f"{row['events_per_step']:.0f}", f"{milliseconds:.1f}", *shares])
-    return TELEMETRY.format(**{**content, "file": file.name, "rows": _lines(rows)})
+    return TELEMETRY.format(**{**content, "file": file.name, "rows": lines(rows)})
 
 
 def soak(file: Path) -> str:
@@ -72,7 +70,7 @@ def soak(file: Path) -> str:
     return SOAK.format(
         **{**content, "file": file.name},
         minutes=content["seconds"] / 60,
-        rows=_lines([*counts.items(), ("mismatches", mismatches)]),
+        rows=lines([*counts.items(), ("mismatches", mismatches)]),
         growth=memory["growth"],
         first=memory["readings"][0],
     )

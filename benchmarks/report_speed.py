@@ -73,7 +73,8 @@ These figures are from CPUs; GPU performance has not been measured.
 """
 
 
-def _lines(rows: Iterable[Iterable[str]]) -> str:
+def lines(rows: Iterable[Iterable[str]]) -> str:
+    """Rows of a Markdown table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
@@ -112,8 +113,8 @@ def throughput(file: Path) -> str:
         threads=content["threads_of_the_plain_loop"],
         file=file.name,
         command=content["command"],
-        rows=_lines(rows),
-        shares=_lines(shares),
+        rows=lines(rows),
+        shares=lines(shares),
     ) + "".join(_remarks(result) for result in content["results"])
 
 
@@ -133,7 +134,7 @@ def decisions(file: Path) -> str:
     rows = [
         [name, f"{row['milliseconds']:.3f}", f"{row['calls_per_step']:.0f}"] for name, row in content["parts"].items()
     ]
-    return DECISIONS.format(**{**content, "file": file.name, "rows": _lines(rows)})
+    return DECISIONS.format(**{**content, "file": file.name, "rows": lines(rows)})
 
 
 def formulations(file: Path) -> str:
@@ -151,7 +152,7 @@ def formulations(file: Path) -> str:
         rows.append([case, f"{fastest:,.2f}", *(_ratio(own.get(name)) for name in measured)])
     reasons = "; ".join(f"{name} ({status.removeprefix('not measured: ')})" for name, status in missing.items())
     return FORMULATIONS.format(
-        **{**content, "file": file.name, "rows": _lines(rows), "names": " | ".join(measured)},
+        **{**content, "file": file.name, "rows": lines(rows), "names": " | ".join(measured)},
         plural="" if content["threads"] == 1 else "s",
         missing=reasons or "nothing",
         rule="---|" * len(measured),

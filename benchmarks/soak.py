@@ -26,10 +26,11 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 from esper_agent.cli.main import FAILED, OK
-from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
+from esper_agent.cli.script import check_out, origin, run_script, write_json
 from esper_agent.settings.named_values import ConfigError, parse_env_settings
 from esper_agent.vectors import make_vector
 from esper_env import EsperVectorEnv
+from esper_env.checks import NON_NEGATIVE, POSITIVE, SHARE, Interval, check
 from esper_env.rules import Op, Stage
 from esper_env.telemetry import JsonlSink
 from esper_env.telemetry.memory import resident_mib
@@ -52,35 +53,24 @@ class SoakSettings:
 
     out: Path
     """JSON file of the results; an existing one is replaced."""
-    minutes: float = 10.0
+    minutes: Annotated[float, POSITIVE] = 10.0
     """Duration."""
-    steps: Annotated[int | None, tyro.conf.DisallowNone] = None
+    steps: Annotated[int | None, tyro.conf.DisallowNone, POSITIVE] = None
     """Duration in steps of the vector, instead of minutes."""
     env: str = "Esper-Digits-v0"
     """Task."""
     env_settings: tuple[str, ...] = ()
     """Settings of the environment as NAME=VALUE, for example isolation=straight_through."""
-    num_envs: int = 16
-    """Number of networks."""
-    seed: int = 0
+    num_envs: Annotated[int, Interval(2)] = 16
+    """Number of networks; faults break some and leave at least one."""
+    seed: Annotated[int, NON_NEGATIVE] = 0
     """Seed of the environments, the actions and the faults."""
-    illegal_share: float = 0.2
+    illegal_share: Annotated[float, SHARE] = 0.2
     """Share of the actions that ignore the masks."""
-    fault_share: float = 0.05
+    fault_share: Annotated[float, SHARE] = 0.05
     """Share of the steps with faults."""
-    replay_share: float = 0.02
+    replay_share: Annotated[float, SHARE] = 0.02
     """Share of the steps after which a stretch is played twice."""
-
-    def checked(self) -> SoakSettings:
-        """These settings, or a ``ConfigError``."""
-        if not 0 < self.minutes < float("inf"):
-            raise ConfigError(f"minutes is {self.minutes}; expected a positive number")
-        check_least(self, num_envs=2, **({} if self.steps is None else {"steps": 1}))  # one network has no fault
-        for name in ("illegal_share", "fault_share", "replay_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
-        check_out(self.out)
-        return self
 
 
 class Soak:
@@ -204,7 +194,9 @@ def open_soak(settings: SoakSettings) -> Iterator[Soak]:
 
 def measure(settings: SoakSettings, flags: Sequence[str], console: Console) -> int:
     """Soak, write the file and print the table; return the exit code."""
-    in_steps = settings.checked().steps is not None
+    check(settings)
+    check_out(settings.out)
+    in_steps = settings.steps is not None
     total, unit = (settings.steps, "step") if in_steps else (round(60 * settings.minutes), "s")
     with open_soak(settings) as soak, tqdm(total=total, unit=unit, desc=settings.env, mininterval=1) as bar:
         begin = time.monotonic()

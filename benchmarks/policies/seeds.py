@@ -16,15 +16,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from esper_agent.cli.main import OK, SIGNALLED, parse
-from esper_agent.cli.script import check_least, check_writable
+from esper_agent.cli.script import check_writable
 from esper_agent.settings.config_file import plain, read_config
 from esper_agent.settings.named_values import ConfigError
 from esper_agent.training.callbacks import StopOnInterrupt
 from esper_agent.training.run import HELD_OUT_SEED, TrainSettings
 from esper_agent.training.run_folder import CONFIG, EPISODES, MODEL, VERSIONS, RunError
+from esper_env.checks import POSITIVE, check
 from esper_env.persistence import write_text
 from tqdm import tqdm
 
@@ -62,15 +63,15 @@ class StudySettings:
     """Task to train and evaluate on."""
     env_settings: tuple[str, ...] = ()
     """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict, in training and evaluation."""
-    total_timesteps: int = 40_960
+    total_timesteps: Annotated[int, POSITIVE] = 40_960
     """Environment steps of each training run."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Training seeds."""
-    episodes: int = 100
+    episodes: Annotated[int, POSITIVE] = 100
     """Held-out episodes of each policy, the same for all."""
     baselines: tuple[str, ...] = ("heuristic", "conv_light", "conv_heavy", "random", "wait")
     """Policies to compare with."""
-    workers: int = 2
+    workers: Annotated[int, POSITIVE] = 2
     """Parallel training processes."""
     train_flags: str = ""
     """Further flags of `esper train` for every seed, as one text after an equals sign:
@@ -78,17 +79,17 @@ class StudySettings:
 
     def checked(self) -> StudySettings:
         """These settings, or a ``ConfigError``."""
-        check_least(self, episodes=1, workers=1)
+        check(self)
         most = HELD_OUT_SEED // SEED_DISTANCE
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not all(0 <= s < most for s in self.seeds):
-            raise ConfigError(f"seeds are {list(self.seeds)}; expected distinct numbers from 0 to {most - 1}")
+            raise ConfigError(f"`seeds` is {list(self.seeds)}; expected distinct numbers from 0 to {most - 1}")
         taken = [name for name in self.baselines if name.partition("-")[0] in (LEARNED, LIKELIEST)]
         if taken or len(set(self.baselines)) < len(self.baselines):
             raise ConfigError(
-                f"baselines are {list(self.baselines)}; expected distinct names other than {LEARNED} and {LIKELIEST}"
+                f"`baselines` is {list(self.baselines)}; expected distinct names other than {LEARNED} and {LIKELIEST}"
             )
         if self.out.resolve() in [run_folder(self, seed).resolve() for seed in self.seeds]:
-            raise ConfigError(f"out is {self.out}, the folder of a training run; give another folder")
+            raise ConfigError(f"`out` is {self.out}, the folder of a training run; give another folder")
         for folder in (self.out, self.runs):
             check_writable(folder)
         return self
@@ -104,12 +105,12 @@ def train_arguments(settings: StudySettings, seed: int) -> list[str]:
     try:
         flags = shlex.split(settings.train_flags)
     except ValueError as error:
-        raise ConfigError(f"train_flags are {settings.train_flags!r}: {error}; close every quotation") from None
+        raise ConfigError(f"`train_flags` is {settings.train_flags!r}: {error}; close every quotation") from None
     for flag in flags:
         name = flag.partition("=")[0].replace("_", "-")
         if name in OWN_FLAGS:
             raise ConfigError(
-                f"train_flags contain {name}, which the study sets; leave it out or use the study's own flag"
+                f"`train_flags` contain {name}, which the study sets; leave it out or use the study's own flag"
             )
     return [
         "train",
@@ -127,7 +128,9 @@ def train_settings(settings: StudySettings, seed: int) -> TrainSettings:
     """Settings that `esper train` reads from the arguments of a seed."""
     wanted: TrainSettings = parse(train_arguments(settings, seed)).checked()
     if wanted.num_envs > SEED_DISTANCE:
-        raise ConfigError(f"num_envs is {wanted.num_envs}; expected at most {SEED_DISTANCE}, the distance of the seeds")
+        raise ConfigError(
+            f"`num_envs` is {wanted.num_envs}; expected at most {SEED_DISTANCE}, the distance of the seeds"
+        )
     return wanted
 
 

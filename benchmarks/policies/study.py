@@ -38,6 +38,7 @@ from figure import draw_comparison
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 from rich.table import Table
+from rows import COLUMNS, comparison_rows
 from seeds import (
     LEARNED,
     LIKELIEST,
@@ -129,41 +130,12 @@ def mean_where_measured(values: Sequence[float | None]) -> float:
 
 def table(summary: Mapping[str, Any], title: str) -> Table:
     """Table of the comparison."""
-    rows = Table(title=title)
-    for column in (
-        "policy",
-        "return, IQM [95%]",
-        "learned minus it [95%]",
-        "test %",
-        "parameters",
-        "fossilized",
-        "WAIT",
-    ):
-        rows.add_column(column, justify="left" if column == "policy" else "right")
-    for name, described in summary["policies"].items():
-        difference = summary["estimates"]["learned_minus"].get(name)
-        rows.add_row(
-            name,
-            interval(summary["estimates"]["return"][name]),
-            "" if difference is None else interval(difference),
-            number(described["test_accuracy"], ".1f"),
-            number(described["parameters_added"], ",.0f"),
-            f"{described['fossilized']:.2f}",
-            f"{described['wait_share']:.0%}",
-        )
-    return rows
-
-
-def number(value: float, form: str) -> str:
-    """Text of a number; empty for NaN."""
-    return "" if math.isnan(value) else format(value, form)
-
-
-def interval(estimate: Mapping[str, float]) -> str:
-    """Return the value of an estimate as text, with its interval if it has one."""
-    if math.isnan(estimate["low"]):
-        return f"{estimate['iqm']:.3f}"
-    return f"{estimate['iqm']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    lines = Table(title=title)
+    for column in COLUMNS:
+        lines.add_column(column, justify="left" if column == "policy" else "right")
+    for row in comparison_rows(summary):
+        lines.add_row(*row)
+    return lines
 
 
 def summarise(

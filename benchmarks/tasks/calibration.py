@@ -18,13 +18,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import headroom
 from esper_agent.cli.main import FAILED, OK
-from esper_agent.cli.script import check_least, origin, run_script, write_json
+from esper_agent.cli.script import origin, run_script, write_json
 from esper_agent.settings.named_values import ConfigError
-from esper_env.checks import is_finite
+from esper_env.checks import Interval, check, is_finite
 from esper_env.seeds import offered_blueprints
 from headroom import HOST, HeadroomSettings
 from rich.console import Console
@@ -87,7 +87,7 @@ class CalibrationSettings:
     out: Path
     """JSON file of the verdicts; the measurements go beside it, as headroom-cifar-v0.json and
     headroom-cifar-impaired-v0.json."""
-    episodes: int = 4
+    episodes: Annotated[int, Interval(2)] = 4
     """Episodes of each network, at least two, because the verdicts need the spread."""
     judge_only: bool = False
     """Judge existing files without measuring."""
@@ -178,9 +178,9 @@ def _is_number(value: object, least: float) -> bool:
 
 def run(settings: CalibrationSettings, flags: Sequence[str], console: Console) -> int:
     """Measure, judge, write the verdicts and print them; return the exit code."""
+    check(settings)
     if settings.out.is_dir() or settings.out.name in [one.file for one in measurements()]:
-        raise ConfigError(f"out is {settings.out}; expected a JSON file with a name that no measurement has")
-    check_least(settings, episodes=2)
+        raise ConfigError(f"`out` is {settings.out}; expected a JSON file with a name that no measurement has")
     if not settings.judge_only:
         measure(settings, console)
     found = {one.env: measured(settings.out.parent / one.file, one.env, (HOST, *one.judged)) for one in measurements()}

@@ -15,14 +15,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from esper_agent.cli.main import OK
-from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
+from esper_agent.cli.script import check_out, origin, run_script, write_json
 from esper_agent.policies.baselines import WaitPolicy
 from esper_agent.settings.named_values import ConfigError, parse_env_settings
 from esper_agent.vectors import make_vector
+from esper_env.checks import NON_NEGATIVE, POSITIVE, check
 from esper_env.devices import resolve_device
 from esper_env.rules import ObservationView
 from gymnasium.vector import AutoresetMode
@@ -43,9 +44,9 @@ class HeadroomSettings:
     """JSON file of the results; an existing one is replaced."""
     env: str = "Esper-Digits-v0"
     """Task; `esper info` lists them."""
-    episodes: int = 32
+    episodes: Annotated[int, POSITIVE] = 32
     """Episodes of each network."""
-    seed: int = 1000
+    seed: Annotated[int, NON_NEGATIVE] = 1000
     """Seed of the first episode."""
     plans: tuple[str, ...] = ("", "r0c0=conv_light", "r0c1=conv_light", "r0c2=conv_light", "r0c0=conv_heavy")
     """Seeds planted at the start, as SLOT=BLUEPRINT joined by commas; an empty text is the host alone."""
@@ -56,9 +57,9 @@ class HeadroomSettings:
 
     def checked(self) -> HeadroomSettings:
         """These settings, or a ``ConfigError``."""
-        check_least(self, episodes=1, seed=0)
+        check(self)
         if not self.plans or len(set(self.plans)) < len(self.plans):
-            raise ConfigError(f"plans are {list(self.plans)}; expected one or more distinct plans")
+            raise ConfigError(f"`plans` is {list(self.plans)}; expected one or more distinct plans")
         check_out(self.out)
         return self
 

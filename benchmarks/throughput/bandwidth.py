@@ -48,23 +48,11 @@ PARAMETER_MOVES = 9
 LOGIT_MOVES = 2
 
 
-class BandwidthLimit(NamedTuple):
-    """Training speed that memory bandwidth allows."""
-
-    samples_per_second: float  # over all networks
-    share: float  # measured speed over the limit
-
-
 def copy_bandwidth(device: torch.device, size: int = COPY_BYTES, repeats: int = COPY_REPEATS) -> float:
     """Measure the copy bandwidth of a device: bytes read and written per second, the median of the repeats.
 
     On the CPU, the copy uses PyTorch's intra-op threads.
-
-    Raises:
-        ValueError: ``size`` or ``repeats`` is below 1.
     """
-    if size < 1 or repeats < 1:
-        raise ValueError(f"size is {size} and repeats {repeats}; expected at least 1 of both")
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     timed = _seconds_on_cuda if device.type == "cuda" else _seconds
@@ -135,28 +123,3 @@ def bytes_per_minibatch(host: nn.Module, batch_size: int, image_shape: Sequence[
     values += LOGIT_MOVES * logits.numel()
     values += PARAMETER_MOVES * sum(parameter.numel() for parameter in twin.parameters())
     return values * element_size
-
-
-def bandwidth_limit(
-    bandwidth: float, minibatch_bytes: int, batch_size: int, measured_samples_per_second: float
-) -> BandwidthLimit:
-    """Return the training samples per second that a bandwidth allows, and the measured share of them.
-
-    The limit does not depend on the number of networks: n networks move n times the bytes for n times the samples.
-
-    Args:
-        bandwidth: bytes per second.
-        minibatch_bytes: bytes of one network's minibatch, from :func:`bytes_per_minibatch`.
-        batch_size: samples in that minibatch.
-        measured_samples_per_second: measured speed over all networks.
-
-    Raises:
-        ValueError: a bandwidth, byte count or batch size that is not positive.
-    """
-    if not (bandwidth > 0 and minibatch_bytes > 0 and batch_size > 0):
-        raise ValueError(
-            f"bandwidth is {bandwidth}, minibatch_bytes {minibatch_bytes} and batch_size {batch_size}; "
-            "expected positive numbers"
-        )
-    limit = bandwidth * batch_size / minibatch_bytes
-    return BandwidthLimit(limit, measured_samples_per_second / limit)

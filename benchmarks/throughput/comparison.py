@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from bandwidth import bandwidth_limit, bytes_per_minibatch
+from bandwidth import bytes_per_minibatch
 from contenders import Contender, Environments, Shares
 from esper_env.devices import resolve_device
 from esper_env.population import host_builder
@@ -83,12 +83,15 @@ def shares_of_a_step(
 
 
 def memory_limit(task: TaskConfig, bandwidth: float, measured: float) -> dict[str, float]:
-    """Limit that memory bandwidth sets, and the measured share of it, in training samples per second."""
+    """Training samples per second that memory bandwidth allows, and the measured share of them.
+
+    The limit does not depend on the number of networks: n networks move n times the bytes for n times the samples.
+    """
     spec = task.host
     shape = (spec.in_channels, spec.image_size, spec.image_size)
     size = bytes_per_minibatch(host_builder(task)(), task.batch_size, shape, ELEMENT_SIZE[task.precision])
-    limit = bandwidth_limit(bandwidth, size, task.batch_size, measured)
-    return {"bytes_per_minibatch": size, "limit_samples_per_second": limit.samples_per_second, "share": limit.share}
+    limit = bandwidth * task.batch_size / size
+    return {"bytes_per_minibatch": size, "limit_samples_per_second": limit, "share": measured / limit}
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> Table:

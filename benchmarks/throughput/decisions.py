@@ -17,14 +17,15 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from unittest import mock
 
 import esper_env  # noqa: F401  registers the ids
 import gymnasium
 import numpy as np
 from esper_agent.cli.main import OK
-from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
+from esper_agent.cli.script import check_out, origin, run_script, write_json
+from esper_env.checks import POSITIVE, check
 from esper_env.rules import lifecycle
 from rich.console import Console
 from rich.table import Table
@@ -42,16 +43,10 @@ class DecisionSettings:
     """JSON file of the results; an existing one is replaced."""
     env: str = "Esper-Digits-v0"
     """Task."""
-    n: int = 64
+    n: Annotated[int, POSITIVE] = 64
     """Number of networks."""
-    steps: int = 200
+    steps: Annotated[int, POSITIVE] = 200
     """Steps of the run."""
-
-    def checked(self) -> DecisionSettings:
-        """These settings, or a ``ConfigError``."""
-        check_least(self, n=1, steps=1)
-        check_out(self.out)
-        return self
 
 
 def parts_of(growth: Any) -> dict[str, tuple[Any, str]]:
@@ -103,7 +98,9 @@ def play(settings: DecisionSettings) -> dict[str, dict[str, float]]:
 
 def measure(settings: DecisionSettings, flags: Sequence[str], console: Console) -> int:
     """Play, write the file and print the table."""
-    parts = play(settings.checked())
+    check(settings)
+    check_out(settings.out)
+    parts = play(settings)
     content = {
         **origin("benchmarks/throughput/decisions.py", flags),
         "env": settings.env,

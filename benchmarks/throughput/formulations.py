@@ -27,8 +27,9 @@ import tyro
 from contenders import Contender, PlainLoop
 from convolutions import FORMULATIONS, NEEDS_CUDA, Problem
 from esper_agent.cli.main import OK
-from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
+from esper_agent.cli.script import check_out, origin, run_script, write_json
 from esper_agent.settings.named_values import ConfigError, parse_env_settings
+from esper_env.checks import POSITIVE, Interval, check
 from esper_env.data import DataFamily, load_data
 from esper_env.devices import resolve_device
 from esper_env.tasks import TaskConfig, make_task
@@ -57,8 +58,8 @@ class FormulationSettings:
     """Task that provides the host and the slots."""
     env_settings: tuple[str, ...] = ()
     """Further settings of the environment as NAME=VALUE."""
-    n: int = 64
-    """Number of networks."""
+    n: Annotated[int, Interval(2)] = 64
+    """Number of networks, at least two, because this compares ways to run several."""
     batch_size: Annotated[int | None, tyro.conf.DisallowNone] = None
     """Samples of each network's minibatch, default the task's."""
     device: str = "auto"
@@ -66,29 +67,23 @@ class FormulationSettings:
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """float32; tf32: convolutions and matmuls in TF32 (CUDA); bfloat16: features in bfloat16, with float32 weights
     that every forward pass converts, as autocast does."""
-    rounds: int = 5
+    rounds: Annotated[int, POSITIVE] = 5
     """Turns of each formulation."""
-    seconds: float = 0.5
+    seconds: Annotated[float, POSITIVE] = 0.5
     """Approximate seconds of a turn; a turn has at least one step."""
-    threads: int = os.cpu_count() or 1
+    threads: Annotated[int, POSITIVE] = os.cpu_count() or 1
     """Intra-op threads on the CPU; for the engine, worker threads, one shard each."""
-    streams: int = 8
+    streams: Annotated[int, Interval(1, MAX_STREAMS)] = 8
     """CUDA streams of the formulations that use several."""
     cudnn_benchmark: bool = False
     """Let cuDNN choose its fastest algorithm by trial."""
 
     def checked(self) -> FormulationSettings:
         """These settings, or a ``ConfigError``."""
-        if self.n < 2:
-            raise ConfigError(f"n is {self.n}; expected at least 2, because this compares ways to run several networks")
-        check_least(self, rounds=1, threads=1)
-        if not 0 < self.seconds < float("inf"):
-            raise ConfigError(f"seconds are {self.seconds}; expected a number above 0")
-        if not 1 <= self.streams <= MAX_STREAMS:
-            raise ConfigError(f"streams is {self.streams}; expected 1 to {MAX_STREAMS}")
+        check(self)
         check_out(self.out)
         if self.precision == "tf32" and resolve_device(self.device).type != "cuda":
-            raise ConfigError("precision is 'tf32', which needs a CUDA device; use 'float32', or another device")
+            raise ConfigError("`precision` is 'tf32', which needs a CUDA device; use 'float32', or another device")
         self.task()
         return self
 

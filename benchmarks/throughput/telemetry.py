@@ -21,16 +21,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from esper_agent.cli.main import OK
-from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
+from esper_agent.cli.script import check_out, origin, run_script, write_json
 from esper_agent.evaluation.statistics import bootstrap_interval
 from esper_agent.policies.baselines import POLICIES
 from esper_agent.settings.named_values import ConfigError
 from esper_agent.vectors import make_vector
+from esper_env.checks import NON_NEGATIVE, POSITIVE, check
 from esper_env.telemetry import Detail, JsonlSink, MemoryWarning
 from gymnasium.vector import AutoresetMode, VectorEnv
 from rich.console import Console
@@ -58,21 +59,20 @@ class TelemetrySettings:
     """Policies; `esper evaluate --help` lists them."""
     counts: tuple[int, ...] = (16, 32)
     """Numbers of networks."""
-    rounds: int = 50
+    rounds: Annotated[int, POSITIVE] = 50
     """Turns of each contender."""
-    steps: int = 4
+    steps: Annotated[int, POSITIVE] = 4
     """Steps of a turn."""
-    warmup: int = 60
+    warmup: Annotated[int, NON_NEGATIVE] = 60
     """Steps with a sink before the first round, which include the first isolation check of each blueprint."""
 
     def checked(self) -> TelemetrySettings:
         """These settings, or a ``ConfigError``."""
-        check_least(self, rounds=1, steps=1, warmup=0)
+        check(self)
         if not self.counts or min(self.counts) < 1:
-            raise ConfigError(f"counts is {self.counts}; expected at least one number of networks, each at least 1")
-        unknown = [name for name in self.policies if name not in POLICIES]
-        if not self.policies or unknown:
-            raise ConfigError(f"policies is {self.policies}; expected at least one of {', '.join(POLICIES)}")
+            raise ConfigError(f"`counts` is {list(self.counts)}; expected one or more positive integers")
+        if not self.policies or not set(self.policies) <= set(POLICIES):
+            raise ConfigError(f"`policies` is {list(self.policies)}; expected one or more of {', '.join(POLICIES)}")
         check_out(self.out)
         return self
 

@@ -22,14 +22,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from bandwidth import copy_bandwidth
 from comparison import BARE, LOOP, NATIVE, compare, remarks, shares_table, table
 from contenders import BareLoop, Contender, Environments, PlainLoop
 from esper_agent.cli.main import OK
-from esper_agent.cli.script import check_least, check_out, origin, run_script, write_json
+from esper_agent.cli.script import check_out, origin, run_script, write_json
 from esper_agent.settings.named_values import ConfigError, parse_env_settings
+from esper_env.checks import POSITIVE, check
 from esper_env.devices import resolve_device
 from esper_env.tasks import make_task
 from rich.console import Console
@@ -55,24 +56,22 @@ class ThroughputSettings:
     planted: a conv_light seed in every slot from the start."""
     rivals: tuple[Literal["loop", "bare", "sync", "async"], ...] = ("loop", "bare", "sync", "async")
     """Rivals. The loops train hosts only and do not take part in other workloads."""
-    rounds: int = 5
+    rounds: Annotated[int, POSITIVE] = 5
     """Turns of each contender."""
-    seconds: float = 2.0
+    seconds: Annotated[float, POSITIVE] = 2.0
     """Approximate seconds of a turn; a turn has at least one step."""
-    threads: int = os.cpu_count() or 1
+    threads: Annotated[int, POSITIVE] = os.cpu_count() or 1
     """Intra-op threads of the plain loop."""
     bandwidth: bool = False
     """Also measure the copy bandwidth of memory, and report the share of that limit that training reaches."""
 
     def checked(self) -> ThroughputSettings:
         """These settings, or a ``ConfigError``."""
+        check(self)
         if not self.counts or min(self.counts) < 1:
-            raise ConfigError(f"counts are {list(self.counts)}; expected one or more of at least 1")
-        check_least(self, rounds=1, threads=1)
-        if not 0 < self.seconds < float("inf"):
-            raise ConfigError(f"seconds are {self.seconds}; expected a number above 0")
+            raise ConfigError(f"`counts` is {list(self.counts)}; expected one or more positive integers")
         if self.workload != "host" and set(self.rivals) == set(HOST_ONLY) & set(self.rivals):
-            raise ConfigError(f"rivals are {list(self.rivals)}, which train hosts only; name sync or async as well")
+            raise ConfigError(f"`rivals` is {list(self.rivals)}, which train hosts only; name sync or async as well")
         if self.bandwidth and self.workload != "host":
             raise ConfigError("the limit of memory bandwidth is that of hosts; leave out --bandwidth, or --workload")
         check_out(self.out)

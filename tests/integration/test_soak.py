@@ -1,26 +1,164 @@
-"""The soak passes a sound environment and finds broken ones."""
+"""The soak: sound steps pass, and every kind of defect is found."""
 
+import copy
 import importlib
 import json
-import sys
+from contextlib import closing
 from pathlib import Path
 from unittest import mock
 
+import gymnasium
 import numpy as np
 import pytest
 from esper_env.population.snapshots import Mismatch, Snapshots
-from esper_env.rules import lifecycle
+from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op
+from esper_env.rules.stages import Stage
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-LITTLE = ["--num-envs", "4", "--env-settings", "batches_per_step=1", "batch_size=16", "horizon=12"]
+TINY = {"horizon": 9, "batches_per_step": 1, "batch_size": 8}
+LITTLE = ["--num-envs", "4", "--env-settings", *(f"{name}={value}" for name, value in TINY.items())]
 OFTEN = ["--fault-share", "0.3", "--replay-share", "0.1", "--illegal-share", "0.3"]
+ROW, SEED, GATE = 1, ("seeds", "1", "1"), ("gates", "1")
+DIFFERS = "a tensor that differs from the snapshot"
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 @pytest.fixture
-def soak(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.delitem(sys.modules, "soak", raising=False)
+def soak():
     return importlib.import_module("soak")
+
+
+@pytest.fixture
+def checks():
+    return importlib.import_module("soaking.checks")
+
+
+@pytest.fixture
+def faults():
+    return importlib.import_module("soaking.faults")
+
+
+@pytest.fixture
+def env():
+    """Three networks with a fossilized seed in the middle."""
+    with closing(gymnasium.make_vec("Esper-Digits-v0", num_envs=3, **TINY).unwrapped) as made:
+        made.reset(seed=0, options={"topology": {"r0c1": "conv_light"}})
+        yield made
+
+
+def actions(**heads):
+    """WAIT for all but network 1."""
+    made = np.stack([np.array(HEAD_DEFAULTS)] * 3)
+    for name, value in heads.items():
+        made[ROW, Head[name.upper()]] = value
+    return made
+
+
+def found(counter):
+    return {name: count for name, count in counter.items() if count}
+
+
+# Steps
+
+ILLEGAL = {"op": Op.FOSSILIZE, "slot": 0}
+VALIDITY = "an action whose validity differs from the masks"
+
+
+@pytest.mark.parametrize("heads", [{}, {"op": Op.GERMINATE, "blueprint": 1}, ILLEGAL])
+def test_check_step_passes_sound_steps_to_the_end_of_the_episode(env, checks, heads):
+    for _ in range(TINY["horizon"]):
+        before = env.observe()
+        result = env.step(actions(**heads))
+        assert found(checks.check_step(env, before, actions(**heads), result)) == {}
+    assert result[2].all()
+
+
+@pytest.mark.parametrize(
+    ("heads", "values_of", "value", "name"),
+    [
+        ({}, lambda result: result[0]["features"][:, 0], 2.5, "an observation outside its space"),
+        ({}, lambda result: result[1], np.nan, "a reward that is not finite"),
+        ({}, lambda result: result[4]["action_valid"], False, VALIDITY),
+        (ILLEGAL, lambda result: result[4]["action_valid"], True, VALIDITY),
+        (ILLEGAL, lambda result: result[4]["op"], Op.FOSSILIZE, "an illegal action that was carried out"),
+    ],
+)
+def test_check_step_finds_a_defect(env, checks, heads, values_of, value, name):
+    before, result = env.observe(), env.step(actions(**heads))
+    values_of(result)[ROW] = value
+    assert found(checks.check_step(env, before, actions(**heads), result)) == {name: 1}
+
+
+def test_differences_counts_arrays_that_differ(checks):
+    one = ({"a": np.array([1.0, np.nan, 3.0])}, np.array([1, 2, 3]))
+    other = ({"a": np.array([1.0, np.nan, 4.0])}, np.array([0, 2, 3]))
+    assert checks.differences(one, copy.deepcopy(one)) == 0
+    assert checks.differences(one, other) == 2
+    assert checks.differences(one, other, ignored=np.array([2])) == 1
+    assert checks.differences(one, other, ignored=np.array([0, 2])) == 0
+
+
+# Restored networks
+
+
+@pytest.fixture
+def rolled_back(env, faults):
+    """State after a rollback of network 1, which lost its seed in slot 0; the others have one."""
+    planted = actions()
+    planted[:, Head.OP], planted[:, Head.BLUEPRINT] = Op.GERMINATE, 1
+    env.step(planted)
+    state = env.get_state()
+    faults.inject(faults.Fault.INFINITE_BUFFER, state, ROW, np.random.default_rng(0))
+    env.set_state(state)
+    infos = env.step(actions())[4]
+    assert infos["rollback"].tolist() == [False, True, False]
+    state = env.get_state()
+    assert state["table"]["stage"][ROW].tolist() == [Stage.PRUNED, Stage.FOSSILIZED, Stage.DORMANT]
+    return state
+
+
+def test_check_rolled_back_passes_a_restored_network_and_finds_a_live_seed(rolled_back, checks):
+    assert found(checks.check_rolled_back(rolled_back, ROW)) == {}
+    rolled_back["table"]["stage"][ROW, 0] = Stage.TRAINING
+    assert found(checks.check_rolled_back(rolled_back, ROW)) == {"a live seed after a rollback": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "name"),
+    [
+        (("host",), "parameters", DIFFERS),
+        (("host",), "buffers", DIFFERS),
+        (SEED, "parameters", DIFFERS),
+        (GATE, "parameters", DIFFERS),
+        (("host",), "momentum", "a momentum that is not zero"),
+        (SEED, "momentum", "a momentum that is not zero"),
+    ],
+)
+def test_check_rolled_back_finds_a_changed_tensor(rolled_back, checks, path, kind, name):
+    values = next(iter(checks._at(rolled_back["population"], path)[kind].values()))
+    values[0] += 1
+    assert found(checks.check_rolled_back(rolled_back, ROW)) == {}, "this row belongs to another network"
+    values[ROW] += 1
+    assert found(checks.check_rolled_back(rolled_back, ROW)) == {name: 1}
+
+
+def test_inject_changes_one_network_only(env, checks, faults):
+    for fault in faults.FAULTS:
+        for number in range(5):
+            state = env.get_state()
+            slot = faults.inject(fault, state, ROW, np.random.default_rng(number))
+            kinds = [part["population"]["host" if slot is None else "seeds"] for part in (state, env.get_state())]
+            assert checks.differences(*kinds) > 0, fault
+            assert checks.differences(*kinds, ignored=np.array([ROW])) == 0, fault
+            numbers = np.concatenate([leaf[ROW].ravel() for _, leaf in checks._leaves(kinds[0])])
+            assert np.isfinite(numbers).all() != fault.must_be_caught, fault
+
+
+# The soak
 
 
 def run(soak, out, *arguments):
@@ -37,8 +175,7 @@ def test_soak_passes_a_sound_environment(soak, tmp_path, capsys):
     faults = {name: count for name, count in counts.items() if name.startswith("fault: ")}
     assert len(faults) == 4
     assert result["faults"] == sum(faults.values())
-    names = "episodes, illegal actions, rollbacks, faults rolled back at once, stretches played twice"
-    for name in names.split(", "):
+    for name in ("episodes", "illegal actions", "rollbacks", "faults rolled back at once", "stretches played twice"):
         assert counts[name] > 0, name
     assert counts["steps"] >= 40 * 4
     assert len(result["memory_mib"]["readings"]) == 20
@@ -49,20 +186,8 @@ def test_soak_finds_a_rollback_that_restores_nothing(soak, tmp_path, capsys):
     with mock.patch.object(Snapshots, "restore", return_value=Mismatch((), ())):
         code, result = run(soak, tmp_path / "soak.json", "--steps", "12")
     assert code == 1
-    assert "a tensor that differs from the snapshot" in result["mismatches"]
-    assert "MISMATCH a tensor that differs from the snapshot" in capsys.readouterr().out
-
-
-def test_soak_finds_a_seed_that_survives_a_rollback(soak, tmp_path):
-    sound = lifecycle.roll_back
-
-    def spare(table, before, rows, kept):
-        return sound(table, before, rows, kept | before.is_live)
-
-    with mock.patch.object(lifecycle, "roll_back", spare):
-        code, result = run(soak, tmp_path / "soak.json", "--steps", "20")
-    assert code == 1
-    assert "a live seed after a rollback" in result["mismatches"]
+    assert DIFFERS in result["mismatches"]
+    assert f"MISMATCH {DIFFERS}" in capsys.readouterr().out
 
 
 def test_soak_finds_a_fault_that_changes_other_networks(soak, tmp_path):
@@ -79,28 +204,32 @@ def test_soak_finds_a_fault_that_changes_other_networks(soak, tmp_path):
     assert "other networks after a fault" in result["mismatches"]
 
 
+def test_soak_finds_an_uncaught_fault_and_a_state_that_is_not_loaded(soak, tmp_path):
+    settings = soak.tyro.cli(soak.SoakSettings, args=["--out", str(tmp_path / "soak.json"), *LITTLE])
+    with soak.open_soak(settings) as made:
+        made._replay()
+        assert found(made.mismatches) == {}
+        with mock.patch.object(made.vector, "load_state"):
+            made._replay()
+        assert found(made.mismatches)["a stretch that was played twice"] > 0
+        with mock.patch.object(soak, "inject", return_value=None), mock.patch.object(soak, "FAULTS", soak.FAULTS[:1]):
+            made._step_with_faults(made._actions())
+        assert found(made.mismatches)["a fault that was not caught"] >= 1
+        made.memory = [float(mib) for mib in range(100)]
+        assert made.growth == 90.0
+        assert made.readings(3) == [0.0, 49.0, 99.0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--minutes", "0"], "minutes is 0.0; expected a positive number"),
-        (["--steps", "0"], "steps is 0; expected at least 1"),
-        (["--num-envs", "1"], "num_envs is 1; expected at least 2"),
-        (["--fault-share", "1.5"], "fault_share is 1.5; expected a share from 0 to 1"),
+        (["--minutes", "0"], "`minutes` is 0.0; expected a positive number"),
+        (["--steps", "0"], "`steps` is 0; expected a positive integer"),
+        (["--num-envs", "1"], "`num_envs` is 1; expected an integer of at least 2"),
+        (["--fault-share", "1.5"], "`fault_share` is 1.5; expected a number in [0, 1]"),
     ],
 )
 def test_soak_rejects_bad_settings(soak, tmp_path, arguments, words, capsys):
     assert soak.main(["--out", str(tmp_path / "soak.json"), *arguments]) == 2
     assert words in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.usefixtures("soak")
-def test_differences_counts_arrays_that_differ():
-    checks = importlib.import_module("soaking.checks")
-    one = ({"a": np.array([1.0, np.nan, 3.0])}, np.array([1, 2, 3]))
-    same = ({"a": np.array([1.0, np.nan, 3.0])}, np.array([1, 2, 3]))
-    other = ({"a": np.array([1.0, np.nan, 4.0])}, np.array([0, 2, 3]))
-    assert checks.differences(one, same) == 0
-    assert checks.differences(one, other) == 2
-    assert checks.differences(one, other, ignored=np.array([2])) == 1
-    assert checks.differences(one, other, ignored=np.array([0, 2])) == 0

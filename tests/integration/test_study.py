@@ -1,7 +1,7 @@
 """The policy study and the headroom benchmark: settings, reuse of training runs, and result files."""
 
 import csv
-import importlib.util
+import importlib
 import json
 import math
 import subprocess
@@ -22,28 +22,25 @@ TINY = ["--env-settings", "horizon=4", "batches_per_step=1", "--episodes", "2", 
 FLAGS = "--train-flags=--num-envs 2 --n-steps 8 --batch-size 16 --n-epochs 1"
 
 
-def load(script: str):
-    spec = importlib.util.spec_from_file_location(Path(script).stem, BENCHMARKS / script)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(autouse=True)
 def _benchmarks_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for folder in ("", "tasks", "policies"):
+        monkeypatch.syspath_prepend(str(BENCHMARKS / folder))
 
 
 @pytest.fixture
-def study(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS / "policies"))
-    return load("policies/study.py")
+def study():
+    return importlib.import_module("study")
 
 
 @pytest.fixture
-def seeds(study):
-    return sys.modules[study.train_seeds.__module__]
+def headroom():
+    return importlib.import_module("headroom")
+
+
+@pytest.fixture
+def report():
+    return importlib.import_module("report")
 
 
 @pytest.fixture
@@ -51,83 +48,72 @@ def settings(study, tmp_path):
     return study.StudySettings(out=tmp_path / "out", runs=tmp_path / "runs", seeds=(0,), total_timesteps=640)
 
 
-def leave_run(study, settings, *, complete, **changes):
-    """Files of a training run of seed 0, without training."""
+def leave_run(study, settings):
+    """Files of a training run of seed 0 that did not complete."""
     folder = study.run_folder(settings, 0)
     folder.mkdir(parents=True)
-    config = plain(study.train_settings(settings, 0)) | changes
+    config = plain(study.train_settings(settings, 0))
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    for name in ("model.zip", "episodes.csv", *(["complete"] if complete else [])):
+    for name in ("model.zip", "episodes.csv"):
         (folder / name).touch()
     return folder
 
 
-def complete(study, settings):
-    return study.is_complete(study.run_folder(settings, 0), study.train_settings(settings, 0))
+def test_run_is_complete_only_after_training_with_the_same_settings(study, settings):
+    folder = leave_run(study, settings)
 
+    def complete(**changes):
+        return study.is_complete(folder, study.train_settings(replace(settings, **changes), 0))
 
-def test_run_is_complete_only_after_training(study, settings):
-    folder = leave_run(study, settings, complete=False)
-    assert not complete(study, settings)
+    assert not complete()
     (folder / "complete").touch()
-    assert complete(study, settings)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+    assert complete()
+    for changes, message in (
         ({"total_timesteps": 999_999}, "total_timesteps 640 instead of 999999"),
         ({"train_flags": "--n-steps 8 --ent-coef 0.02"}, "n_steps 40 instead of 8, ent_coef 0.03 instead of 0.02"),
         ({"env_settings": ("horizon=4",)}, "env_settings {} instead of {'horizon': 4}"),
-    ],
-)
-def test_run_with_other_settings_is_rejected(study, settings, changes, message):
-    folder = leave_run(study, settings, complete=False)
-    with pytest.raises(RunError, match=f"{message}; give another folder with --runs"):
-        complete(study, replace(settings, **changes))
-    assert (folder / "model.zip").exists()
-
-
-@pytest.mark.parametrize("flag", ["--env-settings horizon=4", "--env_settings=horizon=4", "--seed 3", "--no-progress"])
-def test_train_flags_reject_flags_of_the_study(study, settings, flag):
-    with pytest.raises(
-        ConfigError, match=f"train_flags contain {flag.partition(' ')[0].partition('=')[0]}".replace("_", ".")
     ):
-        study.train_settings(replace(settings, train_flags=flag), 0)
+        with pytest.raises(RunError, match=f"{message}; give another folder with --runs"):
+            complete(**changes)
 
 
 def test_train_flags_are_split_as_in_a_shell(study, settings):
     flags = "--logit-bias op.WAIT=-1 'op.PRUNE= 2' --n-steps 8"
     wanted = study.train_settings(replace(settings, train_flags=flags, seeds=(3,)), 3)
     assert (wanted.ppo.logit_bias, wanted.ppo.n_steps, wanted.seed) == ({"op.WAIT": -1, "op.PRUNE": 2}, 8, 3000)
-    with pytest.raises(ConfigError, match="close every quotation"):
-        study.train_settings(replace(settings, train_flags="--logit-bias 'op.WAIT=-1"), 0)
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("flags", "message"),
     [
-        {"seeds": ()},
-        {"seeds": (1, 1)},
-        {"seeds": (-1,)},
-        {"seeds": (1000,)},
-        {"episodes": 0},
-        {"workers": 0},
-        {"baselines": ("wait", "wait")},
-        {"baselines": ("learned",)},
+        ("--logit-bias 'op.WAIT=-1", "close every quotation"),
+        ("--env-settings horizon=4", "contain --env-settings, which the study sets"),
+        ("--env_settings=horizon=4", "contain --env-settings, which the study sets"),
+        ("--seed 3", "contain --seed, which the study sets"),
     ],
 )
-def test_study_rejects_bad_settings(settings, changes):
-    with pytest.raises(ConfigError, match=f"{next(iter(changes))} (is|are) .*; expected"):
+def test_train_flags_reject_flags_of_the_study(study, settings, flags, message):
+    with pytest.raises(ConfigError, match=message):
+        study.train_settings(replace(settings, train_flags=flags), 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": ()}, r"`seeds` is \[\]; expected distinct numbers"),
+        ({"seeds": (1, 1)}, "expected distinct numbers"),
+        ({"seeds": (-1,)}, "expected distinct numbers"),
+        ({"seeds": (1000,)}, "from 0 to 999"),
+        ({"episodes": 0}, "`episodes` is 0; expected a positive integer"),
+        ({"baselines": ("wait", "wait")}, "`baselines` is .*; expected distinct names"),
+        ({"baselines": ("learned",)}, "other than learned"),
+        ({"runs": Path("runs"), "out": Path("runs/seed-0")}, "`out` is runs/seed-0, the folder of a training run"),
+        ({"out": Path("/dev/null/out")}, "/dev/null is not a folder"),
+    ],
+)
+def test_study_rejects_bad_settings(settings, changes, message):
+    with pytest.raises(ValueError, match=message):
         replace(settings, **changes).checked()
-
-
-def test_study_rejects_a_run_or_a_file_as_output(settings, tmp_path):
-    with pytest.raises(ConfigError, match="folder of a training run"):
-        replace(settings, out=settings.runs / "seed-0").checked()
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="is not a folder"):
-        replace(settings, out=tmp_path / "file" / "out").checked()
 
 
 def test_study_locks_the_folder_of_runs(study, settings):
@@ -153,105 +139,93 @@ def test_study_rejects_bad_input_before_it_writes(study, tmp_path, capsys, argum
 
 
 @pytest.mark.slow
-def test_study_resumes_and_records_its_results(study, tmp_path, capsys):
-    command = [
-        "--out",
-        str(tmp_path / "out"),
-        "--runs",
-        str(tmp_path / "runs"),
-        *TINY,
-        FLAGS,
-        "--total-timesteps",
-        "32",
-    ]
-    wanted = tyro.cli(study.StudySettings, args=command)
-    stale = leave_run(study, wanted, complete=False) / "stale"
+def test_study_resumes_and_records_its_results(study, report, tmp_path, capsys, monkeypatch):
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    command = ["--out", str(out), "--runs", str(runs), *TINY, FLAGS, "--total-timesteps", "32"]
+    stale = leave_run(study, tyro.cli(study.StudySettings, args=command)) / "stale"
     stale.touch()
     assert study.main(command) == OK
     assert not stale.exists()
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [".lock", "seed-0"]
+    assert sorted(path.name for path in runs.iterdir()) == [".lock", "seed-0"]
 
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    text = (tmp_path / "out" / "summary.json").read_text(encoding="utf-8")
-    summary = json.loads(text, parse_constant=refuse)
+    text = (out / "summary.json").read_text(encoding="utf-8")
+    summary = json.loads(text)
+    assert "NaN" not in text
     assert summary["estimates"]["return"]["learned"]["low"] is None
     assert summary["training"]["n_steps"] == 8
     assert summary["training"]["env_settings"] == {"horizon": 4, "batches_per_step": 1}
     assert "'--train-flags=--num-envs 2 --n-steps 8 --batch-size 16 --n-epochs 1'" in summary["command"]
-    with (tmp_path / "out" / "episodes.csv").open(encoding="utf-8") as file:
+    with (out / "episodes.csv").open(encoding="utf-8") as file:
         assert {row["length"] for row in csv.DictReader(file)} == {"4"}
     assert "nan" not in capsys.readouterr().out
 
-    report = load("report.py")
-    section = report.study(tmp_path / "out")
+    section = report.study(out)
     assert "1 training run of 32 steps" in section
     assert "so learned cannot be compared with wait." in section
     assert "nan" not in section
 
-    model = tmp_path / "runs" / "seed-0" / "model.zip"
-    trained = model.stat().st_mtime_ns
-    assert study.main(command) == OK
-    assert model.stat().st_mtime_ns == trained
+    def trained_again(_settings, missing, _lock):
+        raise study.TrainingFailedError(f"asked for {missing}")
+
+    monkeypatch.setattr(study, "train_seeds", trained_again)
+    assert study.main(command) == FAILED
+    assert "asked for []" in capsys.readouterr().err
     assert study.main([*command[:-1], "640"]) == BAD_INPUT
     assert "total_timesteps 32 instead of 640" in capsys.readouterr().err
-    assert model.stat().st_mtime_ns == trained
-    assert (tmp_path / "out" / "summary.json").read_text(encoding="utf-8") == text
+    assert (out / "summary.json").read_text(encoding="utf-8") == text
 
 
-def test_study_reports_a_failed_run_after_the_others(study, seeds, settings, monkeypatch, capsys):
+def exits(codes, started):
+    """Stand-in for ``start_training``: a process for each seed, which exits with its code."""
+
     def start(settings, seed, _lock):
-        study.run_folder(settings, seed).mkdir(parents=True)
-        return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({int(seed == 0)})"])
+        started.append(seed)
+        (settings.runs / f"seed-{seed}").mkdir(parents=True)
+        return subprocess.Popen([sys.executable, "-S", "-c", f"raise SystemExit({codes[seed]})"])
 
-    monkeypatch.setattr(seeds, "start_training", start)
-    with pytest.raises(study.TrainingFailedError, match=r"no model from seed 0 \(exit code 1\)"):
-        study.train_seeds(replace(settings, seeds=(0, 1), workers=1), [0, 1], 0)
+    return start
+
+
+def test_study_reports_a_failed_run_after_the_others(study, settings, monkeypatch, capsys):
+    monkeypatch.setattr("seeds.start_training", exits([1, 0], []))
+    with pytest.raises(study.TrainingFailedError, match=r"no model from seed 0 \(exit code 1\)") as failed:
+        study.train_seeds(replace(settings, workers=1), [0, 1], 0)
     assert [(study.run_folder(settings, seed) / "complete").exists() for seed in (0, 1)] == [False, True]
-    monkeypatch.setattr(
-        study, "study", lambda *_: study.train_seeds(replace(settings, seeds=(0,), runs=settings.out), [0], 0)
-    )
+
+    def fails(*_):
+        raise failed.value
+
+    monkeypatch.setattr(study, "study", fails)
     assert study.main(["--out", str(settings.out)]) == FAILED
     assert "Training failed: no model from seed 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("code", [130, 143])
-def test_interrupted_run_ends_the_study(seeds, settings, monkeypatch, code):
+def test_interrupted_run_ends_the_study(study, settings, monkeypatch, code):
     started = []
-
-    def start(_settings, seed, _lock):
-        started.append(seed)
-        return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"])
-
-    monkeypatch.setattr(seeds, "start_training", start)
+    monkeypatch.setattr("seeds.start_training", exits([code, 0], started))
     with pytest.raises(KeyboardInterrupt):
-        seeds.train_seeds(replace(settings, workers=1), [0, 1], 0)
+        study.train_seeds(replace(settings, workers=1), [0, 1], 0)
     assert started == [0]
 
 
-def test_missing_values_are_null_in_json_and_absent_in_tables(study, tmp_path):
-    estimate = {"iqm": 0.5, "low": math.nan, "high": math.nan}
-    study.write_json({"a": [estimate]}, tmp_path / "x.json")
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [{"iqm": 0.5, "low": None, "high": None}]}
-    assert study.interval(estimate) == "0.500"
-    assert study.number(math.nan, ".1f") == ""
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_missing_values_are_absent_in_tables(study, missing):
+    rows = importlib.import_module("rows")
+    assert rows.interval({"iqm": 0.5, "low": missing, "high": missing}) == "0.500"
+    assert rows.interval({"iqm": 0.5, "low": 0.4, "high": 0.6}) == "0.500 [0.400, 0.600]"
+    assert rows.number(missing, ".1f") == ""
     assert study.mean_where_measured([None, 2.0, 4.0]) == 3.0
     assert math.isnan(study.mean_where_measured([None]))
 
 
-def test_verdict_compares_the_learned_policy():
-    report = load("report.py")
+def test_verdict_compares_the_learned_policy(report):
     known, unknown = {"low": 0.1, "high": 0.2}, {"low": None, "high": None}
-    assert report.verdict({"wait": known}) == "Learned is better than wait."
+    others = {"wait": known, "random": {"low": -0.1, "high": 0.1}, "heuristic": {"low": -0.2, "high": -0.1}}
+    expected = "Learned is better than wait; worse than heuristic; indistinguishable from random."
+    assert report.verdict(others) == expected
     assert report.verdict({"wait": unknown, "random": unknown}).endswith("cannot be compared with wait, random.")
     assert report.verdict({}) == "Learned was compared with no other policy."
-    assert report.interval({"iqm": 0.5, "low": None, "high": None}) == "0.500"
-
-
-@pytest.fixture
-def headroom():
-    return load("tasks/headroom.py")
 
 
 @pytest.mark.numeric
@@ -276,15 +250,14 @@ def test_headroom_plays_the_requested_episodes(headroom, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--episodes", "-3"], "episodes is -3; expected at least 1"),
-        (["--seed", "-1"], "seed is -1; expected at least 0"),
+        (["--episodes", "-3"], "`episodes` is -3; expected a positive integer"),
+        (["--seed", "-1"], "`seed` is -1; expected a non-negative integer"),
         (["--plans", "r0c0"], "plan 'r0c0' has 'r0c0'; expected SLOT=BLUEPRINT"),
         (["--plans", "r0c0=norm,r0c0=conv_light"], "each slot once"),
         (["--plans", "", ""], "expected one or more distinct plans"),
         (["--plans", "", "r0c0=conv_heavi"], "plan 'r0c0=conv_heavi': blueprint 'conv_heavi' does not fit"),
         (["--plans", "r9c9=norm"], "names slot 'r9c9'"),
         (["--dataset", "nothing"], "nothing"),
-        (["--env", "Esper-Nothing-v0"], "not a registered environment"),
         (["--out", "."], "out is ., a folder; expected the path of a file"),
     ],
 )

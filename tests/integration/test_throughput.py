@@ -1,67 +1,91 @@
 """The benchmarks of throughput, the decision side and telemetry."""
 
+import importlib
 import json
 
 import numpy as np
 import pytest
 import torch
 from esper_agent.cli.main import BAD_INPUT, OK
+from esper_env.hosts import GlobalAveragePool
+from esper_env.telemetry import writer
+from torch import nn
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("throughput_modules")]
 
 TINY = {"batches_per_step": 2, "horizon": 4}
 
 
-@pytest.fixture
-def throughput(throughput_modules):  # noqa: ARG001
+def measured(tmp_path, *arguments):
+    """Results of a run with two networks and the given flags."""
     import throughput
 
-    return throughput
-
-
-def assert_same_hosts(networks, shards):
-    size = shards[0].rows
-    for row, network in enumerate(networks):
-        stack = shards[row // size].host.parameters
-        for name, parameter in network.named_parameters():
-            torch.testing.assert_close(parameter, stack[name][row % size], atol=1e-5, rtol=1e-4)
-
-
-def test_throughput_records_every_contender(throughput, tmp_path, capsys):
     out = tmp_path / "t.json"
-    arguments = ["--out", str(out), "--counts", "1", "2", "--rounds", "3", "--seconds", "0.01", "--threads", "1"]
-    assert throughput.main([*arguments, "--env-settings", "batches_per_step=1", "horizon=4"]) == OK
-    assert "native faster by" in capsys.readouterr().out
-    content = json.loads(out.read_text())
-    assert [result["n"] for result in content["results"]] == [1, 2]
-    for result in content["results"]:
-        assert sum(result["native_time_shares"].values()) == pytest.approx(1.0)
-        assert min(result["native_time_shares"].values()) > 0
-        rows = result["contenders"]
-        assert list(rows) == ["native", "plain loop", "bare loop", "SyncVectorEnv", "AsyncVectorEnv"]
-        shares = result["native_time_shares"]
-        assert result["evaluation_over_training"] == pytest.approx(shares["evaluate"] / shares["train"])
-        own = np.array(rows["native"]["rounds"])
-        for row in rows.values():
-            assert len(row["rounds"]) == 3
-            seconds = np.median(row["rounds"])
-            assert row["env_steps_per_second"] == pytest.approx(result["n"] / seconds)
-            assert row["training_samples_per_second"] == pytest.approx(64 * result["n"] / seconds)
-            assert row["native_is_faster_by"] == pytest.approx(np.median(np.array(row["rounds"]) / own))
+    short = ["--out", str(out), "--counts", "2", "--rounds", "3", "--seconds", "0.01", "--threads", "1"]
+    assert throughput.main([*short, "--env-settings", "batches_per_step=1", "horizon=4", *arguments]) == OK
+    return json.loads(out.read_text())["results"]
 
 
-@pytest.mark.parametrize("env_id", ["Esper-Digits-v0", "Esper-CIFAR-v0"])
-def test_bare_loop_equals_plain_loop_without_clipping(throughput, env_id, monkeypatch):
-    settings = TINY | ({"dataset": "procedural"} if "CIFAR" in env_id else {})
+def test_throughput_records_every_contender(tmp_path, capsys, monkeypatch):
+    import throughput
+
+    monkeypatch.setattr(throughput, "copy_bandwidth", lambda _: 1e9)
+    (result,) = measured(tmp_path, "--bandwidth")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "native faster by" in shown
+    shares = result["native_time_shares"]
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert min(shares.values()) > 0
+    rows = result["contenders"]
+    assert list(rows) == ["native", "plain loop", "bare loop", "SyncVectorEnv", "AsyncVectorEnv"]
+    limit = result["bandwidth"]
+    assert result["evaluation_over_training"] == pytest.approx(shares["evaluate"] / shares["train"])
+    assert limit["limit_samples_per_second"] == pytest.approx(1e9 * 64 / limit["bytes_per_minibatch"])
+    trained = result["training_samples_per_second_while_training"]
+    assert limit["share"] == pytest.approx(trained / limit["limit_samples_per_second"])
+    assert f"{limit['share']:.1%} of the limit" in shown
+    own = np.array(rows["native"]["rounds"])
+    for row in rows.values():
+        assert len(row["rounds"]) == 3
+        seconds = np.median(row["rounds"])
+        assert row["env_steps_per_second"] == pytest.approx(2 / seconds)
+        assert row["training_samples_per_second"] == pytest.approx(64 * 2 / seconds)
+        assert row["native_is_faster_by"] == pytest.approx(np.median(np.array(row["rounds"]) / own))
+
+
+@pytest.mark.parametrize("workload", ["growing", "planted"])
+def test_workloads_with_seeds_exclude_the_loops(tmp_path, capsys, workload):
+    (result,) = measured(tmp_path, "--workload", workload)
+    assert list(result["contenders"]) == ["native", "SyncVectorEnv", "AsyncVectorEnv"]
+    capsys.readouterr()
+
+
+def test_planted_workload_keeps_a_seed_in_every_slot():
+    from contenders import Environments
+
+    contender = Environments("Esper-Digits-v0", 2, "planted", None, batches_per_step=1, horizon=2)
+    for _ in range(5):
+        contender.step()
+    assert contender._envs.unwrapped._growth.table.has_seed.all()
+    contender.close()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_bare_loop_equals_plain_loop_without_clipping(size, monkeypatch):
+    from contenders import BareLoop, PlainLoop
+
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
-    plain, bare = throughput.PlainLoop(env_id, 2, threads=1, **settings), throughput.BareLoop(env_id, 2, **settings)
+    plain = PlainLoop("Esper-Digits-v0", 2, threads=1, **TINY)
+    bare = BareLoop("Esper-Digits-v0", 2, shard_size=size, **TINY)
     plain.step()
     bare.step()
-    assert_same_hosts(plain.networks, bare.shards)
+    for row, network in enumerate(plain.networks):
+        stack = bare.shards[row // size].host.parameters
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(parameter, stack[name][row % size], atol=1e-5, rtol=1e-4)
     bare.close()
 
 
-@pytest.mark.usefixtures("throughput")
 def test_shares_of_a_step_account_for_training_and_evaluation():
     from comparison import Shares, shares_of_a_step
 
@@ -76,38 +100,39 @@ def test_shares_of_a_step_account_for_training_and_evaluation():
     assert result["training_samples_per_second_while_training"] == pytest.approx(100 * 10 / 5.0)
 
 
-@pytest.mark.parametrize("workload", ["growing", "planted"])
-def test_workloads_with_seeds_exclude_the_loops(throughput, tmp_path, capsys, workload):
-    out = tmp_path / "t.json"
-    arguments = ["--out", str(out), "--counts", "2", "--rounds", "1", "--seconds", "0.01", "--workload", workload]
-    assert throughput.main([*arguments, "--env-settings", "batches_per_step=1", "horizon=4"]) == OK
-    contenders = json.loads(out.read_text())["results"][0]["contenders"]
-    assert list(contenders) == ["native", "SyncVectorEnv", "AsyncVectorEnv"]
-    capsys.readouterr()
+def test_bytes_per_minibatch_equal_a_manual_count_and_leave_the_host_unchanged():
+    from bandwidth import bytes_per_minibatch
+
+    convolution, pool = nn.Conv2d(3, 2, 3, padding=1, bias=False), [nn.MaxPool2d(2), nn.ReLU(), GlobalAveragePool()]
+    host = nn.Sequential(convolution, nn.BatchNorm2d(2), *pool, nn.Linear(2, 5)).eval()
+    before = {name: value.clone() for name, value in host.state_dict().items()}
+    # For each of 7 samples: image 3*4*4 = 48, full map 2*4*4 = 32, pooled map 2*2*2 = 8, means 2, logits 5 values.
+    image, full, pooled, means, logits = (7 * size for size in (48, 32, 8, 2, 5))
+    convolution = image + full + (full + image)  # forward; gradient and saved input, and none for the images
+    norm = (2 * full + full) + (2 * full + 2 * full + full)
+    pool = (full + pooled) + (pooled + pooled + full)
+    relu = (pooled + pooled) + (pooled + pooled + pooled)
+    average = (pooled + means) + (means + pooled)
+    linear = (means + logits) + (logits + means + means)
+    loss = logits + logits
+    parameters = 9 * (2 * 3 * 9 + (2 + 2) + (2 * 5 + 5))
+    values = convolution + norm + pool + relu + average + linear + loss + parameters
+    assert bytes_per_minibatch(host, 7, (3, 4, 4), 4) == 4 * values
+    assert bytes_per_minibatch(host, 7, (3, 4, 4), 2) == 2 * values
+    assert all(torch.equal(value, before[name]) for name, value in host.state_dict().items())
+    with pytest.raises(ValueError, match="Softplus is not in TRAFFIC"):
+        bytes_per_minibatch(nn.Sequential(nn.Flatten(), nn.Softplus()), 2, (1, 2, 2), 4)
 
 
-def test_planted_workload_keeps_a_seed_in_every_slot(throughput):
-    contender = throughput.Environments("Esper-Digits-v0", 2, "planted", None, batches_per_step=1, horizon=2)
-    for _ in range(5):
-        contender.step()
-    assert contender._envs.unwrapped._growth.table.has_seed.all()
-    contender.close()
+def test_copy_bandwidth_counts_reads_and_writes_in_the_median_time(monkeypatch):
+    import bandwidth
+
+    cpu, seconds = torch.device("cpu"), iter([100.0, 4.0, 1.0, 2.0])  # the first is the warm-up
+    assert bandwidth.copy_bandwidth(cpu, size=1 << 16, repeats=2) > 0
+    monkeypatch.setattr(bandwidth, "_seconds", lambda target, source: next(seconds) * (len(target) == len(source)))
+    assert bandwidth.copy_bandwidth(cpu, size=1000, repeats=3) == 1000.0  # 2 * 1000 bytes in 2 s
 
 
-def test_bandwidth_flag_reports_the_share_of_the_limit(throughput, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(throughput, "copy_bandwidth", lambda _: 1e9)
-    out = tmp_path / "t.json"
-    arguments = ["--out", str(out), "--counts", "2", "--rounds", "1", "--seconds", "0.01", "--rivals", "bare"]
-    assert throughput.main([*arguments, "--bandwidth", "--env-settings", "batches_per_step=1", "horizon=4"]) == OK
-    result = json.loads(out.read_text())["results"][0]
-    limit = result["bandwidth"]
-    assert limit["limit_samples_per_second"] == pytest.approx(1e9 * 64 / limit["bytes_per_minibatch"])
-    measured = result["training_samples_per_second_while_training"]
-    assert limit["share"] == pytest.approx(measured / limit["limit_samples_per_second"])
-    assert f"{limit['share']:.1%} of the limit" in " ".join(capsys.readouterr().out.split())
-
-
-@pytest.mark.usefixtures("throughput")
 def test_decisions_times_every_part_and_restores_it(tmp_path, capsys):
     import decisions
 
@@ -119,18 +144,15 @@ def test_decisions_times_every_part_and_restores_it(tmp_path, capsys):
     assert calls["transitions"] == calls["reward"] == calls["features"] == calls["decoding"] == 1
     assert decisions.lifecycle.apply is apply
     assert "whole observation" in capsys.readouterr().out
-    assert decisions.main(["--out", str(out), "--n", "0"]) == BAD_INPUT
-    capsys.readouterr()
 
 
-@pytest.mark.usefixtures("throughput")
-def test_telemetry_benchmark_compares_equal_steps(tmp_path, capsys):
+def test_telemetry_benchmark_compares_equal_steps(tmp_path, capsys, monkeypatch):
     import telemetry
 
+    monkeypatch.setattr(writer, "LINGER", 0.0)
     out = tmp_path / "telemetry.json"
     arguments = ["--out", str(out), "--counts", "2", "--policies", "random", "--rounds", "6", "--steps", "1"]
-    arguments += ["--warmup", "3"]
-    assert telemetry.main(arguments) == OK
+    assert telemetry.main([*arguments, "--warmup", "3"]) == OK
     (result,) = json.loads(out.read_text())["results"]
     rows = result["contenders"]
     assert list(rows) == ["no sink", "normal", "full"]
@@ -143,16 +165,32 @@ def test_telemetry_benchmark_compares_equal_steps(tmp_path, capsys):
             assert row["milliseconds_per_step"][clock] == pytest.approx(1e3 * np.median(row["rounds"][clock]))
     assert "own work" in capsys.readouterr().out
     assert 0 <= rows["no sink"]["own_work"] < rows["normal"]["own_work"] < 1
-    for wrong in (["--counts", "0"], ["--rounds", "0"], ["--steps", "0"], ["--warmup", "-1"], ["--policies", "x"]):
-        assert telemetry.main(["--out", str(tmp_path / "none.json"), *wrong]) == BAD_INPUT
-    assert not (tmp_path / "none.json").exists()
-    capsys.readouterr()
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--counts", "0"], ["--rounds", "0"], ["--seconds", "inf"], ["--env-settings", "x=1"]]
+    ("script", "wrong", "message"),
+    [
+        ("throughput", ["--counts", "0"], "`counts` is [0]; expected one or more positive integers"),
+        ("throughput", ["--seconds", "inf"], "`seconds` is inf; expected a positive number"),
+        ("throughput", ["--env-settings", "x=1"], "unexpected keyword argument 'x'"),
+        ("throughput", ["--workload", "planted", "--rivals", "loop"], "`rivals` is ['loop'], which train hosts only"),
+        ("throughput", ["--workload", "planted", "--bandwidth"], "leave out --bandwidth, or --workload"),
+        ("decisions", ["--n", "0"], "`n` is 0; expected a positive integer"),
+        ("telemetry", ["--warmup", "-1"], "`warmup` is -1; expected a non-negative integer"),
+        ("telemetry", ["--policies", "x"], "`policies` is ['x']; expected one or more of heuristic"),
+        ("formulations", ["--n", "1"], "`n` is 1; expected an integer of at least 2"),
+        ("formulations", ["--streams", "33"], "`streams` is 33; expected an integer in [1, 32]"),
+        ("formulations", ["--batch-size", "1"], "`batch_size` is 1"),
+        ("formulations", ["--env", "Esper-X-v0"], "Esper-X-v0"),
+        ("formulations", ["--device", "nowhere"], "nowhere"),
+        ("formulations", ["--device", "cpu", "--precision", "tf32"], "`precision` is 'tf32', which needs a CUDA dev"),
+        ("formulations", ["--env-settings", "shard_size=2"], "shard_size"),
+        ("formulations", ["--env-settings", "dataset=cifar10"], "cifar10"),
+    ],
 )
-def test_throughput_rejects_bad_settings(throughput, tmp_path, capsys, wrong):
-    assert throughput.main(["--out", str(tmp_path / "t.json"), *wrong]) == BAD_INPUT
-    assert not (tmp_path / "t.json").exists()
-    capsys.readouterr()
+def test_benchmarks_reject_bad_settings_before_they_race(script, wrong, message, tmp_path, capsys, monkeypatch):
+    module = importlib.import_module(script)
+    monkeypatch.setattr(module, "race", lambda *_: pytest.fail("something was timed"), raising=False)
+    assert module.main(["--out", str(tmp_path / "t.json"), *wrong]) == BAD_INPUT
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
