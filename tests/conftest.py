@@ -3,6 +3,7 @@ registries that are restored."""
 
 import os
 import zlib
+from pathlib import Path
 
 # Set before torch and NumPy load their thread pools, and inherited by the processes that tests start: the workers of
 # pytest-xdist share the cores. tools/portable.py asks for more threads.
@@ -10,6 +11,8 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = os.environ.get("ESPER_TEST_THREADS", "1")
 # Figures are drawn to files; no test needs a display.
 os.environ["MPLBACKEND"] = "Agg"
+# Data that the user has fetched is not found: this folder does not exist.
+os.environ["ESPER_DATA_DIR"] = str(Path(__file__).with_name("no-data"))
 
 import gymnasium  # noqa: E402
 import pytest  # noqa: E402

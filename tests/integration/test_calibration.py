@@ -1,21 +1,13 @@
 """Calibration of the stand-in for CIFAR: verdicts, and their agreement with the measurements."""
 
-import importlib
 import json
 import math
-from pathlib import Path
 
+import calibration
 import pytest
 from esper_agent.cli.main import BAD_INPUT, FAILED, OK
 
-TASKS = Path(__file__).resolve().parents[2] / "benchmarks" / "tasks"
 HELPFUL = ("r0c0=norm", "r0c1=attention", "r0c1=conv_light")
-
-
-@pytest.fixture
-def calibration(monkeypatch):
-    monkeypatch.syspath_prepend(str(TASKS))
-    return importlib.import_module("calibration")
 
 
 def row(mean, std=3.0, episodes=4):
@@ -23,20 +15,20 @@ def row(mean, std=3.0, episodes=4):
     return {"test_accuracy_mean": mean, "test_accuracy_std": std, "episodes": episodes}
 
 
-def plans(calibration, host=45.0, single=52.0, grown=70.0, changes=None):
+def plans(host=45.0, single=52.0, grown=70.0, changes=None):
     """Measurements of the host, every single seed and every topology; the last topology is the best."""
     accuracies = {calibration.HOST: host, **dict.fromkeys(calibration.SINGLE, single)}
     accuracies |= dict.fromkeys(calibration.GROWN, 60.0) | {calibration.GROWN[-1]: grown}
     return {plan: row(value) for plan, value in accuracies.items()} | (changes or {})
 
 
-def judged(calibration, impaired=20.0, **measured):
-    verdicts = calibration.judge(plans(calibration, **measured), {"host alone": row(impaired)})
+def judged(impaired=20.0, **measured):
+    verdicts = calibration.judge(plans(**measured), {"host alone": row(impaired)})
     return [verdict["met"] for verdict in verdicts], verdicts
 
 
-def test_judge_meets_every_target_of_a_calibrated_task(calibration):
-    met, verdicts = judged(calibration)
+def test_judge_meets_every_target_of_a_calibrated_task():
+    met, verdicts = judged()
     assert met == [True] * 6
     assert [verdict["value"] for verdict in verdicts] == [45.0, 70.0, 20.0, pytest.approx(7 / 25), 7, 3]
     assert verdicts[1]["plan"] == calibration.GROWN[-1]
@@ -61,14 +53,14 @@ def test_judge_meets_every_target_of_a_calibrated_task(calibration):
         ({"host": 46.0, "single": 51.9}, [4, 5]),
     ],
 )
-def test_judge_misses_targets_outside_their_ranges(calibration, measured, missed):
-    met, _ = judged(calibration, **measured)
+def test_judge_misses_targets_outside_their_ranges(measured, missed):
+    met, _ = judged(**measured)
     assert [index for index, one in enumerate(met) if not one] == missed
 
 
-def test_judge_uses_the_best_topology(calibration):
+def test_judge_uses_the_best_topology():
     best = calibration.GROWN[0]
-    met, verdicts = judged(calibration, changes={calibration.GROWN[-1]: row(60.0), best: row(73.0)})
+    met, verdicts = judged(changes={calibration.GROWN[-1]: row(60.0), best: row(73.0)})
     assert met == [True] * 6
     assert (verdicts[1]["plan"], verdicts[1]["value"]) == (best, 73.0)
     assert verdicts[3]["value"] == pytest.approx(7 / 28)
@@ -83,22 +75,22 @@ def test_judge_uses_the_best_topology(calibration):
     ],
 )
 @pytest.mark.parametrize(("beyond", "met"), [(-0.1, True), (0.1, False)])
-def test_judge_keeps_the_best_seed_below_the_best_topology(calibration, single, best, short, beyond, met):
+def test_judge_keeps_the_best_seed_below_the_best_topology(single, best, short, beyond, met):
     single = single | {"test_accuracy_mean": 70.0 - short + beyond}
-    _, verdicts = judged(calibration, single=46.0, changes={"r0c1=norm": single, calibration.GROWN[-1]: best})
+    _, verdicts = judged(single=46.0, changes={"r0c1=norm": single, calibration.GROWN[-1]: best})
     assert (verdicts[3]["plan"], verdicts[3]["met"]) == ("r0c1=norm", met)
     assert verdicts[3]["value"] == pytest.approx((25 - short + beyond) / 25)
     assert verdicts[3]["high"] == pytest.approx((25 - short) / 25)
 
 
-def test_calibration_plans_every_blueprint_in_every_slot(calibration):
+def test_calibration_plans_every_blueprint_in_every_slot():
     assert len(set(calibration.SINGLE)) == 7 * 3
     assert {"r0c0=norm", "r0c1=bottleneck", "r0c2=conv_heavy"} <= set(calibration.SINGLE)
 
 
-def written(calibration, folder, impaired=20.0, **measured):
+def written(folder, impaired=20.0, **measured):
     """Write the measurements of both tasks to a folder; return the path of the verdicts."""
-    found = plans(calibration, **measured)
+    found = plans(**measured)
     for one in calibration.measurements():
         content = {plan: found[plan] for plan in one.judged}
         content["host alone"] = row(impaired) if one.env == calibration.IMPAIRED else found["host alone"]
@@ -115,8 +107,8 @@ def written(calibration, folder, impaired=20.0, **measured):
         ({"host": 60.0, "grown": 60.0}, FAILED, 1, None),  # no seed has a share of no gain
     ],
 )
-def test_judge_only_judges_existing_files(calibration, tmp_path, capsys, measured, code, met, share):
-    out = written(calibration, tmp_path, **measured)
+def test_judge_only_judges_existing_files(tmp_path, capsys, measured, code, met, share):
+    out = written(tmp_path, **measured)
     assert calibration.main(["--out", str(out), "--judge-only"]) == code
     content = json.loads(out.read_text(encoding="utf-8"))
     assert (content["machine"], len(content["verdicts"])) == ("a machine", 6)
@@ -134,13 +126,13 @@ def test_judge_only_judges_existing_files(calibration, tmp_path, capsys, measure
         ("headroom-cifar-v0.json", [], "expected a JSON file with a name that no measurement has"),
     ],
 )
-def test_calibration_rejects_bad_input(calibration, tmp_path, capsys, name, flags, message):
+def test_calibration_rejects_bad_input(tmp_path, capsys, name, flags, message):
     assert calibration.main(["--out", str(tmp_path / name), *flags]) == BAD_INPUT
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_calibration_judges_its_own_measurements(calibration, tmp_path, monkeypatch):
+def test_calibration_judges_its_own_measurements(tmp_path, monkeypatch):
     """A few plans, trained on Digits for two short epochs."""
     made, asked = calibration.headroom.make_vector, []
 
@@ -183,8 +175,8 @@ def with_host(value):
         (lambda content: json.dumps(content | {"env_settings": ["a=1"]}), "has env_settings ['a=1']; expected []"),
     ],
 )
-def test_judge_only_rejects_other_measurements(calibration, tmp_path, capsys, damage, message):
-    out = written(calibration, tmp_path)
+def test_judge_only_rejects_other_measurements(tmp_path, capsys, damage, message):
+    out = written(tmp_path)
     file = tmp_path / "headroom-cifar-impaired-v0.json"
     file.write_text(damage(json.loads(file.read_text(encoding="utf-8"))), encoding="utf-8")
     assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT

@@ -6,22 +6,29 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import formulations
 import numpy as np
 import pytest
+import runners
+import timing
 import torch
+from contenders import PlainLoop
+from convolutions import FORMULATIONS, Problem
 from esper_agent.cli.main import OK
+from esper_env.population.engine import images as batched
 from esper_env.tasks import make_task
+from layers import Case, cases
+from runners import OneAfterTheOther
 from torch.nn import functional as F
+from whole_steps import Engine, RunnerLoop
 
 CPU = torch.device("cpu")
 TINY = {"batches_per_step": 2, "horizon": 4}
 
-pytestmark = [pytest.mark.usefixtures("throughput_modules"), pytest.mark.numeric]
+pytestmark = pytest.mark.numeric
 
 
 def case_of(kernel, input_gradient=True):
-    from layers import Case
-
     return Case("host", 3, 5, kernel, 4, 6, input_gradient)  # all sizes differ
 
 
@@ -38,9 +45,6 @@ def separately(problem):
     ("input_gradient", "dtype"), [(True, torch.float32), (False, torch.float32), (True, torch.bfloat16)]
 )
 def test_every_formulation_equals_single_networks(kernel, input_gradient, dtype):
-    from convolutions import FORMULATIONS, Problem
-    from runners import OneAfterTheOther
-
     problem = Problem.random(case_of(kernel, input_gradient), 2, 7, CPU, dtype)
     expected, ran = separately(problem), set()
     for name, formulation in FORMULATIONS.items():
@@ -62,10 +66,6 @@ def test_every_formulation_equals_single_networks(kernel, input_gradient, dtype)
 
 
 def test_formulations_call_the_engine(monkeypatch):
-    from convolutions import FORMULATIONS, Problem
-    from esper_env.population.engine import images as batched
-    from runners import OneAfterTheOther
-
     called = []
     for name in ("_conv_grouped", "_conv_by_matrix", "run"):
         original = getattr(batched, name)
@@ -83,8 +83,6 @@ def test_formulations_call_the_engine(monkeypatch):
 
 
 def test_cases_are_the_convolutions_of_host_and_seeds():
-    from layers import cases
-
     found = cases(make_task("Esper-Digits-v0"))
     assert [case.name for case in found] == [
         "host 1->4, 1x1 at 8x8",
@@ -98,9 +96,6 @@ def test_cases_are_the_convolutions_of_host_and_seeds():
 
 
 def test_obstacle_names_the_reason():
-    from convolutions import FORMULATIONS
-    from layers import Case
-
     large = Case("host", 3, 8, 3, 32, 32, False)
     cuda = torch.device("cuda")
     reasons = {name: one.obstacle(large, CPU) for name, one in FORMULATIONS.items() if one.suits(large)}
@@ -114,10 +109,6 @@ def test_obstacle_names_the_reason():
 
 @pytest.mark.parametrize("env_id", ["Esper-Digits-v0", "Esper-CIFAR-v0"])
 def test_formulations_train_equal_networks(env_id):
-    from contenders import PlainLoop
-    from runners import OneAfterTheOther
-    from whole_steps import Engine, RunnerLoop
-
     settings = TINY | {"batch_size": 8} | ({"dataset": "procedural"} if "CIFAR" in env_id else {})
     loop = PlainLoop(env_id, 2, threads=1, **settings)
     again = PlainLoop(env_id, 2, threads=1, **settings)
@@ -170,8 +161,6 @@ class FakeCuda:
 
 
 def test_graphs_are_captured_and_replayed_on_their_streams(monkeypatch):
-    import runners
-
     fake = FakeCuda()
     for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
@@ -195,8 +184,6 @@ def test_graphs_are_captured_and_replayed_on_their_streams(monkeypatch):
 
 
 def test_turn_waits_for_the_device_before_and_after_its_steps(monkeypatch):
-    import timing
-
     events = []
     clock = iter([10.0, 16.0])
     monkeypatch.setattr(timing.time, "perf_counter", lambda: events.append("clock") or next(clock))
@@ -205,8 +192,6 @@ def test_turn_waits_for_the_device_before_and_after_its_steps(monkeypatch):
 
 
 def test_formulations_record_every_case(tmp_path, capsys):
-    import formulations
-
     switches = (torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
     out = tmp_path / "f.json"
     arguments = ["--out", str(out), "--n", "2", "--batch-size", "4", "--rounds", "3", "--seconds", "0.0001"]
@@ -238,8 +223,6 @@ def test_formulations_record_every_case(tmp_path, capsys):
 
 
 def test_compare_divides_by_parts_and_leaves_obstacles_untimed(monkeypatch):
-    import formulations
-
     times = {"a": [4.0, 2.0, 6.0], "b": [2.0, 4.0, 2.0]}
     monkeypatch.setattr(formulations, "race", lambda *_: times)
     settings = formulations.FormulationSettings(Path("f.json"))
@@ -252,8 +235,6 @@ def test_compare_divides_by_parts_and_leaves_obstacles_untimed(monkeypatch):
 
 
 def test_backends_set_one_precision_for_convolutions_and_matmuls():
-    import formulations
-
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32, torch.get_num_threads()
     for precision, tf32 in (("float32", False), ("tf32", True), ("bfloat16", False)):

@@ -1,45 +1,24 @@
 """The soak: sound steps pass, and every kind of defect is found."""
 
 import copy
-import importlib
 import json
 from contextlib import closing
-from pathlib import Path
 from unittest import mock
 
 import gymnasium
 import numpy as np
 import pytest
+import soak
 from esper_env.population.snapshots import Mismatch, Snapshots
 from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op
 from esper_env.rules.stages import Stage
+from soaking import checks, faults
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = {"horizon": 9, "batches_per_step": 1, "batch_size": 8}
 LITTLE = ["--num-envs", "4", "--env-settings", *(f"{name}={value}" for name, value in TINY.items())]
 OFTEN = ["--fault-share", "0.3", "--replay-share", "0.1", "--illegal-share", "0.3"]
 ROW, SEED, GATE = 1, ("seeds", "1", "1"), ("gates", "1")
 DIFFERS = "a tensor that differs from the snapshot"
-
-
-@pytest.fixture(autouse=True)
-def _benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-@pytest.fixture
-def soak():
-    return importlib.import_module("soak")
-
-
-@pytest.fixture
-def checks():
-    return importlib.import_module("soaking.checks")
-
-
-@pytest.fixture
-def faults():
-    return importlib.import_module("soaking.faults")
 
 
 @pytest.fixture
@@ -69,7 +48,7 @@ VALIDITY = "an action whose validity differs from the masks"
 
 
 @pytest.mark.parametrize("heads", [{}, {"op": Op.GERMINATE, "blueprint": 1}, ILLEGAL])
-def test_check_step_passes_sound_steps_to_the_end_of_the_episode(env, checks, heads):
+def test_check_step_passes_sound_steps_to_the_end_of_the_episode(env, heads):
     for _ in range(TINY["horizon"]):
         before = env.observe()
         result = env.step(actions(**heads))
@@ -87,13 +66,13 @@ def test_check_step_passes_sound_steps_to_the_end_of_the_episode(env, checks, he
         (ILLEGAL, lambda result: result[4]["op"], Op.FOSSILIZE, "an illegal action that was carried out"),
     ],
 )
-def test_check_step_finds_a_defect(env, checks, heads, values_of, value, name):
+def test_check_step_finds_a_defect(env, heads, values_of, value, name):
     before, result = env.observe(), env.step(actions(**heads))
     values_of(result)[ROW] = value
     assert found(checks.check_step(env, before, actions(**heads), result)) == {name: 1}
 
 
-def test_differences_counts_arrays_that_differ(checks):
+def test_differences_counts_arrays_that_differ():
     one = ({"a": np.array([1.0, np.nan, 3.0])}, np.array([1, 2, 3]))
     other = ({"a": np.array([1.0, np.nan, 4.0])}, np.array([0, 2, 3]))
     assert checks.differences(one, copy.deepcopy(one)) == 0
@@ -106,7 +85,7 @@ def test_differences_counts_arrays_that_differ(checks):
 
 
 @pytest.fixture
-def rolled_back(env, faults):
+def rolled_back(env):
     """State after a rollback of network 1, which lost its seed in slot 0; the others have one."""
     planted = actions()
     planted[:, Head.OP], planted[:, Head.BLUEPRINT] = Op.GERMINATE, 1
@@ -121,7 +100,7 @@ def rolled_back(env, faults):
     return state
 
 
-def test_check_rolled_back_passes_a_restored_network_and_finds_a_live_seed(rolled_back, checks):
+def test_check_rolled_back_passes_a_restored_network_and_finds_a_live_seed(rolled_back):
     assert found(checks.check_rolled_back(rolled_back, ROW)) == {}
     rolled_back["table"]["stage"][ROW, 0] = Stage.TRAINING
     assert found(checks.check_rolled_back(rolled_back, ROW)) == {"a live seed after a rollback": 1}
@@ -138,7 +117,7 @@ def test_check_rolled_back_passes_a_restored_network_and_finds_a_live_seed(rolle
         (SEED, "momentum", "a momentum that is not zero"),
     ],
 )
-def test_check_rolled_back_finds_a_changed_tensor(rolled_back, checks, path, kind, name):
+def test_check_rolled_back_finds_a_changed_tensor(rolled_back, path, kind, name):
     values = next(iter(checks._at(rolled_back["population"], path)[kind].values()))
     values[0] += 1
     assert found(checks.check_rolled_back(rolled_back, ROW)) == {}, "this row belongs to another network"
@@ -146,7 +125,7 @@ def test_check_rolled_back_finds_a_changed_tensor(rolled_back, checks, path, kin
     assert found(checks.check_rolled_back(rolled_back, ROW)) == {name: 1}
 
 
-def test_inject_changes_one_network_only(env, checks, faults):
+def test_inject_changes_one_network_only(env):
     for fault in faults.FAULTS:
         for number in range(5):
             state = env.get_state()
@@ -161,15 +140,15 @@ def test_inject_changes_one_network_only(env, checks, faults):
 # The soak
 
 
-def run(soak, out, *arguments):
+def run(out, *arguments):
     """The exit code and the results."""
     code = soak.main(["--out", str(out), *LITTLE, *OFTEN, *arguments])
     return code, json.loads(out.read_text())
 
 
 @pytest.mark.slow
-def test_soak_passes_a_sound_environment(soak, tmp_path, capsys):
-    code, result = run(soak, tmp_path / "soak.json", "--steps", "40")
+def test_soak_passes_a_sound_environment(tmp_path, capsys):
+    code, result = run(tmp_path / "soak.json", "--steps", "40")
     assert (code, result["mismatches"]) == (0, {})
     counts = result["counts"]
     faults = {name: count for name, count in counts.items() if name.startswith("fault: ")}
@@ -182,15 +161,15 @@ def test_soak_passes_a_sound_environment(soak, tmp_path, capsys):
     assert "mismatches" in capsys.readouterr().out
 
 
-def test_soak_finds_a_rollback_that_restores_nothing(soak, tmp_path, capsys):
+def test_soak_finds_a_rollback_that_restores_nothing(tmp_path, capsys):
     with mock.patch.object(Snapshots, "restore", return_value=Mismatch((), ())):
-        code, result = run(soak, tmp_path / "soak.json", "--steps", "12")
+        code, result = run(tmp_path / "soak.json", "--steps", "12")
     assert code == 1
     assert DIFFERS in result["mismatches"]
     assert f"MISMATCH {DIFFERS}" in capsys.readouterr().out
 
 
-def test_soak_finds_a_fault_that_changes_other_networks(soak, tmp_path):
+def test_soak_finds_a_fault_that_changes_other_networks(tmp_path):
     sound = Snapshots.restore
 
     def leak(self, structure, row):
@@ -199,12 +178,12 @@ def test_soak_finds_a_fault_that_changes_other_networks(soak, tmp_path):
         return sound(self, structure, row)
 
     with mock.patch.object(Snapshots, "restore", leak):
-        code, result = run(soak, tmp_path / "soak.json", "--steps", "12")
+        code, result = run(tmp_path / "soak.json", "--steps", "12")
     assert code == 1
     assert "other networks after a fault" in result["mismatches"]
 
 
-def test_soak_finds_an_uncaught_fault_and_a_state_that_is_not_loaded(soak, tmp_path):
+def test_soak_finds_an_uncaught_fault_and_a_state_that_is_not_loaded(tmp_path):
     settings = soak.tyro.cli(soak.SoakSettings, args=["--out", str(tmp_path / "soak.json"), *LITTLE])
     with soak.open_soak(settings) as made:
         made._replay()
@@ -229,7 +208,7 @@ def test_soak_finds_an_uncaught_fault_and_a_state_that_is_not_loaded(soak, tmp_p
         (["--fault-share", "1.5"], "`fault_share` is 1.5; expected a number in [0, 1]"),
     ],
 )
-def test_soak_rejects_bad_settings(soak, tmp_path, arguments, words, capsys):
+def test_soak_rejects_bad_settings(tmp_path, arguments, words, capsys):
     assert soak.main(["--out", str(tmp_path / "soak.json"), *arguments]) == 2
     assert words in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,6 @@
 """The policy study and the headroom benchmark: settings, reuse of training runs, and result files."""
 
 import csv
-import importlib
 import json
 import math
 import subprocess
@@ -9,7 +8,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import headroom
 import pytest
+import report
+import rows
+import study
 import tyro
 import yaml
 from esper_agent.cli.main import BAD_INPUT, FAILED, OK
@@ -17,38 +20,16 @@ from esper_agent.settings.config_file import plain
 from esper_agent.settings.named_values import ConfigError
 from esper_agent.training.run_folder import RunError
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TINY = ["--env-settings", "horizon=4", "batches_per_step=1", "--episodes", "2", "--baselines", "wait", "--seeds", "0"]
 FLAGS = "--train-flags=--num-envs 2 --n-steps 8 --batch-size 16 --n-epochs 1"
 
 
-@pytest.fixture(autouse=True)
-def _benchmarks_on_the_path(monkeypatch):
-    for folder in ("", "tasks", "policies"):
-        monkeypatch.syspath_prepend(str(BENCHMARKS / folder))
-
-
 @pytest.fixture
-def study():
-    return importlib.import_module("study")
-
-
-@pytest.fixture
-def headroom():
-    return importlib.import_module("headroom")
-
-
-@pytest.fixture
-def report():
-    return importlib.import_module("report")
-
-
-@pytest.fixture
-def settings(study, tmp_path):
+def settings(tmp_path):
     return study.StudySettings(out=tmp_path / "out", runs=tmp_path / "runs", seeds=(0,), total_timesteps=640)
 
 
-def leave_run(study, settings):
+def leave_run(settings):
     """Files of a training run of seed 0 that did not complete."""
     folder = study.run_folder(settings, 0)
     folder.mkdir(parents=True)
@@ -59,8 +40,8 @@ def leave_run(study, settings):
     return folder
 
 
-def test_run_is_complete_only_after_training_with_the_same_settings(study, settings):
-    folder = leave_run(study, settings)
+def test_run_is_complete_only_after_training_with_the_same_settings(settings):
+    folder = leave_run(settings)
 
     def complete(**changes):
         return study.is_complete(folder, study.train_settings(replace(settings, **changes), 0))
@@ -77,7 +58,7 @@ def test_run_is_complete_only_after_training_with_the_same_settings(study, setti
             complete(**changes)
 
 
-def test_train_flags_are_split_as_in_a_shell(study, settings):
+def test_train_flags_are_split_as_in_a_shell(settings):
     flags = "--logit-bias op.WAIT=-1 'op.PRUNE= 2' --n-steps 8"
     wanted = study.train_settings(replace(settings, train_flags=flags, seeds=(3,)), 3)
     assert (wanted.ppo.logit_bias, wanted.ppo.n_steps, wanted.seed) == ({"op.WAIT": -1, "op.PRUNE": 2}, 8, 3000)
@@ -92,7 +73,7 @@ def test_train_flags_are_split_as_in_a_shell(study, settings):
         ("--seed 3", "contain --seed, which the study sets"),
     ],
 )
-def test_train_flags_reject_flags_of_the_study(study, settings, flags, message):
+def test_train_flags_reject_flags_of_the_study(settings, flags, message):
     with pytest.raises(ConfigError, match=message):
         study.train_settings(replace(settings, train_flags=flags), 0)
 
@@ -116,7 +97,7 @@ def test_study_rejects_bad_settings(settings, changes, message):
         replace(settings, **changes).checked()
 
 
-def test_study_locks_the_folder_of_runs(study, settings):
+def test_study_locks_the_folder_of_runs(settings):
     with study.locked(settings.runs), pytest.raises(RunError, match="another study"), study.locked(settings.runs):
         pass
     with study.locked(settings.runs):
@@ -131,7 +112,7 @@ def test_study_locks_the_folder_of_runs(study, settings):
         (["--baselines", "waits"], "did you mean 'wait'"),
     ],
 )
-def test_study_rejects_bad_input_before_it_writes(study, tmp_path, capsys, arguments, message):
+def test_study_rejects_bad_input_before_it_writes(tmp_path, capsys, arguments, message):
     code = study.main(["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs"), *arguments])
     assert code == BAD_INPUT
     assert message in capsys.readouterr().err
@@ -139,10 +120,10 @@ def test_study_rejects_bad_input_before_it_writes(study, tmp_path, capsys, argum
 
 
 @pytest.mark.slow
-def test_study_resumes_and_records_its_results(study, report, tmp_path, capsys, monkeypatch):
+def test_study_resumes_and_records_its_results(tmp_path, capsys, monkeypatch):
     out, runs = tmp_path / "out", tmp_path / "runs"
     command = ["--out", str(out), "--runs", str(runs), *TINY, FLAGS, "--total-timesteps", "32"]
-    stale = leave_run(study, tyro.cli(study.StudySettings, args=command)) / "stale"
+    stale = leave_run(tyro.cli(study.StudySettings, args=command)) / "stale"
     stale.touch()
     assert study.main(command) == OK
     assert not stale.exists()
@@ -186,7 +167,7 @@ def exits(codes, started):
     return start
 
 
-def test_study_reports_a_failed_run_after_the_others(study, settings, monkeypatch, capsys):
+def test_study_reports_a_failed_run_after_the_others(settings, monkeypatch, capsys):
     monkeypatch.setattr("seeds.start_training", exits([1, 0], []))
     with pytest.raises(study.TrainingFailedError, match=r"no model from seed 0 \(exit code 1\)") as failed:
         study.train_seeds(replace(settings, workers=1), [0, 1], 0)
@@ -201,7 +182,7 @@ def test_study_reports_a_failed_run_after_the_others(study, settings, monkeypatc
 
 
 @pytest.mark.parametrize("code", [130, 143])
-def test_interrupted_run_ends_the_study(study, settings, monkeypatch, code):
+def test_interrupted_run_ends_the_study(settings, monkeypatch, code):
     started = []
     monkeypatch.setattr("seeds.start_training", exits([code, 0], started))
     with pytest.raises(KeyboardInterrupt):
@@ -210,8 +191,7 @@ def test_interrupted_run_ends_the_study(study, settings, monkeypatch, code):
 
 
 @pytest.mark.parametrize("missing", [None, math.nan])
-def test_missing_values_are_absent_in_tables(study, missing):
-    rows = importlib.import_module("rows")
+def test_missing_values_are_absent_in_tables(missing):
     assert rows.interval({"iqm": 0.5, "low": missing, "high": missing}) == "0.500"
     assert rows.interval({"iqm": 0.5, "low": 0.4, "high": 0.6}) == "0.500 [0.400, 0.600]"
     assert rows.number(missing, ".1f") == ""
@@ -219,7 +199,7 @@ def test_missing_values_are_absent_in_tables(study, missing):
     assert math.isnan(study.mean_where_measured([None]))
 
 
-def test_verdict_compares_the_learned_policy(report):
+def test_verdict_compares_the_learned_policy():
     known, unknown = {"low": 0.1, "high": 0.2}, {"low": None, "high": None}
     others = {"wait": known, "random": {"low": -0.1, "high": 0.1}, "heuristic": {"low": -0.2, "high": -0.1}}
     expected = "Learned is better than wait; worse than heuristic; indistinguishable from random."
@@ -229,7 +209,7 @@ def test_verdict_compares_the_learned_policy(report):
 
 
 @pytest.mark.numeric
-def test_headroom_plays_the_requested_episodes(headroom, tmp_path, monkeypatch, capsys):
+def test_headroom_plays_the_requested_episodes(tmp_path, monkeypatch, capsys):
     made, quick = headroom.make_vector, {"horizon": 4, "batches_per_step": 1, "shard_size": 1}
     monkeypatch.setattr(headroom, "make_vector", lambda *a, **k: made(*a, **k, **quick))
     contents = {}
@@ -261,7 +241,7 @@ def test_headroom_plays_the_requested_episodes(headroom, tmp_path, monkeypatch, 
         (["--out", "."], "out is ., a folder; expected the path of a file"),
     ],
 )
-def test_headroom_rejects_bad_input_before_it_plays(headroom, tmp_path, monkeypatch, capsys, arguments, message):
+def test_headroom_rejects_bad_input_before_it_plays(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(headroom, "measure", lambda *_: pytest.fail("an episode was played"))
     assert headroom.main(["--out", str(tmp_path / "out.json"), *arguments]) == BAD_INPUT
     error = capsys.readouterr().err

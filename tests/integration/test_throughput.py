@@ -3,22 +3,27 @@
 import importlib
 import json
 
+import bandwidth
+import decisions
 import numpy as np
 import pytest
+import telemetry
+import throughput
 import torch
+from comparison import Shares, shares_of_a_step
+from contenders import BareLoop, Environments, PlainLoop
 from esper_agent.cli.main import BAD_INPUT, OK
 from esper_env.hosts import GlobalAveragePool
 from esper_env.telemetry import writer
 from torch import nn
 
-pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("throughput_modules")]
+pytestmark = pytest.mark.numeric
 
 TINY = {"batches_per_step": 2, "horizon": 4}
 
 
 def measured(tmp_path, *arguments):
     """Results of a run with two networks and the given flags."""
-    import throughput
 
     out = tmp_path / "t.json"
     short = ["--out", str(out), "--counts", "2", "--rounds", "3", "--seconds", "0.01", "--threads", "1"]
@@ -27,8 +32,6 @@ def measured(tmp_path, *arguments):
 
 
 def test_throughput_records_every_contender(tmp_path, capsys, monkeypatch):
-    import throughput
-
     monkeypatch.setattr(throughput, "copy_bandwidth", lambda _: 1e9)
     (result,) = measured(tmp_path, "--bandwidth")
     shown = " ".join(capsys.readouterr().out.split())
@@ -61,8 +64,6 @@ def test_workloads_with_seeds_exclude_the_loops(tmp_path, capsys, workload):
 
 
 def test_planted_workload_keeps_a_seed_in_every_slot():
-    from contenders import Environments
-
     contender = Environments("Esper-Digits-v0", 2, "planted", None, batches_per_step=1, horizon=2)
     for _ in range(5):
         contender.step()
@@ -72,8 +73,6 @@ def test_planted_workload_keeps_a_seed_in_every_slot():
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_bare_loop_equals_plain_loop_without_clipping(size, monkeypatch):
-    from contenders import BareLoop, PlainLoop
-
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
     plain = PlainLoop("Esper-Digits-v0", 2, threads=1, **TINY)
     bare = BareLoop("Esper-Digits-v0", 2, shard_size=size, **TINY)
@@ -87,8 +86,6 @@ def test_bare_loop_equals_plain_loop_without_clipping(size, monkeypatch):
 
 
 def test_shares_of_a_step_account_for_training_and_evaluation():
-    from comparison import Shares, shares_of_a_step
-
     rows = {name: {} for name in ("native", "bare loop", "plain loop")}
     shares = Shares(lambda: None, {"step": 10.0, "train": 5.0, "evaluate": 4.0}, steps=10)
     rows["plain loop"]["native_is_faster_by"] = 3.0
@@ -101,8 +98,6 @@ def test_shares_of_a_step_account_for_training_and_evaluation():
 
 
 def test_bytes_per_minibatch_equal_a_manual_count_and_leave_the_host_unchanged():
-    from bandwidth import bytes_per_minibatch
-
     convolution, pool = nn.Conv2d(3, 2, 3, padding=1, bias=False), [nn.MaxPool2d(2), nn.ReLU(), GlobalAveragePool()]
     host = nn.Sequential(convolution, nn.BatchNorm2d(2), *pool, nn.Linear(2, 5)).eval()
     before = {name: value.clone() for name, value in host.state_dict().items()}
@@ -117,16 +112,14 @@ def test_bytes_per_minibatch_equal_a_manual_count_and_leave_the_host_unchanged()
     loss = logits + logits
     parameters = 9 * (2 * 3 * 9 + (2 + 2) + (2 * 5 + 5))
     values = convolution + norm + pool + relu + average + linear + loss + parameters
-    assert bytes_per_minibatch(host, 7, (3, 4, 4), 4) == 4 * values
-    assert bytes_per_minibatch(host, 7, (3, 4, 4), 2) == 2 * values
+    assert bandwidth.bytes_per_minibatch(host, 7, (3, 4, 4), 4) == 4 * values
+    assert bandwidth.bytes_per_minibatch(host, 7, (3, 4, 4), 2) == 2 * values
     assert all(torch.equal(value, before[name]) for name, value in host.state_dict().items())
     with pytest.raises(ValueError, match="Softplus is not in TRAFFIC"):
-        bytes_per_minibatch(nn.Sequential(nn.Flatten(), nn.Softplus()), 2, (1, 2, 2), 4)
+        bandwidth.bytes_per_minibatch(nn.Sequential(nn.Flatten(), nn.Softplus()), 2, (1, 2, 2), 4)
 
 
 def test_copy_bandwidth_counts_reads_and_writes_in_the_median_time(monkeypatch):
-    import bandwidth
-
     cpu, seconds = torch.device("cpu"), iter([100.0, 4.0, 1.0, 2.0])  # the first is the warm-up
     assert bandwidth.copy_bandwidth(cpu, size=1 << 16, repeats=2) > 0
     monkeypatch.setattr(bandwidth, "_seconds", lambda target, source: next(seconds) * (len(target) == len(source)))
@@ -134,8 +127,6 @@ def test_copy_bandwidth_counts_reads_and_writes_in_the_median_time(monkeypatch):
 
 
 def test_decisions_times_every_part_and_restores_it(tmp_path, capsys):
-    import decisions
-
     apply, out = decisions.lifecycle.apply, tmp_path / "d.json"
     assert decisions.main(["--out", str(out), "--n", "3", "--steps", "4"]) == OK
     parts = json.loads(out.read_text())["parts"]
@@ -147,8 +138,6 @@ def test_decisions_times_every_part_and_restores_it(tmp_path, capsys):
 
 
 def test_telemetry_benchmark_compares_equal_steps(tmp_path, capsys, monkeypatch):
-    import telemetry
-
     monkeypatch.setattr(writer, "LINGER", 0.0)
     out = tmp_path / "telemetry.json"
     arguments = ["--out", str(out), "--counts", "2", "--policies", "random", "--rounds", "6", "--steps", "1"]
