@@ -1,14 +1,13 @@
 """Errors of policies, learners, run folders, configuration files and the command about malformed input.
 
-Each row is (id, input, error, parts of the message: value, expectation, remedy if there is one).
+Each row is (id, input, error, parts of the message: value, expectation, remedy if there is one). There is a row for
+each place of an input; the mirror tests of the modules have further values.
 """
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import gymnasium
 import numpy as np
@@ -28,9 +27,9 @@ from esper_agent import (
     run_episodes,
 )
 from esper_agent.cli.main import OK, main
+from esper_agent.ppo.settings import ARGUMENTS
 from esper_agent.training.run_folder import RunError
 from esper_env.rules.gates import GateConfig
-from esper_env.rules.heads import Blueprint
 from malformed import assert_says, lines, refused, table
 from stable_baselines3 import PPO
 
@@ -69,35 +68,16 @@ DEVICES = "expected 'auto', 'cpu', 'cuda' or 'cuda:N'"
 
 
 @table(
+    *((name, {name: -2}, ValueError, f"`{name}` is -2", "expected") for name in sorted(ARGUMENTS)),
     ("lr-nan", {"learning_rate": NAN}, ValueError, "`learning_rate` is nan", POSITIVE),
-    ("lr-zero", {"learning_rate": 0}, ValueError, "`learning_rate` is 0", POSITIVE),
-    ("lr-text", {"learning_rate": "x"}, ValueError, "`learning_rate` is 'x'", POSITIVE),
-    ("n_steps", {"n_steps": 0}, ValueError, "`n_steps` is 0", COUNT),
-    ("n_steps-float", {"n_steps": 1.5}, ValueError, "`n_steps` is 1.5", COUNT),
-    ("batch_size", {"batch_size": 1}, ValueError, "`batch_size` is 1", "expected an integer of at least 2"),
-    ("n_epochs", {"n_epochs": -1}, ValueError, "`n_epochs` is -1", COUNT),
-    ("gamma", {"gamma": 2}, ValueError, "`gamma` is 2", UP_TO_1),
-    ("gae_lambda", {"gae_lambda": -1}, ValueError, "`gae_lambda` is -1", "expected a number in [0, 1]"),
-    ("clip_range", {"clip_range": INF}, ValueError, "`clip_range` is inf", POSITIVE),
-    ("ent_coef", {"ent_coef": NAN}, ValueError, "`ent_coef` is nan", "expected a non-negative number"),
-    ("target_kl", {"target_kl": 0}, ValueError, "`target_kl` is 0", POSITIVE),
+    ("gamma-above-1", {"gamma": 2}, ValueError, "`gamma` is 2", UP_TO_1),
     ("seed", {"seed": -1}, ValueError, "`seed` is -1", "expected an integer in [0, 4294967295] or None"),
     ("device", {"device": "warp"}, ValueError, "`device` is 'warp'", DEVICES),
-    ("device-absent", {"device": "cuda:99"}, ValueError, "`device` is 'cuda:99'", DEVICES, "has 0 CUDA devices"),
-    ("estimator", {"advantage_estimator": "gae"}, ValueError, "`advantage_estimator` is 'gae'", "'two_step'"),
     ("entropy-head", {"entropy_multipliers": {"size": 1}}, ValueError, "has the head 'size'", "expected one of slot"),
-    (
-        "entropy-nan",
-        {"entropy_multipliers": {"op": NAN}},
-        ValueError,
-        "`entropy_multipliers['op']` is nan",
-        "non-negative",
-    ),
+    ("entropy-nan", {"entropy_multipliers": {"op": NAN}}, ValueError, "_multipliers['op']` is nan", "non-negative"),
     ("bias-head", bias({"size": {"WAIT": 1}}), ValueError, "has the head 'size'", "expected one of blueprint"),
     ("bias-value", bias({"op": {"GROW": 1}}), ValueError, "has the value 'GROW' of head 'op'", "expected one of WAIT"),
-    ("bias-nan", bias({"op": {"WAIT": NAN}}), ValueError, "op.WAIT is nan", "expected a finite number"),
     ("bias-number", bias(3), ValueError, "`logit_bias` is 3", "expected a mapping"),
-    ("bias-of-a-head", bias({"op": 3}), ValueError, "`logit_bias` of head 'op' is 3", "expected a mapping"),
     ("env-of-gymnasium", {"env": gymnasium.vector.VectorEnv()}, TypeError, "of Stable-Baselines3", "make_sb3_env"),
     ("env-without-heads", {"env": "CartPole-v1"}, ValueError, "action space is Discrete(2)", "MultiDiscrete"),
 )
@@ -112,21 +92,10 @@ def sb3(**kwargs):
 
 @table(
     ("num_envs-text", sb3(num_envs="3"), ValueError, "num_envs is '3'", WHOLE),
-    ("num_envs-zero", sb3(num_envs=0), ValueError, "num_envs is 0", WHOLE),
-    ("num_envs-bool", sb3(num_envs=True), ValueError, "num_envs is True", WHOLE),
-    ("seed-text", sb3(seed="x"), ValueError, "seed is 'x'", "expected a whole number of at least 0, or None"),
     ("seed-negative", sb3(seed=-1), ValueError, "seed is -1", "expected a whole number of at least 0, or None"),
     ("id-unknown", sb3(env_id="Esper-X-v0"), ValueError, "'Esper-X-v0' is not a registered", "one of Esper-CIFAR"),
-    ("id-list", sb3(env_id=[ID]), ValueError, "['Esper-Digits-v0'] is not a registered", "one of Esper-CIFAR"),
     ("kwarg", sb3(horizn=3), ValueError, "got an unexpected keyword argument 'horizn'", "did you mean 'horizon'?"),
-    (
-        "not-a-vector",
-        lambda: GymVecEnv(3),
-        TypeError,
-        "vec_env is a int",
-        "expected a gymnasium.vector.VectorEnv",
-        "gymnasium.make_vec",
-    ),
+    ("not-a-vector", lambda: GymVecEnv(3), TypeError, "vec_env is a int", "expected a gymnasium.vector.VectorEnv"),
 )
 def test_make_sb3_env_rejects_malformed_input(what, error, says):
     refused(what, error, says)
@@ -148,28 +117,18 @@ NO_GATES = "expected a GateConfig"
 
 
 @table(
-    ("horizon-negative", heuristic(horizon=-5), ValueError, "horizon is -5", EPOCHS),
-    ("horizon-text", heuristic(horizon="x"), ValueError, "horizon is 'x'", EPOCHS),
+    ("horizon", heuristic(horizon=-5), ValueError, "horizon is -5", EPOCHS),
     ("gates-name", heuristic(gates="strict"), TypeError, "gates is 'strict'", NO_GATES),
     ("config", lambda: HeuristicPolicy(6, "cnn", None, {}), TypeError, "config is {}", "a HeuristicConfig"),
-    ("rotation-empty", heuristic(rotation=()), ValueError, "the rotation is []", "at least one blueprint"),
     ("rotation-lora", heuristic(rotation=("lora",)), ValueError, "'lora' does not fit a cnn host", "'transformer'"),
-    ("rotation-number", heuristic(rotation=(99,)), ValueError, "blueprint 99 does not fit", "one of conv_light"),
-    ("epochs-float", heuristic(min_epoch=1.5), ValueError, "`min_epoch` is 1.5", "a non-negative integer"),
-    ("loss-nan", heuristic(max_loss=NAN), ValueError, "`max_loss` is nan", "expected a finite number"),
-    ("style", heuristic(style=9), ValueError, "`style` is 9", "expected one of LINEAR_ADD 0"),
-    ("decay", heuristic(penalty_decay=0.1), ValueError, "`prune_penalty` is 2.0", "raise prune_penalty"),
+    ("min_epoch", heuristic(min_epoch=1.5), ValueError, "`min_epoch` is 1.5", "a non-negative integer"),
     ("no-esper", lambda: HeuristicPolicy.for_env(gymnasium.make("CartPole-v1")), TypeError, "CartPole", "make_vec"),
     ("gate-negative", gates(min_training_epochs=-1), ValueError, "`min_training_epochs` is -1", "non-negative"),
-    ("gate-none", gates(min_training_epochs=None), ValueError, "`min_training_epochs` is None", "non-negative"),
     ("gate-nan", gates(min_gradient_health=NAN), ValueError, "`min_gradient_health` is nan", "in [0, 1]"),
-    ("gate-text", gates(min_contribution="x"), ValueError, "`min_contribution` is 'x'", "a finite number or None"),
     ("plan-empty", lambda: FixedPlanPolicy([], 6), ValueError, "slots are []", "expected at least one planting"),
     ("plan-blueprint", lambda: FixedPlanPolicy([Planting(99)], 6), ValueError, "blueprints are [99]", "1 to 12"),
-    ("plan-horizon", lambda: FixedPlanPolicy(Blueprint.NORM, "x"), ValueError, "horizon is 'x'", EPOCHS),
     ("random-seed", lambda: RandomPolicy("x"), ValueError, "seed is 'x'", "expected a whole number of at least 0"),
     ("episodes", lambda: run_episodes(WaitPolicy(), ID, 0), ValueError, "episodes is 0", WHOLE),
-    ("episodes-float", lambda: run_episodes(WaitPolicy(), ID, 1.5), ValueError, "episodes is 1.5", WHOLE),
     ("play-seed", lambda: run_episodes(WaitPolicy(), ID, 1, -1), ValueError, "seed is -1", "of at least 0"),
     ("no-policy", lambda: run_episodes(3, ID, 1), TypeError, "the policy is a int", "an object with predict"),
 )
@@ -184,9 +143,7 @@ PARTS = "do not belong to the same environments and slots"
     ("none", lambda _: None, ValueError, "the observation is None", "expected the dict of an Esper environment"),
     ("lacking", lambda given: {"features": given["features"]}, ValueError, "lacks ['blueprints'", "expected the keys"),
     ("nan", lambda given: given | {"features": given["features"] * NAN}, ValueError, "features are not all finite"),
-    ("narrow", lambda given: given | {"features": given["features"][:, 1:]}, ValueError, "(2, 120)", "expected 121"),
     ("mask-narrow", lambda given: given | {"action_mask": given["action_mask"][:, 1:]}, ValueError, "(2, 40)", PARTS),
-    ("fewer-rows", lambda given: given | {"features": given["features"][:1]}, ValueError, "(1, 121)", PARTS),
 )
 def test_policy_rejects_malformed_observations(env, what, error, says):
     refused(lambda: HeuristicPolicy(6, "cnn").predict(what(env.reset())), error, says)
@@ -244,17 +201,13 @@ DAMAGED = "it is damaged, or not a FactoredRecurrentPPO model"
 
 @table(
     ("model-cut", halved("model.zip"), RunError, "model.zip cannot be loaded", DAMAGED),
-    ("model-text", written("model.zip", b"hello"), RunError, "model.zip cannot be loaded", DAMAGED),
     ("model-of-ppo", of_another_algorithm, RunError, "model.zip cannot be loaded", DAMAGED),
     ("no-model", removed("model.zip"), RunError, "has no model.zip", "before a model was saved", "train it again"),
     ("no-config", removed("config.yaml"), RunError, "it has no config.yaml", "the folder that `esper train --out`"),
     ("config-empty", written("config.yaml", b""), RunError, "config.yaml is empty", "`name: value` pairs"),
-    ("config-cut", written("config.yaml", b"env: [Esp"), RunError, "config.yaml is neither YAML nor JSON"),
-    ("config-binary", written("config.yaml", b"\xff\xfe\x00"), RunError, "config.yaml is neither YAML nor JSON"),
     ("config-foreign", written("config.yaml", b"a: 1"), RunError, "does not name an environment", "`esper train`"),
     ("env-number", written("config.yaml", b"env: 5"), RunError, "has the `env` 5", "expected the id of a task"),
     ("settings-number", written("config.yaml", OURS + b"env_settings: 5"), RunError, "`env_settings` is 5", PAIRS),
-    ("settings-word", written("config.yaml", OURS + b"env_settings: [x]"), RunError, "setting 'x'"),
     ("other-task", written("config.yaml", b"env: Other-v0"), RunError, "on Other-v0, not on", "--env Other-v0"),
 )
 def test_evaluate_rejects_malformed_run_folders(run, capsys, what, error, says):
@@ -263,21 +216,21 @@ def test_evaluate_rejects_malformed_run_folders(run, capsys, what, error, says):
     assert_says(line_of(["evaluate", "--policy", str(run), "--env", ID, "--episodes", "1"], capsys), says)
 
 
+def load_another(run):
+    of_another_algorithm(run)
+    FactoredRecurrentPPO.load(run / "model.zip")
+
+
 @table(
     ("a-file", lambda run: load_run(run / "model.zip"), RunError, "model.zip is a file", "give the folder"),
     ("nowhere", lambda run: load_run(run / "no"), RunError, "there is no run folder", "train one with `esper train"),
     ("device", lambda run: load_run(run, device="cuda:9"), ValueError, "`device` is 'cuda:9'", DEVICES),
     ("folder", FactoredRecurrentPPO.load, ValueError, "is a folder", "expected a saved model", "model.zip, or use"),
     ("no-run", lambda run: FactoredRecurrentPPO.load(run.parent), ValueError, "is a folder", "no model.zip in it"),
+    ("another", load_another, ValueError, "model.zip is not a model of FactoredRecurrentPPO"),
 )
 def test_load_rejects_malformed_files(run, what, error, says):
     refused(lambda: what(run), error, says)
-
-
-def test_load_rejects_a_model_of_another_algorithm(run):
-    of_another_algorithm(run)
-    says = ["model.zip is not a model of FactoredRecurrentPPO"]
-    refused(lambda: FactoredRecurrentPPO.load(run / "model.zip"), ValueError, says)
 
 
 # The command
@@ -303,17 +256,13 @@ CIFAR_FILES = ("--env", "Esper-CIFAR-v0", "--env-settings", "dataset=cifar10", "
     ("setting-form", play("--env-settings", "horizon"), "setting 'horizon'", NAME_VALUE),
     ("setting-twice", play("--env-settings", "horizon=1", "horizon=2"), "'horizon' is given twice", "keep one"),
     ("setting-value", play("--env-settings", "horizon=-5"), "`horizon` is -5", COUNT),
-    ("setting-choice", play("--env-settings", "gates=x"), "`gates` is 'x'", "'permissive', 'strict'"),
-    ("setting-weights", play("--env-settings", "reward_weights=3"), "`reward_weights` is 3", "a mapping from names"),
     ("no-cifar", play(*CIFAR_FILES), "CIFAR-10 was requested by name but is not in nowhere", "download"),
     ("json-folder", play("--json", "."), "`json` is '.', a folder", "expected the name of a file"),
     ("device", play("--device", "tpu"), "`device` is 'tpu'", DEVICES),
     ("nothing-compared", ["benchmark", "--policies", "wait", "wait", "--out", "b"], "`policies`", "each once"),
-    ("train-num_envs", learn("--num-envs=0"), "--num-envs is '0'", COUNT, "for example 16"),
     ("train-lr", learn("--learning-rate", "nan"), "--learning-rate is 'nan'", POSITIVE),
     ("train-steps", learn("--total_timesteps", "20k"), "--total_timesteps is '20k'", COUNT, "for example 20000"),
     ("train-bias", learn("--logit-bias", "op.WAIT=x"), "`logit_bias` has op.WAIT=x", "HEAD.VALUE=BIAS"),
-    ("train-gates", learn("--env-settings", "gates=x"), "`gates` is 'x'", "'permissive', 'strict'"),
 )
 def test_command_rejects_malformed_input(capsys, monkeypatch, tmp_path, what, says):
     monkeypatch.chdir(tmp_path)
@@ -323,13 +272,9 @@ def test_command_rejects_malformed_input(capsys, monkeypatch, tmp_path, what, sa
 
 @lines(
     ("key", "total_timestep: 5", "'total_timestep' is not a setting", "did you mean 'total_timesteps'?"),
-    ("type", "num_envs: many", "`num_envs` is 'many'", COUNT),
     ("nested-type", "ppo: {gamma: [1]}", "`ppo.gamma` is [1]", UP_TO_1),
     ("group", "ppo: 5", "`ppo` is 5", "expected `name: value` pairs"),
-    ("cut", '{"seed": 1,', "neither YAML nor JSON"),
     ("range", "ppo: {n_steps: 0}", "`ppo.n_steps` is 0", COUNT),
-    ("choice", json.dumps({"ppo": {"advantage_estimator": "gae"}}), "is 'gae'", "'two_step' or 'sampled_op'"),
-    ("flat", "n_steps: 5", "'n_steps' is not a setting", "did you mean `ppo: {n_steps: ...}`?"),
     ("thresholds", "anomalies: {ratio_explosion: 1}", "`anomalies.ratio_explosion` is 1", "a number greater than 1"),
     ("plateau", "anomalies: {plateau_points: 3}", "`plateau_points` is 3.0", "at most `trend_points`, 2.0"),
 )
@@ -341,27 +286,19 @@ def test_train_rejects_malformed_configuration_files(capsys, tmp_path, what, say
 
 
 def test_interrupt_during_imports_is_one_line(tmp_path):
-    """A stand-in for torch never finishes loading and reports when the command imports it."""
+    """A stand-in for torch signals its own process while the command imports it."""
     (tmp_path / "torch.py").write_text(
-        "import pathlib, time\n"
-        f"pathlib.Path({str(tmp_path / 'loading')!r}).touch()\n"
-        "try:\n    time.sleep(600)\nexcept BaseException:\n    raise ImportError('half loaded') from None\n"
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except BaseException:\n    raise ImportError('half loaded') from None\n"
     )
     paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    command = subprocess.Popen(
+    done = subprocess.run(
         [sys.executable, "-m", "esper_agent", "info"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": paths},
         preexec_fn=interruptible,
+        check=False,
     )
-    try:
-        while not (tmp_path / "loading").exists():
-            assert command.poll() is None, command.communicate()
-            time.sleep(0.05)
-        command.send_signal(signal.SIGINT)
-        out, err = command.communicate(timeout=60)
-    finally:
-        command.kill()
-    assert (command.returncode, out, err) == (128 + signal.SIGINT, "", "Interrupted\n")
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "", "Interrupted\n")
