@@ -38,12 +38,10 @@ def no_data(monkeypatch):
 
 @table(
     ("num_envs-zero", {"num_envs": 0}, ValueError, "num_envs is 0", WHOLE),
-    ("num_envs-bool", {"num_envs": True}, ValueError, "num_envs is True", WHOLE),
     ("autoreset", {"autoreset_mode": "Never"}, ValueError, "autoreset_mode is 'Never'", MODES),
     ("render", {"render_mode": "human"}, ValueError, "render_mode is 'human'", "['ansi', 'rgb_array']"),
     ("steps", {"max_episode_steps": 0}, ValueError, "max_episode_steps is 0", "expected None or at least 1"),
     ("kwarg-misspelt", {"horizn": 5}, TypeError, f"{UNEXPECTED} 'horizn'", "did you mean 'horizon'?"),
-    ("kwarg-unknown", {"colour": 5}, TypeError, f"{UNEXPECTED} 'colour'", "known: dataset, data_dir"),
     ("horizon", {"horizon": 0}, ValueError, "`horizon` is 0", COUNT),
     ("batches", {"batches_per_step": -3}, ValueError, "`batches_per_step` is -3", COUNT),
     ("batch-of-one", {"batch_size": 1}, ValueError, "`batch_size` is 1", "expected an integer of at least 2"),
@@ -53,24 +51,14 @@ def no_data(monkeypatch):
     ("slots-twice", {"slots": ["r0c0", "r0c0"]}, ValueError, "`slots` is ['r0c0', 'r0c0']", "each slot id once"),
     ("max_seeds", {"max_seeds": 0}, ValueError, "`max_seeds` is 0", "expected a positive integer or None"),
     ("gates", {"gates": "loose"}, ValueError, "`gates` is 'loose'", "expected one of 'permissive', 'strict'"),
-    ("isolation", {"isolation": "x"}, ValueError, "`isolation` is 'x'", "one of 'shadow', 'straight_through'"),
-    ("precision", {"precision": "half"}, ValueError, "`precision` is 'half'", "one of 'float32', 'bfloat16'"),
-    ("capture", {"capture": "on"}, ValueError, "`capture` is 'on'", "expected one of 'auto', 'off'"),
-    ("reward-mode", {"reward_mode": "loss"}, ValueError, "`reward_mode` is 'loss'", "'accuracy', 'sparse'"),
     ("weight-unknown", {"reward_weights": {"rent": 1}}, ValueError, "has ['rent']", "reads gamma, scale"),
-    ("weight-negative", {"reward_weights": {"op_cost": -1}}, ValueError, "weights.op_cost` is -1", "non-negative num"),
-    ("weight-gamma", {"reward_weights": {"gamma": 1.5}}, ValueError, "weights.gamma` is 1.5", "in (0, 1]"),
-    ("weight-beyond-float", {"reward_weights": {"scale": 10**400}}, ValueError, "weights.scale` is 1000", RATE),
-    ("weights-list", {"reward_weights": [1]}, ValueError, "`reward_weights` is [1]", "a mapping from names"),
     ("dataset-unknown", {"dataset": "mnist"}, ValueError, "dataset is 'mnist'", "accepts 'auto', 'cifar10'"),
-    ("dataset-of-text", {"dataset": "grammar"}, ValueError, "dataset is 'grammar'", "'fashion-mnist', 'digits'"),
     ("data_dir", {"data_dir": ""}, ValueError, "`data_dir` is ''", "expected a path or None"),
     ("device", {"device": "warp"}, ValueError, "`device` is 'warp'", DEVICES),
     ("device-absent", {"device": "cuda:99"}, ValueError, "`device` is 'cuda:99'", DEVICES, "of this machine"),
     ("shard", {"shard_size": 0}, ValueError, "`shard_size` is 0", "expected a positive integer or 'auto'"),
     ("budget", {"param_budget": 0}, ValueError, "`param_budget` is 0", COUNT),
     ("async", {"vectorization_mode": "async", "horizon": 0}, ValueError, "`horizon` is 0", COUNT),
-    ("sync", {"vectorization_mode": "sync", "gates": "x"}, ValueError, "`gates` is 'x'", "'strict'"),
     *((f"type-of-{name}", {name: object()}, ValueError, f"{name}", "is <object", "expected") for name in TASK_KWARGS),
 )
 @pytest.mark.usefixtures("no_data")
@@ -197,7 +185,6 @@ def mask(given):
     ("topology-list", topology(["r0c0"]), TypeError, "is ['r0c0']", "expected a mapping from slot"),
     ("topology-slot", topology({"r9c9": "norm"}), ValueError, "slot 'r9c9'", "has r0c0, r0c1, r0c2"),
     ("topology-blueprint", topology({"r0c0": "zip"}), ValueError, "blueprint 'zip'", NAMES),
-    ("topology-array", topology({"r0c0": np.ones(2)}), ValueError, "blueprint array([1., 1.])", NAMES),
     ("topology-full", topology(THREE_SEEDS), ValueError, "plants 3 seeds", "max_seeds is 2"),
 )
 def test_reset_rejects_malformed_input(running, what, error, says):
@@ -266,13 +253,10 @@ REMEDY = "change the blueprint's factory"
 
 
 @table(
-    ("name-taken", ("norm", "cnn", nn.Identity), ValueError, "'norm' is already registered", "choose another name"),
     ("name-number", (3, "cnn", nn.Identity), TypeError, "name is 3", "expected a text such as 'conv_light'"),
     ("topology-empty", ("mine", "", nn.Identity), TypeError, "topology is ''", "expected a text"),
     ("factory-number", ("mine", "cnn", 3), TypeError, "factory of blueprint 'mine' is 3", "a function from the number"),
-    ("value-beyond", ("mine", "cnn", nn.Identity, 13), ValueError, "value 13 is out of range", "expected 1 to 12"),
     ("value-float", ("mine", "cnn", nn.Identity, 2.0), ValueError, "value 2.0 is out of range", "expected 1 to 12"),
-    ("value-taken", ("mine", "cnn", nn.Identity, 1), ValueError, "value 1 is taken by 'conv_light'"),
 )
 @pytest.mark.usefixtures("own_tables")
 def test_register_blueprint_rejects_malformed_input(what, error, says):
@@ -285,7 +269,6 @@ def test_register_blueprint_rejects_malformed_input(what, error, says):
 @table(
     ("no-module", lambda _channels: 3, ValueError, "'mine' makes 3", "a torch.nn.Module with parameters", REMEDY),
     ("nothing-to-train", lambda _channels: nn.Identity(), ValueError, "makes Identity()", "with parameters", REMEDY),
-    ("other-shape", lambda channels: nn.Conv2d(channels, 2, 1), ValueError, "turns (3, 4", "into (3, 2", REMEDY),
     ("statistics", nn.BatchNorm2d, ValueError, "writes into its buffer 'running_mean'", REMEDY, "GroupNorm"),
 )
 @pytest.mark.usefixtures("own_tables")
