@@ -1,7 +1,6 @@
 """Calibration of the stand-in for CIFAR: verdicts, and their agreement with the measurements."""
 
 import json
-import math
 
 import calibration
 import pytest
@@ -32,6 +31,8 @@ def test_judge_meets_every_target_of_a_calibrated_task():
     assert met == [True] * 6
     assert [verdict["value"] for verdict in verdicts] == [45.0, 70.0, 20.0, pytest.approx(7 / 25), 7, 3]
     assert verdicts[1]["plan"] == calibration.GROWN[-1]
+    _, verdicts = judged(changes={calibration.GROWN[0]: row(73.0)})
+    assert (verdicts[1]["plan"], verdicts[3]["value"]) == (calibration.GROWN[0], pytest.approx(7 / 28))
 
 
 @pytest.mark.parametrize(
@@ -56,14 +57,6 @@ def test_judge_meets_every_target_of_a_calibrated_task():
 def test_judge_misses_targets_outside_their_ranges(measured, missed):
     met, _ = judged(**measured)
     assert [index for index, one in enumerate(met) if not one] == missed
-
-
-def test_judge_uses_the_best_topology():
-    best = calibration.GROWN[0]
-    met, verdicts = judged(changes={calibration.GROWN[-1]: row(60.0), best: row(73.0)})
-    assert met == [True] * 6
-    assert (verdicts[1]["plan"], verdicts[1]["value"]) == (best, 73.0)
-    assert verdicts[3]["value"] == pytest.approx(7 / 28)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +114,7 @@ def test_judge_only_judges_existing_files(tmp_path, capsys, measured, code, met,
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
-        ("verdicts.json", ["--judge-only"], "headroom-cifar-v0.json does not exist; measure first"),
+        ("verdicts.json", ["--judge-only"], "headroom-cifar-v0.json does not exist; measure again"),
         ("verdicts.json", ["--episodes", "1"], "`episodes` is 1; expected an integer of at least 2"),
         ("headroom-cifar-v0.json", [], "expected a JSON file with a name that no measurement has"),
     ],
@@ -154,31 +147,20 @@ def test_calibration_judges_its_own_measurements(tmp_path, monkeypatch):
     assert verdicts[0]["value"] == found["plans"]["host alone"]["test_accuracy_mean"]
 
 
-def with_host(value):
-    return lambda content: json.dumps(content | {"plans": content["plans"] | {"host alone": value}})
-
-
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("change", "message"),
     [
-        (with_host({}), "lacks test_accuracy_mean of 'host alone';"),
-        (with_host(row(math.nan)), "lacks test_accuracy_mean of 'host alone';"),
-        (with_host(row(45.0, std=None)), "lacks test_accuracy_std of 'host alone';"),
-        (with_host(row(45.0, episodes=1)), "lacks episodes of 'host alone';"),
-        (with_host(45.0), "lacks test_accuracy_mean of 'host alone';"),
-        (lambda content: json.dumps(content | {"plans": []}), "lacks 'plans'; measure again, without --judge-only"),
-        (lambda _: "{}", "lacks 'machine', 'plans';"),
-        (lambda _: "[]", "holds no JSON object; measure again"),
-        (lambda _: "{", "is not JSON: "),
-        (lambda content: json.dumps(content | {"env": "Esper-X-v0"}), "has env 'Esper-X-v0'; expected 'Esper-CIFAR-"),
-        (lambda content: json.dumps(content | {"dataset": "cifar10"}), "has dataset 'cifar10'; expected 'procedural-"),
-        (lambda content: json.dumps(content | {"env_settings": ["a=1"]}), "has env_settings ['a=1']; expected []"),
+        ({"env": "Esper-X-v0"}, "has env 'Esper-X-v0'; expected 'Esper-CIFAR-Impaired-v0'; measure again"),
+        ({"dataset": "cifar10"}, "has dataset 'cifar10'; expected 'procedural-cifar'"),
+        ({"env_settings": ["a=1"]}, "has env_settings ['a=1']; expected []"),
+        ({"plans": {"host alone": row(45.0, std=None, episodes=1)}}, "lacks two episodes of 'host alone'"),
+        ({"plans": {}}, "lacks two episodes of 'host alone'; measure again, without --judge-only"),
     ],
 )
-def test_judge_only_rejects_other_measurements(tmp_path, capsys, damage, message):
+def test_judge_only_rejects_other_measurements(tmp_path, capsys, change, message):
     out = written(tmp_path)
     file = tmp_path / "headroom-cifar-impaired-v0.json"
-    file.write_text(damage(json.loads(file.read_text(encoding="utf-8"))), encoding="utf-8")
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | change), encoding="utf-8")
     assert calibration.main(["--out", str(out), "--judge-only"]) == BAD_INPUT
     assert f"{file} {message}" in capsys.readouterr().err
     assert not out.exists()
