@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import formulations
-import numpy as np
 import pytest
 import runners
 import timing
@@ -202,21 +201,12 @@ def test_formulations_record_every_case(tmp_path, capsys):
     assert (content["n"], content["batch_size"], content["precision"]) == (2, 4, "float32")
     rows = content["rows"]
     names = list(dict.fromkeys(row["case"] for row in rows))
-    assert names[0] == "host 1->4, 1x1 at 8x8"
-    assert names[-1] == "whole minibatch"
-    for name in names:
-        own = [row for row in rows if row["case"] == name]
-        measured = [row for row in own if row["status"] == "measured"]
-        (fastest,) = [row for row in own if row["fastest"]]
-        assert fastest["milliseconds"] == min(row["milliseconds"] for row in measured)
-        assert {row["formulation"]: row["status"] for row in own if row not in measured} == {
-            "streams": "not measured: needs a CUDA device"
-        }
-        for row in measured:
-            assert len(row["rounds"]) == 3
-            assert row["milliseconds"] == pytest.approx(np.median(row["rounds"]))
-            ratios = np.array(row["rounds"]) / np.array(fastest["rounds"])
-            assert row["ratio_to_fastest"] == pytest.approx(np.median(ratios))
+    assert names == [*(case.name for case in cases(make_task("Esper-Digits-v0"))), "whole minibatch"]
+    assert [row["case"] for row in rows if row["fastest"]] == names
+    for row in rows:
+        missing = row["formulation"] == "streams"
+        assert row["status"] == ("not measured: needs a CUDA device" if missing else "measured")
+        assert len(row["rounds"]) == (0 if missing else 3)
     whole = [row["formulation"] for row in rows if row["case"] == "whole minibatch"]
     assert whole == ["engine, one shard", "engine, a shard for each network", "loop", "streams"]
     assert switches == (torch.get_num_threads(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)

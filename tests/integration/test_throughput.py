@@ -160,7 +160,6 @@ def test_telemetry_benchmark_compares_equal_steps(tmp_path, capsys, monkeypatch)
     ("script", "wrong", "message"),
     [
         ("throughput", ["--counts", "0"], "`counts` is [0]; expected one or more positive integers"),
-        ("throughput", ["--seconds", "inf"], "`seconds` is inf; expected a positive number"),
         ("throughput", ["--env-settings", "x=1"], "unexpected keyword argument 'x'"),
         ("throughput", ["--workload", "planted", "--rivals", "loop"], "`rivals` is ['loop'], which train hosts only"),
         ("throughput", ["--workload", "planted", "--bandwidth"], "leave out --bandwidth, or --workload"),
@@ -169,9 +168,6 @@ def test_telemetry_benchmark_compares_equal_steps(tmp_path, capsys, monkeypatch)
         ("telemetry", ["--policies", "x"], "`policies` is ['x']; expected one or more of heuristic"),
         ("formulations", ["--n", "1"], "`n` is 1; expected an integer of at least 2"),
         ("formulations", ["--streams", "33"], "`streams` is 33; expected an integer in [1, 32]"),
-        ("formulations", ["--batch-size", "1"], "`batch_size` is 1"),
-        ("formulations", ["--env", "Esper-X-v0"], "Esper-X-v0"),
-        ("formulations", ["--device", "nowhere"], "nowhere"),
         ("formulations", ["--device", "cpu", "--precision", "tf32"], "`precision` is 'tf32', which needs a CUDA dev"),
         ("formulations", ["--env-settings", "shard_size=2"], "shard_size"),
         ("formulations", ["--env-settings", "dataset=cifar10"], "cifar10"),

@@ -135,16 +135,13 @@ def recorded(value):
 @pytest.mark.parametrize(
     ("left", "right"),
     [
-        (1, 2),
         (1, 1.0),
         (0.0, -0.0),
         (np.float32(1), np.float64(1)),
         (np.zeros(2), np.zeros((2, 1))),
         (None, "None"),
-        ({}, []),
         ([1], (1,)),
         ({"a": 1}, {"a": 1, "b": {}}),
-        ("ab", "ac"),
     ],
     ids=repr,
 )
