@@ -111,20 +111,6 @@ def test_judge_only_judges_existing_files(tmp_path, capsys, measured, code, met,
     assert "40 to 50" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("name", "flags", "message"),
-    [
-        ("verdicts.json", ["--judge-only"], "headroom-cifar-v0.json does not exist; measure again"),
-        ("verdicts.json", ["--episodes", "1"], "`episodes` is 1; expected an integer of at least 2"),
-        ("headroom-cifar-v0.json", [], "expected a JSON file with a name that no measurement has"),
-    ],
-)
-def test_calibration_rejects_bad_input(tmp_path, capsys, name, flags, message):
-    assert calibration.main(["--out", str(tmp_path / name), *flags]) == BAD_INPUT
-    assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
 def test_calibration_judges_its_own_measurements(tmp_path, monkeypatch):
     """A few plans, trained on Digits for two short epochs."""
     made, asked = calibration.headroom.make_vector, []
@@ -139,6 +125,8 @@ def test_calibration_judges_its_own_measurements(tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "GROWN", ("r0c0=norm,r0c2=norm", "r0c1=norm,r0c2=norm", "r0c0=norm,r0c1=norm"))
     monkeypatch.setattr(calibration, "IMPAIRED_ALONE", (101.0, 102.0))
     out = tmp_path / "verdicts.json"
+    assert calibration.main(["--out", str(out.with_name("headroom-cifar-v0.json"))]) == BAD_INPUT
+    assert asked == []
     assert calibration.main(["--out", str(out), "--episodes", "2"]) == FAILED
     assert asked == [(env_id, "procedural") for env_id in ("Esper-CIFAR-v0", "Esper-CIFAR-Impaired-v0")]
     found = json.loads((tmp_path / "headroom-cifar-v0.json").read_text(encoding="utf-8"))
