@@ -83,7 +83,6 @@ def test_train_flags_reject_flags_of_the_study(settings, flags, message):
     [
         ({"seeds": ()}, r"`seeds` is \[\]; expected distinct numbers"),
         ({"seeds": (1, 1)}, "expected distinct numbers"),
-        ({"seeds": (-1,)}, "expected distinct numbers"),
         ({"seeds": (1000,)}, "from 0 to 999"),
         ({"episodes": 0}, "`episodes` is 0; expected a positive integer"),
         ({"baselines": ("wait", "wait")}, "`baselines` is .*; expected distinct names"),
@@ -108,7 +107,6 @@ def test_study_locks_the_folder_of_runs(settings):
     ("arguments", "message"),
     [
         (["--env", "Esper-Nothing-v0"], "not a registered environment"),
-        (["--env-settings", "horizont=4"], "did you mean 'horizon'"),
         (["--baselines", "waits"], "did you mean 'wait'"),
     ],
 )
@@ -181,10 +179,9 @@ def test_study_reports_a_failed_run_after_the_others(settings, monkeypatch, caps
     assert "Training failed: no model from seed 0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("code", [130, 143])
-def test_interrupted_run_ends_the_study(settings, monkeypatch, code):
+def test_interrupted_run_ends_the_study(settings, monkeypatch):
     started = []
-    monkeypatch.setattr("seeds.start_training", exits([code, 0], started))
+    monkeypatch.setattr("seeds.start_training", exits([130, 0], started))
     with pytest.raises(KeyboardInterrupt):
         study.train_seeds(replace(settings, workers=1), [0, 1], 0)
     assert started == [0]
