@@ -64,7 +64,6 @@ def test_judge_misses_targets_outside_their_ranges(measured, missed):
     [
         (row(0.0, 3.0, 4), row(70.0, 4.0, 4), 2 * 2.5),  # 9 / 4 + 16 / 4 = 2.5 ** 2
         (row(0.0, 6.0, 25), row(70.0, 16.0, 100), 2 * 2.0),  # 36 / 25 + 256 / 100 = 2 ** 2
-        (row(0.0, 0.0, 4), row(70.0, 0.0, 4), 0.0),
     ],
 )
 @pytest.mark.parametrize(("beyond", "met"), [(-0.1, True), (0.1, False)])

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from whole_steps import Engine, RunnerLoop
 
 CPU = torch.device("cpu")
-TINY = {"batches_per_step": 2, "horizon": 4}
 
 pytestmark = pytest.mark.numeric
 
@@ -108,7 +107,7 @@ def test_obstacle_names_the_reason():
 
 @pytest.mark.parametrize("env_id", ["Esper-Digits-v0", "Esper-CIFAR-v0"])
 def test_formulations_train_equal_networks(env_id):
-    settings = TINY | {"batch_size": 8} | ({"dataset": "procedural"} if "CIFAR" in env_id else {})
+    settings = {"batches_per_step": 2, "batch_size": 8, "dataset": "procedural" if "CIFAR" in env_id else "digits"}
     loop = PlainLoop(env_id, 2, threads=1, **settings)
     again = PlainLoop(env_id, 2, threads=1, **settings)
     on_runner = RunnerLoop(again, 8, OneAfterTheOther)

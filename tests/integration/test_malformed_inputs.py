@@ -222,16 +222,16 @@ REMEDY = "change the blueprint's factory"
 
 
 @table(
-    ("name-number", (3, "cnn", nn.Identity), TypeError, "name is 3", "expected a text such as 'conv_light'"),
-    ("topology-empty", ("mine", "", nn.Identity), TypeError, "topology is ''", "expected a text"),
-    ("factory-number", ("mine", "cnn", 3), TypeError, "factory of blueprint 'mine' is 3", "a function from the number"),
-    ("value-float", ("mine", "cnn", nn.Identity, 2.0), ValueError, "value 2.0 is out of range", "expected 1 to 12"),
+    ("name-number", {"name": 3}, TypeError, "name is 3", "expected a text such as 'conv_light'"),
+    ("topology-empty", {"topology": ""}, TypeError, "topology is ''", "expected a text"),
+    ("factory-number", {"factory": 3}, TypeError, "factory of blueprint 'mine' is 3", "a function from the number"),
+    ("value-float", {"value": 2.0}, ValueError, "value 2.0 is out of range", "expected 1 to 12"),
 )
 @pytest.mark.usefixtures("own_tables")
 def test_register_blueprint_rejects_malformed_input(what, error, says):
     before = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
-    name, family, factory, *value = what
-    refused(lambda: register_blueprint(name, family, factory, value=value[0] if value else None), error, says)
+    mine = {"name": "mine", "topology": "cnn", "factory": nn.Identity}
+    refused(lambda: register_blueprint(**(mine | what)), error, says)
     assert before == registry._REGISTRY
 
 

@@ -30,7 +30,7 @@ def runs_of(found, kind):
 
 
 def values(rows, column):
-    return np.array([float(row[column]) for row in rows.values()])
+    return np.array([float(rows[seed][column]) for seed in sorted(rows)])
 
 
 def test_pages_match_the_result_files():
@@ -83,11 +83,8 @@ def test_summary_matches_the_raw_episodes(path):
 def test_learned_policy_beats_waiting_and_chance(other):
     """Paired by episode, over the means of the training runs."""
     found = episodes(LARGE)
-    baseline = {seed: float(row["return"]) for seed, row in found[other].items()}
-    means = [
-        np.mean([float(row["return"]) - baseline[seed] for seed, row in rows.items()])
-        for rows in runs_of(found, "learned")
-    ]
+    baseline = values(found[other], "return")
+    means = [(values(rows, "return") - baseline).mean() for rows in runs_of(found, "learned")]
     assert len(means) >= 5
     assert stats.ttest_1samp(means, 0.0, alternative="greater").pvalue < 0.025
 
