@@ -6,8 +6,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from esper_env.rules.heads import HEAD_DEFAULTS, AlphaSpeed, AlphaTarget, Blueprint, Head, Op, Style, Tempo
+from esper_env.rules.heads import AlphaSpeed, AlphaTarget, Blueprint, Op, Style, Tempo
 from growing import built_with
+from plain_rules import action as build_action
 from stepping import new_env
 
 #: Small enough that a step takes milliseconds.
@@ -54,15 +55,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def action():
     """``action(op, slot, blueprint=..., style=...)``: one action; other heads have their defaults."""
-
-    def build(op=Op.WAIT, slot=0, **heads):
-        values = np.array(HEAD_DEFAULTS, dtype=np.int64)
-        values[Head.OP], values[Head.SLOT] = op, slot
-        for name, value in heads.items():
-            values[Head[name.upper()]] = value
-        return values
-
-    return build
+    return build_action
 
 
 @pytest.fixture(scope="session")

@@ -231,7 +231,7 @@ def advance(growth, actions):
         return patch.object(population, name, call)
 
     with listen("train"), listen("measure"):
-        outcome = growth.advance(growth.decode(actions), np.zeros(growth.count, dtype=bool))
+        outcome = growth.advance(growth.rules.decode(actions, growth.table), np.zeros(growth.count, dtype=bool))
     values = {name: value for name, value in outcome.values.items() if isinstance(value, np.ndarray)}
     values |= outcome.values["reward_components"]
     table = {f"table {field.name}": getattr(growth.table, field.name).copy() for field in fields(SlotTable)}

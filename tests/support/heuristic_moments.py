@@ -6,7 +6,7 @@ import numpy as np
 from blueprints import CNN_BLUEPRINTS
 from esper_agent.policies.heuristic import HeuristicConfig, HeuristicPolicy
 from esper_env.rules.heads import NO_BLUEPRINT, Blueprint, Head, Op, head_sizes
-from esper_env.rules.observation import CONTRIBUTION_LOG, base_index, feature_count, slot_index
+from esper_env.rules.observation import CONTRIBUTION, base_index, feature_count, slot_index
 from esper_env.rules.stages import Stage
 
 HORIZON = 60
@@ -90,8 +90,7 @@ class Moment:
             "gradient_exploding": seed.exploding,
         }
         if seed.contribution is not None:
-            points = seed.contribution
-            values["contribution"] = np.sign(points) * np.log1p(abs(points)) / CONTRIBUTION_LOG
+            values["contribution"] = CONTRIBUTION.encode(np.array(seed.contribution))
             values["counterfactual_freshness"] = 1.0
         for name, value in values.items():
             features[slot_index(name, slot)] = value

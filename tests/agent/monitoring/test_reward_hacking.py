@@ -36,7 +36,7 @@ def world(stages, effects, curve=HOST_CURVE, weights=None):
         table.contribution_age[0] = np.where(on, 0, -1)
         fossilized = np.where(stages[t] == Stage.FOSSILIZED, effects[t], 0.0)
         accuracy, last = float(curve[t] + (on * effects[t]).sum()), t == horizon - 1
-        output = model.compute(
+        components = model.compute(
             RewardInputs(
                 val_accuracy=np.array([accuracy]),
                 committed_accuracy=np.array([curve[t] + fossilized.sum()]),
@@ -54,7 +54,7 @@ def world(stages, effects, curve=HOST_CURVE, weights=None):
             "slot_stage": stages[t],
             "contribution": np.where(on, effects[t], 0.0),
             "contribution_measured": on,
-            "reward_components": {name: float(value[0]) for name, value in output.components.items()},
+            "reward_components": {name: float(value[0]) for name, value in components.items()},
         }
         infos.append(info | ({"shapley": fossilized, "committed_val_accuracy": accuracy} if last else {}))
     return infos

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from esper_agent.policies.heuristic import HeuristicConfig, HeuristicPolicy
-from esper_env.rules.gates import GateConfig
+from esper_env.rules.gates import gate_config
 from esper_env.rules.heads import AlphaTarget, Blueprint, Head, Op, Style, Tempo
 from esper_env.rules.stages import Stage
 from esper_env.seeds import register_blueprint
@@ -179,7 +179,7 @@ def test_seed_advances_as_soon_as_its_gate_can_pass(ready, unready):
 
 
 def test_seed_waits_until_strict_gates_can_pass():
-    strict = policy_with(GateConfig.strict())
+    strict = policy_with(gate_config("strict"))
     crowd = {1: Seed(Stage.FOSSILIZED), 2: Seed(Stage.FOSSILIZED)}
     for seed, op in (
         (Seed(Stage.TRAINING, 3, contribution=0.4), Op.WAIT),

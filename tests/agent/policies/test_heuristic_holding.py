@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from esper_env.rules.gates import GateConfig
+from esper_env.rules.gates import gate_config
 from esper_env.rules.heads import (
     AlphaSpeed,
     Head,
@@ -60,7 +60,7 @@ def test_unmeasured_contribution_is_not_zero():
 def test_holding_seed_waits_while_its_gate_cannot_pass():
     """Strict gates require one point, and the rule itself half a point."""
     assert holding([0.8] * 3).op == Op.FOSSILIZE
-    assert holding([0.8] * 3, policy=policy_with(GateConfig.strict())).op == Op.WAIT
+    assert holding([0.8] * 3, policy=policy_with(gate_config("strict"))).op == Op.WAIT
 
 
 @pytest.mark.parametrize(

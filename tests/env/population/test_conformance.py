@@ -129,6 +129,8 @@ def test_shard_equals_plain_loops_through_any_growth(make_data, twin, batches_of
 
         with patch.object(population, "train", train_both):
             for step in range(STEPS):
-                growth.advance(growth.decode(choose(growth, plan, step)), np.zeros(growth.count, dtype=bool))
+                growth.advance(
+                    growth.rules.decode(choose(growth, plan, step), growth.table), np.zeros(growth.count, dtype=bool)
+                )
 
     keep_up()

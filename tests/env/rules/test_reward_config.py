@@ -6,8 +6,7 @@ import math
 import re
 
 import pytest
-from esper_env.rules.reward_config import MODE_WEIGHTS, STAGE_POTENTIALS, RewardMode, reward_config
-from esper_env.rules.stages import Stage
+from esper_env.rules.reward_config import MODE_WEIGHTS, RewardMode, reward_config
 
 
 def test_accuracy_is_the_default_mode_with_the_documented_weights() -> None:
@@ -52,9 +51,3 @@ def test_unknown_mode_is_rejected_with_the_known_ones() -> None:
         ValueError, match="`reward_mode` is 'shaped'; expected one of 'accuracy', 'sparse', 'contribution'"
     ):
         reward_config("shaped")
-
-
-def test_stage_potentials_name_real_stages_and_rise_along_the_life_of_a_seed() -> None:
-    values = [STAGE_POTENTIALS[stage.name] for stage in Stage if stage.name in STAGE_POTENTIALS]
-    assert values == [1.0, 2.0, 3.5, 5.5, 6.0]
-    assert set(STAGE_POTENTIALS) <= {stage.name for stage in Stage}

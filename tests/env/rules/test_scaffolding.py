@@ -1,7 +1,5 @@
 """Ledger of boosts on hand-made interactions."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -11,84 +9,52 @@ from esper_env.rules.scaffolding import ScaffoldLedger
 GAMMA = 0.9
 
 
-class Toy:
-    """One environment with three slots; ``step`` names the seeds present and the pair interactions measured."""
+def boosts(*steps):
+    """Return the boosts of three slots after steps of one environment.
 
-    def __init__(self) -> None:
-        self.ledger = ScaffoldLedger(1, 3, GAMMA)
-
-    def step(self, present: str, **pairs: float) -> list[float]:
-        """``present`` "1.1" = seeds in slots 0 and 2; ``i01=4.0`` = I_01 measured as 4 points. Returns the boosts."""
-        seeds = np.array([[mark != "." for mark in present]])
+    A step is (seeds present, pairs): ("1.1", {}) has seeds in slots 0 and 2, and {"01": 4.0} measures I_01 as 4 points.
+    """
+    ledger = ScaffoldLedger(1, 3, GAMMA)
+    for present, pairs in steps:
         interactions = np.full((1, 3, 3), 99.0)  # unmeasured values must not be read
         measured = np.zeros((1, 3, 3), dtype=bool)
-        for name, value in pairs.items():
-            i, j = int(name[1]), int(name[2])
-            interactions[0, [i, j], [j, i]] = value
-            measured[0, [i, j], [j, i]] = True
-        self.ledger.record(seeds, interactions, measured)
-        return self.ledger.boosts()[0].tolist()
+        for (i, j), value in pairs.items():
+            interactions[0, [int(i), int(j)], [int(j), int(i)]] = value
+            measured[0, [int(i), int(j)], [int(j), int(i)]] = True
+        ledger.record(np.array([[mark != "." for mark in present]]), interactions, measured)
+    return ledger.boosts()[0]
 
 
-def test_pair_boosts_both_seeds() -> None:
-    assert Toy().step("11.", i01=4.0) == [4.0, 4.0, 0.0]
+PAIR = ("11.", {"01": 4.0})
+LEFT = (".1.", {})  # the seed in slot 0 is gone
 
 
-def test_boosts_add_up_over_boosters() -> None:
-    assert Toy().step("111", i01=4.0, i02=1.0) == [5.0, 4.0, 1.0]
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        pytest.param([PAIR], {0: 4.0, 1: 4.0, 2: 0.0}, id="a pair boosts both seeds"),
+        pytest.param([("111", {"01": 4.0, "02": 1.0})], {0: 5.0, 1: 4.0, 2: 1.0}, id="boosters add up"),
+        pytest.param(
+            [("111", {"01": 4.0, "12": -3.0})], {0: 4.0, 1: 4.0, 2: 0.0}, id="negative interactions count as 0"
+        ),
+        pytest.param([("11.", {"01": 6.0}), ("11.", {"01": -6.0})] * 2, {0: 0.0, 1: 0.0}, id="noise averages out"),
+        pytest.param([PAIR, LEFT, LEFT], {1: 4.0 * GAMMA**2}, id="a pruned booster is discounted"),
+        pytest.param(
+            [PAIR, LEFT, ("11.", {"01": -2.0}), ("11.", {"01": 8.0})],
+            {0: 3.0, 1: 4.0 * GAMMA**3 + 3.0},
+            id="a new booster in the slot adds its own mean",
+        ),
+        pytest.param([PAIR, ("1..", {}), ("11.", {})], {1: 0.0}, id="a new seed inherits no boost"),
+        pytest.param([PAIR, LEFT, ("11.", {}), ("1..", {}), ("11.", {})], {1: 0.0}, id="nor one of earlier boosters"),
+        pytest.param([PAIR, ("11.", {"01": math.nan})], {1: 4.0 * GAMMA}, id="NaN is not measured"),
+    ],
+)
+def test_boosts_equal_hand_computed_values(steps, expected):
+    received = boosts(*steps)
+    assert {slot: received[slot] for slot in expected} == pytest.approx(expected)
 
 
-def test_negative_interaction_counts_as_zero() -> None:
-    assert Toy().step("111", i01=4.0, i12=-3.0) == [4.0, 4.0, 0.0]
-
-
-def test_noise_averages_out() -> None:
-    toy = Toy()
-    for value in (6.0, -6.0, 6.0, -6.0):
-        boosts = toy.step("11.", i01=value)
-    assert boosts == pytest.approx([0.0, 0.0, 0.0])
-
-
-def test_boost_of_a_pruned_seed_is_discounted() -> None:
-    toy = Toy()
-    toy.step("11.", i01=4.0)
-    assert toy.step(".1.")[1] == pytest.approx(4.0 * GAMMA)
-    assert toy.step(".1.")[1] == pytest.approx(4.0 * GAMMA**2)
-
-
-def test_new_seed_in_the_booster_slot_starts_its_own_boost() -> None:
-    toy = Toy()
-    toy.step("11.", i01=4.0)
-    toy.step(".1.")
-    assert toy.step("11.", i01=-2.0)[1] == pytest.approx(4.0 * GAMMA**2)
-    boosts = toy.step("11.", i01=8.0)  # its own mean is 3 now
-    assert boosts[1] == pytest.approx(4.0 * GAMMA**3 + 3.0)
-    assert boosts[0] == pytest.approx(3.0)
-
-
-def test_new_seed_does_not_inherit_received_boosts() -> None:
-    toy = Toy()
-    toy.step("11.", i01=4.0)
-    toy.step("1..")
-    assert toy.step("11.")[1] == 0.0
-
-
-def test_new_seed_does_not_inherit_boosts_of_earlier_boosters() -> None:
-    toy = Toy()
-    toy.step("11.", i01=4.0)
-    toy.step(".1.")
-    assert toy.step("11.")[1] > 0.0  # another seed in slot 0, whose past has the boost now
-    toy.step("1..")
-    assert toy.step("11.")[1] == 0.0
-
-
-def test_non_finite_measurement_is_ignored() -> None:
-    toy = Toy()
-    toy.step("11.", i01=4.0)
-    assert toy.step("11.", i01=math.nan)[1] == pytest.approx(4.0 * GAMMA)
-
-
-def test_reset_clears_its_rows_only() -> None:
+def test_reset_clears_its_rows_only():
     ledger = ScaffoldLedger(2, 2, GAMMA)
     everyone = np.ones((2, 2), dtype=bool)
     ledger.record(everyone, np.full((2, 2, 2), 4.0), np.ones((2, 2, 2), dtype=bool))

@@ -56,15 +56,10 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         self.slot_ids = self._vector.slot_ids
         self.topology = self._vector.topology
         self.offered_blueprints = self._vector.offered_blueprints
-        self.dataset_name = self._vector.dataset_name
+        self.dataset_name, self.data_digest = self._vector.dataset_name, self._vector.data_digest
         self.host_parameters = self._vector.host_parameters
         self.reward_config = self._vector.reward_config
         self.telemetry = self._vector.telemetry
-
-    @property
-    def data_digest(self) -> str:
-        """Digest that identifies the dataset's content."""
-        return self._vector.data_digest
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Infos]:
         """Start an episode.

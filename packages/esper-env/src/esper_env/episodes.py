@@ -43,9 +43,7 @@ def parse_reset(
     """Check the arguments of ``reset`` before anything changes; ``known`` are the options there are.
 
     Raises:
-        ValueError: seeds that are negative or not one per environment, an unknown option, a mask of a wrong shape or
-            without a True, a slot or blueprint that does not exist, more seeds than a network may hold.
-        TypeError: seeds, options, a mask or a topology of a wrong type.
+        ValueError, TypeError: seeds or options that make no sense.
     """
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"options is {options!r}; expected a dict or None")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from esper_env.data.catalog import DataFamily, check_length
 from esper_env.devices import memory_gauge
 from esper_env.persistence.state import Accessors, ArrayState, Stateful
 from esper_env.persistence.tree import Tree
-from esper_env.population import Measurement, Mismatch, Structure, updated
+from esper_env.population import Measurement, Structure, updated
 from esper_env.population.build import build_population
 from esper_env.recording import Recorder, StepRecord, TrainedEpoch
 from esper_env.rules import lifecycle
@@ -24,9 +24,9 @@ from esper_env.rules.lifecycle import Changes, CommandBatch
 from esper_env.rules.masks import ActionRules
 from esper_env.rules.measurements import record_contributions, record_gradients
 from esper_env.rules.observation import ObservationBuilder
-from esper_env.rules.reward import RewardInputs, RewardModel, RewardOutput
+from esper_env.rules.reward import RewardInputs, RewardModel
 from esper_env.rules.reward_config import reward_config
-from esper_env.rules.signals import SignalConfig, SignalTracker
+from esper_env.rules.signals import SignalTracker
 from esper_env.rules.slot_table import DOWN, SlotTable
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
@@ -75,8 +75,8 @@ class Growth(ArrayState):
         slots = len(self.slot_ids)
         self.max_seeds = slots if task.max_seeds is None else task.max_seeds
         self.rules = ActionRules(slots, self.offered_blueprints, self.max_seeds)
-        self._builder = ObservationBuilder(slots, task.horizon, task.param_budget, shard.execution_order)
-        self._signals = SignalTracker(count, SignalConfig(plateau_points=task.plateau_points))
+        self._builder = ObservationBuilder(task.horizon, task.param_budget, shard.execution_order)
+        self._signals = SignalTracker(count, task.plateau_points)
         self._reward = RewardModel(count, slots, task.horizon, self.host_parameters, self.reward_config)
         self._governor = Governor(count, slots, self._population.classes)
         self.telemetry = Telemetry()
@@ -146,14 +146,6 @@ class Growth(ArrayState):
             ),
         }
 
-    def decode(self, actions: ArrayLike) -> CommandBatch:
-        """Decode integer actions (N, 8).
-
-        Raises:
-            ValueError: the actions are malformed.
-        """
-        return self.rules.decode(actions, self.table)
-
     def advance(self, command: CommandBatch, idle: Mask) -> StepOutcome:
         """Run one step of every network: command, clock, training, measurement, governor, reward.
 
@@ -167,7 +159,6 @@ class Growth(ArrayState):
         command = asked.waiting(rescued) if rescued.any() else asked
         self._population.withdraw(changes.attached & rescued[:, None])
         succeeded = changes.succeeded & ~rescued
-        self._record_epoch(epoch)
         # A restored network equals its snapshot and has not been judged yet.
         snapshots = self._governor.snapshots_due(self.epoch, structure.fossilized) & ~rescued
         self._take_snapshots(structure, snapshots)
@@ -175,9 +166,22 @@ class Growth(ArrayState):
         terminated = (self.epoch >= self.task.horizon) | self._governor.exhausted
         committed, final_values = self._appraise(structure, terminated)
         added = self._population.parameters_added(structure, self.table.has_seed)
-        reward = self._rewarded(command, terminated, measured, committed, added, rescued)
+        components = self._reward.compute(
+            RewardInputs(
+                val_accuracy=measured.accuracy,
+                committed_accuracy=committed,
+                terminated=terminated,
+                parameters_added=added,
+                op=command.op,
+                table=self.table,
+                rolled_back=rescued,
+                interactions=measured.interaction,
+                interactions_measured=measured.interaction_measured,
+            )
+        )
+        rewards = np.sum(list(components.values()), axis=0)
         self._last_op, self._last_success = command.op, succeeded
-        self.recorder.count(idle, self.epoch, reward.total)
+        self.recorder.count(idle, self.epoch, rewards)
         if self.telemetry.active:
             self.recorder.record_step(
                 StepRecord(
@@ -192,7 +196,7 @@ class Growth(ArrayState):
                     snapshots=snapshots,
                     signals=signals,
                     parameters_added=added,
-                    rewards=reward.total,
+                    rewards=rewards,
                 )
             )
         values = {
@@ -202,9 +206,9 @@ class Growth(ArrayState):
             "action_valid": command.valid,
             "action_succeeded": succeeded,
             "rollback": rescued,
-            "reward_components": reward.components,
+            "reward_components": components,
         }
-        return StepOutcome(reward.total, terminated, values, final_values)
+        return StepOutcome(rewards, terminated, values, final_values)
 
     def _act(self, command: CommandBatch) -> Changes:
         """Carry out a command, advance the clock and update the networks' seeds."""
@@ -218,11 +222,14 @@ class Growth(ArrayState):
         return changes
 
     def _train(self, before: SlotTable) -> TrainedEpoch:
-        """Train and measure every network for an epoch, and roll broken ones back to ``before`` the commands."""
-        structure = Structure.of(self.table)
-        inspect = self.recorder.inspection_due(self.table)
-        stats = self._population.train(structure, inspect)
-        measured = self._population.measure(structure, np.ones(self.count, dtype=np.bool_))
+        """Train and measure every network for an epoch, and record it in the table.
+
+        Broken networks return to their snapshots, their slots to the table ``before`` the command. They are measured
+        again, and have not trained.
+        """
+        structure, everyone = Structure.of(self.table), np.ones(self.count, dtype=np.bool_)
+        stats = self._population.train(structure, self.recorder.inspection_due(self.table))
+        measured = self._population.measure(structure, everyone)
         judgement = self._governor.judge(stats.finite, measured.loss)
         epoch = TrainedEpoch(
             structure=structure,
@@ -232,32 +239,24 @@ class Growth(ArrayState):
             judgement=judgement,
             judged_loss=measured.loss,
             rescues={},
-            snapshot_epoch=self._governor.snapshot_epoch,
+            snapshot_epoch=self._governor.snapshot_epoch.copy(),
         )
-        if not judgement.roll_back.any():
-            return epoch
-        structure, measured, rescues = self._roll_back(judgement.roll_back, before, measured)
-        return epoch._replace(structure=structure, measured=measured, rescues=rescues)
-
-    def _record_epoch(self, epoch: TrainedEpoch) -> None:
-        """Record an epoch in the table and count it. A restored network has not trained."""
-        stats = epoch.stats
-        trained = np.where(epoch.judgement.roll_back[:, None], 0.0, stats.sizes)
+        broken = judgement.roll_back
+        if broken.any():
+            lifecycle.roll_back(self.table, before, broken, self._governor.saved)
+            structure = Structure.of(self.table)
+            rescues = {
+                row: self._population.restore_snapshot(structure, row) for row in np.flatnonzero(broken).tolist()
+            }
+            measured = updated(measured, self._population.measure(structure, broken), broken)
+            self._governor.rolled_back(broken, measured.loss)
+            epoch = epoch._replace(structure=structure, measured=measured, rescues=rescues)
+        trained = np.where(broken[:, None], 0.0, stats.sizes)
         record_gradients(self.table, stats.gradient_norm, stats.vanishing, stats.exploding, trained)
-        self._record(epoch.measured, np.ones(self.count, dtype=np.bool_))
+        self._record(measured, everyone)
         lifecycle.finish_epoch(self.table)
         self.epoch += 1
-
-    def _roll_back(
-        self, rows: Mask, before: SlotTable, measured: Measurement
-    ) -> tuple[Structure, Measurement, dict[int, Mismatch]]:
-        """Restore the networks of ``rows`` (N,) to their snapshots, roll the table back and measure again."""
-        lifecycle.roll_back(self.table, before, rows, self._governor.saved)
-        structure = Structure.of(self.table)
-        rescues = {row: self._population.restore_snapshot(structure, row) for row in np.flatnonzero(rows).tolist()}
-        measured = updated(measured, self._population.measure(structure, rows), rows)
-        self._governor.rolled_back(rows, measured.loss)
-        return structure, measured, rescues
+        return epoch
 
     def _take_snapshots(self, structure: Structure, rows: Mask) -> None:
         if not rows.any():
@@ -305,29 +304,6 @@ class Growth(ArrayState):
             "committed_parameters_added": self._population.parameters_added(structure, fossilized),
             "shapley": shapley,
         }
-
-    def _rewarded(
-        self,
-        command: CommandBatch,
-        terminated: Mask,
-        measured: Measurement,
-        committed: NDArray[np.float64],
-        added: NDArray[np.int64],
-        rescued: Mask,
-    ) -> RewardOutput:
-        return self._reward.compute(
-            RewardInputs(
-                val_accuracy=measured.accuracy,
-                committed_accuracy=committed,
-                terminated=terminated,
-                parameters_added=added,
-                op=command.op,
-                table=self.table,
-                rolled_back=rescued,
-                interactions=measured.interaction,
-                interactions_measured=measured.interaction_measured,
-            )
-        )
 
     def _state_values(self, structure: Structure) -> dict[str, Any]:
         """Return the values that every info holds, after a reset and after a step."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
-from esper_env.rules.observation import scale_contribution
+from esper_env.rules.observation import CONTRIBUTION
 from esper_env.rules.signals import Signals
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
@@ -82,7 +82,7 @@ def _draw(row: int, table: SlotTable, signals: Signals, horizon: int) -> Picture
         line[whole, MARGIN : LINE - MARGIN] = colour
         _bar(line[MARGIN : LINE // 2], LINE, table.alpha[row, slot], colour)
         if table.contribution_age[row, slot] >= 0:
-            share = scale_contribution(table.contribution[row, slot : slot + 1])[0]
+            share = CONTRIBUTION.encode(table.contribution[row, slot : slot + 1])[0]
             _needle(line[LINE // 2 + 1 : LINE - MARGIN], LINE, float(np.nan_to_num(share)))
     return picture
 

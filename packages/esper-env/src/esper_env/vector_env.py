@@ -24,7 +24,7 @@ from esper_env.persistence.state import Stateful, check_keys, get_states, restor
 from esper_env.persistence.tree import Tree
 from esper_env.render import RENDER_MODES, Picture, describe_networks, draw_networks
 from esper_env.rules.heads import NO_BLUEPRINT, Op, head_sizes
-from esper_env.rules.masks import MaskArray, conditional_masks, sample_valid_actions, split_mask
+from esper_env.rules.masks import MaskArray, sample_valid_actions
 from esper_env.rules.observation import BOUND, feature_count
 from esper_env.tasks import TaskConfig, make_task
 from esper_env.tasks.identity import FORMAT, KIND, check_origin, task_identity
@@ -104,7 +104,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self.slot_ids = self._growth.slot_ids
         self.topology = self._growth.topology
         self.offered_blueprints = self._growth.offered_blueprints
-        self.dataset_name = self._growth.dataset_name
+        self.dataset_name, self.data_digest = self._growth.dataset_name, self._growth.data_digest
         self.host_parameters = self._growth.host_parameters
         self.reward_config = self._growth.reward_config
         #: Hub of the events; attach a sink with ``env.telemetry.add_sink(JsonlSink("folder"))``.
@@ -142,7 +142,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         actions of a wrong shape, dtype or range and ``ResetNeeded`` for an environment without an episode; nothing has
         changed then.
         """
-        command = self._growth.decode(actions)
+        command = self._growth.rules.decode(actions, self._growth.table)
         self._clock.require_running(finished_too=self.autoreset_mode is AutoresetMode.NEXT_STEP)
         over = self._clock.finished.copy()  # with NEXT_STEP these are reset instead of stepped
         if over.all():
@@ -218,22 +218,20 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(N, sum of the head sizes) the marginal masks under sb3-contrib's name."""
-        growth = self._growth
-        return growth.rules.marginal(growth.rules.legal(growth.table)).astype(np.bool_)
+        return self._growth.rules.marginal(self._legal()).astype(np.bool_)
 
     def sample_valid_actions(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """(N, 8) legal actions: op uniform, then the slot, then the heads the op reads."""
         if not isinstance(rng, np.random.Generator):
             raise TypeError(f"rng is {rng!r}; expected a numpy.random.Generator, such as numpy.random.default_rng(0)")
-        growth = self._growth
-        return sample_valid_actions(growth.rules.legal(growth.table), rng, growth.offered_blueprints)
+        return sample_valid_actions(self._legal(), rng, self.offered_blueprints)
 
     def split_mask(self, index: int) -> tuple[MaskArray, ...]:
         """One environment's marginal mask by head, for ``single_action_space.sample(mask=...)``.
 
         Raises ``IndexError`` when there is no environment ``index``.
         """
-        return split_mask(self.action_masks()[self._row(index)], self._growth.rules.nvec)
+        return self._growth.rules.split(self._growth.rules.marginal(self._legal(index))[0])
 
     def conditional_masks(self, op: int, index: int) -> tuple[MaskArray, ...]:
         """Return one environment's masks by head given the op; any combination of their values is legal.
@@ -241,13 +239,16 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         Raises ``ValueError`` if the op is not legal in any slot now, ``IndexError`` if there is no environment
         ``index``.
         """
-        growth = self._growth
-        return conditional_masks(growth.rules.legal(growth.table)[self._row(index)], op, growth.offered_blueprints)
+        return self._growth.rules.split(self._growth.rules.conditional(self._legal(index), op)[0])
 
-    def _row(self, index: int) -> int:
+    def _legal(self, index: int | None = None) -> NDArray[np.bool_]:
+        """Legality (N, 6, S) of all environments, or (1, 6, S) of one."""
+        legal = self._growth.rules.legal(self._growth.table)
+        if index is None:
+            return legal
         if not isinstance(index, int | np.integer) or isinstance(index, bool) or not 0 <= index < self.num_envs:
             raise IndexError(f"index is {index!r}; expected the number of an environment, 0 to {self.num_envs - 1}")
-        return int(index)
+        return legal[index : index + 1]
 
     def render(self) -> tuple[str, ...] | tuple[Picture, ...] | None:
         """A text or picture per environment, None without a render mode; ``ResetNeeded`` before the first reset."""
@@ -267,11 +268,6 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     def check_reset(self, seed: int | None, options: dict[str, Any] | None, known: Sequence[str]) -> None:
         """Raise what :meth:`reset` would, with only the ``known`` options."""
         parse_reset(seed, options, self.num_envs, self._sites, known)
-
-    @property
-    def data_digest(self) -> str:
-        """Digest that identifies the data independently of their name."""
-        return self._growth.data_digest
 
     @property  # type: ignore[override]
     def np_random(self) -> tuple[np.random.Generator, ...]:

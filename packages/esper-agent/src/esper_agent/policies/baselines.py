@@ -139,7 +139,7 @@ class FixedPlanPolicy:
             )
         check_horizon_and_gates(horizon, gates)
         self.horizon = horizon
-        self.gates = gates if gates is not None else GateConfig.permissive()
+        self.gates = gates if gates is not None else GateConfig()
 
     def predict(
         self,

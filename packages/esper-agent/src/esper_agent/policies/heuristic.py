@@ -110,7 +110,7 @@ class HeuristicPolicy:
         if config is not None and not isinstance(config, HeuristicConfig):
             raise TypeError(f"config is {config!r}; expected a HeuristicConfig")
         self.horizon = horizon
-        self.gates = gates if gates is not None else GateConfig.permissive()
+        self.gates = gates if gates is not None else GateConfig()
         self.config = config if config is not None else HeuristicConfig()
         self.topology = topology
         self.rotation = resolve_rotation(self.config.rotation, topology)

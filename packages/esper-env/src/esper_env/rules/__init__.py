@@ -25,9 +25,9 @@ from esper_env.rules.heads import (
     head_sizes,
 )
 from esper_env.rules.masks import sample_valid_actions
-from esper_env.rules.observation import BASE_FIELDS, HISTORY, SLOT_FIELDS
-from esper_env.rules.observation_view import ObservationView
+from esper_env.rules.observation import BASE_FIELDS, SLOT_FIELDS, ObservationView
 from esper_env.rules.reward_config import GAMMA
+from esper_env.rules.signals import HISTORY
 from esper_env.rules.slot_table import HOLD, SlotTable
 from esper_env.rules.stages import HAS_SEED, IS_LIVE, Stage
 

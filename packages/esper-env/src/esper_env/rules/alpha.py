@@ -10,13 +10,9 @@ from esper_env.rules.slot_table import DOWN, HOLD, UP, BoolArray, FloatArray, Sl
 
 
 def ramp(progress: ArrayLike, curve: ArrayLike) -> FloatArray:
-    """Return how far a ramp has come, 0..1. The arguments broadcast.
+    """Return how far a ramp has come, 0..1, when a fraction t = ``progress`` of its ticks is done.
 
     Linear: t. Cosine: (1 - cos(pi t)) / 2. Sigmoids: the logistic of k (t - 1/2), rescaled to run exactly from 0 to 1.
-
-    Args:
-        progress: t, the fraction of the ramp's ticks that are done, in [0, 1].
-        curve: values of ``heads.Curve``.
     """
     t, shape = np.asarray(progress, dtype=np.float64), np.asarray(curve)
     steepness = CURVE_STEEPNESS[shape]
@@ -32,15 +28,8 @@ def ramp(progress: ArrayLike, curve: ArrayLike) -> FloatArray:
 def retarget(table: SlotTable, mask: BoolArray, target: ArrayLike, ticks: ArrayLike, curve: ArrayLike) -> None:
     """Start a ramp in the slots of ``mask`` (N, S), whose schedules are on HOLD.
 
-    With 0 ticks alpha jumps, and ``alpha_velocity`` is the size of the jump. A target that equals alpha leaves the
-    schedule on HOLD. The arguments broadcast to (N, S).
-
-    Args:
-        table: slots of N environments.
-        mask: (N, S) slots.
-        target: alpha at the end of the ramp, in [0, 1].
-        ticks: clock ticks of the ramp.
-        curve: values of ``heads.Curve``.
+    ``target`` alphas in [0, 1], clock ``ticks`` and values of ``heads.Curve`` broadcast to (N, S). With 0 ticks alpha
+    jumps, and ``alpha_velocity`` is the size of the jump. A target that equals alpha leaves the schedule on HOLD.
     """
     goal = np.broadcast_to(np.asarray(target, dtype=np.float64), mask.shape)[mask]
     length = np.broadcast_to(np.asarray(ticks), mask.shape)[mask]
@@ -80,8 +69,3 @@ def tick(table: SlotTable, mask: BoolArray) -> None:
     table.alpha_velocity[running] = after - before
     table.alpha_ticks_done[running] = done
     table.alpha_mode[running] = np.where(finished, HOLD, table.alpha_mode[running])
-
-
-def begin_step(table: SlotTable) -> None:
-    """Clear the velocities of the previous step."""
-    table.alpha_velocity.fill(0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache, lru_cache
@@ -11,10 +10,9 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.checks import NON_NEGATIVE, SHARE, OneOf, check_value
-from esper_env.checks import check as check_settings
+from esper_env.checks import NON_NEGATIVE, SHARE, OneOf, check, check_value
 from esper_env.rules.slot_table import HOLD, BoolArray, IntArray, SlotTable
-from esper_env.rules.stages import STAGE_VALUES, Stage
+from esper_env.rules.stages import Stage, lookup
 
 #: Marks "no gate" in arrays of gate values.
 NO_GATE = -1
@@ -30,26 +28,22 @@ class Gate(IntEnum):
     G5 = 5  # into FOSSILIZED
 
 
-class Check(IntEnum):
-    """Condition on a slot. The masks guarantee its stage, so no gate checks that again."""
-
-    TRAINED_LONG_ENOUGH = 0
-    GRADIENT_MEASURED = 1
-    GRADIENT_NOT_EXPLODING = 2
-    GRADIENT_HEALTHY = 3
-    PROSPECTIVE_CONTRIBUTION = 4
-    GRADIENT_RATIO = 5
-    SCHEDULE_ON_HOLD = 6
-    FULL_ALPHA = 7
-    BLENDED_LONG_ENOUGH = 8
-    CONTRIBUTION_MEASURED = 9
-    CONTRIBUTION_AT_FULL_ALPHA = 10
-    CONTRIBUTION = 11
+#: ``GATE_INTO[stage]`` is the gate in front of a stage, or ``NO_GATE``.
+GATE_INTO = lookup(
+    {
+        Stage.GERMINATED: Gate.G0,
+        Stage.TRAINING: Gate.G1,
+        Stage.BLENDING: Gate.G2,
+        Stage.HOLDING: Gate.G3,
+        Stage.FOSSILIZED: Gate.G5,
+    },
+    NO_GATE,
+)
 
 
 @dataclass(frozen=True)
 class GateConfig:
-    """Numbers that the checks compare with; None turns a check off.
+    """Numbers that the checks compare with; None turns a check off. The defaults are those of "permissive".
 
     Epochs are completed epochs in the present stage. Contributions are accuracy points (0..100 scale).
 
@@ -69,86 +63,50 @@ class GateConfig:
     min_contribution: float | None = None
 
     def __post_init__(self) -> None:
-        check_settings(self)
-
-    @classmethod
-    def permissive(cls) -> GateConfig:
-        """Return the default: enough training, healthy gradients and a measured contribution."""
-        return cls()
-
-    @classmethod
-    def strict(cls) -> GateConfig:
-        """Return a configuration that also requires a contribution before blending and before fossilizing."""
-        return cls(
-            min_prospective_contribution=0.5,
-            min_gradient_ratio=0.10,
-            min_blending_epochs=3,
-            min_contribution=1.0,
-        )
+        check(self)
 
 
-_CONFIGS: dict[str, Callable[[], GateConfig]] = {
-    "permissive": GateConfig.permissive,
-    "strict": GateConfig.strict,
+_CONFIGS = {
+    "permissive": GateConfig(),
+    "strict": GateConfig(
+        min_prospective_contribution=0.5, min_gradient_ratio=0.10, min_blending_epochs=3, min_contribution=1.0
+    ),
 }
 #: Names of the configurations.
 GATE_CONFIGS = tuple(_CONFIGS)
 
 
 def gate_config(name: str) -> GateConfig:
-    """Return the gate configuration called ``name``.
-
-    Raises:
-        ValueError: the name is unknown.
-    """
+    """Return the gate configuration "permissive" or "strict"; ``ValueError`` for another name."""
     check_value("gates", name, Annotated[str, OneOf(GATE_CONFIGS)])
-    return _CONFIGS[name]()
+    return _CONFIGS[name]
 
 
-def _stage_gates() -> NDArray[np.int64]:
-    table = np.full(STAGE_VALUES, NO_GATE, dtype=np.int64)
-    table[Stage.GERMINATED] = Gate.G0
-    table[Stage.TRAINING] = Gate.G1
-    table[Stage.BLENDING] = Gate.G2
-    table[Stage.HOLDING] = Gate.G3
-    table[Stage.FOSSILIZED] = Gate.G5
-    table.flags.writeable = False
-    return table
-
-
-#: ``GATE_INTO[stage]`` is the gate in front of a stage, or ``NO_GATE``.
-GATE_INTO = _stage_gates()
-
-#: Checks of each gate. G0 and G1 have none: the masks guard their transitions.
-_CHECKS: dict[Gate, tuple[Check, ...]] = {
-    Gate.G0: (),
-    Gate.G1: (),
-    Gate.G2: (
-        Check.TRAINED_LONG_ENOUGH,
-        Check.GRADIENT_MEASURED,
-        Check.GRADIENT_NOT_EXPLODING,
-        Check.GRADIENT_HEALTHY,
-        Check.PROSPECTIVE_CONTRIBUTION,
-        Check.GRADIENT_RATIO,
-    ),
-    Gate.G3: (Check.SCHEDULE_ON_HOLD, Check.FULL_ALPHA, Check.BLENDED_LONG_ENOUGH),
-    Gate.G5: (
-        Check.CONTRIBUTION_MEASURED,
-        Check.CONTRIBUTION_AT_FULL_ALPHA,
-        Check.CONTRIBUTION,
-        Check.GRADIENT_MEASURED,
-        Check.GRADIENT_NOT_EXPLODING,
-        Check.GRADIENT_HEALTHY,
-    ),
+#: Each check with the gates that have it, and the setting without which they don't. G0 and G1 have no checks: the masks
+#: guard their transitions, and every seed's stage.
+_CHECKS: dict[str, tuple[tuple[Gate, ...], str | None]] = {
+    "trained_long_enough": ((Gate.G2,), None),
+    "gradient_measured": ((Gate.G2, Gate.G5), None),
+    "gradient_not_exploding": ((Gate.G2, Gate.G5), None),
+    "gradient_healthy": ((Gate.G2, Gate.G5), None),
+    "prospective_contribution": ((Gate.G2,), "min_prospective_contribution"),
+    "gradient_ratio": ((Gate.G2,), "min_gradient_ratio"),
+    "schedule_on_hold": ((Gate.G3,), None),
+    "full_alpha": ((Gate.G3,), None),
+    "blended_long_enough": ((Gate.G3,), "min_blending_epochs"),
+    "contribution_measured": ((Gate.G5,), None),
+    "contribution_at_full_alpha": ((Gate.G5,), None),
+    "contribution": ((Gate.G5,), "min_contribution"),
 }
 
-#: Checks that apply only if the configuration has a number for them.
-_OPTIONAL: dict[Check, str] = {
-    Check.PROSPECTIVE_CONTRIBUTION: "min_prospective_contribution",
-    Check.GRADIENT_RATIO: "min_gradient_ratio",
-    Check.BLENDED_LONG_ENOUGH: "min_blending_epochs",
-    Check.CONTRIBUTION: "min_contribution",
-}
+
+@cache
+def _asked_by(config: GateConfig) -> NDArray[np.bool_]:
+    """(gates + 1, checks) checks of each gate; the last row, which ``NO_GATE`` indexes, has none."""
+    asked = np.zeros((max(Gate) + 2, len(_CHECKS)), dtype=np.bool_)
+    for position, (gates, setting) in enumerate(_CHECKS.values()):
+        asked[list(gates), position] = setting is None or getattr(config, setting) is not None
+    return asked
 
 
 def _at_least(values: NDArray[np.number], minimum: float | None) -> BoolArray:
@@ -169,29 +127,20 @@ def _answers(table: SlotTable, slot: IntArray, config: GateConfig) -> BoolArray:
     measured = fresh & np.isfinite(contribution)
     gradient = chosen(table.gradient_measured)
     answers = {
-        Check.TRAINED_LONG_ENOUGH: _at_least(epochs, config.min_training_epochs),
-        Check.GRADIENT_MEASURED: gradient,
-        Check.GRADIENT_NOT_EXPLODING: gradient & ~chosen(table.gradient_exploding),
-        Check.GRADIENT_HEALTHY: gradient & _at_least(chosen(table.gradient_health), config.min_gradient_health),
-        Check.PROSPECTIVE_CONTRIBUTION: measured & _at_least(contribution, config.min_prospective_contribution),
-        Check.GRADIENT_RATIO: gradient & _at_least(chosen(table.gradient_ratio), config.min_gradient_ratio),
-        Check.SCHEDULE_ON_HOLD: chosen(table.alpha_mode) == HOLD,
-        Check.FULL_ALPHA: chosen(table.alpha) == config.full_alpha,
-        Check.BLENDED_LONG_ENOUGH: _at_least(epochs, config.min_blending_epochs),
-        Check.CONTRIBUTION_MEASURED: measured,
-        Check.CONTRIBUTION_AT_FULL_ALPHA: measured & (chosen(table.contribution_alpha) == config.full_alpha),
-        Check.CONTRIBUTION: measured & _at_least(contribution, config.min_contribution),
+        "trained_long_enough": _at_least(epochs, config.min_training_epochs),
+        "gradient_measured": gradient,
+        "gradient_not_exploding": gradient & ~chosen(table.gradient_exploding),
+        "gradient_healthy": gradient & _at_least(chosen(table.gradient_health), config.min_gradient_health),
+        "prospective_contribution": measured & _at_least(contribution, config.min_prospective_contribution),
+        "gradient_ratio": gradient & _at_least(chosen(table.gradient_ratio), config.min_gradient_ratio),
+        "schedule_on_hold": chosen(table.alpha_mode) == HOLD,
+        "full_alpha": chosen(table.alpha) == config.full_alpha,
+        "blended_long_enough": _at_least(epochs, config.min_blending_epochs),
+        "contribution_measured": measured,
+        "contribution_at_full_alpha": measured & (chosen(table.contribution_alpha) == config.full_alpha),
+        "contribution": measured & _at_least(contribution, config.min_contribution),
     }
-    return np.stack([answers[check] for check in Check], axis=1)
-
-
-@cache
-def _asked_by(config: GateConfig) -> NDArray[np.bool_]:
-    """(gates + 1, checks) checks of each gate; the last row, which ``NO_GATE`` indexes, has none."""
-    asked = np.zeros((max(Gate) + 2, len(Check)), dtype=np.bool_)
-    for gate, checks in _CHECKS.items():
-        asked[gate, [c for c in checks if c not in _OPTIONAL or getattr(config, _OPTIONAL[c]) is not None]] = True
-    return asked
+    return np.stack([answers[name] for name in _CHECKS], axis=1)
 
 
 class GateVerdict(NamedTuple):
@@ -222,7 +171,7 @@ class GateResults(NamedTuple):
 
 @lru_cache(maxsize=1024)  # telemetry asks for many, and few differ
 def _verdict(gate: int, asked: tuple[bool, ...], answers: tuple[bool, ...]) -> GateVerdict:
-    checked = [(check.name.lower(), answers[check]) for check in Check if asked[check]]
+    checked = [(name, answer) for name, has, answer in zip(_CHECKS, asked, answers, strict=True) if has]
     good = tuple(name for name, answer in checked if answer)
     bad = tuple(name for name, answer in checked if not answer)
     score = len(good) / len(checked) if checked else 1.0
@@ -231,14 +180,7 @@ def _verdict(gate: int, asked: tuple[bool, ...], answers: tuple[bool, ...]) -> G
 
 
 def evaluate(table: SlotTable, slot: IntArray, gate: IntArray, config: GateConfig) -> GateResults:
-    """Evaluate the gates in front of one slot per environment. The table does not change.
-
-    Args:
-        table: slots of N environments.
-        slot: (N,) chosen slots.
-        gate: (N,) values of ``Gate``, or ``NO_GATE``.
-        config: numbers that the checks compare with.
-    """
+    """Evaluate the gates (N,), values of ``Gate`` or ``NO_GATE``, in front of one slot (N,) per environment."""
     answers = _answers(table, slot, config)
     asked = _asked_by(config)[gate]
     return GateResults(gate, (gate != NO_GATE) & ~(asked & ~answers).any(axis=1), asked, answers)

@@ -9,14 +9,12 @@ Only healthy losses enter the history, and only healthy networks are snapshotted
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.checks import POSITIVE, check
 from esper_env.persistence.state import ArrayState
 from esper_env.rules.slot_table import BoolArray, FloatArray, IntArray
 
@@ -30,29 +28,15 @@ class Reason(IntEnum):
     DIVERGENCE = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class GovernorConfig:
-    """Thresholds. Losses are nats; those named after guessing are in units of ln K.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
-
-    window: Annotated[int, POSITIVE] = 20  # healthy losses remembered
-    min_history: Annotated[int, POSITIVE] = 10  # losses before a collapse is distinguishable from an untrained network
-    collapse_mean: float = 0.6  # mean loss of the history below which the network had learned
-    collapse_width: float = 0.065  # around the loss of guessing
-    sigmas: float = 6.0  # above the mean, in standard deviations
-    mean_factor: float = 3.0
-    guessing_factor: float = 2.0
-    patience: Annotated[int, POSITIVE] = 3  # divergent epochs in a row
-    snapshot_epochs: Annotated[int, POSITIVE] = 5
-    max_rollbacks: Annotated[int, POSITIVE] = 3  # of an episode; the last one ends it
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.window < self.min_history:
-            raise ValueError(f"`window` is {self.window}; `min_history` needs at least {self.min_history} losses")
+WINDOW = 20  # healthy losses remembered
+MIN_HISTORY = 10  # losses before a collapse is distinguishable from an untrained network
+COLLAPSE_MEAN = 0.6  # mean loss of the history, in units of ln K, below which the network had learned
+COLLAPSE_WIDTH = 0.065  # around the loss of guessing, in units of ln K
+#: A divergent loss is this many standard deviations above the mean, and this many times the mean and ln K.
+SIGMAS, MEAN_FACTOR, GUESSING_FACTOR = 6.0, 3.0, 2.0
+PATIENCE = 3  # divergent epochs in a row
+SNAPSHOT_EPOCHS = 5
+MAX_ROLLBACKS = 3  # of an episode; the last one ends it
 
 
 class Judgement(NamedTuple):
@@ -71,62 +55,41 @@ class Governor(ArrayState):
     and ``snapshots_due`` and ``snapshots_taken`` for the others.
     """
 
-    STATE = ("_history", "_count", "_panics", "_rollbacks", "_snapshot_epoch", "_saved")
+    STATE = ("_history", "_count", "_panics", "rollbacks", "snapshot_epoch", "saved")
 
-    def __init__(self, num_envs: int, num_slots: int, classes: int, config: GovernorConfig | None = None) -> None:
-        if classes < 2:
-            raise ValueError(f"classes is {classes}; expected at least 2")
-        self.config = config if config is not None else GovernorConfig()
+    def __init__(self, num_envs: int, num_slots: int, classes: int) -> None:
         self.guessing = math.log(classes)
-        self._history = np.zeros((num_envs, self.config.window))  # newest last
+        self._history = np.zeros((num_envs, WINDOW))  # newest last
         self._count = np.zeros(num_envs, dtype=np.int64)  # losses in the history
         self._panics = np.zeros(num_envs, dtype=np.int64)
-        self._rollbacks = np.zeros(num_envs, dtype=np.int64)
-        self._snapshot_epoch = np.zeros(num_envs, dtype=np.int64)
-        self._saved = np.zeros((num_envs, num_slots), dtype=np.bool_)  # fossils that the snapshot holds
-
-    @property
-    def rollbacks(self) -> IntArray:
-        """Rollbacks (N,) in the current episodes."""
-        return self._rollbacks.copy()
-
-    @property
-    def snapshot_epoch(self) -> IntArray:
-        """Epochs (N,) of the episode after which the snapshots were taken."""
-        return self._snapshot_epoch.copy()
-
-    @property
-    def saved(self) -> BoolArray:
-        """Seeds (N, S) that were fossilized when the snapshots were taken."""
-        return self._saved.copy()
+        self.rollbacks = np.zeros(num_envs, dtype=np.int64)  # in the current episodes
+        self.snapshot_epoch = np.zeros(num_envs, dtype=np.int64)  # of the episode
+        self.saved = np.zeros((num_envs, num_slots), dtype=np.bool_)  # fossilized seeds that the snapshots hold
 
     @property
     def exhausted(self) -> BoolArray:
         """Environments (N,) whose episode ends because of too many rollbacks."""
-        over: BoolArray = self._rollbacks >= self.config.max_rollbacks
+        over: BoolArray = self.rollbacks >= MAX_ROLLBACKS
         return over
 
     def reset(self, rows: BoolArray, loss: FloatArray) -> None:
         """Start episodes in ``rows`` (N,) with the validation losses (N,) of the untrained networks."""
-        for array in (self._history, self._count, self._panics, self._rollbacks, self._snapshot_epoch, self._saved):
+        for array in (self._history, self._count, self._panics, self.rollbacks, self.snapshot_epoch, self.saved):
             array[rows] = 0
         self._remember(rows & np.isfinite(loss), loss)
 
     def judge(self, finite: NDArray[np.bool_], loss: FloatArray) -> Judgement:
-        """Judge an epoch.
+        """Judge an epoch by its validation losses (N,), which may be NaN.
 
-        Args:
-            finite: (N,) True where training loss, parameters and buffers are finite.
-            loss: (N,) validation losses, which may be NaN.
+        ``finite`` (N,) is True where training loss, parameters and buffers are finite.
         """
-        config = self.config
         mean, deviation = self._moments()
         with np.errstate(invalid="ignore", over="ignore"):
             broken = ~finite | ~np.isfinite(loss)
-            learned = (self._count >= config.min_history) & (mean < config.collapse_mean * self.guessing)
-            guessing = np.abs(loss - self.guessing) <= config.collapse_width * self.guessing
-            ceiling = np.maximum(mean + config.sigmas * deviation, config.mean_factor * mean)
-            ceiling = np.maximum(ceiling, config.guessing_factor * self.guessing)
+            learned = (self._count >= MIN_HISTORY) & (mean < COLLAPSE_MEAN * self.guessing)
+            guessing = np.abs(loss - self.guessing) <= COLLAPSE_WIDTH * self.guessing
+            ceiling = np.maximum(mean + SIGMAS * deviation, MEAN_FACTOR * mean)
+            ceiling = np.maximum(ceiling, GUESSING_FACTOR * self.guessing)
             divergent = loss > ceiling
         reason = np.select(
             [broken, learned & guessing, divergent],
@@ -143,7 +106,7 @@ class Governor(ArrayState):
                 [reason == Reason.COLLAPSE, reason == Reason.DIVERGENCE], [self.guessing, ceiling], np.nan
             ),
             panics=self._panics.copy(),
-            roll_back=at_once | (self._panics >= config.patience),
+            roll_back=at_once | (self._panics >= PATIENCE),
         )
 
     def rolled_back(self, rows: BoolArray, loss: FloatArray) -> None:
@@ -153,7 +116,7 @@ class Governor(ArrayState):
         one fault would cause rollbacks until the episode ends.
         """
         self._panics[rows] = 0
-        self._rollbacks[rows] += 1
+        self.rollbacks[rows] += 1
         self._history[rows] = 0
         self._count[rows] = 0
         # A host that depended on its seeds can be worse than guessing, which must not count as normal.
@@ -161,23 +124,23 @@ class Governor(ArrayState):
 
     def snapshots_due(self, epoch: IntArray, fossilized: BoolArray) -> BoolArray:
         """Return networks (N,) to snapshot after ``epoch`` (N,): healthy, with a new fossil or an old snapshot."""
-        old = epoch - self._snapshot_epoch >= self.config.snapshot_epochs
-        wanted: BoolArray = (self._panics == 0) & (old | (fossilized != self._saved).any(axis=1))
+        old = epoch - self.snapshot_epoch >= SNAPSHOT_EPOCHS
+        wanted: BoolArray = (self._panics == 0) & (old | (fossilized != self.saved).any(axis=1))
         return wanted
 
     def snapshots_taken(self, rows: BoolArray, epoch: IntArray, fossilized: BoolArray) -> None:
         """Record that ``rows`` (N,) were snapshotted after ``epoch`` (N,) with these seeds (N, S) fossilized."""
-        self._snapshot_epoch[rows] = epoch[rows]
-        self._saved[rows] = fossilized[rows]
+        self.snapshot_epoch[rows] = epoch[rows]
+        self.saved[rows] = fossilized[rows]
 
     def _remember(self, rows: BoolArray, loss: FloatArray) -> None:
         self._history[rows, :-1] = self._history[rows, 1:]
         self._history[rows, -1] = loss[rows]
-        self._count[rows] = np.minimum(self._count[rows] + 1, self.config.window)
+        self._count[rows] = np.minimum(self._count[rows] + 1, WINDOW)
 
     def _moments(self) -> tuple[FloatArray, FloatArray]:
         """Return means and standard deviations (N,) of the histories; NaN where one is empty."""
-        known = np.arange(self.config.window - 1, -1, -1) < self._count[:, None]
+        known = np.arange(WINDOW - 1, -1, -1) < self._count[:, None]
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             mean = np.where(known, self._history, 0.0).sum(axis=1) / self._count
             spread = np.where(known, self._history - mean[:, None], 0.0)

@@ -151,22 +151,14 @@ _READS: dict[Op, tuple[Head, ...]] = {
 }
 
 
-def _relevance() -> NDArray[np.bool_]:
-    table = np.zeros((NUM_OPS, NUM_HEADS), dtype=np.bool_)
-    for op, heads in _READS.items():
-        table[op, [*heads, Head.OP]] = True
-    table.flags.writeable = False
-    return table
-
-
-def _constant(values: Sequence[float], dtype: type) -> NDArray[Any]:
+def _constant(values: Sequence[Any], dtype: type) -> NDArray[Any]:
     array: NDArray[Any] = np.asarray(values, dtype=dtype)
     array.flags.writeable = False
     return array
 
 
 #: ``HEAD_RELEVANCE[op, head]`` is True if the op reads the head.
-HEAD_RELEVANCE = _relevance()
+HEAD_RELEVANCE = _constant([[head in (*_READS[op], Head.OP) for head in Head] for op in Op], np.bool_)
 
 #: Value tables, indexed by the head's value.
 TEMPO_TICKS = _constant([3, 5, 8], np.int64)
@@ -180,15 +172,4 @@ CURVE_STEEPNESS = _constant([0.0, 0.0, 6.0, 12.0, 24.0], np.float64)
 
 def head_sizes(num_slots: int) -> tuple[int, ...]:
     """Return the number of values of each head, in action order: the ``nvec`` of the action space."""
-    if num_slots < 1:
-        raise ValueError(f"num_slots is {num_slots}; expected at least 1")
-    return (
-        num_slots,
-        NUM_BLUEPRINTS,
-        len(Style),
-        len(Tempo),
-        len(AlphaTarget),
-        len(AlphaSpeed),
-        len(Curve),
-        NUM_OPS,
-    )
+    return (num_slots, *map(len, HEAD_VALUES.values()))

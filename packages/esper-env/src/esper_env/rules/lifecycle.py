@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from esper_env.rules import alpha, gates
 from esper_env.rules.gates import NO_GATE, GateConfig, GateResults
@@ -17,7 +16,6 @@ from esper_env.rules.heads import (
     ALPHA_TARGETS,
     HEAD_DEFAULTS,
     HEAD_NAMES,
-    NUM_OPS,
     SPEED_TICKS,
     STYLE_CURVE,
     STYLE_OPERATOR,
@@ -27,28 +25,25 @@ from esper_env.rules.heads import (
     Operator,
 )
 from esper_env.rules.slot_table import HOLD, BoolArray, IntArray, SlotTable
-from esper_env.rules.stages import EMBARGO_TICKS, RESETTING_TICKS, STAGE_VALUES, Stage
+from esper_env.rules.stages import Stage, lookup
 
-
-def _gated_targets() -> NDArray[np.int64]:
-    table = np.full((NUM_OPS, STAGE_VALUES), Stage.UNKNOWN, dtype=np.int64)
-    table[Op.GERMINATE, Stage.DORMANT] = Stage.GERMINATED
-    table[Op.ADVANCE, Stage.GERMINATED] = Stage.TRAINING
-    table[Op.ADVANCE, Stage.TRAINING] = Stage.BLENDING
-    table[Op.ADVANCE, Stage.BLENDING] = Stage.HOLDING
-    table[Op.FOSSILIZE, Stage.HOLDING] = Stage.FOSSILIZED
-    table.flags.writeable = False
-    return table
-
-
+_GATED: dict[Op, dict[Stage, Stage]] = {
+    Op.GERMINATE: {Stage.DORMANT: Stage.GERMINATED},
+    Op.ADVANCE: {
+        Stage.GERMINATED: Stage.TRAINING,
+        Stage.TRAINING: Stage.BLENDING,
+        Stage.BLENDING: Stage.HOLDING,
+    },
+    Op.FOSSILIZE: {Stage.HOLDING: Stage.FOSSILIZED},
+}
 #: ``GATED_TARGET[op, stage]``: the stage that the op leads to through a gate; UNKNOWN where it needs none.
-GATED_TARGET = _gated_targets()
+GATED_TARGET = np.stack([lookup(_GATED.get(op, {}), Stage.UNKNOWN) for op in Op])
 
 #: Clock ticks that a cooldown stage lasts, and the stage that follows.
 _COOLDOWN: dict[Stage, tuple[int, Stage]] = {
     Stage.PRUNED: (1, Stage.EMBARGOED),
-    Stage.EMBARGOED: (EMBARGO_TICKS, Stage.RESETTING),
-    Stage.RESETTING: (RESETTING_TICKS, Stage.DORMANT),
+    Stage.EMBARGOED: (5, Stage.RESETTING),
+    Stage.RESETTING: (1, Stage.DORMANT),
 }
 
 
@@ -83,7 +78,6 @@ class Changes:
     attached: BoolArray  # (N, S) a new seed is in the slot
     detached: BoolArray  # (N, S) the seed is gone; the clock adds the ramps to 0 that end
     operator_changed: BoolArray  # (N, S) a seed that stays got another blend operator
-    fossilized: BoolArray  # (N, S) the seed became permanent
     succeeded: BoolArray  # (N,) the action took effect; a legal WAIT does, a failed gate does not
     slot: IntArray  # (N,) slot of the command
     gates: GateResults  # evaluated before anything moved
@@ -105,22 +99,19 @@ def apply(table: SlotTable, command: CommandBatch, gate_config: GateConfig) -> C
         mask: BoolArray = chosen & selected[:, None]
         return mask
 
-    alpha.begin_step(table)
+    table.alpha_velocity.fill(0.0)
     operator_before = table.operator.copy()
     attached = slots_of(entered == Stage.GERMINATED)
-    fossilized = slots_of(entered == Stage.FOSSILIZED)
     _germinate(table, attached, command)
-    _enter(table, slots_of(entered == Stage.TRAINING), Stage.TRAINING)
+    for stage in (Stage.TRAINING, Stage.HOLDING, Stage.FOSSILIZED):
+        _enter(table, slots_of(entered == stage), stage)
     _begin_blending(table, slots_of(entered == Stage.BLENDING))
-    _enter(table, slots_of(entered == Stage.HOLDING), Stage.HOLDING)
-    _enter(table, fossilized, Stage.FOSSILIZED)
     _set_alpha_target(table, slots_of(command.op == Op.SET_ALPHA_TARGET), command)
     detached = _prune(table, slots_of(command.op == Op.PRUNE), command)
     return Changes(
         attached=attached,
         detached=detached,
         operator_changed=(table.operator != operator_before) & ~attached & ~detached,
-        fossilized=fossilized,
         succeeded=command.valid & (results.passed | (results.gate == NO_GATE)),
         slot=command.slot,
         gates=results,
@@ -128,9 +119,6 @@ def apply(table: SlotTable, command: CommandBatch, gate_config: GateConfig) -> C
 
 
 def _germinate(table: SlotTable, mask: BoolArray, command: CommandBatch) -> None:
-    if not mask.any():
-        return
-    table.clear(mask)  # a new seed inherits no measurement of the empty slot
     _enter(table, mask, Stage.GERMINATED)
     for column, values in (
         (table.blueprint, command.blueprint),
@@ -226,7 +214,6 @@ def _tick_cooldown(table: SlotTable, cooling: BoolArray) -> None:
     }
     for stage, mask in over.items():
         _enter(table, mask, _COOLDOWN[stage][1])
-    table.clear(over[Stage.RESETTING])
 
 
 def finish_epoch(table: SlotTable) -> None:
@@ -235,13 +222,9 @@ def finish_epoch(table: SlotTable) -> None:
     table.age[table.has_seed] += 1
 
 
-def plant(table: SlotTable, mask: BoolArray, blueprint: ArrayLike) -> None:
-    """Put committed seeds (FOSSILIZED, alpha 1, ADD) into the empty slots of ``mask`` (N, S), without any gate.
-
-    ``blueprint`` broadcasts to (N, S).
-    """
+def plant(table: SlotTable, mask: BoolArray, blueprint: int) -> None:
+    """Put committed seeds (FOSSILIZED, alpha 1, ADD) into the empty slots of ``mask`` (N, S), without any gate."""
     _enter(table, mask, Stage.FOSSILIZED)
-    np.copyto(table.blueprint, np.asarray(blueprint, dtype=np.int64), where=mask)
-    table.operator[mask] = Operator.ADD
+    table.blueprint[mask], table.operator[mask] = blueprint, Operator.ADD
     for column in (table.alpha, table.alpha_start, table.alpha_target, table.first_target):
         column[mask] = 1.0

@@ -46,25 +46,24 @@ class ActionRules:
         max_seeds: seeds that a network holds at a time, committed ones included.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: ``max_seeds`` is out of range.
     """
 
     def __init__(self, num_slots: int, offered_blueprints: Sequence[int], max_seeds: int) -> None:
-        self.nvec = head_sizes(num_slots)
-        self.num_slots = num_slots
         if not 1 <= max_seeds <= num_slots:
             raise ValueError(f"max_seeds is {max_seeds}; expected 1 to {num_slots}, the number of slots")
+        self.nvec = head_sizes(num_slots)
+        self.num_slots = num_slots
         self.max_seeds = max_seeds
-        self.offered = _offered(offered_blueprints)
-        self._is_offered = np.isin(np.arange(NUM_BLUEPRINTS), self.offered)
+        self._is_offered = np.isin(np.arange(NUM_BLUEPRINTS), offered_blueprints)
         self._head_of_column = np.repeat(np.arange(NUM_HEADS), self.nvec)
-        self._when_read = np.concatenate(_open_masks(self.nvec, self.offered)).astype(np.int8)
-        self._when_unread = np.concatenate(_default_masks(self.nvec)).astype(np.int8)
+        value = np.concatenate([np.arange(size) for size in self.nvec])
+        self._when_read = np.ones_like(value, dtype=np.int8)
+        self._when_read[self._head_of_column == Head.BLUEPRINT] = self._is_offered
+        self._when_unread = (value == _DEFAULTS[self._head_of_column]).astype(np.int8)
 
     def legal(self, table: SlotTable) -> BoolArray:
         """Return a bool array (N, 6, S), True where (op, slot) is legal. WAIT always is."""
-        if table.shape[1] != self.num_slots:
-            raise ValueError(f"the table has {table.shape[1]} slots; expected {self.num_slots}")
         legal = np.ascontiguousarray(_LEGAL_FROM[table.stage].transpose(0, 2, 1))
         has_room = table.has_seed.sum(axis=1) < self.max_seeds
         settled = table.alpha_mode == HOLD
@@ -86,6 +85,25 @@ class ActionRules:
         masks[:, -NUM_OPS:] = possible
         return masks
 
+    def conditional(self, legal: BoolArray, op: int) -> MaskArray:
+        """Return the masks (N, sum(nvec)) given an op: any combination of values that are on is legal.
+
+        Raises:
+            ValueError: ``op`` is not an op, or is not legal in any slot of an environment.
+        """
+        if isinstance(op, bool) or not isinstance(op, int | np.integer) or not 0 <= op < NUM_OPS:
+            known = ", ".join(f"{other.name} {other.value}" for other in Op)
+            raise ValueError(f"op is {op!r}; expected a member of esper_env.rules.heads.Op or its number: {known}")
+        possible: BoolArray = np.all(np.any(legal, axis=2), axis=0)
+        if not possible[op]:
+            names = ", ".join(other.name for other in Op if possible[other])
+            raise ValueError(f"{Op(op).name} is not legal in any slot now; legal ops are {names}")
+        return self.marginal(legal & (np.arange(NUM_OPS) == op)[:, None])
+
+    def split(self, mask: MaskArray) -> tuple[MaskArray, ...]:
+        """Split the mask of one environment into an array per head, as ``MultiDiscrete.sample(mask=...)`` takes it."""
+        return tuple(np.split(mask, np.cumsum(self.nvec)[:-1]))
+
     def op_slot(self, legal: BoolArray) -> MaskArray:
         """Return the legality array as int8, flattened to (N, 6 S)."""
         return legal.reshape(len(legal), -1).astype(np.int8)
@@ -104,11 +122,8 @@ class ActionRules:
         effective = np.where(valid, op, Op.WAIT)
         heads = np.where(HEAD_RELEVANCE[effective], requested, _DEFAULTS)
         heads[:, Head.OP] = effective
-        return CommandBatch(
-            **{name: heads[:, head] for head, name in enumerate(HEAD_NAMES)},
-            valid=valid,
-            requested_op=op,
-        )
+        columns = dict(zip(HEAD_NAMES, heads.T, strict=True))
+        return CommandBatch(**columns, valid=valid, requested_op=op)
 
     def _checked(self, actions: ArrayLike, num_envs: int) -> IntArray:
         try:
@@ -132,70 +147,6 @@ class ActionRules:
                 f"expected 0 to {self.nvec[head] - 1}"
             )
         return array.astype(np.int64)
-
-
-def _offered(blueprints: Sequence[int]) -> tuple[int, ...]:
-    offered = tuple(int(value) for value in blueprints)
-    sound = all(0 < value < NUM_BLUEPRINTS for value in offered)
-    if not offered or not sound or len(set(offered)) < len(offered):
-        raise ValueError(
-            f"offered blueprints are {list(offered)}; expected one or more distinct values from 1 to "
-            f"{NUM_BLUEPRINTS - 1}"
-        )
-    return offered
-
-
-def _open_masks(nvec: Sequence[int], offered: Sequence[int]) -> list[MaskArray]:
-    """Return, per head, the values for ops that read it; the legality array narrows slot and op."""
-    masks = [np.ones(size, dtype=np.int8) for size in nvec]
-    masks[Head.BLUEPRINT][:] = np.isin(np.arange(nvec[Head.BLUEPRINT]), np.asarray(offered))
-    return masks
-
-
-def _default_masks(nvec: Sequence[int]) -> list[MaskArray]:
-    """Return, per head, the default alone."""
-    return [(np.arange(size) == default).astype(np.int8) for size, default in zip(nvec, HEAD_DEFAULTS, strict=True)]
-
-
-def split_mask(flat_mask: NDArray[np.generic], nvec: Sequence[int]) -> tuple[MaskArray, ...]:
-    """Split a flat mask (sum(nvec),) into int8 arrays per head, as ``MultiDiscrete.sample(mask=...)`` takes them."""
-    flat = np.asarray(flat_mask)
-    if flat.shape != (sum(nvec),):
-        raise ValueError(f"the mask has shape {flat.shape}; expected ({sum(nvec)},) for heads of sizes {tuple(nvec)}")
-    parts = np.split(flat.astype(np.int8), np.cumsum(nvec)[:-1])
-    return tuple(parts)
-
-
-def conditional_masks(legal_row: BoolArray, op: int, offered: Sequence[int]) -> tuple[MaskArray, ...]:
-    """Return int8 masks of the eight heads given the op. Any combination of values that are on is legal.
-
-    A head that the op does not read has its default on.
-
-    Args:
-        legal_row: (6, S) legality array of one environment.
-        op: member of ``Op`` or its number.
-        offered: values of the blueprint head that GERMINATE accepts.
-
-    Raises:
-        ValueError: ``op`` is not an op, or is not legal in any slot.
-    """
-    if isinstance(op, bool) or not isinstance(op, int | np.integer) or not 0 <= op < NUM_OPS:
-        known = ", ".join(f"{other.name} {other.value}" for other in Op)
-        raise ValueError(f"op is {op!r}; expected a member of esper_env.rules.heads.Op or its number: {known}")
-    if not legal_row[op].any():
-        possible = ", ".join(other.name for other in Op if legal_row[other].any())
-        raise ValueError(f"{Op(op).name} is not legal in any slot now; legal ops are {possible}")
-    nvec = head_sizes(legal_row.shape[1])
-    masks = [
-        when_read if relevant else default
-        for when_read, default, relevant in zip(
-            _open_masks(nvec, offered), _default_masks(nvec), HEAD_RELEVANCE[op], strict=True
-        )
-    ]
-    if HEAD_RELEVANCE[op, Head.SLOT]:
-        masks[Head.SLOT] = legal_row[op].astype(np.int8)
-    masks[Head.OP] = (np.arange(NUM_OPS) == op).astype(np.int8)
-    return tuple(masks)
 
 
 def _pick(options: BoolArray, rng: np.random.Generator) -> IntArray:

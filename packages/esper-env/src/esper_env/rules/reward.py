@@ -43,15 +43,26 @@ from numpy.typing import NDArray
 from esper_env.persistence.state import Accessors, ArrayState, Stateful, get_states, set_states
 from esper_env.persistence.tree import Tree
 from esper_env.rules.heads import Op
-from esper_env.rules.reward_config import STAGE_POTENTIALS, RewardConfig, RewardMode
+from esper_env.rules.reward_config import RewardConfig, RewardMode
 from esper_env.rules.scaffolding import ScaffoldLedger
 from esper_env.rules.slot_table import BoolArray, FloatArray, IntArray, SlotTable
-from esper_env.rules.stages import STAGE_VALUES, Stage
+from esper_env.rules.stages import Stage, lookup
 
 Components = dict[str, FloatArray]
 
 #: Cost of a rollback in units of the scale, that of 100 points of accuracy.
 ROLLBACK_PENALTY = 1.0
+#: Potential of each stage.
+_POTENTIAL = lookup(
+    {
+        Stage.GERMINATED: 1.0,
+        Stage.TRAINING: 2.0,
+        Stage.BLENDING: 3.5,
+        Stage.HOLDING: 5.5,
+        Stage.FOSSILIZED: 6.0,
+    },
+    0.0,
+)
 
 
 @dataclass(frozen=True)
@@ -67,24 +78,6 @@ class RewardInputs:
     rolled_back: BoolArray  # (N,) the governor restored the network
     interactions: FloatArray  # (N, S, S) I_ij in points
     interactions_measured: BoolArray  # (N, S, S) True where I_ij was measured in this step
-
-
-@dataclass(frozen=True)
-class RewardOutput:
-    """``total`` (N,) and its components, (N,) each; they sum to the total."""
-
-    total: FloatArray
-    components: Components
-
-
-def _potential_table() -> FloatArray:
-    table = np.zeros(STAGE_VALUES)
-    for name, value in STAGE_POTENTIALS.items():
-        table[Stage[name]] = value
-    return table
-
-
-_POTENTIAL = _potential_table()
 
 
 class RewardModel(ArrayState):
@@ -103,14 +96,6 @@ class RewardModel(ArrayState):
     )
 
     def __init__(self, num_envs: int, num_slots: int, horizon: int, host_parameters: int, config: RewardConfig) -> None:
-        for name, value in (
-            ("num_envs", num_envs),
-            ("num_slots", num_slots),
-            ("horizon", horizon),
-            ("host_parameters", host_parameters),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
         self.config = config
         self.horizon = horizon
         self.host_parameters = host_parameters
@@ -131,14 +116,11 @@ class RewardModel(ArrayState):
         }[config.mode]
 
     def reset(self, rows: BoolArray, val_accuracy: FloatArray, table: SlotTable) -> None:
-        """Start episodes in ``rows`` (N,). Planted seeds earn nothing for being present.
+        """Start episodes in ``rows`` (N,), with accuracies (N,) and slots of the untrained networks.
 
-        Args:
-            rows: (N,) environments.
-            val_accuracy: (N,) accuracies of the untrained networks, read in ``rows`` only.
-            table: slots at the start, read in ``rows`` only.
+        Planted seeds earn nothing for being present.
         """
-        self._accuracy[rows] = self._initial_accuracy[rows] = np.asarray(val_accuracy)[rows]
+        self._accuracy[rows] = self._initial_accuracy[rows] = val_accuracy[rows]
         self._accrued_rent[rows] = self._scaffold_value[rows] = 0.0
         self._credit[rows] = 0.0
         self._alpha[rows] = table.alpha[rows]
@@ -147,22 +129,12 @@ class RewardModel(ArrayState):
         self._contribution_value[rows] = self._held_contribution(table)[rows]
         self._ledger.reset(rows)
 
-    def compute(self, step: RewardInputs) -> RewardOutput:
-        """Return the reward of one step of every environment.
-
-        Raises:
-            ValueError: an accuracy that is read is not finite.
-        """
-        read = np.where(step.terminated, step.committed_accuracy, step.val_accuracy)
-        if not (np.isfinite(read).all() and np.isfinite(step.val_accuracy).all()):
-            raise ValueError(
-                f"val_accuracy {step.val_accuracy.tolist()}, committed_accuracy {step.committed_accuracy.tolist()}; "
-                "expected percentages, the committed one wherever an episode terminates"
-            )
+    def compute(self, step: RewardInputs) -> Components:
+        """Return the components (N,) of one step's reward, which is their sum."""
         components = self._formula(step)
         components["governor"] = np.where(step.rolled_back, -self.config.scale * ROLLBACK_PENALTY, 0.0)
         self._accuracy = np.array(step.val_accuracy, dtype=np.float64)
-        return RewardOutput(total=np.sum(list(components.values()), axis=0), components=components)
+        return components
 
     def get_state(self) -> Tree:
         """Return copies of the arrays, and the state of the ledger."""

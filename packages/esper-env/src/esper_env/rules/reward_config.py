@@ -12,15 +12,6 @@ from esper_env.checks import NON_NEGATIVE, POSITIVE, Interval, OneOf, check, che
 #: Default discount of the potentials and of learners: growing now is worth more than growing later.
 GAMMA = 0.98
 
-#: Stage of a slot -> its potential, by stage name; every other stage has 0.
-STAGE_POTENTIALS: dict[str, float] = {
-    "GERMINATED": 1.0,
-    "TRAINING": 2.0,
-    "BLENDING": 3.5,
-    "HOLDING": 5.5,
-    "FOSSILIZED": 6.0,
-}
-
 
 class RewardMode(StrEnum):
     """Names of the rewards; the classes of ``reward.py`` have the formulas."""
@@ -32,24 +23,13 @@ class RewardMode(StrEnum):
 
 REWARD_MODES = tuple(mode.value for mode in RewardMode)
 
+_ALWAYS = {"gamma": GAMMA, "scale": 1.0, "rent_weight": 0.05}
 #: The weights each mode reads, with their defaults.
 MODE_WEIGHTS: dict[RewardMode, dict[str, float]] = {
-    RewardMode.ACCURACY: {
-        "gamma": GAMMA,
-        "scale": 1.0,
-        "rent_weight": 0.05,
-        "op_cost": 0.002,
-        "potential_weight": 0.0,
-    },
-    RewardMode.SPARSE: {
-        "gamma": GAMMA,
-        "scale": 1.0,
-        "rent_weight": 0.05,
-    },
+    RewardMode.ACCURACY: _ALWAYS | {"op_cost": 0.002, "potential_weight": 0.0},
+    RewardMode.SPARSE: _ALWAYS,
     RewardMode.CONTRIBUTION: {
-        "gamma": GAMMA,
-        "scale": 1.0,
-        "rent_weight": 0.05,
+        **_ALWAYS,
         "potential_weight": 0.01,
         "shock_weight": 0.01,
         "scaffold_weight": 0.5,

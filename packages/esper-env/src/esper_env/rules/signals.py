@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 
-from esper_env.checks import POSITIVE, check
 from esper_env.persistence.state import ArrayState
 from esper_env.rules.slot_table import BoolArray, FloatArray, IntArray
 
-
-@dataclass(frozen=True)
-class SignalConfig:
-    """Thresholds of the signals.
-
-    Plateau and stabilisation use values averaged over ``smoothing`` epochs, because the noise between epochs can be
-    ten times the threshold.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
-
-    window: Annotated[int, POSITIVE] = 10  # epochs kept
-    history: Annotated[int, POSITIVE] = 5  # epochs shown
-    smoothing: Annotated[int, POSITIVE] = 3  # epochs averaged before plateau and stabilisation are judged
-    plateau_points: float = 0.5  # a smaller smoothed gain counts as standing still
-    stable_low: float = -0.05  # open interval of the relative loss improvement that counts as stable
-    stable_high: float = 0.03
-    stable_epochs: Annotated[int, POSITIVE] = 3  # stable epochs in a row that latch "stabilised"
-
-    def __post_init__(self) -> None:
-        check(self)
-        needed = max(self.history, self.smoothing + 1)
-        if self.window < needed:
-            raise ValueError(f"`window` is {self.window}; `history` and `smoothing` + 1 need at least {needed} epochs")
-        if not self.stable_low < self.stable_high:
-            raise ValueError(f"`stable_low` is {self.stable_low}; expected less than `stable_high`, {self.stable_high}")
+WINDOW = 10  # epochs kept
+HISTORY = 5  # epochs shown
+#: Epochs averaged before plateau and stabilisation are judged: noise between epochs can be ten times the threshold.
+SMOOTHING = 3
+STABLE = (-0.05, 0.03)  # open interval of the relative loss improvement that counts as stable
+STABLE_EPOCHS = 3  # stable epochs in a row that latch "stabilised"
 
 
 @dataclass(frozen=True)
@@ -55,17 +32,17 @@ class Signals:
     plateau_epochs: IntArray  # consecutive epochs without a smoothed gain of ``plateau_points``
     host_stabilised: BoolArray  # latched for the episode
     just_stabilised: BoolArray  # True only in the epoch that latched it
-    loss_history: FloatArray  # (N, history) oldest first, left-padded with 0
-    accuracy_history: FloatArray  # (N, history) oldest first, left-padded with 0
+    loss_history: FloatArray  # (N, HISTORY) oldest first, left-padded with 0
+    accuracy_history: FloatArray  # (N, HISTORY) oldest first, left-padded with 0
     best_val_accuracy: FloatArray  # of the whole episode
-    window_best_val_loss: FloatArray  # of the last ``window`` epochs, NaN only if all of them are
+    window_best_val_loss: FloatArray  # of the last ``WINDOW`` epochs, NaN only if all of them are
 
 
 class SignalTracker(ArrayState):
     """Validation curves of ``num_envs`` environments.
 
     ``reset`` records the untrained network as epoch 0, and ``update`` one trained epoch of every environment. ``peek``
-    returns the latest reading.
+    returns the latest reading. A smoothed gain below ``plateau_points`` counts as standing still.
     """
 
     STATE = (
@@ -79,11 +56,11 @@ class SignalTracker(ArrayState):
         "_best_accuracy",
     )
 
-    def __init__(self, num_envs: int, config: SignalConfig | None = None) -> None:
-        self.config = config if config is not None else SignalConfig()
-        # Newest value last; the first window - 1 - epoch entries of a row are padding.
-        self._losses = np.zeros((num_envs, self.config.window))
-        self._accuracies = np.zeros((num_envs, self.config.window))
+    def __init__(self, num_envs: int, plateau_points: float) -> None:
+        self.plateau_points = plateau_points
+        # Newest value last; the first WINDOW - 1 - epoch entries of a row are padding.
+        self._losses = np.zeros((num_envs, WINDOW))
+        self._accuracies = np.zeros((num_envs, WINDOW))
         self._epoch = np.full(num_envs, -1, dtype=np.int64)  # -1 before the first reset
         self._plateau = np.zeros(num_envs, dtype=np.int64)
         self._stable = np.zeros(num_envs, dtype=np.int64)
@@ -111,23 +88,22 @@ class SignalTracker(ArrayState):
         self._best_accuracy = np.maximum(self._best_accuracy, val_accuracy)
 
         gain = self._smoothed(self._accuracies) - previous_accuracy
-        self._plateau = np.where(gain < self.config.plateau_points, self._plateau + 1, 0)
+        self._plateau = np.where(gain < self.plateau_points, self._plateau + 1, 0)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # NaN compares as "not stable"
             improvement = (previous_loss - self._smoothed(self._losses)) / previous_loss
-        stable = (improvement > self.config.stable_low) & (improvement < self.config.stable_high)
+        stable = (improvement > STABLE[0]) & (improvement < STABLE[1])
         self._stable = np.where(stable, self._stable + 1, 0)
-        reached = self._stable >= self.config.stable_epochs
+        reached = self._stable >= STABLE_EPOCHS
         self._just_stabilised = reached & ~self._stabilised
         self._stabilised = self._stabilised | reached
         return self.peek()
 
     def peek(self) -> Signals:
         """Return the reading of the last ``update`` or ``reset``."""
-        history = self.config.history
         started = self._epoch > 0
         with np.errstate(invalid="ignore"):  # inf - inf
             loss_delta = np.where(started, self._losses[:, -2] - self._losses[:, -1], 0.0)
-        recorded = self._recorded(self.config.window)
+        recorded = self._recorded(WINDOW)
         best_loss = np.fmin.reduce(np.where(recorded, self._losses, np.nan), axis=1)
         return Signals(
             epoch=self._epoch.copy(),
@@ -138,8 +114,8 @@ class SignalTracker(ArrayState):
             plateau_epochs=self._plateau.copy(),
             host_stabilised=self._stabilised.copy(),
             just_stabilised=self._just_stabilised.copy(),
-            loss_history=self._losses[:, -history:].copy(),
-            accuracy_history=self._accuracies[:, -history:].copy(),
+            loss_history=self._losses[:, -HISTORY:].copy(),
+            accuracy_history=self._accuracies[:, -HISTORY:].copy(),
             best_val_accuracy=self._best_accuracy.copy(),
             window_best_val_loss=best_loss,
         )
@@ -150,8 +126,8 @@ class SignalTracker(ArrayState):
         return ages
 
     def _smoothed(self, window: FloatArray) -> FloatArray:
-        """Return the means (N,) over the last ``smoothing`` epochs, or over fewer while the episode is younger."""
-        recorded = self._recorded(self.config.smoothing)
-        recent = np.where(recorded, window[:, -self.config.smoothing :], 0.0)
+        """Return the means (N,) over the last ``SMOOTHING`` epochs, or over fewer while the episode is younger."""
+        recorded = self._recorded(SMOOTHING)
+        recent = np.where(recorded, window[:, -SMOOTHING:], 0.0)
         mean: FloatArray = recent.sum(axis=1) / recorded.sum(axis=1)
         return mean

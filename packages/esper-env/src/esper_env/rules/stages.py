@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,31 +30,25 @@ NUM_STAGES = len(Stage)
 STAGE_VALUES = max(Stage) + 1  # length of a lookup table over stage values
 
 
-def _lookup(*stages: Stage) -> NDArray[np.bool_]:
-    """Return a boolean table over stage values, True for the given stages."""
-    table = np.zeros(STAGE_VALUES, dtype=np.bool_)
-    table[list(stages)] = True
+def lookup(values: Mapping[Stage, float], default: float) -> NDArray[Any]:
+    """Return a read-only array over stage values, with the given values and the default elsewhere."""
+    table = np.full(STAGE_VALUES, default)
+    table[list(values)] = list(values.values())
     table.flags.writeable = False
     return table
 
 
-def _contiguous_index() -> NDArray[np.int64]:
-    index = np.full(STAGE_VALUES, -1, dtype=np.int64)
-    index[[int(stage) for stage in Stage]] = np.arange(NUM_STAGES)
-    index.flags.writeable = False
-    return index
+def _one_of(*stages: Stage) -> NDArray[np.bool_]:
+    return lookup(dict.fromkeys(stages, True), False)
 
 
 #: Stage value -> position in a one-hot of length ``NUM_STAGES``; -1 for the reserved value.
-STAGE_INDEX = _contiguous_index()
+STAGE_INDEX = lookup({stage: index for index, stage in enumerate(Stage)}, -1)
 
 #: Lookup tables over stage values: ``HAS_SEED[table.stage]`` and so on.
-HAS_SEED = _lookup(Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
+HAS_SEED = _one_of(Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
 #: The slot holds a seed that is not committed.
-IS_LIVE = _lookup(Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)
+IS_LIVE = _one_of(Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)
 #: The host's features pass through the blend operator.
-IS_BLENDED = _lookup(Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
-IN_COOLDOWN = _lookup(Stage.PRUNED, Stage.EMBARGOED, Stage.RESETTING)
-
-EMBARGO_TICKS = 5
-RESETTING_TICKS = 1
+IS_BLENDED = _one_of(Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
+IN_COOLDOWN = _one_of(Stage.PRUNED, Stage.EMBARGOED, Stage.RESETTING)
