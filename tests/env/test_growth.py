@@ -4,8 +4,8 @@ import gymnasium
 import numpy as np
 import pytest
 from esper_env.rules.heads import AlphaTarget, Blueprint, Op, Style
-from esper_env.rules.observation import slot_index
 from esper_env.rules.stages import STAGE_INDEX, Stage
+from plain_rules import slot_index
 
 pytestmark = pytest.mark.numeric
 

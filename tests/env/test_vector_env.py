@@ -6,11 +6,11 @@ import pytest
 import torch
 from esper_env import EsperVectorEnv
 from esper_env.rules.heads import Blueprint, Op
-from esper_env.rules.observation import slot_index
 from growing import SEEDS, built_with, choose, examples, lives
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 from hypothesis import given
+from plain_rules import slot_index
 
 pytestmark = pytest.mark.numeric
 

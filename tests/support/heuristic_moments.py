@@ -6,8 +6,9 @@ import numpy as np
 from blueprints import CNN_BLUEPRINTS
 from esper_agent.policies.heuristic import HeuristicConfig, HeuristicPolicy
 from esper_env.rules.heads import NO_BLUEPRINT, Blueprint, Head, Op, head_sizes
-from esper_env.rules.observation import CONTRIBUTION, base_index, feature_count, slot_index
+from esper_env.rules.observation import CONTRIBUTION, feature_count
 from esper_env.rules.stages import Stage
+from plain_rules import base_index, slot_index
 
 HORIZON = 60
 LIVE = (Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 from esper_env.rules.heads import HEAD_DEFAULTS, Curve, Head, Op
+from esper_env.rules.observation import BASE_FIELDS, SLOT_FIELDS
 
 LIVE = ("GERMINATED", "TRAINING", "BLENDING", "HOLDING")
 WITH_SEED = (*LIVE, "FOSSILIZED")
@@ -31,6 +32,16 @@ def action(op=Op.WAIT, slot=0, **heads):
     for name, value in heads.items():
         values[Head[name.upper()]] = value
     return values
+
+
+def base_index(name):
+    """Return the position of a field of the network in the features."""
+    return BASE_FIELDS.index(name)
+
+
+def slot_index(name, slot):
+    """Return the position of a field of a slot in the features."""
+    return 31 + 30 * slot + SLOT_FIELDS.index(name)
 
 
 def naive_ramp(t, curve):

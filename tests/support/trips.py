@@ -10,10 +10,10 @@ import pytest
 import torch
 from esper_env.data import load_data
 from esper_env.rules.heads import HEAD_DEFAULTS, NO_BLUEPRINT, Head, Op
-from esper_env.rules.observation import base_index
 from esper_env.rules.stages import IS_LIVE, Stage
 from faults import growth_of, stack_of
 from growing import tensors
+from plain_rules import base_index
 from torch.func import functional_call
 
 

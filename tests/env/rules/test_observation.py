@@ -12,15 +12,14 @@ from esper_env.rules.observation import (
     SLOT_FIELDS,
     ObservationBuilder,
     ObservationView,
-    base_index,
     feature_count,
-    slot_index,
 )
 from esper_env.rules.signals import Signals
 from esper_env.rules.slot_table import DOWN, HOLD, UP, SlotTable
 from esper_env.rules.stages import IN_COOLDOWN, Stage
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_rules import base_index, slot_index
 
 LN11, LN51 = math.log(11), math.log(51)
 QUIET = {name.name: 0.0 for name in dataclasses.fields(Signals)} | {

@@ -103,14 +103,10 @@ class Growth(ArrayState):
         Returns the infos' values, valid in those rows.
         """
         self.table.clear(np.repeat(rows[:, None], len(self.slot_ids), axis=1))
-        planted = np.zeros(self.table.shape, dtype=np.bool_)
         for slot, blueprint in topology.items():
-            mask = np.zeros_like(planted)
-            mask[rows, slot] = True
-            lifecycle.plant(self.table, mask, blueprint)
-            planted |= mask
+            lifecycle.plant(self.table, rows[:, None] & (np.arange(len(self.slot_ids)) == slot), blueprint)
         self._population.reset(rows, seeds)
-        self._population.attach(planted, self.table.blueprint)
+        self._population.attach(rows[:, None] & self.table.has_seed, self.table.blueprint)
         structure = Structure.of(self.table)
         measured = self._population.measure(structure, rows)
         self._record(measured, rows)

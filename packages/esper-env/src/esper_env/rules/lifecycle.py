@@ -25,7 +25,7 @@ from esper_env.rules.heads import (
     Operator,
 )
 from esper_env.rules.slot_table import HOLD, BoolArray, IntArray, SlotTable
-from esper_env.rules.stages import Stage, lookup
+from esper_env.rules.stages import IN_COOLDOWN, Stage, lookup
 
 _GATED: dict[Op, dict[Stage, Stage]] = {
     Op.GERMINATE: {Stage.DORMANT: Stage.GERMINATED},
@@ -175,19 +175,13 @@ def discard(table: SlotTable, mask: BoolArray) -> None:
 
 
 def roll_back(table: SlotTable, before: SlotTable, rows: BoolArray, kept: BoolArray) -> None:
-    """Undo the command of this step in some environments, and prune their seeds that no snapshot holds.
+    """Return the environments of ``rows`` (N,) to the table ``before`` this step's command, with one clock tick.
 
-    The clock ticks nevertheless.
-
-    Args:
-        table: slots after the command.
-        before: the table before the command.
-        rows: (N,) environments to roll back.
-        kept: (N, S) fossilized seeds in the snapshots. A seed that was fossilized later goes, too.
+    Only the seeds that their snapshots hold are ``kept`` (N, S). A seed that was fossilized later is pruned, too.
     """
     table.take(before, rows)
     table.alpha_velocity[rows] = 0.0
-    cooling = table.in_cooldown & rows[:, None]
+    cooling = IN_COOLDOWN[table.stage] & rows[:, None]
     discard(table, table.has_seed & ~kept & rows[:, None])
     _tick_cooldown(table, cooling)
 
@@ -197,13 +191,12 @@ def tick(table: SlotTable, changes: Changes) -> None:
 
     A pruning ramp that ends removes its seed and adds the slot to ``changes.detached``.
     """
-    cooling = table.in_cooldown & ~changes.detached
+    cooling = IN_COOLDOWN[table.stage] & ~changes.detached
     alpha.tick(table, table.stage == Stage.BLENDING)
     ended = table.pruning & (table.alpha_mode == HOLD)
     discard(table, ended)
     changes.detached[ended] = True
-    if cooling.any():
-        _tick_cooldown(table, cooling)
+    _tick_cooldown(table, cooling)
 
 
 def _tick_cooldown(table: SlotTable, cooling: BoolArray) -> None:

@@ -162,16 +162,6 @@ def feature_count(num_slots: int) -> int:
     return NUM_BASE + NUM_SLOT * num_slots
 
 
-def base_index(name: str) -> int:
-    """Return the position of a field of ``BASE_FIELDS`` in the feature vector."""
-    return _BASE[name]
-
-
-def slot_index(name: str, slot: int) -> int:
-    """Return the position of a field of ``SLOT_FIELDS`` of one slot in the feature vector."""
-    return NUM_BASE + NUM_SLOT * slot + _SLOT[name]
-
-
 class ObservationBuilder:
     """Builder of float32 features (N, 31 + 30 S) from the slot table and the signals of N environments.
 

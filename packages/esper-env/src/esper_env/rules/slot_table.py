@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from esper_env.persistence.state import ArrayState
 from esper_env.persistence.tree import Tree
 from esper_env.rules.heads import NO_BLUEPRINT, Curve, Operator
-from esper_env.rules.stages import HAS_SEED, IN_COOLDOWN, IS_BLENDED, IS_LIVE, Stage
+from esper_env.rules.stages import HAS_SEED, IS_BLENDED, Stage
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
@@ -88,19 +88,9 @@ class SlotTable(ArrayState):
         return HAS_SEED[self.stage]
 
     @property
-    def is_live(self) -> BoolArray:
-        """Slots (N, S) with a seed that is not committed."""
-        return IS_LIVE[self.stage]
-
-    @property
     def is_blended(self) -> BoolArray:
         """Slots (N, S) where the host's features pass through the blend operator."""
         return IS_BLENDED[self.stage]
-
-    @property
-    def in_cooldown(self) -> BoolArray:
-        """Slots (N, S) in their cooldown after a prune."""
-        return IN_COOLDOWN[self.stage]
 
     def copy(self) -> SlotTable:
         """Return an independent copy."""
