@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from blueprints import CNN_BLUEPRINTS, TRANSFORMER_BLUEPRINTS
 from esper_env import ENV_IDS
-from esper_env.rules.heads import HEAD_RELEVANCE, Blueprint, Head, Op, head_sizes
+from esper_env.rules.heads import Blueprint, Head, Op, head_sizes
 from esper_env.tasks import TransformerSpec
-from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +56,8 @@ def test_spaces_depend_on_the_slots(env_id, tiny):
     env = gymnasium.make(env_id, **tiny(env_id)).unwrapped
     slots = SLOTS.get(env_id, 3)
     assert len(env.slot_ids) == slots
+    if env_id == "Esper-CIFAR-Surfaces-v0":
+        assert env.slot_ids == ("r0c0", "r0c1", "r0c2", "r1c0", "r1c1", "r1c2")
     assert env.action_space.nvec.tolist() == [slots, 13, 4, 3, 3, 4, 5, 6]
     assert {key: (space.shape, space.dtype) for key, space in env.observation_space.items()} == {
         "features": ((31 + 30 * slots,), np.float32),
@@ -70,11 +71,6 @@ def test_spaces_depend_on_the_slots(env_id, tiny):
     assert sorted(env.offered_blueprints) == sorted(TRANSFORMER_BLUEPRINTS if reads_text else CNN_BLUEPRINTS)
     observation, _ = env.reset(seed=0)
     assert observation in env.observation_space
-
-
-def test_slots_of_both_surfaces_are_listed_row_by_row(tiny):
-    env = gymnasium.make("Esper-CIFAR-Surfaces-v0", **tiny("Esper-CIFAR-Surfaces-v0"))
-    assert env.unwrapped.slot_ids == ("r0c0", "r0c1", "r0c2", "r1c0", "r1c1", "r1c2")
 
 
 def test_spec_with_every_kwarg_is_json():
@@ -128,9 +124,12 @@ def test_infos_have_python_values(make_digits, action):
     env = make_digits(horizon=3)
     _, info = env.reset(seed=0)
     assert types_of(info) == INFO_TYPES
-    for expected in (STEP_TYPES, STEP_TYPES, FINAL_TYPES):
+    for epoch, expected in enumerate((STEP_TYPES, STEP_TYPES, FINAL_TYPES), start=1):
         observation, reward, terminated, truncated, info = env.step(action())
-        assert [type(value) for value in (reward, terminated, truncated)] == [float, bool, bool]
+        assert type(reward) is float
+        assert (terminated, truncated) == (epoch == 3, False)
+        assert [type(flag) for flag in (terminated, truncated)] == [bool, bool]
+        assert observation["features"][0] == pytest.approx(epoch / 3)
         assert types_of(info) == expected
         assert {type(value) for value in info["reward_components"].values()} == {float}
         assert sum(info["reward_components"].values()) == pytest.approx(reward, abs=1e-12)
@@ -138,38 +137,6 @@ def test_infos_have_python_values(make_digits, action):
     assert info["dataset_name"] == "digits"
     assert info["shapley"].shape == (3,)
     assert info["shapley"].dtype == np.float64
-
-
-def test_episode_terminates_at_the_horizon(make_digits, action):
-    env = make_digits(horizon=3)
-    observation, _ = env.reset(seed=0)
-    for epoch in (1, 2, 3):
-        assert observation["features"][0] == pytest.approx((epoch - 1) / 3)
-        observation, _, terminated, truncated, _ = env.step(action())
-        assert terminated is (epoch == 3)
-        assert truncated is False
-    assert observation["features"][0] == 1.0
-
-
-def test_max_episode_steps_truncates(make_digits, action):
-    env = make_digits(horizon=5, max_episode_steps=2)
-    env.reset(seed=0)
-    env.step(action())
-    _, _, terminated, truncated, info = env.step(action())
-    assert (terminated, truncated) == (False, True)
-    assert "committed_val_accuracy" not in info
-
-
-def test_step_needs_a_running_episode(make_digits, action):
-    env = make_digits(horizon=1)
-    with pytest.raises(ResetNeeded):
-        env.unwrapped.step(action())
-    env.reset(seed=0)
-    env.step(action())
-    with pytest.raises(ResetNeeded, match="are over"):
-        env.unwrapped.step(action())
-    env.reset()
-    env.step(action())
 
 
 def test_seed_repeats_an_episode_and_none_continues(make_digits, assert_same):
@@ -236,35 +203,8 @@ def test_split_mask_equals_the_flat_mask_and_fits_the_action_space(digits_env):
     germinate = env.conditional_masks(Op.GERMINATE)
     assert germinate[Head.SLOT].all()
     assert germinate[Head.OP].tolist() == [0, 1, 0, 0, 0, 0]
-    with pytest.raises(ValueError, match="PRUNE is not legal"):
-        env.conditional_masks(Op.PRUNE)
-
-
-@pytest.mark.parametrize("op", ["GERMINATE", 6, -1, 1.0, True, None])
-def test_conditional_masks_reject_unknown_ops(digits_env, op):
-    digits_env.reset(seed=0)
-    with pytest.raises(
-        ValueError, match=rf"op is {op!r}; expected a member of .*Op or its number: WAIT 0, GERMINATE 1"
-    ):
-        digits_env.unwrapped.conditional_masks(op)
-
-
-def test_sampled_valid_actions_are_legal(digits_env):
-    split = np.cumsum(digits_env.action_space.nvec)[:-1]
-    ops = set()
-    for seed in range(4):
-        rng = np.random.default_rng(seed)
-        observation, _ = digits_env.reset(seed=seed)
-        for _ in range(12):
-            action = digits_env.unwrapped.sample_valid_actions(rng)
-            mask = observation["action_mask"]
-            allowed = [part[value] for part, value in zip(np.split(mask, split), action, strict=True)]
-            assert all(np.array(allowed)[HEAD_RELEVANCE[action[-1]]])  # heads that the op does not read have defaults
-            np.testing.assert_array_equal(digits_env.unwrapped.action_masks(), mask.astype(bool))
-            observation, _, _, _, info = digits_env.step(action)
-            assert info["action_valid"] is True
-            ops.add(info["op"])
-    assert ops >= {Op.WAIT, Op.GERMINATE, Op.PRUNE, Op.ADVANCE}
+    *_, info = env.step(env.sample_valid_actions(np.random.default_rng(0)))
+    assert info["action_valid"]
 
 
 def test_illegal_action_acts_as_wait(make_digits, action, assert_same):

@@ -1,4 +1,4 @@
-"""Reset requests, and the clock of episodes, which equals Gymnasium's TimeLimit."""
+"""Reset requests (``test_malformed_inputs.py`` has more), and the clock of episodes, which equals Gymnasium's TimeLimit."""
 
 import gymnasium
 import numpy as np
@@ -42,13 +42,8 @@ def test_parse_reset_accepts_seeds(seed, expected):
 @pytest.mark.parametrize(
     ("seed", "error", "message"),
     [
-        (-1, ValueError, "must be 0 or greater"),
-        ([0, -2, 1], ValueError, "must be 0 or greater"),
-        ([0, 1], ValueError, "2 values; expected one for each of the 3"),
         ([], ValueError, "0 values"),
         ("123", TypeError, "expected an integer"),
-        (1.5, TypeError, "expected an integer"),
-        (True, TypeError, "expected an integer"),
         ([0, 1.5, 2], TypeError, "expected an integer"),
         ([0, True, 2], TypeError, "expected an integer"),
         (np.array([0.0, 1.0, 2.0]), TypeError, "expected an integer"),
@@ -73,30 +68,16 @@ def test_parse_reset_accepts_options():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (5, TypeError, "options is 5; expected a dict"),
-        ({"reset_masks": ALL}, ValueError, "'reset_masks'.*expected reset_mask, topology"),
         ({3: ALL}, ValueError, "'3'"),
-        ({"reset_mask": [True, True, False]}, TypeError, "numpy array of bools"),
         ({"reset_mask": np.ones(3)}, TypeError, "numpy array of bools"),
-        ({"reset_mask": mask(True, True)}, ValueError, r"shape \(2,\); expected \(3,\)"),
-        ({"reset_mask": ~ALL}, ValueError, "False everywhere"),
-        ({"topology": ["r0c0"]}, TypeError, "mapping"),
-        ({"topology": {"r9c9": "norm"}}, ValueError, "'r9c9'; this host has r0c0, r0c1, r0c2"),
-        ({"topology": {"r0c0": "conv"}}, ValueError, "'conv' does not fit.*conv_light"),
         ({"topology": {"r0c0": "lora"}}, ValueError, "'lora' does not fit a cnn host"),
         ({"topology": {"r0c0": "noop"}}, ValueError, "'noop' does not fit"),
         ({"topology": {"r0c0": None}}, ValueError, "None does not fit"),
-        ({"topology": dict.fromkeys(SITE.slot_ids, "norm")}, ValueError, "plants 3 seeds; max_seeds is 2"),
     ],
 )
 def test_parse_reset_rejects_bad_options(options, error, message):
     with pytest.raises(error, match=message):
         parse_reset(None, options, 3, SITE)
-
-
-def test_parse_reset_rejects_unknown_options():
-    with pytest.raises(ValueError, match=r"\['reset_mask'\] are not known; expected topology"):
-        parse_reset(None, {"reset_mask": ALL}, 3, SITE, ("topology",))
 
 
 class Endless(gymnasium.Env):
@@ -162,9 +143,3 @@ def test_clock_requires_a_reset():
     clock.require_running(finished_too=True)
     with pytest.raises(ResetNeeded, match=r"\[1\] are over"):
         clock.require_running(finished_too=False)
-
-
-@pytest.mark.parametrize("limit", [0, -1, 2.0, True, "9"])
-def test_clock_rejects_bad_limits(limit):
-    with pytest.raises(ValueError, match="max_episode_steps is"):
-        EpisodeClock(1, limit)

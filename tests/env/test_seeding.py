@@ -36,9 +36,3 @@ def test_generators_repeat_and_differ_by_purpose():
     np.testing.assert_array_equal(draw, derive_rng(3, "shapley", 1).random(8))
     assert not np.isin(draw, derive_rng(3, "shapley", 2).random(8)).any()
     assert not np.isin(draw, derive_rng(3, "data", 1).random(8)).any()
-
-
-@pytest.mark.parametrize(("seed", "index"), [(-1, 0), (0, -1)])
-def test_derive_seed_rejects_negative_numbers(seed, index):
-    with pytest.raises(ValueError, match="expected integers of at least 0"):
-        derive_seed(seed, "x", index)

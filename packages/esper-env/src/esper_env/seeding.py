@@ -16,12 +16,7 @@ def derive_seed(seed: int, purpose: str, index: int = 0) -> int:
         seed: seed of the run.
         purpose: the use of the generator.
         index: of the network or run.
-
-    Raises:
-        ValueError: ``seed`` or ``index`` is negative.
     """
-    if seed < 0 or index < 0:
-        raise ValueError(f"seed is {seed} and index is {index}; expected integers of at least 0")
     sequence = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), index])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
