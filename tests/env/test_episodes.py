@@ -1,4 +1,4 @@
-"""Reset requests (``test_malformed_inputs.py`` has more), and the clock of episodes, which equals Gymnasium's TimeLimit."""
+"""Reset requests and the clock of episodes; ``test_malformed_inputs.py`` has more requests."""
 
 import gymnasium
 import numpy as np
