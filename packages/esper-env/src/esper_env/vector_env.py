@@ -231,7 +231,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
         Raises ``IndexError`` when there is no environment ``index``.
         """
-        return self._growth.rules.split(self._growth.rules.marginal(self._legal(index))[0])
+        return self._growth.rules.split(self._growth.rules.marginal(self._legal_in(index))[0])
 
     def conditional_masks(self, op: int, index: int) -> tuple[MaskArray, ...]:
         """Return one environment's masks by head given the op; any combination of their values is legal.
@@ -239,16 +239,15 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         Raises ``ValueError`` if the op is not legal in any slot now, ``IndexError`` if there is no environment
         ``index``.
         """
-        return self._growth.rules.split(self._growth.rules.conditional(self._legal(index), op)[0])
+        return self._growth.rules.split(self._growth.rules.conditional(self._legal_in(index), op)[0])
 
-    def _legal(self, index: int | None = None) -> NDArray[np.bool_]:
-        """Legality (N, 6, S) of all environments, or (1, 6, S) of one."""
-        legal = self._growth.rules.legal(self._growth.table)
-        if index is None:
-            return legal
+    def _legal(self) -> NDArray[np.bool_]:
+        return self._growth.rules.legal(self._growth.table)
+
+    def _legal_in(self, index: int) -> NDArray[np.bool_]:
         if not isinstance(index, int | np.integer) or isinstance(index, bool) or not 0 <= index < self.num_envs:
             raise IndexError(f"index is {index!r}; expected the number of an environment, 0 to {self.num_envs - 1}")
-        return legal[index : index + 1]
+        return self._legal()[index : index + 1]
 
     def render(self) -> tuple[str, ...] | tuple[Picture, ...] | None:
         """A text or picture per environment, None without a render mode; ``ResetNeeded`` before the first reset."""

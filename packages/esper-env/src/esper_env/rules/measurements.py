@@ -16,17 +16,10 @@ VANISHING_COST, EXPLODING_COST = 0.5, 0.8
 def record_gradients(
     table: SlotTable, norm: FloatArray, vanishing: FloatArray, exploding: FloatArray, sizes: FloatArray
 ) -> None:
-    """Store an epoch's gradient statistics. Slots that did not train keep their previous ones.
+    """Store an epoch's gradient statistics (N, 1 + S), host first. Slots that did not train keep their previous ones.
 
-    All arrays are (N, 1 + S) with the host first.
-
-    Args:
-        table: slots of N environments.
-        norm: gradient norms before clipping.
-        vanishing: shares of the tensors with vanishing gradients.
-        exploding: shares of the tensors with exploding gradients.
-        sizes: trainable scalars, 0 where nothing trained. The ratio compares root mean square gradients of seed and
-            host.
+    ``norm`` is before clipping. ``vanishing`` and ``exploding`` are shares of the tensors. ``sizes`` counts trainable
+    scalars, 0 where nothing trained: the ratio compares root mean square gradients of seed and host.
     """
     trained = (sizes[:, 1:] > 0) & table.has_seed
     health = np.clip(1.0 - VANISHING_COST * vanishing[:, 1:] - EXPLODING_COST * exploding[:, 1:], 0.0, 1.0)
@@ -57,15 +50,9 @@ def record_contributions(
     interaction: FloatArray,
     pairs: BoolArray,
 ) -> None:
-    """Store an epoch's contributions and interactions in some environments; unmeasured contributions age.
+    """Store an epoch's contributions (N, S) and interactions (N, S, S), in accuracy points, in ``rows`` (N,) only.
 
-    Args:
-        table: slots of N environments.
-        rows: (N,) environments that were measured; the others do not change.
-        contribution: (N, S) accuracy points.
-        measured: (N, S) True where ``contribution`` is a measurement.
-        interaction: (N, S, S) accuracy points.
-        pairs: (N, S, S) True where ``interaction`` is a measurement.
+    ``measured`` and ``pairs`` are True where a number is a measurement. Unmeasured contributions age.
     """
     known = table.contribution_age >= 0
     change = np.where(known, contribution - table.contribution, 0.0)
