@@ -180,7 +180,6 @@ def roll_back(table: SlotTable, before: SlotTable, rows: BoolArray, kept: BoolAr
     Only the seeds that their snapshots hold are ``kept`` (N, S). A seed that was fossilized later is pruned, too.
     """
     table.take(before, rows)
-    table.alpha_velocity[rows] = 0.0
     cooling = IN_COOLDOWN[table.stage] & rows[:, None]
     discard(table, table.has_seed & ~kept & rows[:, None])
     _tick_cooldown(table, cooling)
