@@ -14,6 +14,7 @@ from esper_env.rules.heads import (
     AlphaTarget,
     Blueprint,
     Curve,
+    Head,
     Op,
     Operator,
     Style,
@@ -197,12 +198,16 @@ class LifecycleMachine(RuleBasedStateMachine):
         actions = [self.chosen(row, choice) for row, choice in enumerate(choices)]
         self.step(actions, rows=np.array(rows), kept=self.fossils(kept))
 
-    @rule(slot=st.integers(0, SLOTS - 1), arguments=ARGUMENTS, forwards=st.sampled_from([1, 3, 7, 12, 15]), kept=KEPT)
+    @rule(slot=st.integers(0, SLOTS - 1), arguments=ARGUMENTS, forwards=st.sampled_from([1, 3, 9, 15, 15]), kept=KEPT)
     def push_one_seed(self, slot, arguments, forwards, kept):
         """Advance one slot as far as possible, and roll the last step back if the first flag of ``kept`` is set."""
         for forward in range(1, forwards + 1):
-            ops = {"DORMANT": Op.GERMINATE, "HOLDING": Op.FOSSILIZE if arguments[1] == 0 else Op.SET_ALPHA_TARGET}
-            actions = [[slot, *arguments, ops.get(models[slot].stage, Op.ADVANCE)] for models in self.models]
+            actions = []
+            for models in self.models:
+                op = {"DORMANT": Op.GERMINATE, "HOLDING": Op.FOSSILIZE}.get(models[slot].stage, Op.ADVANCE)
+                actions.append([slot, *arguments, op])
+                if op == Op.FOSSILIZE and arguments[1] > 0:  # with most styles, alpha leaves 1 instead
+                    actions[-1][Head.ALPHA_TARGET], actions[-1][Head.OP] = AlphaTarget.HALF, Op.SET_ALPHA_TARGET
             self.step(actions, rows=np.array([forward == forwards and kept[0]] * ROWS), kept=self.fossils(kept))
 
     @rule(steps=st.integers(1, 8))
@@ -333,3 +338,20 @@ def test_fossilized_seed_never_changes(script):
     assert play(table, script())[-1] == "FOSSILIZED"
     assert set(play(table, [action(op, alpha_target=AlphaTarget.HALF) for op in Op])) == {"FOSSILIZED"}
     assert table.alpha.item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("heads", "age"),
+    [
+        ({"style": Style.GATED_GATE}, -1),
+        ({"style": Style.SIGMOID_ADD}, 0),
+        ({"style": Style.LINEAR_ADD, "alpha_target": AlphaTarget.HALF}, -1),
+        ({"style": Style.LINEAR_ADD, "alpha_target": AlphaTarget.HALF, "alpha_speed": AlphaSpeed.SLOW}, 0),
+    ],
+)
+def test_new_operator_or_jump_makes_the_contribution_unmeasured(heads, age, script):
+    table = SlotTable.empty(1, 1)
+    assert play(table, script()[:8])[-1] == "HOLDING"
+    command = ActionRules(1, CNN_BLUEPRINTS, 1).decode([action(Op.SET_ALPHA_TARGET, **heads)], table)
+    lifecycle.apply(table, command, GateConfig())
+    assert table.contribution_age.item() == age
