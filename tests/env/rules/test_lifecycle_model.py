@@ -164,16 +164,19 @@ class LifecycleMachine(RuleBasedStateMachine):
         self.rules = ActionRules(SLOTS, CNN_BLUEPRINTS, MAX_SEEDS)
         self.models = [[NaiveSlot() for _ in range(SLOTS)] for _ in range(ROWS)]
 
-    @initialize(planted=st.sampled_from([[], [(0, 1)], [(0, 2), (1, 0)]]))
-    def plant(self, planted):
+    @initialize(planted=st.sampled_from([[], [(0, 1)], [(0, 2), (1, 0)]]), stage=st.sampled_from(WITH_SEED[-2:]))
+    def plant(self, planted, stage):
+        """Start with fossils, or with seeds that are only held."""
         mask = np.zeros(self.table.shape, dtype=bool)
         for row, slot in planted:
             mask[row, slot] = True
             model = self.models[row][slot]
-            model.stage, model.alpha, model.blueprint, model.operator = "FOSSILIZED", 1.0, "NORM", "ADD"
+            model.stage, model.alpha, model.blueprint, model.operator, model.age = stage, 1.0, "NORM", "ADD", 1
         lifecycle.plant(self.table, mask, Blueprint.NORM)
         for column in (self.table.alpha_start, self.table.alpha_target, self.table.first_target):
             np.testing.assert_array_equal(column, mask)
+        assert (self.table.stage[mask] == Stage.FOSSILIZED).all()
+        self.table.stage[mask], self.table.age[mask] = Stage[stage], 1
 
     def room(self, row):
         return sum(slot.has_seed for slot in self.models[row]) < MAX_SEEDS
@@ -305,7 +308,7 @@ class LifecycleMachine(RuleBasedStateMachine):
 
 
 TestLifecycle = LifecycleMachine.TestCase
-TestLifecycle.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestLifecycle.settings = settings(max_examples=80, stateful_step_count=20, deadline=None)
 
 
 # Single rules
