@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from esper_env.rules.heads import AlphaSpeed, AlphaTarget, Blueprint, Op, Style, Tempo
+from esper_env.rules.heads import Blueprint, Op, Style, Tempo
 from growing import built_with
 from plain_rules import action as build_action
 from stepping import new_env
@@ -74,14 +74,6 @@ def script(action):
         ]
 
     return build
-
-
-@pytest.fixture(scope="session")
-def ramp_action(action):
-    """``ramp_action(slot, target, speed)``: a SET_ALPHA_TARGET."""
-    return lambda slot, target=AlphaTarget.HALF, speed=AlphaSpeed.FAST: action(
-        Op.SET_ALPHA_TARGET, slot, alpha_target=target, alpha_speed=speed
-    )
 
 
 @pytest.fixture(scope="session")

@@ -28,47 +28,34 @@ FRESHNESS = 0.995  # per epoch since the contribution was measured
 
 @dataclass(frozen=True)
 class Scale:
-    """Scale of a field: values are clamped to [low, high] and divided by ``high``. NaN stays NaN."""
+    """Scale of a field: values are clamped to [low, high] and divided by ``high``. NaN stays NaN.
+
+    With a ``log_unit``, they become sign(x) ln(1 + |x|) / ln(1 + log_unit) instead.
+    """
 
     high: float = 1.0
     low: float = 0.0
     kind: type = np.float64  # of the quantity
     nan_is_high: bool = False  # NaN counts as ``high``
+    log_unit: float | None = None
 
     def encode(self, values: NDArray[Any]) -> FloatArray:
         """Return features."""
-        share: FloatArray = self._clamped(values) / self.high
-        return share
+        clamped: FloatArray = np.clip(np.fmin(values, self.high) if self.nan_is_high else values, self.low, self.high)
+        if self.log_unit is None:
+            return clamped / self.high
+        return np.copysign(np.log1p(np.abs(clamped)) / math.log(1.0 + self.log_unit), clamped)
 
     def decode(self, features: FloatArray) -> NDArray[Any]:
         """Return quantities; clamped ones stay clamped."""
+        if self.log_unit is not None:
+            return np.copysign(np.expm1(np.abs(features) * math.log(1.0 + self.log_unit)), features)
         values = features * self.high
         return values if self.kind is np.float64 else np.rint(values).astype(self.kind)
 
-    def _clamped(self, values: NDArray[Any]) -> NDArray[Any]:
-        clamped: NDArray[Any] = np.clip(np.fmin(values, self.high) if self.nan_is_high else values, self.low, self.high)
-        return clamped
 
-
-@dataclass(frozen=True)
-class LogScale(Scale):
-    """Scale sign(x) ln(1 + |x|) / ln(1 + unit) of a field, whose values are clamped to [low, high]."""
-
-    unit: float = 1.0
-
-    def encode(self, values: NDArray[Any]) -> FloatArray:
-        """Return features."""
-        bounded = self._clamped(values)
-        share: FloatArray = np.copysign(np.log1p(np.abs(bounded)) / math.log(1.0 + self.unit), bounded)
-        return share
-
-    def decode(self, features: FloatArray) -> NDArray[Any]:
-        """Return quantities; clamped ones stay clamped."""
-        return np.copysign(np.expm1(np.abs(features) * math.log(1.0 + self.unit)), features)
-
-
-LOSS = LogScale(11.0**BOUND - 1.0, unit=10.0, nan_is_high=True)  # losses of 120 nats and above become 2.0
-CONTRIBUTION = LogScale(51.0**BOUND - 1.0, 1.0 - 51.0**BOUND, unit=50.0)
+LOSS = Scale(11.0**BOUND - 1.0, log_unit=10.0, nan_is_high=True)  # losses of 120 nats and above become 2.0
+CONTRIBUTION = Scale(51.0**BOUND - 1.0, 1.0 - 51.0**BOUND, log_unit=50.0)
 _PERCENT, _SHARE, _FLAG = Scale(100.0), Scale(), Scale(kind=np.bool_)
 
 
