@@ -57,10 +57,10 @@ def test_ratios_of_the_first_epoch_are_one_for_every_head(mask_world, make_model
             samples.observations, samples.actions, samples.lstm_states, samples.episode_starts
         )
         rows = samples.mask > 0.5
-        ratio = (evaluation.head_log_probs - samples.head_log_probs)[rows].exp()
+        ratio = (evaluation.heads.log_probs - samples.head_log_probs)[rows].exp()
         assert (ratio - 1).abs().max().item() < 1e-4
         assert (evaluation.op_values - samples.old_values)[rows].abs().max().item() < 1e-4
-        relevant += evaluation.relevance[rows].sum(dim=0).numpy()
+        relevant += evaluation.heads.relevance[rows].sum(dim=0).numpy()
         real += int(rows.sum())
     assert real == 5 * 64, "every transition once"
     assert (relevant > 0).all()
@@ -107,13 +107,6 @@ def test_advantages_of_a_truncated_rollout_equal_a_recomputation(mask_world, mak
     np.testing.assert_allclose(buffer.op_advantages, expected.op, atol=1e-5)
     np.testing.assert_allclose(buffer.advantages, expected.arguments, atol=1e-5)
     np.testing.assert_allclose(buffer.returns, expected.returns, atol=1e-5)
-
-
-def test_buffer_rejects_dones_of_another_step(mask_world, make_model, collect):
-    buffer = collect(make_model(mask_world(num_envs=2)))
-    assert buffer.ends[-1].all()
-    with pytest.raises(ValueError, match=r"`dones` is \[True, False\]; expected \[True, True\], as in the last step"):
-        buffer.compute_returns_and_advantage(th.zeros(2), np.array([True, False]))
 
 
 def test_rewards_in_the_buffer_are_those_of_the_environments(mask_world, make_model, collect):

@@ -21,10 +21,7 @@ STARTS = np.concatenate([[0], np.cumsum(NVEC)])
 
 
 def distribution_of(observation, logits):
-    tables = HeadTables(NVEC)
-    return FactoredDistribution(tables).proba_distribution(
-        logits, observation["action_mask"], observation["op_slot_mask"]
-    )
+    return FactoredDistribution(HeadTables(NVEC), logits, observation["action_mask"], observation["op_slot_mask"])
 
 
 def random_logits(count, seed=0, scale=2.0):
@@ -66,9 +63,9 @@ def legal_actions(observation, row, op):
 def test_log_prob_equals_a_naive_computation(observations):
     observation, logits = observations(64), random_logits(64)
     distribution = distribution_of(observation, logits)
-    actions = distribution.sample()
+    actions = distribution.get_actions()
     by_hand = [naive_log_prob(logits, observation, row, action) for row, action in enumerate(actions)]
-    assert distribution.log_prob(actions).tolist() == pytest.approx(by_hand, abs=1e-5)
+    assert distribution.evaluate(actions).log_probs.sum(dim=1).tolist() == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_probabilities_of_all_legal_joint_actions_sum_to_one(observations):
@@ -78,8 +75,8 @@ def test_probabilities_of_all_legal_joint_actions_sum_to_one(observations):
         ops = [op for op in Op if single["action_mask"][0, STARTS[Head.OP] + op]]
         actions = th.cat([legal_actions(single, 0, op) for op in ops])
         repeated = {key: value.expand(len(actions), -1) for key, value in single.items()}
-        log_probs = distribution_of(repeated, logits[row : row + 1].expand(len(actions), -1)).log_prob(actions)
-        assert log_probs.exp().sum().item() == pytest.approx(1.0, abs=1e-4)
+        distribution = distribution_of(repeated, logits[row : row + 1].expand(len(actions), -1))
+        assert distribution.evaluate(actions).log_probs.sum(dim=1).exp().sum().item() == pytest.approx(1.0, abs=1e-4)
 
 
 @given(seed=st.integers(0, 2**32 - 1), density=st.floats(0, 1), scale=st.floats(0, 50))
@@ -87,7 +84,7 @@ def test_probabilities_of_all_legal_joint_actions_sum_to_one(observations):
 def test_masked_actions_are_never_sampled_and_unread_heads_hold_their_default(observations, seed, density, scale):
     observation, logits = observations(32, seed, density), random_logits(32, seed, scale)
     distribution = distribution_of(observation, logits)
-    for actions in (distribution.sample(), distribution.mode()):
+    for actions in (distribution.get_actions(), distribution.get_actions(deterministic=True)):
         for row, action in enumerate(actions.tolist()):
             op = action[Head.OP]
             assert observation["op_slot_mask"][row].reshape(len(Op), SLOTS)[op, action[Head.SLOT]]
@@ -108,7 +105,7 @@ def test_sampling_frequencies_follow_the_probabilities(observations):
     observation = {key: value.expand(count, -1) for key, value in single.items()}
     logits = random_logits(1, seed=1, scale=1.0)
     th.manual_seed(0)
-    actions = distribution_of(observation, logits.expand(count, -1)).sample()
+    actions = distribution_of(observation, logits.expand(count, -1)).get_actions()
     op_probs = naive_head(logits, single, 0, Head.OP, Op.WAIT)
     for op, probability in op_probs.items():
         rows = actions[actions[:, Head.OP] == op]
@@ -122,7 +119,7 @@ def test_sampling_frequencies_follow_the_probabilities(observations):
 
 def test_mode_takes_the_most_likely_op_and_then_its_most_likely_arguments(observations):
     observation, logits = observations(64), random_logits(64)
-    for row, action in enumerate(distribution_of(observation, logits).mode().tolist()):
+    for row, action in enumerate(distribution_of(observation, logits).get_actions(deterministic=True).tolist()):
         for head in Head:
             if HEAD_RELEVANCE[action[Head.OP], head]:
                 probabilities = naive_head(logits, observation, row, head, action[Head.OP])
@@ -132,7 +129,7 @@ def test_mode_takes_the_most_likely_op_and_then_its_most_likely_arguments(observ
 def test_head_entropies_are_relative_to_the_number_of_valid_values(observations):
     observation, logits = observations(64), random_logits(64)
     distribution = distribution_of(observation, logits)
-    actions = distribution.sample()
+    actions = distribution.get_actions()
     _, entropies, _, choices = distribution.evaluate(actions)
     for row, action in enumerate(actions.tolist()):
         for head in Head:
@@ -146,39 +143,10 @@ def test_head_entropies_are_relative_to_the_number_of_valid_values(observations)
     assert not choices.all()
 
 
-def test_entropy_is_one_for_a_uniform_head_and_zero_for_a_forced_head(observations):
-    observation = observations(64, density=0.4)
-    distribution = distribution_of(observation, th.zeros(64, sum(NVEC)))
-    actions = distribution.sample()
-    entropies = distribution.evaluate(actions).entropies
-    seen = set()
-    for row, action in enumerate(actions.tolist()):
-        valid = int(observation["op_slot_mask"][row].reshape(len(Op), SLOTS)[action[Head.OP]].sum())
-        if action[Head.OP] != Op.WAIT:
-            seen.add(valid)
-            slot = entropies[row, Head.SLOT].item()
-            assert slot == (0.0 if valid == 1 else pytest.approx(1.0, abs=1e-5))
-    assert {1, 2} <= seen
-
-
-def test_total_entropy_is_the_expectation_over_ops(observations):
-    observation, logits = observations(16), random_logits(16)
-    distribution = distribution_of(observation, logits)
-    total = distribution.entropy()
-    for row in range(16):
-        op_probs = naive_head(logits, observation, row, Head.OP, Op.WAIT)
-        expected = distribution.evaluate(distribution.sample()).entropies[row, Head.OP].item()
-        for op, probability in op_probs.items():
-            action = th.tensor([HEAD_DEFAULTS] * 16)
-            action[:, Head.OP] = op
-            expected += probability * distribution.evaluate(action).entropies[row, : Head.OP].sum().item()
-        assert total[row].item() == pytest.approx(expected, abs=1e-5)
-
-
 def test_changing_an_unread_head_changes_nothing(observations):
     observation, logits = observations(128), random_logits(128).requires_grad_()
     distribution = distribution_of(observation, logits)
-    actions = distribution.sample()
+    actions = distribution.get_actions()
     scrambled = th.stack([th.randint(0, size, (128,)) for size in NVEC], dim=1)
     relevance = th.tensor(HEAD_RELEVANCE.copy())[actions[:, Head.OP]]
     changed = th.where(relevance, actions, scrambled)
@@ -186,7 +154,7 @@ def test_changing_an_unread_head_changes_nothing(observations):
     for before, after in zip(distribution.evaluate(actions), distribution.evaluate(changed), strict=True):
         assert th.equal(before, after)
 
-    distribution.log_prob(changed).sum().backward()
+    distribution.evaluate(changed).log_probs.sum(dim=1).sum().backward()
     for head in Head:
         unread = ~relevance[:, head]
         assert (logits.grad[unread, STARTS[head] : STARTS[head + 1]] == 0).all()
@@ -196,40 +164,22 @@ def test_gradients_stay_finite_under_extreme_logits_and_single_values(observatio
     observation = observations(32, density=0.0)
     logits = random_logits(32, scale=1e4).requires_grad_()
     distribution = distribution_of(observation, logits)
-    evaluation = distribution.evaluate(distribution.sample())
-    (evaluation.log_probs.sum() + evaluation.entropies.sum() + distribution.entropy().sum()).backward()
+    evaluation = distribution.evaluate(distribution.get_actions())
+    (evaluation.log_probs.sum() + evaluation.entropies.sum()).backward()
     assert logits.grad.isfinite().all()
     assert (evaluation.log_probs == 0).all(), "only WAIT was possible"
 
 
 def test_half_precision_logits_give_float32_probabilities(observations):
     distribution = distribution_of(observations(4), random_logits(4).half())
-    assert distribution.log_prob(distribution.sample()).dtype == th.float32
+    assert distribution.evaluate(distribution.get_actions()).log_probs.sum(dim=1).dtype == th.float32
 
 
 def test_sampling_follows_the_global_seed(observations):
     observation, logits = observations(16), random_logits(16)
     th.manual_seed(7)
-    first = distribution_of(observation, logits).sample()
+    first = distribution_of(observation, logits).get_actions()
     th.manual_seed(7)
-    assert th.equal(distribution_of(observation, logits).sample(), first)
-    assert not th.equal(distribution_of(observation, logits).sample(), first)
+    assert th.equal(distribution_of(observation, logits).get_actions(), first)
+    assert not th.equal(distribution_of(observation, logits).get_actions(), first)
     assert first.shape == (16, NUM_HEADS)
-
-
-def test_parameters_set_in_one_call_or_two_are_equivalent(observations):
-    observation, logits = observations(16), random_logits(16)
-    masks = observation["action_mask"], observation["op_slot_mask"]
-    distribution = FactoredDistribution(HeadTables(NVEC))
-    assert th.equal(
-        distribution.actions_from_params(logits, *masks, deterministic=True),
-        distribution_of(observation, logits).mode(),
-    )
-    actions, log_probs = distribution.log_prob_from_params(logits, *masks)
-    assert th.equal(log_probs, distribution_of(observation, logits).log_prob(actions))
-
-
-def test_tables_are_not_saved():
-    tables = HeadTables(NVEC)
-    assert {name for name, _ in tables.named_buffers()} == {"columns", "relevance", "defaults"}
-    assert tables.state_dict() == {}

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch as th
 from esper_agent.ppo.buffers import FactoredSamples
-from esper_agent.ppo.losses import LossSettings, UpdateStatistics, entropy_weights, loss_terms, normalise
+from esper_agent.ppo.distribution import HeadEvaluation
+from esper_agent.ppo.losses import LossSettings, UpdateStatistics, loss_terms, normalise
 from esper_agent.ppo.policy import Evaluation
 from esper_env.rules.heads import HEAD_NAMES, HEAD_RELEVANCE, NUM_HEADS, NUM_OPS, Head, Op
 
@@ -34,29 +35,32 @@ def minibatch(count=30, seed=0, spread=0.3):
         observations={},
         actions=actions,
         old_values=noise(total),
-        head_log_probs=old,
-        op_advantages=noise(total) * 3 + 1,
-        argument_advantages=noise(total) - 2,
+        old_log_prob=old.sum(dim=1),
+        advantages=noise(total) - 2,
         returns=noise(total),
         lstm_states=None,
         episode_starts=th.zeros(total),
         mask=mask,
+        head_log_probs=old,
+        op_advantages=noise(total) * 3 + 1,
     )
     evaluation = Evaluation(
         op_values=noise(total).requires_grad_(),
         state_values=noise(total),
-        head_log_probs=th.where(relevance, old + spread * noise(total, NUM_HEADS), 0.0).requires_grad_(),
-        head_entropies=th.where(relevance, noise(total, NUM_HEADS).abs(), 0.0),
-        relevance=relevance,
-        choices=relevance & (noise(total, NUM_HEADS) > -0.5),
         op_probs=noise(total, NUM_OPS).softmax(dim=1),
+        heads=HeadEvaluation(
+            log_probs=th.where(relevance, old + spread * noise(total, NUM_HEADS), 0.0).requires_grad_(),
+            entropies=th.where(relevance, noise(total, NUM_HEADS).abs(), 0.0),
+            relevance=relevance,
+            choices=relevance & (noise(total, NUM_HEADS) > -0.5),
+        ),
     )
     # Padding must not matter, however wild.
     padding = mask == 0
     samples.returns[padding] = 1e6
     samples.op_advantages[padding] = -1e6
     with th.no_grad():
-        evaluation.head_log_probs[padding] = 50.0
+        evaluation.heads.log_probs[padding] = 50.0
     return samples, evaluation
 
 
@@ -77,7 +81,7 @@ def read_heads(samples):
     for row in range(int(samples.mask.sum())):
         for head in Head:
             if HEAD_RELEVANCE[samples.actions[row, Head.OP], head]:
-                column = samples.op_advantages if head == Head.OP else samples.argument_advantages
+                column = samples.op_advantages if head == Head.OP else samples.advantages
                 yield row, head, column[row].item()
 
 
@@ -86,7 +90,7 @@ def test_each_head_has_its_own_clipped_surrogate(clip_range):
     samples, evaluation = minibatch()
     total, clipped_rows = 0.0, 0
     for row, head, advantage in read_heads(samples):
-        ratio = math.exp((evaluation.head_log_probs - samples.head_log_probs)[row, head].item())
+        ratio = math.exp((evaluation.heads.log_probs - samples.head_log_probs)[row, head].item())
         clipped = min(max(ratio, 1 - clip_range), 1 + clip_range)
         clipped_rows += ratio != clipped
         total += min(ratio * advantage, clipped * advantage)
@@ -98,10 +102,10 @@ def test_each_head_has_its_own_clipped_surrogate(clip_range):
 def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient():
     samples, evaluation = minibatch(spread=0.0)
     loss_terms(samples, evaluation, settings_with(ent_coef=0.0, vf_coef=0.0)).total.backward()
-    expected = th.zeros_like(evaluation.head_log_probs)
+    expected = th.zeros_like(evaluation.heads.log_probs)
     for row, head, advantage in read_heads(samples):
         expected[row, head] = -advantage / 30
-    assert th.allclose(evaluation.head_log_probs.grad, expected, atol=1e-6)
+    assert th.allclose(evaluation.heads.log_probs.grad, expected, atol=1e-6)
 
 
 def test_advantages_of_op_and_arguments_are_normalised_separately_over_real_rows():
@@ -110,7 +114,7 @@ def test_advantages_of_op_and_arguments_are_normalised_separately_over_real_rows
     by_hand = samples._replace(
         **{
             name: (values - values[rows].mean()) / values[rows].std(correction=0)
-            for name in ("op_advantages", "argument_advantages")
+            for name in ("op_advantages", "advantages")
             for values in [getattr(samples, name)]
         }
     )
@@ -141,7 +145,7 @@ def test_entropy_is_weighted_per_head_and_summed_over_relevant_heads():
     samples, evaluation = minibatch()
     weights = th.arange(1.0, NUM_HEADS + 1)
     total = sum(
-        weights[head].item() * evaluation.head_entropies[row, head].item() for row, head, _ in read_heads(samples)
+        weights[head].item() * evaluation.heads.entropies[row, head].item() for row, head, _ in read_heads(samples)
     )
     terms = loss_terms(samples, evaluation, settings_with(entropy_weights=weights))
     assert terms.entropy.item() == pytest.approx(-total / 30, rel=1e-5)
@@ -157,7 +161,7 @@ def test_kl_is_the_kl_of_the_joint_action():
     samples, evaluation = minibatch()
     log_ratios = dict.fromkeys(range(30), 0.0)
     for row, head, _ in read_heads(samples):
-        log_ratios[row] += (evaluation.head_log_probs - samples.head_log_probs)[row, head].item()
+        log_ratios[row] += (evaluation.heads.log_probs - samples.head_log_probs)[row, head].item()
     expected = np.mean([math.exp(value) - 1 - value for value in log_ratios.values()])
     terms = loss_terms(samples, evaluation, settings_with())
     assert terms.approx_kl.item() == pytest.approx(expected, rel=1e-4)
@@ -170,8 +174,8 @@ def test_head_statistics_average_over_relevant_rows():
     for samples, evaluation in batches:
         statistics.add(loss_terms(samples, evaluation, settings_with()), evaluation, samples.mask)
         for row, head, _ in read_heads(samples):
-            ratio = math.exp((evaluation.head_log_probs - samples.head_log_probs)[row, head].item())
-            entropy, choice = evaluation.head_entropies[row, head].item(), evaluation.choices[row, head].item()
+            ratio = math.exp((evaluation.heads.log_probs - samples.head_log_probs)[row, head].item())
+            entropy, choice = evaluation.heads.entropies[row, head].item(), evaluation.heads.choices[row, head].item()
             seen[head].append((ratio, entropy, choice))
     numbers = statistics.per_head()
     assert len(numbers) == 9 * NUM_HEADS
@@ -198,20 +202,14 @@ def test_head_statistics_average_over_relevant_rows():
 
 def test_choice_entropy_is_absent_without_a_choice_and_infinite_ratios_stay_infinite():
     samples, evaluation = minibatch(12)
-    evaluation = evaluation._replace(
-        choices=evaluation.choices & (th.arange(NUM_HEADS) != Head.SLOT),
-        head_log_probs=evaluation.head_log_probs + th.where(th.arange(NUM_HEADS) == Head.OP, 200.0, 0.0),
+    heads = evaluation.heads._replace(
+        choices=evaluation.heads.choices & (th.arange(NUM_HEADS) != Head.SLOT),
+        log_probs=evaluation.heads.log_probs + th.where(th.arange(NUM_HEADS) == Head.OP, 200.0, 0.0),
     )
+    evaluation = evaluation._replace(heads=heads)
     statistics = UpdateStatistics(0.2, th.device("cpu"))
     statistics.add(loss_terms(samples, evaluation, settings_with()), evaluation, samples.mask)
     numbers = statistics.per_head()
     assert "slot_choice_entropy" not in numbers
     assert "slot_entropy" in numbers
     assert numbers["op_ratio_low"] == numbers["op_ratio_high"] == math.inf
-
-
-def test_entropy_weights_need_every_head():
-    weights = entropy_weights({name: index for index, name in enumerate(HEAD_NAMES)}, th.device("cpu"))
-    assert weights.tolist() == list(range(NUM_HEADS))
-    with pytest.raises(ValueError, match="expected exactly"):
-        entropy_weights({"op": 1.0}, th.device("cpu"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from esper_agent.ppo.policy import FactoredLstmPolicy
-from esper_env.rules.heads import HEAD_DEFAULTS, Head, Op, head_sizes
+from esper_env.rules.heads import Head, Op, head_sizes
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 
 pytestmark = pytest.mark.numeric
@@ -92,14 +92,6 @@ def test_initialisation_has_documented_scales(spaces):
     assert 0.1 - 1e-6 <= policy.value_net.output.weight.norm().item() <= 1.0
 
 
-def test_linear_layers_start_without_a_bias(spaces):
-    policy = make_policy(spaces, logit_bias={})
-    parts = (policy.features_extractor, policy.action_net, policy.value_net)
-    layers = [layer for part in parts for layer in part.modules() if isinstance(layer, th.nn.Linear)]
-    assert len(layers) == 1 + (2 * 8 + 1) + 2
-    assert all((layer.bias == 0).all() for layer in layers)
-
-
 def test_encoder_is_a_linear_layer_a_norm_and_a_relu(policy, observations):
     encoder, obs = policy.features_extractor, observations(6)
     inputs = th.cat([obs["features"], encoder.embedding.weight[obs["blueprints"]].reshape(6, -1)], dim=1)
@@ -155,7 +147,7 @@ def test_padded_sequences_equal_step_by_step_evaluation(spaces, observations):
     initial = states(3, seed=5)
     th.manual_seed(0)
     distribution, _ = policy.get_distribution(obs, initial.pi, starts.flatten())
-    actions = distribution.sample()
+    actions = distribution.get_actions()
     padded = policy.evaluate_heads(obs, actions, initial, starts.flatten())
 
     for sequence, length in enumerate(lengths):
@@ -166,7 +158,7 @@ def test_padded_sequences_equal_step_by_step_evaluation(spaces, observations):
             state_in = RNNStates(state, state)
             alone = policy.evaluate_heads(single, actions[row : row + 1], state_in, starts[sequence, step : step + 1])
             _, state = policy.get_distribution(single, state, starts[sequence, step : step + 1])
-            for whole, part in zip(padded, alone, strict=True):
+            for whole, part in zip((*padded[:3], *padded.heads), (*alone[:3], *alone.heads), strict=True):
                 assert th.allclose(whole[row].float(), part[0].float(), atol=1e-4)
 
 
@@ -184,16 +176,6 @@ def test_episode_start_inside_a_sequence_is_rejected(policy, observations):
     assert policy.predict_values(observations(4), states(2).pi, starts).shape == (4, 1)
 
 
-def test_one_lstm_call_evaluates_a_padded_batch(spaces, observations):
-    policy = make_policy(spaces)
-    calls = []
-    policy.lstm_actor.register_forward_hook(lambda *_: calls.append(1))
-    starts = th.zeros(4, 10)
-    starts[:, 0] = 1
-    policy.evaluate_heads(observations(40), th.tensor([HEAD_DEFAULTS] * 40), states(4), starts.flatten())
-    assert len(calls) == 1
-
-
 def test_decision_values_the_op_it_takes(spaces, observations):
     count = 2048  # the rarest op is expected 27 times
     policy, obs = lively(make_policy(spaces)), observations(count, density=0.8)
@@ -206,7 +188,7 @@ def test_decision_values_the_op_it_takes(spaces, observations):
     assert th.equal(decision.op_values, op_values[th.arange(count), ops])
     assert th.allclose(decision.state_values, (op_values * op_probs).sum(dim=1), atol=1e-6)
     assert th.equal(decision.op_values, evaluation.op_values)
-    assert th.equal(decision.head_log_probs, evaluation.head_log_probs)
+    assert th.equal(decision.head_log_probs, evaluation.heads.log_probs)
 
 
 def test_forward_and_evaluate_actions_have_the_shapes_of_sb3(policy, observations):
@@ -241,26 +223,15 @@ def test_actor_and_critic_both_train_every_shared_layer(spaces, observations):
     policy = lively(make_policy(spaces))
     obs, before, start = observations(64, density=0.9), states(64, seed=3), th.zeros(64)
     actions = policy.decide(obs, before, start)[0].actions
-    losses = {"actor": "head_log_probs", "critic": "op_values"}
-    for field in losses.values():
+    for actor in (True, False):
         policy.zero_grad()
-        getattr(policy.evaluate_heads(obs, actions, before, start), field).sum().backward()
+        evaluation = policy.evaluate_heads(obs, actions, before, start)
+        (evaluation.heads.log_probs if actor else evaluation.op_values).sum().backward()
         for module in (policy.features_extractor, policy.lstm_actor, policy.latent_norm):
-            assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters()), field
+            assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters())
 
 
-def test_policy_saves_and_loads_without_the_model(spaces, observations, tmp_path):
-    policy = lively(make_policy(spaces, logit_bias={"op": {"WAIT": -3.0}}, head_dim=64, features_dim=32))
-    policy.save(tmp_path / "policy.pt")
-    loaded = FactoredLstmPolicy.load(tmp_path / "policy.pt", device="cpu")
-    obs = {key: value.numpy() for key, value in observations(9).items()}
-    for left, right in zip(
-        policy.predict(obs, deterministic=True), loaded.predict(obs, deterministic=True), strict=True
-    ):
-        np.testing.assert_array_equal(left, right)
-
-
-def test_loaded_policy_has_every_setting(spaces, tmp_path):
+def test_loaded_policy_has_every_setting_and_the_same_actions(spaces, observations, tmp_path):
     settings = {
         "embedding_dim": 5,
         "features_dim": 24,
@@ -272,27 +243,28 @@ def test_loaded_policy_has_every_setting(spaces, tmp_path):
     }
     others = {"observation_space", "action_space", "lr_schedule", "use_sde"}
     assert set(settings) | others == set(inspect.signature(FactoredLstmPolicy).parameters)
-    make_policy(spaces, **settings).save(tmp_path / "policy.pt")
+    policy = lively(make_policy(spaces, **settings))
+    policy.save(tmp_path / "policy.pt")
     loaded = FactoredLstmPolicy.load(tmp_path / "policy.pt", device="cpu")
-    assert loaded.logit_bias == settings["logit_bias"]
     again = loaded._get_constructor_parameters()
     assert {name: again[name] for name in settings} == settings
+    obs = {key: value.numpy() for key, value in observations(9).items()}
+    actions, again = (one.predict(obs, deterministic=True)[0] for one in (policy, loaded))
+    np.testing.assert_array_equal(actions, again)
 
 
-def test_policy_rejects_other_spaces_and_bad_settings(spaces):
-    observation_space, action_space = spaces
-    with pytest.raises(ValueError, match=r"MultiDiscrete\(head_sizes"):
-        make_policy((observation_space, gymnasium.spaces.Discrete(4)))
-    with pytest.raises(ValueError, match="with 2 slots expected"):
-        make_policy((observation_space, gymnasium.spaces.MultiDiscrete([2, 3])))
-    with pytest.raises(ValueError, match="do not flatten"):
-        make_policy((observation_space["features"], action_space))
-    with pytest.raises(ValueError, match="op_slot_mask"):
-        make_policy((gymnasium.spaces.Dict(list(observation_space.spaces.items())[:-1]), action_space))
-    with pytest.raises(ValueError, match="observation shapes"):
-        make_policy((observation_space, gymnasium.spaces.MultiDiscrete(head_sizes(4))))
-    floats = gymnasium.spaces.Dict({**observation_space, "blueprints": gymnasium.spaces.Box(0, 13, (3,))})
-    with pytest.raises(ValueError, match="integer indices"):
-        make_policy((floats, action_space))
+def test_policy_rejects_other_spaces_and_use_sde(spaces):
+    observed, actions = spaces
+    floats = gymnasium.spaces.Dict({**observed, "blueprints": gymnasium.spaces.Box(0, 13, (3,))})
+    for given, message in (
+        ((observed, gymnasium.spaces.Discrete(4)), r"expected .* MultiDiscrete\(head_sizes"),
+        ((observed, gymnasium.spaces.MultiDiscrete([2, 3])), r"expected .* MultiDiscrete\(head_sizes"),
+        ((observed["features"], actions), "do not flatten"),
+        ((gymnasium.spaces.Dict(list(observed.spaces.items())[:-1]), actions), "'op_slot_mask'"),
+        ((observed, gymnasium.spaces.MultiDiscrete(head_sizes(4))), r"the shapes {'blueprints': \(4,\)"),
+        ((floats, actions), "integer indices"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_policy(given)
     with pytest.raises(ValueError, match="use_sde"):
         make_policy(spaces, use_sde=True)

@@ -29,7 +29,7 @@ OTHERS = {
     "vf_coef": (0.3, lambda model: model.vf_coef),
     "max_grad_norm": (2.0, lambda model: model.max_grad_norm),
     "target_kl": (None, lambda model: model.target_kl),
-    "advantage_estimator": ("sampled_op", lambda model: model.rollout_buffer.estimator),
+    "advantage_estimator": ("sampled_op", lambda model: model.advantage_estimator),
 }
 
 

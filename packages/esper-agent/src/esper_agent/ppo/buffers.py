@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch as th
 from esper_env.rules import NUM_HEADS
-from gymnasium import spaces
 from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 from typing_extensions import override
 
-from esper_agent.ppo.advantages import ESTIMATORS, Rollout
+from esper_agent.ppo.advantages import AdvantageEstimator, Rollout
 from esper_agent.ppo.policy import Decision
 
 
 class FactoredSamples(NamedTuple):
-    """Minibatch of padded sequences, each inside one episode; B = sequences * longest. ``mask`` is 0 on padding."""
+    """Minibatch of padded sequences, each inside one episode; B = sequences * longest. ``mask`` is 0 on padding.
+
+    The first nine fields are those of SB3-contrib's samples.
+    """
 
     observations: TensorDict  # (B, ...)
     actions: th.Tensor  # (B, heads)
     old_values: th.Tensor  # (B,) Q(s, op)
-    head_log_probs: th.Tensor  # (B, heads) under the behaviour policy
-    op_advantages: th.Tensor  # (B,)
-    argument_advantages: th.Tensor  # (B,)
+    old_log_prob: th.Tensor  # (B,) of the joint action
+    advantages: th.Tensor  # (B,) of the arguments
     returns: th.Tensor  # (B,) targets of Q(s, op)
     lstm_states: RNNStates  # (layers, sequences, hidden) before each sequence
     episode_starts: th.Tensor  # (B,)
     mask: th.Tensor  # (B,)
+    head_log_probs: th.Tensor  # (B, heads) under the behaviour policy
+    op_advantages: th.Tensor  # (B,)
 
 
 class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
@@ -40,35 +43,7 @@ class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
     ``values`` holds Q(s, op) of the op taken, ``advantages`` the advantage of the arguments, ``log_probs`` the joint
     log-probability. Beside SB3's arrays: ``state_values``, ``op_advantages``, ``final_values`` (T, N) float,
     ``ends`` (T, N) bool and ``head_log_probs`` (T, N, heads).
-
-    Args:
-        buffer_size: T.
-        observation_space: of one environment.
-        action_space: of one environment.
-        hidden_state_shape: (T, layers, N, hidden) of the LSTM.
-        device: device of the minibatches.
-        gae_lambda: lambda of generalised advantage estimation.
-        gamma: discount factor.
-        n_envs: N.
-        estimator: a key of :data:`esper_agent.ppo.advantages.ESTIMATORS`.
     """
-
-    def __init__(
-        self,
-        buffer_size: int,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        hidden_state_shape: tuple[int, int, int, int],
-        device: th.device | str = "auto",
-        gae_lambda: float = 1.0,
-        gamma: float = 0.99,
-        n_envs: int = 1,
-        estimator: str = "two_step",
-    ) -> None:
-        self.estimator = estimator
-        super().__init__(
-            buffer_size, observation_space, action_space, hidden_state_shape, device, gae_lambda, gamma, n_envs
-        )
 
     @override
     def reset(self) -> None:
@@ -92,14 +67,8 @@ class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
     ) -> None:
         """Append one step of N environments.
 
-        Args:
-            obs: the observation.
-            decision: the policy's decision.
-            reward: (N,).
-            episode_start: (N,), True if ``obs`` is the first of its episode.
-            lstm_states: states before the decision.
-            end: (N,), True if the episode ended with this step.
-            final_value: (N,), value of the final observation of a truncated episode, otherwise 0.
+        ``episode_start`` and ``end`` (N,) mark its first and last step. ``lstm_states`` are the states before the
+        decision. ``final_value`` (N,) is the value of the final observation of a truncated episode, otherwise 0.
         """
         position = self.pos
         self.state_values[position] = decision.state_values.cpu().numpy()
@@ -116,31 +85,18 @@ class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
             lstm_states=lstm_states,
         )
 
-    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
-        """Fill advantages and returns.
-
-        Args:
-            last_values: (N,), bootstrap values of the observation after the last step.
-            dones: (N,), True if the episode ended with the last step.
-
-        Raises:
-            ValueError: ``dones`` differs from the last stored step.
-        """
-        dones = np.asarray(dones, dtype=np.bool_)
-        if not np.array_equal(dones, self.ends[-1]):
-            raise ValueError(f"`dones` is {dones.tolist()}; expected {self.ends[-1].tolist()}, as in the last step")
+    def estimate_advantages(self, last_values: th.Tensor, estimator: AdvantageEstimator) -> None:
+        """Fill advantages and returns; ``last_values`` (N,) bootstrap the observation after the last step."""
         rollout = Rollout(
             rewards=self.rewards,
             op_values=self.values,
             state_values=self.state_values,
             ends=self.ends,
             final_values=self.final_values,
-            last_values=last_values.detach().cpu().numpy().reshape(self.n_envs),
+            last_values=last_values.cpu().numpy(),
         )
-        advantages = ESTIMATORS[self.estimator].estimate(rollout, self.gamma, self.gae_lambda)
-        self.advantages = advantages.arguments
-        self.op_advantages = advantages.op
-        self.returns = advantages.returns
+        advantages = estimator.estimate(rollout, self.gamma, self.gae_lambda)
+        self.advantages, self.op_advantages, self.returns = advantages.arguments, advantages.op, advantages.returns
 
     @override
     def get(self, batch_size: int | None = None) -> Generator[FactoredSamples, None, None]:  # type: ignore[override]
@@ -152,16 +108,8 @@ class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
     def _get_samples(  # type: ignore[override]
         self, batch_inds: np.ndarray, env_change: np.ndarray, env: VecNormalize | None = None
     ) -> FactoredSamples:
-        samples: Any = super()._get_samples(batch_inds, env_change, env)
         return FactoredSamples(
-            observations=samples.observations,
-            actions=samples.actions,
-            old_values=samples.old_values,
+            **super()._get_samples(batch_inds, env_change, env)._asdict(),
             head_log_probs=self.pad(self.head_log_probs[batch_inds]).flatten(0, 1),
             op_advantages=self.pad_and_flatten(self.op_advantages[batch_inds]),
-            argument_advantages=samples.advantages,
-            returns=samples.returns,
-            lstm_states=samples.lstm_states,
-            episode_starts=samples.episode_starts,
-            mask=samples.mask,
         )

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch as th
 from esper_env.rules import HEAD_DEFAULTS, HEAD_RELEVANCE, NUM_HEADS, NUM_OPS, Head
-from stable_baselines3.common.distributions import Distribution
 from torch import nn
 from torch.nn import functional as F
-
-from esper_agent.ppo.networks import ActionHeads
 
 #: Logit of a masked value: its probability is exactly 0 in float32, and nothing derived from it is infinite.
 MASKED_LOGIT = -1e8
@@ -65,34 +62,27 @@ def normalised_entropy(log_probs: th.Tensor, valid: th.Tensor) -> th.Tensor:
     return th.where(count > 1, entropy / count.clamp(min=2).float().log(), 0.0)
 
 
-class FactoredDistribution(Distribution):
+class FactoredDistribution:
     """pi(op) pi(slot | op) times pi(value) for each other head that the op reads.
 
     The slot is masked by the op's own row of ``op_slot_mask``; the other heads by their sections of
     ``action_mask``. A head that the op does not read holds its default, with log-probability and entropy 0. The op is
     sampled once per sample, with PyTorch's global generator, as everywhere in SB3.
+
+    Args:
+        tables: constant tables of the heads.
+        logits: (B, sum(nvec)).
+        action_mask: (B, sum(nvec)), marginal masks.
+        op_slot_mask: (B, ops * slots), slot masks per op.
     """
 
-    def __init__(self, tables: HeadTables) -> None:
-        super().__init__()
+    def __init__(self, tables: HeadTables, logits: th.Tensor, action_mask: th.Tensor, op_slot_mask: th.Tensor) -> None:
         self.tables = tables
-
-    def proba_distribution_net(self, latent_dim: int, hidden_dim: int) -> ActionHeads:
-        """Return the networks that map a latent (B, latent_dim) to the flat logits (B, sum(nvec))."""
-        return ActionHeads(latent_dim, hidden_dim, self.tables.nvec)
-
-    def proba_distribution(self, action_logits: th.Tensor, action_mask: th.Tensor, op_slot_mask: th.Tensor) -> Self:
-        """Set logits (B, sum(nvec)), marginal mask (B, sum(nvec)) and slot masks per op (B, ops * slots)."""
-        self.logits = self.tables.spread(action_logits.float())  # (B, heads, width)
-        self.valid = self.tables.spread(action_mask.bool())  # (B, heads, width)
-        self.op_slots = op_slot_mask.bool().reshape(-1, NUM_OPS, self.tables.num_slots)  # (B, ops, S)
+        self.logits = tables.spread(logits.float())  # (B, heads, width)
+        self.valid = tables.spread(action_mask.bool())  # (B, heads, width)
+        self.op_slots = op_slot_mask.bool().reshape(-1, NUM_OPS, tables.num_slots)  # (B, ops, S)
         self.op_log_probs = masked_log_softmax(self.logits[:, Head.OP], self.valid[:, Head.OP])[:, :NUM_OPS]
-        return self
-
-    @property
-    def op_probs(self) -> th.Tensor:
-        """Probability of each op, (B, ops)."""
-        return self.op_log_probs.exp()
+        self.op_probs = self.op_log_probs.exp()  # (B, ops)
 
     def given_op(self, ops: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Return log-probabilities and validity of every head's values, (B, heads, width) each, given ops (B,)."""
@@ -116,46 +106,14 @@ class FactoredDistribution(Distribution):
             choices=relevance & (valid.sum(dim=-1) > 1),
         )
 
-    def log_prob(self, actions: th.Tensor) -> th.Tensor:
-        """Return the joint log-probability (B,) of actions (B, heads)."""
-        return self.evaluate(actions).log_probs.sum(dim=1)
-
-    def entropy(self) -> th.Tensor:
-        """Return the sum of the heads' normalised entropies (B,); arguments are weighted with the op's probability."""
-        batch = self.op_log_probs.shape[0]
-        total = normalised_entropy(self.op_log_probs, self.valid[:, Head.OP, :NUM_OPS])
-        for op in range(NUM_OPS):
-            log_probs, valid = self.given_op(th.full((batch,), op, device=total.device))
-            arguments = normalised_entropy(log_probs, valid)[:, : Head.OP]
-            read = self.tables.relevance[op, : Head.OP]
-            total = total + self.op_probs[:, op] * th.where(read, arguments, 0.0).sum(dim=1)
-        return total
-
-    def sample(self) -> th.Tensor:
-        """Sample the op, then its arguments; return actions (B, heads) int64."""
-        ops = th.multinomial(self.op_probs, 1).squeeze(1)
-        probs = self.given_op(ops)[0][:, : Head.OP].exp()
-        arguments = th.multinomial(probs.flatten(0, 1), 1).reshape(-1, Head.OP)
-        return self._assemble(ops, arguments)
-
-    def mode(self) -> th.Tensor:
-        """Return the most likely op, then the most likely value of each head that it reads, (B, heads) int64."""
-        ops = self.op_log_probs.argmax(dim=1)
-        return self._assemble(ops, self.given_op(ops)[0][:, : Head.OP].argmax(dim=2))
-
-    def _assemble(self, ops: th.Tensor, arguments: th.Tensor) -> th.Tensor:
+    def get_actions(self, deterministic: bool = False) -> th.Tensor:
+        """Sample the op, then its arguments, or take the most likely ones; return actions (B, heads) int64."""
+        if deterministic:
+            ops = self.op_log_probs.argmax(dim=1)
+            arguments = self.given_op(ops)[0][:, : Head.OP].argmax(dim=2)
+        else:
+            ops = th.multinomial(self.op_probs, 1).squeeze(1)
+            probs = self.given_op(ops)[0][:, : Head.OP].exp()
+            arguments = th.multinomial(probs.flatten(0, 1), 1).reshape(-1, Head.OP)
         actions = th.cat([arguments, ops.unsqueeze(1)], dim=1)
         return th.where(self.tables.relevance[ops], actions, self.tables.defaults)
-
-    def actions_from_params(
-        self, action_logits: th.Tensor, action_mask: th.Tensor, op_slot_mask: th.Tensor, deterministic: bool = False
-    ) -> th.Tensor:
-        """Set the parameters and return actions (B, heads)."""
-        return self.proba_distribution(action_logits, action_mask, op_slot_mask).get_actions(deterministic)
-
-    def log_prob_from_params(
-        self, action_logits: th.Tensor, action_mask: th.Tensor, op_slot_mask: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor]:
-        """Set the parameters, sample, and return actions (B, heads) with their joint log-probability (B,)."""
-        actions = self.actions_from_params(action_logits, action_mask, op_slot_mask)
-        return actions, self.log_prob(actions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -61,11 +60,11 @@ def loss_terms(samples: FactoredSamples, evaluation: Evaluation, settings: LossS
     head. Value: squared error of Q(s, op) of the stored op.
     """
     real = samples.mask > 0.5
-    rows = evaluation.relevance & real.unsqueeze(1)
-    log_ratio = th.where(rows, evaluation.head_log_probs - samples.head_log_probs, 0.0)
+    rows = evaluation.heads.relevance & real.unsqueeze(1)
+    log_ratio = th.where(rows, evaluation.heads.log_probs - samples.head_log_probs, 0.0)
     ratio = log_ratio.exp()
 
-    op_advantages, argument_advantages = samples.op_advantages, samples.argument_advantages
+    op_advantages, argument_advantages = samples.op_advantages, samples.advantages
     if settings.normalize_advantage:
         op_advantages, argument_advantages = normalise(op_advantages, real), normalise(argument_advantages, real)
     is_op = th.arange(NUM_HEADS, device=ratio.device) == Head.OP
@@ -80,7 +79,7 @@ def loss_terms(samples: FactoredSamples, evaluation: Evaluation, settings: LossS
         values = samples.old_values + change.clamp(-settings.clip_range_vf, settings.clip_range_vf)
     value = row_mean((samples.returns - values) ** 2, real)
 
-    entropy = -row_mean((evaluation.head_entropies * settings.entropy_weights).sum(dim=1), real)
+    entropy = -row_mean((evaluation.heads.entropies * settings.entropy_weights).sum(dim=1), real)
     return LossTerms(
         total=policy + settings.ent_coef * entropy + settings.vf_coef * value,
         policy=policy.detach(),
@@ -108,8 +107,6 @@ class UpdateStatistics:
         self._scalars: dict[str, list[th.Tensor]] = {}
         self._count = th.zeros(NUM_HEADS, device=device)
         self._sums = {name: th.zeros(NUM_HEADS, device=device) for name in PER_HEAD_MEANS}
-        self._ratio_max = th.full((NUM_HEADS,), -th.inf, device=device)
-        self._ratio_min = th.full((NUM_HEADS,), th.inf, device=device)
         self._ratios: list[tuple[th.Tensor, th.Tensor]] = []  # (B, heads) each: ratios, and rows that are relevant
         self._choices = th.zeros(NUM_HEADS, device=device)
         self._choice_entropy = th.zeros(NUM_HEADS, device=device)
@@ -121,15 +118,13 @@ class UpdateStatistics:
             "ratio_mean": ratio,
             "approx_kl": approximate_kl(terms.log_ratio),
             "clip_fraction": ((ratio - 1.0).abs() > self.clip_range).float(),
-            "entropy": evaluation.head_entropies.detach(),
+            "entropy": evaluation.heads.entropies.detach(),
         }
         self._count += rows.sum(dim=0)
         for name, value in values.items():
             self._sums[name] += th.where(rows, value, 0.0).sum(dim=0)
-        self._ratio_max = th.maximum(self._ratio_max, th.where(rows, ratio, -th.inf).amax(dim=0))
-        self._ratio_min = th.minimum(self._ratio_min, th.where(rows, ratio, th.inf).amin(dim=0))
         self._ratios.append((ratio, rows))
-        choices = evaluation.choices & rows
+        choices = evaluation.heads.choices & rows
         self._choices += choices.sum(dim=0)
         self._choice_entropy += th.where(choices, values["entropy"], 0.0).sum(dim=0)
         scalars = {
@@ -161,35 +156,22 @@ class UpdateStatistics:
 
         ``entropy`` averages over all of these rows, ``choice_entropy`` over rows with more than one valid value.
         """
-        columns = {name: (sums / self._count).tolist() for name, sums in self._sums.items()}
-        columns |= {"ratio_max": self._ratio_max.tolist(), "ratio_min": self._ratio_min.tolist()}
-        numbers = {
-            f"{HEAD_NAMES[head]}_{name}": column[head]
-            for head in self._count.nonzero().flatten().tolist()
-            for name, column in columns.items()
-        }
-        entropy = (self._choice_entropy / self._choices).tolist()
-        chosen = {
-            f"{HEAD_NAMES[head]}_choice_entropy": entropy[head] for head in self._choices.nonzero().flatten().tolist()
-        }
-        return numbers | chosen | self._tails()
-
-    def _tails(self) -> dict[str, float]:
-        """Quantiles ``TAIL`` and 1 - ``TAIL`` of each head's ratios."""
         if not self._ratios:
             return {}
+        means = {name: (sums / self._count).tolist() for name, sums in self._sums.items()}
+        choice_entropy = (self._choice_entropy / self._choices).tolist()  # NaN without a choice
         ratios, rows = (th.cat(parts).cpu().numpy() for parts in zip(*self._ratios, strict=True))
-        numbers = {}
+        numbers: dict[str, float] = {}
         for head in np.flatnonzero(rows.any(axis=0)):
-            # Interpolation would fail on infinite ratios.
-            own, name = ratios[rows[:, head], head], HEAD_NAMES[head]
-            numbers[f"{name}_ratio_low"] = float(np.quantile(own, TAIL, method="higher"))
-            numbers[f"{name}_ratio_high"] = float(np.quantile(own, 1.0 - TAIL, method="lower"))
+            own = ratios[rows[:, head], head]
+            statistics = {name: values[head] for name, values in means.items()} | {
+                "ratio_max": float(own.max()),
+                "ratio_min": float(own.min()),
+                # Interpolation would fail on infinite ratios.
+                "ratio_low": float(np.quantile(own, TAIL, method="higher")),
+                "ratio_high": float(np.quantile(own, 1.0 - TAIL, method="lower")),
+            }
+            if self._choices[head] > 0:
+                statistics["choice_entropy"] = choice_entropy[head]
+            numbers |= {f"{HEAD_NAMES[head]}_{name}": value for name, value in statistics.items()}
         return numbers
-
-
-def entropy_weights(multipliers: Mapping[str, float], device: th.device) -> th.Tensor:
-    """Return the multipliers (heads,) in the order of the heads; ``ValueError`` unless they name exactly the heads."""
-    if set(multipliers) != set(HEAD_NAMES):
-        raise ValueError(f"entropy multipliers are given for {sorted(multipliers)}; expected exactly {HEAD_NAMES}")
-    return th.tensor([float(multipliers[name]) for name in HEAD_NAMES], device=device)

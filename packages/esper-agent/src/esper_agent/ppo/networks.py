@@ -60,11 +60,7 @@ class ActionHeads(nn.Module):
 
     def output_layer(self, head: Head) -> nn.Linear:
         """Return the last layer of one head."""
-        stack = self.heads[head]
-        assert isinstance(stack, nn.Sequential)
-        layer = stack[-1]
-        assert isinstance(layer, nn.Linear)
-        return layer
+        return self.heads[head][-1]  # type: ignore[index]
 
 
 class OpCritic(nn.Module):

@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from esper_agent.ppo.advantages import expected_value
-from esper_agent.ppo.distribution import FactoredDistribution, HeadTables
+from esper_agent.ppo.distribution import FactoredDistribution, HeadEvaluation, HeadTables
 from esper_agent.ppo.networks import (
     EMBEDDING_STD,
     POLICY_GAIN,
@@ -50,15 +50,12 @@ class Decision(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Stored actions under the current policy; the per-head fields are 0 for heads that the op does not read."""
+    """Stored actions under the current policy."""
 
     op_values: th.Tensor  # (B,) Q(s, op) of the stored op
     state_values: th.Tensor  # (B,)
-    head_log_probs: th.Tensor  # (B, heads)
-    head_entropies: th.Tensor  # (B, heads), normalised
-    relevance: th.Tensor  # (B, heads) bool
-    choices: th.Tensor  # (B, heads) bool: relevant, with more than one valid value
     op_probs: th.Tensor  # (B, ops)
+    heads: HeadEvaluation
 
 
 class FactoredLstmPolicy(RecurrentActorCriticPolicy):
@@ -129,9 +126,8 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
         del lr_schedule
         assert isinstance(self.action_space, spaces.MultiDiscrete)
         self.tables = HeadTables(self.action_space.nvec.tolist())
-        self.action_dist: FactoredDistribution = FactoredDistribution(self.tables)
         self.latent_norm = nn.LayerNorm(self.lstm_output_dim)
-        self.action_net: ActionHeads = self.action_dist.proba_distribution_net(self.lstm_output_dim, self.head_dim)
+        self.action_net: ActionHeads = ActionHeads(self.lstm_output_dim, self.head_dim, self.tables.nvec)
         self.value_net: OpCritic = OpCritic(self.lstm_output_dim, self.head_dim)
         for module in (self.features_extractor, self.action_net, self.value_net):
             initialise_linear(module)
@@ -167,22 +163,10 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
     def _process_sequence(
         features: th.Tensor, lstm_states: LstmState, episode_starts: th.Tensor, lstm: nn.LSTM
     ) -> tuple[th.Tensor, LstmState]:
-        """Run padded sequences through the LSTM in one call.
+        """Run padded sequences (sequences * length, input) through the LSTM in one call.
 
         An episode starts only at the first position of a sequence, because SB3's recurrent buffers split there. Zeros
-        replace the carried state at the start of an episode.
-
-        Args:
-            features: (sequences * length, input), sequence after sequence.
-            lstm_states: hidden and cell state (layers, sequences, hidden) before the first position.
-            episode_starts: (sequences * length,), 1 where an episode starts.
-            lstm: the LSTM.
-
-        Returns:
-            Outputs (sequences * length, hidden) in the order of the input, and the states after the last position.
-
-        Raises:
-            ValueError: an episode starts later in a sequence.
+        replace the carried state (layers, sequences, hidden) at the start of an episode.
         """
         sequences = lstm_states[0].shape[1]
         inputs = features.reshape(sequences, -1, lstm.input_size).swapaxes(0, 1)  # (length, sequences, input)
@@ -201,7 +185,7 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
         return self.latent_norm(outputs), lstm_states
 
     def _distribution(self, latent: th.Tensor, obs: PyTorchObs) -> FactoredDistribution:
-        return self.action_dist.proba_distribution(self.action_net(latent), obs["action_mask"], obs["op_slot_mask"])
+        return FactoredDistribution(self.tables, self.action_net(latent), obs["action_mask"], obs["op_slot_mask"])
 
     def decide(
         self, obs: PyTorchObs, lstm_states: RNNStates, episode_starts: th.Tensor, deterministic: bool = False
@@ -231,11 +215,8 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
         return Evaluation(
             op_values=op_values.gather(1, actions[:, Head.OP :]).squeeze(1),
             state_values=expected_value(op_values, distribution.op_probs),
-            head_log_probs=heads.log_probs,
-            head_entropies=heads.entropies,
-            relevance=heads.relevance,
-            choices=heads.choices,
             op_probs=distribution.op_probs,
+            heads=heads,
         )
 
     def op_values(
@@ -268,33 +249,25 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Return V(s) (B, 1), the joint log-probability (B,) and the summed normalised entropy given the op (B,)."""
         evaluation = self.evaluate_heads(obs, actions, lstm_states, episode_starts)
-        return (
-            evaluation.state_values.unsqueeze(1),
-            evaluation.head_log_probs.sum(dim=1),
-            evaluation.head_entropies.sum(dim=1),
-        )
+        heads = evaluation.heads
+        return evaluation.state_values.unsqueeze(1), heads.log_probs.sum(dim=1), heads.entropies.sum(dim=1)
 
 
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """Check that the spaces belong to a growth environment; ``ValueError`` otherwise."""
-    if not isinstance(action_space, spaces.MultiDiscrete) or action_space.nvec.ndim != 1:
+    nvec = action_space.nvec.ravel().tolist() if isinstance(action_space, spaces.MultiDiscrete) else [1]
+    sizes = head_sizes(nvec[0])
+    if nvec != list(sizes):
         raise ValueError(
             f"action space is {action_space}; expected the heads of an Esper environment, "
             "MultiDiscrete(head_sizes(slots))"
         )
-    num_slots = int(action_space.nvec[Head.SLOT])
-    expected = head_sizes(num_slots)
-    if tuple(action_space.nvec.tolist()) != expected:
-        raise ValueError(f"action sizes are {action_space.nvec.tolist()}; with {num_slots} slots expected {expected}")
-    if not isinstance(observation_space, spaces.Dict):
-        raise ValueError(f"observation space is {observation_space}; expected a Dict: do not flatten the observation")
-    shapes = {"blueprints": (num_slots,), "action_mask": (sum(expected),), "op_slot_mask": (NUM_OPS * num_slots,)}
-    missing = sorted({*shapes, "features"} - set(observation_space.spaces))
-    if missing:
-        raise ValueError(f"the observation lacks {missing}; it has {sorted(observation_space.spaces)}")
-    wrong = {key: observation_space[key].shape for key in shapes if observation_space[key].shape != shapes[key]}
-    if wrong or len(observation_space["features"].shape or ()) != 1:
-        wrong = wrong or {"features": observation_space["features"].shape}
-        raise ValueError(f"observation shapes are {wrong}; expected {shapes} and a flat 'features'")
-    if not np.issubdtype(observation_space["blueprints"].dtype, np.integer):
-        raise ValueError(f"'blueprints' is {observation_space['blueprints'].dtype}; expected integer indices")
+    shapes = {"blueprints": (nvec[0],), "action_mask": (sum(sizes),), "op_slot_mask": (NUM_OPS * nvec[0],)}
+    given = dict(observation_space) if isinstance(observation_space, spaces.Dict) else {}
+    if "features" not in given or any(key not in given or given[key].shape != shapes[key] for key in shapes):
+        raise ValueError(
+            f"observation space is {observation_space}; expected a Dict with flat 'features' and the shapes {shapes}: "
+            "do not flatten the observation"
+        )
+    if not np.issubdtype(given["blueprints"].dtype, np.integer):
+        raise ValueError(f"'blueprints' is {given['blueprints'].dtype}; expected integer indices")

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NoReturn, Self, TypeVar
 import numpy as np
 import torch as th
 from esper_env.devices import resolve_device
+from esper_env.rules import HEAD_NAMES
 from gymnasium.vector import VectorEnv
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
@@ -25,7 +26,7 @@ from typing_extensions import override
 
 from esper_agent.ppo.advantages import ESTIMATORS
 from esper_agent.ppo.buffers import FactoredRolloutBuffer, FactoredSamples
-from esper_agent.ppo.losses import LossSettings, UpdateStatistics, entropy_weights, loss_terms
+from esper_agent.ppo.losses import LossSettings, UpdateStatistics, loss_terms
 from esper_agent.ppo.policy import FactoredLstmPolicy
 from esper_agent.ppo.settings import ARGUMENTS, PPOSettings, check_arguments, entropy_factors
 
@@ -117,43 +118,25 @@ class FactoredRecurrentPPO(RecurrentPPO):
     ) -> None:
         if ent_coef is None:
             ent_coef = LinearSchedule(PPOSettings.ent_coef, PPOSettings.final_ent_coef, 1.0)
-        arguments = locals()  # by name, because tracing changes their number in Python 3.12
-        given = {name: arguments[name] for name in PPOSettings.__annotations__ if name in ARGUMENTS}
-        check_arguments(given | {"seed": seed})
-        multipliers = entropy_factors(entropy_multipliers or {})
+        arguments = dict(locals())
+        del arguments["self"], arguments["__class__"]
+        check_arguments({name: arguments[name] for name in (*ARGUMENTS, "seed")})
+        self.advantage_estimator: str = arguments.pop("advantage_estimator")
+        self.entropy_multipliers = entropy_factors(arguments.pop("entropy_multipliers") or {})
         resolve_device(str(device))
         if isinstance(env, VectorEnv):
             raise TypeError(
                 "`env` is a gymnasium.vector.VectorEnv; expected a vector environment of Stable-Baselines3: use "
                 "esper_agent.make_sb3_env(id, num_envs), or wrap it in GymVecEnv"
             )
-        self.advantage_estimator = given.pop("advantage_estimator")
-        self.entropy_multipliers = multipliers
         self.last_update: dict[str, float] = {}
         self._skipped_in_a_row = 0
         self._last_good: dict[str, Any] | None = None
-        super().__init__(
-            policy,
-            env,
-            **given,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
+        super().__init__(**arguments)
 
     @classmethod
     def from_settings(cls, settings: PPOSettings, env: VecEnv, **kwargs: Any) -> Self:
-        """Make a model with the settings of ``esper train``.
-
-        Args:
-            settings: the hyper-parameters.
-            env: the vector environment.
-            **kwargs: further arguments of the constructor, such as ``seed``.
-        """
+        """Make a model with the settings of ``esper train``, and further arguments of the constructor."""
         given = {name: getattr(settings, name) for name in ARGUMENTS}
         given["ent_coef"] = LinearSchedule(settings.ent_coef, settings.final_ent_coef, 1.0)
         biases = settings.biases()
@@ -173,7 +156,6 @@ class FactoredRecurrentPPO(RecurrentPPO):
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
             n_envs=self.n_envs,
-            estimator=self.advantage_estimator,
         )
 
     def collect_rollouts(
@@ -224,8 +206,9 @@ class FactoredRecurrentPPO(RecurrentPPO):
             self._last_episode_starts = dones
             self._last_lstm_states = lstm_states
 
-        last_values = self._bootstrap(new_obs, lstm_states.pi, np.asarray(dones))
-        rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        estimator = ESTIMATORS[self.advantage_estimator]
+        last_values = estimator.bootstrap(*self._op_values(new_obs, lstm_states.pi, dones))
+        rollout_buffer.estimate_advantages(last_values, estimator)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -239,17 +222,17 @@ class FactoredRecurrentPPO(RecurrentPPO):
         observations = [infos[index]["terminal_observation"] for index in cut]
         stacked = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
         carried = (lstm_states.pi[0][:, cut], lstm_states.pi[1][:, cut])
-        final_values[cut] = self._bootstrap(stacked, carried, np.zeros(len(cut))).cpu().numpy()
+        bootstrap = ESTIMATORS[self.advantage_estimator].bootstrap
+        final_values[cut] = bootstrap(*self._op_values(stacked, carried, np.zeros(len(cut)))).cpu().numpy()
         return final_values
 
-    def _bootstrap(
-        self, obs: dict[str, np.ndarray], lstm_states: tuple[th.Tensor, ...], episode_starts: np.ndarray
-    ) -> th.Tensor:
-        """Bootstrap values (B,) of the future after these observations."""
+    def _op_values(
+        self, obs: Any, lstm_states: tuple[th.Tensor, ...], episode_starts: np.ndarray
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """Q(s, op) and pi(op|s) of observations, (B, ops) each, without a gradient."""
         with th.no_grad():
             starts = th.tensor(episode_starts, dtype=th.float32, device=self.device)
-            op_values, op_probs = self.policy.op_values(obs_as_tensor(obs, self.device), lstm_states, starts)
-            return ESTIMATORS[self.advantage_estimator].bootstrap(op_values, op_probs)
+            return self.policy.op_values(obs_as_tensor(obs, self.device), lstm_states, starts)
 
     def train(self) -> None:
         """Update the policy with several epochs of minibatches; the class documents updates that are skipped."""
@@ -260,7 +243,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
             clip_range=FloatSchedule(self.clip_range)(progress),
             clip_range_vf=None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress),
             ent_coef=FloatSchedule(self.ent_coef)(progress),
-            entropy_weights=entropy_weights(self.entropy_multipliers, self.device),
+            entropy_weights=th.tensor([float(self.entropy_multipliers[name]) for name in HEAD_NAMES]).to(self.device),
             vf_coef=self.vf_coef,
             normalize_advantage=self.normalize_advantage,
         )
@@ -278,12 +261,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
 
     def _decides_next(self) -> bool:
         """Return True if values and probabilities of the next decision are finite."""
-        assert isinstance(self._last_obs, dict)
-        starts = th.tensor(self._last_episode_starts, dtype=th.float32, device=self.device)
-        with th.no_grad():
-            outputs = self.policy.op_values(
-                obs_as_tensor(self._last_obs, self.device), self._last_lstm_states.pi, starts
-            )
+        outputs = self._op_values(self._last_obs, self._last_lstm_states.pi, self._last_episode_starts)
         return all(bool(output.isfinite().all()) for output in outputs)
 
     def _update(self, samples: FactoredSamples, settings: LossSettings, statistics: UpdateStatistics) -> bool:
@@ -325,20 +303,18 @@ class FactoredRecurrentPPO(RecurrentPPO):
         self._stop_training(f"{NON_FINITE_LIMIT} updates in a row had a loss or gradient that is not finite")
 
     def _stop_training(self, why: str) -> NoReturn:
-        """Restore the last good parameters if there are any, save them, and raise."""
-        held = "parameters before the first update"
-        if self._last_good is not None:
-            held = "last good parameters"
+        """Restore the last good parameters, save them if there is a log folder, and raise."""
+        if self._last_good is not None:  # otherwise no update has changed them
             self.set_parameters(self._last_good, device=self.device)
-        saved = "it was not saved: no log folder is configured"
+        saved = "is not saved, because no log folder is configured"
         if self.logger.get_dir() is not None:
             path = Path(self.logger.get_dir()) / "last_good_model.zip"
             self.save(path)
-            saved = f"it is saved as {path}"
+            saved = f"is saved as {path}"
         raise NonFiniteUpdateError(
             f"{why}, at timestep {self.num_timesteps}; expected finite rewards and observations and a learning rate "
-            f"that does not diverge. The model holds the {held}; {saved}. Check the rewards, or lower "
-            "learning_rate."
+            f"that does not diverge. The model holds the last good parameters; it {saved}. Check the rewards, or "
+            "lower learning_rate."
         )
 
     def _log_update(self, settings: LossSettings, statistics: UpdateStatistics) -> None:
@@ -354,13 +330,10 @@ class FactoredRecurrentPPO(RecurrentPPO):
         }
         if settings.clip_range_vf is not None:
             totals["clip_range_vf"] = settings.clip_range_vf
-        per_head = statistics.per_head()
-        for name, value in totals.items():
-            self.logger.record(f"train/{name}", value)
-        for name, value in per_head.items():
-            self.logger.record(f"train/{name}", value, exclude="stdout")
+        self.last_update = totals | statistics.per_head()
+        for name, value in self.last_update.items():
+            self.logger.record(f"train/{name}", value, exclude=None if name in totals else "stdout")
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.last_update = totals | per_head
 
     @override
     def learn(

@@ -83,17 +83,15 @@ class PPOSettings:
 
 
 #: Settings that are arguments of ``FactoredRecurrentPPO``; the others shape its arguments or the environment.
-ARGUMENTS = frozenset(PPOSettings.__annotations__) - {"final_ent_coef", "logit_bias", "normalize_returns"}
+ARGUMENTS = tuple(
+    name for name in PPOSettings.__annotations__ if name not in ("final_ent_coef", "logit_bias", "normalize_returns")
+)
 #: Arguments that may be schedules.
 _SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf", "ent_coef")
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
-    """Check arguments of ``FactoredRecurrentPPO``, ``seed`` included; a NumPy scalar counts as Python's number.
-
-    Raises:
-        ValueError: a value of another type or outside its range.
-    """
+    """Check arguments of ``FactoredRecurrentPPO``, ``seed`` included; a NumPy scalar counts as Python's number."""
     hints = field_hints(PPOSettings) | {"seed": Annotated[int | None, SEED]}
     for name, value in given.items():
         if not (name in _SCHEDULES and callable(value)):
@@ -101,10 +99,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
 
 
 def entropy_factors(given: Mapping[str, float]) -> dict[str, float]:
-    """Return the factor of the entropy coefficient of every head.
-
-    Args:
-        given: factors by head that replace the defaults.
+    """Return the factor of the entropy coefficient of every head; ``given`` replaces defaults.
 
     Raises:
         ValueError: an unknown head, or a factor that is not a non-negative number.
@@ -122,18 +117,15 @@ def check_logit_bias(logit_bias: Mapping[str, Mapping[str, float]]) -> None:
     Raises:
         ValueError: an unknown head or value, or a bias that is not a finite number.
     """
-    if not isinstance(logit_bias, Mapping):
-        raise ValueError(f"`logit_bias` is {logit_bias!r}; expected a mapping such as {{'op': {{'WAIT': -1.0}}}}")
+    check_value("logit_bias", logit_bias, Mapping)
     known = {head.name.lower(): list(values.__members__) for head, values in HEAD_VALUES.items()}
     for head, biases in logit_bias.items():
         if head not in known:
             raise ValueError(f"`logit_bias` has the head {head!r}; expected one of {', '.join(known)}")
-        if not isinstance(biases, Mapping):
-            raise ValueError(f"`logit_bias` of head {head!r} is {biases!r}; expected a mapping such as {{'WAIT': 1.0}}")
+        check_value(f"logit_bias[{head!r}]", biases, Mapping)
         for name, bias in biases.items():
             if name not in known[head]:
                 raise ValueError(
                     f"`logit_bias` has the value {name!r} of head {head!r}; expected one of {', '.join(known[head])}"
                 )
-            if not is_finite(bias):
-                raise ValueError(f"`logit_bias` of {head}.{name} is {bias!r}; expected a finite number")
+            check_value(f"logit_bias[{head!r}][{name!r}]", bias, float)
