@@ -7,8 +7,7 @@ from esper_agent.evaluation.play import run_episodes
 from esper_agent.sb3 import GymVecEnv, make_sb3_env
 from esper_agent.vectors import split_infos
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from sb3_contrib import MaskablePPO, RecurrentPPO
-from stable_baselines3 import PPO
+from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
@@ -166,23 +165,6 @@ def test_adapter_rejects_other_autoreset_modes(toy_id, mode):
         adapted(toy_id, autoreset_mode=mode.value)
 
 
-def test_adapter_rejects_a_single_environment(toy_id):
-    with pytest.raises(TypeError, match=r"vec_env is a .*; expected a gymnasium\.vector\.VectorEnv"):
-        GymVecEnv(gymnasium.make(toy_id))
-
-
-def test_step_rejects_infos_without_final_observation(toy_id):
-    class Forgetful(gymnasium.vector.VectorWrapper):
-        def step(self, actions):
-            *rest, infos = self.env.step(actions)
-            return *rest, {key: value for key, value in infos.items() if key != "final_obs"}
-
-    env = GymVecEnv(Forgetful(gymnasium.make_vec(toy_id, num_envs=1, horizon=1)))
-    env.reset()
-    with pytest.raises(RuntimeError, match=r"lack \['final_obs'\]"):
-        env.step(np.zeros((1, 8), dtype=np.int64))
-
-
 def test_options_apply_to_one_reset(toy_id):
     env = adapted(toy_id)
     seen = []
@@ -212,19 +194,6 @@ def test_make_sb3_env_monitors_and_passes_env_kwargs(toy_id):
     assert env.venv.vec_env.closed
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"n_envs": 2}, r"make_sb3_env has no argument 'n_envs'; did you mean 'num_envs'\?"),
-        ({"env_kwargs": {"horizon": 3}}, "no argument 'env_kwargs'; give settings .* as keyword arguments"),
-        ({"monitor_dir": "x"}, "no argument 'monitor_dir'; did you mean 'monitor_file'"),
-    ],
-)
-def test_make_sb3_env_names_the_argument_for_stable_baselines3_names(arguments, message):
-    with pytest.raises(TypeError, match=message):
-        make_sb3_env("Esper-Text-v0", **arguments)
-
-
 def test_split_infos_applies_masks_at_every_depth():
     infos = {
         "a": np.array([1.5, 2.5]),
@@ -245,25 +214,6 @@ def test_split_infos_applies_masks_at_every_depth():
 
 
 SMALL_TASK = {"batches_per_step": 1, "horizon": 6, "device": "cpu"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("algorithm", "policy"),
-    [(PPO, "MultiInputPolicy"), (MaskablePPO, "MultiInputPolicy"), (RecurrentPPO, "MultiInputLstmPolicy")],
-)
-def test_stock_algorithms_learn_on_a_real_task(algorithm, policy):
-    """Episodes of six epochs, truncated after four in training."""
-    env = make_sb3_env("Esper-Digits-v0", num_envs=2, seed=0, max_episode_steps=4, **SMALL_TASK)
-    model = algorithm(policy, env, n_steps=10, batch_size=10, n_epochs=1, device="cpu", seed=0)
-    before = [parameter.clone() for parameter in model.policy.parameters()]
-    model.learn(40)
-    assert any((old != new).any() for old, new in zip(before, model.policy.parameters(), strict=True))
-    assert len(model.ep_info_buffer) == 10
-    record = run_episodes(model, "Esper-Digits-v0", 2, env_kwargs=SMALL_TASK)[1]
-    assert record.length == 6
-    assert (record.invalid_actions == 0) or algorithm is not MaskablePPO
-    env.close()
 
 
 @pytest.mark.slow

@@ -9,22 +9,21 @@ PPO("MultiInputPolicy", env, n_steps=40, device="cpu").learn(20_000)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+import copy
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
-from esper_env.checks import is_whole
+from esper_env.checks import NON_NEGATIVE, check_value
 from esper_env.persistence import Tree
-from esper_env.suggestions import closest
-from esper_env.tasks import TASK_KWARGS, TASKS
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from typing_extensions import override
 
-from esper_agent.vectors import find_id, make_vector, split_infos
+from esper_agent.vectors import make_vector, split_infos
 
 _FINAL_KEYS = frozenset({"final_obs", "_final_obs", "final_info", "_final_info"})
 _SINGLE_SPACES = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
@@ -74,7 +73,7 @@ class GymVecEnv(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = split_infos(infos, self.num_envs)
-        return _copied(observation)
+        return copy.deepcopy(observation)
 
     @override
     def step_async(self, actions: np.ndarray) -> None:
@@ -89,20 +88,14 @@ class GymVecEnv(VecEnv):
             self._take_final(step_infos, infos, done)
         for index, info in enumerate(step_infos):
             info["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
-        return _copied(observation), np.array(rewards, dtype=np.float32), done, step_infos
+        return copy.deepcopy(observation), np.array(rewards, dtype=np.float32), done, step_infos
 
     def _take_final(self, step_infos: list[dict[str, Any]], infos: dict[str, Any], done: np.ndarray) -> None:
         """Replace the reset info of each finished environment with the info of its final step."""
-        missing = {"final_obs", "final_info"} - infos.keys()
-        if missing:
-            raise RuntimeError(
-                f"an episode ended, but the vector environment's infos lack {sorted(missing)}; "
-                "a SAME_STEP environment must return both"
-            )
         finals = split_infos({"obs": infos["final_obs"], "info": infos["final_info"]}, self.num_envs)
         for index in np.flatnonzero(done):
             self.reset_infos[index] = step_infos[index]
-            step_infos[index] = {**finals[index]["info"], "terminal_observation": _copied(finals[index]["obs"])}
+            step_infos[index] = {**finals[index]["info"], "terminal_observation": copy.deepcopy(finals[index]["obs"])}
 
     def _next_seed(self) -> int | list[int | None] | None:
         """Seed for the vector's ``reset``; consecutive seeds become their first, which every vector accepts."""
@@ -198,21 +191,14 @@ class GymVecEnv(VecEnv):
         if self._has_single_envs:
             values = self.vec_env.unwrapped.call(method_name, *method_args, **method_kwargs)
         else:
-            values = self._call_vector(self._find(method_name), method_name, method_args, method_kwargs)
+            result = self._find(method_name)(*method_args, **method_kwargs)
+            values = [None] * self.num_envs if result is None else result
+            if not isinstance(values, (np.ndarray, list, tuple)) or len(values) != self.num_envs:
+                raise TypeError(
+                    f"env_method({method_name!r}): the vector environment returned a {type(values).__name__}; expected "
+                    f"one entry for each of its {self.num_envs} environments; call it on `.vec_env` instead"
+                )
         return self._selected(values, indices)
-
-    def _call_vector(
-        self, method: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Sequence[Any] | np.ndarray:
-        result = method(*args, **kwargs)
-        if result is None:
-            return [None] * self.num_envs
-        if isinstance(result, (np.ndarray, list, tuple)) and len(result) == self.num_envs:
-            return result
-        raise TypeError(
-            f"env_method({name!r}): the vector environment returned a {type(result).__name__}; expected one entry "
-            f"for each of its {self.num_envs} environments; call it on `.vec_env` instead"
-        )
 
     @override
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
@@ -221,33 +207,6 @@ class GymVecEnv(VecEnv):
         else:
             values = [False] * self.num_envs
         return self._selected(values, indices)
-
-
-def _copied(observation: Any) -> Any:
-    if isinstance(observation, dict):
-        return {key: _copied(value) for key, value in observation.items()}
-    if isinstance(observation, tuple):
-        return tuple(_copied(value) for value in observation)
-    return np.array(observation)
-
-
-#: Arguments of Stable-Baselines3's ``make_vec_env`` that differ here, with the remedy.
-_REPLACED_ARGUMENTS = {
-    "env_kwargs": "give settings of the environment as keyword arguments, such as horizon=20",
-    "vec_env_kwargs": "give settings of the environment as keyword arguments, such as horizon=20",
-}
-
-_OWN_ARGUMENTS = ("num_envs", "seed", "monitor_file")
-
-
-def _reject_misnamed(env_id: str, given: Iterable[str]) -> None:
-    """Raise ``TypeError`` for an argument that has a different name here; environments of others may take any."""
-    known = (*_OWN_ARGUMENTS, *TASK_KWARGS)
-    for name in given:
-        near = closest(name, known) if name not in known and find_id(env_id) in TASKS else None
-        hint = f"did you mean {near!r}?" if near in _OWN_ARGUMENTS else ""
-        if name in _REPLACED_ARGUMENTS or hint:
-            raise TypeError(f"make_sb3_env has no argument {name!r}; {_REPLACED_ARGUMENTS.get(name, hint)}")
 
 
 def make_sb3_env(
@@ -263,12 +222,9 @@ def make_sb3_env(
         **env_kwargs: passed to ``make_vec``, for example ``horizon=20`` or ``max_episode_steps=10``.
 
     Raises:
-        TypeError: an argument that has a different name here, such as those of Stable-Baselines3's ``make_vec_env``.
         ValueError: an unknown id, or invalid numbers or settings.
     """
-    _reject_misnamed(env_id, env_kwargs)
-    if seed is not None and not is_whole(seed):
-        raise ValueError(f"seed is {seed!r}; expected a whole number of at least 0, or None")
+    check_value("seed", seed, Annotated[int | None, NON_NEGATIVE])
     adapted = GymVecEnv(make_vector(env_id, num_envs, AutoresetMode.SAME_STEP, **env_kwargs))
     adapted.seed(seed)
     return VecMonitor(adapted, filename=monitor_file)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-import esper_env  # registers the ids
 import gymnasium
 import numpy as np
-from esper_env.checks import is_whole
-from esper_env.suggestions import closest, shown
-from esper_env.tasks import TASKS
+from esper_env.checks import POSITIVE, check_value
+from esper_env.suggestions import did_you_mean, shown
+from esper_env.tasks import TASKS  # the import registers the ids
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 
@@ -27,60 +26,27 @@ def find_id(env_id: str) -> str:
     """
     module, colon, name = env_id.rpartition(":") if isinstance(env_id, str) else ("", "", env_id)
     if colon:
-        _reject_file(module, name)
         _import(module, env_id)
     if not isinstance(name, str) or name not in gymnasium.registry:
-        raise ValueError(_unknown(name, module))
+        elsewhere = "" if module else f"; put the module that registers a custom task in front: my_tasks:{name}"
+        raise ValueError(
+            f"{name!r} is not a registered environment; expected one of {', '.join(TASKS)}{elsewhere}"
+            f"{did_you_mean(name, TASKS)}"
+        )
     return name
 
 
-def _unknown(name: object, module: str) -> str:
-    """Error text for an id that is not registered after the import of ``module`` ("" for none)."""
-    own = {known: f"{module}:{known}" if module else known for known in TASKS if known not in esper_env.ENV_IDS}
-    known = ", ".join([*own.values(), *esper_env.ENV_IDS])
-    elsewhere = "" if module else f"; put the module that registers a custom task in front: my_tasks:{name}"
-    near = closest(name, TASKS)
-    hint = f"; did you mean {own.get(near, near)!r}?" if near else ""
-    return f"{name!r} is not a registered environment; expected one of {known}{elsewhere}{hint}"
-
-
-def _reject_file(module: str, name: str) -> None:
-    """Raise ``ValueError`` for the path of a module, with the correct name."""
-    path = PurePath(module.replace("\\", "/"))
-    if path.suffix != ".py" and len(path.parts) == 1 and not module.startswith("."):
-        return
-    parts = path.with_suffix("").parts if path.suffix == ".py" else path.parts
-    outside = path.is_absolute() or ".." in parts
-    dotted = ".".join(parts[-1:] if outside else parts).lstrip(".")
-    where = f" in the folder that holds {dotted}" if outside else ""
-    raise ValueError(
-        f"{f'{module}:{name}'!r} starts with the path of a file; expected the name of a module, with dots for folders "
-        f"and without .py: write {f'{dotted}:{name}'!r}{where}"
-    )
-
-
 def _import(module: str, env_id: str) -> None:
+    folder = str(Path.cwd())
+    if folder not in sys.path and "" not in sys.path:
+        sys.path.append(folder)  # `python -m` adds it, the `esper` command does not
     try:
-        folder = str(Path.cwd())
-        if folder not in sys.path and "" not in sys.path:
-            sys.path.append(folder)  # `python -m` adds it, the `esper` command does not
         import_module(module)
-    except SystemExit as error:
+    except (Exception, SystemExit) as error:  # the import runs the user's code
         raise ValueError(
-            f"{env_id!r} names a module that exits during its import: {error!r}; expected a module that only "
-            "registers tasks"
+            f"{env_id!r} names a module that cannot be imported: {type(error).__name__}: {error}; expected the dotted "
+            "name of a module that registers tasks, in the current folder or installed, such as my_tasks:MyTask-v0"
         ) from error
-    except Exception as error:  # the import runs the user's code
-        top = module.partition(".")[0]
-        absent = isinstance(error, ModuleNotFoundError) and error.name in (module, top)
-        remedy = f"; install its package, or run the command in the folder that holds {top}" if absent else ""
-        raise ValueError(
-            f"{env_id!r} names a module that cannot be imported: {type(error).__name__}: {error}{remedy}"
-        ) from error
-
-
-def _esper_ids() -> str:
-    return ", ".join(sorted(known for known in gymnasium.registry if known.startswith("Esper-")))
 
 
 def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env_kwargs: Any) -> VectorEnv:
@@ -95,8 +61,7 @@ def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env
     Raises:
         ValueError: an unknown id, a ``num_envs`` below 1, or an unknown setting.
     """
-    if not is_whole(num_envs, least=1):
-        raise ValueError(f"num_envs is {num_envs!r}; expected a whole number of at least 1")
+    check_value("num_envs", num_envs, Annotated[int, POSITIVE])
     env_id = find_id(env_id)
     if gymnasium.spec(env_id).vector_entry_point is None:
         modes: dict[str, Any] = {"vector_kwargs": {"autoreset_mode": autoreset_mode}}
@@ -105,10 +70,8 @@ def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env
     try:
         return gymnasium.make_vec(env_id, num_envs=num_envs, **modes, **env_kwargs)
     except TypeError as error:  # an unknown setting
-        foreign, known = (
-            ("", "") if env_id in TASKS else ("is not an Esper task and ", f"; expected one of {_esper_ids()}")
-        )
-        raise ValueError(f"{env_id} {foreign}cannot be made with these settings: {error}{known}") from error
+        foreign = "" if env_id in TASKS else f"; it is not an Esper task, which are {', '.join(TASKS)}"
+        raise ValueError(f"{env_id} cannot be made with these settings: {error}{foreign}") from error
 
 
 def check_growth(observations: gymnasium.Space, env_id: str) -> None:
@@ -116,7 +79,7 @@ def check_growth(observations: gymnasium.Space, env_id: str) -> None:
     if not isinstance(observations, gymnasium.spaces.Dict) or "action_mask" not in observations.spaces:
         raise ValueError(
             f"{env_id} is not an Esper task: its observations are {shown(observations)}, without an action_mask; "
-            f"expected one of {_esper_ids()}, or a custom task from register_task"
+            f"expected one of {', '.join(TASKS)}, or a custom task from register_task"
         )
 
 
