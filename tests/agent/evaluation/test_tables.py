@@ -73,12 +73,6 @@ def test_table_shows_each_policy_with_its_spread():
     assert "+0.50" in text
 
 
-def test_single_episode_has_no_spread():
-    text = rendered(summary_table([summarise(records("a", [0.25]))], "t"))
-    assert "±" not in text.split("deviation")[0].split("policy")[1].replace("± is the standard ", "")
-    assert "nan" not in text
-
-
 def test_summaries_are_written_without_nan(tmp_path):
     write_csv([summarise(records("a", [0.25])), summarise(records("b", [0.5]))], tmp_path / "s.csv")
     with (tmp_path / "s.csv").open(newline="") as file:

@@ -72,14 +72,8 @@ def test_random_policy_is_independent_of_num_envs(toy_id):
     four = gymnasium.make_vec(toy_id, num_envs=4, horizon=6)
     alone = play_vector(RandomPolicy(seed=5), one, 4 * 6).reshape(4, 6, 8)
     together = play_vector(RandomPolicy(seed=5), four, 6)
-    for episode in range(4):
-        np.testing.assert_array_equal(alone[episode], together[:, episode])
-
-
-def test_random_policy_is_reproducible_by_seed(toy_id):
-    runs = [play_vector(RandomPolicy(seed), gymnasium.make_vec(toy_id, num_envs=2), 12) for seed in (1, 1, 2)]
-    np.testing.assert_array_equal(runs[0], runs[1])
-    assert not np.array_equal(runs[0], runs[2])
+    np.testing.assert_array_equal(alone, together.swapaxes(0, 1))
+    assert not np.array_equal(together, play_vector(RandomPolicy(seed=6), four, 6))
 
 
 def test_fixed_plan_is_carried_out_at_once_and_in_order(toy_id):
@@ -98,6 +92,8 @@ def test_fixed_plan_is_carried_out_at_once_and_in_order(toy_id):
 def test_fixed_plan_of_two_seeds_fossilizes_both(toy_id):
     plan = [Planting(Blueprint.NORM, slot=1, style=Style.GATED_GATE, tempo=Tempo.FAST), Planting(Blueprint.CONV_LIGHT)]
     env = gymnasium.make(toy_id)
+    action, _ = FixedPlanPolicy(plan, horizon=12).predict(env.reset(seed=0)[0])
+    assert (action[Head.STYLE], action[Head.TEMPO]) == (Style.GATED_GATE, Tempo.FAST)
     taken, _ = play(FixedPlanPolicy(plan, horizon=12), env)
     assert [entry for entry in taken if entry[0] == Op.GERMINATE] == [
         (Op.GERMINATE, 1, Blueprint.NORM),
@@ -113,42 +109,15 @@ def test_fixed_plan_restarts_with_every_episode(toy_id):
     assert (actions[:, :, Head.OP] == Op.GERMINATE).sum() == 4
 
 
-def test_fixed_plan_uses_style_and_tempo(toy_id):
-    obs, _ = gymnasium.make(toy_id).reset(seed=0)
-    plan = [Planting(Blueprint.NORM, style=Style.LINEAR_MULTIPLY, tempo=Tempo.SLOW)]
-    action, _ = FixedPlanPolicy(plan, horizon=12).predict(obs)
-    assert (action[Head.STYLE], action[Head.TEMPO]) == (Style.LINEAR_MULTIPLY, Tempo.SLOW)
-
-
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        ([], "the plan's slots are"),
         ([Planting(Blueprint.NORM), Planting(Blueprint.MLP)], r"slots are \[0, 0\]"),
         ([Planting(Blueprint.NORM, slot=-1)], r"slots are \[-1\]"),
         ([Planting(Blueprint.NOOP)], r"blueprints are \[.*NOOP.*\]; expected values of the blueprint head, 1 to 12"),
+        ([Planting(Blueprint.NORM, slot=2)], "plants slot 2; the environment has slots 0 to 1"),
     ],
 )
-def test_fixed_plan_rejects_impossible_plans(plan, message):
+def test_fixed_plan_rejects_impossible_plans(toy_id, plan, message):
     with pytest.raises(ValueError, match=message):
-        FixedPlanPolicy(plan, horizon=12)
-
-
-def test_fixed_plan_rejects_missing_slots(toy_id):
-    obs, _ = gymnasium.make(toy_id).reset(seed=0)
-    policy = FixedPlanPolicy([Planting(Blueprint.NORM, slot=2)], horizon=12)
-    with pytest.raises(ValueError, match="plants slot 2; the environment has slots 0 to 1"):
-        policy.predict(obs)
-
-
-def test_predict_rejects_a_foreign_observation():
-    with pytest.raises(ValueError, match=r"lacks \['features'"):
-        WaitPolicy().predict({"pixels": np.zeros(3)})
-    shapes = {
-        "features": np.zeros(91),
-        "blueprints": np.zeros(2),
-        "action_mask": np.ones(40),
-        "op_slot_mask": np.ones(18),
-    }
-    with pytest.raises(ValueError, match="do not belong to the same environments"):
-        WaitPolicy().predict(shapes)
+        FixedPlanPolicy(plan, horizon=12).predict(gymnasium.make(toy_id).reset(seed=0)[0])

@@ -16,7 +16,11 @@ from torch import nn
 
 
 def test_heuristic_plants_on_a_plateau():
-    decision = decide(Moment())
+    policy = policy_with(style=Style.GATED_GATE, tempo=Tempo.SLOW)
+    action, _ = policy.predict(Moment().observation())
+    assert (action[Head.STYLE], action[Head.TEMPO]) == (Style.GATED_GATE, Tempo.SLOW)
+    assert action[Head.ALPHA_TARGET] == AlphaTarget.FULL
+    (decision,) = policy.decisions[0]
     assert (decision.op, decision.slot, decision.blueprint) == (Op.GERMINATE, 0, "conv_light")
     assert "plateau of 5 epochs" in decision.reason
     assert decision.epoch == 20
@@ -64,13 +68,6 @@ def test_planting_takes_the_first_legal_slot():
     assert decide(Moment(illegal=((Op.GERMINATE, 0), (Op.GERMINATE, 1)))).slot == 2
 
 
-def test_planting_uses_the_configured_style_and_tempo():
-    policy = policy_with(style=Style.GATED_GATE, tempo=Tempo.SLOW)
-    action, _ = policy.predict(Moment().observation())
-    assert (action[Head.STYLE], action[Head.TEMPO]) == (Style.GATED_GATE, Tempo.SLOW)
-    assert action[Head.ALPHA_TARGET] == AlphaTarget.FULL
-
-
 # The rotation
 
 
@@ -95,22 +92,14 @@ def test_rotation_restarts_with_the_episode():
     assert action[Head.BLUEPRINT] == Blueprint.CONV_LIGHT
 
 
+def test_rotation_rejects_a_repeated_blueprint():
+    with pytest.raises(ValueError, match=r"the rotation is \['norm', 'norm'\]; expected at least one blueprint, none"):
+        policy_with(rotation=("norm", Blueprint.NORM))
+
+
 def test_default_rotation_of_transformers():
     policy = HeuristicPolicy(HORIZON, "transformer")
     assert [entry.name for entry in policy.rotation] == ["mlp", "attention", "mlp_small", "lora_large", "norm"]
-
-
-@pytest.mark.parametrize(
-    ("rotation", "message"),
-    [
-        (("lora",), "blueprint 'lora' does not fit a cnn host"),
-        ((), r"the rotation is \[\]"),
-        (("norm", Blueprint.NORM), r"the rotation is \['norm', 'norm'\]; expected at least one blueprint, none twice"),
-    ],
-)
-def test_rotation_rejects_unknown_repeated_and_missing_blueprints(rotation, message):
-    with pytest.raises(ValueError, match=message):
-        policy_with(rotation=rotation)
 
 
 @pytest.mark.usefixtures("own_tables")
@@ -142,9 +131,6 @@ def test_pruned_blueprint_is_skipped_until_its_penalty_decays():
     assert prune_then_plant(policy_with(), 5).blueprint == "conv_heavy"
     assert prune_then_plant(policy_with(), 13).blueprint == "conv_heavy"
     assert prune_then_plant(policy_with(), 14).blueprint == "conv_light"
-
-
-def test_prune_penalises_only_its_own_blueprint():
     assert prune_then_plant(policy_with(), 5, Blueprint.NORM).blueprint == "conv_light"
 
 
@@ -188,10 +174,6 @@ def test_seed_waits_until_strict_gates_can_pass():
         (Seed(Stage.BLENDING, 3), Op.ADVANCE),
     ):
         assert decide(Moment(seeds={0: seed, **crowd}), policy=strict).op == op
-
-
-def test_germinated_seed_advances_at_once():
-    assert decide(Moment(seeds={0: Seed(Stage.GERMINATED)})).op == Op.ADVANCE
 
 
 @pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.BLENDING])

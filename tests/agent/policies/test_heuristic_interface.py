@@ -1,12 +1,11 @@
 """Interface of the heuristic: batches, state, records, settings and whole episodes."""
 
-import gymnasium
 import numpy as np
 import pytest
 from esper_agent.evaluation.play import run_episodes
 from esper_agent.policies.baselines import POLICIES
 from esper_agent.policies.heuristic import HeuristicConfig, HeuristicPolicy
-from esper_env.rules.heads import Op, Tempo
+from esper_env.rules.heads import Tempo
 from esper_env.rules.stages import Stage
 from heuristic_moments import HORIZON, READY, Moment, Seed, policy_with
 
@@ -26,14 +25,14 @@ def test_predict_on_a_batch_equals_single_predictions():
 def test_predict_does_not_change_the_state_it_receives():
     policy = policy_with()
     _, state = policy.predict(Moment(seeds={0: Seed(Stage.HOLDING, 1, contribution=4.0)}).observation())
-    kept = {name: column.copy() for name, column in vars(state).items()}
+    kept = [column.copy() for column in state]
     later = Moment(epoch=21, seeds={0: Seed(Stage.HOLDING, 2, contribution=4.0)}).observation()
     first, after_first = policy.predict(later, state)
     again, after_again = policy.predict(later, state)
     np.testing.assert_array_equal(first, again)
-    for name, column in kept.items():
-        np.testing.assert_array_equal(getattr(state, name), column)
-        np.testing.assert_array_equal(getattr(after_first, name), getattr(after_again, name))
+    for before, column, one, other in zip(kept, state, after_first, after_again, strict=True):
+        np.testing.assert_array_equal(column, before)
+        np.testing.assert_array_equal(one, other)
 
 
 def test_predict_rejects_a_state_of_other_environments():
@@ -46,11 +45,6 @@ def test_predict_rejects_a_state_of_other_environments():
     fresh.predict(two)
     with pytest.raises(ValueError, match=r"the state has \(1, 3\) \(environments, slots\), .* \(2, 3\)"):
         fresh.predict(two, state_of_one)
-    with pytest.raises(ValueError, match="keeps the decisions of 2 environments"):
-        fresh.predict(one, state_of_one)
-    _, state_of_two_slots = policy_with().predict(Moment(slots=2).observation())
-    with pytest.raises(ValueError, match=r"the state has \(1, 2\)"):
-        policy_with().predict(one, state_of_two_slots)
     assert [len(decisions) for decisions in fresh.decisions] == [1, 1], "rejected calls leave no record"
 
 
@@ -70,36 +64,6 @@ def test_decisions_are_limited_to_one_episode():
     assert len(policy.decisions[0]) == HORIZON
     assert policy.decisions[0][-1].env == 0
     assert all(0.0 <= decision.confidence <= 1.0 for decision in policy.decisions[0])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"smoothing": 0}, r"`smoothing` is 0; expected an integer in \[1, 5\]"),
-        ({"smoothing": 6}, "`smoothing` is 6"),
-        ({"penalty_decay": 1.5}, "`penalty_decay` is 1.5"),
-        ({"min_epoch": -1}, "`min_epoch` is -1"),
-    ],
-)
-def test_heuristic_config_rejects_invalid_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        HeuristicConfig(**settings)
-
-
-def test_eager_heuristic_plants_and_prunes_in_a_whole_episode(toy_id):
-    env = gymnasium.make(toy_id, horizon=30)
-    eager = HeuristicConfig(wait_for_stability=False, min_epoch=0, min_plateau=0)
-    policy = HeuristicPolicy.for_env(env, eager)
-    obs, _ = env.reset(seed=0)
-    state, done, illegal = None, False, 0
-    while not done:
-        action, state = policy.predict(obs, state)
-        obs, _, done, _, info = env.step(action)
-        illegal += not info["action_valid"]
-    assert illegal == 0
-    ops = [decision.op for decision in policy.decisions[0]]
-    assert Op.GERMINATE in ops
-    assert Op.PRUNE in ops, "the toy measures no contribution, so nothing is worth keeping"
 
 
 CHEAP = {"batches_per_step": 1, "device": "cpu"}
@@ -133,16 +97,16 @@ def test_seed_needs_exactly_epochs_to_commit_on_a_real_task(spare, committed, te
 @pytest.mark.parametrize(
     ("name", "env_id"),
     [(name, "Esper-Digits-v0") for name in sorted(POLICIES.keys() - {"mlp"})]
-    + [(name, "Esper-Text-v0") for name in ("heuristic", "mlp", "random")],
+    + [(name, "Esper-Text-v0") for name in ("heuristic", "mlp")],
 )
 def test_episodes_on_a_real_task_are_legal_and_independent_of_num_envs(name, env_id):
     def run(num_envs):
         settings = CHEAP | {"horizon": 16, "shard_size": 1}
         return run_episodes(
-            lambda env: POLICIES[name](env, 0), env_id, 3, seed=5, num_envs=num_envs, env_kwargs=settings
+            lambda env: POLICIES[name](env, 0), env_id, 2, seed=5, num_envs=num_envs, env_kwargs=settings
         )
 
-    records = run(3)
+    records = run(2)
     assert records == run(1)
     assert all(record.invalid_actions == 0 for record in records)
     if name.startswith("conv") or name == "mlp":

@@ -7,11 +7,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
-from esper_env.checks import is_whole
+from esper_env.checks import NON_NEGATIVE, POSITIVE, check_value
 from esper_env.persistence import replaced
 from esper_env.rules import NUM_OPS, Op
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -113,30 +113,25 @@ def run_episodes(
         ValueError: invalid numbers, an unknown id or settings, or a task other than Esper's.
         TypeError: ``policy`` is neither.
     """
-    for what, value, least in (("episodes", episodes, 1), ("num_envs", num_envs, 1), ("seed", seed, 0)):
-        if not is_whole(value, least):
-            raise ValueError(f"{what} is {value!r}; expected a whole number of at least {least}")
+    check_value("episodes", episodes, Annotated[int, POSITIVE])
+    check_value("num_envs", num_envs, Annotated[int, POSITIVE])
+    check_value("seed", seed, Annotated[int, NON_NEGATIVE])
     rounds = -(-episodes // num_envs)
     vector = make_vector(env_id, -(-episodes // rounds), AutoresetMode.DISABLED, **(env_kwargs or {}))
     try:
         check_growth(vector.single_observation_space, env_id)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
-            playing = _policy_for(policy, vector)
+            playing: Any = policy if hasattr(policy, "predict") or not callable(policy) else policy(vector)
+            if not hasattr(playing, "predict"):
+                raise TypeError(
+                    f"the policy is a {type(playing).__name__}; expected an object with predict, or a function that "
+                    "makes one"
+                )
             play = _Play(vector, playing, name or type(playing).__name__, env_id, episodes, seed, deterministic)
             return play.run(progress or (lambda _finished: None))
     finally:
         vector.close()
-
-
-def _policy_for(policy: PolicySource, vector: VectorEnv) -> Policy:
-    if hasattr(policy, "predict"):
-        return policy
-    if callable(policy):
-        return policy(vector)
-    raise TypeError(
-        f"the policy is a {type(policy).__name__}; expected an object with predict, or a function that makes one"
-    )
 
 
 class _Play:
@@ -222,16 +217,8 @@ class _Play:
         return observation
 
 
-class Row(Protocol):
-    """Interface of a line of a CSV file, such as a record or a summary."""
-
-    def row(self) -> dict[str, Any]:
-        """Return the values by column."""
-        ...
-
-
-def write_csv(records: Sequence[Row], path: str | Path) -> None:
-    """Write one line per record to a CSV file, complete or not at all."""
+def write_csv(records: Sequence[Any], path: str | Path) -> None:
+    """Write the ``row()`` of each record or summary to a CSV file, complete or not at all."""
     if not records:
         raise ValueError("there are no records to write; play at least one episode")
     with replaced(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

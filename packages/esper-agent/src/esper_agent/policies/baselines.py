@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from esper_env.checks import is_whole
+from esper_env.checks import NON_NEGATIVE, POSITIVE, check_value, is_whole
 from esper_env.rules import (
     NUM_BLUEPRINTS,
     GateConfig,
@@ -28,9 +28,14 @@ from esper_env.seeding import derive_rng
 from esper_env.seeds import blueprint_entry
 from numpy.typing import NDArray
 
-from esper_agent.policies.batches import Actions, ObservationBatch, starting_rows
+from esper_agent.policies.batches import (
+    Actions,
+    ObservationBatch,
+    ready_to_advance,
+    ready_to_fossilize,
+    starting_rows,
+)
 from esper_agent.policies.heuristic import HeuristicPolicy
-from esper_agent.policies.readiness import check_horizon_and_gates, ready_to_advance, ready_to_fossilize
 
 Observation = Mapping[str, NDArray]
 
@@ -58,8 +63,7 @@ class RandomPolicy:
     """
 
     def __init__(self, seed: int = 0) -> None:
-        if not is_whole(seed):
-            raise ValueError(f"seed is {seed!r}; expected a whole number of at least 0")
+        check_value("seed", seed, Annotated[int, NON_NEGATIVE])
         self.seed = seed
         self._episodes = 0
 
@@ -122,8 +126,7 @@ class FixedPlanPolicy:
         gates: the environment's gate configuration, by default permissive.
 
     Raises:
-        ValueError: the plan is empty or uses a slot twice, or a slot, blueprint or the horizon is out of range.
-        TypeError: ``gates`` is not a ``GateConfig``.
+        ValueError: the plan is empty or uses a slot twice, or an argument is out of range.
     """
 
     def __init__(self, plantings: int | Sequence[Planting], horizon: int, gates: GateConfig | None = None) -> None:
@@ -137,7 +140,8 @@ class FixedPlanPolicy:
                 f"the plan's blueprints are {blueprints}; expected values of the blueprint head, 1 to "
                 f"{NUM_BLUEPRINTS - 1}, such as esper_env.rules.heads.Blueprint.NORM"
             )
-        check_horizon_and_gates(horizon, gates)
+        check_value("horizon", horizon, Annotated[int, POSITIVE])
+        check_value("gates", gates, GateConfig | None)
         self.horizon = horizon
         self.gates = gates if gates is not None else GateConfig()
 
@@ -150,11 +154,9 @@ class FixedPlanPolicy:
     ) -> tuple[Actions, NDArray[np.bool_]]:
         """Return actions (N, 8) or (8,), and a mask (N, plantings) of the seeds planted in this episode."""
         batch = ObservationBatch.of(observation)
-        if max(planting.slot for planting in self.plantings) >= batch.num_slots:
-            raise ValueError(
-                f"the plan plants slot {max(planting.slot for planting in self.plantings)}; "
-                f"the environment has slots 0 to {batch.num_slots - 1}"
-            )
+        last = max(planting.slot for planting in self.plantings)
+        if last >= batch.num_slots:
+            raise ValueError(f"the plan plants slot {last}; the environment has slots 0 to {batch.num_slots - 1}")
         starts = starting_rows(episode_start, state is not None, batch.num_envs)
         planted = np.zeros((batch.num_envs, len(self.plantings)), dtype=bool) if state is None else state.copy()
         planted[starts] = False

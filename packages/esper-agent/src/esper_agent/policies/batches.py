@@ -1,4 +1,7 @@
-"""Observations, single or batched, in the form that rule-based policies use."""
+"""Observations in the form that rule-based policies use, and the gates that can pass as far as they show.
+
+Policies ask for gates before they act, so that no step is wasted on a certain failure.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from esper_env.rules import HEAD_DEFAULTS, NUM_OPS, Head, head_sizes
+from esper_env.rules import HEAD_DEFAULTS, HOLD, NUM_OPS, GateConfig, Head, ObservationView, Stage, head_sizes
 from numpy.typing import NDArray
 
 Actions = NDArray[np.int64]
 
 _KEYS = ("features", "blueprints", "action_mask", "op_slot_mask")
+_ROUNDING = 1e-5  # features are float32
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,9 @@ class ObservationBatch:
         Raises:
             ValueError: a key is missing, the shapes do not match, or a feature is not finite.
         """
-        if not isinstance(observation, Mapping):
-            raise ValueError(f"the observation is {observation!r}; expected the dict of an Esper environment")
-        missing = [key for key in _KEYS if key not in observation]
+        missing = [key for key in _KEYS if not isinstance(observation, Mapping) or key not in observation]
         if missing:
-            raise ValueError(
-                f"the observation lacks {missing}; expected the keys {list(_KEYS)} of an Esper environment"
-            )
+            raise ValueError(f"the observation lacks {missing}; expected the dict of an Esper environment")
         arrays = {key: np.asarray(observation[key]) for key in _KEYS}
         single = arrays["features"].ndim == 1
         if single:
@@ -88,3 +88,41 @@ def starting_rows(episode_start: NDArray[np.bool_] | None, has_state: bool, num_
     if starts.shape not in ((), (1,), (num_envs,)):
         raise ValueError(f"episode_start has shape {starts.shape}; expected ({num_envs},), one flag per environment")
     return np.broadcast_to(starts, (num_envs,)).copy()
+
+
+def ready_to_advance(view: ObservationView, gates: GateConfig) -> NDArray[np.bool_]:
+    """Return slots (..., S) where ADVANCE passes its gate, as far as the observation shows.
+
+    Strict gates also check the gradient ratio, which is not observed, so that the attempt can still fail.
+    """
+    trained = (
+        (view.epochs_in_stage >= gates.min_training_epochs)
+        & _healthy(view, gates)
+        & _at_least(view.contribution, gates.min_prospective_contribution)
+    )
+    blended = on_hold_at(view, gates.full_alpha) & _at_least(view.epochs_in_stage, gates.min_blending_epochs)
+    stage = view.stage
+    return (stage == Stage.GERMINATED) | ((stage == Stage.TRAINING) & trained) | ((stage == Stage.BLENDING) & blended)
+
+
+def ready_to_fossilize(view: ObservationView, gates: GateConfig) -> NDArray[np.bool_]:
+    """Return slots (..., S) where FOSSILIZE passes its gate."""
+    return (
+        (view.stage == Stage.HOLDING)
+        & view.contribution_measured
+        & _healthy(view, gates)
+        & _at_least(view.contribution, gates.min_contribution)
+    )
+
+
+def on_hold_at(view: ObservationView, alpha: float) -> NDArray[np.bool_]:
+    """Return slots (..., S) without a ramp in progress whose alpha is at least ``alpha``."""
+    return (view.alpha_mode == HOLD) & (view.alpha >= alpha - _ROUNDING)
+
+
+def _healthy(view: ObservationView, gates: GateConfig) -> NDArray[np.bool_]:
+    return ~view.gradient_exploding & (view.gradient_health >= gates.min_gradient_health - _ROUNDING)
+
+
+def _at_least(values: NDArray, threshold: float | None) -> NDArray[np.bool_]:
+    return np.ones(values.shape, dtype=bool) if threshold is None else values >= threshold - _ROUNDING

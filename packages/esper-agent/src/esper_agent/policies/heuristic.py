@@ -22,10 +22,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from esper_env.checks import POSITIVE, check_value
 from esper_env.rules import (
     IS_LIVE,
     TEMPO_TICKS,
@@ -41,14 +42,16 @@ from esper_env.rules import (
 from esper_env.seeds import BlueprintEntry, blueprint_entry
 from numpy.typing import NDArray
 
-from esper_agent.policies.batches import Actions, ObservationBatch, starting_rows
+from esper_agent.policies.batches import (
+    Actions,
+    ObservationBatch,
+    on_hold_at,
+    ready_to_advance,
+    ready_to_fossilize,
+    starting_rows,
+)
 from esper_agent.policies.heuristic_config import HeuristicConfig, resolve_rotation
 from esper_agent.policies.heuristic_memory import HeuristicState, remember
-from esper_agent.policies.readiness import check_horizon_and_gates, on_hold_at, ready_to_advance, ready_to_fossilize
-
-#: Order in which live seeds are considered.
-PRIORITY = (Stage.HOLDING, Stage.BLENDING, Stage.TRAINING, Stage.GERMINATED)
-_RANK = {int(stage): rank for rank, stage in enumerate(PRIORITY)}
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,7 @@ class HeuristicPolicy:
         config: numbers of the rules.
 
     Raises:
-        ValueError: the horizon, the topology or the rotation is invalid.
-        TypeError: ``gates`` or ``config`` has a wrong type.
+        ValueError: an argument or the rotation is invalid.
     """
 
     def __init__(
@@ -106,9 +108,9 @@ class HeuristicPolicy:
         gates: GateConfig | None = None,
         config: HeuristicConfig | None = None,
     ) -> None:
-        check_horizon_and_gates(horizon, gates)
-        if config is not None and not isinstance(config, HeuristicConfig):
-            raise TypeError(f"config is {config!r}; expected a HeuristicConfig")
+        check_value("horizon", horizon, Annotated[int, POSITIVE])
+        check_value("gates", gates, GateConfig | None)
+        check_value("config", config, HeuristicConfig | None)
         self.horizon = horizon
         self.gates = gates if gates is not None else GateConfig()
         self.config = config if config is not None else HeuristicConfig()
@@ -119,11 +121,12 @@ class HeuristicPolicy:
             entry.name: (place + 1) % len(self.rotation) for place, entry in enumerate(self.rotation)
         }
         self.decisions: list[deque[Decision]] = []
+        #: Rules by stage, in the order in which live seeds are considered.
         self._rules: dict[int, Callable[[_Scene, int, int], _Wish]] = {
             Stage.HOLDING: self._judge_holding,
             Stage.BLENDING: self._judge_growing,
             Stage.TRAINING: self._judge_growing,
-            Stage.GERMINATED: self._judge_germinated,
+            Stage.GERMINATED: lambda *_: _Wish(Op.ADVANCE, "germinated, so it can start to train"),
         }
 
     @classmethod
@@ -159,10 +162,19 @@ class HeuristicPolicy:
             ValueError: the observation is malformed, or the state belongs to other environments.
         """
         batch = ObservationBatch.of(observation)
-        self._check_state(state, batch)
+        shape = batch.blueprints.shape
+        if state is not None and (state.stage.shape != shape or len(self.decisions) != batch.num_envs):
+            raise ValueError(
+                f"the state has {state.stage.shape} (environments, slots), the observation {shape}, and this policy "
+                f"keeps the decisions of {len(self.decisions)} environments; pass the state that its own last predict "
+                "returned, or None to begin"
+            )
         view = ObservationView(batch.features, batch.num_slots, self.horizon)
         starts = starting_rows(episode_start, state is not None, batch.num_envs)
-        self._start_records(starts, state is None)
+        if state is None:
+            self.decisions = [deque(maxlen=self.horizon) for _ in starts]
+        for started in np.flatnonzero(starts):
+            self.decisions[started].clear()
         memory = remember(view, batch.blueprints, state, starts, self.config)
         scene = _Scene(
             view,
@@ -181,24 +193,7 @@ class HeuristicPolicy:
                 attempted[row] = decision.slot
             if decision.op == Op.GERMINATE:
                 turn[row] = self._turn_after[decision.blueprint]
-        return batch.returned(actions), replace(memory, turn=turn, attempted=attempted)
-
-    def _check_state(self, state: HeuristicState | None, batch: ObservationBatch) -> None:
-        if state is None:
-            return
-        seen, given = state.stage.shape, batch.blueprints.shape
-        if seen != given or len(self.decisions) != batch.num_envs:
-            raise ValueError(
-                f"the state has {seen} (environments, slots), the observation {given}, and this policy keeps the "
-                f"decisions of {len(self.decisions)} environments; pass the state that its own last predict returned, "
-                "or None to begin"
-            )
-
-    def _start_records(self, starts: NDArray[np.bool_], all_new: bool) -> None:
-        if all_new:
-            self.decisions = [deque(maxlen=self.horizon) for _ in starts]
-        for row in np.flatnonzero(starts):
-            self.decisions[row].clear()
+        return batch.returned(actions), memory._replace(turn=turn, attempted=attempted)
 
     # Decisions
 
@@ -216,11 +211,9 @@ class HeuristicPolicy:
     def _turn_order(self, scene: _Scene, row: int) -> list[int]:
         stage, memory = scene.view.stage[row], scene.memory
         failed = -1 if scene.view.last_action_succeeded[row] else int(memory.attempted[row])
+        rank = {int(stage): place for place, stage in enumerate(self._rules)}
         live = np.flatnonzero(IS_LIVE[stage]).tolist()
-        return sorted(live, key=lambda s: (s == failed, _RANK[int(stage[s])], memory.birth_epoch[row, s], s))
-
-    def _judge_germinated(self, _scene: _Scene, _row: int, _slot: int) -> _Wish:
-        return _Wish(Op.ADVANCE, "germinated, so it can start to train")
+        return sorted(live, key=lambda s: (s == failed, rank[int(stage[s])], memory.birth_epoch[row, s], s))
 
     def _judge_growing(self, scene: _Scene, row: int, slot: int) -> _Wish:
         """Rule of TRAINING and BLENDING."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from esper_env.rules import HAS_SEED, HISTORY, NUM_BLUEPRINTS, ObservationView, Stage
@@ -13,8 +13,7 @@ from esper_agent.policies.heuristic_config import HeuristicConfig
 _LONG_AGO = -(10**6)
 
 
-@dataclass(frozen=True)
-class HeuristicState:
+class HeuristicState(NamedTuple):
     """Memory of N episodes. ``predict`` returns a new one and never changes its argument."""
 
     accuracy: NDArray[np.float64]  # (N,) smoothed accuracy at the last observation
@@ -35,7 +34,7 @@ class HeuristicState:
         """Return the state at the start of N episodes with accuracies (N,)."""
         rows, shape = len(accuracy), (len(accuracy), num_slots)
         return cls(
-            accuracy=accuracy.copy(),
+            accuracy=accuracy,
             stage=np.full(shape, int(Stage.DORMANT)),
             blueprint=np.zeros(shape, dtype=np.int64),
             birth_epoch=np.zeros(shape, dtype=np.int64),
@@ -49,15 +48,6 @@ class HeuristicState:
             attempted=np.full(rows, -1),
         )
 
-    def with_restarted(self, rows: NDArray[np.bool_], accuracy: NDArray[np.float64]) -> HeuristicState:
-        """Return a copy in which the given rows start an episode."""
-        fresh = HeuristicState.fresh(accuracy, self.stage.shape[1])
-        columns = {}
-        for name, column in vars(self).items():
-            mask = rows.reshape(-1, *[1] * (column.ndim - 1))
-            columns[name] = np.where(mask, getattr(fresh, name), column)
-        return HeuristicState(**columns)
-
 
 def remember(
     view: ObservationView,
@@ -66,17 +56,16 @@ def remember(
     starts: NDArray[np.bool_],
     config: HeuristicConfig,
 ) -> HeuristicState:
-    """Update the state by births, stage entries, prunes and contributions measured in HOLDING.
+    """Update the previous state, which may be None, by an observation with ``blueprints`` (N, S) in the slots.
 
-    Args:
-        view: the observation.
-        blueprints: (N, S) blueprints in the slots.
-        state: the previous state, None for the first observation.
-        starts: (N,) rows that begin an episode.
-        config: numbers of the heuristic.
+    ``starts`` (N,) are the rows that begin an episode. The update counts births, stage entries, prunes, and
+    contributions measured in HOLDING.
     """
     accuracy = smoothed_accuracy(view, config.smoothing)
-    last = (state or HeuristicState.fresh(accuracy, view.num_slots)).with_restarted(starts, accuracy)
+    last = HeuristicState.fresh(accuracy, view.num_slots)
+    if state is not None:
+        columns = zip(last, state, strict=True)
+        last = HeuristicState(*(np.where(starts.reshape(-1, *[1] * (old.ndim - 1)), new, old) for new, old in columns))
     stage, before = view.stage, last.accuracy[:, None]
     had, has = HAS_SEED[last.stage], HAS_SEED[stage]
     gone, born, moved = had & ~has, has & ~had, stage != last.stage
