@@ -60,7 +60,6 @@ COLLAPSE = anomaly(ValueCollapse, "explained_variance", 0.005578, 0.1)
 MEMORY = MemoryWarning(kind="resident", used_mib=14500.4, limit_mib=14400.0)
 
 #: Payloads and their sentences.
-#: Payloads and their sentences.
 SENTENCES = [
     (panic("non-finite", NAN, None), "the network is not finite (validation loss nan); panic 2 in a row."),
     (panic("collapse", 2.31, 2.3), "the validation loss 2.31 is back at that of guessing (2.3); panic 2 in a row."),

@@ -1,14 +1,19 @@
-"""Anomalies and their thresholds."""
+"""Anomalies, trends and their thresholds."""
 
+import json
 import math
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
-from esper_agent.monitoring.detectors import AnomalySettings, detect
+from esper_agent.monitoring.detectors import AnomalySettings, TrendDetector, detect
 from esper_agent.monitoring.payloads import (
+    DegradationDetected,
     EntropyCollapse,
     GradientAnomaly,
+    ImprovementDetected,
     NumericalInstability,
+    PlateauDetected,
     RatioCollapse,
     RatioExplosion,
     ValueCollapse,
@@ -138,3 +143,48 @@ def test_settings_are_checked_and_defaults_pass():
 def test_plateau_cannot_overlap_a_trend():
     with pytest.raises(ValueError, match=r"`plateau_points` is 3\.0; expected at most `trend_points`, 2\.0"):
         replace(DEFAULTS, plateau_points=3.0)
+
+
+# Trends
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (0.49, PlateauDetected),
+        (-0.49, PlateauDetected),
+        (0.51, None),
+        (-1.99, None),
+        (2.01, ImprovementDetected),
+        (-2.01, DegradationDetected),
+    ],
+)
+def test_three_rollouts_are_compared_with_the_three_before(change, kind):
+    detector = TrendDetector(DEFAULTS)
+    means = [40.0, 43.0, 46.0, 43.0 + change, 40.0 + change, 46.0 + change]
+    *early, last = [detector.add([mean - 1.0, mean + 1.0], 640 * index) for index, mean in enumerate(means)]
+    assert early == [None] * 5
+    expected = {"change": change, "recent": 43.0 + change, "previous": 43.0}
+    approximate = {name: pytest.approx(value) for name, value in expected.items()}
+    assert last == (kind and kind(timesteps=3200, batches=3, **approximate))
+
+
+@given(st.lists(st.floats(40, 45), min_size=1, max_size=20), st.integers(1, 4), st.integers(0, 20))
+def test_trends_equal_a_plain_computation_and_resume_from_a_json_state(means, side, cut):
+    settings = AnomalySettings(trend_batches=side)
+    detector, verdict = TrendDetector(settings), None
+    for index, mean in enumerate(means):
+        if index == cut:
+            state, detector = json.loads(json.dumps(detector.get_state())), TrendDetector(settings)
+            detector.set_state(state)
+        assert detector.add([], index) is None
+        event = detector.add([mean], index)
+        if index + 1 < 2 * side:
+            assert event is None
+            continue
+        window = means[index + 1 - 2 * side : index + 1]
+        change = np.mean(window[side:]) - np.mean(window[:side])
+        now = "PLATEAU" if abs(change) < 0.5 else None
+        now = now or ("DEGRADATION" if change < -2 else "IMPROVEMENT" if change > 2 else None)
+        assert (event and event.TYPE) == (f"{now}_DETECTED" if now and now != verdict else None)
+        verdict = now

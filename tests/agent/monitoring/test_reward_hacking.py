@@ -61,7 +61,7 @@ def world(stages, effects, curve=HOST_CURVE, weights=None):
 
 
 def suspected(infos, settings=SETTINGS, scale=1.0):
-    detector = RewardHackingDetector(settings, 1, scale)
+    detector = RewardHackingDetector(settings, scale)
     steps = [detector.observe([info], [index == len(infos) - 1]) for index, info in enumerate(infos)]
     return [suspicion for step in steps for suspicion in step]
 
@@ -97,11 +97,8 @@ def test_fossilizing_at_a_peak_is_overpaid():
 
 def test_waiting_in_holding_is_overpaid_for_nothing():
     (suspicion,) = suspected(world(life(Stage.HOLDING), [15.0] * HORIZON))
-    assert (suspicion.payload.signature, suspicion.payload.improvement, suspicion.payload.ratio) == (
-        "overpaid",
-        0,
-        None,
-    )
+    payload = suspicion.payload
+    assert (payload.signature, payload.improvement, payload.ratio) == ("overpaid", 0, None)
 
 
 def test_idle_seed_beside_an_improving_host_is_not_suspected():
@@ -109,12 +106,6 @@ def test_idle_seed_beside_an_improving_host_is_not_suspected():
     assert infos[-1]["val_accuracy"] > infos[0]["val_accuracy"] + 30
     assert sum(sum(info["reward_components"].values()) for info in infos) < 0
     assert suspected(infos) == []
-
-
-def test_idle_seeds_in_every_slot_are_overpaid():
-    stages = np.stack([life(Stage.FOSSILIZED, start) for start in (0, 5, 10)], axis=1)
-    (suspicion,) = suspected(world(stages, np.zeros((HORIZON, 3))))
-    assert (suspicion.payload.signature, suspicion.payload.improvement) == ("overpaid", 0.0)
 
 
 @pytest.mark.parametrize(("worth", "count"), [(3.01, 0), (2.99, 1)])
@@ -135,16 +126,14 @@ def test_small_reward_is_not_suspected(floor, count):
 
 def test_paid_points_are_independent_of_the_reward_scale():
     infos, scaled = (world(life(Stage.HOLDING), [15.0] * HORIZON, weights=w) for w in (None, {"scale": 10.0}))
-    for info in scaled:
+    for info in (*infos, *scaled):
         del info["reward_components"]["stages"]  # do not scale
-    for info in infos:
-        del info["reward_components"]["stages"]
     assert suspected(scaled, scale=10.0)[0].payload.paid == pytest.approx(suspected(infos)[0].payload.paid)
 
 
 def test_truncated_episode_is_not_judged_and_the_next_starts_afresh():
     infos = world(life(Stage.HOLDING), [15.0] * HORIZON)
-    detector = RewardHackingDetector(SETTINGS, 1)
+    detector = RewardHackingDetector(SETTINGS)
     for index, info in enumerate(infos[:20]):
         assert detector.observe([info], [index == 19]) == []
     waiting = world([Stage.DORMANT] * HORIZON, [0.0] * HORIZON)
@@ -190,21 +179,17 @@ def test_seed_is_reported_once_and_its_successor_again():
     assert [s.payload.signature for s in suspected([*held(-9.0, 8, length=19)[:-1], *one])].count("ransomware") == 2
 
 
-def test_single_bad_epoch_is_not_ransomware():
-    infos = held(3.0, 5)
-    infos[12]["val_accuracy"] = 5.0
-    assert ransoms(infos) == []
-
-
-def test_unmeasured_contribution_is_ignored():
-    infos = held(-9.0, 5)
-    infos[10]["contribution_measured"] = np.array([False])
-    assert ransoms(infos) == []
-
-
-def test_single_high_contribution_is_not_ransomware():
-    infos = held(-9.0, 5, contribution=0.05)
-    infos[10]["contribution"] = np.array([40.0])
+@pytest.mark.parametrize(
+    ("change", "contribution", "name", "value"),
+    [
+        (3.0, 5.0, "val_accuracy", 5.0),
+        (-9.0, 5.0, "contribution_measured", np.array([False])),
+        (-9.0, 0.05, "contribution", np.array([40.0])),
+    ],
+)
+def test_single_epoch_does_not_decide(change, contribution, name, value):
+    infos = held(change, 5, contribution)
+    infos[11][name] = value
     assert ransoms(infos) == []
 
 
@@ -230,17 +215,12 @@ def test_fossilized_seed_can_be_ransomware(holding):
     assert [s.epoch for s in ransoms(infos)] == [13]
 
 
-def test_scaffold_reward_counts_as_paid():
+def test_scaffold_reward_counts_as_paid_and_harmful_seeds_are_worth_zero():
     infos = world([Stage.DORMANT] * HORIZON, [0.0] * HORIZON)
     infos[3]["reward_components"]["scaffold"] = 0.2
-    (suspicion,) = suspected(infos)
-    assert suspicion.payload.paid == pytest.approx(20.0)
-
-
-def test_harmful_seeds_are_worth_zero():
-    infos = world(life(Stage.HOLDING), [15.0] * HORIZON)
     infos[-1]["shapley"] = np.array([-3.0])
     (suspicion,) = suspected(infos)
+    assert suspicion.payload.paid == pytest.approx(20.0)
     assert (suspicion.payload.improvement, suspicion.payload.ratio) == (0.0, None)
 
 
@@ -275,25 +255,15 @@ def test_seed_planted_after_a_loss_is_compared_with_the_accuracy_after_it():
 def test_environments_are_independent_and_resume_from_a_json_state():
     bad, good = world(life(Stage.HOLDING), [15.0] * HORIZON), world(life(Stage.FOSSILIZED), [15.0] * HORIZON)
     steps = [([bad[t], good[t], held(-9.0, 12, length=HORIZON)[t]], [t == HORIZON - 1] * 3) for t in range(HORIZON)]
-    whole = RewardHackingDetector(SETTINGS, 3)
+    whole = RewardHackingDetector(SETTINGS)
     expected = [whole.observe(*step) for step in steps * 2]
     flat = [(s.payload.signature, s.env, s.episode) for step in expected for s in step]
     once = [("ransomware", 2), ("overpaid", 0), ("overpaid", 2)]
     assert flat == [(*found, episode) for episode in (0, 1) for found in once]
-    for cut in (1, 13, 14, 39, 40, 55):
-        first, second = RewardHackingDetector(SETTINGS, 3), RewardHackingDetector(SETTINGS, 3)
+    for cut in (1, 14, 39, 40, 55):
+        first, second = RewardHackingDetector(SETTINGS), RewardHackingDetector(SETTINGS)
         found = [first.observe(*step) for step in (steps * 2)[:cut]]
         second.set_state(json.loads(json.dumps(first.get_state())))
         found += [second.observe(*step) for step in (steps * 2)[cut:]]
         assert found == expected
         assert second.get_state() == whole.get_state()
-
-
-def test_detector_rejects_another_number_of_environments():
-    detector = RewardHackingDetector(SETTINGS, 2)
-    with pytest.raises(ValueError, match="1 infos and 1 dones; expected 2 of each"):
-        detector.observe([{}], [True])
-    with pytest.raises(ValueError, match="the state has 1 environments; expected 2"):
-        detector.set_state(RewardHackingDetector(SETTINGS, 1).get_state())
-    with pytest.raises(ValueError, match=r"num_envs is 0 and scale is 1\.0; expected positive numbers"):
-        RewardHackingDetector(SETTINGS, 0)

@@ -1,4 +1,4 @@
-"""Suspicions of reward hacking in scripted exploits and honest policies, with real networks.
+"""Suspicions of reward hacking in scripted exploits and an honest policy, with real networks.
 
 Real networks differ between CPUs. If their accuracies matter, a test bounds the number of suspicions.
 """
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from esper_agent.monitoring.detectors import AnomalySettings
 from esper_agent.monitoring.reward_hacking import RewardHackingDetector
-from esper_agent.policies.baselines import WaitPolicy
 from esper_agent.policies.heuristic import HeuristicPolicy
 from esper_agent.sb3 import make_sb3_env
 from esper_env.rules.heads import HEAD_DEFAULTS, AlphaSpeed, AlphaTarget, Blueprint, Head, Op, Style, Tempo
@@ -55,7 +54,7 @@ def play(num_envs, decide, seed=0, measured=None, settings=None, **kwargs):
         measure = population.measure
         population.measure = lambda structure, rows: measured(structure, measure(structure, rows))
     observation = env.reset()
-    detector, found = RewardHackingDetector(settings or AnomalySettings(), num_envs), []
+    detector, found = RewardHackingDetector(settings or AnomalySettings()), []
     for t in range(HORIZON):
         observation, _, dones, infos = env.step(decide(t, observation))
         found += detector.observe(infos, dones)
@@ -64,8 +63,9 @@ def play(num_envs, decide, seed=0, measured=None, settings=None, **kwargs):
     return found
 
 
-def scripted(actions, num_envs=3, **kwargs):
-    return play(num_envs, lambda t, _: np.stack([actions[t]] * num_envs), **{"reward_mode": "contribution"} | kwargs)
+def scripted(actions, num_envs=2, **kwargs):
+    settings = {"reward_mode": "contribution", "batches_per_step": 2} | kwargs
+    return play(num_envs, lambda t, _: np.stack([actions[t]] * num_envs), **settings)
 
 
 HELD = script()[:-1]  # as far as HOLDING
@@ -90,7 +90,7 @@ def test_exploits_are_overpaid(name):
         return measurement._replace(contribution=np.where(measurement.measured, 20.0, 0.0))
 
     found = [s for s in scripted(filled(EXPLOITS[name]), measured=dependent) if s.payload.signature == "overpaid"]
-    assert [s.env for s in found] == [0, 1, 2]
+    assert [s.env for s in found] == [0, 1]
     assert {s.epoch for s in found} == {HORIZON}
 
 
@@ -104,8 +104,7 @@ def test_early_honest_growth_is_not_suspected():
 
     Its reward is at most half of the threshold.
     """
-    for life_of in (script(), script(blueprint=Blueprint.NORM)):
-        assert scripted(filled(life_of), settings=AnomalySettings(hacking_ratio=10.0)) == []
+    assert scripted(filled(script()), settings=AnomalySettings(hacking_ratio=10.0)) == []
 
 
 def test_harmful_but_needed_seed_is_ransomware():
@@ -119,7 +118,7 @@ def test_harmful_but_needed_seed_is_ransomware():
 
     late = [*[action()] * 20, *HELD]
     found = scripted(filled(late), measured=wrecked, reward_mode="accuracy")
-    assert [(s.env, s.slot, s.payload.signature) for s in found] == [(env, 0, "ransomware") for env in range(3)]
+    assert [(s.env, s.slot, s.payload.signature) for s in found] == [(env, 0, "ransomware") for env in range(2)]
     for suspicion in found:
         assert suspicion.payload.paid == pytest.approx(15.0)
         assert suspicion.payload.improvement == pytest.approx(-10.0)
@@ -133,11 +132,7 @@ def test_heuristic_is_rarely_suspected():
     memory = {"state": None}
 
     def decide(t, observation):
-        actions, memory["state"] = policy.predict(observation, memory["state"], np.full(20, t == 0))
+        actions, memory["state"] = policy.predict(observation, memory["state"], np.full(8, t == 0))
         return actions
 
-    assert len(play(20, decide, seed=500, reward_mode="contribution")) <= 1
-
-
-def test_waiting_is_never_suspected():
-    assert play(4, lambda _, observation: WaitPolicy().predict(observation)[0], reward_mode="contribution") == []
+    assert len(play(8, decide, seed=500, reward_mode="contribution")) <= 1

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import gymnasium
 import numpy as np
 from esper_env.checks import NON_NEGATIVE, check_value
-from esper_env.persistence import Tree
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
@@ -129,18 +128,6 @@ class GymVecEnv(VecEnv):
     def get_images(self) -> Sequence[np.ndarray | None]:
         frames = self.vec_env.render()
         return [None] * self.num_envs if frames is None else list(frames)
-
-    # State
-
-    def get_state(self) -> Tree:
-        """Return the state of the vector environment, which must have ``get_state``."""
-        return self.vec_env.get_state()
-
-    def set_state(self, state: Tree) -> None:
-        """Restore a state of ``get_state``, and drop seeds and options for the next reset."""
-        self.vec_env.set_state(state)
-        self._reset_seeds()
-        self._reset_options()
 
     # Attributes and methods
 

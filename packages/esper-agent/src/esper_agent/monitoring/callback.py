@@ -11,7 +11,7 @@ from typing import Any
 from esper_env.telemetry import Payload, Telemetry
 from stable_baselines3.common.callbacks import BaseCallback
 
-from esper_agent.monitoring.detectors import AnomalySettings, detect
+from esper_agent.monitoring.detectors import AnomalySettings, TrendDetector, detect
 from esper_agent.monitoring.payloads import (
     Anomaly,
     DegradationDetected,
@@ -27,8 +27,7 @@ from esper_agent.monitoring.payloads import (
     TrainingStarted,
     ValueCollapse,
 )
-from esper_agent.monitoring.reward_hacking import RewardHackingDetector, Suspicion
-from esper_agent.monitoring.trends import TrendDetector
+from esper_agent.monitoring.reward_hacking import RewardHackingDetector
 from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
 
 #: Name under ``diagnostics/`` -> payload of the events that it counts.
@@ -75,13 +74,14 @@ class DiagnosticsCallback(BaseCallback):
         super().__init__()
         self.settings = AnomalySettings() if settings is None else settings
         self.hub = hub
-        self._trends = TrendDetector(self.settings)
-        self._hacking: RewardHackingDetector | None = None
-        self._hacking_state: list[dict[str, Any]] | None = None  # restored once the environments are known
+        self._slot_ids: tuple[str, ...] = ()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._trends, self._hacking = TrendDetector(self.settings), RewardHackingDetector(self.settings)
         self._accuracies: list[float] = []  # committed, of the episodes that ended in this rollout
         self._counts: Counter[str] = Counter()  # event types since the last record
         self._updates_seen = 0
-        self._slot_ids: tuple[str, ...] = ()
 
     @contextmanager
     def reporting_divergence(self) -> Iterator[None]:
@@ -102,10 +102,9 @@ class DiagnosticsCallback(BaseCallback):
 
     def get_state(self) -> dict[str, Any]:
         """Return the state for ``set_state``, of JSON types."""
-        hacking = self._hacking_state if self._hacking is None else self._hacking.get_state()
         return {
             "trends": self._trends.get_state(),
-            "hacking": hacking,
+            "hacking": self._hacking.get_state(),
             "accuracies": list(self._accuracies),
             "counts": dict(self._counts),
             "updates_seen": self._updates_seen,
@@ -117,11 +116,10 @@ class DiagnosticsCallback(BaseCallback):
         Raises:
             KeyError: the state is incomplete.
         """
-        hacking, accuracies, counts = state["hacking"], list(state["accuracies"]), Counter(state["counts"])
-        updates_seen = int(state["updates_seen"])
         self._trends.set_state(state["trends"])
-        self._hacking, self._hacking_state = None, hacking
-        self._accuracies, self._counts, self._updates_seen = accuracies, counts, updates_seen
+        self._hacking.set_state(state["hacking"])
+        self._accuracies, self._counts = list(state["accuracies"]), Counter(state["counts"])
+        self._updates_seen = int(state["updates_seen"])
 
     # Stable-Baselines3's hooks
 
@@ -130,13 +128,10 @@ class DiagnosticsCallback(BaseCallback):
             raise TypeError(f"the model is a {type(self.model).__name__}; diagnostics read a FactoredRecurrentPPO")
         env = self.training_env
         self._slot_ids = env.get_attr("slot_ids")[0]
-        if self.num_timesteps == 0:
-            self._forget()
-        if self._hacking is None or self._hacking.num_envs != env.num_envs:
-            self._hacking = RewardHackingDetector(self.settings, env.num_envs, env.get_attr("reward_config")[0].scale)
-        if self._hacking_state is not None:
-            self._hacking.set_state(self._hacking_state)
-            self._hacking_state = None
+        if self.num_timesteps == 0:  # training starts instead of resuming
+            self._reset()
+            self._updates_seen = self.model._n_updates
+        self._hacking.scale = env.get_attr("reward_config")[0].scale
         if self.hub is not None:
             self.hub.emit(
                 TrainingStarted(
@@ -153,10 +148,10 @@ class DiagnosticsCallback(BaseCallback):
         self._after_updates()
 
     def _on_step(self) -> bool:
-        assert self._hacking is not None
         infos, dones = self.locals["infos"], self.locals["dones"]
-        for suspicion in self._hacking.observe(infos, dones):
-            self._report_suspicion(suspicion)
+        for payload, env, episode, epoch, slot in self._hacking.observe(infos, dones):
+            slot_id = None if slot is None else self._slot_ids[slot]
+            self._report(payload, env=env, episode=episode, epoch=epoch, slot=slot_id)
         self._accuracies += [
             float(info["committed_val_accuracy"])
             for info, done in zip(infos, dones, strict=True)
@@ -175,12 +170,6 @@ class DiagnosticsCallback(BaseCallback):
 
     # Reports
 
-    def _forget(self) -> None:
-        """Reset all state, because training starts instead of resuming."""
-        self._trends = TrendDetector(self.settings)
-        self._hacking = self._hacking_state = None
-        self._accuracies, self._counts, self._updates_seen = [], Counter(), self.model._n_updates
-
     def _after_updates(self) -> None:
         if self.model._n_updates > self._updates_seen:
             self._report_update()
@@ -195,11 +184,6 @@ class DiagnosticsCallback(BaseCallback):
         progress = 0.0 if untrained else 1.0 - model._current_progress_remaining
         for anomaly in detect(model.last_update, self.num_timesteps, progress, self.settings):
             self._report(anomaly)
-
-    def _report_suspicion(self, suspicion: Suspicion) -> None:
-        slot = None if suspicion.slot is None else self._slot_ids[suspicion.slot]
-        where = {"env": suspicion.env, "episode": suspicion.episode, "epoch": suspicion.epoch, "slot": slot}
-        self._report(suspicion.payload, **where)
 
     def _report(self, payload: Payload, **where: Any) -> None:
         self._counts[payload.TYPE] += 1

@@ -1,4 +1,4 @@
-"""Anomalies in the metrics of a round of updates, and their thresholds.
+"""Anomalies in the metrics of a round of updates, trends of episodes, and their thresholds.
 
     for anomaly in detect(model.last_update, model.num_timesteps, progress, AnomalySettings()):
         print(anomaly.sentence())
@@ -18,20 +18,25 @@ explained variance was above 0.39 after a quarter of the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any
 
+import numpy as np
 from esper_env.checks import NON_NEGATIVE, POSITIVE, SHARE, Interval, check
 from esper_env.rules import HEAD_NAMES
 
 from esper_agent.monitoring.payloads import (
     Anomaly,
+    DegradationDetected,
     EntropyCollapse,
     GradientAnomaly,
+    ImprovementDetected,
     NumericalInstability,
+    PlateauDetected,
     RatioCollapse,
     RatioExplosion,
+    Trend,
     ValueCollapse,
 )
 
@@ -88,24 +93,14 @@ class AnomalySettings:
 
 
 #: Metrics that must be finite. ``ValueCollapse`` covers the explained variance.
-_LOSSES = ("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "grad_norm")
-_RATIOS = tuple(f"{head}_{name}" for head in HEAD_NAMES for name in ("ratio_mean", "ratio_max", "ratio_min"))
+_FINITE = (
+    *("loss", "policy_gradient_loss", "value_loss", "entropy_loss", "approx_kl", "grad_norm"),
+    *(f"{head}_{name}" for head in HEAD_NAMES for name in ("ratio_mean", "ratio_max", "ratio_min")),
+)
+_ARGUMENTS = tuple(head for head in HEAD_NAMES if head != "op")
 
-
-class _Finding(NamedTuple):
-    """A metric that has passed its threshold."""
-
-    quantity: str
-    value: float
-    threshold: float | None
-
-
-class _Round(NamedTuple):
-    """Input of a rule."""
-
-    metrics: Mapping[str, float]
-    progress: float
-    settings: AnomalySettings
+#: Name, value and threshold of a metric that has passed its threshold; no threshold if the value is not finite.
+_Finding = tuple[str, float, float | None]
 
 
 def detect(metrics: Mapping[str, float], timesteps: int, progress: float, settings: AnomalySettings) -> list[Anomaly]:
@@ -117,85 +112,101 @@ def detect(metrics: Mapping[str, float], timesteps: int, progress: float, settin
         progress: completed share of the run, 0 to 1.
         settings: thresholds.
     """
-    seen = _Round(metrics, progress, settings)
-    found = ((kind, rule(seen)) for kind, rule in _RULES.items())
+    found = {
+        NumericalInstability: _instability(metrics),
+        RatioExplosion: _above(_of_heads(metrics, "ratio_high"), settings.ratio_explosion),
+        RatioCollapse: _below(_of_heads(metrics, "ratio_low"), settings.ratio_collapse),
+        ValueCollapse: _value_collapse(metrics, progress, settings),
+        GradientAnomaly: _gradient_anomaly(metrics, settings),
+        EntropyCollapse: _below(_of_heads(metrics, "choice_entropy", ("op",)), settings.op_entropy_floor)
+        or _below(_of_heads(metrics, "choice_entropy", _ARGUMENTS), settings.argument_entropy_floor),
+    }
     return [
-        kind(timesteps=timesteps, quantity=finding.quantity, value=finding.value, threshold=finding.threshold)
-        for kind, finding in found
+        kind(timesteps=timesteps, quantity=finding[0], value=finding[1], threshold=finding[2])
+        for kind, finding in found.items()
         if finding is not None
     ]
 
 
-def _of_heads(metrics: Mapping[str, float], statistic: str) -> Iterator[tuple[str, float]]:
-    """Yield each head's (name, value) of a statistic, except NaN."""
-    for head in HEAD_NAMES:
-        value = metrics.get(f"{head}_{statistic}", math.nan)
-        if not math.isnan(value):
-            yield f"{head}_{statistic}", value
+def _of_heads(metrics: Mapping[str, float], statistic: str, heads: Sequence[str] = HEAD_NAMES) -> dict[str, float]:
+    names = [f"{head}_{statistic}" for head in heads]
+    return {name: metrics[name] for name in names if name in metrics}
 
 
-def _highest(seen: _Round, statistic: str, limit: float) -> _Finding | None:
-    name, value = max(_of_heads(seen.metrics, statistic), key=lambda pair: pair[1], default=("", -math.inf))
-    return _Finding(name, value, limit) if value > limit else None
+def _above(values: Mapping[str, float], limit: float) -> _Finding | None:
+    beyond = [name for name, value in values.items() if value > limit]
+    worst = max(beyond, key=values.__getitem__, default=None)
+    return None if worst is None else (worst, values[worst], limit)
 
 
-def _lowest(seen: _Round, statistic: str, limit: float) -> _Finding | None:
-    name, value = min(_of_heads(seen.metrics, statistic), key=lambda pair: pair[1], default=("", math.inf))
-    return _Finding(name, value, limit) if value < limit else None
+def _below(values: Mapping[str, float], limit: float) -> _Finding | None:
+    beyond = [name for name, value in values.items() if value < limit]
+    worst = min(beyond, key=values.__getitem__, default=None)
+    return None if worst is None else (worst, values[worst], limit)
 
 
-def _ratio_explosion(seen: _Round) -> _Finding | None:
-    return _highest(seen, "ratio_high", seen.settings.ratio_explosion)
+def _instability(metrics: Mapping[str, float]) -> _Finding | None:
+    for name in _FINITE:
+        if not math.isfinite(metrics.get(name, 0.0)):
+            return name, metrics[name], None
+    return _above({"skipped_updates": metrics.get("skipped_updates", 0.0)}, 0.0)
 
 
-def _ratio_collapse(seen: _Round) -> _Finding | None:
-    return _lowest(seen, "ratio_low", seen.settings.ratio_collapse)
+def _value_collapse(metrics: Mapping[str, float], progress: float, settings: AnomalySettings) -> _Finding | None:
+    name = "explained_variance"
+    if not math.isfinite(metrics.get(name, 0.0)):
+        return name, metrics[name], None
+    late = name in metrics and progress >= settings.value_collapse_after
+    return _below({name: metrics[name]}, settings.value_collapse) if late else None
 
 
-def _entropy_collapse(seen: _Round) -> _Finding | None:
-    op = seen.metrics.get("op_choice_entropy", math.nan)
-    if op < seen.settings.op_entropy_floor:
-        return _Finding("op_choice_entropy", op, seen.settings.op_entropy_floor)
-    arguments = {name: value for name, value in seen.metrics.items() if name != "op_choice_entropy"}
-    return _lowest(seen._replace(metrics=arguments), "choice_entropy", seen.settings.argument_entropy_floor)
-
-
-def _value_collapse(seen: _Round) -> _Finding | None:
-    name, limit = "explained_variance", seen.settings.value_collapse
-    value = seen.metrics.get(name)
-    if value is None:
+def _gradient_anomaly(metrics: Mapping[str, float], settings: AnomalySettings) -> _Finding | None:
+    if not math.isfinite(metrics.get("grad_norm", math.nan)):
         return None
-    if not math.isfinite(value):
-        return _Finding(name, value, None)
-    late = seen.progress >= seen.settings.value_collapse_after
-    return _Finding(name, value, limit) if late and value < limit else None
+    norm = {"grad_norm": metrics["grad_norm"]}
+    most = settings.gradient_explosion * metrics["max_grad_norm"]
+    return _above(norm, most) or _below(norm, settings.gradient_vanishing)
 
 
-def _numerical_instability(seen: _Round) -> _Finding | None:
-    for name in (*_LOSSES, *_RATIOS):
-        value = seen.metrics.get(name, 0.0)
-        if not math.isfinite(value):
-            return _Finding(name, value, None)
-    skipped = seen.metrics.get("skipped_updates", 0.0)
-    return _Finding("skipped_updates", skipped, 0.0) if skipped > 0 else None
+class TrendDetector:
+    """Compares the mean committed accuracy of the last ``trend_batches`` rollouts with the same number before them.
 
+    A change of less than ``plateau_points`` is a plateau. A change of more than ``trend_points`` is an improvement or a
+    degradation. The detector reports a verdict once, and again only after the verdict has changed.
+    """
 
-def _gradient_anomaly(seen: _Round) -> _Finding | None:
-    norm = seen.metrics.get("grad_norm")
-    if norm is None or not math.isfinite(norm):
-        return None
-    most = seen.settings.gradient_explosion * seen.metrics["max_grad_norm"]
-    least = seen.settings.gradient_vanishing
-    if norm > most:
-        return _Finding("grad_norm", norm, most)
-    return _Finding("grad_norm", norm, least) if norm < least else None
+    def __init__(self, settings: AnomalySettings) -> None:
+        self.settings = settings
+        self._means: list[float] = []  # of the latest rollouts, oldest first
+        self._verdict: str | None = None  # an event type
 
+    def add(self, accuracies: Sequence[float], timesteps: int) -> Trend | None:
+        """Add the committed accuracies of a rollout, in percent, and return a new verdict, or None.
 
-_RULES: dict[type[Anomaly], Callable[[_Round], _Finding | None]] = {
-    NumericalInstability: _numerical_instability,
-    RatioExplosion: _ratio_explosion,
-    RatioCollapse: _ratio_collapse,
-    ValueCollapse: _value_collapse,
-    GradientAnomaly: _gradient_anomaly,
-    EntropyCollapse: _entropy_collapse,
-}
+        A rollout without any episodes is ignored. ``timesteps`` are the environment steps so far.
+        """
+        if not accuracies:
+            return None
+        side = self.settings.trend_batches
+        self._means = [*self._means, float(np.mean(accuracies))][-2 * side :]
+        if len(self._means) < 2 * side:
+            return None
+        previous, recent = float(np.mean(self._means[:side])), float(np.mean(self._means[side:]))
+        change = recent - previous
+        kind: type[Trend] | None = None
+        if abs(change) < self.settings.plateau_points:
+            kind = PlateauDetected
+        elif abs(change) > self.settings.trend_points:
+            kind = ImprovementDetected if change > 0 else DegradationDetected
+        before, self._verdict = self._verdict, kind.TYPE if kind else None
+        if kind is None or before == kind.TYPE:
+            return None
+        return kind(timesteps=timesteps, change=change, recent=recent, previous=previous, batches=side)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the state for ``set_state``, of JSON types."""
+        return {"means": list(self._means), "verdict": self._verdict}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of ``get_state``; ``KeyError`` if it is incomplete."""
+        self._means, self._verdict = [float(mean) for mean in state["means"]], state["verdict"]

@@ -56,7 +56,6 @@ class Anomaly(Payload):
         return re.sub("_(ratio|choice)_.*", "", self.quantity).replace("_", " ")
 
 
-@dataclass(frozen=True, kw_only=True)
 class RatioExplosion(Anomaly):
     """A probability ratio is far above 1."""
 
@@ -64,7 +63,6 @@ class RatioExplosion(Anomaly):
     SENTENCE = "the 95% quantile of the {self.head} head's probability ratios is {self.value:.3g}" + _THRESHOLD
 
 
-@dataclass(frozen=True, kw_only=True)
 class RatioCollapse(Anomaly):
     """A probability ratio is far below 1."""
 
@@ -72,7 +70,6 @@ class RatioCollapse(Anomaly):
     SENTENCE = "the 5% quantile of the {self.head} head's probability ratios is {self.value:.3g}" + _THRESHOLD
 
 
-@dataclass(frozen=True, kw_only=True)
 class ValueCollapse(Anomaly):
     """The critic explains too little of the variance of the returns."""
 
@@ -86,7 +83,6 @@ class ValueCollapse(Anomaly):
         return f"the critic explains only {self.value:.1%} of the return variance (threshold {limit})."
 
 
-@dataclass(frozen=True, kw_only=True)
 class NumericalInstability(Anomaly):
     """A loss or ratio is not finite, or training skipped an update."""
 
@@ -100,7 +96,6 @@ class NumericalInstability(Anomaly):
         return f"the policy's {self.quantity} is {self.value}; expected a finite number."
 
 
-@dataclass(frozen=True, kw_only=True)
 class GradientAnomaly(Anomaly):
     """Gradients explode or vanish."""
 
@@ -108,7 +103,6 @@ class GradientAnomaly(Anomaly):
     SENTENCE = "the mean norm of the gradients is {self.value:.3g}" + _THRESHOLD
 
 
-@dataclass(frozen=True, kw_only=True)
 class EntropyCollapse(Anomaly):
     """A head that has a choice has stopped exploring."""
 
@@ -131,14 +125,12 @@ class Trend(Payload):
     batches: int  # on each side
 
 
-@dataclass(frozen=True, kw_only=True)
 class PlateauDetected(Trend):
     """The committed accuracy has not changed."""
 
     TYPE = "PLATEAU_DETECTED"
 
 
-@dataclass(frozen=True, kw_only=True)
 class DegradationDetected(Trend):
     """The committed accuracy has fallen."""
 
@@ -146,7 +138,6 @@ class DegradationDetected(Trend):
     SEVERITY = Severity.WARNING
 
 
-@dataclass(frozen=True, kw_only=True)
 class ImprovementDetected(Trend):
     """The committed accuracy has risen."""
 
@@ -188,14 +179,12 @@ class Checkpoint(Payload):
     timesteps: int
 
 
-@dataclass(frozen=True, kw_only=True)
 class CheckpointSaved(Checkpoint):
     """A checkpoint was saved."""
 
     TYPE = "CHECKPOINT_SAVED"
 
 
-@dataclass(frozen=True, kw_only=True)
 class CheckpointLoaded(Checkpoint):
     """Training resumed from a checkpoint."""
 

@@ -74,36 +74,21 @@ class _Episode:
 
 
 class RewardHackingDetector:
-    """Watches the episodes of several environments.
+    """Watches the episodes of several environments; ``scale`` is the reward for 100 points of accuracy."""
 
-    Args:
-        settings: thresholds.
-        num_envs: number of environments.
-        scale: reward for 100 points of accuracy.
-
-    Raises:
-        ValueError: ``num_envs`` or ``scale`` is not positive.
-    """
-
-    def __init__(self, settings: AnomalySettings, num_envs: int, scale: float = 1.0) -> None:
-        if num_envs < 1 or not scale > 0:
-            raise ValueError(f"num_envs is {num_envs} and scale is {scale}; expected positive numbers")
-        self.settings = settings
-        self.num_envs, self.scale = num_envs, scale
-        self._episodes = [_Episode() for _ in range(num_envs)]
+    def __init__(self, settings: AnomalySettings, scale: float = 1.0) -> None:
+        self.settings, self.scale = settings, scale
+        self._episodes: list[_Episode] = []  # of each environment
 
     def observe(self, infos: Sequence[Mapping[str, Any]], dones: Sequence[Any]) -> list[Suspicion]:
-        """Add one step of every environment and return new suspicions.
+        """Add one step of every environment and return new suspicions; another number of environments starts afresh.
 
         Args:
             infos: infos of the step, of the final step if an episode ended.
             dones: True for each environment whose episode ended.
-
-        Raises:
-            ValueError: the number of environments is wrong.
         """
-        if len(infos) != self.num_envs or len(dones) != self.num_envs:
-            raise ValueError(f"{len(infos)} infos and {len(dones)} dones; expected {self.num_envs} of each")
+        if len(infos) != len(self._episodes):
+            self._episodes = [_Episode() for _ in infos]
         found = []
         for env, (info, done) in enumerate(zip(infos, dones, strict=True)):
             episode = self._episodes[env]
@@ -119,16 +104,11 @@ class RewardHackingDetector:
 
     def get_state(self) -> list[dict[str, Any]]:
         """Return the state for ``set_state``, of JSON types."""
-        return [asdict(episode) | {"seeds": _seed_list(episode)} for episode in self._episodes]
+        states = [asdict(episode) for episode in self._episodes]
+        return [state | {"seeds": [[*item] for item in state["seeds"].items()]} for state in states]  # no integer keys
 
     def set_state(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Restore a state of ``get_state``.
-
-        Raises:
-            ValueError: the state has another number of environments.
-        """
-        if len(state) != self.num_envs:
-            raise ValueError(f"the state has {len(state)} environments; expected {self.num_envs}")
+        """Restore a state of ``get_state``."""
         self._episodes = [
             _Episode(**{**part, "seeds": {int(slot): _Seed(**seed) for slot, seed in part["seeds"]}}) for part in state
         ]
@@ -187,8 +167,3 @@ class RewardHackingDetector:
             return None
         ratio = episode.paid / worth if worth > 0 else None
         return RewardHackingSuspected(signature="overpaid", paid=episode.paid, improvement=worth, ratio=ratio)
-
-
-def _seed_list(episode: _Episode) -> list[list[Any]]:
-    """JSON has no integer keys."""
-    return [[slot, asdict(seed)] for slot, seed in episode.seeds.items()]

@@ -35,7 +35,6 @@ def environment_parts(env: VecEnv) -> dict[str, Stateful]:
     inner = env.vec_env
     if inner.unwrapped is not inner or not (hasattr(inner, "get_state") and hasattr(inner, "set_state")):
         raise CheckpointError(f"{type(inner).__name__} has no get_state and set_state; {_REMEDY}")
-    # Not the adapter's own ``set_state``, which drops seeds and options at once: restoring may still fail.
     vector = Accessors(inner.get_state, inner.set_state)
     return {**parts, "vector": vector, "seeds": Accessors(partial(_seeds, env), partial(_set_seeds, env))}
 
