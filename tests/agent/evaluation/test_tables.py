@@ -39,19 +39,18 @@ def records(policy, returns, first_seed=0, test=50.0, added=10):
 def test_summary_equals_hand_computed_numbers():
     summary = summarise(records("p", [0.1, 0.2, 0.3, 0.8]))
     assert summary.episode_return.mean == pytest.approx(0.35)
-    assert summary.episode_return.deviation == pytest.approx(np.std([0.1, 0.2, 0.3, 0.8], ddof=1))
-    assert summary.interquartile_return.value == pytest.approx(0.25)
+    assert summary.episode_return.std == pytest.approx(np.std([0.1, 0.2, 0.3, 0.8], ddof=1))
+    assert summary.return_iqm.value == pytest.approx(0.25)
     assert summary.test_accuracy.mean == pytest.approx(51.5)
     assert summary.wait_share == 0.25
-    assert summary.difference is None
 
 
 def test_differences_are_paired_by_seed():
     results = {"a": records("a", [0.1, 0.9, 0.5]), "b": records("b", [0.2, 1.0, 0.6])}
     first, second = summarise_all(results, reference="a")
-    assert first.difference is None
-    assert second.difference.value == pytest.approx(0.1)
-    assert second.difference.low == pytest.approx(0.1)
+    assert np.isnan(first.return_difference.value)
+    assert second.return_difference.value == pytest.approx(0.1)
+    assert second.return_difference.low == pytest.approx(0.1)
     with pytest.raises(ValueError, match="different seeds"):
         summarise(records("b", [0.1, 0.2], first_seed=5), reference=records("a", [0.1, 0.2]))
 

@@ -169,7 +169,7 @@ def test_kl_is_the_kl_of_the_joint_action():
 
 def test_head_statistics_average_over_relevant_rows():
     batches = [minibatch(30, seed=0), minibatch(18, seed=1)]
-    statistics = UpdateStatistics(0.2, th.device("cpu"))
+    statistics = UpdateStatistics(0.2)
     seen = {head: [] for head in Head}
     for samples, evaluation in batches:
         statistics.add(loss_terms(samples, evaluation, settings_with()), evaluation, samples.mask)
@@ -207,7 +207,7 @@ def test_choice_entropy_is_absent_without_a_choice_and_infinite_ratios_stay_infi
         log_probs=evaluation.heads.log_probs + th.where(th.arange(NUM_HEADS) == Head.OP, 200.0, 0.0),
     )
     evaluation = evaluation._replace(heads=heads)
-    statistics = UpdateStatistics(0.2, th.device("cpu"))
+    statistics = UpdateStatistics(0.2)
     statistics.add(loss_terms(samples, evaluation, settings_with()), evaluation, samples.mask)
     numbers = statistics.per_head()
     assert "slot_choice_entropy" not in numbers

@@ -255,14 +255,12 @@ def test_loaded_policy_has_every_setting_and_the_same_actions(spaces, observatio
 
 def test_policy_rejects_other_spaces_and_use_sde(spaces):
     observed, actions = spaces
-    floats = gymnasium.spaces.Dict({**observed, "blueprints": gymnasium.spaces.Box(0, 13, (3,))})
     for given, message in (
         ((observed, gymnasium.spaces.Discrete(4)), r"expected .* MultiDiscrete\(head_sizes"),
         ((observed, gymnasium.spaces.MultiDiscrete([2, 3])), r"expected .* MultiDiscrete\(head_sizes"),
         ((observed["features"], actions), "do not flatten"),
         ((gymnasium.spaces.Dict(list(observed.spaces.items())[:-1]), actions), "'op_slot_mask'"),
         ((observed, gymnasium.spaces.MultiDiscrete(head_sizes(4))), r"the shapes {'blueprints': \(4,\)"),
-        ((floats, actions), "integer indices"),
     ):
         with pytest.raises(ValueError, match=message):
             make_policy(given)

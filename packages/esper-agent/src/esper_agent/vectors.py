@@ -50,13 +50,7 @@ def _import(module: str, env_id: str) -> None:
 
 
 def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env_kwargs: Any) -> VectorEnv:
-    """Call ``gymnasium.make_vec`` with an autoreset mode, for ids with and without a vector entry point.
-
-    Args:
-        env_id: a registered id, or "module:id"; see :func:`find_id`.
-        num_envs: number of environments.
-        autoreset_mode: Gymnasium's autoreset mode.
-        **env_kwargs: settings of the environment.
+    """Call ``gymnasium.make_vec`` for ids of :func:`find_id`, with and without a vector entry point.
 
     Raises:
         ValueError: an unknown id, a ``num_envs`` below 1, or an unknown setting.

@@ -22,7 +22,7 @@ class Spread:
     """Mean and standard deviation over episodes; NaN if there are too few."""
 
     mean: float
-    deviation: float
+    std: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
@@ -39,37 +39,28 @@ class Summary:
     dataset: str
     episodes: int
     episode_return: Spread
-    interquartile_return: Estimate  # interquartile mean with its 95% bootstrap interval
     test_accuracy: Spread
     committed_val_accuracy: Spread
     parameters_added: Spread
+    return_iqm: Estimate  # interquartile mean with its 95% bootstrap interval
+    return_difference: Estimate  # mean return minus the reference's, paired by episode seed; NaN for the reference
     wait_share: float
     fossilized: float  # mean per episode
-    difference: Estimate | None = None  # mean return minus the reference's, paired by episode seed
 
     def row(self) -> dict[str, Any]:
-        """Flat columns for CSV or JSON; missing numbers are None."""
-        row: dict[str, Any] = {"policy": self.policy, "dataset": self.dataset, "episodes": self.episodes}
-        spreads = {
-            "return": self.episode_return,
-            "test_accuracy": self.test_accuracy,
-            "committed_val_accuracy": self.committed_val_accuracy,
-            "parameters_added": self.parameters_added,
-        }
-        for name, spread in spreads.items():
-            row |= {f"{name}_mean": spread.mean, f"{name}_std": spread.deviation}
-        estimates = {"return_iqm": self.interquartile_return, "return_difference": self.difference}
-        for name, estimate in estimates.items():
-            for part in ("value", "low", "high"):
-                row[f"{name}_{part}"] = None if estimate is None else getattr(estimate, part)
-        row |= {"wait_share": self.wait_share, "fossilized": self.fossilized}
+        """Flat columns for CSV or JSON, such as ``return_mean``; missing numbers are None."""
+        row: dict[str, Any] = {}
+        for field, value in vars(self).items():
+            name = field.removeprefix("episode_")
+            parts = vars(value).items() if isinstance(value, Spread | Estimate) else None
+            row |= {name: value} if parts is None else {f"{name}_{part}": number for part, number in parts}
         return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()}
 
 
 def summarise(records: Sequence[EpisodeRecord], reference: Sequence[EpisodeRecord] | None = None) -> Summary:
     """Summarise one policy; with ``reference`` including the paired difference of the returns."""
     returns = [record.episode_return for record in records]
-    difference = None
+    difference = Estimate(math.nan, math.nan, math.nan)
     if reference is not None:
         if [record.seed for record in records] != [record.seed for record in reference]:
             raise ValueError(
@@ -81,13 +72,13 @@ def summarise(records: Sequence[EpisodeRecord], reference: Sequence[EpisodeRecor
         dataset=records[0].dataset,
         episodes=len(records),
         episode_return=Spread.of(returns),
-        interquartile_return=bootstrap_interval(returns),
         test_accuracy=Spread.of(_known(record.test_accuracy for record in records)),
         committed_val_accuracy=Spread.of(_known(record.committed_val_accuracy for record in records)),
         parameters_added=Spread.of(_known(record.parameters_added for record in records)),
+        return_iqm=bootstrap_interval(returns),
+        return_difference=difference,
         wait_share=float(np.mean([record.wait_share for record in records])),
         fossilized=float(np.mean([record.fossilized for record in records])),
-        difference=difference,
     )
 
 
@@ -124,13 +115,13 @@ def _cells(summary: Summary) -> dict[str, str]:
     """Cells of a policy, by heading."""
     cells = {
         "return": _spread(summary.episode_return, 2),
-        "return\nIQM": _estimate(summary.interquartile_return),
+        "return\nIQM": _estimate(summary.return_iqm),
         "test\naccuracy, %": _spread(summary.test_accuracy, 1),
         "parameters\nadded": _spread(summary.parameters_added, 0),
         "WAIT\n%": f"{100 * summary.wait_share:.0f}",
     }
-    if summary.difference is not None:
-        cells["return minus\nfirst policy"] = _estimate(summary.difference, signed=True)
+    if not math.isnan(summary.return_difference.value):
+        cells["return minus\nfirst policy"] = _estimate(summary.return_difference, signed=True)
     return cells
 
 
@@ -149,6 +140,8 @@ def summary_table(summaries: Sequence[Summary], title: str) -> Table:
 
 
 RECENT = 50  # episodes
+#: Columns of training episodes, and their digits.
+_TRAINING = {"return": 2, "test_accuracy": 1, "parameters_added": 0}
 
 
 def training_table(episodes: Sequence[Mapping[str, Any]], title: str) -> Table:
@@ -156,21 +149,13 @@ def training_table(episodes: Sequence[Mapping[str, Any]], title: str) -> Table:
     count = min(RECENT, max(1, len(episodes) // 2))
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("training episodes")
-    rows = {f"first {count}": episodes[:count], f"last {count} of {len(episodes)}": episodes[-count:]}
-    columns = {
-        "return": ("return", 2, 1),
-        "test\naccuracy, %": ("test_accuracy", 1, 1),
-        "parameters\nadded": ("parameters_added", 0, 1),
-        "WAIT\n%": ("wait_share", 0, 100),
-    }
-    for heading in columns:
+    for heading in ("return", "test\naccuracy, %", "parameters\nadded", "WAIT\n%"):
         table.add_column(heading, justify="right", no_wrap=True)
+    rows = {f"first {count}": episodes[:count], f"last {count} of {len(episodes)}": episodes[-count:]}
     for label, some in rows.items():
-        cells = []
-        for name, digits, scale in columns.values():
-            spread = Spread.of([scale * value for value in _known(episode[name] for episode in some)])
-            cells.append(_spread(spread, digits))
-        table.add_row(label, *cells)
+        spreads = {name: Spread.of(_known(episode[name] for episode in some)) for name in _TRAINING}
+        waits = Spread.of([100 * episode["wait_share"] for episode in some])
+        table.add_row(label, *(_spread(spreads[name], digits) for name, digits in _TRAINING.items()), _spread(waits, 0))
     return table
 
 
@@ -178,7 +163,7 @@ def _spread(spread: Spread, digits: int) -> str:
     if math.isnan(spread.mean):
         return "not known"
     mean = f"{spread.mean:,.{digits}f}"
-    return mean if math.isnan(spread.deviation) else f"{mean} ± {spread.deviation:,.{digits}f}"
+    return mean if math.isnan(spread.std) else f"{mean} ± {spread.std:,.{digits}f}"
 
 
 def _estimate(estimate: Estimate, signed: bool = False) -> str:

@@ -14,35 +14,18 @@ from stable_baselines3.common.callbacks import BaseCallback
 from esper_agent.monitoring.detectors import AnomalySettings, TrendDetector, detect
 from esper_agent.monitoring.payloads import (
     Anomaly,
-    DegradationDetected,
-    EntropyCollapse,
-    GradientAnomaly,
-    ImprovementDetected,
     NumericalInstability,
-    PlateauDetected,
     PPOUpdateCompleted,
-    RatioCollapse,
-    RatioExplosion,
     RewardHackingSuspected,
     TrainingStarted,
-    ValueCollapse,
+    Trend,
 )
 from esper_agent.monitoring.reward_hacking import RewardHackingDetector
 from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
 
-#: Name under ``diagnostics/`` -> payload of the events that it counts.
-COUNTED: dict[str, type[Payload]] = {
-    "ratio_explosion": RatioExplosion,
-    "ratio_collapse": RatioCollapse,
-    "value_collapse": ValueCollapse,
-    "numerical_instability": NumericalInstability,
-    "gradient_anomaly": GradientAnomaly,
-    "entropy_collapse": EntropyCollapse,
-    "reward_hacking": RewardHackingSuspected,
-    "plateau": PlateauDetected,
-    "degradation": DegradationDetected,
-    "improvement": ImprovementDetected,
-}
+_KINDS: tuple[type[Payload], ...] = (*Anomaly.__subclasses__(), RewardHackingSuspected, *Trend.__subclasses__())
+#: Name under ``diagnostics/`` -> type of the events that it counts, such as "plateau" for PLATEAU_DETECTED.
+COUNTED = {kind.TYPE.rpartition("_")[0].lower(): kind.TYPE for kind in _KINDS}
 
 
 class DiagnosticsCallback(BaseCallback):
@@ -196,6 +179,6 @@ class DiagnosticsCallback(BaseCallback):
 
     def _record(self) -> None:
         self.logger.record("diagnostics/anomalies", self._counts["anomalies"])
-        for name, kind in COUNTED.items():
-            self.logger.record(f"diagnostics/{name}", self._counts[kind.TYPE], exclude="stdout")
+        for name, event_type in COUNTED.items():
+            self.logger.record(f"diagnostics/{name}", self._counts[event_type], exclude="stdout")
         self._counts.clear()

@@ -19,7 +19,6 @@ then do not count as a loss. The detector reports a seed once, in every reward m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -68,10 +67,6 @@ class _Episode:
     accuracies: list[float] = field(default_factory=list)  # of the last epochs
     seeds: dict[int, _Seed] = field(default_factory=dict)  # by slot
 
-    @property
-    def accuracy(self) -> float:
-        return float(np.mean(self.accuracies)) if self.accuracies else math.nan
-
 
 class RewardHackingDetector:
     """Watches the episodes of several environments; ``scale`` is the reward for 100 points of accuracy."""
@@ -83,9 +78,7 @@ class RewardHackingDetector:
     def observe(self, infos: Sequence[Mapping[str, Any]], dones: Sequence[Any]) -> list[Suspicion]:
         """Add one step of every environment and return new suspicions; another number of environments starts afresh.
 
-        Args:
-            infos: infos of the step, of the final step if an episode ended.
-            dones: True for each environment whose episode ended.
+        ``infos`` belong to the final step where ``dones`` is True.
         """
         if len(infos) != len(self._episodes):
             self._episodes = [_Episode() for _ in infos]
@@ -116,15 +109,16 @@ class RewardHackingDetector:
     def _add(self, episode: _Episode, info: Mapping[str, Any]) -> None:
         parts = info["reward_components"]
         episode.paid += sum(max(float(parts.get(name, 0.0)), 0.0) for name in GROWTH) * 100.0 / self.scale
-        before, now = episode.accuracy, float(info["val_accuracy"])
+        now = float(info["val_accuracy"])
+        # A seed that is planted in the first step is compared with the accuracy of that step.
+        before = float(np.mean(episode.accuracies)) if episode.accuracies else now
         episode.accuracies = [*episode.accuracies, now][-SMOOTHING:]
         episode.epoch += 1
         stages = np.asarray(info["slot_stage"]).tolist()
         for slot, stage in enumerate(stages):
             if not HAS_SEED[stage]:
                 continue
-            # A seed that is planted in the first step is compared with the accuracy of that step.
-            seed = episode.seeds.setdefault(slot, _Seed(reference=now if math.isnan(before) else before))
+            seed = episode.seeds.setdefault(slot, _Seed(reference=before))
             kept = stage in _KEPT
             seed.accuracies = self._latest(seed.accuracies, now) if kept else []
             measured, contribution = bool(info["contribution_measured"][slot]), float(info["contribution"][slot])

@@ -91,8 +91,6 @@ def loss_terms(samples: FactoredSamples, evaluation: Evaluation, settings: LossS
     )
 
 
-#: Statistics that are averaged over the rows in which a head is relevant.
-PER_HEAD_MEANS = ("ratio_mean", "approx_kl", "clip_fraction", "entropy")
 #: Share of a head's ratios that lie below ``ratio_low``, and above ``ratio_high``.
 TAIL = 0.05
 
@@ -100,33 +98,29 @@ TAIL = 0.05
 class UpdateStatistics:
     """Statistics of one round of updates. Per-minibatch values stay on the device until they are summarised."""
 
-    def __init__(self, clip_range: float, device: th.device) -> None:
+    def __init__(self, clip_range: float) -> None:
         self.clip_range = clip_range
         self.skipped = 0
         self.gradient_norms: list[float] = []  # before clipping, of the steps made
         self._scalars: dict[str, list[th.Tensor]] = {}
-        self._count = th.zeros(NUM_HEADS, device=device)
-        self._sums = {name: th.zeros(NUM_HEADS, device=device) for name in PER_HEAD_MEANS}
+        self._sums: dict[str, th.Tensor] = {}  # (heads,) by statistic
+        self._counts: dict[str, th.Tensor] = {}  # (heads,) by statistic: rows in the sums
         self._ratios: list[tuple[th.Tensor, th.Tensor]] = []  # (B, heads) each: ratios, and rows that are relevant
-        self._choices = th.zeros(NUM_HEADS, device=device)
-        self._choice_entropy = th.zeros(NUM_HEADS, device=device)
 
     def add(self, terms: LossTerms, evaluation: Evaluation, mask: th.Tensor) -> None:
         """Add one minibatch."""
-        ratio, rows = terms.log_ratio.exp(), terms.rows
-        values = {
-            "ratio_mean": ratio,
-            "approx_kl": approximate_kl(terms.log_ratio),
-            "clip_fraction": ((ratio - 1.0).abs() > self.clip_range).float(),
-            "entropy": evaluation.heads.entropies.detach(),
-        }
-        self._count += rows.sum(dim=0)
-        for name, value in values.items():
-            self._sums[name] += th.where(rows, value, 0.0).sum(dim=0)
+        ratio, rows, entropies = terms.log_ratio.exp(), terms.rows, evaluation.heads.entropies.detach()
         self._ratios.append((ratio, rows))
-        choices = evaluation.heads.choices & rows
-        self._choices += choices.sum(dim=0)
-        self._choice_entropy += th.where(choices, values["entropy"], 0.0).sum(dim=0)
+        per_head = {
+            "ratio_mean": (ratio, rows),
+            "approx_kl": (approximate_kl(terms.log_ratio), rows),
+            "clip_fraction": (((ratio - 1.0).abs() > self.clip_range).float(), rows),
+            "entropy": (entropies, rows),
+            "choice_entropy": (entropies, evaluation.heads.choices & rows),
+        }
+        for name, (values, counted) in per_head.items():
+            self._sums[name] = self._sums.get(name, 0.0) + th.where(counted, values, 0.0).sum(dim=0)
+            self._counts[name] = self._counts.get(name, 0) + counted.sum(dim=0)
         scalars = {
             "policy_gradient_loss": terms.policy,
             "value_loss": terms.value,
@@ -143,7 +137,7 @@ class UpdateStatistics:
         result = {name: float(th.stack(values).mean()) for name, values in self._scalars.items()}
         result["skipped_updates"] = float(self.skipped)
         if self._scalars:
-            result["clip_fraction"] = float(self._sums["clip_fraction"].sum() / self._count.sum())
+            result["clip_fraction"] = float(self._sums["clip_fraction"].sum() / self._counts["clip_fraction"].sum())
         if self.gradient_norms:
             norms = np.asarray(self.gradient_norms)
             result["grad_norm"] = float(norms.mean())
@@ -158,20 +152,18 @@ class UpdateStatistics:
         """
         if not self._ratios:
             return {}
-        means = {name: (sums / self._count).tolist() for name, sums in self._sums.items()}
-        choice_entropy = (self._choice_entropy / self._choices).tolist()  # NaN without a choice
+        means = {name: (sums / self._counts[name]).tolist() for name, sums in self._sums.items()}
+        counts = {name: count.tolist() for name, count in self._counts.items()}
         ratios, rows = (th.cat(parts).cpu().numpy() for parts in zip(*self._ratios, strict=True))
         numbers: dict[str, float] = {}
         for head in np.flatnonzero(rows.any(axis=0)):
             own = ratios[rows[:, head], head]
-            statistics = {name: values[head] for name, values in means.items()} | {
+            statistics = {name: values[head] for name, values in means.items() if counts[name][head] > 0} | {
                 "ratio_max": float(own.max()),
                 "ratio_min": float(own.min()),
                 # Interpolation would fail on infinite ratios.
                 "ratio_low": float(np.quantile(own, TAIL, method="higher")),
                 "ratio_high": float(np.quantile(own, 1.0 - TAIL, method="lower")),
             }
-            if self._choices[head] > 0:
-                statistics["choice_entropy"] = choice_entropy[head]
             numbers |= {f"{HEAD_NAMES[head]}_{name}": value for name, value in statistics.items()}
         return numbers

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch as th
 from esper_env.rules import HEAD_VALUES, NUM_OPS, Head, head_sizes
 from gymnasium import spaces
@@ -269,5 +268,3 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
             f"observation space is {observation_space}; expected a Dict with flat 'features' and the shapes {shapes}: "
             "do not flatten the observation"
         )
-    if not np.issubdtype(given["blueprints"].dtype, np.integer):
-        raise ValueError(f"'blueprints' is {given['blueprints'].dtype}; expected integer indices")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Self, TypeVar
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 import torch as th
@@ -29,8 +29,6 @@ from esper_agent.ppo.buffers import FactoredRolloutBuffer, FactoredSamples
 from esper_agent.ppo.losses import LossSettings, UpdateStatistics, loss_terms
 from esper_agent.ppo.policy import FactoredLstmPolicy
 from esper_agent.ppo.settings import ARGUMENTS, PPOSettings, check_arguments, entropy_factors
-
-SelfFactoredRecurrentPPO = TypeVar("SelfFactoredRecurrentPPO", bound="FactoredRecurrentPPO")
 
 #: This many non-finite updates in a row stop the run.
 NON_FINITE_LIMIT = 3
@@ -173,12 +171,11 @@ class FactoredRecurrentPPO(RecurrentPPO):
         assert isinstance(rollout_buffer, FactoredRolloutBuffer)
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)
-        n_steps = 0
         rollout_buffer.reset()
         callback.on_rollout_start()
         lstm_states = copy.deepcopy(self._last_lstm_states)
 
-        while n_steps < n_rollout_steps:
+        for _ in range(n_rollout_steps):
             with th.no_grad():
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)
                 episode_starts = th.tensor(self._last_episode_starts, dtype=th.float32, device=self.device)
@@ -191,8 +188,6 @@ class FactoredRecurrentPPO(RecurrentPPO):
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
-            n_steps += 1
-
             rollout_buffer.add_decision(
                 self._last_obs,
                 decision,
@@ -247,7 +242,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
             vf_coef=self.vf_coef,
             normalize_advantage=self.normalize_advantage,
         )
-        statistics = UpdateStatistics(settings.clip_range, self.device)
+        statistics = UpdateStatistics(settings.clip_range)
         for _ in range(self.n_epochs):
             within_kl = all(
                 self._update(samples, settings, statistics) for samples in self.rollout_buffer.get(self.batch_size)
@@ -337,14 +332,14 @@ class FactoredRecurrentPPO(RecurrentPPO):
 
     @override
     def learn(
-        self: SelfFactoredRecurrentPPO,
+        self,
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: int = 1,
         tb_log_name: str = "FactoredRecurrentPPO",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
-    ) -> SelfFactoredRecurrentPPO:
+    ) -> Self:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     @classmethod
@@ -352,8 +347,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
         """Load a model from a file, as SB3 does; ``ValueError`` for a folder, which ``esper_agent.load_run`` loads."""
         if isinstance(path, str | PathLike) and Path(path).is_dir():
             inside = Path(path) / "model.zip"
-            hint = f"load {inside}, or use esper_agent.load_run" if inside.exists() else "there is no model.zip in it"
-            raise ValueError(f"{path} is a folder; expected a saved model: {hint}")
+            raise ValueError(f"{path} is a folder; expected a saved model: load {inside}, or use esper_agent.load_run")
         try:
             return super().load(path, *args, **kwargs)
         except AttributeError as error:  # the policy of another algorithm has other parts
