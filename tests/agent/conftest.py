@@ -11,14 +11,15 @@ import pytest
 from blueprints import CNN_BLUEPRINTS
 from command_line import SMALL
 from esper_agent.cli.main import OK, main
-from esper_env.rules.heads import HEAD_DEFAULTS, HEAD_RELEVANCE, NO_BLUEPRINT, Head, Op, head_sizes
+from esper_env.rules.heads import NO_BLUEPRINT, Head, Op, head_sizes
+from esper_env.rules.masks import ActionRules
 from esper_env.rules.reward_config import reward_config
 from esper_env.rules.stages import HAS_SEED, IS_BLENDED, NUM_STAGES, STAGE_INDEX, Stage
 from esper_env.tasks import TASKS
 from esper_env.telemetry import Telemetry
 from gymnasium.spaces import Box, Dict, MultiDiscrete
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import TimeLimit
 
 TOY_ID = "GrowthToy-v0"
 SLOTS = 2
@@ -27,6 +28,7 @@ NEXT_STAGE = {
     Stage.TRAINING: Stage.BLENDING,
     Stage.BLENDING: Stage.HOLDING,
 }
+RULES = ActionRules(SLOTS, CNN_BLUEPRINTS, SLOTS)
 LEGAL_STAGES = {
     Op.WAIT: set(Stage),
     Op.GERMINATE: {Stage.DORMANT},
@@ -115,22 +117,7 @@ class GrowthToy(gymnasium.Env):
         return np.array([[stage in LEGAL_STAGES[op] for stage in self.stage] for op in Op], dtype=np.int8)
 
     def _marginal_mask(self):
-        legal, sections = self._op_slot(), []
-        legal_ops = legal.any(axis=1)
-        for head, size in zip(Head, self.nvec, strict=True):
-            section = np.zeros(size, dtype=np.int8)
-            if head == Head.OP:
-                section[:] = legal_ops
-            elif not (legal_ops & HEAD_RELEVANCE[:, head]).any():
-                section[HEAD_DEFAULTS[head]] = 1
-            elif head == Head.SLOT:
-                section[:] = legal[HEAD_RELEVANCE[:, head]].any(axis=0)
-            elif head == Head.BLUEPRINT:
-                section[list(CNN_BLUEPRINTS)] = 1
-            else:
-                section[:] = 1
-            sections.append(section)
-        return np.concatenate(sections)
+        return RULES.marginal(self._op_slot()[None].astype(bool))[0]
 
     def _observation(self):
         features = np.zeros(31 + 30 * SLOTS, dtype=np.float32)
@@ -185,62 +172,32 @@ class GrowthToyVector(VectorEnv):
     """The toy as a vector environment of its own, with vector-wide attributes and masks like the real one."""
 
     def __init__(self, num_envs=1, autoreset_mode="SameStep", max_episode_steps=None, render_mode=None, **kwargs):
-        self.envs = [GrowthToy(**kwargs) for _ in range(num_envs)]
-        self.num_envs, self.render_mode, self.max_episode_steps = num_envs, render_mode, max_episode_steps
-        self.metadata = {"autoreset_mode": AutoresetMode(autoreset_mode)}
-        self.single_observation_space = self.envs[0].observation_space
-        self.single_action_space = self.envs[0].action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        limit = 10**6 if max_episode_steps is None else max_episode_steps
+        rows = [lambda: TimeLimit(GrowthToy(**kwargs), limit)] * num_envs
+        self._sync = SyncVectorEnv(rows, autoreset_mode=AutoresetMode(autoreset_mode))
+        self.rows, self.num_envs, self.render_mode = self._sync.envs, num_envs, render_mode
+        self.reset, self.step, self.metadata = self._sync.reset, self._sync.step, self._sync.metadata
+        for name in ("observation_space", "action_space"):
+            setattr(self, name, getattr(self._sync, name))
+            setattr(self, f"single_{name}", getattr(self._sync, f"single_{name}"))
         shared = "slot_ids topology offered_blueprints dataset_name data_digest host_parameters task reward_weights"
         for name in shared.split():
-            setattr(self, name, getattr(self.envs[0], name))
+            setattr(self, name, getattr(self.rows[0].unwrapped, name))
         self.telemetry, self.reward_config = Telemetry(), reward_config()
-        self.rows = [None] * num_envs
-        self.steps = np.zeros(num_envs, dtype=int)
-
-    def reset(self, *, seed=None, options=None):
-        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
-        seeds = (
-            [None if seed is None else seed + i for i in range(self.num_envs)] if not isinstance(seed, list) else seed
-        )
-        infos = {}
-        for i in np.flatnonzero(mask):
-            self.rows[i], info = self.envs[i].reset(seed=seeds[i])
-            self.steps[i] = 0
-            infos = self._add_info(infos, info, i)
-        return self._stacked(), infos
-
-    def step(self, actions):
-        rewards, terminated, truncated = np.zeros(self.num_envs), *np.zeros((2, self.num_envs), dtype=bool)
-        infos = {}
-        for i, env in enumerate(self.envs):
-            self.rows[i], rewards[i], terminated[i], _, info = env.step(actions[i])
-            self.steps[i] += 1
-            truncated[i] = self.max_episode_steps is not None and self.steps[i] >= self.max_episode_steps
-            if (terminated[i] or truncated[i]) and self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP:
-                infos = self._add_info(infos, {"final_obs": self.rows[i], "final_info": info}, i)
-                self.rows[i], info = env.reset()
-                self.steps[i] = 0
-            infos = self._add_info(infos, info, i)
-        return self._stacked(), rewards, terminated, truncated, infos
 
     def action_masks(self):
-        return np.stack([env.action_masks() for env in self.envs])
+        return np.stack([row.unwrapped.action_masks() for row in self.rows])
 
     def get_state(self):
-        return {"steps": self.steps.copy(), "envs": [env.get_state() for env in self.envs]}
+        steps = np.array([row._elapsed_steps or 0 for row in self.rows])
+        return {"steps": steps, "envs": [row.unwrapped.get_state() for row in self.rows]}
 
     def set_state(self, state):
         if len(state["envs"]) != self.num_envs:
             raise ValueError(f"{len(state['envs'])} environments; expected {self.num_envs}")
-        for env, own in zip(self.envs, state["envs"], strict=True):
-            env.set_state(own)
-        self.steps = state["steps"].copy()
-        self.rows = [env._observation() for env in self.envs]
-
-    def _stacked(self):
-        return {key: np.stack([row[key] for row in self.rows]) for key in self.single_observation_space.spaces}
+        for row, steps, own in zip(self.rows, state["steps"].tolist(), state["envs"], strict=True):
+            row._elapsed_steps = steps
+            row.unwrapped.set_state(own)
 
 
 @pytest.fixture(scope="session")

@@ -8,32 +8,15 @@ import pytest
 import torch as th
 from blueprints import CNN_BLUEPRINTS
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
-from esper_env.rules.heads import HEAD_DEFAULTS, HEAD_RELEVANCE, Blueprint, Head, Op, head_sizes
+from esper_env.rules.heads import Blueprint, Head, Op, head_sizes
+from esper_env.rules.masks import ActionRules
 from gymnasium.spaces import Box, Dict, MultiDiscrete
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 SLOTS = 3
 NVEC = head_sizes(SLOTS)
-
-
-def marginal_mask(op_slot):
-    """The flat marginal mask that belongs to an (ops, slots) table of legality."""
-    legal = op_slot.any(axis=1)
-    sections = [np.zeros(size, dtype=np.int8) for size in NVEC]
-    for head in Head:
-        readers = [op for op in Op if legal[op] and HEAD_RELEVANCE[op, head]]
-        if head == Head.OP:
-            sections[head][:] = legal
-        elif not [op for op in readers if op != Op.WAIT]:
-            sections[head][HEAD_DEFAULTS[head]] = 1
-        elif head == Head.SLOT:
-            sections[head][:] = op_slot[1:].any(axis=0)
-        elif head == Head.BLUEPRINT:
-            sections[head][list(CNN_BLUEPRINTS)] = 1
-        else:
-            sections[head][:] = 1
-    return np.concatenate(sections)
+RULES = ActionRules(SLOTS, CNN_BLUEPRINTS, SLOTS)
 
 
 def random_observation(rng, density=0.5):
@@ -42,7 +25,7 @@ def random_observation(rng, density=0.5):
     return {
         "features": rng.uniform(-2, 2, 31 + 30 * SLOTS).astype(np.float32),
         "blueprints": rng.integers(0, 14, SLOTS),
-        "action_mask": marginal_mask(op_slot),
+        "action_mask": RULES.marginal(op_slot[None].astype(bool))[0],
         "op_slot_mask": op_slot.ravel(),
     }
 
@@ -85,7 +68,7 @@ class MaskWorld(gymnasium.Env):
         if self.always_germinate:
             op_slot = self.observation["op_slot_mask"].reshape(len(Op), SLOTS)
             op_slot[Op.GERMINATE] = 1
-            self.observation["action_mask"] = marginal_mask(op_slot)
+            self.observation["action_mask"] = RULES.marginal(op_slot[None].astype(bool))[0]
         self.observation["features"][0] = self.steps / self.horizon
         return dict(self.observation)
 
