@@ -34,7 +34,7 @@ pytestmark = pytest.mark.numeric
 QUICK = {"horizon": 6, "batches_per_step": 1, "batch_size": 8}
 SMALL = {"features_dim": 16, "lstm_hidden_size": 16, "head_dim": 16}
 #: Settings that disable the anomalies of the critic and of exploration.
-ALL_QUIET = AnomalySettings(value_collapse=-1e9, op_entropy_floor=0.0, argument_entropy_floor=0.0)
+QUIET = {"value_collapse": -1e9, "op_entropy_floor": 0.0, "argument_entropy_floor": 0.0}
 
 
 class RecordingHub:
@@ -63,15 +63,24 @@ def make_model(env=None, policy=(), **settings):
     return model
 
 
-def watched(model, steps=48, settings=ALL_QUIET):
+def watched(model, steps=48, **settings):
     hub = RecordingHub()
-    model.learn(steps, callback=DiagnosticsCallback(settings, hub))
+    model.learn(steps, callback=DiagnosticsCallback(AnomalySettings(**QUIET | settings), hub))
+    return hub
+
+
+def diverge(model):
+    """Train until a ``NonFiniteUpdateError``."""
+    hub = RecordingHub()
+    diagnostics = DiagnosticsCallback(AnomalySettings(**QUIET), hub)
+    with pytest.raises(NonFiniteUpdateError), diagnostics.reporting_divergence():
+        model.learn(96, callback=diagnostics)
     return hub
 
 
 def rewarded(change):
     """An environment whose rewards (N,) are replaced by ``change(step, rewards)``."""
-    env, steps, step_wait = make_sb3_env("Esper-Digits-v0", 2, seed=0, **QUICK), iter(range(10**6)), None
+    env, steps = make_sb3_env("Esper-Digits-v0", 2, seed=0, **QUICK), iter(range(10**6))
     step_wait = env.step_wait
 
     def changed():
@@ -113,18 +122,14 @@ def test_exploding_and_collapsing_ratios_are_reported(monkeypatch):
 
 
 def test_value_collapse_is_reported_after_a_quarter_of_the_run():
-    hub = watched(make_model(learning_rate=1e-12), 240, AnomalySettings(op_entropy_floor=0.0))
-    assert {type(event) for event in hub.of(Anomaly)} == {ValueCollapse}
-    values = {u.timesteps: u.metrics["explained_variance"] for u in hub.of(PPOUpdateCompleted)}
-    expected = [timesteps for timesteps, value in values.items() if timesteps >= 60 and value < 0.1]
-    assert [event.timesteps for event in hub.of(ValueCollapse)] == expected
-    assert any(value < 0.1 for timesteps, value in values.items() if timesteps < 60)
-
-
-def test_untrained_critic_is_not_judged_in_a_short_run():
-    hub = watched(make_model(learning_rate=1e-12), 48, AnomalySettings(op_entropy_floor=0.0))
-    assert [update.metrics["explained_variance"] < 0.1 for update in hub.of(PPOUpdateCompleted)] == [True, True]
-    assert [event.timesteps for event in hub.of(ValueCollapse)] == [48]
+    """The first round of a short run has an untrained critic, which is never judged."""
+    for steps, first in ((120, 30), (48, 48)):
+        hub = watched(make_model(learning_rate=1e-12), steps, value_collapse=0.1)
+        assert {type(event) for event in hub.of(Anomaly)} == {ValueCollapse}
+        values = {u.timesteps: u.metrics["explained_variance"] for u in hub.of(PPOUpdateCompleted)}
+        expected = [timesteps for timesteps, value in values.items() if timesteps >= first and value < 0.1]
+        assert [event.timesteps for event in hub.of(ValueCollapse)] == expected
+        assert any(value < 0.1 for timesteps, value in values.items() if timesteps < first)
 
 
 def test_nan_reward_is_numerical_instability():
@@ -138,10 +143,7 @@ def test_nan_reward_is_numerical_instability():
 @pytest.mark.parametrize("healthy", [0, 1])
 def test_divergence_is_reported_before_it_ends_training(healthy):
     env = rewarded(lambda step, rewards: rewards * (math.nan if step >= 12 * healthy else 1.0))
-    model, hub = make_model(env), RecordingHub()
-    diagnostics = DiagnosticsCallback(ALL_QUIET, hub)
-    with pytest.raises(NonFiniteUpdateError), diagnostics.reporting_divergence():
-        model.learn(96, callback=diagnostics)
+    hub = diverge(make_model(env))
     (event,) = hub.of(NumericalInstability)
     assert (event.timesteps, event.quantity, event.value) == (24 * (healthy + 1), "skipped_updates", 3.0)
     assert len(hub.of(PPOUpdateCompleted)) == healthy + 1
@@ -149,12 +151,9 @@ def test_divergence_is_reported_before_it_ends_training(healthy):
 
 
 def test_non_finite_decisions_are_reported(monkeypatch):
-    model, hub = make_model(), RecordingHub()
+    model = make_model()
     monkeypatch.setattr(model, "_decides_next", lambda: False)
-    diagnostics = DiagnosticsCallback(ALL_QUIET, hub)
-    with pytest.raises(NonFiniteUpdateError), diagnostics.reporting_divergence():
-        model.learn(96, callback=diagnostics)
-    (event,) = hub.of(NumericalInstability)
+    (event,) = diverge(model).of(NumericalInstability)
     assert event.quantity == "decisions"
 
 
@@ -163,42 +162,7 @@ def test_exploding_gradients_are_reported():
     assert event.value > event.threshold == pytest.approx(1e-2)
 
 
-def test_vanishing_gradients_are_reported():
-    model = make_model(rewarded(lambda _, rewards: rewards * 0), ent_coef=0.0, normalize_advantage=False)
-    with torch.no_grad():
-        model.policy.value_net.output.weight.zero_()
-        model.policy.value_net.output.bias.zero_()
-    (event, *_) = watched(model).of(GradientAnomaly)
-    assert (event.value, event.threshold) == (0.0, 0.01)
-
-
-@pytest.mark.parametrize(
-    ("bias", "quantity"),
-    [({"op": {"WAIT": 6.0}}, "op_choice_entropy"), ({"alpha_target": {"FULL": 12.0}}, "alpha_target_choice_entropy")],
-)
-def test_entropy_collapse_is_reported_for_its_head(bias, quantity):
-    model = make_model(policy={"logit_bias": bias}, learning_rate=1e-9)
-    hub = watched(model, settings=AnomalySettings(value_collapse=-1e9))
-    assert {event.quantity for event in hub.of(EntropyCollapse)} == {quantity}
-    assert len(hub.of(EntropyCollapse)) == len(hub.of(PPOUpdateCompleted)) == 2
-
-
-def test_anomaly_escalates_the_detail_and_a_trend_does_not():
-    settings = AnomalySettings(
-        value_collapse=-1e9,
-        gradient_vanishing=0.0,
-        escalation_epochs=7,
-        trend_batches=1,
-        plateau_points=100.0,
-        trend_points=100.0,
-    )
-    hub = watched(make_model(policy={"logit_bias": {"op": {"WAIT": 6.0}}}, learning_rate=1e-9), 72, settings)
-    assert hub.of(PlateauDetected)
-    assert len(hub.of(Anomaly)) == 3
-    assert hub.escalations == [7] * 3
-
-
-def test_trends_compare_committed_accuracies_of_rollouts():
+def test_collapsed_entropy_escalates_the_detail_and_a_trend_of_accuracies_does_not():
     committed = []
 
     class Witness(DiagnosticsCallback):
@@ -206,9 +170,12 @@ def test_trends_compare_committed_accuracies_of_rollouts():
             committed.extend(i["committed_val_accuracy"] for i in self.locals["infos"] if "shapley" in i)
             return super()._on_step()
 
-    hub = RecordingHub()
-    settings = AnomalySettings(trend_batches=1, plateau_points=50.0, trend_points=50.0)
-    make_model().learn(48, callback=Witness(settings, hub))
+    settings = {"op_entropy_floor": 0.2, "gradient_vanishing": 0.0, "escalation_epochs": 7}
+    settings |= {"trend_batches": 1, "plateau_points": 100.0, "trend_points": 100.0}
+    model, hub = make_model(policy={"logit_bias": {"op": {"WAIT": 6.0}}}, learning_rate=1e-9), RecordingHub()
+    model.learn(48, callback=Witness(AnomalySettings(**QUIET | settings), hub))
+    assert [(type(event), event.quantity) for event in hub.of(Anomaly)] == [(EntropyCollapse, "op_choice_entropy")] * 2
+    assert hub.escalations == [7] * 2
     (event,) = hub.of(PlateauDetected)
     assert len(committed) == 8
     assert event.recent == pytest.approx(np.mean(committed[4:]))
@@ -219,27 +186,17 @@ def test_trends_compare_committed_accuracies_of_rollouts():
 def test_reward_hacking_is_reported_with_its_place():
     """A policy that always germinates is rewarded for stages that lead to nothing."""
     env = make_sb3_env("Esper-Digits-v0", 2, seed=0, reward_mode="contribution", **QUICK)
-    settings = AnomalySettings(hacking_points=1.5, value_collapse=-1e9, op_entropy_floor=0.0)
-    hub = watched(make_model(env, policy={"logit_bias": {"op": {"GERMINATE": 5.0}}}), 24, settings)
+    hub = watched(make_model(env, policy={"logit_bias": {"op": {"GERMINATE": 5.0}}}), 24, hacking_points=1.5)
     wheres = [where for payload, where in hub.events if isinstance(payload, RewardHackingSuspected)]
     assert wheres
     assert all(where["env"] in (0, 1) and where["episode"] in (0, 1) and where["epoch"] == 6 for where in wheres)
     assert all(where["slot"] is None for where in wheres)
 
 
-def test_state_contains_counts_and_accuracies():
-    """The next updates log a trend of the last rollout."""
-    state = DiagnosticsCallback().get_state() | {"counts": {"PLATEAU_DETECTED": 2}, "accuracies": [12.5]}
-    other = DiagnosticsCallback()
-    other.set_state(state)
-    assert other.get_state() == state
-
-
 def test_counts_are_logged_per_round_without_a_hub(tmp_path):
     model = make_model(max_grad_norm=1e-3)
     model.set_logger(configure(str(tmp_path), ["csv"]))
-    settings = AnomalySettings(value_collapse=-1e9, op_entropy_floor=0.0, argument_entropy_floor=0.0)
-    model.learn(72, callback=DiagnosticsCallback(settings))
+    model.learn(72, callback=DiagnosticsCallback(AnomalySettings(**QUIET)))
     model.logger.dump(72)
     model.logger.close()
     with (tmp_path / "progress.csv").open(newline="") as file:
@@ -257,10 +214,10 @@ def test_diagnostics_resume_from_a_json_state():
     diagnostics = DiagnosticsCallback(settings, hub)
     whole.learn(48, callback=diagnostics)
     state = json.loads(json.dumps(diagnostics.get_state()))
-    again, later = RecordingHub(), DiagnosticsCallback(settings)
-    later.hub = again
-    later.set_state(state)
-    assert later.get_state() == state
+    later = DiagnosticsCallback(settings, again := RecordingHub())
+    for changes in ({"counts": {"PLATEAU_DETECTED": 2}, "accuracies": [12.5]}, {}):
+        later.set_state(state | changes)
+        assert later.get_state() == state | changes
     whole.learn(48, callback=later, reset_num_timesteps=False)
     assert [event.timesteps for event in again.of(PPOUpdateCompleted)] == [72, 96]
     (started,) = again.of(TrainingStarted)
@@ -280,12 +237,10 @@ def test_new_training_resets_the_state():
     assert diagnostics.get_state()["hacking"][0]["number"] == 4
 
 
-def test_diagnostics_reject_other_algorithms_and_invalid_settings(toy_id):
+def test_diagnostics_reject_other_algorithms(toy_id):
     model = PPO("MultiInputPolicy", make_sb3_env(toy_id, 1, seed=0), n_steps=4, batch_size=4, device="cpu")
     with pytest.raises(TypeError, match="the model is a PPO; diagnostics read a FactoredRecurrentPPO"):
         model.learn(4, callback=DiagnosticsCallback())
-    with pytest.raises(ValueError, match="`trend_batches` is 0"):
-        DiagnosticsCallback(AnomalySettings(trend_batches=0))
 
 
 def test_healthy_training_reports_no_anomaly():
@@ -295,7 +250,8 @@ def test_healthy_training_reports_no_anomaly():
     """
     env = make_sb3_env("Esper-Digits-v0", 4, seed=0, batches_per_step=2)
     model = FactoredRecurrentPPO("FactoredLstmPolicy", VecNormalize(env, norm_obs=False), seed=0, device="cpu")
-    hub = watched(model, 320, AnomalySettings(value_collapse=-1e9))
+    defaults = {"op_entropy_floor": 0.2, "argument_entropy_floor": 0.001}
+    hub = watched(model, 320, **defaults)
     assert len(hub.of(PPOUpdateCompleted)) == 2
     assert hub.of(Anomaly) == []
     assert len(hub.of(RewardHackingSuspected)) <= 1
