@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,34 +110,6 @@ def test_thresholds_come_from_the_settings(limit, value):
     worst = max(value, 2.5)  # of the other heads
     expected = [RatioExplosion] * (worst > limit) + [GradientAnomaly] * (value > limit)
     assert [type(anomaly) for anomaly in anomalies] == expected
-
-
-BAD = {
-    "ratio_explosion": 1.0,
-    "ratio_collapse": 1.0,
-    "value_collapse": 1.1,
-    "value_collapse_after": -0.1,
-    "gradient_explosion": 0.5,
-    "gradient_vanishing": -1.0,
-    "op_entropy_floor": 1.5,
-    "argument_entropy_floor": math.nan,
-    "escalation_epochs": 0,
-    "trend_batches": 0,
-    "plateau_points": -0.5,
-    "trend_points": math.inf,
-    "hacking_ratio": 1.0,
-    "hacking_points": -1.0,
-    "ransom_points": -0.1,
-    "ransom_loss": -2.0,
-    "ransom_epochs": 1.5,
-}
-
-
-def test_settings_are_checked_and_defaults_pass():
-    assert {field.name for field in fields(AnomalySettings)} == set(BAD)
-    for name, value in BAD.items():
-        with pytest.raises(ValueError, match=rf"`{name}` is {value}; expected a"):
-            replace(DEFAULTS, **{name: value})
 
 
 def test_plateau_cannot_overlap_a_trend():

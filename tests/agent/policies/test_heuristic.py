@@ -71,35 +71,19 @@ def test_planting_takes_the_first_legal_slot():
 # The rotation
 
 
-def planted_in_turn(policy, count):
-    """Return the blueprints of consecutive plantings."""
-    state, found = None, []
-    for index in range(count):
-        action, state = policy.predict(Moment(epoch=20 + index).observation(), state, np.array([index == 0]))
-        found.append(Blueprint(int(action[Head.BLUEPRINT])))
-    return found
-
-
-def test_rotation_is_cyclic():
-    names = ["CONV_LIGHT", "CONV_HEAVY", "ATTENTION", "NORM", "DEPTHWISE", "CONV_LIGHT"]
-    assert [blueprint.name for blueprint in planted_in_turn(policy_with(), 6)] == names
-
-
-def test_rotation_restarts_with_the_episode():
+def test_rotation_is_cyclic_and_restarts_with_the_episode():
+    names = ["CONV_LIGHT", "CONV_HEAVY", "ATTENTION", "NORM", "DEPTHWISE", "CONV_LIGHT", "CONV_HEAVY", "CONV_LIGHT"]
     policy, state = policy_with(), None
-    for start in (True, False, True):
-        action, state = policy.predict(Moment().observation(), state, np.array([start]))
-    assert action[Head.BLUEPRINT] == Blueprint.CONV_LIGHT
+    for index, name in enumerate(names):
+        action, state = policy.predict(Moment().observation(), state, np.array([index in (0, 7)]))
+        assert Blueprint(int(action[Head.BLUEPRINT])).name == name
 
 
-def test_rotation_rejects_a_repeated_blueprint():
-    with pytest.raises(ValueError, match=r"the rotation is \['norm', 'norm'\]; expected at least one blueprint, none"):
-        policy_with(rotation=("norm", Blueprint.NORM))
-
-
-def test_default_rotation_of_transformers():
+def test_rotation_has_a_default_by_topology_and_no_blueprint_twice():
     policy = HeuristicPolicy(HORIZON, "transformer")
     assert [entry.name for entry in policy.rotation] == ["mlp", "attention", "mlp_small", "lora_large", "norm"]
+    with pytest.raises(ValueError, match=r"the rotation is \['norm', 'norm'\]; expected at least one blueprint, none"):
+        policy_with(rotation=("norm", Blueprint.NORM))
 
 
 @pytest.mark.usefixtures("own_tables")
@@ -150,30 +134,20 @@ def test_heuristic_config_rejects_a_penalty_that_decays_too_fast():
 
 
 @pytest.mark.parametrize(
-    ("ready", "unready"),
+    ("gates", "ready", "unready"),
     [
-        (Seed(Stage.TRAINING, epochs=3), Seed(Stage.TRAINING, epochs=2)),
-        (Seed(Stage.TRAINING, 3, health=0.7), Seed(Stage.TRAINING, 3, health=0.69)),
-        (Seed(Stage.TRAINING, 3), Seed(Stage.TRAINING, 3, exploding=True)),
-        (Seed(Stage.BLENDING, 6), Seed(Stage.BLENDING, 6, mode=1)),
+        ("permissive", Seed(Stage.TRAINING, epochs=3), Seed(Stage.TRAINING, epochs=2)),
+        ("permissive", Seed(Stage.TRAINING, 3, health=0.7), Seed(Stage.TRAINING, 3, health=0.69)),
+        ("permissive", Seed(Stage.TRAINING, 3), Seed(Stage.TRAINING, 3, exploding=True)),
+        ("permissive", Seed(Stage.BLENDING, 6), Seed(Stage.BLENDING, 6, mode=1)),
+        ("strict", Seed(Stage.TRAINING, 3, contribution=0.6), Seed(Stage.TRAINING, 3, contribution=0.4)),
+        ("strict", Seed(Stage.BLENDING, 3), Seed(Stage.BLENDING, 2)),
     ],
 )
-def test_seed_advances_as_soon_as_its_gate_can_pass(ready, unready):
-    crowd = {1: Seed(Stage.FOSSILIZED), 2: Seed(Stage.FOSSILIZED)}
-    assert decide(Moment(seeds={0: ready, **crowd})).op == Op.ADVANCE
-    assert decide(Moment(seeds={0: unready, **crowd})).op == Op.WAIT
-
-
-def test_seed_waits_until_strict_gates_can_pass():
-    strict = policy_with(gate_config("strict"))
-    crowd = {1: Seed(Stage.FOSSILIZED), 2: Seed(Stage.FOSSILIZED)}
-    for seed, op in (
-        (Seed(Stage.TRAINING, 3, contribution=0.4), Op.WAIT),
-        (Seed(Stage.TRAINING, 3, contribution=0.6), Op.ADVANCE),
-        (Seed(Stage.BLENDING, 2), Op.WAIT),
-        (Seed(Stage.BLENDING, 3), Op.ADVANCE),
-    ):
-        assert decide(Moment(seeds={0: seed, **crowd}), policy=strict).op == op
+def test_seed_advances_as_soon_as_its_gate_can_pass(gates, ready, unready):
+    for seed, op in ((ready, Op.ADVANCE), (unready, Op.WAIT)):
+        moment = Moment(seeds={0: seed, 1: Seed(Stage.FOSSILIZED), 2: Seed(Stage.FOSSILIZED)})
+        assert decide(moment, policy=policy_with(gate_config(gates))).op == op
 
 
 @pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.BLENDING])

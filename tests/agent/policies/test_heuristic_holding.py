@@ -4,11 +4,7 @@ from dataclasses import replace
 
 import pytest
 from esper_env.rules.gates import gate_config
-from esper_env.rules.heads import (
-    AlphaSpeed,
-    Head,
-    Op,
-)
+from esper_env.rules.heads import AlphaSpeed, Head, Op
 from esper_env.rules.stages import Stage
 from heuristic_moments import HORIZON, READY, Moment, Seed, aged, decide, policy_with
 
@@ -57,21 +53,21 @@ def test_unmeasured_contribution_is_not_zero():
     assert holding([None, None, None, 5.0, 5.0, 5.0]).op == Op.FOSSILIZE
 
 
-def test_holding_seed_waits_while_its_gate_cannot_pass():
-    """Strict gates require one point, and the rule itself half a point."""
-    assert holding([0.8] * 3).op == Op.FOSSILIZE
-    assert holding([0.8] * 3, policy=policy_with(gate_config("strict"))).op == Op.WAIT
-
-
 @pytest.mark.parametrize(
-    ("sick", "op"), [({"health": 0.69}, Op.WAIT), ({"exploding": True}, Op.WAIT), ({"health": 0.7}, Op.FOSSILIZE)]
+    ("gates", "seed", "op"),
+    [
+        ("permissive", {"contribution": 5.0, "health": 0.69}, Op.WAIT),
+        ("permissive", {"contribution": 5.0, "exploding": True}, Op.WAIT),
+        ("permissive", {"contribution": 5.0, "health": 0.7}, Op.FOSSILIZE),
+        ("permissive", {"contribution": 0.8}, Op.FOSSILIZE),
+        ("strict", {"contribution": 0.8}, Op.WAIT),  # they require one point, and the rule itself half a point
+    ],
 )
-def test_holding_seed_waits_for_healthy_gradients(sick, op):
-    moments = [Moment(epoch=20 + n, seeds={0: Seed(Stage.HOLDING, n, contribution=5.0, **sick)}) for n in (1, 2, 3)]
-    decision = decide(*[replace(moment, plateau=0) for moment in moments])
+def test_holding_seed_waits_while_its_gate_cannot_pass(gates, seed, op):
+    moments = [Moment(epoch=20 + n, plateau=0, seeds={0: Seed(Stage.HOLDING, n, **seed)}) for n in (1, 2, 3)]
+    decision = decide(*moments, policy=policy_with(gate_config(gates)))
     assert decision.op == op
-    if op == Op.WAIT:
-        assert "contributes 5.0 points over 3 epochs" in decision.reason
+    assert f"contributes {seed['contribution']} points over 3 epochs" in decision.reason
 
 
 def test_contribution_before_the_first_epoch_of_holding_does_not_count():
@@ -95,13 +91,11 @@ def test_other_live_seeds_bring_the_final_epochs_forward():
 
 
 def test_prune_speed_is_configurable():
-    policy = policy_with(prune_speed=AlphaSpeed.SLOW)
-    assert holding([0.0] * 3, policy=policy).op == Op.PRUNE
-    state = None
+    policy, state = policy_with(prune_speed=AlphaSpeed.SLOW), None
     for epoch in range(1, 4):
         seeds = {0: Seed(Stage.HOLDING, epoch)}
         action, state = policy.predict(Moment(epoch=20 + epoch, seeds=seeds).observation(), state)
-    assert action[Head.ALPHA_SPEED] == AlphaSpeed.SLOW
+    assert (action[Head.OP], action[Head.ALPHA_SPEED]) == (Op.PRUNE, AlphaSpeed.SLOW)
 
 
 # Order of seeds
