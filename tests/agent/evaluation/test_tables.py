@@ -105,10 +105,3 @@ def test_figure_draws_the_baselines(tmp_path):
     assert without.shape[1] > 1000
     assert not np.array_equal(without, with_line)
     assert [path.name for path in compared.parent.iterdir()] == ["compared.png"]
-
-
-def test_figure_needs_one_finished_episode(tmp_path):
-    plot_training(training_rows(1), tmp_path / "one.png", title="t", baselines={"wait": records("wait", [0.2])})
-    assert (tmp_path / "one.png").exists()
-    with pytest.raises(ValueError, match="there are no finished training episodes"):
-        plot_training([], tmp_path / "none.png", title="t")

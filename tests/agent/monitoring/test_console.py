@@ -112,10 +112,11 @@ SENTENCES = [
 ]
 
 
-def shown(*events):
+def shown(*events, most=10):
     stream = io.StringIO()
-    sink = ConsoleSink(Console(file=stream, width=20))
-    sink.write(events)
+    sink = ConsoleSink(Console(file=stream, width=20), most)
+    sink.write(events[:3])
+    sink.write(events[3:])
     sink.close()
     return stream.getvalue().splitlines()
 
@@ -148,12 +149,7 @@ def test_console_shows_only_warnings_and_errors_and_no_markup():
 
 
 def test_console_shows_the_first_events_of_a_type_and_counts_all():
-    stream = io.StringIO()
-    sink = ConsoleSink(Console(file=stream, width=20), most=2)
-    sink.write([event(HACKING)] * 3)
-    sink.write([event(HACKING)] * 1_000 + [event(BROKEN)])
-    sink.close()
-    lines = stream.getvalue().splitlines()
+    lines = shown(*[event(HACKING)] * 1_003, event(BROKEN), most=2)
     assert [line.split()[1].strip(":") for line in lines if line.startswith("22:13")] == ["Warning", "Warning", "Error"]
     assert lines[2] == "Further REWARD_HACKING_SUSPECTED events are counted but not shown."
     assert lines[-1] == "There were 1,003 REWARD_HACKING_SUSPECTED events."

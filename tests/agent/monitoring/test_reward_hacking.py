@@ -1,4 +1,4 @@
-"""Suspicions of reward hacking in scripted episodes without networks."""
+"""Suspicions of reward hacking in scripted episodes without networks, and in those of the heuristic."""
 
 import json
 from itertools import pairwise
@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from esper_agent.monitoring.detectors import AnomalySettings
 from esper_agent.monitoring.reward_hacking import RewardHackingDetector
+from esper_agent.policies.heuristic import HeuristicPolicy
+from esper_agent.sb3 import make_sb3_env
 from esper_env.rules.heads import Op
 from esper_env.rules.reward import RewardInputs, RewardModel
 from esper_env.rules.reward_config import reward_config
@@ -99,6 +101,26 @@ def test_waiting_in_holding_is_overpaid_for_nothing():
     (suspicion,) = suspected(world(life(Stage.HOLDING), [15.0] * HORIZON))
     payload = suspicion.payload
     assert (payload.signature, payload.improvement, payload.ratio) == ("overpaid", 0, None)
+
+
+def test_farming_lives_is_overpaid():
+    cycle = [Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.PRUNED, Stage.DORMANT]
+    (suspicion,) = suspected(world((cycle * 7)[:HORIZON], [20.0] * HORIZON))
+    assert (suspicion.payload.signature, suspicion.payload.improvement) == ("overpaid", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.numeric
+def test_heuristic_is_rarely_suspected_on_a_real_task():
+    env = make_sb3_env("Esper-Digits-v0", 8, seed=500, reward_mode="contribution")
+    policy, state, observation, found = HeuristicPolicy.for_env(env.venv.vec_env), None, env.reset(), []
+    detector = RewardHackingDetector(SETTINGS)
+    for _ in range(HORIZON):
+        actions, state = policy.predict(observation, state)
+        observation, _, dones, infos = env.step(actions)
+        found += detector.observe(infos, dones)
+    assert dones.all()
+    assert len(found) <= 1
 
 
 def test_idle_seed_beside_an_improving_host_is_not_suspected():

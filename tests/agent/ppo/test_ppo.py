@@ -214,13 +214,3 @@ def test_non_finite_gradient_is_skipped(mask_world, make_model, collect):
     assert len(steps) == 2
     assert model.last_update["skipped_updates"] == 2
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
-
-
-def test_persistent_non_finite_rewards_stop_the_run(mask_world, make_model):
-    env = mask_world()
-    env.step_wait = lambda step=env.step_wait: (lambda obs, reward, *rest: (obs, reward * np.nan, *rest))(*step())
-    model = make_model(env)
-    before = parameters_of(model)
-    with pytest.raises(NonFiniteUpdateError):
-        model.learn(256)
-    assert same(parameters_of(model), before)

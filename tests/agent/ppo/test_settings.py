@@ -110,8 +110,6 @@ def test_bootstrap_reads_the_critic_as_the_estimator_does(mask_world, make_model
         th.full((len(starts), NUM_OPS), 1 / NUM_OPS),
     )
     buffer = collect(model)
-    assert buffer.ends[[4, 9, 14]].all()
-    assert not buffer.ends[-1].any()
     following = buffer.state_values if estimator == "two_step" else buffer.values
     np.testing.assert_allclose((buffer.returns - buffer.rewards)[:4], following[1:5], atol=1e-5)
     futures = (buffer.returns - buffer.rewards)[[4, 9, 14, 15]]
