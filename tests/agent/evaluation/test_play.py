@@ -136,19 +136,3 @@ def test_write_csv_writes_one_line_per_episode(toy_id, tmp_path):
     assert [float(row["return"]) for row in rows] == [record.episode_return for record in records]
     assert sum(int(rows[0][f"op_{op.name.lower()}"]) for op in Op) == 12
     assert [entry.name for entry in path.parent.iterdir()] == ["episodes.csv"]
-
-
-def test_write_csv_keeps_the_old_file_after_an_error(toy_id, tmp_path):
-    path = tmp_path / "episodes.csv"
-    write_csv(run_episodes(WaitPolicy(), toy_id, 1), path)
-    kept = path.read_text()
-
-    class Broken:
-        def row(self):
-            yield "policy"
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_csv([Broken()], path)
-    assert path.read_text() == kept
-    assert [entry.name for entry in tmp_path.iterdir()] == ["episodes.csv"]

@@ -12,7 +12,6 @@ from esper_agent.monitoring.detectors import AnomalySettings
 from esper_agent.monitoring.payloads import (
     Anomaly,
     EntropyCollapse,
-    GradientAnomaly,
     NumericalInstability,
     PlateauDetected,
     PPOUpdateCompleted,
@@ -157,11 +156,6 @@ def test_non_finite_decisions_are_reported(monkeypatch):
     assert event.quantity == "decisions"
 
 
-def test_exploding_gradients_are_reported():
-    (event, *_) = watched(make_model(max_grad_norm=1e-3)).of(GradientAnomaly)
-    assert event.value > event.threshold == pytest.approx(1e-2)
-
-
 def test_collapsed_entropy_escalates_the_detail_and_a_trend_of_accuracies_does_not():
     committed = []
 
@@ -194,7 +188,7 @@ def test_reward_hacking_is_reported_with_its_place():
 
 
 def test_counts_are_logged_per_round_without_a_hub(tmp_path):
-    model = make_model(max_grad_norm=1e-3)
+    model = make_model(max_grad_norm=1e-3)  # the gradients explode
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model.learn(72, callback=DiagnosticsCallback(AnomalySettings(**QUIET)))
     model.logger.dump(72)

@@ -8,20 +8,17 @@ from esper_env.rules.heads import HEAD_DEFAULTS, HEAD_RELEVANCE, Blueprint, Head
 from esper_env.rules.stages import Stage
 
 
-def play(policy, env, episodes=1, seed=0):
-    """Return (op, slot, blueprint) of every step, and the infos, of one environment."""
+def play(policy, env):
+    """Return (op, slot, blueprint) of every step of an episode of one environment, and the infos."""
     taken, infos = [], []
-    state = None
-    for episode in range(episodes):
-        obs, _ = env.reset(seed=seed + episode)
-        done, start = False, True
-        while not done:
-            action, state = policy.predict(obs, state, np.array([start]), deterministic=True)
-            assert action.shape == (8,)
-            obs, _, terminated, truncated, info = env.step(action)
-            taken.append((Op(int(action[Head.OP])), int(action[Head.SLOT]), Blueprint(int(action[Head.BLUEPRINT]))))
-            infos.append(info)
-            done, start = terminated or truncated, False
+    obs, _ = env.reset(seed=0)
+    state, done = None, False
+    while not done:
+        action, state = policy.predict(obs, state, deterministic=True)
+        assert action.shape == (8,)
+        obs, _, done, _, info = env.step(action)
+        taken.append(tuple(action[[Head.OP, Head.SLOT, Head.BLUEPRINT]].tolist()))
+        infos.append(info)
     return taken, infos
 
 
@@ -31,7 +28,8 @@ def play_vector(policy, vector, steps):
     state, start, actions = None, np.ones(vector.num_envs, dtype=bool), []
     for _ in range(steps):
         action, state = policy.predict(obs, state, start)
-        obs, _, terminated, truncated, _ = vector.step(action)
+        obs, _, terminated, truncated, infos = vector.step(action)
+        assert infos["action_valid"].all()
         start = terminated | truncated
         actions.append(action)
     return np.array(actions)
@@ -43,12 +41,12 @@ def test_wait_policy_waits(toy_id):
 
 
 def test_random_policy_is_legal_and_covers_every_op(toy_id):
-    taken, infos = play(RandomPolicy(seed=1), gymnasium.make(toy_id, horizon=40), episodes=10)
-    assert all(info["action_valid"] for info in infos)
-    assert {op for op, _, _ in taken} == set(Op)
-    assert {slot for _, slot, _ in taken} == {0, 1}
-    planted = {blueprint for op, _, blueprint in taken if op == Op.GERMINATE}
-    assert planted == set(gymnasium.make(toy_id).unwrapped.offered_blueprints)
+    vector = gymnasium.make_vec(toy_id, num_envs=10, horizon=40)
+    actions = play_vector(RandomPolicy(seed=1), vector, 40).reshape(-1, 8)
+    assert set(actions[:, Head.OP]) == set(Op)
+    assert set(actions[:, Head.SLOT]) == {0, 1}
+    planted = actions[actions[:, Head.OP] == Op.GERMINATE, Head.BLUEPRINT]
+    assert set(planted) == set(vector.offered_blueprints)
 
 
 def test_random_policy_is_uniform_over_legal_ops(toy_id):

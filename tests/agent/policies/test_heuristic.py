@@ -47,13 +47,6 @@ def test_each_condition_of_planting_can_prevent_it(holds, fails, reason):
     assert reason in refused.reason
 
 
-def test_conditions_of_planting_can_be_turned_off():
-    early = Moment(epoch=1, plateau=0, stabilised=False)
-    assert decide(early).op == Op.WAIT
-    eager = policy_with(wait_for_stability=False, min_epoch=0, min_plateau=0)
-    assert decide(early, policy=eager).op == Op.GERMINATE
-
-
 def test_planting_pauses_for_five_epochs_after_a_prune():
     before = Moment(seeds={1: Seed(Stage.TRAINING)})
     gone = aged(before, {1: Seed(Stage.PRUNED)})

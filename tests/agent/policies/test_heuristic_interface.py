@@ -66,7 +66,7 @@ def test_decisions_are_limited_to_one_episode():
     assert all(0.0 <= decision.confidence <= 1.0 for decision in policy.decisions[0])
 
 
-CHEAP = {"batches_per_step": 1, "device": "cpu"}
+CHEAP, DIGITS = {"batches_per_step": 1, "device": "cpu"}, "Esper-Digits-v0"
 
 
 @pytest.mark.slow
@@ -86,9 +86,7 @@ def test_seed_needs_exactly_epochs_to_commit_on_a_real_task(spare, committed, te
     )
     needed = HeuristicPolicy(1, "cnn", config=config).epochs_to_commit
     settings = CHEAP | {"horizon": needed + spare, "max_seeds": 1}
-    record = run_episodes(lambda env: HeuristicPolicy.for_env(env, config), "Esper-Digits-v0", 1, env_kwargs=settings)[
-        0
-    ]
+    (record,) = run_episodes(lambda env: HeuristicPolicy.for_env(env, config), DIGITS, 1, env_kwargs=settings)
     assert record.fossilized == record.germinated == committed
     assert record.invalid_actions == 0
 
@@ -96,7 +94,7 @@ def test_seed_needs_exactly_epochs_to_commit_on_a_real_task(spare, committed, te
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "env_id"),
-    [(name, "Esper-Digits-v0") for name in sorted(POLICIES.keys() - {"mlp"})]
+    [(name, DIGITS) for name in sorted(POLICIES.keys() - {"mlp"})]
     + [(name, "Esper-Text-v0") for name in ("heuristic", "mlp")],
 )
 def test_episodes_on_a_real_task_are_legal_and_independent_of_num_envs(name, env_id):

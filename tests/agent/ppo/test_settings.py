@@ -73,13 +73,7 @@ def test_schedules_follow_the_remaining_progress_of_the_run(mask_world, make_mod
     assert logged == pytest.approx([0.1, 0.5, 0.01])
 
 
-@pytest.mark.parametrize(
-    ("far", "steps", "epochs"),
-    [
-        (0.149, 12, 3),
-        (0.151, 5, 2),
-    ],
-)
+@pytest.mark.parametrize(("far", "steps", "epochs"), [(0.149, 12, 3), (0.151, 5, 2)])
 def test_kl_above_the_limit_ends_the_round(mask_world, make_model, collect, monkeypatch, far, steps, epochs):
     """Four minibatches an epoch, three epochs; the second minibatch of the second epoch has the large KL."""
     kls = iter([0.0] * 5 + [far] + [0.0] * 6)

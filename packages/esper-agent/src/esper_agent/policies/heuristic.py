@@ -39,7 +39,7 @@ from esper_env.rules import (
     Stage,
     gate_config,
 )
-from esper_env.seeds import BlueprintEntry, blueprint_entry
+from esper_env.seeds import BlueprintEntry, blueprint_entry, offered_blueprints
 from numpy.typing import NDArray
 
 from esper_agent.policies.batches import (
@@ -50,7 +50,7 @@ from esper_agent.policies.batches import (
     ready_to_fossilize,
     starting_rows,
 )
-from esper_agent.policies.heuristic_config import HeuristicConfig, resolve_rotation
+from esper_agent.policies.heuristic_config import ROTATIONS, HeuristicConfig
 from esper_agent.policies.heuristic_memory import HeuristicState, remember
 
 
@@ -115,11 +115,15 @@ class HeuristicPolicy:
         self.gates = gates if gates is not None else GateConfig()
         self.config = config if config is not None else HeuristicConfig()
         self.topology = topology
-        self.rotation = resolve_rotation(self.config.rotation, topology)
+        rotation = self.config.rotation
+        if rotation is None:
+            rotation = ROTATIONS.get(topology) or tuple(entry.name for entry in offered_blueprints(topology))
+        self.rotation = tuple(blueprint_entry(blueprint, topology) for blueprint in rotation)
+        names = [entry.name for entry in self.rotation]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"the rotation is {names}; expected at least one blueprint, none twice")
         #: Position in the rotation after a blueprint was planted, by its name.
-        self._turn_after: dict[str | None, int] = {
-            entry.name: (place + 1) % len(self.rotation) for place, entry in enumerate(self.rotation)
-        }
+        self._turn_after: dict[str | None, int] = {name: (place + 1) % len(names) for place, name in enumerate(names)}
         self.decisions: list[deque[Decision]] = []
         #: Rules by stage, in the order in which live seeds are considered.
         self._rules: dict[int, Callable[[_Scene, int, int], _Wish]] = {

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from esper_env.checks import NON_NEGATIVE, POSITIVE, Interval, check
 from esper_env.rules import HISTORY, AlphaSpeed, Style, Tempo
-from esper_env.seeds import BlueprintEntry, blueprint_entry, offered_blueprints
 
 #: Default rotation by topology; on other hosts it is every blueprint of the topology.
 ROTATIONS = {
@@ -58,18 +56,3 @@ class HeuristicConfig:
                 f"epochs without planting; expected at least `penalty_threshold`, {self.penalty_threshold}: raise "
                 "prune_penalty or penalty_decay, or lower penalty_threshold"
             )
-
-
-def resolve_rotation(rotation: Sequence[str | int] | None, topology: str) -> tuple[BlueprintEntry, ...]:
-    """Return the blueprints of a rotation, or of the topology's default one.
-
-    Raises:
-        ValueError: the rotation is empty, names a blueprint twice, or one that the topology does not have.
-    """
-    if rotation is None:
-        rotation = ROTATIONS.get(topology) or [entry.name for entry in offered_blueprints(topology)]
-    entries = tuple(blueprint_entry(blueprint, topology) for blueprint in rotation)
-    names = [entry.name for entry in entries]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"the rotation is {names}; expected at least one blueprint, none twice")
-    return entries

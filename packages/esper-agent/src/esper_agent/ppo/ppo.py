@@ -137,8 +137,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
         """Make a model with the settings of ``esper train``, and further arguments of the constructor."""
         given = {name: getattr(settings, name) for name in ARGUMENTS}
         given["ent_coef"] = LinearSchedule(settings.ent_coef, settings.final_ent_coef, 1.0)
-        biases = settings.biases()
-        policy_kwargs = {"logit_bias": biases} if biases else None
+        policy_kwargs = {"logit_bias": settings.biases() or None}
         return cls("FactoredLstmPolicy", env, **given, policy_kwargs=policy_kwargs, **kwargs)
 
     def _setup_model(self) -> None:
