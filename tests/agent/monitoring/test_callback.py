@@ -237,6 +237,7 @@ def test_diagnostics_reject_other_algorithms(toy_id):
         model.learn(4, callback=DiagnosticsCallback())
 
 
+@pytest.mark.slow
 def test_healthy_training_reports_no_anomaly():
     """The first updates of the default learner on Digits stay within the default thresholds.
 

@@ -88,7 +88,9 @@ def test_initialisation_has_documented_scales(spaces):
         assert len(hidden) == (2 if head == Head.BLUEPRINT else 1)
         assert all(is_orthogonal(layer.weight, math.sqrt(2)) for layer in hidden)
         assert is_orthogonal(last.weight, 0.01)
-    assert is_orthogonal(policy.value_net.hidden.weight, math.sqrt(2))
+    critic, *others = policy.value_net.hidden, policy.value_net.output, encoder.linear
+    assert all((layer.bias == 0).all() for layer in (critic, *others))
+    assert is_orthogonal(critic.weight, math.sqrt(2))
     assert 0.1 - 1e-6 <= policy.value_net.output.weight.norm().item() <= 1.0
 
 

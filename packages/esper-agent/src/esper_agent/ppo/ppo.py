@@ -116,7 +116,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
     ) -> None:
         if ent_coef is None:
             ent_coef = LinearSchedule(PPOSettings.ent_coef, PPOSettings.final_ent_coef, 1.0)
-        arguments = dict(locals())
+        arguments = dict(locals())  # the base class receives all but those that are removed here
         del arguments["self"], arguments["__class__"]
         check_arguments({name: arguments[name] for name in (*ARGUMENTS, "seed")})
         self.advantage_estimator: str = arguments.pop("advantage_estimator")
