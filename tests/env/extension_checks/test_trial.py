@@ -1,91 +1,89 @@
-"""Trials of custom blueprints when an environment is made."""
+"""Trials of custom hosts and blueprints when an environment is made: it rejects those that cannot be played only."""
 
 import subprocess
 import sys
+import threading
+from functools import partial
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
-from custom_hosts import LAYOUT, SINGLE, Images, blobs, play, reject_or_play
-from esper_env.extension_checks.seeds import check_seed
+from custom_hosts import BATCHED, LAYOUT, SINGLE, Images, Sequences, blobs, play, reject_or_play, trees
+from esper_env.hosts import CNNHost, SlotSpec, TransformerHost
 from esper_env.population.engine.layouts import LAYOUTS
+from esper_env.rules.heads import Operator
+from esper_env.rules.stages import Stage
+from plain_transformer import made_text
+from small_networks import everyone
 from torch import nn
+from torch.nn import functional as F
 
-pytestmark = pytest.mark.usefixtures("own_tables")
-
-
-class Peeking(nn.Module):
-    """Reads the next position, behind a scale that starts at zero, as in ReZero."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.mix, self.scale = nn.Linear(width, width), nn.Parameter(torch.zeros(width))
-
-    def forward(self, x):
-        return x + self.scale * self.mix(torch.roll(x, -1, 1))
+pytestmark = [pytest.mark.usefixtures("own_tables"), pytest.mark.numeric]
 
 
-class Least(nn.Module):
-    """Reads the minimum over all positions, which is the first value of a ramp."""
+class Front(nn.Conv2d):
+    """A first segment: a 1x1 convolution, then a function of (module, features)."""
 
-    def __init__(self, width):
-        super().__init__()
-        self.mix = nn.Linear(width, width)
+    def __init__(self, channels, after=lambda _, x: x):
+        super().__init__(channels, 5, 1)
+        self.after = after
 
     def forward(self, x):
-        return x + 0.1 * self.mix(x - x.amin(dim=1, keepdim=True))
+        return self.after(self, super().forward(x))
 
 
-class OverSamples(nn.Module):
-    """A GRU without ``batch_first=True``, which runs along the samples."""
+class Locked(Front):
+    """Cannot be copied."""
 
-    def __init__(self, width):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.lock = threading.Lock()
+
+
+class Squeezed(nn.Module):
+    """``squeeze()`` without a dimension removes the batch dimension of a single sample."""
+
+    def __init__(self):
         super().__init__()
-        self.cell = nn.GRU(width, width)
+        self.pool, self.out = nn.AdaptiveAvgPool2d(1), nn.Linear(5, 3)
 
     def forward(self, x):
-        return x + 0.1 * self.cell(x)[0]
+        return self.out(self.pool(x).squeeze())
 
 
-class Centred(nn.Module):
-    """Batch statistics behind a small scale."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.mix, self.scale = nn.Linear(width, width), nn.Parameter(torch.full((width,), 1e-5))
-
-    def forward(self, x):
-        hidden = self.mix(x)
-        return x + self.scale * (hidden - hidden.mean(0))
+def guarded(module, x):
+    """Waits for a value in eval mode only."""
+    return x.clamp(-1, 1) if not module.training and x.abs().max().item() > 1e6 else x
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [(Peeking, "looks ahead"), (Least, "looks ahead"), (OverSamples, "mixes samples"), (Centred, "mixes samples")],
-)
-def test_check_seed_rejects_look_ahead_and_mixing_at_any_initial_scale(kind, message):
-    torch.manual_seed(0)
-    x = torch.linspace(-1, 1, 2 * 8 * 8).view(2, 8, 8)
-    with pytest.raises(ValueError, match=message):
-        check_seed(kind(8), "mine", x)
+def spread(_module, x):
+    """Features that are an expanded view of one value."""
+    return x.mean((2, 3), keepdim=True).expand(x.shape)
 
 
-class Windows(nn.Module):
-    """Each position reads its window of five; the last positions read nothing."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.mix = nn.Linear(width, width)
-
-    def forward(self, x):
-        means = nn.functional.avg_pool1d(x.transpose(1, 2), 5).repeat_interleave(5, 2)
-        padded = nn.functional.pad(means, (0, x.shape[1] - means.shape[2]))
-        return x + 0.1 * self.mix(padded.transpose(1, 2))
+def masked(module, x):
+    """Functional dropout in eval mode."""
+    return F.dropout(x, 0.5, not module.training)
 
 
-@pytest.mark.parametrize("length", [8, 64, 299])
-def test_check_seed_rejects_look_ahead_within_windows(length):
-    with pytest.raises(ValueError, match="blueprint 'mine' looks ahead: its output before position"):
-        check_seed(Windows(4), "mine", torch.linspace(-1, 1, 2 * length * 4).view(2, length, 4))
+UNUSUAL = {
+    "guarded": {"first": partial(Front, after=guarded)},
+    "spread": {"first": partial(Front, after=spread)},
+    "masked": {"first": partial(Front, after=masked)},
+    "locked": {"first": Locked},
+    "weight norm": {"first": lambda channels: nn.utils.weight_norm(nn.Conv2d(channels, 5, 1))},
+    "lazy": {"first": lambda _: nn.LazyConv2d(5, 1)},
+    "squeezed": {"second": Squeezed},  # the last chunk can have one sample, and so can the shadow pass
+}
+
+
+@LAYOUT
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_environment_rejects_or_plays_unusual_host(layout, name):
+    data = blobs(328, 20) if name == "squeezed" else blobs()
+    reject_or_play(lambda given: Images(given, **UNUSUAL[name]), data, "norm", steps=6, **layout)
 
 
 class Remembering(nn.Module):
@@ -99,17 +97,6 @@ class Remembering(nn.Module):
         out = x + 1e-3 * self.conv(x) + 1e-5 * self.last
         self.last = out.mean()
         return out
-
-
-class Spectral(nn.Module):
-    """Complex weights, which ``module.to(torch.float32)`` would make real."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.weight = nn.Parameter(0.1 * torch.randn(channels, dtype=torch.complex64))
-
-    def forward(self, x):
-        return x + torch.fft.ifft2(torch.fft.fft2(x) * self.weight[:, None, None]).real
 
 
 class Scattered(nn.Module):
@@ -133,31 +120,222 @@ def test_environment_rejects_or_plays_unusual_blueprint(own_blueprints, kind, la
     reject_or_play(Images, blobs(), "mine", envs=2, **layout)
 
 
+class Assigning(nn.Module):
+    """Keeps a running mean, optionally as a new tensor each time."""
+
+    def __init__(self, channels, *, lost):
+        super().__init__()
+        self.conv, self.lost = nn.Conv2d(channels, 5, 1), lost
+        self.register_buffer("mean", torch.zeros(5, 1, 1))
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.training:
+            mean = 0.5 * self.mean + 0.5 * x.detach().mean((0, 2, 3))[:, None, None]
+            if self.lost:
+                self.mean = mean
+            else:
+                self.mean.copy_(mean)
+        return x - self.mean
+
+
+def batch_statistics(channels):
+    return nn.Sequential(nn.Conv2d(channels, 5, 1), nn.BatchNorm2d(5, track_running_stats=False))
+
+
+def numpy_noise(_module, x):
+    return x * float(np.random.rand())  # noqa: NPY002
+
+
+def attending_to_all(_data):
+    """A host of the package with a layer behind its first segment."""
+    host = TransformerHost(256, 8, 2, 1, 8, 1)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    host.segments[0] = nn.Sequential(host.segments[0], layer)
+    return host
+
+
+@LAYOUT
+@pytest.mark.parametrize(
+    ("host", "data", "message"),
+    [
+        (partial(Images, first=batch_statistics), blobs(), "the host Images"),
+        (partial(Images, first=partial(Front, after=numpy_noise)), blobs(), "the host Images"),
+        (
+            partial(Images, first=partial(Assigning, lost=True)),
+            blobs(),
+            "the host Images assigns a new tensor to its buffer 'mean', which is lost",
+        ),
+        (attending_to_all, trees(), "the host TransformerHost looks ahead"),
+        (
+            lambda _: CNNHost(7, 3, 4, 1, 1, in_channels=2, image_size=8),
+            blobs(),
+            "the host CNNHost turns .*; expected .*: one logit for each of the 3 classes",
+        ),
+    ],
+    ids=["batch statistics", "noise", "assigned buffer", "look-ahead", "classes"],
+)
+def test_environment_rejects_host(layout, host, data, message):
+    with pytest.raises(ValueError, match=message):
+        play(host, data, "norm", **layout)
+
+
+class ByProtocol(nn.Module):
+    """Has the attributes of ``HostProtocol``, and a forward pass for other users."""
+
+    topology = "transformer"
+    slots = (SlotSpec("r0c0", 8, "hidden", 0, 0, 0, (8, 8)),)
+    execution_order = (0,)
+
+    def __init__(self, _data):
+        super().__init__()
+        self.segments = nn.ModuleList([nn.Embedding(256, 8), nn.Linear(8, 256)])
+
+    def forward(self, tokens):
+        raise NotImplementedError
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(256, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, tokens):
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        return self.layer(self.table(tokens), src_mask=mask, is_causal=True)
+
+
+def normed(**settings):
+    return lambda channels: nn.Sequential(
+        nn.Conv2d(channels, 5, 1, bias=False), nn.BatchNorm2d(5, **settings), nn.ReLU(), nn.Dropout(0.0)
+    )
+
+
+def normed_head():
+    return nn.Sequential(nn.Flatten(), nn.Linear(5 * 64, 7), nn.BatchNorm1d(7), nn.Linear(7, 3))
+
+
+PLAYED = {
+    "own buffer": (partial(Images, first=partial(Assigning, lost=False)), blobs(), BATCHED),
+    "own buffer, single": (partial(Images, first=partial(Assigning, lost=False)), blobs(), SINGLE),
+    "cumulative BatchNorm": (partial(Images, first=normed(momentum=None)), blobs(), BATCHED),
+    "BatchNorm without weights": (partial(Images, first=normed(affine=False)), blobs(), BATCHED),
+    "one validation image": (partial(Images, second=normed_head), blobs(val=1), SINGLE),
+    "protocol": (ByProtocol, trees(), SINGLE),
+    "encoder": (partial(Sequences, first=Encoder), trees(), SINGLE),
+    "mixed precision": (Sequences, trees(), BATCHED | {"precision": "bfloat16"}),
+}
+
+
+@pytest.mark.parametrize("name", PLAYED)
+def test_environment_plays_host(name):
+    host, data, settings = PLAYED[name]
+    assert play(host, data, "norm", **settings)["val_loss"] > 0
+
+
+class NormedBlock(nn.Module):
+    """A convolution and a BatchNorm in a module without a batching rule."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, 5, 3, padding=1), nn.BatchNorm2d(5)
+
+    def forward(self, x):
+        return torch.tanh(self.norm(self.conv(x)))
+
+
+class NormedTokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm = nn.Embedding(256, 8), nn.BatchNorm1d(8)
+
+    def forward(self, tokens):
+        return self.norm(self.table(tokens).transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", ["images", "sequences"])
+def test_custom_host_trains_equally_in_every_layout(make_population, grow, stripes, kind):
+    """Its statistics change in training and stay unchanged in measurement."""
+    hosts = {
+        "images": (lambda: Images(stripes, first=NormedBlock), stripes),
+        "sequences": (lambda: Sequences(None, first=NormedTokens), made_text()),
+    }
+    host, data = hosts[kind]
+    results = []
+    for batched in (True, False):
+        population = make_population(2, host=host, data=data, batched=batched, dtype=torch.float64)
+        seeds = [(row, 0, "norm", Operator.ADD, stage) for row, stage in enumerate((Stage.HOLDING, Stage.TRAINING))]
+        structure = grow(population, 2, *seeds)
+        rows = []
+        for _ in range(2):
+            rows.append(population.train(structure).loss)
+            statistics = [shard.host.buffers["segments.0.norm.running_mean"].clone() for shard in population.shards]
+            rows += [population.measure(structure, everyone(2)).loss for _ in range(2)]
+            after = [shard.host.buffers["segments.0.norm.running_mean"] for shard in population.shards]
+            assert all(torch.equal(old, new) for old, new in zip(statistics, after, strict=True))
+            rows.append(torch.cat(after).abs().sum(1).numpy().copy())
+        results.append(np.array(rows))
+    assert (results[0][3] > 0).all()
+    np.testing.assert_array_equal(results[0][1], results[0][2])
+    np.testing.assert_allclose(results[0], results[1], rtol=0, atol=1e-9)
+
+
+class ReadsItsOutput(nn.Conv2d):
+    """Module with control flow on data, which torch.func.vmap does not support."""
+
+    def __init__(self, channels):
+        super().__init__(channels, channels, 1)
+
+    def forward(self, x):
+        out = super().forward(x)
+        return out if out.sum().item() > 0 else -out
+
+
 @pytest.mark.filterwarnings("ignore:Casting complex")
-def test_environment_rejects_complex_parameters(own_blueprints):
-    own_blueprints("mine", Spectral)
-    with pytest.raises(ValueError, match="complex"):
-        play(Images, blobs(), "mine", **SINGLE)
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (ReadsItsOutput, "blueprint 'odd' (mixes samples|cannot be trained for many networks at once)"),
+        (lambda c: nn.Conv2d(c, c + 1, 1), r"blueprint 'odd' turns \(3, 4, 4, 4\).*change the blueprint's factory"),
+        (lambda c: nn.Conv2d(c, c, 1, groups=c + 1), "the factory of blueprint 'odd' fails for 4 channels"),
+        (lambda: nn.Identity(), "the factory of blueprint 'odd' fails for 4 channels"),
+        (nn.Conv2d(4, 4, 1), "the factory of blueprint 'odd' fails for 4 channels"),
+        (lambda c: nn.Conv2d(c, c, 1).requires_grad_(False), "a Conv2d has frozen, complex or lazy parameters"),
+    ],
+)
+def test_make_rejects_unusable_blueprints(own_blueprints, factory, message):
+    own_blueprints("odd", factory)
+    with pytest.raises(ValueError, match=message):
+        gymnasium.make("Esper-Digits-v0")
 
 
-def hooked(channels):
-    layer = nn.Conv2d(channels, channels, 1)
-    layer.register_forward_hook(lambda _module, _given, out: out * 2)
-    return layer
+class Looped(nn.Module):
+    """Module with control flow on each sample."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        return torch.stack([one if one.abs().max().item() > 100 else self.conv(one[None])[0] for one in x])
 
 
-def one_pass(module, x, *, batched):
-    layout = LAYOUTS[3, batched]()
-    tensors = {name: value.detach()[None] for name, value in [*module.named_parameters(), *module.named_buffers()]}
-    out = layout.call(module, tensors, layout.from_samples(x[None]), training=True)
-    return out[0].movedim(-1, 0) if batched else out[0].permute(0, 3, 1, 2)
+def test_blueprint_without_vmap_support_runs_in_single_networks(own_blueprints):
+    own_blueprints("looped", Looped)
+    with pytest.raises(ValueError, match="blueprint 'looped' cannot be trained for many networks at once"):
+        gymnasium.make("Esper-Digits-v0")
+    assert play(Images, blobs(), "looped", **SINGLE)["val_loss"] > 0
 
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_hooks_run_in_every_layout(batched):
     torch.manual_seed(0)
-    module, x = hooked(4), torch.randn(2, 4, 4, 4)
-    torch.testing.assert_close(one_pass(module, x, batched=batched), module(x))
+    module, x = nn.Conv2d(4, 4, 1), torch.randn(2, 4, 4, 4)
+    module.register_forward_hook(lambda _module, _given, out: out * 2)
+    layout, tensors = LAYOUTS[3, batched](), {name: value.detach()[None] for name, value in module.named_parameters()}
+    out = layout.call(module, tensors, layout.from_samples(x[None]), training=True)[0]
+    torch.testing.assert_close(out.movedim(-1, 0) if batched else out.permute(0, 3, 1, 2), module(x))
 
 
 FUNCTIONAL_GROUP_NORM = """

@@ -52,12 +52,6 @@ def test_custom_module_trains_as_in_a_plain_loop(make_population, grow, twin, ba
     assert measured.measured.tolist() == [[False, True, False], [False, True, True]]
 
 
-def test_planting_rejects_unusable_modules(make_population):
-    entry = register_blueprint("batchy", "cnn", nn.BatchNorm2d)
-    with pytest.raises(ValueError, match="blueprint 'batchy' writes into its buffer 'running_mean'"):
-        make_population().attach(np.array([[True, False, False]]), np.full((1, 3), entry.value))
-
-
 def env_with_blueprint_12(name):
     """Make an environment in which value 12 has the given name."""
     registry._REGISTRY["cnn"].pop(12, None)
@@ -84,10 +78,8 @@ def test_rendering_and_states_use_registered_names():
     [
         ("norm", "cnn", None, "blueprint 'norm' is already registered for topology 'cnn'; choose another"),
         ("mine", "CNN", None, "topology 'CNN' of blueprint 'mine' differs only in case; expected 'cnn'"),
-        ("mine", "Transformer", None, "differs only in case; expected 'transformer'"),
         ("mine", "cnn", Blueprint.NORM, "blueprint value 3 is taken by 'norm' in topology 'cnn'"),
         ("mine", "cnn", 0, "blueprint value 0 is out of range; expected 1 to 12"),
-        ("mine", "cnn", -1, "blueprint value -1 is out of range"),
         ("mine", "rnn", 13, "blueprint value 13 is out of range"),
     ],
 )
@@ -135,7 +127,6 @@ def test_blueprint_entry_names_alternatives_of_an_unknown_blueprint(blueprint, e
     ("topology", "message"),
     [
         ("transformr", r"topology 'transformr' has no .*; did you mean 'transformer'\?$"),
-        ("rnn", r"topology 'rnn' has no blueprints; expected one of .*'cnn'"),
         ([1], r"topology \[1\] has no blueprints; expected one of .*'cnn'"),
     ],
 )

@@ -36,55 +36,43 @@ def build_reproducibly(build: Callable[[], nn.Module]) -> nn.Module:
         ValueError: two modules built from the same seed differ or share parameters; the constructor seeds the generator
             itself; a parameter is frozen, complex or lazy.
     """
-    built: list[nn.Module] = []
+    built: list[dict[str, Tensor]] = []
     for _ in range(2):
         with seeded_construction(TRIAL_SEED):
-            module: object = build()
+            module = build()
             reseeded = torch.default_generator.initial_seed() != TRIAL_SEED
         if not isinstance(module, nn.Module):
             raise TypeError(f"the function that builds a network returned {module!r}; expected a torch.nn.Module")
+        name, parameters = type(module).__name__, dict(module.named_parameters())
         if reseeded:
             raise ValueError(
-                f"the constructor of {type(module).__name__} seeds PyTorch's default generator, so every network would "
-                "start from the same weights; remove torch.manual_seed from it"
+                f"the constructor of {name} seeds PyTorch's default generator, so every network would start from the "
+                "same weights; remove torch.manual_seed from it"
             )
-        _check_parameters(module)
-        built.append(module)
-    if {id(value) for value in built[0].parameters()} & {id(value) for value in built[1].parameters()}:
+        unusable = [key for key, p in parameters.items() if is_lazy(p) or p.is_complex() or not p.requires_grad]
+        if unusable:
+            raise ValueError(
+                f"a {name} has frozen, complex or lazy parameters ({', '.join(unusable[:5])}); every parameter is "
+                "trained as real numbers: register constants as buffers, and give every layer its sizes"
+            )
+        built.append({**parameters, **dict(module.named_buffers())})
+    first, second = built
+    if {id(value) for value in first.values()} & {id(second[key]) for key in parameters}:
         raise ValueError(
-            f"a {type(built[0]).__name__} built twice has the same parameters twice; the function that builds it must "
-            "create a new module each time"
+            f"a {name} built twice has the same parameters twice; the function that builds it must create a new module "
+            "each time"
         )
-    first, second = ({**dict(one.named_parameters()), **dict(one.named_buffers())} for one in built)
-    differing = [name for name in first.keys() | second.keys() if not _same(first.get(name), second.get(name))]
+    differing = [key for key in first.keys() | second.keys() if not _same(first.get(key), second.get(key))]
     if differing:
         raise ValueError(
-            f"a {type(built[0]).__name__} built twice from the same seed has other values in {min(differing)}; its "
-            "constructor must draw from PyTorch's default generator only (torch.nn.init, torch.randn)"
+            f"a {name} built twice from the same seed has other values in {min(differing)}; its constructor must draw "
+            "from PyTorch's default generator only (torch.nn.init, torch.randn)"
         )
-    return built[0]
-
-
-def _check_parameters(module: nn.Module) -> None:
-    """Reject parameters that cannot be trained as rows of real numbers."""
-    lazy = [name for name, value in module.named_parameters() if is_lazy(value)]
-    problems = {
-        "lazy": (lazy, "give every layer its sizes"),
-        "frozen": (
-            [name for name, value in module.named_parameters() if not value.requires_grad],
-            "every parameter is trained, so register constants as buffers (register_buffer)",
-        ),
-        "complex": (
-            [name for name, value in module.named_parameters() if name not in lazy and value.is_complex()],
-            "keep real and imaginary parts as two real parameters (torch.view_as_complex)",
-        ),
-    }
-    for kind, (names, remedy) in problems.items():
-        if names:
-            raise ValueError(f"a {type(module).__name__} has {kind} parameters ({', '.join(names[:5])}); {remedy}")
+    return module
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """True for tensors with equal values; NaN equals NaN."""
     if one is None or other is None or one.shape != other.shape:
         return False
-    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())

@@ -9,70 +9,70 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
+from esper_env.extension_checks.checks import check_host, check_seed, is_close, run_segments
 from esper_env.extension_checks.construction import build_reproducibly
-from esper_env.extension_checks.hosts import run_segments
-from esper_env.extension_checks.probes import SAMPLES, is_close
-from esper_env.extension_checks.seeds import check_seed
 from esper_env.hosts.protocol import HostProtocol
 from esper_env.population.engine.layouts import LAYOUTS
 from esper_env.population.shard import Shard
-from esper_env.seeds.registry import BlueprintEntry, offered_blueprints
+from esper_env.seeds.registry import BlueprintEntry
 
-
-def try_blueprints(shard: Shard) -> None:
-    """Build every blueprint of the host's topology for every slot, and run it forward and backward on the CPU.
-
-    Raises:
-        ValueError: a factory fails, or its module fails :func:`~esper_env.extension_checks.seeds.check_seed` or does
-            not run in the shard's layout.
-    """
-    for slot in shard.slots:
-        for entry in offered_blueprints(shard.topology):
-            try_blueprint(entry, slot.shape, shard.dtype, shard.batched)
+#: Samples of a trial: an odd number that few layers have as a size.
+SAMPLES = 3
 
 
 @cache
 def try_blueprint(entry: BlueprintEntry, shape: tuple[int, ...], dtype: torch.dtype, batched: bool) -> None:
-    """Try a blueprint on features of a shape, (C, H, W) or (T, C); a blueprint that passed is not tried again."""
+    """Build a blueprint for features of a shape, (C, H, W) or (T, C), and run it forward and backward on the CPU.
+
+    A blueprint that passed is not tried again.
+
+    Raises:
+        ValueError: the factory fails, or its module fails :func:`~esper_env.extension_checks.checks.check_seed` or does
+            not run in the layout.
+    """
+    what = f"blueprint {entry.name!r}"
     module = build_reproducibly(lambda: entry.build(shape[0] if len(shape) == 3 else shape[1])).to(dtype)
     generator = torch.Generator().manual_seed(0)
     samples = (2 * torch.rand(SAMPLES, math.prod(shape), generator=generator) - 1).to(dtype).view(SAMPLES, *shape)
-    check_seed(module, entry.name, samples)
-    layout, what = LAYOUTS[len(shape), batched](), f"blueprint {entry.name!r}"
-    own = {name: value.detach().clone() for name, value in [*module.named_parameters(), *module.named_buffers()]}
+    check_seed(module, what, samples)
+    layout = LAYOUTS[len(shape), batched]()
     tried = [samples, samples, samples[:1]]  # the same twice, to detect state that is kept between passes
     with torch.no_grad():
-        expected = [layout.from_samples(functional_call(module, own, (x,))[None]) for x in tried]
+        expected = [layout.from_samples(run_segments(what, [module], x, training=True)[0][None]) for x in tried]
     for x, result in zip(tried, expected, strict=True):
-        with _failures_as_value_errors(what, "the blueprint's factory", batched):
+        with _failures_as_value_errors(what, batched):
             out = layout.call(module, _one_row(module), layout.from_samples(x[None]), training=True)
             torch.autograd.backward(out.float().square().mean())
         _check_same(what, out.detach(), result)
 
 
-def try_host(shard: Shard, samples: Tensor) -> None:
-    """Run a host on samples (B, ...) in the shard's layout: forward and backward in training, forward in eval mode.
+def try_host(shard: Shard, plain: nn.Module, samples: Tensor, classes: int) -> None:
+    """Run a host on the first samples (B, ...), by itself and in the shard's layout, forward and backward.
+
+    ``plain`` is another host of the same kind, which may be changed.
 
     Raises:
-        ValueError: the host fails, or computes something else than outside the layout.
+        ValueError: the host fails :func:`~esper_env.extension_checks.checks.check_host`, fails in the layout, or
+            computes something else there.
     """
     template = shard.host.template
     assert isinstance(template, HostProtocol)
     what = f"the host {type(template).__name__}"
+    samples = samples[torch.arange(SAMPLES, device=samples.device) % len(samples)]
+    check_host(template, what, samples, classes)
     trained = [_one_row(segment) for segment in template.segments]
-    with _failures_as_value_errors(what, "the host", shard.batched), shard.autocast():
+    with _failures_as_value_errors(what, shard.batched), shard.autocast():
         x = shard.layout.from_samples(samples[None])
         for segment, own in zip(template.segments, trained, strict=True):
             x = shard.layout.call(segment, own, x, training=True)
         torch.autograd.backward(x.float().square().mean())
-    _check_buffers(template, trained, samples, what)
+    _check_buffers(what, plain.to(samples.device, shard.dtype), trained, samples)
     rows = {name: value.detach()[None] for name, value in [*template.named_parameters(), *template.named_buffers()]}
     for x in (samples, samples[:1]):
         with torch.no_grad():
-            _try_inference(shard, rows, x, run_segments(template, x, training=False), what)
+            _try_inference(shard, rows, x, run_segments(what, template.segments, x, training=False), what)
 
 
 def _try_inference(shard: Shard, rows: dict[str, Tensor], samples: Tensor, expected: list[Tensor], what: str) -> None:
@@ -80,7 +80,7 @@ def _try_inference(shard: Shard, rows: dict[str, Tensor], samples: Tensor, expec
     layout, *features, logits = shard.layout, *expected
     out = layout.from_samples(samples[None])
     for number in range(len(expected)):
-        with _failures_as_value_errors(what, "the host", shard.batched):
+        with _failures_as_value_errors(what, shard.batched):
             out = shard.infer_segment(number, shard.inference_tensors(number, rows), out)
         if number < len(features):
             _check_same(what, out, layout.from_samples(features[number][None]))
@@ -89,20 +89,15 @@ def _try_inference(shard: Shard, rows: dict[str, Tensor], samples: Tensor, expec
     _check_same(what, layout.losses(out, labels[None]), losses.mean(1)[None])
 
 
-def _check_buffers(template: HostProtocol, trained: list[dict[str, Tensor]], samples: Tensor, what: str) -> None:
-    """Check that a training pass changed the same buffers as a pass of the plain segments does."""
-    x = samples
-    for segment, own in zip(template.segments, trained, strict=True):
-        held = [(module, dict(module._buffers)) for module in segment.modules()]
-        values = {name: value.clone() for name, value in segment.named_buffers()}
-        with torch.no_grad():
-            x = segment.train()(x)
-        found = {name: value.detach().clone() for name, value in segment.named_buffers()}
-        for module, buffers in held:  # restore the tensors, then their values
-            module._buffers.update(buffers)
+@torch.no_grad()
+def _check_buffers(what: str, plain: nn.Module, trained: list[dict[str, Tensor]], x: Tensor) -> None:
+    """Check that a training pass in the layout changed every buffer that a pass of the plain segments changes."""
+    assert isinstance(plain, HostProtocol)
+    for segment, own in zip(plain.segments, trained, strict=True):
+        before = {name: value.clone() for name, value in segment.named_buffers()}
+        x = segment.train()(x)
         for name, value in segment.named_buffers():
-            value.copy_(values[name])
-            if torch.equal(own[name][0], values[name]) and not torch.equal(found[name], values[name]):
+            if torch.equal(own[name][0], before[name]) and not torch.equal(value, before[name]):
                 raise ValueError(
                     f"{what} assigns a new tensor to its buffer {name!r}, which is lost, because buffers are stored "
                     "outside the module; write into the buffer instead (copy_, lerp_, add_)"
@@ -126,16 +121,16 @@ def _one_row(module: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _failures_as_value_errors(what: str, culprit: str, batched: bool) -> Iterator[None]:
+def _failures_as_value_errors(what: str, batched: bool) -> Iterator[None]:
     """Convert errors of a pass to a ``ValueError`` with a remedy."""
     try:
         yield
     except Exception as error:
         first_line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        if batched:
-            raise ValueError(
-                f"{what} cannot be trained for many networks at once, which uses torch.func.vmap for layers without a "
-                f"batching rule ({first_line}); change {culprit}, or register the task with auto_shard_size=1 "
-                "and make it with shard_size=1"
-            ) from error
-        raise ValueError(f"{what} cannot be trained ({first_line}); change {culprit}") from error
+        if not batched:
+            raise ValueError(f"{what} cannot be trained ({first_line})") from error
+        raise ValueError(
+            f"{what} cannot be trained for many networks at once, which uses torch.func.vmap for layers without a "
+            f"batching rule ({first_line}); change it, or register the task with auto_shard_size=1 and make it with "
+            "shard_size=1"
+        ) from error

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from esper_env.data import ImageData, TextData
+from esper_env.extension_checks.checks import check_attributes
 from esper_env.extension_checks.construction import build_reproducibly
-from esper_env.extension_checks.hosts import check_forward, check_host
-from esper_env.extension_checks.probes import trial_samples
-from esper_env.extension_checks.trial import try_blueprints, try_host
+from esper_env.extension_checks.trial import try_blueprint, try_host
 from esper_env.persistence.tree import Tree
 from esper_env.population.evaluation.measurement import Commitment, Measurement, appraise, measure, nothing_measured
 from esper_env.population.shard import Shard
@@ -32,6 +31,7 @@ from esper_env.population.training.trainer_cache import TrainerCache
 from esper_env.population.transfer import Readback
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_rng, derive_seed
+from esper_env.seeds.registry import offered_blueprints
 from esper_env.tasks.choices import FULL_PRECISION
 
 BoolArray = NDArray[np.bool_]
@@ -111,7 +111,8 @@ class Population:
         workers = min(len(self._slices), torch.get_num_threads()) if device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(workers, initializer=_use_one_thread) if workers > 1 else None
         with _own_settings():
-            check_host(build_reproducibly(build_host))
+            host = build_reproducibly(build_host)
+            check_attributes(host)
             self.shards = [
                 Shard(
                     build_host,
@@ -124,9 +125,7 @@ class Population:
                 for rows in self._slices
             ]
             self._splits = splits_for(self.shards[0].slots[0], data, device, dtype)
-            if config.try_host:
-                self._try_host()
-            try_blueprints(self.shards[0])
+            self._try(host)
             self._trainers = [
                 TrainerCache(shard, config.optimisation, self._splits.train, config.capture) for shard in self.shards
             ]
@@ -137,12 +136,15 @@ class Population:
         self._seed_sizes = np.zeros((self.slots, NO_BLUEPRINT), dtype=np.int64)
         self._gate_sizes = np.zeros(self.slots, dtype=np.int64)
 
-    def _try_host(self) -> None:
-        """Try the host on the first samples of the validation data."""
-        samples, _ = next(self._splits.validation.chunks(self.shards[0]))
-        few = trial_samples(samples)
-        check_forward(self.shards[0].host.template, few, self.classes)
-        try_host(self.shards[0], few)
+    def _try(self, host: nn.Module) -> None:
+        """Try a custom host on the first samples of the validation data, and every blueprint in every slot."""
+        shard = self.shards[0]
+        if self._config.try_host:
+            samples, _ = next(self._splits.validation.chunks(shard))
+            try_host(shard, host, samples, self.classes)
+        for slot in shard.slots:
+            for entry in offered_blueprints(shard.topology):
+                try_blueprint(entry, slot.shape, shard.dtype, shard.batched)
 
     @property
     def slots(self) -> int:
