@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from esper_env.hosts.protocol import HostProtocol
@@ -174,16 +175,25 @@ class Shard:
             return SeedTensors(seeds, None)
         return SeedTensors(seeds, self.layout.gather(self.gate_stack(slot).parameters, group.network_index))
 
+    def stacks(self, blueprint: NDArray[np.int64]) -> Iterator[tuple[str, Stack, NDArray[np.int64]]]:
+        """Yield the stacks of networks with the seeds ``blueprint`` (n, S): name, stack, and the networks (k,) in it.
+
+        A seed and its gate are created together, so a network has the gate whatever its operator.
+        """
+        yield "host", self.host, np.arange(self.rows)
+        for slot in range(len(self.slots)):
+            held = blueprint[:, slot]
+            for kind in np.unique(held[held != NO_BLUEPRINT]).tolist():
+                yield f"seeds/{slot}/{kind}", self.seed_stack(slot, kind), np.flatnonzero(held == kind)
+            if (held != NO_BLUEPRINT).any():
+                yield f"gates/{slot}", self.gate_stack(slot), np.flatnonzero(held != NO_BLUEPRINT)
+
     def finite(self, structure: Structure) -> Tensor:
         """(n,) True if all parameters and buffers of a network are finite, including seeds that do not run yet."""
-        finite = self.host.finite()
-        for slot in range(len(self.slots)):
-            held = structure.blueprint[:, slot]
-            stacks = [(self.seed_stack(slot, kind), held == kind) for kind in np.unique(held[held != NO_BLUEPRINT])]
-            if stacks:
-                stacks.append((self.gate_stack(slot), held != NO_BLUEPRINT))
-            for stack, rows in stacks:
-                finite = finite & (stack.finite() | on_device(~rows, self.device))
+        finite = torch.ones(self.rows, dtype=torch.bool, device=self.device)
+        for _, stack, holders in self.stacks(structure.blueprint):
+            others = np.isin(np.arange(self.rows), holders, invert=True)
+            finite = finite & (stack.finite() | on_device(others, self.device))
         return finite
 
     def _own(self, segment: int, tensors: Tensors) -> Tensors:

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from esper_env.population.shard import Shard
-from esper_env.population.stack import RowStore, RowTensors, Stack
+from esper_env.population.stack import RowStore, Stack
 from esper_env.population.structure import Structure
+from esper_env.rules.heads import NO_BLUEPRINT
 
 Rows = NDArray[np.int64]
 
@@ -47,36 +48,28 @@ class Snapshots:
     def take(self, structure: Structure, rows: Rows) -> None:
         """Copy the networks of ``rows`` (k,) of the shard."""
         for name, stack, members in self._stacks(structure, rows):
-            values = stack.read_rows(members.tolist())
-            kept = {kind: {key: value.cpu() for key, value in values[kind].items()} for kind in KINDS}
-            self.shelf(stack, name).write_rows(members.tolist(), kept)
+            values = stack.read_rows(members)
+            self.shelf(stack, name).write_rows(members, {kind: values[kind] for kind in KINDS})
 
     def restore(self, structure: Structure, row: int) -> Mismatch:
         """Restore one network's host and fossilized seeds bit for bit, with zero momentum."""
         missing: list[str] = []
         unexpected: list[str] = []
         for name, stack, _ in self._stacks(structure, np.array([row])):
-            shelf, own = self._shelves.get(name), stack.tensors()
-            kept: RowTensors = {kind: {} for kind in KINDS} if shelf is None else shelf.read_rows([row])
+            own = stack.tensors()
+            shelf = self._shelves[name].read_rows([row]) if name in self._shelves else {}
             for kind in KINDS:
-                missing += [f"{name}/{kind}/{key}" for key in own[kind] if key not in kept[kind]]
-                unexpected += [f"{name}/{kind}/{key}" for key in kept[kind] if key not in own[kind]]
-            known = {
-                kind: {key: value.to(own[kind][key].device) for key, value in kept[kind].items() if key in own[kind]}
-                for kind in KINDS
-            }
-            stack.write_rows([row], known)
+                kept = shelf.get(kind, {})
+                missing += [f"{name}/{kind}/{key}" for key in own[kind] if key not in kept]
+                unexpected += [f"{name}/{kind}/{key}" for key in kept if key not in own[kind]]
+                stack.write_rows([row], {kind: {key: value for key, value in kept.items() if key in own[kind]}})
             stack.clear_momentum([row])
         return Mismatch(tuple(missing), tuple(unexpected))
 
-    def _stacks(self, structure: Structure, rows: Rows) -> Iterator[tuple[str, Stack, Rows]]:
+    def _stacks(self, structure: Structure, rows: Rows) -> Iterator[tuple[str, Stack, list[int]]]:
         """The stacks with hosts and fossilized seeds of some networks, each with its rows among ``rows``."""
-        shard = self._shard
-        yield "host", shard.host, rows
-        for slot in range(len(shard.slots)):
-            fossils = rows[structure.fossilized[rows, slot]]
-            for blueprint in np.unique(structure.blueprint[fossils, slot]).tolist():
-                members = fossils[structure.blueprint[fossils, slot] == blueprint]
-                yield f"seeds/{slot}/{blueprint}", shard.seed_stack(slot, blueprint), members
-            if len(fossils):
-                yield f"gates/{slot}", shard.gate_stack(slot), fossils
+        fossils = np.where(structure.fossilized, structure.blueprint, NO_BLUEPRINT)
+        for name, stack, holders in self._shard.stacks(fossils):
+            members = np.intersect1d(holders, rows)
+            if len(members):
+                yield name, stack, members.tolist()

@@ -37,7 +37,7 @@ class RowStore:
         index, own = self._index(rows), self.tensors()
         for kind, named in values.items():
             for name, value in named.items():
-                own[kind][name].index_copy_(0, index, value)
+                own[kind][name].index_copy_(0, index, value.to(self._device))
 
     def _index(self, rows: Sequence[int]) -> Tensor:
         return torch.tensor(rows, dtype=torch.int64, device=self._device)
