@@ -5,15 +5,16 @@ each operation with the tensors that it reads and writes, and replays it without
 """
 
 import copy
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from unittest import mock
 
 import cloudpickle
 import numpy as np
 import pytest
 import torch
-from esper_env.population.training import capture
-from esper_env.population.training.capture import CapturingRunner
+from esper_env.population.training import trainer_cache
+from esper_env.population.training.capture import CapturedStep, captures_of
 from esper_env.population.training.minibatches import Draw, draw_epoch
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
@@ -74,13 +75,13 @@ class Tape(NoWaiting):
                     place.detach().copy_(value)
 
 
-class Recording(CapturingRunner):
+class Recording(CapturedStep):
     """Steps recorded on a tape."""
 
-    def warm_up(self, inputs):
-        self._step(inputs)
+    def _on_own_stream(self):
+        return nullcontext()
 
-    def capture(self, inputs):
+    def _capture(self, inputs):
         before = [tensor.clone() for tensor in self.state()]
         with Tape() as tape:
             self._step(inputs)
@@ -122,7 +123,7 @@ def both_ways(make_population, monkeypatch):
 
     def make(count, **options):
         eager = without_cache(make_population(count, **options))
-        monkeypatch.setitem(capture.CAPTURES, "cpu", lambda _: Recording)
+        monkeypatch.setattr(trainer_cache, "captures_of", lambda *_: partial(Recording, device=None, pool=None))
         return eager, make_population(count, **options)
 
     return make
@@ -251,17 +252,13 @@ def test_copied_trainers_train_like_the_originals(make_population, grow, copied)
         assert torch.equal(value, other.host.parameters[name]), name
 
 
-def test_new_runner_captures_if_enabled_and_possible(monkeypatch):
-    cpu = torch.device("cpu")
-    assert capture.new_runner(cpu, "auto") is capture.Runner
-    monkeypatch.setitem(capture.CAPTURES, "cpu", lambda _: Recording)
-    assert capture.new_runner(cpu, "auto") is Recording
-    assert capture.new_runner(cpu, "off") is capture.Runner
-
-
-def test_new_runner_rejects_unknown_mode():
+def test_steps_are_captured_on_cuda_if_enabled(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "the pool")
+    cuda = torch.device("cuda")
+    assert captures_of(torch.device("cpu"), "auto") is captures_of(cuda, "off") is None
+    assert captures_of(cuda, "auto").keywords == {"device": cuda, "pool": "the pool"}
     with pytest.raises(ValueError, match="capture is 'always'; expected one of"):
-        capture.new_runner(torch.device("cpu"), "always")
+        captures_of(cuda, "always")
 
 
 def test_cuda_graph_warms_up_captures_and_replays_in_stream_order(monkeypatch):
@@ -302,7 +299,7 @@ def test_cuda_graph_warms_up_captures_and_replays_in_stream_order(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, fake)
     seen = []
     inputs = [Draw(torch.tensor([[k]]), None, None) for k in range(4)]
-    runner = capture.CudaGraph(lambda draw: (log.append("step"), seen.append(draw.samples)), "cuda:1", "the pool")
+    runner = CapturedStep(lambda draw: (log.append("step"), seen.append(draw.samples)), "cuda:1", "the pool")
     for draw in inputs:
         runner(draw)
     around = ["own stream of cuda:1 waits for current stream of cuda:1", "on own stream of cuda:1"]
@@ -320,14 +317,14 @@ def test_cuda_graph_warms_up_captures_and_replays_in_stream_order(monkeypatch):
 class Uncapturable(Recording):
     """Fails to capture, like a device that does not support the step."""
 
-    def capture(self, inputs):  # noqa: ARG002
+    def _capture(self, inputs):  # noqa: ARG002
         raise RuntimeError("operation not permitted when stream is capturing\nand many lines more")
 
 
 def test_uncapturable_step_warns_and_runs(both_ways, grow):
     eager, other = both_ways(3)
     for trainers in other._trainers:
-        trainers._make.keywords["new_runner"] = Uncapturable
+        trainers._make.keywords["capture"] = partial(Uncapturable, device=None, pool=None)
     structures = [grow(population, 3, *SEEDS) for population in (eager, other)]
     eager.train(structures[0])
     with pytest.warns(RuntimeWarning, match=r"captured \(operation not permitted when stream is capturing\) and"):
@@ -355,7 +352,7 @@ def test_failing_step_ends_its_capture(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     torch.cuda.stream.return_value.__exit__.return_value = None
     with pytest.raises(RuntimeError, match="no memory left"):
-        capture.CudaGraph(step, "cuda", None).capture(Draw(torch.zeros(1), None, None))
+        CapturedStep(step, "cuda", None)._capture(Draw(torch.zeros(1), None, None))
     assert ended
 
 

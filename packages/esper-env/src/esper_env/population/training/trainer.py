@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from esper_env.population.shard import Shard
 from esper_env.population.structure import Structure
-from esper_env.population.training.capture import NewRunner
-from esper_env.population.training.isolation import Rehearsal
+from esper_env.population.training.capture import CapturedStep, Step
 from esper_env.population.training.minibatches import Draw, TrainingSamples
 from esper_env.population.training.optimisation import Optimisation
 from esper_env.population.training.plan import TrainingPlan, take
@@ -80,7 +79,12 @@ class Trainer:
     """
 
     def __init__(
-        self, shard: Shard, structure: Structure, config: Optimisation, data: TrainingSamples, new_runner: NewRunner
+        self,
+        shard: Shard,
+        structure: Structure,
+        config: Optimisation,
+        data: TrainingSamples,
+        capture: Callable[[Step], CapturedStep] | None,
     ) -> None:
         self._shard, self._config, self._data = shard, config, data
         self._straight = config.isolation == STRAIGHT_THROUGH
@@ -88,25 +92,20 @@ class Trainer:
         units = shard.rows * (1 + len(shard.slots))
         self._set = WorkingSet(self._plan.members, units, config.clip_norm, config.momentum)
         self._loss_sum = torch.zeros(shard.rows, dtype=shard.dtype, device=shard.device)
-        self._runner = new_runner(self._step)
+        self.step: Step = self._step if capture is None else capture(self._step)
 
-    @property
-    def captures(self) -> int:
-        """Number of times that the step was captured."""
-        return self._runner.captures
-
-    def rehearse(self, structure: Structure, draw: Draw) -> Rehearsal:
-        """Run the passes of a minibatch without training, and restore the buffers."""
+    def rehearse(self, structure: Structure, draw: Draw) -> list[Tensor]:
+        """Run a minibatch without training; return its losses (n,) and the hosts' buffers (n, ...) behind it."""
         self._plan.refresh(structure)
         self._set.load()
-        buffers = self._shard.host.buffers
-        before = {name: value.clone() for name, value in buffers.items()}
+        buffers = list(self._shard.host.buffers.values())
+        before = [value.clone() for value in buffers]
         with self._shard.autocast():
             losses, _ = self._losses(*self._data.assemble(draw))
-        after = {name: value.clone() for name, value in buffers.items()}
-        for name, value in before.items():
-            buffers[name].copy_(value)
-        return Rehearsal(losses.detach(), after)
+        after = [value.clone() for value in buffers]
+        for value, old in zip(buffers, before, strict=True):
+            value.copy_(old)
+        return [losses.detach(), *after]
 
     def run(self, structure: Structure, draws: Sequence[Draw], breached: Tensor | None = None) -> Readback:
         """Train on an epoch of draws, write the result to the stacks, and return the rows of :class:`TrainStats`.
@@ -117,7 +116,7 @@ class Trainer:
         self._set.load()
         self._loss_sum.zero_()
         for draw in draws:
-            self._runner(draw)
+            self.step(draw)
         self._set.write_back()
         if breached is None:
             breached = torch.zeros((self._shard.rows, 2), device=self._shard.device)
