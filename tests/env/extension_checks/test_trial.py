@@ -180,6 +180,11 @@ def test_environment_rejects_host(layout, host, data, message):
         play(host, data, "norm", **layout)
 
 
+def test_environment_rejects_batched_host_with_cumulative_batch_norm():
+    with pytest.raises(ValueError, match="cannot be trained for many networks at once.*with shard_size=1"):
+        play(partial(Images, first=normed(momentum=None)), blobs(), "norm", **BATCHED)
+
+
 class ByProtocol(nn.Module):
     """Has the attributes of ``HostProtocol``, and a forward pass for other users."""
 
@@ -219,7 +224,7 @@ def normed_head():
 PLAYED = {
     "own buffer": (partial(Images, first=partial(Assigning, lost=False)), blobs(), BATCHED),
     "own buffer, single": (partial(Images, first=partial(Assigning, lost=False)), blobs(), SINGLE),
-    "cumulative BatchNorm": (partial(Images, first=normed(momentum=None)), blobs(), BATCHED),
+    "cumulative BatchNorm": (partial(Images, first=normed(momentum=None)), blobs(), SINGLE),
     "BatchNorm without weights": (partial(Images, first=normed(affine=False)), blobs(), BATCHED),
     "one validation image": (partial(Images, second=normed_head), blobs(val=1), SINGLE),
     "protocol": (ByProtocol, trees(), SINGLE),

@@ -26,7 +26,8 @@ from esper_env.seeds.cnn import LayerScaleResidual, NormSeed, SqueezeExcite
 
 #: Parameters and buffers by qualified name, each with a leading network dimension.
 Tensors = Mapping[str, Tensor]
-Rule = Callable[[nn.Module, Tensors, str, Tensor, bool], Tensor]
+#: (module, tensors, prefix of its names, features, training) -> features
+Rule = Callable[..., Tensor]
 
 #: Above this many pixels the unrolled matrix of a convolution costs more than a grouped convolution.
 UNROLL_MAX_PIXELS = 16
@@ -97,8 +98,7 @@ def _taps(kernel: int, height: int, width: int, dtype: torch.dtype, device: torc
 
 
 @_rule(nn.Conv2d)
-def _conv2d(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
-    assert isinstance(module, nn.Conv2d)
+def _conv2d(module: nn.Conv2d, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
     weight = tensors[prefix + "weight"]  # (n, O, I/groups, k, k)
     kernel, groups = module.kernel_size[0], module.groups
     if not _keeps_size(module) or not (groups == 1 or groups == module.in_channels == module.out_channels):
@@ -164,24 +164,17 @@ def _conv_grouped(weight: Tensor, x: Tensor, groups: int) -> Tensor:
 
 
 @_rule(nn.BatchNorm2d)
-def _batch_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
-    assert isinstance(module, nn.BatchNorm2d)
-    n, channels = x.shape[:2]
-    rows = x.reshape(1, n * channels, -1)
+def _batch_norm(module: nn.BatchNorm2d, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
+    if module.momentum is None or not module.track_running_stats:
+        return _vmapped(module, tensors, prefix, x, training)
+    rows = x.reshape(1, x.shape[0] * x.shape[1], -1)
     mean, variance, weight, bias = (
         None if (value := tensors.get(prefix + name)) is None else value.reshape(-1)
         for name in ("running_mean", "running_var", "weight", "bias")
     )
-    of_batch = training or mean is None
-    if training and mean is not None:
-        if module.momentum is None:  # the networks may have seen different numbers of minibatches
-            of_each = torch.var_mean(rows.detach().view(n, channels, -1), 2, correction=0, keepdim=True)
-            _remember(module, prefix, tensors, of_each[1], of_each[0], rows.shape[2])
-            mean = variance = None
-        else:
-            tensors[prefix + "num_batches_tracked"].add_(1)
-    out = F.batch_norm(rows, mean, variance, weight, bias, of_batch, module.momentum or 0.0, module.eps)
-    return out.view(x.shape)
+    if training:
+        tensors[prefix + "num_batches_tracked"].add_(1)
+    return F.batch_norm(rows, mean, variance, weight, bias, training, module.momentum, module.eps).view(x.shape)
 
 
 def _is_grey_start(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
@@ -191,6 +184,7 @@ def _is_grey_start(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
         and is_plain(norm, nn.BatchNorm2d)
         and norm.affine
         and norm.track_running_stats
+        and norm.momentum is not None
         and (conv.kernel_size, conv.in_channels, conv.groups) == ((1, 1), 1, 1)
         and conv.bias is None
         and _keeps_size(conv)
@@ -212,19 +206,15 @@ def _grey_start(
     mean = columns.mean(2, keepdim=True)  # (n, 1, 1)
     variance = torch.baddbmm(mean.square(), columns, columns.mT, beta=-1, alpha=1 / columns.shape[2])
     mean, variance = kernel * mean, kernel.square() * variance  # (n, O, 1), of the output
-    _remember(norm, norm_prefix, tensors, mean.detach(), variance.detach(), columns.shape[2])
+    count = columns.shape[2]
+    assert norm.momentum is not None
+    tensors[norm_prefix + "num_batches_tracked"].add_(1)
+    tensors[norm_prefix + "running_mean"].lerp_(mean.detach().squeeze(2), norm.momentum)
+    tensors[norm_prefix + "running_var"].lerp_(variance.detach().squeeze(2) * (count / (count - 1)), norm.momentum)
     factor = tensors[norm_prefix + "weight"].unsqueeze(2) * torch.rsqrt(variance + norm.eps)
     shift = torch.addcmul(tensors[norm_prefix + "bias"].unsqueeze(2), factor, mean, value=-1)
     out = torch.bmm(factor * kernel, columns).view(x.shape[0], -1, *x.shape[2:])
     return out, shift[..., None, None]
-
-
-def _remember(norm: nn.BatchNorm2d, prefix: str, tensors: Tensors, mean: Tensor, variance: Tensor, count: int) -> None:
-    """Move a BatchNorm's running statistics towards those of a minibatch, (n, C, 1) over ``count`` values each."""
-    seen = tensors[prefix + "num_batches_tracked"].add_(1)  # (n,)
-    share: float | Tensor = (1 / seen)[:, None].to(mean.dtype) if norm.momentum is None else norm.momentum
-    tensors[prefix + "running_mean"].lerp_(mean.squeeze(2), share)
-    tensors[prefix + "running_var"].lerp_(variance.squeeze(2) * (count / (count - 1)), share)
 
 
 @_rule(ChannelShift)
@@ -244,8 +234,7 @@ def _standardised(x: Tensor, eps: float) -> Tensor:
 
 
 @_rule(nn.GroupNorm)
-def _group_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
-    assert isinstance(module, nn.GroupNorm)
+def _group_norm(module: nn.GroupNorm, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
     if module.num_groups != 1 or not module.affine or x.dim() != 5:
         return _vmapped(module, tensors, prefix, x, training)
     weight, bias = (_per_channel(tensors[prefix + name], x) for name in ("weight", "bias"))
@@ -254,8 +243,7 @@ def _group_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, tra
 
 
 @_rule(nn.MaxPool2d)
-def _max_pool(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
-    assert isinstance(module, nn.MaxPool2d)
+def _max_pool(module: nn.MaxPool2d, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
     halving = (module.kernel_size, module.stride, module.padding, module.dilation) == (2, 2, 0, 1)
     if not halving or module.ceil_mode:
         return _vmapped(module, tensors, prefix, x, training)
@@ -271,8 +259,7 @@ def _average(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, traini
 
 
 @_rule(nn.Linear)
-def _linear(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
-    assert isinstance(module, nn.Linear)
+def _linear(module: nn.Linear, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
     if x.dim() != 3:
         return _vmapped(module, tensors, prefix, x, training)
     if module.bias is None:
@@ -281,15 +268,13 @@ def _linear(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, trainin
 
 
 @_rule(LayerScaleResidual)
-def _layer_scale(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
-    assert isinstance(module, LayerScaleResidual)
+def _layer_scale(module: LayerScaleResidual, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
     branch = run(module.branch, tensors, x, training=training, prefix=f"{prefix}branch.")
     return torch.addcmul(x, _per_channel(tensors[prefix + "scale"], x), branch)
 
 
 @_rule(NormSeed)
-def _norm_seed(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
-    assert isinstance(module, NormSeed)
+def _norm_seed(module: NormSeed, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
     normed = run(module.norm, tensors, x, training=training, prefix=f"{prefix}norm.")
     return torch.addcmul(x, _per_channel(torch.tanh(tensors[prefix + "gate"]), x), normed - x)
 
@@ -301,12 +286,10 @@ def _pooled_mlp(module: SqueezeExcite | BlendGate, tensors: Tensors, prefix: str
 
 
 @_rule(SqueezeExcite)
-def _squeeze_excite(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
-    assert isinstance(module, SqueezeExcite)
+def _squeeze_excite(module: SqueezeExcite, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
     return x * (2.0 * torch.sigmoid(_pooled_mlp(module, tensors, prefix, x)))[:, :, None, None, :]
 
 
 @_rule(BlendGate)
-def _blend_gate(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
-    assert isinstance(module, BlendGate)
+def _blend_gate(module: BlendGate, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:  # noqa: ARG001
     return torch.sigmoid(_pooled_mlp(module, tensors, prefix, x))[:, :, None, None, :]

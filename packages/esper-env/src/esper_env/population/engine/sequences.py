@@ -22,7 +22,8 @@ from esper_env.seeds.transformer import LowRank, ScaledResidual, TokenNormSeed
 
 #: Parameters and buffers by qualified name, each with a leading network dimension.
 Tensors = Mapping[str, Tensor]
-Rule = Callable[[nn.Module, Tensors, str, Tensor], Tensor]
+#: (module, tensors, prefix of its names, features) -> features
+Rule = Callable[..., Tensor]
 
 RULES: dict[type[nn.Module], Rule] = {}
 _rule = partial(register_rule, RULES)
@@ -68,8 +69,7 @@ def _linear(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tens
 
 
 @_rule(nn.LayerNorm)
-def _layer_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
-    assert isinstance(module, nn.LayerNorm)
+def _layer_norm(module: nn.LayerNorm, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
     if module.normalized_shape != x.shape[3:] or prefix + "weight" not in tensors or prefix + "bias" not in tensors:
         return run_mapped(module, tensors, prefix, x)
     weight, bias = (_per_feature(tensors[prefix + name]) for name in ("weight", "bias"))
@@ -77,35 +77,30 @@ def _layer_norm(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> 
 
 
 @_rule(CausalSelfAttention, FlexCausalSelfAttention)
-def _attention(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
-    assert isinstance(module, CausalSelfAttention)
+def _attention(module: CausalSelfAttention, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
     seen = module.mixed(_linear(module.inputs, tensors, f"{prefix}inputs.", x))
     return _linear(module.output, tensors, f"{prefix}output.", seen)
 
 
 @_rule(Residual)
-def _residual(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
-    assert isinstance(module, Residual)
+def _residual(module: Residual, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
     return x + run(module.branch, tensors, x, f"{prefix}branch.")
 
 
 @_rule(ScaledResidual)
-def _scaled_residual(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
-    assert isinstance(module, ScaledResidual)
+def _scaled_residual(module: ScaledResidual, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
     branch = run(module.branch, tensors, x, f"{prefix}branch.")
     return torch.addcmul(x, _per_feature(tensors[prefix + "scale"]), branch)
 
 
 @_rule(TokenNormSeed)
-def _norm_seed(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
-    assert isinstance(module, TokenNormSeed)
+def _norm_seed(module: TokenNormSeed, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
     normed = _layer_norm(module.norm, tensors, f"{prefix}norm.", x)
     return torch.addcmul(x, _per_feature(torch.tanh(tensors[prefix + "gate"])), normed - x)
 
 
 @_rule(LowRank)
-def _low_rank(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
-    assert isinstance(module, LowRank)
+def _low_rank(module: LowRank, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:  # noqa: ARG001
     return x + _matmul(_matmul(x, tensors[prefix + "down.weight"]), tensors[prefix + "up.weight"])
 
 
@@ -123,7 +118,6 @@ def _tied_head(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> T
 
 
 @_rule(CausalBlendGate)
-def _blend_gate(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
-    assert isinstance(module, CausalBlendGate)
+def _blend_gate(module: CausalBlendGate, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
     hidden = F.silu(_linear(module.squeeze, tensors, f"{prefix}squeeze.", causal_mean(x)))
     return torch.sigmoid(_linear(module.excite, tensors, f"{prefix}excite.", hidden))
