@@ -181,7 +181,7 @@ def test_environment_rejects_host(layout, host, data, message):
 
 
 def test_environment_rejects_batched_host_with_cumulative_batch_norm():
-    with pytest.raises(ValueError, match="cannot be trained for many networks at once.*with shard_size=1"):
+    with pytest.raises(ValueError, match=r"cannot be trained for many networks at once.*with shard_size=1"):
         play(partial(Images, first=normed(momentum=None)), blobs(), "norm", **BATCHED)
 
 

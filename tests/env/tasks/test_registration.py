@@ -311,10 +311,13 @@ class Unmapped(Wide):
     [
         (fails, r"the host of Odd-v0 cannot be built from the data blobs \(RuntimeError: no such file\)"),
         (nn.Flatten(), "the host of Odd-v0 cannot be built from the data blobs"),
-        (Inplace, "segment 1 of the host Inplace writes into its input, which seeds still need"),
+        (Inplace, "segment 1 of the host Inplace writes into its input"),
         (Rectified, "segment 1 of the host Rectified writes into its input"),
-        (WrongLinear, r"segment 1 of the host WrongLinear cannot run on \(3, 5, 8, 8\) \(mat1 and mat2"),
-        (Frozen, r"a Frozen has frozen parameters \(segments.0.0.weight\); every parameter is trained"),
+        (WrongLinear, r"segment 1 of the host WrongLinear cannot run on \(3, 5, 8, 8\) torch.float32 \(mat1 and"),
+        (
+            Frozen,
+            r"a Frozen has frozen, complex or lazy parameters \(segments.0.0.weight\); every parameter is trained",
+        ),
         (Unmapped, r"the host Unmapped cannot be trained for many networks at once.*register the task with auto_shard"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 
@@ -37,9 +36,11 @@ def resolve_device(name: str) -> torch.device:
 
 def memory_gauge(device: torch.device) -> Gauge | None:
     """Return a function that reads the memory in use on a CUDA device; None for other devices."""
-    return partial(_cuda_memory, device) if device.type == "cuda" else None
+    if device.type != "cuda":
+        return None
 
+    def read() -> list[tuple[str, float, float]]:
+        free, total = torch.cuda.mem_get_info(device)
+        return [(str(device), (total - free) / _MIB, SENSIBLE_SHARE * total / _MIB)]
 
-def _cuda_memory(device: torch.device) -> list[tuple[str, float, float]]:
-    free, total = torch.cuda.mem_get_info(device)
-    return [(str(device), (total - free) / _MIB, SENSIBLE_SHARE * total / _MIB)]
+    return read

@@ -35,17 +35,11 @@ def host_builder(task: TaskConfig, data: ImageData | TextData | None = None) -> 
 
 def _custom_host(task: TaskConfig, data: ImageData | TextData) -> nn.Module:
     assert not isinstance(task.host, CNNSpec | TransformerSpec)
-    try:
-        host: object = task.host(data)
-    except Exception as error:
-        raise ValueError(
-            f"the host of {task.env_id} cannot be built from the data {data.name} ({type(error).__name__}: {error}); "
-            "expected a function from the data to a torch.nn.Module, such as a class"
-        ) from error
+    what = f"the host of {task.env_id}"
+    expected = "a function from the data to a torch.nn.Module, such as a class"
+    host = _call(partial(task.host, data), f"{what} cannot be built from the data {data.name}", expected)
     if not isinstance(host, nn.Module):
-        raise TypeError(
-            f"the host of {task.env_id} for the data {data.name} is {shown(host)}; expected a torch.nn.Module"
-        )
+        raise TypeError(f"{what} for the data {data.name} is {shown(host)}; expected a torch.nn.Module")
     return host
 
 
@@ -66,26 +60,30 @@ def load_task_data(task: TaskConfig) -> ImageData | TextData:
     """
     if task.data is None:
         return load_data(task.dataset, task.data_dir, family=DataFamily(task.family))
-    data: object = _call_data_function(task.env_id, task.data) if callable(task.data) else task.data
+    data: object = task.data
+    if callable(task.data):
+        expected = "a function without arguments that returns an ImageData or a TextData"
+        data = _call(task.data, f"the data function of {task.env_id} fails", expected)
     if not isinstance(data, ImageData | TextData):
         raise TypeError(f"the data of {task.env_id} is {shown(data)}; expected an ImageData or a TextData")
     return data
 
 
-def _call_data_function(env_id: str, make: Callable[[], object]) -> object:
+def _call(function: Callable[[], object], complaint: str, expected: str) -> object:
+    """Call a user's function, and convert its errors to a ``ValueError``."""
     try:
-        return make()
+        return function()
     except Exception as error:
-        raise ValueError(
-            f"the data function of {env_id} fails ({type(error).__name__}: {error}); expected a function without "
-            "arguments that returns an ImageData or a TextData"
-        ) from error
+        raise ValueError(f"{complaint} ({type(error).__name__}: {error}); expected {expected}") from error
 
 
 def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.float32) -> Population:
     """Build the population of ``count`` networks of a task."""
     device = resolve_device(task.device)
-    shard_size = _shard_size(task, count, device)
+    shard_size: int | str = task.shard_size
+    if shard_size == "auto":
+        shard_size = task.auto_shard_size if device.type == "cpu" else count
+    shard_size = min(int(shard_size), count)
     data = load_task_data(task)
     config = PopulationConfig(
         batch_size=task.batch_size,
@@ -100,10 +98,3 @@ def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.fl
         try_host=not isinstance(task.host, CNNSpec | TransformerSpec),
     )
     return Population(host_builder(task, data), count, data, config)
-
-
-def _shard_size(task: TaskConfig, count: int, device: torch.device) -> int:
-    """Number of networks in a shard: all on an accelerator, the task's number on a CPU with any number of cores."""
-    if task.shard_size != "auto":
-        return min(int(task.shard_size), count)
-    return count if device.type != "cpu" else min(task.auto_shard_size, count)

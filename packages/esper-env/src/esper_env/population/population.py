@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -57,27 +57,23 @@ class PopulationConfig:
 
 
 @contextmanager
-def _no_autocast() -> Iterator[None]:
-    """Disable the caller's autocast."""
-    with ExitStack() as stack:
-        for kind in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
-
-
-@contextmanager
 def _own_settings() -> Iterator[None]:
     """Set PyTorch's switches as a population needs them, and restore the caller's on exit.
 
-    Gradients are enabled, even if the caller steps the environment under ``no_grad``. The calling thread uses one
-    intra-op thread, because the shards are the parallelism. So results do not depend on the number of cores. And a
-    process that has never run a parallel region can be forked, as Gymnasium's AsyncVectorEnv does.
+    Gradients are enabled, even if the caller steps the environment under ``no_grad``, and the caller's autocast is
+    disabled. The calling thread uses one intra-op thread, because the shards are the parallelism. So results do not
+    depend on the number of cores. And a process that has never run a parallel region can be forked, as Gymnasium's
+    AsyncVectorEnv does.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
             yield
     finally:
         torch.set_num_threads(threads)
@@ -109,7 +105,9 @@ class Population:
         starts = range(0, count, config.shard_size)
         self._slices = [slice(start, min(start + config.shard_size, count)) for start in starts]
         workers = min(len(self._slices), torch.get_num_threads()) if device.type == "cpu" else 1
-        self._pool = ThreadPoolExecutor(workers, initializer=_use_one_thread) if workers > 1 else None
+        self._pool = (
+            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) if workers > 1 else None
+        )
         with _own_settings():
             host = build_reproducibly(build_host)
             check_attributes(host)
@@ -296,8 +294,3 @@ class Population:
 
 def _joined(kind: type[T], results: Sequence[T]) -> T:
     return kind(*(np.concatenate(columns) for columns in zip(*results, strict=True)))
-
-
-def _use_one_thread() -> None:
-    """Give a worker one intra-op thread, because the shards are the parallelism."""
-    torch.set_num_threads(1)

@@ -29,7 +29,7 @@ def splits_for(slot: SlotSpec, data: ImageData | TextData, device: torch.device,
     if len(slot.shape) == 2:
         if not isinstance(data, TextData):
             raise ValueError(f"the host reads sequences and {data.name} is made of images; use a TextData")
-        held_out = (_held_out(data, split, slot.shape, device) for split in ("val", "test"))
+        held_out = (held_out_text(data, split, slot.shape, device) for split in ("val", "test"))
         return Splits(TrainingText(data, slot.shape[0], device), *held_out)
     if not isinstance(data, ImageData):
         raise ValueError(f"the host sees images and {data.name} is a text; use an ImageData")
@@ -37,10 +37,3 @@ def splits_for(slot: SlotSpec, data: ImageData | TextData, device: torch.device,
     return Splits(
         TrainingImages(data, device, dtype), *(held_out_images(*split, data, device, dtype) for split in images)
     )
-
-
-def _held_out(data: TextData, split: str, shape: tuple[int, ...], device: torch.device) -> HeldOut:
-    try:
-        return held_out_text(getattr(data, split), shape, device)
-    except ValueError as error:
-        raise ValueError(f"{data.name}, {split} split: {error}") from error

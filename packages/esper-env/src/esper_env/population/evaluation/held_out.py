@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esper_env.data import ImageData
+from esper_env.data import ImageData, TextData
 from esper_env.population.engine.layouts import normaliser
 from esper_env.population.shard import Shard
 
@@ -54,26 +54,22 @@ class HeldOut:
 
 
 def held_out_images(
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    data: ImageData,
-    device: torch.device,
-    dtype: torch.dtype,
+    images: NDArray[np.uint8], labels: NDArray[np.int64], data: ImageData, device: torch.device, dtype: torch.dtype
 ) -> HeldOut:
     """Normalise labelled images (N, C, H, W) once."""
     scale, shift = normaliser(data.mean, data.std, dtype, device)
-    pixels = torch.from_numpy(images.copy()).to(device, dtype)
-    samples = torch.addcmul(shift, pixels, scale)
+    samples = torch.addcmul(shift, torch.from_numpy(images.copy()).to(device, dtype), scale)
     return HeldOut(samples, torch.from_numpy(labels.copy()).to(device), samples[0].numel())
 
 
-def held_out_text(text: NDArray[np.uint8], shape: tuple[int, ...], device: torch.device) -> HeldOut:
-    """Cut a text into windows for features of ``shape`` (T, C), labelled with the next bytes; drop a shorter rest."""
-    context = shape[0]
+def held_out_text(data: TextData, split: str, shape: tuple[int, ...], device: torch.device) -> HeldOut:
+    """Cut a split into windows for features of ``shape`` (T, C), labelled with the next bytes; drop a shorter rest."""
+    text, context = getattr(data, split), shape[0]
     count = (len(text) - 1) // context
     if count < 1:
         raise ValueError(
-            f"{len(text)} bytes are held out; a context of {context} needs at least {context + 1}: give more text"
+            f"{data.name}, {split} split: {len(text)} bytes are held out; a context of {context} needs at least "
+            f"{context + 1}: give more text"
         )
     tokens = torch.from_numpy(text[: count * context + 1].astype(np.int64)).to(device)
     return HeldOut(tokens[:-1].view(-1, context), tokens[1:].view(-1, context), prod(shape))
