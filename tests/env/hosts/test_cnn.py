@@ -129,7 +129,6 @@ def test_convolution_weights_are_channels_last():
         ({"n_blocks": 5, "pool_layers": 5}, "5 pools shrink a 32x32 image below 2x2"),
         ({"surfaces": "pre"}, r"surfaces is 'pre'; expected one of \['both', 'post'\]"),
         ({"slots": ["r1c0"]}, r"slots \['r1c0'\] do not exist in this host"),
-        ({"slots": []}, "slots is empty; an environment needs at least one slot"),
     ],
 )
 def test_host_rejects_bad_geometry(options, message):

@@ -101,7 +101,6 @@ def test_logits_depend_on_this_and_earlier_tokens_only(place):
         ({"layers": 0}, "layers is 0"),
         ({"expansion": -1}, "expansion is -1"),
         ({"slots": ["r0c2"]}, r"slots \['r0c2'\] do not exist in this host"),
-        ({"slots": []}, "slots is empty"),
     ],
 )
 def test_host_rejects_bad_sizes(options, message):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
@@ -11,25 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-#: Maps query, key and value, each (B, heads, T, d / heads), to the attended values, of the same shape.
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
 
 class CausalSelfAttention(nn.Module):
-    """Causal multi-head attention (Vaswani et al. 2017): (..., T, width) -> (..., T, width).
-
-    Args:
-        width: size of the features.
-        heads: number of heads; they divide the width.
-
-    Raises:
-        ValueError: the heads do not divide the width.
-    """
+    """Causal multi-head attention (Vaswani et al. 2017): (..., T, width) -> (..., T, width); heads divide the width."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(f"the width {width} is not divisible by {heads} heads; choose one that is")
         self.heads = heads
         self.inputs = nn.Linear(width, 3 * width)  # to queries, keys and values
         self.output = nn.Linear(width, width)
@@ -58,7 +45,7 @@ class FlexCausalSelfAttention(CausalSelfAttention):
     @override
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if flex_obstacle(query.device, query.shape[-1], query.dtype) is None:
-            return _flex()(query, key, value, block_mask=_causal_mask(query.shape[-2], query.device))
+            return _flex_attention(query, key, value)
         return super().attend(query, key, value)
 
 
@@ -71,31 +58,27 @@ def flex_obstacle(device: torch.device, head_width: int = 16, dtype: torch.dtype
     """
     if device.type == "cpu":
         return "flex attention cannot train on a CPU"
+    x = torch.linspace(-1.0, 1.0, 64 * head_width, device=device, dtype=dtype).view(1, 2, 32, head_width)
+    results = []
     try:
-        return _trial(device, head_width, dtype)
+        for attend in (partial(F.scaled_dot_product_attention, is_causal=True), _flex_attention):
+            query = x.clone().requires_grad_()
+            with torch.enable_grad():
+                out = attend(query, query.sin(), query.cos())
+                (gradient,) = torch.autograd.grad(out.square().sum(), query)
+            results.append(torch.cat([out.detach().flatten(), gradient.flatten()]))
     except Exception as error:  # such as a missing compiler, an old device, or an unsupported width
         return f"flex attention fails on {device}: {str(error).splitlines()[0][:100] if str(error) else type(error)}"
-
-
-def _trial(device: torch.device, head_width: int, dtype: torch.dtype) -> str | None:
-    length = 32
-    values = torch.linspace(-1.0, 1.0, 2 * length * head_width, device=device, dtype=dtype)
-    results = []
-    for attend in (F.scaled_dot_product_attention, _flex()):
-        x = values.view(1, 2, length, head_width).clone().requires_grad_()
-        masked: dict[str, Any] = {"is_causal": True}
-        if attend is not F.scaled_dot_product_attention:
-            masked = {"block_mask": _causal_mask(length, device)}
-        with torch.enable_grad():
-            out = attend(x, x.sin(), x.cos(), **masked)
-            (gradient,) = torch.autograd.grad(out.square().sum(), x)
-        results.append(torch.cat([out.flatten(), gradient.flatten()]))
-    worst = float((results[0] - results[1]).detach().abs().max())
+    worst = float((results[0] - results[1]).abs().max())
     return None if worst < 1e-2 else f"flex attention is off by {worst:.2g} on {device}"
 
 
+def _flex_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return _compiled()(query, key, value, block_mask=_causal_mask(query.shape[-2], query.device))
+
+
 @cache
-def _flex() -> Callable[..., Tensor]:
+def _compiled() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     compiled: Callable[..., Tensor] = torch.compile(flex_attention)

@@ -62,23 +62,14 @@ class SegmentedHost(nn.Module):
 def in_action_order(
     placed: list[SlotSpec], wanted: Sequence[str] | None
 ) -> tuple[tuple[SlotSpec, ...], tuple[int, ...]]:
-    """Sort slots row-major and number them.
+    """Sort the slots ``placed`` in order of execution row-major, and number them.
 
-    Args:
-        placed: the slots in order of execution, only the ``wanted`` ones.
-        wanted: ids of the slots that the user wants; None for all.
-
-    Returns:
-        The slots in action order, and the action index of each slot in order of execution.
-
-    Raises:
-        ValueError: a wanted id that does not exist, or no slot at all.
+    Returns the slots in action order, and the action index of each slot in order of execution. Raises ``ValueError``
+    if an id that the user ``wanted`` does not exist.
     """
     unknown = sorted(set(wanted or ()) - {spec.slot_id for spec in placed})
     if unknown:
         raise ValueError(f"slots {unknown} do not exist in this host; its slots are named r<row>c<column>, as in r0c0")
-    if not placed:
-        raise ValueError("slots is empty; an environment needs at least one slot")
     ordered = sorted(placed, key=lambda spec: (spec.row, spec.col))
     slots = tuple(spec._replace(action_index=index) for index, spec in enumerate(ordered))
     index_of = {spec.slot_id: spec.action_index for spec in slots}

@@ -18,7 +18,7 @@ from esper_env.extension_checks.checks import check_attributes
 from esper_env.extension_checks.construction import build_reproducibly
 from esper_env.extension_checks.trial import try_blueprint, try_host
 from esper_env.persistence.tree import Tree
-from esper_env.population.evaluation.measurement import Commitment, Measurement, appraise, measure, nothing_measured
+from esper_env.population.evaluation.measurement import Commitment, Measurement, appraise, measure
 from esper_env.population.shard import Shard
 from esper_env.population.snapshots import Mismatch, Snapshots
 from esper_env.population.splits import splits_for
@@ -227,10 +227,8 @@ class Population:
         """Measure the networks of ``rows`` (N,) on the validation set."""
 
         def measure_shard(index: int) -> Measurement:
-            shard, own = self.shards[index], self._slices[index]
-            if not rows[own].any():
-                return nothing_measured(shard.rows, len(shard.slots))
-            return measure(shard, structure.rows(own), self._splits.validation, rows[own])
+            own = self._slices[index]
+            return measure(self.shards[index], structure.rows(own), self._splits.validation, rows[own])
 
         return _joined(Measurement, self._each_shard(measure_shard))
 

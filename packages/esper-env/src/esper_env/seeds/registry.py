@@ -79,8 +79,12 @@ def register_blueprint(
     entries = _REGISTRY.get(topology, {})
     if any(entry.name == name for entry in entries.values()):
         raise ValueError(f"blueprint {name!r} is already registered for topology {topology!r}; choose another name")
-    if value is None:
-        value = _free_value(name, entries)
+    if value is None and name.upper() in Blueprint.__members__:
+        value = int(Blueprint[name.upper()])
+    elif value is None:
+        value = max(set(range(1, NUM_BLUEPRINTS)) - entries.keys(), default=None)
+        if value is None:
+            raise ValueError(f"blueprint {name!r} exceeds the {NUM_BLUEPRINTS - 1} that a topology may have")
     if not is_whole(value, least=1) or value >= NUM_BLUEPRINTS:
         raise ValueError(f"blueprint value {value!r} is out of range; expected 1 to {NUM_BLUEPRINTS - 1}")
     if value in entries:
@@ -88,15 +92,6 @@ def register_blueprint(
     entry = BlueprintEntry(name, value, factory)
     _REGISTRY.setdefault(topology, {})[value] = entry
     return entry
-
-
-def _free_value(name: str, entries: dict[int, BlueprintEntry]) -> int:
-    if name.upper() in Blueprint.__members__:
-        return int(Blueprint[name.upper()])
-    free = [value for value in range(NUM_BLUEPRINTS - 1, 0, -1) if value not in entries]
-    if not free:
-        raise ValueError(f"blueprint {name!r} exceeds the {NUM_BLUEPRINTS - 1} that a topology may have")
-    return free[0]
 
 
 def offered_blueprints(topology: str) -> tuple[BlueprintEntry, ...]:
@@ -123,14 +118,7 @@ def blueprint_entry(blueprint: int | str, topology: str) -> BlueprintEntry:
         if known and blueprint in (entry.name, entry.value):
             return entry
     names = [entry.name for entry in offered_blueprints(topology)]
-    hint = _where_registered(blueprint) or did_you_mean(blueprint, names)
-    complaint = f"blueprint {blueprint!r} does not fit a {topology} host"
-    raise ValueError(f"{complaint}; expected one of {', '.join(names)}{hint}")
-
-
-def _where_registered(name: object) -> str:
-    """Return the end of an error that names other topologies with this blueprint, or an empty string."""
-    names = {topology: [entry.name for entry in entries.values()] for topology, entries in _REGISTRY.items()}
-    places = [topology for topology in names if isinstance(name, str) and name in names[topology]]
-    listed = " and ".join(map(repr, sorted(places)))
-    return f"; it is registered for topology {listed}" if places else ""
+    raise ValueError(
+        f"blueprint {blueprint!r} does not fit a {topology} host; expected one of {', '.join(names)}"
+        f"{did_you_mean(blueprint, names)}"
+    )

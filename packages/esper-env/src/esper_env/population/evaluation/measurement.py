@@ -38,8 +38,18 @@ class Commitment(NamedTuple):
 
 def measure(shard: Shard, structure: Structure, held_out: HeldOut, rows: BoolArray) -> Measurement:
     """Measure the networks of ``rows`` (n,) in one shared pass; the numbers of the others are 0."""
-    order = list(shard.execution_order)
+    order = np.asarray(shard.execution_order)
     count, slots = structure.alpha.shape
+    result = Measurement(
+        np.zeros(count),
+        np.zeros(count),
+        np.zeros((count, slots)),
+        np.zeros((count, slots), dtype=np.bool_),
+        np.zeros((count, slots, slots)),
+        np.zeros((count, slots, slots), dtype=np.bool_),
+    )
+    if not rows.any():
+        return result
     on = (structure.blended & (structure.alpha > 0.0) & rows[:, None])[:, order]
     training = (structure.training & rows[:, None])[:, order]
     everything = bits(on)
@@ -56,28 +66,21 @@ def measure(shard: Shard, structure: Structure, held_out: HeldOut, rows: BoolArr
         (pair_net, pair_i_mask | pair_j_mask),
         (pair_net, np.zeros_like(pair_net)),
     ]
-    configurations = ConfigurationSet.of(
-        np.concatenate([networks for networks, _ in requested]),
-        np.concatenate([masks for _, masks in requested]),
-        slots,
-    )
-    at = [configurations.find(networks, masks) for networks, masks in requested]
+    networks, masks = (np.concatenate(column) for column in zip(*requested, strict=True))
+    configurations = ConfigurationSet.of(networks, masks, slots)
+    at = [configurations.find(*pairs) for pairs in requested]
     scores = score(shard, structure, configurations, held_out, losses_of=at[0])
-    loss, main = np.zeros(count), np.zeros(count)
-    loss[wanted], main[wanted] = scores.loss[at[0]], scores.accuracy[at[0]]
-    only_i, only_j, both, none = (scores.accuracy[where] for where in at[2:])
-    contribution, measured = np.zeros((count, slots)), np.zeros((count, slots), dtype=np.bool_)
-    difference = main[net] - scores.accuracy[at[1]]
-    action_slot = np.asarray(order)[pos]
-    contribution[net, action_slot] = np.where(on[net, pos], difference, -difference)
-    measured[net, action_slot] = True
-    interaction = np.zeros((count, slots, slots))
-    interaction_measured = np.zeros((count, slots, slots), dtype=np.bool_)
-    first, second = np.asarray(order)[pair_i], np.asarray(order)[pair_j]
+    accuracy = scores.accuracy
+    result.loss[wanted], result.accuracy[wanted] = scores.loss[at[0]], accuracy[at[0]]
+    difference = result.accuracy[net] - accuracy[at[1]]
+    result.contribution[net, order[pos]] = np.where(on[net, pos], difference, -difference)
+    result.measured[net, order[pos]] = True
+    only_i, only_j, both, none = (accuracy[where] for where in at[2:])
+    first, second = order[pair_i], order[pair_j]
     for a, b in ((first, second), (second, first)):
-        interaction[pair_net, a, b] = both - only_i - only_j + none
-        interaction_measured[pair_net, a, b] = True
-    return Measurement(loss, main, contribution, measured, interaction, interaction_measured)
+        result.interaction[pair_net, a, b] = both - only_i - only_j + none
+        result.interaction_measured[pair_net, a, b] = True
+    return result
 
 
 def updated(old: Measurement, new: Measurement, rows: BoolArray) -> Measurement:
@@ -87,13 +90,6 @@ def updated(old: Measurement, new: Measurement, rows: BoolArray) -> Measurement:
         return np.where(rows.reshape(-1, *(1,) * (before.ndim - 1)), after, before)
 
     return Measurement(*(update(*columns) for columns in zip(old, new, strict=True)))
-
-
-def nothing_measured(count: int, slots: int) -> Measurement:
-    """Return the measurement of a shard in which no network is measured."""
-    zeros = np.zeros((count, slots))
-    pairs = np.zeros((count, slots, slots))
-    return Measurement(np.zeros(count), np.zeros(count), zeros, zeros > 0, pairs, pairs > 0)
 
 
 def appraise(

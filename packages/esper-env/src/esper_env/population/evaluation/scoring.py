@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
@@ -20,25 +19,24 @@ from esper_env.population.structure import Structure
 from esper_env.population.transfer import Readback, on_device
 
 
-class Scores:
-    """Losses and accuracies of a set of configurations, in its order. Reading a column waits for the device."""
+class Scores(NamedTuple):
+    """Scores of a set of configurations, in its order. Reading a column waits for the device."""
 
-    def __init__(self, totals: Readback, held_out: HeldOut, order: NDArray[np.int64]) -> None:
-        self._totals, self._held_out, self._order = totals, held_out, order
+    totals: Readback  # (2, M) sums of the losses, and of the correct predictions
+    held_out: HeldOut
+    order: NDArray[np.int64]  # (M,) place of each configuration in the totals
 
-    @cached_property
+    @property
     def loss(self) -> NDArray[np.float64]:
         """(M,) mean loss, nats; NaN if it was not requested."""
-        return self._share(0, self._held_out.count)
+        sums: NDArray[np.float64] = self.totals.numpy()[0, self.order]
+        return sums / self.held_out.count
 
-    @cached_property
+    @property
     def accuracy(self) -> NDArray[np.float64]:
         """(M,) accuracy in percent."""
-        return 100.0 * self._share(1, self._held_out.predictions)
-
-    def _share(self, row: int, count: int) -> NDArray[np.float64]:
-        values: NDArray[np.float64] = self._totals.numpy()[row, self._order]
-        return values / count
+        hits: NDArray[np.float64] = self.totals.numpy()[1, self.order]
+        return 100.0 * (hits / self.held_out.predictions)
 
 
 class _Fork(NamedTuple):
