@@ -169,19 +169,18 @@ class PlainNetwork(nn.Module):
             loss = self.loss(self.from_slot(self.order[0], self.start(x), self.blended(), seen), labels)
             loss.backward()
             if self.isolated():
-                self._shadow(seen, labels, settings.shadow_fraction)
+                self._shadow(seen, labels)
             for name, (parameters, _) in groups.items():
                 torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
                 self.optimizers[name].step()
             losses.append(float(loss.detach()))
         return float(np.mean(losses))
 
-    def _shadow(self, seen: dict[int, Tensor], labels: Tensor, fraction: float) -> None:
+    def _shadow(self, seen: dict[int, Tensor], labels: Tensor) -> None:
         self.eval()
         slots = self.isolated()
-        kept = max(1, round(len(labels) * fraction))
         on = {**self.blended(), **dict.fromkeys(slots, 1.0)}
-        loss = self.loss(self.from_slot(slots[0], seen[slots[0]].detach()[:kept], on), labels[:kept])
+        loss = self.loss(self.from_slot(slots[0], seen[slots[0]].detach(), on), labels)
         parameters = [p for slot in slots for p in self.seed_parameters(slot)]
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient

@@ -120,17 +120,6 @@ def test_frozen_seed_passes_gradients_and_stays_unchanged(agree, batched):
 
 
 @LAYOUTS
-def test_shadow_pass_on_fraction_of_minibatch(agree, batched):
-    agree(
-        (0, "conv_light", Operator.ADD, Stage.TRAINING),
-        batched=batched,
-        dtype=torch.float64,
-        epochs=2,
-        shadow_fraction=0.4,
-    )
-
-
-@LAYOUTS
 def test_clipping_is_per_host_and_per_seed(agree, batched):
     """Every gradient exceeds the clip norm, so one joint norm would give other weights."""
     agree(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from esper_env.population.slot_plan import in_blocks, join_rows, plan_slot, split_rows
+from esper_env.population.slot_plan import join_rows, plan_slot, split_rows
 from esper_env.population.structure import Structure
 from esper_env.rules.heads import Blueprint, Operator
 
@@ -68,7 +68,7 @@ def test_blocks_split_groups_in_order(size):
     structure = random_structure(rng, 12)
     active = (structure.blended | structure.training)[:, 0]
     plan = plan_slot(structure, 0, np.arange(12), active, CPU, torch.float64)
-    blocks = in_blocks(plan, size)
+    blocks = plan_slot(structure, 0, np.arange(12), active, CPU, torch.float64, size)
     assert max(len(block.rows) for block in blocks.groups) <= size
     assert sum(blocks.sizes) == 12
     for name in ("rows", "networks", "alpha", "network_index"):

@@ -21,13 +21,6 @@ def test_losses_and_hits_equal_plain_ones(layout):
     assert torch.equal(layout.correct(stored, labels), logits.argmax(-1) == labels)
 
 
-@pytest.mark.parametrize("layout", [BatchedImages(), SingleImages()], ids=["batched", "single"])
-def test_first_samples_select_rows_of_features(layout):
-    images = torch.rand(2, SAMPLES, 3, 4, 4)
-    whole, part = layout.from_samples(images), layout.from_samples(images[:, :2])
-    assert torch.equal(layout.first_samples(whole, 2), part)
-
-
 @pytest.mark.parametrize("size", [2, 16])
 def test_single_group_norm_trains_on_features_without_gradient(size):
     """PyTorch's own backward pass crashes the process here in channels_last."""

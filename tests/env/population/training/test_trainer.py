@@ -188,7 +188,6 @@ def test_statistics_report_exploding_and_vanishing_gradients(make_population, gr
         ({"clip_norm": -1.0}, "`clip_norm` is -1.0; expected a positive number"),
         ({"momentum": 1.0}, r"`momentum` is 1.0; expected a number in \[0, 1\)"),
         ({"isolation": "none"}, "`isolation` is 'none'; expected one of"),
-        ({"shadow_fraction": 0.0}, r"`shadow_fraction` is 0.0; expected a number in \(0, 1\]"),
     ],
 )
 def test_optimisation_rejects_bad_settings(setting, message):

@@ -72,21 +72,14 @@ def try_host(shard: Shard, plain: nn.Module, samples: Tensor, classes: int) -> N
     rows = {name: value.detach()[None] for name, value in [*template.named_parameters(), *template.named_buffers()]}
     for x in (samples, samples[:1]):
         with torch.no_grad():
-            _try_inference(shard, rows, x, run_segments(what, template.segments, x, training=False), what)
-
-
-def _try_inference(shard: Shard, rows: dict[str, Tensor], samples: Tensor, expected: list[Tensor], what: str) -> None:
-    """Compare the segments in their evaluated form with the features and logits of the plain segments."""
-    layout, *features, logits = shard.layout, *expected
-    out = layout.from_samples(samples[None])
-    for number in range(len(expected)):
-        with _failures_as_value_errors(what, shard.batched):
-            out = shard.infer_segment(number, shard.inference_tensors(number, rows), out)
-        if number < len(features):
-            _check_same(what, out, layout.from_samples(features[number][None]))
-    labels = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
-    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(len(samples), -1)
-    _check_same(what, layout.losses(out, labels[None]), losses.mean(1)[None])
+            logits = run_segments(what, template.segments, x, training=False)[-1]
+            out = shard.layout.from_samples(x[None])
+            for number in range(len(template.segments)):
+                with _failures_as_value_errors(what, shard.batched):
+                    out = shard.infer_segment(number, shard.inference_tensors(number, rows), out)
+            labels = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
+            losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(len(x), -1)
+            _check_same(what, shard.layout.losses(out, labels[None]), losses.mean(1)[None])
 
 
 @torch.no_grad()

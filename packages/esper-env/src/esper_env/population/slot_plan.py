@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -60,10 +60,12 @@ def plan_slot(
     active: BoolArray,
     device: torch.device,
     dtype: torch.dtype,
+    block: int | None = None,
 ) -> SlotPlan | None:
     """Sort M rows, each of a network (M,), by the seed that they pass at a slot; None if no row is ``active`` (M,).
 
-    Rows that are not active pass the slot untouched. A TRAINING seed counts with alpha 1.
+    Rows that are not active pass the slot untouched. A TRAINING seed counts with alpha 1. Groups have at most ``block``
+    rows.
     """
     if not active.any():
         return None
@@ -73,18 +75,19 @@ def plan_slot(
     key = np.where(active, code * 2 + isolated, -1)
     groups = []
     for value in np.unique(key[active]):
-        rows = np.flatnonzero(key == value)
-        groups.append(
-            SeedGroup(
-                int(value) // 2 // OPERATOR_RADIX,
-                int(value) // 2 % OPERATOR_RADIX,
-                bool(value % 2),
-                rows,
-                networks[rows],
-                on_device(networks[rows], device),
-                on_device(alpha[rows], device).to(dtype),
+        same = np.flatnonzero(key == value)
+        for rows in np.split(same, range(block, len(same), block)) if block else [same]:
+            groups.append(
+                SeedGroup(
+                    int(value) // 2 // OPERATOR_RADIX,
+                    int(value) // 2 % OPERATOR_RADIX,
+                    bool(value % 2),
+                    rows,
+                    networks[rows],
+                    on_device(networks[rows], device),
+                    on_device(alpha[rows], device).to(dtype),
+                )
             )
-        )
     untouched = int((~active).sum())
     order = np.concatenate([np.flatnonzero(~active), *(group.rows for group in groups)])
     if len(groups) == 1 and untouched == 0:
@@ -92,23 +95,6 @@ def plan_slot(
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
     return SlotPlan(tuple(groups), untouched, order, on_device(order, device), on_device(inverse, device))
-
-
-def in_blocks(plan: SlotPlan, size: int) -> SlotPlan:
-    """Return the same plan with groups of at most ``size`` rows."""
-    blocks = []
-    for group in plan.groups:
-        for start in range(0, len(group.rows), size):
-            block = slice(start, start + size)
-            blocks.append(
-                group._replace(
-                    rows=group.rows[block],
-                    networks=group.networks[block],
-                    network_index=group.network_index[block],
-                    alpha=group.alpha[block],
-                )
-            )
-    return replace(plan, groups=tuple(blocks))
 
 
 def split_rows(plan: SlotPlan, x: Tensor) -> Sequence[Tensor]:

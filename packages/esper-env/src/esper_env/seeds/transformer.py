@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import gcd
 
 import torch
@@ -11,7 +12,7 @@ from typing_extensions import override
 from esper_env.hosts.attention import CausalSelfAttention, FlexCausalSelfAttention
 from esper_env.rules.heads import Blueprint
 from esper_env.seeds.cnn import LAYER_SCALE_INIT
-from esper_env.seeds.registry import register_blueprint
+from esper_env.seeds.registry import BlueprintFactory, register_blueprint
 
 HEADS = 4  # at most; fewer if they do not divide the width
 LORA_RANK, LORA_LARGE_RANK = 8, 32
@@ -63,16 +64,6 @@ class LowRank(nn.Module):
         return x + branch
 
 
-def lora(width: int) -> nn.Module:
-    """A linear map of rank 8."""
-    return LowRank(width, LORA_RANK)
-
-
-def lora_large(width: int) -> nn.Module:
-    """A linear map of rank 32."""
-    return LowRank(width, LORA_LARGE_RANK)
-
-
 def attention(width: int) -> nn.Module:
     """Causal self-attention with four heads, or two or one where four do not divide the width."""
     return ScaledResidual(width, nn.LayerNorm(width), CausalSelfAttention(width, gcd(width, HEADS)))
@@ -83,28 +74,20 @@ def flex_attention(width: int) -> nn.Module:
     return ScaledResidual(width, nn.LayerNorm(width), FlexCausalSelfAttention(width, gcd(width, HEADS)))
 
 
-def _perceptron(width: int, expansion: int) -> nn.Module:
+def perceptron(width: int, expansion: int) -> nn.Module:
+    """A perceptron with ``expansion`` times the width as its hidden units."""
     inner = expansion * width
     return ScaledResidual(width, nn.LayerNorm(width), nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
 
 
-def mlp_small(width: int) -> nn.Module:
-    """A perceptron of twice the width."""
-    return _perceptron(width, MLP_SMALL_EXPANSION)
-
-
-def mlp(width: int) -> nn.Module:
-    """A perceptron of four times the width."""
-    return _perceptron(width, MLP_EXPANSION)
-
-
-for _blueprint, _factory in {
+_FACTORIES: dict[Blueprint, BlueprintFactory] = {
     Blueprint.NORM: TokenNormSeed,
     Blueprint.ATTENTION: attention,
-    Blueprint.LORA: lora,
-    Blueprint.LORA_LARGE: lora_large,
-    Blueprint.MLP_SMALL: mlp_small,
-    Blueprint.MLP: mlp,
+    Blueprint.LORA: partial(LowRank, rank=LORA_RANK),
+    Blueprint.LORA_LARGE: partial(LowRank, rank=LORA_LARGE_RANK),
+    Blueprint.MLP_SMALL: partial(perceptron, expansion=MLP_SMALL_EXPANSION),
+    Blueprint.MLP: partial(perceptron, expansion=MLP_EXPANSION),
     Blueprint.FLEX_ATTENTION: flex_attention,
-}.items():
+}
+for _blueprint, _factory in _FACTORIES.items():
     register_blueprint(_blueprint.name.lower(), "transformer", _factory)

@@ -47,10 +47,6 @@ class Layout(ABC):
         """Return the tensors of some rows, which may repeat."""
         return {name: value.index_select(0, rows) for name, value in tensors.items()}
 
-    def first_samples(self, x: Tensor, count: int) -> Tensor:
-        """Return the first samples of each row's features."""
-        return x[:, :count]
-
 
 class BatchedImages(Layout):
     """Images of n networks, samples last."""
@@ -70,10 +66,6 @@ class BatchedImages(Layout):
     @override
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         return logits.max(1).indices == labels  # several times faster than argmax here
-
-    @override
-    def first_samples(self, x: Tensor, count: int) -> Tensor:
-        return x[..., :count]
 
 
 class SingleImages(Layout):

@@ -14,7 +14,7 @@ from esper_env.population.engine.layouts import Tensors
 from esper_env.population.evaluation.configurations import ConfigurationSet
 from esper_env.population.evaluation.held_out import HeldOut, grain
 from esper_env.population.shard import SeedTensors, Shard
-from esper_env.population.slot_plan import SlotPlan, in_blocks, plan_slot
+from esper_env.population.slot_plan import SlotPlan, plan_slot
 from esper_env.population.structure import Structure
 from esper_env.population.transfer import Readback, on_device
 
@@ -114,11 +114,11 @@ def _plan_forks(
         seen = configurations.masks & ((2 << position) - 1)
         rows = np.unique((configurations.networks << slots) | seen)
         bit = 1 << position
-        plan = plan_slot(structure, slot, rows >> slots, (rows & bit) != 0, shard.device, shard.dtype)
+        scalars = prod(shard.slots[slot].shape) * held_out.chunk_size(shard)
+        block = max(1, grain(shard.device).block // scalars)
+        plan = plan_slot(structure, slot, rows >> slots, (rows & bit) != 0, shard.device, shard.dtype, block)
         if plan is not None:
             rows = rows[plan.sorted_rows]
-            scalars = prod(shard.slots[slot].shape) * held_out.chunk_size(shard)
-            plan = in_blocks(plan, max(1, grain(shard.device).block // scalars))
         by_key = np.argsort(before)
         parents = by_key[np.searchsorted(before, rows & ~bit, sorter=by_key)]
         tensors = [shard.gather_seeds(slot, group) for group in plan.groups] if plan is not None else []

@@ -21,7 +21,6 @@ class Optimisation:
         isolation: the loss of a TRAINING seed. With "shadow", detached features pass the seed and the frozen rest of
             the network, so the seed learns from the effect that it will have. With "straight_through", the network
             adds s - stop(s). This loss is linear in the seed, so the seed's output magnitude is unconstrained.
-        shadow_fraction: share of each minibatch in the shadow pass.
     """
 
     host_lr: Annotated[float, POSITIVE]
@@ -29,7 +28,6 @@ class Optimisation:
     momentum: Annotated[float, Interval(0, 1, "[)")] = 0.9
     clip_norm: Annotated[float, POSITIVE] = 1.0
     isolation: Annotated[str, OneOf(ISOLATIONS)] = SHADOW
-    shadow_fraction: Annotated[float, Interval(0, 1, "(]")] = 1.0
 
     def __post_init__(self) -> None:
         check(self)

@@ -86,7 +86,7 @@ class Trainer:
         data: TrainingSamples,
         capture: Callable[[Step], CapturedStep] | None,
     ) -> None:
-        self._shard, self._config, self._data = shard, config, data
+        self._shard, self._data = shard, data
         self._straight = config.isolation == STRAIGHT_THROUGH
         self._plan = TrainingPlan(shard, structure, config)
         units = shard.rows * (1 + len(shard.slots))
@@ -139,28 +139,19 @@ class Trainer:
         x = shard.train_segment(0, host, layout.from_samples(samples))
         z: Tensor | None = None
         for position, slot in enumerate(shard.execution_order):
-            z = self._enter_shadow(position, x, z, labels.shape[1])
-            x = self._pass_main(slot, x, views)
+            rows = self._plan.entering[position]
+            if rows is not None:  # networks whose first TRAINING seed is here
+                entering = take(x.detach(), rows)
+                z = entering if z is None else torch.cat([z, entering])
+            plan = self._plan.main[slot]
+            x = shard.pass_slot(slot, plan, x, self._plan.tensors(plan, views), straight_through=self._straight)
             x = shard.train_segment(position + 1, host, x)
             if z is not None:
                 z = self._pass_shadow(position, slot, z, views)
         main = layout.losses(x.to(shard.dtype), labels).mean(1)
         if z is None:
             return main, None
-        seen = labels[:, : self._shadow_samples(labels.shape[1])]
-        return main, layout.losses(z.to(shard.dtype), take(seen, self._plan.shadow_rows[-1])).mean(1)
-
-    def _pass_main(self, slot: int, x: Tensor, views: list[dict[str, Tensor]]) -> Tensor:
-        plan = self._plan.main[slot]
-        return self._shard.pass_slot(slot, plan, x, self._plan.tensors(plan, views), straight_through=self._straight)
-
-    def _enter_shadow(self, position: int, x: Tensor, z: Tensor | None, batch: int) -> Tensor | None:
-        """Add networks whose first TRAINING seed is at this slot to the shadow pass, with detached features."""
-        rows = self._plan.entering[position]
-        if rows is None:
-            return z
-        entering = self._shard.layout.first_samples(take(x.detach(), rows), self._shadow_samples(batch))
-        return entering if z is None else torch.cat([z, entering])
+        return main, layout.losses(z.to(shard.dtype), take(labels, self._plan.shadow_rows[-1])).mean(1)
 
     def _pass_shadow(self, position: int, slot: int, z: Tensor, views: list[dict[str, Tensor]]) -> Tensor:
         """Pass the slot with every seed on, then the frozen host, whose running statistics stay unchanged."""
@@ -170,9 +161,6 @@ class Trainer:
         rows = self._plan.shadow_rows[position]
         own = {name: take(frozen[name], rows) for name in shard.segment_tensors(position + 1)}
         return shard.infer_segment(position + 1, shard.inference_tensors(position + 1, own), z)
-
-    def _shadow_samples(self, batch: int) -> int:
-        return max(1, round(batch * self._config.shadow_fraction))
 
     def _collect(self, steps: int, finite: Tensor, breached: Tensor) -> Readback:
         loss, norms, shape = self._loss_sum / steps, self._set.gradient_norms(steps), (self._shard.rows, -1)
