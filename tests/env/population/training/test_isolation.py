@@ -13,31 +13,28 @@ BLUEPRINTS = [entry.name for entry in offered_blueprints("cnn")]
 EPOCHS = 3
 
 
-def seed_tensors(shard, slot, structure, row=0):
+def seed_tensors(shard, slot, structure, row=0, local=0):
     stack = shard.seed_stack(slot, int(structure.blueprint[row, slot]))
-    return {name: value[row].clone() for name, value in stack.parameters.items()}
+    return {name: value[local].clone() for name, value in stack.parameters.items()}
 
 
 @LAYOUTS
 @pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
-@pytest.mark.parametrize("blueprint", BLUEPRINTS)
-def test_host_equals_host_without_isolated_seed(make_population, grow, batched, isolation, blueprint):
-    host = {"shard_size": 3 if batched else 1, "batched": batched, "isolation": isolation}
-    bare, grown = make_population(3, **host), make_population(3, **host)
-    without = grow(bare, 3)
-    operators = list(Operator)
-    structure = grow(
-        grown, 3, *[(row, slot, blueprint, operators[(row + slot) % 3], Stage.TRAINING) for row, slot in SLOTS]
-    )
-    before = seed_tensors(grown.shards[0], 1, structure)
+def test_host_equals_host_without_isolated_seed(make_population, grow, batched, isolation):
+    """Each network has one or two seeds of one blueprint."""
+    count = len(BLUEPRINTS)
+    bare, grown = (make_population(count, batched=batched, isolation=isolation) for _ in range(2))
+    kinds = list(zip(range(count), BLUEPRINTS, 3 * list(Operator), strict=False))
+    seeds = [(row, row % 3, name, operator, Stage.TRAINING) for row, name, operator in kinds]
+    seeds += [(row, (row + 1) % 3, name, operator, Stage.TRAINING) for row, name, operator in kinds[1:5]]
+    without, structure = grow(bare, count), grow(grown, count, *seeds)
+    shard, own = grown._locate(1)
+    before = seed_tensors(shard, 1, structure, 1, own)
     for _ in range(EPOCHS):
         assert (bare.train(without).loss == grown.train(structure).loss).all()
     assert_same(host_tensors(bare), host_tensors(grown))
-    after = seed_tensors(grown.shards[0], 1, structure)
+    after = seed_tensors(shard, 1, structure, 1, own)
     assert all(not torch.equal(value, before[name]) for name, value in after.items())
-
-
-SLOTS = [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]
 
 
 def test_blended_seed_equals_one_without_isolated_neighbour(make_population, grow):
@@ -79,20 +76,18 @@ def test_germinated_seed_changes_neither_minibatches_nor_host(make_population, g
     assert_same(seed_tensors(grown.shards[0], 2, structure), before)
 
 
-@pytest.mark.parametrize("operator", Operator)
-@pytest.mark.parametrize("blueprint", BLUEPRINTS)
-def test_isolated_seed_stays_bounded_over_many_epochs(make_population, grow, blueprint, operator):
-    population = make_population(2, seed_lr=0.02, host_lr=0.02)
-    structure = grow(population, 2, *[(row, 1, blueprint, operator, Stage.TRAINING) for row in range(2)])
+def test_isolated_seeds_stay_bounded_over_many_epochs(make_population, grow):
+    kinds = [(name, operator) for name in BLUEPRINTS for operator in Operator]
+    population = make_population(len(kinds), seed_lr=0.02, host_lr=0.02)
+    structure = grow(population, len(kinds), *[(row, 1, *kind, Stage.TRAINING) for row, kind in enumerate(kinds)])
     for _ in range(20):
         stats = population.train(structure)
-    x = torch.rand(2, 8, 2, 2, 16)  # (n, C, H, W, B)
-    shard = population.shards[0]
-    stack = shard.seed_stack(1, int(structure.blueprint[0, 1]))
-    out = shard.layout.call(stack.template, stack.parameters, x, training=True)
-    assert torch.isfinite(out).all()
-    assert (out - x).abs().max() < 10
     assert (stats.exploding == 0).all()
+    x, shard = torch.rand(len(kinds), 8, 2, 2, 16), population.shards[0]  # (n, C, H, W, B)
+    for row, kind in enumerate(kinds):
+        stack = shard.seed_stack(1, int(structure.blueprint[row, 1]))
+        out = shard.layout.call(stack.template, stack.parameters, x, training=True)[row]
+        assert (out - x[row]).abs().max() < 10, kind
 
 
 def test_straight_through_seed_grows_beyond_shadow_seed(make_population, grow):
@@ -111,14 +106,17 @@ def test_straight_through_seed_grows_beyond_shadow_seed(make_population, grow):
 
 @LAYOUTS
 @pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
-@pytest.mark.parametrize("blueprint", BLUEPRINTS)
-def test_isolation_check_finds_no_breach_and_changes_nothing(make_population, grow, batched, isolation, blueprint):
-    """Networks have the blueprint blended behind a TRAINING seed, so the shadow pass reads some of its rows."""
-    settings = {"shard_size": 3 if batched else 1, "batched": batched, "isolation": isolation}
-    checked, unchecked = make_population(3, **settings), make_population(3, **settings)
-    seeds = [(row, slot, blueprint, Operator.GATE, Stage.BLENDING, 0.5) for row in range(3) for slot in (1, 2)]
-    seeds += [(1, 0, "norm", Operator.ADD, Stage.TRAINING)]
-    first, second = (grow(population, 3, *seeds) for population in (checked, unchecked))
+def test_isolation_check_finds_no_breach_and_changes_nothing(make_population, grow, batched, isolation):
+    """Networks have their blueprint blended behind a TRAINING seed, so the shadow pass reads some of its rows."""
+    count = 2 * len(BLUEPRINTS)
+    checked, unchecked = (make_population(count, batched=batched, isolation=isolation) for _ in range(2))
+    seeds = [
+        (row, slot, name, Operator.GATE, Stage.BLENDING, 0.5)
+        for row, name in enumerate(2 * BLUEPRINTS)
+        for slot in (1, 2)
+    ]
+    seeds += [(row, 0, "norm", Operator.ADD, Stage.TRAINING) for row in range(len(BLUEPRINTS))]
+    first, second = (grow(population, count, *seeds) for population in (checked, unchecked))
     for _ in range(EPOCHS):
         seen = checked.train(first, True)
         assert not seen.breached.any()
