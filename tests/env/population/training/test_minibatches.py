@@ -101,17 +101,6 @@ def test_offsets_and_flips_are_uniform(make_data):
     assert abs(float(np.corrcoef(crops[0].flatten(), crops[1].flatten())[0, 1])) < 0.05
 
 
-def test_stream_without_augmentation_draws_no_offsets_or_flips(make_data):
-    _, crops, flips = stream(source(make_data())).draw()
-    assert crops is None
-    assert flips is None
-
-
-def test_crops_are_a_view_of_the_padded_images(make_data):
-    images = source(make_data(pad=2))
-    assert images.crops.untyped_storage().data_ptr() == images.padded.untyped_storage().data_ptr()
-
-
 # Text
 
 
