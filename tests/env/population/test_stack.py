@@ -19,6 +19,7 @@ def test_rows_are_zero_until_reset():
         assert (value[[0, 2]] == 0).all(), name
     assert (stack.parameters["0.weight"][1] != 0).all()
     assert (stack.buffers["1.running_var"][1] == 1).all()
+    assert stack.buffers["1.num_batches_tracked"].dtype == torch.int64
 
 
 def test_reset_row_equals_module_built_from_seed():
@@ -39,14 +40,6 @@ def test_reset_clears_momentum_of_its_row_only():
     assert all((value[0] == 0).all() and (value[1] == 3).all() for value in stack.momentum.values())
     stack.clear_momentum([1])
     assert all((value == 0).all() for value in stack.momentum.values())
-
-
-def test_size_counts_trainable_scalars_of_one_copy():
-    assert Stack(build, 7, CPU, torch.float32).size == (2 * 3 * 9 + 3) + 6
-
-
-def test_integer_buffers_keep_their_type():
-    assert Stack(build, 1, CPU, torch.float64).buffers["1.num_batches_tracked"].dtype == torch.int64
 
 
 def test_default_device_does_not_change_weights():

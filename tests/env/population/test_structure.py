@@ -1,6 +1,5 @@
 """The structure that the population reads from the slot table."""
 
-import pytest
 from esper_env.population.structure import Structure
 from esper_env.rules.heads import NO_BLUEPRINT, Blueprint
 from esper_env.rules.slot_table import DOWN, UP, SlotTable
@@ -15,19 +14,16 @@ def table_of(stages):
     return table
 
 
-@pytest.mark.parametrize("stage", [stage for stage in Stage if stage != Stage.UNKNOWN], ids=lambda stage: stage.name)
-def test_stage_determines_role_of_seed(stage):
-    structure = Structure.of(table_of([stage]))
-    assert structure.blended[0, 0] == (stage in BLENDED)
-    assert structure.training[0, 0] == (stage == Stage.TRAINING)
-    assert structure.fossilized[0, 0] == (stage == Stage.FOSSILIZED)
-    assert not structure.frozen[0, 0]
-
-
-def test_blended_seeds_are_frozen_only_while_alpha_falls():
-    table = table_of([Stage.BLENDING, Stage.BLENDING, Stage.BLENDING, Stage.TRAINING])
-    table.alpha_mode[0] = [DOWN, UP, 0, DOWN]
-    assert Structure.of(table).frozen.tolist() == [[True, False, False, False]]
+def test_stage_determines_role_of_seed_and_frozen_seeds_are_blended_with_falling_alpha():
+    stages = [stage for stage in Stage if stage != Stage.UNKNOWN]
+    for mode in (DOWN, UP, 0):
+        table = table_of(stages)
+        table.alpha_mode[0] = mode
+        structure = Structure.of(table)
+        assert structure.blended[0].tolist() == [stage in BLENDED for stage in stages]
+        assert structure.training[0].tolist() == [stage == Stage.TRAINING for stage in stages]
+        assert structure.fossilized[0].tolist() == [stage == Stage.FOSSILIZED for stage in stages]
+        assert structure.frozen[0].tolist() == [stage in BLENDED and mode == DOWN for stage in stages]
 
 
 def test_structure_is_a_copy_of_the_table():

@@ -41,22 +41,6 @@ def test_exact_values_equal_mean_over_all_orders(mask):
     np.testing.assert_allclose(game.values(known, SLOTS), by_orders(mask, value), atol=1e-10)
 
 
-def test_exact_values_of_game_equal_hand_computed_values():
-    """Seed 0 is worth 4 alone, seed 2 is worth 1, and together they are worth 11: each gets half of the surplus 6."""
-    game = ShapleyGame(0b101, np.random.default_rng(0))
-    assert game.masks == [0b000, 0b001, 0b100, 0b101]
-    values = game.values({0b000: 20.0, 0b001: 24.0, 0b100: 21.0, 0b101: 31.0}, 3)
-    np.testing.assert_allclose(values, [7.0, 0.0, 4.0])
-
-
-@pytest.mark.parametrize("mask", [0b11, 0b111011, 0b1111111, 0b111111111])
-def test_values_sum_to_gain_of_all_seeds(mask):
-    value, game = random_game(mask), ShapleyGame(mask, np.random.default_rng(1))
-    values = game.values({coalition: value(coalition) for coalition in game.masks}, SLOTS)
-    assert values.sum() == pytest.approx(value(mask) - value(0))
-    assert all(values[slot] == 0 for slot in range(SLOTS) if not mask >> slot & 1)
-
-
 def test_values_are_sampled_from_given_generator_above_limit():
     mask = (1 << (EXACT_SHAPLEY_SEEDS + 1)) - 1
     additive = {slot: float(slot + 1) for slot in range(SLOTS)}

@@ -4,10 +4,8 @@ A CUDA graph replays kernels on fixed addresses. The stand-in here does the same
 each operation with the tensors that it reads and writes, and replays it without running any Python of the step.
 """
 
-import copy
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from unittest import mock
 
 import cloudpickle
 import numpy as np
@@ -233,23 +231,17 @@ def test_latest_trainers_are_kept_and_dropped_captures_are_counted(both_ways, gr
     assert len(recorded._trainers[0]._kept) < 6
 
 
-COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda x: cloudpickle.loads(cloudpickle.dumps(x))}
-
-
-@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-def test_copied_trainers_train_like_the_originals(make_population, grow, copied):
+def test_copied_trainers_train_like_the_originals(make_population, grow):
     population = make_population(3)
     structure = grow(population, 3, *SEEDS)
     population.train(structure)
-    trainers = copied(population._trainers)
-    assert not any(own._kept for own in trainers)
-    twin = copied(population._trainers[0])
+    original, twin = population._trainers[0], cloudpickle.loads(cloudpickle.dumps(population._trainers[0]))
+    assert not twin._kept
     draws = draw_epoch(population._streams)
-    twin.run(structure, draws)
-    population._trainers[0].run(structure, draws)
-    own, other = (t._make.args[0] for t in (population._trainers[0], twin))
-    for name, value in own.host.parameters.items():
-        assert torch.equal(value, other.host.parameters[name]), name
+    for trainers in (twin, original):
+        trainers.run(structure, draws)
+    for name, value in original._make.args[0].host.parameters.items():
+        assert torch.equal(value, twin._make.args[0].host.parameters[name]), name
 
 
 def test_steps_are_captured_on_cuda_if_enabled(monkeypatch):
@@ -261,8 +253,9 @@ def test_steps_are_captured_on_cuda_if_enabled(monkeypatch):
         captures_of(cuda, "always")
 
 
-def test_cuda_graph_warms_up_captures_and_replays_in_stream_order(monkeypatch):
-    """Compares calls on a stand-in for torch.cuda; test_cuda.py uses a real device."""
+@pytest.fixture
+def cuda_calls(monkeypatch):
+    """Calls on a stand-in for torch.cuda; test_cuda.py uses a real device."""
     log = []
 
     class Stream:
@@ -297,63 +290,42 @@ def test_cuda_graph_warms_up_captures_and_replays_in_stream_order(monkeypatch):
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    seen = []
-    inputs = [Draw(torch.tensor([[k]]), None, None) for k in range(4)]
-    runner = CapturedStep(lambda draw: (log.append("step"), seen.append(draw.samples)), "cuda:1", "the pool")
+    return log
+
+
+def test_cuda_graph_warms_up_captures_and_replays_in_stream_order(cuda_calls):
+    seen, inputs = [], [Draw(torch.tensor([[k]]), None, None) for k in range(4)]
+    step = CapturedStep(lambda draw: (cuda_calls.append("step"), seen.append(draw.samples)), "cuda:1", "the pool")
     for draw in inputs:
-        runner(draw)
+        step(draw)
     around = ["own stream of cuda:1 waits for current stream of cuda:1", "on own stream of cuda:1"]
     behind = ["back", "current stream of cuda:1 waits for own stream of cuda:1"]
     replay = ["on cuda:1", "replay", "back"]
     warm_up = [*around, "step", *behind]
     captured = [*around, "begin in the pool, thread_local", "step", "end", *behind]
-    assert log == warm_up + captured + 3 * replay
+    assert cuda_calls == warm_up + captured + 3 * replay
     assert seen[0] is seen[1]  # fixed memory, not the caller's
     assert all(draw.samples is not seen[0] for draw in inputs)
     assert seen[0].item() == 3
-    assert runner.captures == 1
+    assert step.captures == 1
 
 
-class Uncapturable(Recording):
-    """Fails to capture, like a device that does not support the step."""
+def test_uncapturable_step_ends_its_capture_warns_and_runs(cuda_calls):
+    ran = []
 
-    def _capture(self, inputs):  # noqa: ARG002
-        raise RuntimeError("operation not permitted when stream is capturing\nand many lines more")
+    def work(draw):
+        if cuda_calls[-1].startswith("begin"):
+            raise RuntimeError("operation not permitted when stream is capturing\nand many lines more")
+        ran.append(draw.samples.item())
 
-
-def test_uncapturable_step_warns_and_runs(both_ways, grow):
-    eager, other = both_ways(3)
-    for trainers in other._trainers:
-        trainers._make.keywords["capture"] = partial(Uncapturable, device=None, pool=None)
-    structures = [grow(population, 3, *SEEDS) for population in (eager, other)]
-    eager.train(structures[0])
+    step = CapturedStep(work, "cuda:1", "the pool")
+    step(Draw(torch.tensor([[0]]), None, None))
     with pytest.warns(RuntimeWarning, match=r"captured \(operation not permitted when stream is capturing\) and"):
-        other.train(structures[1])
-    assert other.captures == 0
-    assert_equal(eager, other)
-
-
-def test_failing_step_ends_its_capture(monkeypatch):
-    ended = []
-
-    class Graph:
-        def capture_begin(self, pool, capture_error_mode):
-            pass
-
-        def capture_end(self):
-            ended.append(True)
-
-    def step(_):
-        raise RuntimeError("no memory left")
-
-    monkeypatch.setattr(torch.cuda, "Stream", mock.MagicMock())
-    for name in ("current_stream", "stream", "device"):
-        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    torch.cuda.stream.return_value.__exit__.return_value = None
-    with pytest.raises(RuntimeError, match="no memory left"):
-        CapturedStep(step, "cuda", None)._capture(Draw(torch.zeros(1), None, None))
-    assert ended
+        step(Draw(torch.tensor([[1]]), None, None))
+    step(Draw(torch.tensor([[2]]), None, None))
+    assert "end" in cuda_calls
+    assert ran == [0, 1, 2]
+    assert step.captures == 0
 
 
 @LAYOUTS
