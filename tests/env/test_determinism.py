@@ -106,16 +106,3 @@ def test_results_are_independent_of_the_callers_mode(context, tiny, assert_same)
     with context():
         guarded = play("Esper-Digits-v0", 7, **kwargs)
     assert_same(plain, guarded)
-
-
-def test_seed_restarts_an_environment_with_earlier_episodes(make_digits, action, assert_same):
-    first, second = make_digits(), make_digits()
-    for _ in range(2):
-        first.reset(seed=1)
-        for _ in range(3):
-            first.step(action(Op.GERMINATE, 0))
-    results = []
-    for env in (first, second):
-        env.reset(seed=2)
-        results.append([env.step(action(Op.GERMINATE, slot)) for slot in (2, 1, 0)])
-    assert_same(*results)

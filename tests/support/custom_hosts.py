@@ -28,22 +28,22 @@ def trees():
 
 
 class Images(SegmentedHost):
-    """Two segments with a slot of 5 channels between them."""
+    """Two segments with a slot between them."""
 
     topology = "cnn"
 
-    def __init__(self, data, first=None, second=None):
+    def __init__(self, data, first=None, second=None, channels=5):
         super().__init__()
-        channels, height, width = data.image_shape
+        inputs, height, width = data.image_shape
         self.segments = nn.ModuleList(
             [
-                nn.Conv2d(channels, 5, 1) if first is None else first(channels),
-                nn.Sequential(nn.Flatten(), nn.Linear(5 * height * width, data.classes))
+                nn.Conv2d(inputs, channels, 1) if first is None else first(inputs),
+                nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, data.classes))
                 if second is None
                 else second(),
             ]
         )
-        self.slots = (SlotSpec("r0c0", 5, "hidden", 0, 0, 0, (5, height, width)),)
+        self.slots = (SlotSpec("r0c0", channels, "hidden", 0, 0, 0, (channels, height, width)),)
         self.execution_order = (0,)
 
 

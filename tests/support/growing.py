@@ -240,33 +240,15 @@ def advance(growth, actions):
 
 
 def tensors(growth):
-    """Every tensor of every network as (N, ...); zeros if a network's shard never had that seed in that slot."""
-    shards = growth._population.shards
-    places = sorted({("seed", *key) for shard in shards for key in shard._seeds})
-    places = [("host",), *places, *sorted({("gate", slot) for shard in shards for slot in shard._gates})]
-    found = {}
-    for place in places:
-        stacks = [stack_at(shard, place) for shard in shards]
-        pattern = next(stack for stack in stacks if stack is not None)
-        for kind in ("parameters", "momentum", "buffers"):
-            for name, value in getattr(pattern, kind).items():
-                rows = [
-                    getattr(stack, kind)[name].numpy().copy() if stack is not None else empty_like(value, shard.rows)
-                    for shard, stack in zip(shards, stacks, strict=True)
-                ]
-                found[f"{' '.join(map(str, place))} {kind} {name}"] = np.concatenate(rows)
+    """Every tensor of every network that holds it, as (N, ...); zeros for the other networks."""
+    population, found = growth._population, {}
+    for shard, own in zip(population.shards, population._slices, strict=True):
+        for place, stack, rows in shard.stacks(growth.table.blueprint[own]):
+            for kind, named in stack.tensors().items():
+                for name, value in named.items():
+                    zeros = np.zeros((growth.count, *value.shape[1:]), dtype=value.numpy().dtype)
+                    found.setdefault(f"{place} {kind} {name}", zeros)[own.start + rows] = value.numpy()[rows]
     return found
-
-
-def stack_at(shard, place):
-    kind, *key = place
-    if kind == "host":
-        return shard.host
-    return shard._seeds.get(tuple(key)) if kind == "seed" else shard._gates.get(key[0])
-
-
-def empty_like(value, rows):
-    return np.zeros((rows, *value.shape[1:]), dtype=value.numpy().dtype)
 
 
 def assert_close(left, right, tolerance=1e-6):

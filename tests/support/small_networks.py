@@ -162,14 +162,11 @@ def own_blueprints(own_tables: None) -> Callable[..., Any]:  # noqa: ARG001
 
 
 def stacks_of(population: Population, structure: Structure, row: int, *, fossils_only: bool = False) -> dict[str, Any]:
-    """{"host" | "seed SLOT" | "gate SLOT": stack} of one network."""
-    shard, _ = population._locate(row)
-    stacks = {"host": shard.host}
-    held = structure.fossilized[row] if fossils_only else structure.blueprint[row] != NO_BLUEPRINT
-    for slot in np.flatnonzero(held).tolist():
-        stacks[f"seed {slot}"] = shard.seed_stack(slot, int(structure.blueprint[row, slot]))
-        stacks[f"gate {slot}"] = shard.gate_stack(slot)
-    return stacks
+    """{"host" | "seeds/SLOT/BLUEPRINT" | "gates/SLOT": stack} of one network."""
+    shard, local = population._locate(row)
+    own = structure.rows(population._slices[row // population._config.shard_size])
+    held = np.where(own.fossilized, own.blueprint, NO_BLUEPRINT) if fossils_only else own.blueprint
+    return {name: stack for name, stack, holders in shard.stacks(held) if local in holders}
 
 
 def network_tensors(
@@ -187,20 +184,19 @@ def network_tensors(
 
 def host_tensors(population: Population) -> dict[str, Tensor]:
     """Copies of all tensors of all hosts."""
-    return {
-        f"shard {number} {kind} {name}": value.clone()
-        for number, shard in enumerate(population.shards)
-        for kind, named in shard.host.tensors().items()
-        for name, value in named.items()
-    }
+    return {name: value.clone() for name, value in all_tensors(population).items() if "host" in name}
 
 
 def all_tensors(population: Population) -> dict[str, Tensor]:
     """Every tensor of every stack, not copied."""
-    stacks = [s for shard in population.shards for s in (shard.host, *shard._seeds.values(), *shard._gates.values())]
+    stacks = {
+        f"shard {number} {name}": stack
+        for number, shard in enumerate(population.shards)
+        for name, stack in [("host", shard.host), *shard._seeds.items(), *shard._gates.items()]
+    }
     return {
-        f"stack {number} {kind} {name}": value
-        for number, stack in enumerate(stacks)
+        f"{place} {kind} {name}": value
+        for place, stack in stacks.items()
         for kind, named in stack.tensors().items()
         for name, value in named.items()
     }

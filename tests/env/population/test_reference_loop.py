@@ -81,55 +81,34 @@ def test_blueprint_trains_like_plain_module(agree, batched, entry):
     agree((0, entry.name, Operator.ADD, Stage.HOLDING), batched=batched, dtype=torch.float64, epochs=1)
 
 
-@LAYOUTS
-def test_isolated_seeds_around_blended_seed(agree, batched):
-    agree(
+SITUATIONS = {
+    "isolated seeds around a blended one": [
         (0, "depthwise", Operator.MULTIPLY, Stage.TRAINING),
         (1, "conv_light", Operator.GATE, Stage.BLENDING, 0.6),
         (2, "attention", Operator.GATE, Stage.TRAINING),
-        batched=batched,
-        dtype=torch.float64,
-        epochs=2,
-    )
-
-
-@LAYOUTS
-def test_slots_in_another_order_than_action_order(agree, batched):
-    """With both surfaces, action slots 0 to 5 run as 0, 3, 1, 4, 2, 5."""
-    agree(
+    ],
+    "slots run as 0, 3, 1, 4, 2, 5": [
         (0, "conv_small", Operator.ADD, Stage.HOLDING),
         (1, "depthwise", Operator.ADD, Stage.TRAINING),
         (3, "conv_light", Operator.GATE, Stage.TRAINING),
         (4, "norm", Operator.MULTIPLY, Stage.BLENDING, 0.6),
-        batched=batched,
-        dtype=torch.float64,
-        epochs=2,
-        surfaces="both",
-    )
-
-
-@LAYOUTS
-def test_frozen_seed_passes_gradients_and_stays_unchanged(agree, batched):
-    agree(
+    ],
+    "frozen seed": [
         (1, "conv_heavy", Operator.ADD, Stage.BLENDING, 0.7, True),
         (2, "conv_small", Operator.ADD, Stage.TRAINING),
-        batched=batched,
-        dtype=torch.float64,
-        epochs=2,
-    )
+    ],
+    "every gradient is clipped": [
+        (0, "conv_light", Operator.GATE, Stage.BLENDING, 0.5),
+        (2, "norm", Operator.ADD, Stage.TRAINING),
+    ],
+}
+OPTIONS = {"slots run as 0, 3, 1, 4, 2, 5": {"surfaces": "both"}, "every gradient is clipped": {"clip_norm": 1e-3}}
 
 
 @LAYOUTS
-def test_clipping_is_per_host_and_per_seed(agree, batched):
-    """Every gradient exceeds the clip norm, so one joint norm would give other weights."""
-    agree(
-        (0, "conv_light", Operator.GATE, Stage.BLENDING, 0.5),
-        (2, "norm", Operator.ADD, Stage.TRAINING),
-        batched=batched,
-        dtype=torch.float64,
-        epochs=2,
-        clip_norm=1e-3,
-    )
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_network_in_any_situation_trains_like_plain_module(agree, batched, name):
+    agree(*SITUATIONS[name], batched=batched, dtype=torch.float64, epochs=2, **OPTIONS.get(name, {}))
 
 
 def test_networks_with_different_seeds_in_one_shard(make_population, grow, twin, batches_of):

@@ -11,6 +11,7 @@ from torch import nn
 pytestmark = pytest.mark.numeric
 
 COPIES, SAMPLES = 3, 5
+ACT = nn.ReLU()
 
 
 def copies(build):
@@ -186,10 +187,24 @@ def test_convolutions_on_oblong_maps_equal_modules():
         lambda: nn.GroupNorm(1, 4, affine=False),
         lambda: nn.BatchNorm2d(4),
         lambda: nn.Sequential(nn.SiLU(), nn.Conv2d(4, 4, 1), nn.GELU(), nn.Sequential(nn.Tanh(), nn.Identity())),
+        lambda: nn.Sequential(ACT, nn.Conv2d(4, 4, 1), ACT),
         lambda: nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 5), nn.Softplus()),
         lambda: nn.LeakyReLU(),
     ],
-    ids=["pool", "ceil", "overlapping", "dilated", "gn1", "gn2", "plain gn", "bn", "nested", "last axis", "leaky"],
+    ids=[
+        "pool",
+        "ceil",
+        "overlapping",
+        "dilated",
+        "gn1",
+        "gn2",
+        "plain gn",
+        "bn",
+        "nested",
+        "repeated",
+        "last axis",
+        "leaky",
+    ],
 )
 def test_other_layers_equal_modules(build):
     check(copies(build), features(4, 5, 5))
