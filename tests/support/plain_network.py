@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from esper_env.population import Optimisation, Population, Structure
+from esper_env.population import Population, Structure
 from esper_env.population.training.minibatches import MinibatchStream, TrainingSamples, draw_epoch
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_seed
@@ -44,7 +44,7 @@ class PlainNetwork(nn.Module):
     def __init__(self, population: Population, row: int, structure: Structure) -> None:
         super().__init__()
         self.shard, self.row = population._locate(row)
-        self.place, self.order = row, self.shard.execution_order
+        self.place, self.order, self.settings = row, self.shard.execution_order, population._config
         self.structure = structure.rows(slice(row, row + 1))
         self.seeds, self.gates = nn.ModuleDict(), nn.ModuleDict()
         self.optimizers: dict[str, torch.optim.SGD] = {}
@@ -151,8 +151,9 @@ class PlainNetwork(nn.Module):
         grown = {id(p) for modules in (self.seeds, self.gates) for p in modules.parameters()}
         return [p for p in self.parameters() if id(p) not in grown]
 
-    def train_epoch(self, batches: Iterable[tuple[Tensor, Tensor]], settings: Optimisation) -> float:
+    def train_epoch(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """Train by clipped SGD with momentum on host and seeds; return the mean loss."""
+        settings = self.settings
         groups = {"host": (self.host_parameters(), settings.host_lr)}
         frozen = {slot for slot in self.blended() if self.structure.frozen[0, slot]}
         for slot in [*self.blended(), *self.isolated()]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from esper_env.data import ImageData, TextData
 from esper_env.hosts import CNNHost
-from esper_env.population import Optimisation, Population, PopulationConfig, Structure
+from esper_env.population import Population, PopulationConfig, Structure
 from esper_env.population.training.minibatches import TrainingImages
 from esper_env.rules.heads import NO_BLUEPRINT
 from esper_env.rules.stages import IS_BLENDED, Stage
@@ -83,22 +83,18 @@ def make_population(stripes: ImageData) -> Iterator[Callable[..., Population]]:
         batches: int = BATCHES,
         first_seed: int = 100,
         kernel: int = 1,
-        precision: str = "float32",
-        capture: str = "auto",
         device: str = "cpu",
-        **optimisation: Any,
+        **settings: Any,
     ) -> Population:
         config = PopulationConfig(
-            batch_size,
-            batches,
-            Optimisation(**{"host_lr": 0.05, "seed_lr": 0.05, **optimisation}),
-            shard_size or (count if batched else 1),
-            batched,
-            torch.device(device),
-            dtype,
-            precision,
-            capture,
+            batch_size=batch_size,
+            batches_per_step=batches,
+            shard_size=shard_size or (count if batched else 1),
+            batched=batched,
+            device=torch.device(device),
+            dtype=dtype,
             try_host=host is not None,
+            **{"host_lr": 0.05, "seed_lr": 0.05, **settings},
         )
         population = Population(host or small_host(kernel), count, data, config)
         population.reset(everyone(count), np.arange(first_seed, first_seed + count))

@@ -78,5 +78,4 @@ def test_cifar_networks_have_single_layout_by_default(build, shard_size, layout)
 def test_networks_use_settings_of_task(build):
     population = build(slots=["r0c1"], isolation="straight_through", host_lr=0.123)
     assert population.slots == 1
-    optimisation = population._config.optimisation
-    assert (optimisation.isolation, optimisation.host_lr) == ("straight_through", 0.123)
+    assert (population._config.isolation, population._config.host_lr) == ("straight_through", 0.123)

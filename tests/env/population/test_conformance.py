@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from blueprints import CNN_BLUEPRINTS, TRANSFORMER_BLUEPRINTS
-from esper_env.population import Optimisation, Structure
+from esper_env.population import Structure
 from esper_env.rules.heads import Operator
 from esper_env.rules.slot_table import DOWN
 from esper_env.rules.stages import Stage
@@ -120,8 +120,7 @@ def test_shard_equals_plain_loops_through_any_growth(make_data, twin, batches_of
             for network in plain:
                 network.follow(structure)
             stats = train(structure)
-            settings = Optimisation(task.host_lr, task.seed_lr)
-            losses = [network.train_epoch(draw(), settings) for network, draw in zip(plain, batches, strict=True)]
+            losses = [network.train_epoch(draw()) for network, draw in zip(plain, batches, strict=True)]
             np.testing.assert_allclose(stats.loss, losses, rtol=0, atol=1e-6)
             for network in plain:
                 assert network.distance() < 1e-6, network.distances()

@@ -153,13 +153,3 @@ def test_parameters_added_counts_seeds_and_gates_in_use(make_population, grow):
         0,
     ]
     assert population.parameters_added(structure, structure.fossilized).tolist() == [norm, 0, 0]
-
-
-def test_population_rejects_shard_size_below_one(make_population):
-    with pytest.raises(ValueError, match="shard_size is -1; expected 1 or more, or 'auto'"):
-        make_population(2, shard_size=-1)
-
-
-def test_population_rejects_single_layout_for_two_networks(make_population):
-    with pytest.raises(ValueError, match="shard size is 2; the layout of a single network expects 1"):
-        make_population(2, shard_size=2, batched=False)

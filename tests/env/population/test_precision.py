@@ -106,8 +106,3 @@ def test_module_without_batching_rule_trains_in_bfloat16(make_population, grow, 
         structure = grow(population, 1, (0, 0, "dilated", Operator.ADD, stage))
         assert np.isfinite(population.train(structure).loss).all()
         assert np.isfinite(population.measure(structure, everyone(1)).contribution).all()
-
-
-def test_population_rejects_unknown_precision(make_population):
-    with pytest.raises(ValueError, match="precision is 'half'; expected one of"):
-        make_population(precision="half")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from esper_env.population import Optimisation
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
@@ -11,7 +10,6 @@ from small_networks import LAYOUTS
 pytestmark = pytest.mark.numeric
 
 SEED = 100
-SETTINGS = Optimisation(host_lr=0.05, seed_lr=0.05)
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of float32 after one epoch of four minibatches
 BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 
@@ -20,16 +18,15 @@ BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], i
 def agree(make_population, build_host, grow, twin, batches_of):
     """Train a network both ways and compare every tensor and the loss."""
 
-    def check(*seeds, batched, dtype, epochs, kernel=1, surfaces="post", **optimisation):
-        settings = Optimisation(**{"host_lr": 0.05, "seed_lr": 0.05, **optimisation})
+    def check(*seeds, batched, dtype, epochs, kernel=1, surfaces="post", **settings):
         host = build_host(kernel, surfaces=surfaces)
-        population = make_population(batched=batched, dtype=dtype, host=host, **optimisation)
+        population = make_population(batched=batched, dtype=dtype, host=host, **settings)
         structure = grow(population, 1, *[(0, *seed) for seed in seeds])
         plain, batches = twin(population, 0, structure), batches_of(SEED, dtype)
         before = {name: own.clone() for name, own, _ in plain.pairs()}
         for _ in range(epochs):
             stats = population.train(structure)
-            loss = plain.train_epoch(batches(), settings)
+            loss = plain.train_epoch(batches())
             assert stats.loss[0] == pytest.approx(loss, abs=TOLERANCE[dtype])
         assert plain.distance() < TOLERANCE[dtype], plain.distances()
         moved = {name: not torch.equal(own, before[name]) for name, own, _ in plain.pairs()}
@@ -127,7 +124,7 @@ def test_networks_with_different_seeds_in_one_shard(make_population, grow, twin,
     batches = [batches_of(SEED + row, torch.float64) for row in range(4)]
     for _ in range(3):
         stats = population.train(structure)
-        losses = [network.train_epoch(draw(), SETTINGS) for network, draw in zip(plain, batches, strict=True)]
+        losses = [network.train_epoch(draw()) for network, draw in zip(plain, batches, strict=True)]
         torch.testing.assert_close(torch.from_numpy(stats.loss), torch.tensor(losses, dtype=torch.float64))
     for network in plain:
         assert network.distance() < 1e-9, network.distances()
@@ -142,7 +139,7 @@ def test_seed_keeps_momentum_from_isolation_into_blending(make_population, grow,
     for structure in (isolated, blended):
         plain.structure = structure
         population.train(structure)
-        plain.train_epoch(batches(), SETTINGS)
+        plain.train_epoch(batches())
     assert plain.distance() < 1e-9, plain.distances()
 
 
@@ -154,7 +151,7 @@ def test_gradient_statistics_equal_those_of_plain_gradients(make_population, gro
     units = {0: plain.host_parameters(), 2: plain.seed_parameters(1)}
     norms = {unit: [] for unit in units}
     for batch in batches():
-        plain.train_epoch([batch], Optimisation(0.05, 0.05, clip_norm=1e9))
+        plain.train_epoch([batch])
         for unit, parameters in units.items():
             norms[unit].append(float(torch.cat([p.grad.flatten() for p in parameters]).norm()))
     for unit, parameters in units.items():

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from esper_env.population import Optimisation
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
@@ -13,7 +12,6 @@ from small_networks import LAYOUTS, everyone
 pytestmark = pytest.mark.numeric
 
 FIRST_SEED = 100
-SETTINGS = Optimisation(host_lr=0.05, seed_lr=0.05)
 ENTRIES = offered_blueprints("transformer")
 TEXT = made_text()
 
@@ -40,7 +38,7 @@ def agree(networks, grow):
         tolerance = 1e-9 if dtype is torch.float64 else 1e-4  # after one epoch
         stats = population.train(structure)
         for row, (network, draw) in enumerate(zip(plain, batches, strict=True)):
-            assert stats.loss[row] == pytest.approx(network.train_epoch(draw(), SETTINGS), abs=tolerance)
+            assert stats.loss[row] == pytest.approx(network.train_epoch(draw()), abs=tolerance)
             assert network.distance() < tolerance
             still = [name for name, own, _ in network.pairs() if torch.equal(own, before[row][name])]
             assert still == []

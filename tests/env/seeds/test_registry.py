@@ -4,7 +4,6 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from esper_env.population import Optimisation
 from esper_env.rules.heads import Blueprint, Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import blueprint_entry, offered_blueprints, register_blueprint, registry
@@ -37,14 +36,13 @@ def test_custom_module_trains_as_in_a_plain_loop(make_population, grow, twin, ba
     population = make_population(2, batched=batched, dtype=torch.float64)
     seeds = [(row, 1, "mixer", Operator.GATE, stage) for row in range(2)]
     structure = grow(population, 2, *seeds, (1, 2, "mixer", Operator.ADD, Stage.HOLDING))
-    settings = Optimisation(0.05, 0.05)
     plain = [twin(population, row, structure) for row in range(2)]
     batches = [batches_of(100 + row, torch.float64) for row in range(2)]
     born = plain[0].seeds["1"].strength.detach().clone()
     for _ in range(2):
         losses = population.train(structure).loss
         for row in range(2):
-            assert losses[row] == pytest.approx(plain[row].train_epoch(batches[row](), settings), abs=1e-9)
+            assert losses[row] == pytest.approx(plain[row].train_epoch(batches[row]()), abs=1e-9)
     for network in plain:
         assert network.distance() < 1e-9, network.distances()
     assert plain[0].seeds["1"].strength != born

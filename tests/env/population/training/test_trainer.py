@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from esper_env.population import Optimisation
 from esper_env.population.evaluation.configurations import ConfigurationSet
 from esper_env.population.evaluation.held_out import held_out_images
 from esper_env.population.evaluation.scoring import score
@@ -69,18 +68,3 @@ def test_statistics_report_exploding_and_vanishing_gradients(make_population, gr
     assert stats.vanishing[1, 3] == 1  # at alpha 0 nothing reaches the seed
     assert (stats.vanishing[:, 1] == 0).all()
     assert (stats.sizes[:, 1] == 0).all()
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"host_lr": 0.0}, "`host_lr` is 0.0; expected a positive number"),
-        ({"seed_lr": float("nan")}, "`seed_lr` is nan; expected a positive number"),
-        ({"clip_norm": -1.0}, "`clip_norm` is -1.0; expected a positive number"),
-        ({"momentum": 1.0}, r"`momentum` is 1.0; expected a number in \[0, 1\)"),
-        ({"isolation": "none"}, "`isolation` is 'none'; expected one of"),
-    ],
-)
-def test_optimisation_rejects_bad_settings(setting, message):
-    with pytest.raises(ValueError, match=message):
-        Optimisation(**{"host_lr": 0.1, "seed_lr": 0.1, **setting})

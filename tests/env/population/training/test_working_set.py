@@ -28,7 +28,7 @@ def stacks():
 
 def member(stack, rows, units, rate, trainable=None):
     flags = torch.ones(len(rows), dtype=torch.bool) if trainable is None else torch.tensor(trainable)
-    return Member(stack, np.array(rows), torch.tensor(rows), torch.tensor(units), rate, flags)
+    return Member(stack, None, np.array(rows), torch.tensor(rows), torch.tensor(units), rate, flags, {})
 
 
 def loaded(*arguments):
@@ -102,11 +102,11 @@ def test_gradient_norms_are_means_before_clipping(stacks):
     direction[0], direction[12] = 3.0, 4.0  # one weight and one bias element of row 0
     for factor in (1.0, 3.0):
         descend(working, (flat(working) * direction * factor).sum())
-    norms = working.gradient_norms(steps=2)
-    assert norms.unit.tolist() == pytest.approx([10.0, 0.0, 0.0])  # (5 + 15) / 2
-    assert norms.vanishing.tolist() == [0.0, 0.0, 1.0]  # unit 1 has no tensor, both of unit 2 have no gradient
-    assert norms.exploding.tolist() == [0.0, 0.0, 0.0]  # 6 and 8 are below ten times the clip norm
-    assert working.unit_sizes().tolist() == [size, 0, size]
+    norms, vanishing, exploding, sizes = working.statistics(steps=2)
+    assert norms.tolist() == pytest.approx([10.0, 0.0, 0.0])  # (5 + 15) / 2
+    assert vanishing.tolist() == [0.0, 0.0, 1.0]  # unit 1 has no tensor, both of unit 2 have no gradient
+    assert exploding.tolist() == [0.0, 0.0, 0.0]  # 6 and 8 are below ten times the clip norm
+    assert sizes.tolist() == [size, 0, size]
 
 
 @pytest.mark.parametrize(("factor", "share"), [(9.9, 0.0), (10.1, 0.5), (float("nan"), 0.5), (float("inf"), 0.5)])
@@ -114,4 +114,4 @@ def test_tensor_explodes_above_ten_times_clip_norm_or_if_not_finite(stacks, fact
     working = loaded([member(stacks[0], [0], [0], 1e-9)], 1, 1.0, 0.0)
     working.gradient[0] = factor
     working.step()
-    assert working.gradient_norms(steps=1).exploding.item() == share
+    assert working.statistics(steps=1)[2].item() == share

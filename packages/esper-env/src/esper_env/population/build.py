@@ -12,8 +12,8 @@ from esper_env.data import DataFamily, ImageData, TextData, load_data
 from esper_env.data.text import VOCABULARY
 from esper_env.devices import resolve_device
 from esper_env.hosts import CNNHost, TransformerHost
-from esper_env.population.population import Population, PopulationConfig
-from esper_env.population.training.optimisation import Optimisation
+from esper_env.population.config import PopulationConfig
+from esper_env.population.population import Population
 from esper_env.suggestions import shown
 from esper_env.tasks import CNNSpec, TaskConfig, TransformerSpec
 
@@ -88,7 +88,9 @@ def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.fl
     config = PopulationConfig(
         batch_size=task.batch_size,
         batches_per_step=task.batches_per_step,
-        optimisation=Optimisation(task.host_lr, task.seed_lr, isolation=task.isolation),
+        host_lr=task.host_lr,
+        seed_lr=task.seed_lr,
+        isolation=task.isolation,
         shard_size=shard_size,
         batched=shard_size > 1 or task.auto_shard_size > 1,
         device=device,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +17,7 @@ from esper_env.extension_checks.checks import check_attributes
 from esper_env.extension_checks.construction import build_reproducibly
 from esper_env.extension_checks.trial import try_blueprint, try_host
 from esper_env.persistence.tree import Tree
+from esper_env.population.config import PopulationConfig
 from esper_env.population.evaluation.measurement import Commitment, Measurement, appraise, measure
 from esper_env.population.shard import Shard
 from esper_env.population.snapshots import Mismatch, Snapshots
@@ -25,35 +25,16 @@ from esper_env.population.splits import splits_for
 from esper_env.population.state import Networks, get_networks, set_networks
 from esper_env.population.structure import Structure
 from esper_env.population.training.minibatches import MinibatchStream, draw_epoch
-from esper_env.population.training.optimisation import Optimisation
-from esper_env.population.training.trainer import TrainStats
-from esper_env.population.training.trainer_cache import TrainerCache
+from esper_env.population.training.trainer import TrainerCache, TrainStats
 from esper_env.population.transfer import Readback
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_rng, derive_seed
 from esper_env.seeds.registry import offered_blueprints
-from esper_env.tasks.choices import FULL_PRECISION
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
 T = TypeVar("T", bound=tuple[NDArray[Any], ...])
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class PopulationConfig:
-    """Settings of training and of the layout in shards."""
-
-    batch_size: int
-    batches_per_step: int
-    optimisation: Optimisation
-    shard_size: int  # networks that run together on one thread
-    batched: bool  # False: each shard holds a single network in its own layout
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-    precision: str = FULL_PRECISION  # of the passes
-    capture: str = "auto"  # captures the step of a minibatch on an accelerator; "off" never does
-    try_host: bool = True  # False: the host is one of the package's specs
 
 
 @contextmanager
@@ -96,37 +77,22 @@ class Population:
     def __init__(
         self, build_host: Callable[[], nn.Module], count: int, data: ImageData | TextData, config: PopulationConfig
     ) -> None:
-        if config.shard_size < 1:
-            raise ValueError(f"shard_size is {config.shard_size}; expected 1 or more, or 'auto'")
-        device, dtype = config.device, config.dtype
         self._config = config
         self.dataset_name, self.data_digest, self.classes = data.name, data.digest, data.classes
         self.reads_text = isinstance(data, TextData)
         starts = range(0, count, config.shard_size)
         self._slices = [slice(start, min(start + config.shard_size, count)) for start in starts]
-        workers = min(len(self._slices), torch.get_num_threads()) if device.type == "cpu" else 1
+        workers = min(len(self._slices), torch.get_num_threads()) if config.device.type == "cpu" else 1
         self._pool = (
             ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) if workers > 1 else None
         )
         with _own_settings():
             host = build_reproducibly(build_host)
             check_attributes(host)
-            self.shards = [
-                Shard(
-                    build_host,
-                    rows.stop - rows.start,
-                    batched=config.batched,
-                    device=device,
-                    dtype=dtype,
-                    precision=config.precision,
-                )
-                for rows in self._slices
-            ]
-            self._splits = splits_for(self.shards[0].slots[0], data, device, dtype)
+            self.shards = [Shard(build_host, rows.stop - rows.start, config) for rows in self._slices]
+            self._splits = splits_for(self.shards[0].slots[0], data, config.device, config.dtype)
             self._try(host)
-            self._trainers = [
-                TrainerCache(shard, config.optimisation, self._splits.train, config.capture) for shard in self.shards
-            ]
+            self._trainers = [TrainerCache(shard, config, self._splits.train) for shard in self.shards]
             self._snapshots = [Snapshots(shard) for shard in self.shards]
             stream = (self._splits.train, config.batch_size, config.batches_per_step)
             self._streams = [MinibatchStream(*stream) for _ in range(count)]

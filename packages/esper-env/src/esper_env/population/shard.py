@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from esper_env.hosts.protocol import HostProtocol
+from esper_env.population.config import PopulationConfig
 from esper_env.population.engine.layouts import LAYOUTS, Layout, all_known
 from esper_env.population.evaluation.inference import InferenceForm
 from esper_env.population.slot_plan import SeedGroup, SlotPlan, join_rows, split_rows
@@ -22,7 +23,7 @@ from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_seed
 from esper_env.seeds.blend import GATES, blend
 from esper_env.seeds.registry import blueprint_entry
-from esper_env.tasks.choices import FULL_PRECISION, PRECISIONS
+from esper_env.tasks.choices import FULL_PRECISION
 
 Tensors = Mapping[str, Tensor]
 
@@ -39,35 +40,21 @@ class Shard:
 
     Args:
         build_host: builds one host, see :class:`~esper_env.hosts.HostProtocol`.
-        rows: number of networks.
-        batched: batch the features of all networks; otherwise the shard holds a single network in its own layout.
-        precision: of the passes; with "bfloat16", parameters and updates stay in ``dtype``.
+        rows: number of networks; 1 if the config does not batch them.
+        config: settings of the layout and the precision.
     """
 
-    def __init__(
-        self,
-        build_host: Callable[[], nn.Module],
-        rows: int,
-        *,
-        batched: bool,
-        device: torch.device,
-        dtype: torch.dtype,
-        precision: str = FULL_PRECISION,
-    ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision is {precision!r}; expected one of {PRECISIONS}")
-        if not batched and rows != 1:
-            raise ValueError(f"shard size is {rows}; the layout of a single network expects 1")
+    def __init__(self, build_host: Callable[[], nn.Module], rows: int, config: PopulationConfig) -> None:
         self.rows = rows
-        self.device, self.dtype, self._precision = device, dtype, precision
-        self.host = Stack(build_host, rows, device, dtype)
+        self.device, self.dtype, self._precision = config.device, config.dtype, config.precision
+        self.host = Stack(build_host, rows, self.device, self.dtype)
         template = self.host.template
         assert isinstance(template, HostProtocol)
         self.slots, self.execution_order, self.topology = template.slots, template.execution_order, template.topology
         self.segments = template.segments
         self._dims = len(self.slots[0].shape)  # of a sample's features
-        self.batched, self.all_known = batched, all(all_known(segment) for segment in self.segments)
-        self.layout: Layout = LAYOUTS[self._dims, batched]()
+        self.batched, self.all_known = config.batched, all(all_known(segment) for segment in self.segments)
+        self.layout: Layout = LAYOUTS[self._dims, config.batched]()
         self._names = _names_by_segment(self.host.template, self.segments)
         self._inference = [InferenceForm(segment) for segment in self.segments]
         self._seeds: dict[tuple[int, int], Stack] = {}

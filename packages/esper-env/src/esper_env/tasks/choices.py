@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: Signal that a seed in TRAINING learns from; see ``esper_env.population.Optimisation``.
+#: Signal that a seed in TRAINING learns from; see ``esper_env.population.PopulationConfig``.
 SHADOW, STRAIGHT_THROUGH = "shadow", "straight_through"
 ISOLATIONS = (SHADOW, STRAIGHT_THROUGH)
 

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from esper_env.population.config import PopulationConfig
 from esper_env.population.shard import SeedTensors, Shard, Tensors
 from esper_env.population.slot_plan import SeedGroup, SlotPlan, plan_slot
 from esper_env.population.stack import Stack
 from esper_env.population.structure import Structure
-from esper_env.population.training.optimisation import Optimisation
 from esper_env.population.training.working_set import Member
 from esper_env.population.transfer import on_device
 from esper_env.rules.heads import Operator
@@ -36,19 +36,16 @@ class TrainingPlan:
 
     Attributes:
         members: stacks whose rows train; the first is the host.
-        fixed: each member's buffers; the host's are updated in place and are left out.
         main: by slot, the plan of the main pass.
         shadow: by slot, the plan of the shadow pass.
         entering: by position, networks that enter the shadow pass because their first TRAINING seed is there.
         shadow_rows: by position, networks in the shadow pass so far, in order of entry.
     """
 
-    def __init__(self, shard: Shard, structure: Structure, config: Optimisation) -> None:
+    def __init__(self, shard: Shard, structure: Structure, config: PopulationConfig) -> None:
         self._shard, self._structure, self._config = shard, structure, config
         self._straight = config.isolation == STRAIGHT_THROUGH
         self.members: list[Member] = []
-        self.fixed: list[dict[str, Tensor]] = []
-        self._slots: list[int | None] = []  # of each member; None: the host
         self._bindings: dict[int, _Binding] = {}  # by id of the group, which the plans keep alive
         self._home: dict[tuple[int, int, int], tuple[_Binding, NDArray[np.int64]]] = {}
         self._add_member(shard.host, np.arange(shard.rows), None, config.host_lr)
@@ -63,12 +60,11 @@ class TrainingPlan:
             for slot, plan in plans.items():
                 for group in plan.groups if plan is not None else ():
                     group.alpha.copy_(on_device(structure.alpha_on(group.networks, slot), device))
-        for member, fixed, home in zip(self.members, self.fixed, self._slots, strict=True):
-            for name, value in fixed.items():
+        for member in self.members[1:]:
+            for name, value in member.buffers.items():
                 torch.index_select(member.stack.buffers[name], 0, member.rows, out=value)
-            if home is not None:
-                frozen = structure.frozen[member.networks, home]
-                member.trainable.copy_(on_device(~frozen, device))
+            frozen = structure.frozen[member.networks, member.slot]
+            member.trainable.copy_(on_device(~frozen, device))
 
     def tensors(self, plan: SlotPlan | None, views: list[dict[str, Tensor]]) -> list[SeedTensors]:
         """Return the tensors of each group of a plan, from the tensors of each member."""
@@ -131,14 +127,14 @@ class TrainingPlan:
         return self._bindings[id(group)]
 
     def _add_member(self, stack: Stack, networks: NDArray[np.int64], slot: int | None, rate: float) -> int:
+        """Add rows of a stack to the members; ``slot`` is None for the host, whose buffers are updated in place."""
         device, unit = self._shard.device, 0 if slot is None else 1 + slot
         rows = on_device(networks, device)
         trainable = torch.ones(len(networks), dtype=torch.bool, device=device)
         units = on_device(networks * (1 + len(self._shard.slots)) + unit, device)
-        self.members.append(Member(stack, networks, rows, units, rate, trainable))
-        buffers = stack.buffers if slot is not None else {}
-        self.fixed.append({name: value.index_select(0, rows) for name, value in buffers.items()})
-        self._slots.append(slot)
+        own = stack.buffers if slot is not None else {}
+        buffers = {name: value.index_select(0, rows) for name, value in own.items()}
+        self.members.append(Member(stack, slot, networks, rows, units, rate, trainable, buffers))
         return len(self.members) - 1
 
     def _index(self, rows: NDArray[np.int64]) -> Rows:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from esper_env.population.config import PopulationConfig
 from esper_env.population.shard import Shard
 from esper_env.population.structure import Structure
-from esper_env.population.training.capture import CapturedStep, Step
+from esper_env.population.training.capture import CapturedStep, Step, captures_of
 from esper_env.population.training.minibatches import Draw, TrainingSamples
-from esper_env.population.training.optimisation import Optimisation
 from esper_env.population.training.plan import TrainingPlan, take
 from esper_env.population.training.working_set import WorkingSet
-from esper_env.population.transfer import Readback
+from esper_env.population.transfer import Readback, on_device
 from esper_env.tasks.choices import STRAIGHT_THROUGH
+
+#: Number of trainers that a shard keeps; each holds a copy of the tensors that train.
+TRAINERS_KEPT = 4
 
 
 class TrainStats:
@@ -82,7 +87,7 @@ class Trainer:
         self,
         shard: Shard,
         structure: Structure,
-        config: Optimisation,
+        config: PopulationConfig,
         data: TrainingSamples,
         capture: Callable[[Step], CapturedStep] | None,
     ) -> None:
@@ -120,7 +125,10 @@ class Trainer:
         self._set.write_back()
         if breached is None:
             breached = torch.zeros((self._shard.rows, 2), device=self._shard.device)
-        return self._collect(len(draws), self._shard.finite(structure), breached)
+        loss, finite = self._loss_sum / len(draws), self._shard.finite(structure)
+        first = torch.stack([loss, finite.to(loss.dtype)], dim=1)
+        columns = [column.view(self._shard.rows, -1) for column in self._set.statistics(len(draws))]
+        return Readback(torch.cat([first, breached.to(loss.dtype), *columns], dim=1))
 
     def _step(self, draw: Draw) -> None:
         """Train on one minibatch."""
@@ -134,7 +142,7 @@ class Trainer:
     def _losses(self, samples: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean loss of each network (n,), and of each network in the shadow pass (Z,), or None."""
         shard, layout = self._shard, self._shard.layout
-        views = [{**own, **fixed} for own, fixed in zip(self._set.views(), self._plan.fixed, strict=True)]
+        views = [{**own, **m.buffers} for own, m in zip(self._set.views(), self._plan.members, strict=True)]
         host = {**views[0], **shard.host.buffers}
         x = shard.train_segment(0, host, layout.from_samples(samples))
         z: Tensor | None = None
@@ -162,8 +170,53 @@ class Trainer:
         own = {name: take(frozen[name], rows) for name in shard.segment_tensors(position + 1)}
         return shard.infer_segment(position + 1, shard.inference_tensors(position + 1, own), z)
 
-    def _collect(self, steps: int, finite: Tensor, breached: Tensor) -> Readback:
-        loss, norms, shape = self._loss_sum / steps, self._set.gradient_norms(steps), (self._shard.rows, -1)
-        columns = (norms.unit, norms.vanishing, norms.exploding, self._set.unit_sizes())
-        first = torch.stack([loss, finite.to(loss.dtype)], dim=1)
-        return Readback(torch.cat([first, breached.to(loss.dtype), *(column.view(shape) for column in columns)], dim=1))
+
+class TrainerCache:
+    """The latest trainers of a shard, so an epoch under a known signature needs no new plan."""
+
+    def __init__(self, shard: Shard, config: PopulationConfig, data: TrainingSamples) -> None:
+        capture = captures_of(config.device, config.capture)
+        self._make = partial(Trainer, shard, config=config, data=data, capture=capture)
+        self._kept: OrderedDict[bytes, Trainer] = OrderedDict()
+        self._captures_dropped = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles drop the trainers, whose shared memory and captured graphs cannot be copied."""
+        return {**self.__dict__, "_kept": OrderedDict()}
+
+    @property
+    def captures(self) -> int:
+        """Number of steps captured so far."""
+        return self._captures_dropped + sum(getattr(trainer.step, "captures", 0) for trainer in self._kept.values())
+
+    def run(self, structure: Structure, draws: Sequence[Draw], check_isolation: bool = False) -> Readback:
+        """Train the shard for an epoch; ``check_isolation`` first checks TRAINING seeds on the first minibatch."""
+        signature = structure.signature()
+        trainer = self._kept.pop(signature, None) or self._make(structure=structure)
+        self._kept[signature] = trainer
+        if len(self._kept) > TRAINERS_KEPT:
+            self._captures_dropped += getattr(self._kept.popitem(last=False)[1].step, "captures", 0)
+        breached = self._breached(trainer, structure, draws[0]) if check_isolation else None
+        return trainer.run(structure, draws, breached)
+
+    def _breached(self, trainer: Trainer, structure: Structure, draw: Draw) -> Tensor | None:
+        """(n, 2) True if outputs, and running statistics, of a network depend on its seeds in TRAINING, bit for bit.
+
+        They never do by construction, unless a custom module writes into its input, or a straight-through seed is not
+        finite.
+        """
+        isolated = np.asarray(structure.training.any(axis=1))
+        if not isolated.any():
+            return None
+        without = structure._replace(training=np.zeros_like(structure.training))
+        bare = self._make(structure=without).rehearse(without, draw)
+        with_seeds = trainer.rehearse(structure, draw)
+        losses, *statistics = [_differ(*values) for values in zip(bare, with_seeds, strict=True)]
+        changed = torch.stack([torch.zeros_like(losses), *statistics]).any(0)
+        return torch.stack([losses, changed], dim=1) & on_device(isolated, losses.device)[:, None]
+
+
+def _differ(first: Tensor, second: Tensor) -> Tensor:
+    """(n,) True for rows that differ; NaN equals NaN."""
+    same = (first == second) | ((first != first) & (second != second))
+    return ~same.reshape(len(first), int(np.prod(first.shape[1:]))).all(1)

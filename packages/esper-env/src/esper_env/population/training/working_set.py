@@ -22,19 +22,13 @@ class Member(NamedTuple):
     """Rows of a stack that train; row i belongs to ``networks[i]`` and is clipped in unit ``units[i]``."""
 
     stack: Stack
+    slot: int | None  # None: the hosts
     networks: NDArray[np.int64]  # (k,)
     rows: Tensor  # (k,) the same, on the device
     units: Tensor  # (k,)
     learning_rate: float
     trainable: Tensor  # (k,) bool
-
-
-class GradientNorms(NamedTuple):
-    """Gradient norms before clipping, averaged over the epoch's minibatches."""
-
-    unit: Tensor  # (U,) norm of each unit
-    vanishing: Tensor  # (U,) share of its tensors below the vanishing threshold
-    exploding: Tensor  # (U,) share of its tensors above the exploding threshold, or not finite
+    buffers: dict[str, Tensor]  # copies of the rows' buffers, (k, ...) each; empty for hosts
 
 
 VANISHING_NORM = 1e-7
@@ -128,19 +122,17 @@ class WorkingSet:
                 member.stack.parameters[name].index_copy_(0, member.rows, next(values).view(shape))
                 member.stack.momentum[name].index_copy_(0, member.rows, next(moments).view(shape))
 
-    def gradient_norms(self, steps: int) -> GradientNorms:
-        """Return the mean norms of ``steps`` steps since loading; 0 for units without a tensor."""
+    def statistics(self, steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return columns (U,) for the ``steps`` steps since loading: 0 for units without a tensor.
+
+        They are the mean gradient norm of each unit before clipping, the shares of its tensors whose mean norm vanishes
+        and explodes (or is not finite), and its number of trainable scalars.
+        """
         unit_norm, piece_norm = torch.split(self._norm_sum / steps, [len(self._no_norm), len(self._lengths)])
-        vanishing = piece_norm < VANISHING_NORM
-        exploding = ~(piece_norm <= EXPLODING_CLIP_MULTIPLE * self._clip_norm)
-        return GradientNorms(unit_norm, self._share(vanishing), self._share(exploding))
-
-    def unit_sizes(self) -> Tensor:
-        """(U,) trainable scalars of each unit."""
-        return self._by_unit(self._lengths)
-
-    def _share(self, flag: Tensor) -> Tensor:
-        return self._by_unit(flag) / self._by_unit(torch.ones_like(flag)).clamp(min=1.0)
+        pieces = self._by_unit(torch.ones_like(piece_norm)).clamp(min=1.0)
+        vanishing = self._by_unit(piece_norm < VANISHING_NORM) / pieces
+        exploding = self._by_unit(~(piece_norm <= EXPLODING_CLIP_MULTIPLE * self._clip_norm)) / pieces
+        return unit_norm, vanishing, exploding, self._by_unit(self._lengths)
 
     def _by_unit(self, values: Tensor) -> Tensor:
         """(U,) sums over the pieces of each unit."""
