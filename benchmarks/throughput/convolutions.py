@@ -72,7 +72,7 @@ SAMPLES_FIRST = Layout(  # (B, n*C, H, W)
     lambda x: x.transpose(0, 1).flatten(1, 2).contiguous(), lambda x, n: x.unflatten(1, (n, -1)).transpose(0, 1)
 )
 SAMPLES_LAST = Layout(  # (n, C, H, W, B)
-    lambda x: batched.to_batched(x).contiguous(), lambda x, _n: x.permute(0, 4, 1, 2, 3)
+    lambda x: x.permute(0, 2, 3, 4, 1).contiguous(), lambda x, _n: x.permute(0, 4, 1, 2, 3)
 )
 NETWORKS_FIRST = Layout(lambda x: x.contiguous(), lambda x, _n: x)  # (n, B, C, H, W)
 

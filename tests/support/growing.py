@@ -11,9 +11,8 @@ import torch
 from blueprints import CNN_BLUEPRINTS
 from esper_env import growth as growth_module
 from esper_env.growth import Growth
-from esper_env.population import Measurement, build
+from esper_env.population import Measurement, build, splits
 from esper_env.population.engine import images as batched
-from esper_env.population.evaluation import held_out
 from esper_env.rules.heads import AlphaSpeed, AlphaTarget, Blueprint, Curve, Op, Style, Tempo
 from esper_env.rules.slot_table import HOLD, SlotTable
 from esper_env.rules.stages import Stage
@@ -90,7 +89,7 @@ def lower_limits(monkeypatch):
     """Make small shards use the code paths of large ones."""
     monkeypatch.setattr(batched, "GREY_MIN_VALUES", 2 * 4 * 12 * 8 * 8)  # two networks of STRIPES
     # Five networks evaluate 12 images at a time, and two networks with the same seed pass it at a time.
-    monkeypatch.setattr(held_out, "CPU_GRAIN", held_out.Grain(chunk=1 << 12, block=1 << 11))
+    monkeypatch.setattr(splits, "CPU_GRAIN", splits.Grain(chunk=1 << 12, block=1 << 11))
 
 
 # Actions

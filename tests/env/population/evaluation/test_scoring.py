@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from esper_env.population.evaluation import held_out
+from esper_env.population import splits
 from esper_env.population.evaluation.configurations import ConfigurationSet
 from esper_env.population.evaluation.scoring import score
 from esper_env.rules.heads import Operator
@@ -202,7 +202,7 @@ def test_scores_and_requested_losses_do_not_depend_on_chunk_and_block_size(grown
     configurations = ConfigurationSet.of(np.array([0, 0, 1, 1, 2, 2, 3]), np.array([0, 7, 3, 7, 0, 2, 0]), 3)
     whole = score(shard, structure, configurations, images)
     # 60 images in chunks of 7, and a row at a time
-    monkeypatch.setattr(held_out, "CPU_GRAIN", held_out.Grain(chunk=7 * 64 * NETWORKS, block=1))
+    monkeypatch.setattr(splits, "CPU_GRAIN", splits.Grain(chunk=7 * 64 * NETWORKS, block=1))
     assert [len(labels) for _, labels in images.chunks(shard)] == [7] * 8 + [4]
     parts = score(shard, structure, configurations, images, np.array([5, 1]))
     requested = np.isin(np.arange(7), (1, 5))

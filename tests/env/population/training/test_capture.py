@@ -178,7 +178,9 @@ def test_new_structure_is_captured_and_old_capture_is_kept(both_ways, grow):
         lambda _, structure: structure,
         lambda population, _: grow(population, 3),
         lambda _, structure: structure._replace(operator=np.where(structure.blended, Operator.ADD, structure.operator)),
-        lambda _, structure: structure._replace(blended=structure.runs, training=structure.training & False),
+        lambda _, structure: structure._replace(
+            blended=structure.blended | structure.training, training=structure.training & False
+        ),
     ]
     for plan in plans:
         for population, structure in zip((eager, recorded), grown, strict=True):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from esper_env.population.evaluation.configurations import ConfigurationSet
-from esper_env.population.evaluation.held_out import held_out_images
 from esper_env.population.evaluation.scoring import score
+from esper_env.population.splits import held_out_images
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints

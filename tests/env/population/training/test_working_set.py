@@ -39,7 +39,7 @@ def loaded(*arguments):
 
 def flat(working):
     """All parameters in order, as one differentiable vector."""
-    return torch.cat([value.flatten() for own in working.views() for value in own.values()])
+    return torch.cat([value.flatten() for own in working.views for value in own.values()])
 
 
 def descend(working, loss):
@@ -75,7 +75,7 @@ def test_steps_equal_plain_sgd_per_unit(stacks, clip_norm):
             [member(first, rows, [0, 1], RATES[0]), member(second, rows, [2, 3], RATES[1])], 4, clip_norm, 0.9
         )
         for _ in range(3):
-            views = working.views()
+            views = working.views
             descend(working, sum(loss_of(row_of(views[0], k), row_of(views[1], k)) for k in range(2)))
             for pair in plain:
                 for own in pair:

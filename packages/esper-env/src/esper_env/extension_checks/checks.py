@@ -133,11 +133,7 @@ def check_seed(module: nn.Module, what: str, x: Tensor) -> None:
 
 
 def run_segments(what: str, segments: Segments, x: Tensor, *, training: bool, change: Change = dict) -> list[Tensor]:
-    """Run segments with copies of their tensors and changed parameters; return the output of each.
-
-    Raises:
-        ValueError: a segment fails, does not return a tensor, or writes into its input.
-    """
+    """Run segments with copies of their tensors and changed parameters; return the output of each."""
     outputs = []
     for number, segment in enumerate(segments):
         where = f"segment {number} of {what}" if len(segments) > 1 else what

@@ -32,19 +32,10 @@ class CNNHost(SegmentedHost):
     Block i has ``base_channels * 2**i`` channels and is followed by a pool while ``i < pool_layers``. Input is
     (B, in_channels, height, width), output (B, classes).
 
-    Args:
-        classes: number of classes, at least 2.
-        n_blocks: number of blocks, at least 2.
-        base_channels: channels of the first block.
-        pool_layers: number of blocks with a pool.
-        kernel: odd size of the convolution kernels.
-        in_channels: channels of the images.
-        image_size: height and width, or one number for both.
-        surfaces: "post" puts one slot behind each block (r0c0, r0c1, ...); "both" puts row 0 before the pool and
-            row 1 behind it.
-        norm_momentum: weight of the newest minibatch in BatchNorm's running statistics. A higher value makes
-            evaluation less noisy while weights change fast and old statistics are stale.
-        slots: ids of the slots to keep; None keeps all.
+    ``surfaces="post"`` puts one slot behind each block (r0c0, r0c1, ...); "both" puts row 0 before the pool and row 1
+    behind it. A higher ``norm_momentum`` makes evaluation less noisy while weights change fast and old statistics are
+    stale. The other arguments are described at ``esper_env.CNNSpec``; ``image_size`` may be (height, width), and
+    ``slots`` has the ids of the slots to keep, None for all.
 
     Raises:
         ValueError: fewer than two blocks, an even kernel, more pools than the image allows, an unknown surface or

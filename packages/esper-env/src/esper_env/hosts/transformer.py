@@ -11,9 +11,6 @@ from typing_extensions import override
 from esper_env.hosts.attention import CausalSelfAttention
 from esper_env.hosts.protocol import SegmentedHost, SlotSpec, in_action_order
 
-INIT_STD = 0.02
-SURFACE = "post-layers"
-
 
 class TokenEmbedding(nn.Module):
     """Sum of token and position embeddings: (B, T) tokens -> (B, T, width)."""
@@ -23,7 +20,7 @@ class TokenEmbedding(nn.Module):
         self.tokens = nn.Embedding(vocab, width)
         self.positions = nn.Embedding(context, width)
         for table in (self.tokens, self.positions):
-            nn.init.normal_(table.weight, std=INIT_STD)
+            nn.init.normal_(table.weight, std=0.02)
 
     @override
     def forward(self, tokens: Tensor) -> Tensor:
@@ -71,17 +68,8 @@ class TransformerHost(SegmentedHost):
     """A causal Transformer with pre-norm layers and an output tied to the embedding.
 
     The layers are cut into ``segments`` groups of equal length, with one slot behind each: r0c0, r0c1, ... Input is
-    (B, T) tokens, T at most ``context``. Output is (B, T, vocab) logits of the token that follows each position.
-
-    Args:
-        vocab: number of tokens.
-        width: size of the features.
-        heads: attention heads; they divide the width.
-        layers: number of layers.
-        context: longest sequence.
-        segments: number of groups; it divides the layers.
-        expansion: hidden units of a layer's perceptron, as a multiple of the width; 0 for layers of attention only.
-        slots: ids of the slots to keep; None keeps all.
+    (B, T) tokens, T at most ``context``. Output is (B, T, vocab) logits of the token that follows each position. The
+    arguments are described at ``esper_env.TransformerSpec``; ``slots`` has the ids of the slots to keep, None for all.
 
     Raises:
         ValueError: a number is too small, ``segments`` does not divide ``layers``, ``heads`` does not divide ``width``,
@@ -109,7 +97,7 @@ class TransformerHost(SegmentedHost):
         placed: list[SlotSpec] = []
         for group in range(segments):
             pieces[-1] += [transformer_layer(width, heads, expansion) for _ in range(layers // segments)]
-            spec = SlotSpec(f"r0c{group}", width, SURFACE, 0, group, -1, (context, width))
+            spec = SlotSpec(f"r0c{group}", width, "post-layers", 0, group, -1, (context, width))
             if slots is None or spec.slot_id in slots:
                 placed.append(spec)
                 pieces.append([])

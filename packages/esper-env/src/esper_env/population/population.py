@@ -96,6 +96,7 @@ class Population:
             self._snapshots = [Snapshots(shard) for shard in self.shards]
             stream = (self._splits.train, config.batch_size, config.batches_per_step)
             self._streams = [MinibatchStream(*stream) for _ in range(count)]
+        self._networks = Networks(self.shards, self._slices, self._streams, self._snapshots)
         # Trainable scalars of the seeds and gates attached so far, by slot and blueprint; equal in every shard.
         self._seed_sizes = np.zeros((self.slots, NO_BLUEPRINT), dtype=np.int64)
         self._gate_sizes = np.zeros(self.slots, dtype=np.int64)
@@ -221,17 +222,14 @@ class Population:
             blueprint: (N, S) the seeds in the slots.
             saved: (N, S) True for seeds that are in the snapshots too.
         """
-        return get_networks(self._networks(), blueprint, saved)
+        return get_networks(self._networks, blueprint, saved)
 
     @_own_settings()
     def set_state(self, state: Tree, blueprint: NDArray[np.int64], saved: NDArray[np.bool_]) -> None:
         """Load a state of networks with these seeds; ``ValueError`` if it does not fit."""
-        set_networks(self._networks(), state, blueprint, saved)
+        set_networks(self._networks, state, blueprint, saved)
         for row, slot in np.argwhere(blueprint != NO_BLUEPRINT):
             self._note_sizes(int(row), int(slot), int(blueprint[row, slot]))
-
-    def _networks(self) -> Networks:
-        return Networks(self.shards, self._slices, self._streams, self._snapshots)
 
     def parameters_added(self, structure: Structure, counted: NDArray[np.bool_]) -> NDArray[np.int64]:
         """(N,) trainable scalars of the counted seeds (N, S), including the gates in use."""

@@ -63,11 +63,7 @@ class Shard:
         self.row_seeds = np.zeros(rows, dtype=np.int64)
 
     def seed_stack(self, slot: int, blueprint: int) -> Stack:
-        """Return the stack of a blueprint at a slot (action index), allocated on first use.
-
-        Raises:
-            ValueError: the topology has no such blueprint.
-        """
+        """Return the stack of a blueprint at a slot (action index), allocated on first use."""
         key = (slot, blueprint)
         if key not in self._seeds:
             entry, spec = blueprint_entry(blueprint, self.topology), self.slots[slot]

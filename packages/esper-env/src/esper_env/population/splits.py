@@ -1,15 +1,80 @@
-"""The three splits of a dataset on a device, in the form that a host takes."""
+"""The splits of a dataset on a device: samples to train on, and held-out ones in chunks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from math import prod
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from esper_env.data import ImageData, TextData
 from esper_env.hosts.protocol import SlotSpec
-from esper_env.population.evaluation.held_out import HeldOut, held_out_images, held_out_text
+from esper_env.population.engine.layouts import normaliser
+from esper_env.population.shard import Shard
 from esper_env.population.training.minibatches import TrainingImages, TrainingSamples, TrainingText
+
+
+class Grain(NamedTuple):
+    """Scalars of input that a shard evaluates at a time, and scalars of features that pass a seed at a time."""
+
+    chunk: int
+    block: int
+
+
+#: On a CPU, small enough for a core's cache and large enough to outweigh the cost of a call. On an accelerator, large
+#: enough to fill it and small enough to leave most of its memory free.
+CPU_GRAIN, ACCELERATOR_GRAIN = Grain(1 << 18, 1 << 17), Grain(1 << 26, 1 << 30)
+
+
+def grain(device: torch.device) -> Grain:
+    """Return the grain of evaluation on a device."""
+    return CPU_GRAIN if device.type == "cpu" else ACCELERATOR_GRAIN
+
+
+class HeldOut:
+    """Samples (N, ...) and labels (N, ...) of a split, shared by every network.
+
+    ``scalars`` is the size of a sample, for the size of chunks.
+    """
+
+    def __init__(self, samples: Tensor, labels: Tensor, scalars: int) -> None:
+        self.samples, self.labels, self._scalars = samples, labels, scalars
+        self.count, self.predictions = len(labels), labels.numel()
+
+    def chunk_size(self, shard: Shard) -> int:
+        """Return the number of samples in a chunk, which falls with the number of networks in the shard."""
+        return max(1, grain(shard.device).chunk // (shard.rows * self._scalars))
+
+    def chunks(self, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield samples (b, ...) and labels (b, ...)."""
+        size = self.chunk_size(shard)
+        return zip(torch.split(self.samples, size), torch.split(self.labels, size), strict=True)
+
+
+def held_out_images(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], data: ImageData, device: torch.device, dtype: torch.dtype
+) -> HeldOut:
+    """Normalise labelled images (N, C, H, W) once."""
+    scale, shift = normaliser(data.mean, data.std, dtype, device)
+    samples = torch.addcmul(shift, torch.from_numpy(images.copy()).to(device, dtype), scale)
+    return HeldOut(samples, torch.from_numpy(labels.copy()).to(device), samples[0].numel())
+
+
+def held_out_text(data: TextData, split: str, shape: tuple[int, ...], device: torch.device) -> HeldOut:
+    """Cut a split into windows for features of ``shape`` (T, C), labelled with the next bytes; drop a shorter rest."""
+    text, context = getattr(data, split), shape[0]
+    count = (len(text) - 1) // context
+    if count < 1:
+        raise ValueError(
+            f"{data.name}, {split} split: {len(text)} bytes are held out; a context of {context} needs at least "
+            f"{context + 1}: give more text"
+        )
+    tokens = torch.from_numpy(text[: count * context + 1].astype(np.int64)).to(device)
+    return HeldOut(tokens[:-1].view(-1, context), tokens[1:].view(-1, context), prod(shape))
 
 
 class Splits(NamedTuple):
@@ -21,11 +86,7 @@ class Splits(NamedTuple):
 
 
 def splits_for(slot: SlotSpec, data: ImageData | TextData, device: torch.device, dtype: torch.dtype) -> Splits:
-    """Return the splits for a host with such a slot.
-
-    Raises:
-        ValueError: a host of sequences with images, or the other way round; a text that is shorter than the context.
-    """
+    """Return the splits for a host with such a slot; ``ValueError`` if the data are of the other kind or too short."""
     if len(slot.shape) == 2:
         if not isinstance(data, TextData):
             raise ValueError(f"the host reads sequences and {data.name} is made of images; use a TextData")

@@ -44,17 +44,12 @@ class Structure(NamedTuple):
         """Return the structure of some networks."""
         return Structure._make(column[rows] for column in self)
 
-    @property
-    def runs(self) -> BoolArray:
-        """(n, S) True if the seed takes part in training."""
-        return self.blended | self.training
-
     def signature(self) -> bytes:
         """Return a key that is equal where training runs the same operations on the same rows.
 
         Alphas and freezing are values, so the key does not depend on them.
         """
-        runs = self.runs
+        runs = self.blended | self.training
         kinds = (np.where(runs, self.blueprint, -1), np.where(runs, self.operator, -1), self.training)
         return b"".join(np.ascontiguousarray(kind).tobytes() for kind in kinds)
 

@@ -25,11 +25,7 @@ class BlueprintEntry:
     factory: BlueprintFactory
 
     def build(self, channels: int) -> nn.Module:
-        """Return a new module for features of ``channels`` channels.
-
-        Raises:
-            ValueError: the factory fails, or returns anything but a module with parameters.
-        """
+        """Return a new module for features of ``channels`` channels; ``ValueError`` if the factory makes none."""
         try:
             module: object = self.factory(channels)
         except Exception as error:
@@ -95,11 +91,7 @@ def register_blueprint(
 
 
 def offered_blueprints(topology: str) -> tuple[BlueprintEntry, ...]:
-    """Return the blueprints of a topology, ordered by value.
-
-    Raises:
-        ValueError: the topology has no blueprints.
-    """
+    """Return the blueprints of a topology, ordered by value; ``ValueError`` if it has none."""
     if not isinstance(topology, str) or topology not in _REGISTRY:
         hint = did_you_mean(topology, _REGISTRY)
         raise ValueError(f"topology {topology!r} has no blueprints; expected one of {sorted(_REGISTRY)}{hint}")
@@ -108,11 +100,7 @@ def offered_blueprints(topology: str) -> tuple[BlueprintEntry, ...]:
 
 
 def blueprint_entry(blueprint: int | str, topology: str) -> BlueprintEntry:
-    """Return the blueprint of a topology with a name or a value.
-
-    Raises:
-        ValueError: the topology does not have it.
-    """
+    """Return the blueprint of a topology with a name or a value; ``ValueError`` if there is none."""
     known = isinstance(blueprint, str | int | np.integer) and not isinstance(blueprint, bool)
     for entry in offered_blueprints(topology):
         if known and blueprint in (entry.name, entry.value):

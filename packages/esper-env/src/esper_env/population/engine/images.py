@@ -47,11 +47,6 @@ def run(module: nn.Module, tensors: Tensors, x: Tensor, *, training: bool, prefi
     return rule(module, tensors, prefix, x, training)
 
 
-def to_batched(images: Tensor) -> Tensor:
-    """Permute (n, B, C, H, W) to (n, C, H, W, B)."""
-    return images.permute(0, 2, 3, 4, 1)
-
-
 def _vmapped(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor, training: bool) -> Tensor:
     module.train(training)
     return run_mapped(module, tensors, prefix, x.movedim(-1, 1)).movedim(1, -1).contiguous()

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper_env.population.evaluation.configurations import ConfigurationSet, ShapleyGame, bits
-from esper_env.population.evaluation.held_out import HeldOut
 from esper_env.population.evaluation.scoring import score
 from esper_env.population.shard import Shard
+from esper_env.population.splits import HeldOut
 from esper_env.population.structure import Structure
 
 FloatArray = NDArray[np.float64]

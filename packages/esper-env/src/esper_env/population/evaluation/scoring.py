@@ -12,9 +12,9 @@ from torch import Tensor
 
 from esper_env.population.engine.layouts import Tensors
 from esper_env.population.evaluation.configurations import ConfigurationSet
-from esper_env.population.evaluation.held_out import HeldOut, grain
 from esper_env.population.shard import SeedTensors, Shard
 from esper_env.population.slot_plan import SlotPlan, plan_slot
+from esper_env.population.splits import HeldOut, grain
 from esper_env.population.structure import Structure
 from esper_env.population.transfer import Readback, on_device
 

@@ -68,14 +68,15 @@ class TrainingPlan:
 
     def tensors(self, plan: SlotPlan | None, views: list[dict[str, Tensor]]) -> list[SeedTensors]:
         """Return the tensors of each group of a plan, from the tensors of each member."""
-        return [self._group_tensors(group, views) for group in plan.groups] if plan is not None else []
-
-    def _group_tensors(self, group: SeedGroup, views: list[dict[str, Tensor]]) -> SeedTensors:
-        seed, gate, rows = self._bindings[id(group)]
-        gate_view = views[gate] if gate is not None else None
-        if rows is None:
-            return SeedTensors(views[seed], gate_view)
-        return SeedTensors(_frozen(views[seed], rows), _frozen(gate_view, rows) if gate_view is not None else None)
+        tensors = []
+        for group in plan.groups if plan is not None else ():
+            seed, gate, rows = self._bindings[id(group)]
+            seed_view, gate_view = views[seed], views[gate] if gate is not None else None
+            if rows is not None:
+                seed_view = _frozen(seed_view, rows)
+                gate_view = _frozen(gate_view, rows) if gate_view is not None else None
+            tensors.append(SeedTensors(seed_view, gate_view))
+        return tensors
 
     def _plan_main(self, slot: int) -> SlotPlan | None:
         shard, structure = self._shard, self._structure

@@ -142,7 +142,7 @@ class Trainer:
     def _losses(self, samples: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean loss of each network (n,), and of each network in the shadow pass (Z,), or None."""
         shard, layout = self._shard, self._shard.layout
-        views = [{**own, **m.buffers} for own, m in zip(self._set.views(), self._plan.members, strict=True)]
+        views = [{**own, **m.buffers} for own, m in zip(self._set.views, self._plan.members, strict=True)]
         host = {**views[0], **shard.host.buffers}
         x = shard.train_segment(0, host, layout.from_samples(samples))
         z: Tensor | None = None

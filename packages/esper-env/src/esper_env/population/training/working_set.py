@@ -63,7 +63,8 @@ class WorkingSet:
         self._unit_of_element = self._unit_of_piece.index_select(0, self._piece_of_element)
         flat = (torch.zeros(sum(self._sizes), dtype=dtype, device=device) for _ in range(4))
         self.theta, self.gradient, self._velocity, self._rate = flat
-        self._views = self._split(self.theta, self.gradient)
+        #: each member's parameters, (k, ...) leaves that lie in the flat vector
+        self.views = self._split(self.theta, self.gradient)
         self._no_norm = torch.zeros(units, dtype=dtype, device=device)
         self._norm_sum = torch.zeros(units + len(lengths), dtype=dtype, device=device)  # of units, then of pieces
 
@@ -92,10 +93,6 @@ class WorkingSet:
             for leaf in views[-1].values():
                 leaf.grad = next(gradients).view(leaf.shape)
         return views
-
-    def views(self) -> list[dict[str, Tensor]]:
-        """Return each member's parameters, (k, ...) leaves that lie in the flat vector."""
-        return self._views
 
     @torch.no_grad()
     def step(self) -> None:
