@@ -1,7 +1,5 @@
 """Trials of custom hosts and blueprints when an environment is made: it rejects those that cannot be played only."""
 
-import subprocess
-import sys
 import threading
 from functools import partial
 
@@ -11,7 +9,6 @@ import pytest
 import torch
 from custom_hosts import BATCHED, LAYOUT, SINGLE, Images, Sequences, blobs, play, reject_or_play, trees
 from esper_env.hosts import CNNHost, SlotSpec, TransformerHost
-from esper_env.population.engine.layouts import LAYOUTS
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from plain_transformer import made_text
@@ -335,35 +332,3 @@ def test_blueprint_without_vmap_support_runs_in_single_networks(own_blueprints):
     with pytest.raises(ValueError, match="blueprint 'looped' cannot be trained for many networks at once"):
         gymnasium.make("Esper-Digits-v0")
     assert play(Images, blobs(), "looped", **SINGLE)["val_loss"] > 0
-
-
-@pytest.mark.parametrize("batched", [False, True])
-def test_hooks_run_in_every_layout(batched):
-    torch.manual_seed(0)
-    module, x = nn.Conv2d(4, 4, 1), torch.randn(2, 4, 4, 4)
-    module.register_forward_hook(lambda _module, _given, out: out * 2)
-    layout, tensors = LAYOUTS[3, batched](), {name: value.detach()[None] for name, value in module.named_parameters()}
-    out = layout.call(module, tensors, layout.from_samples(x[None]), training=True)[0]
-    torch.testing.assert_close(out.movedim(-1, 0) if batched else out.permute(0, 3, 1, 2), module(x))
-
-
-FUNCTIONAL_GROUP_NORM = """
-import gymnasium, torch
-from esper_env.seeds import register_blueprint
-from torch import nn
-
-class Normed(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.conv, self.weight = nn.Conv2d(channels, channels, 1), nn.Parameter(torch.full((channels,), 0.1))
-    def forward(self, x):
-        return x + nn.functional.group_norm(x, 1, self.weight)
-
-register_blueprint("normed", "cnn", Normed)
-gymnasium.make("Esper-CIFAR-Impaired-v0", dataset="procedural", device="cpu").close()
-"""
-
-
-def test_functional_group_norm_does_not_crash_process():
-    done = subprocess.run([sys.executable, "-c", FUNCTIONAL_GROUP_NORM], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-300:]

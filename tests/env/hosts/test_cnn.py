@@ -77,23 +77,24 @@ def test_segments_compute_blocks_in_order_with_declared_shapes(surfaces, pools):
         torch.testing.assert_close(built.segments[-1](x), logits)
 
 
-def test_post_pool_slots_run_in_action_order():
-    built = host()
-    assert [spec.slot_id for spec in built.slots] == ["r0c0", "r0c1", "r0c2"]
-    assert built.execution_order == (0, 1, 2)
-    assert {spec.surface for spec in built.slots} == {"post-pool"}
-    assert [spec.shape[:2] for spec in built.slots] == [(8, 16), (16, 8), (32, 4)]
-
-
-def test_slots_on_both_surfaces_are_row_major_and_run_alternately():
-    built = host(surfaces="both")
-    assert [spec.slot_id for spec in built.slots] == ["r0c0", "r0c1", "r0c2", "r1c0", "r1c1", "r1c2"]
-    assert [spec.action_index for spec in built.slots] == list(range(6))
-    assert [spec.surface for spec in built.slots] == ["pre-pool"] * 3 + ["post-pool"] * 3
-    assert [built.slots[index].slot_id for index in built.execution_order] == [
-        *("r0c0", "r1c0", "r0c1", "r1c1", "r0c2", "r1c2")
-    ]
-    assert [spec.shape[1] for spec in built.slots] == [32, 16, 8, 16, 8, 4]
+@pytest.mark.parametrize(
+    ("surfaces", "ids", "order", "kinds", "sizes"),
+    [
+        ("post", ["r0c0", "r0c1", "r0c2"], (0, 1, 2), 3 * ["post-pool"], [16, 8, 4]),
+        (
+            "both",
+            ["r0c0", "r0c1", "r0c2", "r1c0", "r1c1", "r1c2"],
+            (0, 3, 1, 4, 2, 5),
+            3 * ["pre-pool"] + 3 * ["post-pool"],
+            [32, 16, 8, 16, 8, 4],
+        ),
+    ],
+)
+def test_slots_are_row_major_and_run_in_order_of_the_blocks(surfaces, ids, order, kinds, sizes):
+    built = host(surfaces=surfaces)
+    assert built.execution_order == order
+    columns = zip(*((s.slot_id, s.action_index, s.surface, s.shape[1]) for s in built.slots), strict=True)
+    assert list(map(list, columns)) == [ids, list(range(len(ids))), kinds, sizes]
 
 
 def test_subset_of_slots_leaves_network_unchanged():

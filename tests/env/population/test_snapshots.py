@@ -93,22 +93,6 @@ def test_latest_snapshot_replaces_only_its_networks_own(make_population, grow):
         assert_same(snapshot(population, structure, row), (second if row in (1, 3) else first)[row])
 
 
-def test_training_continues_from_snapshot_as_from_original(make_population, grow):
-    """Two populations with the same data order; one is damaged and restored in between."""
-    losses = []
-    for damaged in (False, True):
-        population = make_population(1)
-        structure = grow(population, 1, *SEEDS[:1])
-        population.train(structure)
-        population.take_snapshots(structure, np.array([True]))
-        if damaged:
-            for value in population.shards[0].host.values().values():
-                value.fill_(3)
-        population.restore_snapshot(structure, 0)
-        losses.append(population.train(structure).loss.tolist())
-    assert losses[0] == losses[1]
-
-
 def test_mismatch_names_tensors(make_population, grow):
     population = make_population(COUNT)
     structure = grow(population, COUNT, *SEEDS)

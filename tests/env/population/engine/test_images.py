@@ -137,77 +137,51 @@ def test_layers_with_hooks_are_not_fused(monkeypatch, hooked_layer, training):
     check(copies(build), features(1, 4, 4) + 0.3, training=training, input_gradient=False)
 
 
-def test_gates_equal_modules():
-    check(copies(lambda: BlendGate(8)), features(8, 3, 3))
+CONVOLUTIONS = {
+    "1x1": lambda: nn.Conv2d(4, 6, 1),
+    "3x3": lambda: nn.Conv2d(4, 6, 3, padding=1, bias=False),
+    "5x5": lambda: nn.Conv2d(4, 6, 5, padding=2),
+    "depthwise": lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4),
+    "depthwise 1x1": lambda: nn.Conv2d(4, 4, 1, groups=4),
+    "depthwise multiplier": lambda: nn.Conv2d(4, 8, 3, padding=1, groups=4),
+    "grouped": lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2),
+    "valid": lambda: nn.Conv2d(4, 6, 3, padding=0),
+    "even": lambda: nn.Conv2d(4, 6, 2, padding=1),
+    "strided": lambda: nn.Conv2d(4, 6, 3, padding=1, stride=2),
+    "dilated": lambda: nn.Conv2d(4, 6, 3, padding=2, dilation=2),
+    "circular": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
+    "same": lambda: nn.Conv2d(4, 6, 3, padding="same"),
+    "oblong": lambda: nn.Conv2d(4, 6, (1, 3), padding=(0, 1)),
+}
 
 
-@pytest.mark.parametrize("size", [3, 4, 5, 7], ids=lambda size: f"{size}x{size}")
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: nn.Conv2d(4, 6, 1),
-        lambda: nn.Conv2d(4, 6, 3, padding=1, bias=False),
-        lambda: nn.Conv2d(4, 6, 5, padding=2),
-        lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4),
-        lambda: nn.Conv2d(4, 4, 1, groups=4),
-        lambda: nn.Conv2d(4, 8, 3, padding=1, groups=4),
-        lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2),
-        lambda: nn.Conv2d(4, 6, 3, padding=0),
-        lambda: nn.Conv2d(4, 6, 2, padding=1),
-        lambda: nn.Conv2d(4, 6, 3, padding=1, stride=2),
-        lambda: nn.Conv2d(4, 6, 3, padding=2, dilation=2),
-        lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
-        lambda: nn.Conv2d(4, 6, 3, padding="same"),
-        lambda: nn.Conv2d(4, 6, (1, 3), padding=(0, 1)),
-    ],
-    ids=[
-        *("1x1", "3x3", "5x5", "depthwise", "depthwise 1x1", "depthwise multiplier", "grouped", "valid", "even"),
-        *("strided", "dilated", "circular", "same", "oblong"),
-    ],
-)
-def test_convolutions_equal_modules(build, size):
+@pytest.mark.parametrize("size", [(3, 3), (4, 4), (3, 5), (5, 5), (3, 9)], ids=str)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_equal_modules(name, size):
     """On small maps, which are unrolled, and on larger ones; unusual kinds run through vmap."""
-    check(copies(build), features(4, size, size))
+    check(copies(CONVOLUTIONS[name]), features(4, *size))
 
 
-def test_convolutions_on_oblong_maps_equal_modules():
-    check(copies(lambda: nn.Conv2d(4, 6, 3, padding=1)), features(4, 2, 5))
-    check(copies(lambda: nn.Conv2d(4, 6, 3, padding=1)), features(4, 3, 9))
+OTHERS = {
+    "pool": lambda: nn.MaxPool2d(2),
+    "ceil": lambda: nn.MaxPool2d(2, ceil_mode=True),
+    "overlapping": lambda: nn.MaxPool2d(3, stride=1, padding=1),
+    "dilated": lambda: nn.MaxPool2d(2, dilation=2),
+    "one group": lambda: nn.GroupNorm(1, 4),
+    "two groups": lambda: nn.GroupNorm(2, 4),
+    "without weights": lambda: nn.GroupNorm(1, 4, affine=False),
+    "BatchNorm": lambda: nn.BatchNorm2d(4),
+    "gate": lambda: BlendGate(4),
+    "nested": lambda: nn.Sequential(nn.SiLU(), nn.Conv2d(4, 4, 1), nn.Sequential(nn.GELU(), nn.Tanh(), nn.Identity())),
+    "repeated": lambda: nn.Sequential(ACT, nn.Conv2d(4, 4, 1), ACT),
+    "last axis": lambda: nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 5), nn.Softplus()),
+    "leaky": lambda: nn.LeakyReLU(),
+}
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: nn.MaxPool2d(2),
-        lambda: nn.MaxPool2d(2, ceil_mode=True),
-        lambda: nn.MaxPool2d(3, stride=1, padding=1),
-        lambda: nn.MaxPool2d(2, dilation=2),
-        lambda: nn.GroupNorm(1, 4),
-        lambda: nn.GroupNorm(2, 4),
-        lambda: nn.GroupNorm(1, 4, affine=False),
-        lambda: nn.BatchNorm2d(4),
-        lambda: nn.Sequential(nn.SiLU(), nn.Conv2d(4, 4, 1), nn.GELU(), nn.Sequential(nn.Tanh(), nn.Identity())),
-        lambda: nn.Sequential(ACT, nn.Conv2d(4, 4, 1), ACT),
-        lambda: nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 5), nn.Softplus()),
-        lambda: nn.LeakyReLU(),
-    ],
-    ids=[
-        "pool",
-        "ceil",
-        "overlapping",
-        "dilated",
-        "gn1",
-        "gn2",
-        "plain gn",
-        "bn",
-        "nested",
-        "repeated",
-        "last axis",
-        "leaky",
-    ],
-)
-def test_other_layers_equal_modules(build):
-    check(copies(build), features(4, 5, 5))
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_layers_equal_modules(name):
+    check(copies(OTHERS[name]), features(4, 5, 5))
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -16,7 +16,7 @@ from esper_env.population.training.capture import CapturedStep, captures_of
 from esper_env.population.training.minibatches import Draw, draw_epoch
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
-from small_networks import LAYOUTS, all_tensors, assert_same, attach_seed, everyone, reset_row
+from small_networks import LAYOUTS, all_tensors, assert_same, everyone, reset_row
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -144,8 +144,9 @@ SEEDS = [
 @LAYOUTS
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
-def test_replaying_equals_running_bit_for_bit(both_ways, grow, batched, kernel, isolation):
-    eager, recorded = both_ways(3, batched=batched, kernel=kernel, isolation=isolation)
+def test_replaying_equals_running_bit_for_bit(both_ways, make_data, grow, batched, kernel, isolation):
+    data = make_data(pad=2, flip=True)  # crops and flips are inputs of the step
+    eager, recorded = both_ways(3, batched=batched, kernel=kernel, isolation=isolation, data=data)
     for epoch, alpha in enumerate((0.3, 0.7, 0.2)):
         seeds = [(*seed[:5], alpha, epoch == 2) if seed[4] == Stage.BLENDING else seed for seed in SEEDS]
         structures = [grow(population, 3, *seeds, attach=epoch == 0) for population in (eager, recorded)]
@@ -155,17 +156,6 @@ def test_replaying_equals_running_bit_for_bit(both_ways, grow, batched, kernel, 
         assert_equal(eager, recorded)
     assert recorded.captures == len(recorded.shards)  # alphas and freezing are values: captured once
     assert eager.captures == 0
-
-
-def test_crops_and_flips_are_inputs_of_captured_step(both_ways, make_data, grow):
-    data = make_data(pad=2, flip=True)
-    eager, recorded = both_ways(2, data=data)
-    for population in (eager, recorded):
-        structure = grow(population, 2)
-        for _ in range(2):
-            population.train(structure)
-    assert recorded.captures == 1
-    assert_equal(eager, recorded)
 
 
 def test_new_structure_is_captured_and_old_capture_is_kept(both_ways, grow):
@@ -189,19 +179,6 @@ def test_new_structure_is_captured_and_old_capture_is_kept(both_ways, grow):
     assert recorded.captures == 5
 
 
-def test_captured_step_trains_reset_row(both_ways, grow):
-    eager, recorded = both_ways(3)
-    structures = [grow(population, 3, *SEEDS) for population in (eager, recorded)]
-    for epoch in range(3):
-        for population, structure in zip((eager, recorded), structures, strict=True):
-            if epoch == 1:
-                reset_row(population, 1, 555)
-                attach_seed(population, 1, 0, int(structure.blueprint[1, 0]))
-            population.train(structure)
-    assert recorded.captures == 1
-    assert_equal(eager, recorded)
-
-
 class Offset(nn.Module):
     """Adds a buffer, drawn in the constructor, times a parameter."""
 
@@ -214,12 +191,13 @@ class Offset(nn.Module):
         return x + self.scale * self.offset
 
 
-def test_captured_step_reads_buffers_of_newborn_seed(both_ways, grow, own_blueprints):
+def test_captured_step_trains_reset_networks_and_reads_buffers_of_newborn_seeds(both_ways, grow, own_blueprints):
     own_blueprints("offset", Offset)
-    eager, recorded = both_ways(1)
-    for _ in range(3):  # a birth in each epoch, under the same signature
+    eager, recorded = both_ways(2)
+    for seed in range(3):  # a reset and a birth in each epoch, under the same signature
         for population in (eager, recorded):
-            population.train(grow(population, 1, (0, 0, "offset", Operator.ADD, Stage.HOLDING)))
+            reset_row(population, 1, seed)
+            population.train(grow(population, 2, (0, 0, "offset", Operator.ADD, Stage.HOLDING)))
         assert_equal(eager, recorded)
     assert recorded.captures == 1
 
