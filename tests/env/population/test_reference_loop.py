@@ -130,19 +130,6 @@ def test_networks_with_different_seeds_in_one_shard(make_population, grow, twin,
         assert network.distance() < 1e-9, network.distances()
 
 
-def test_seed_keeps_momentum_from_isolation_into_blending(make_population, grow, twin, batches_of):
-    seed = (0, 1, "conv_light", Operator.ADD)
-    population = make_population(dtype=torch.float64)
-    isolated = grow(population, 1, (*seed, Stage.TRAINING))
-    blended = grow(population, 1, (*seed, Stage.BLENDING, 0.5), attach=False)
-    plain, batches = twin(population, 0, isolated), batches_of(SEED, torch.float64)
-    for structure in (isolated, blended):
-        plain.structure = structure
-        population.train(structure)
-        plain.train_epoch(batches())
-    assert plain.distance() < 1e-9, plain.distances()
-
-
 def test_gradient_statistics_equal_those_of_plain_gradients(make_population, grow, twin, batches_of):
     population = make_population(dtype=torch.float64, clip_norm=1e9)
     structure = grow(population, 1, (0, 1, "conv_light", Operator.GATE, Stage.HOLDING))

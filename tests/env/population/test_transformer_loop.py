@@ -60,16 +60,6 @@ def test_blueprints_train_like_plain_modules(agree, batched, stage, operator):
     agree(*seeds, count=len(ENTRIES), batched=batched)
 
 
-def test_networks_with_different_seeds_side_by_side(agree):
-    agree(
-        (0, 0, "attention", Operator.GATE, Stage.BLENDING, 0.7),
-        (1, 0, "attention", Operator.GATE, Stage.FOSSILIZED),
-        (1, 1, "lora", Operator.ADD, Stage.TRAINING),
-        (2, 1, "mlp_small", Operator.MULTIPLY, Stage.HOLDING),
-        count=4,
-    )
-
-
 @LAYOUTS
 def test_measurements_equal_those_of_plain_network(networks, grow, batched):
     """Loss in nats per byte and the share of bytes predicted correctly, with and without each seed."""

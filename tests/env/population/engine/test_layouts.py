@@ -1,24 +1,12 @@
-"""Layouts of images: losses, hits, samples, and a workaround for GroupNorm."""
+"""The layout of a single network: a workaround for GroupNorm."""
 
 import pytest
 import torch
-from esper_env.population.engine.layouts import BatchedImages, SingleImages
+from esper_env.population.engine.layouts import SingleImages
 from torch import nn
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.numeric
-
-SAMPLES = 5
-
-
-@pytest.mark.parametrize("layout", [BatchedImages(), SingleImages()], ids=["batched", "single"])
-def test_losses_and_hits_equal_plain_ones(layout):
-    rows, classes = (3 if isinstance(layout, BatchedImages) else 1), 4
-    logits, labels = torch.randn(rows, SAMPLES, classes), torch.randint(classes, (rows, SAMPLES))
-    stored = logits.movedim(-1, 1) if isinstance(layout, BatchedImages) else logits
-    expected = torch.stack([F.cross_entropy(logits[r], labels[r], reduction="none") for r in range(rows)])
-    torch.testing.assert_close(layout.losses(stored, labels), expected)
-    assert torch.equal(layout.correct(stored, labels), logits.argmax(-1) == labels)
 
 
 class Functional(nn.GroupNorm):

@@ -52,14 +52,6 @@ def test_seeding_restarts_stream_in_the_middle_of_a_pass(make_data):
         assert torch.equal(own.draw()[0], fresh.draw()[0])
 
 
-def test_stream_does_not_depend_on_other_streams(make_data):
-    images = source(make_data(pad=1, flip=True))
-    alone = [x for x, _ in minibatches(images, [stream(images, 2)])]
-    among = [x for x, _ in minibatches(images, [stream(images, seed) for seed in (1, 2, 3)])]
-    for mine, all_of_them in zip(alone, among, strict=True):
-        assert torch.equal(mine[0], all_of_them[1])
-
-
 def naive(data, index, crop, flip):
     """One training image by NumPy: pad with black, cut out, mirror, normalise."""
     pad, size = data.crop_padding, data.train_images.shape[-1]

@@ -50,15 +50,6 @@ def test_loss_falls_if_only_the_seed_learns(make_population, build_host, grow, s
     assert (gain > 0.005).all(), {kind: round(float(g), 4) for kind, g in zip(KINDS, gain, strict=True)}
 
 
-def test_newborn_seeds_hardly_change_loss(make_population, grow):
-    population = make_population(len(KINDS))
-    structure = grow(population, len(KINDS), *planted(Stage.HOLDING))
-    bare = grow(population, len(KINDS))
-    everyone = np.ones(len(KINDS), dtype=np.bool_)
-    with_seeds, without = population.measure(structure, everyone), population.measure(bare, everyone)
-    np.testing.assert_allclose(with_seeds.loss, without.loss, atol=5e-3)
-
-
 def test_statistics_report_exploding_and_vanishing_gradients(make_population, grow):
     population = make_population(2, clip_norm=1e-5)  # any real gradient is more than ten times this
     seeds = [(0, 2, "conv_light", Operator.ADD, Stage.HOLDING), (1, 2, "norm", Operator.ADD, Stage.BLENDING, 0.0)]
