@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,30 +10,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+#: Waits for an array that a device computes.
+Readback = Callable[[], NDArray[np.float64]]
+
 
 def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """Return a tensor of an array without waiting for the device."""
     return torch.from_numpy(array).to(device, non_blocking=True)
 
 
-class Readback:
-    """A tensor on its way to an array; :meth:`numpy` waits for the copy.
+def read_back(values: Tensor) -> Readback:
+    """Start to copy a tensor, and return a function that waits for the copy and returns it as an array.
 
-    The first read also waits for everything launched before it, so a step synchronises once.
+    The first wait is also for everything launched before it, so a step synchronises once.
     """
+    if values.device.type != "cuda":
+        return values.cpu().double().numpy
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(values.device))
 
-    def __init__(self, values: Tensor) -> None:
-        self._event: Any = None
-        if values.device.type == "cuda":
-            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._host.copy_(values, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record(torch.cuda.current_stream(values.device))
-        else:
-            self._host = values.cpu()
+    def wait() -> NDArray[np.float64]:
+        event.synchronize()
+        return host.double().numpy()
 
-    def numpy(self) -> NDArray[np.float64]:
-        """Return the values as float64."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._host.double().numpy()
+    return wait

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esper_env.hosts.cnn import GlobalAveragePool
-from esper_env.population.engine.vmapped import is_plain, register_rule, rule_of, run_mapped
+from esper_env.population.engine.vmapped import is_normed_conv, is_plain, register_rule, rule_of, run_mapped
 from esper_env.population.evaluation.inference import ChannelShift, Rectifier, shifted
 from esper_env.seeds.blend import BlendGate
 from esper_env.seeds.cnn import LayerScaleResidual, NormSeed, SqueezeExcite
@@ -172,16 +173,12 @@ def _batch_norm(module: nn.BatchNorm2d, tensors: Tensors, prefix: str, x: Tensor
     return F.batch_norm(rows, mean, variance, weight, bias, training, module.momentum, module.eps).view(x.shape)
 
 
-def _is_grey_start(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
+def _is_grey_start(conv: Any, norm: Any, x: Tensor) -> bool:
     """True if a 1x1 convolution of grey images and the BatchNorm behind it are worth running as one matmul."""
     return (
-        is_plain(conv, nn.Conv2d)
-        and is_plain(norm, nn.BatchNorm2d)
-        and norm.affine
-        and norm.track_running_stats
+        is_normed_conv(conv, norm)
         and norm.momentum is not None
         and (conv.kernel_size, conv.in_channels, conv.groups) == ((1, 1), 1, 1)
-        and conv.bias is None
         and _keeps_size(conv)
         and not x.requires_grad
         and conv.out_channels * x.numel() >= GREY_MIN_VALUES

@@ -33,6 +33,17 @@ def is_plain(layer: nn.Module, kind: type[L]) -> TypeGuard[L]:
     return type(layer) is kind and not has_hooks(layer)
 
 
+def is_normed_conv(conv: nn.Module, norm: nn.Module) -> bool:
+    """True for a convolution without bias and an ordinary BatchNorm behind it, which can be merged."""
+    return (
+        is_plain(conv, nn.Conv2d)
+        and conv.bias is None
+        and is_plain(norm, nn.BatchNorm2d)
+        and norm.affine
+        and norm.track_running_stats
+    )
+
+
 def rule_of(rules: Mapping[type[nn.Module], R], module: nn.Module) -> R | None:
     """Return the rule of a module's type; None if it has none, or if the module has hooks."""
     return None if has_hooks(module) else rules.get(type(module))

@@ -7,13 +7,12 @@ of the convolution. The constant is added after the pooling, which leaves a quar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from esper_env.population.engine.vmapped import is_plain
+from esper_env.population.engine.vmapped import is_normed_conv, is_plain
 
 Tensors = Mapping[str, Tensor]
 
@@ -48,14 +47,6 @@ class ChannelShift(nn.Module):
 OWN_RESULT = (ChannelShift, nn.Conv2d, nn.MaxPool2d)
 
 
-class _Fold(NamedTuple):
-    """Names of a convolution and of the BatchNorm behind it, and the BatchNorm's epsilon."""
-
-    conv: str
-    norm: str
-    eps: float
-
-
 class InferenceForm:
     """A module that computes the same as a host segment in eval mode, faster.
 
@@ -67,7 +58,7 @@ class InferenceForm:
 
     def __init__(self, segment: nn.Module) -> None:
         self.module = segment
-        self._folds: list[_Fold] = []
+        self._folds: list[tuple[str, str, float]] = []  # names of convolution and BatchNorm, and its epsilon
         if type(segment) is nn.Sequential:
             layers = [(name, layer) for name, layer in segment._modules.items() if layer is not None]  # with repeats
             self.module = self._folded(layers)
@@ -77,44 +68,30 @@ class InferenceForm:
         if not self._folds:
             return own
         result = dict(own)
-        for fold in self._folds:
+        for conv, norm, eps in self._folds:
             mean, variance, weight, bias = (
-                result.pop(f"{fold.norm}.{name}") for name in ("running_mean", "running_var", "weight", "bias")
+                result.pop(f"{norm}.{name}") for name in ("running_mean", "running_var", "weight", "bias")
             )
-            del result[f"{fold.norm}.num_batches_tracked"]
-            factor = weight * torch.rsqrt(variance + fold.eps)  # (n, C)
-            kernel = result[f"{fold.conv}.weight"]
-            result[f"{fold.conv}.weight"] = kernel * factor[:, :, None, None, None]
-            result[f"{fold.norm}.shift"] = torch.addcmul(bias, factor, mean, value=-1)
+            del result[f"{norm}.num_batches_tracked"]
+            factor = weight * torch.rsqrt(variance + eps)  # (n, C)
+            result[f"{conv}.weight"] = result[f"{conv}.weight"] * factor[:, :, None, None, None]
+            result[f"{norm}.shift"] = torch.addcmul(bias, factor, mean, value=-1)
         return result
 
     def _folded(self, children: list[tuple[str, nn.Module]]) -> nn.Sequential:
         form = nn.Sequential()
         while children:
             name, child = children.pop(0)
-            in_place = is_plain(child, nn.ReLU) and len(form) > 0 and _owns_result(form[-1])
+            behind_own = len(form) > 0 and any(is_plain(form[-1], kind) for kind in OWN_RESULT)
+            in_place = is_plain(child, nn.ReLU) and behind_own
             form.add_module(name, Rectifier() if in_place else child)
-            if not children or not _can_fold(child, children[0][1]):
+            if not children or not is_normed_conv(child, children[0][1]):
                 continue
             norm_name, norm = children.pop(0)
             assert isinstance(norm, nn.BatchNorm2d)
-            self._folds.append(_Fold(name, norm_name, norm.eps))
+            self._folds.append((name, norm_name, norm.eps))
             if children and is_plain(children[0][1], nn.MaxPool2d):
                 form.add_module(*children.pop(0))
             shift = ChannelShift(norm.num_features).requires_grad_(False)
             form.add_module(norm_name, shift.to(norm.weight))
         return form
-
-
-def _owns_result(layer: nn.Module) -> bool:
-    return any(is_plain(layer, kind) for kind in OWN_RESULT)
-
-
-def _can_fold(conv: nn.Module, norm: nn.Module) -> bool:
-    return (
-        is_plain(conv, nn.Conv2d)
-        and conv.bias is None
-        and is_plain(norm, nn.BatchNorm2d)
-        and norm.affine
-        and norm.track_running_stats
-    )

@@ -16,7 +16,7 @@ from esper_env.population.shard import SeedTensors, Shard
 from esper_env.population.slot_plan import SlotPlan, plan_slot
 from esper_env.population.splits import HeldOut, grain
 from esper_env.population.structure import Structure
-from esper_env.population.transfer import Readback, on_device
+from esper_env.population.transfer import Readback, on_device, read_back
 
 
 class Scores(NamedTuple):
@@ -29,13 +29,13 @@ class Scores(NamedTuple):
     @property
     def loss(self) -> NDArray[np.float64]:
         """(M,) mean loss, nats; NaN if it was not requested."""
-        sums: NDArray[np.float64] = self.totals.numpy()[0, self.order]
+        sums: NDArray[np.float64] = self.totals()[0, self.order]
         return sums / self.held_out.count
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
         """(M,) accuracy in percent."""
-        hits: NDArray[np.float64] = self.totals.numpy()[1, self.order]
+        hits: NDArray[np.float64] = self.totals()[1, self.order]
         return 100.0 * (hits / self.held_out.predictions)
 
 
@@ -83,7 +83,7 @@ def score(
         losses = shard.layout.losses(x.index_select(0, need), target.index_select(0, need)).sum(1)
         totals[0].index_add_(0, need, losses.to(totals.dtype))
         totals[1] += shard.layout.correct(x, target).sum(1)
-    return Scores(Readback(totals), held_out, order)
+    return Scores(read_back(totals), held_out, order)
 
 
 def _pass_fork(shard: Shard, slot: int, fork: _Fork, x: Tensor) -> Tensor:

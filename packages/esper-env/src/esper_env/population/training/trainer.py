@@ -19,7 +19,7 @@ from esper_env.population.training.capture import CapturedStep, Step, captures_o
 from esper_env.population.training.minibatches import Draw, TrainingSamples
 from esper_env.population.training.plan import TrainingPlan, take
 from esper_env.population.training.working_set import WorkingSet
-from esper_env.population.transfer import Readback, on_device
+from esper_env.population.transfer import Readback, on_device, read_back
 from esper_env.tasks.choices import STRAIGHT_THROUGH
 
 #: Number of trainers that a shard keeps; each holds a copy of the tensors that train.
@@ -37,7 +37,7 @@ class TrainStats:
 
     @cached_property
     def _columns(self) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[NDArray[np.float64]]]:
-        columns = np.concatenate([table.numpy() for table in self._tables])
+        columns = np.concatenate([read() for read in self._tables])
         return columns[:, 0], columns[:, 1:4] > 0, np.split(columns[:, 4:], 4, axis=1)
 
     @property
@@ -128,7 +128,7 @@ class Trainer:
         loss, finite = self._loss_sum / len(draws), self._shard.finite(structure)
         first = torch.stack([loss, finite.to(loss.dtype)], dim=1)
         columns = [column.view(self._shard.rows, -1) for column in self._set.statistics(len(draws))]
-        return Readback(torch.cat([first, breached.to(loss.dtype), *columns], dim=1))
+        return read_back(torch.cat([first, breached.to(loss.dtype), *columns], dim=1))
 
     def _step(self, draw: Draw) -> None:
         """Train on one minibatch."""
