@@ -23,7 +23,7 @@ from esper_env.population.shard import Shard
 from esper_env.population.snapshots import Mismatch, Snapshots
 from esper_env.population.splits import splits_for
 from esper_env.population.state import Networks, get_networks, set_networks
-from esper_env.population.structure import Structure
+from esper_env.population.structure import BoolArray, IntArray, Structure
 from esper_env.population.training.minibatches import MinibatchStream, draw_epoch
 from esper_env.population.training.trainer import TrainerCache, TrainStats
 from esper_env.population.transfer import Readback
@@ -31,8 +31,6 @@ from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_rng, derive_seed
 from esper_env.seeds.registry import offered_blueprints
 
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.int64]
 T = TypeVar("T", bound=tuple[NDArray[Any], ...])
 R = TypeVar("R")
 
@@ -190,7 +188,7 @@ class Population:
         return sum(trainers.captures for trainers in self._trainers)
 
     @_own_settings()
-    def measure(self, structure: Structure, rows: NDArray[np.bool_]) -> Measurement:
+    def measure(self, structure: Structure, rows: BoolArray) -> Measurement:
         """Measure the networks of ``rows`` (N,) on the validation set."""
 
         def measure_shard(index: int) -> Measurement:
@@ -200,7 +198,7 @@ class Population:
         return _joined(Measurement, self._each_shard(measure_shard))
 
     @_own_settings()
-    def appraise(self, structure: Structure, rows: NDArray[np.int64]) -> Commitment:
+    def appraise(self, structure: Structure, rows: IntArray) -> Commitment:
         """Evaluate the committed networks of ``rows`` (k,), which are sorted."""
 
         def appraise_shard(index: int) -> Commitment | None:
@@ -215,7 +213,7 @@ class Population:
         return _joined(Commitment, [result for result in self._each_shard(appraise_shard) if result is not None])
 
     @_own_settings()
-    def get_state(self, blueprint: NDArray[np.int64], saved: NDArray[np.bool_]) -> Tree:
+    def get_state(self, blueprint: IntArray, saved: BoolArray) -> Tree:
         """Return copies of everything that the future of the networks depends on.
 
         Args:
@@ -225,17 +223,17 @@ class Population:
         return get_networks(self._networks, blueprint, saved)
 
     @_own_settings()
-    def set_state(self, state: Tree, blueprint: NDArray[np.int64], saved: NDArray[np.bool_]) -> None:
+    def set_state(self, state: Tree, blueprint: IntArray, saved: BoolArray) -> None:
         """Load a state of networks with these seeds; ``ValueError`` if it does not fit."""
         set_networks(self._networks, state, blueprint, saved)
         for row, slot in np.argwhere(blueprint != NO_BLUEPRINT):
             self._note_sizes(int(row), int(slot), int(blueprint[row, slot]))
 
-    def parameters_added(self, structure: Structure, counted: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def parameters_added(self, structure: Structure, counted: BoolArray) -> IntArray:
         """(N,) trainable scalars of the counted seeds (N, S), including the gates in use."""
         seeds = self._seed_sizes[np.arange(self.slots), np.where(counted, structure.blueprint, 0)]
         gates = np.where(structure.operator == Operator.GATE, self._gate_sizes, 0)
-        added: NDArray[np.int64] = ((seeds + gates) * counted).sum(axis=1)
+        added: IntArray = ((seeds + gates) * counted).sum(axis=1)
         return added
 
     def _locate(self, row: int) -> tuple[Shard, int]:

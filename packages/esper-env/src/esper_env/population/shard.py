@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from esper_env.hosts.protocol import HostProtocol
@@ -17,7 +16,7 @@ from esper_env.population.engine.layouts import LAYOUTS, Layout, all_known
 from esper_env.population.evaluation.inference import InferenceForm
 from esper_env.population.slot_plan import SeedGroup, SlotPlan, join_rows, split_rows
 from esper_env.population.stack import Stack
-from esper_env.population.structure import Structure
+from esper_env.population.structure import IntArray, Structure
 from esper_env.population.transfer import on_device
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_seed
@@ -158,7 +157,7 @@ class Shard:
             return SeedTensors(seeds, None)
         return SeedTensors(seeds, self.layout.gather(self.gate_stack(slot).parameters, group.network_index))
 
-    def stacks(self, blueprint: NDArray[np.int64]) -> Iterator[tuple[str, Stack, NDArray[np.int64]]]:
+    def stacks(self, blueprint: IntArray) -> Iterator[tuple[str, Stack, IntArray]]:
         """Yield the stacks of networks with the seeds ``blueprint`` (n, S): name, stack, and the networks (k,) in it.
 
         A seed and its gate are created together, so a network has the gate whatever its operator.

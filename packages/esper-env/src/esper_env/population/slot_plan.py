@@ -8,14 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from esper_env.population.structure import Structure
+from esper_env.population.structure import BoolArray, IntArray, Structure
 from esper_env.population.transfer import on_device
-
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.int64]
 
 #: Operator values are below this; it packs (blueprint, operator) into one integer.
 OPERATOR_RADIX = 64

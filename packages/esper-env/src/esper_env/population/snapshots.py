@@ -7,14 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from esper_env.population.shard import Shard
 from esper_env.population.stack import RowStore, Stack
-from esper_env.population.structure import Structure
+from esper_env.population.structure import IntArray, Structure
 from esper_env.rules.heads import NO_BLUEPRINT
-
-Rows = NDArray[np.int64]
 
 #: Kinds of tensors in a snapshot. Momentum is left out: it is zero after a rollback.
 KINDS = ("parameters", "buffers")
@@ -45,7 +42,7 @@ class Snapshots:
             self._shelves[name] = RowStore(zeros, torch.device("cpu"))
         return self._shelves[name]
 
-    def take(self, structure: Structure, rows: Rows) -> None:
+    def take(self, structure: Structure, rows: IntArray) -> None:
         """Copy the networks of ``rows`` (k,) of the shard."""
         for name, stack, members in self._stacks(structure, rows):
             values = stack.read_rows(members)
@@ -66,7 +63,7 @@ class Snapshots:
             stack.clear_momentum([row])
         return Mismatch(tuple(missing), tuple(unexpected))
 
-    def _stacks(self, structure: Structure, rows: Rows) -> Iterator[tuple[str, Stack, list[int]]]:
+    def _stacks(self, structure: Structure, rows: IntArray) -> Iterator[tuple[str, Stack, list[int]]]:
         """The stacks with hosts and fossilized seeds of some networks, each with its rows among ``rows``."""
         fossils = np.where(structure.fossilized, structure.blueprint, NO_BLUEPRINT)
         for name, stack, holders in self._shard.stacks(fossils):

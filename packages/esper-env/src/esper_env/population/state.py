@@ -27,11 +27,9 @@ from esper_env.persistence.tree import Tree, join_tree, split_tree
 from esper_env.population.shard import Shard
 from esper_env.population.snapshots import Snapshots
 from esper_env.population.stack import RowStore
+from esper_env.population.structure import BoolArray, IntArray
 from esper_env.population.training.minibatches import MinibatchStream
 from esper_env.rules.heads import NO_BLUEPRINT
-
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 
 class Networks(NamedTuple):

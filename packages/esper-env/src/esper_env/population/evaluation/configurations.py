@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from math import factorial
 
 import numpy as np
-from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
+from esper_env.population.structure import BoolArray, FloatArray, IntArray
 
 #: Up to this many seeds, Shapley values are exact; above it they are averaged over sampled orders.
 EXACT_SHAPLEY_SEEDS = 6
@@ -40,7 +38,7 @@ class ConfigurationSet:
         return np.searchsorted(keys, (networks << self.slots) | masks)
 
 
-def bits(active: NDArray[np.bool_]) -> IntArray:
+def bits(active: BoolArray) -> IntArray:
     """Pack (n, S) booleans in order of execution into (n,) masks."""
     return active.astype(np.int64) @ (1 << np.arange(active.shape[1], dtype=np.int64))
 

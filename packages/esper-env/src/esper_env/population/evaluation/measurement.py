@@ -11,10 +11,7 @@ from esper_env.population.evaluation.configurations import ConfigurationSet, Sha
 from esper_env.population.evaluation.scoring import score
 from esper_env.population.shard import Shard
 from esper_env.population.splits import HeldOut
-from esper_env.population.structure import Structure
-
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
+from esper_env.population.structure import BoolArray, FloatArray, IntArray, Structure
 
 
 class Measurement(NamedTuple):
@@ -95,7 +92,7 @@ def updated(old: Measurement, new: Measurement, rows: BoolArray) -> Measurement:
 def appraise(
     shard: Shard,
     structure: Structure,
-    rows: NDArray[np.int64],
+    rows: IntArray,
     validation: HeldOut,
     test: HeldOut,
     rngs: list[np.random.Generator],

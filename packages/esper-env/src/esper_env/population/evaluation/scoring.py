@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_env.population.engine.layouts import Tensors
@@ -15,7 +14,7 @@ from esper_env.population.evaluation.configurations import ConfigurationSet
 from esper_env.population.shard import SeedTensors, Shard
 from esper_env.population.slot_plan import SlotPlan, plan_slot
 from esper_env.population.splits import HeldOut, grain
-from esper_env.population.structure import Structure
+from esper_env.population.structure import FloatArray, IntArray, Structure
 from esper_env.population.transfer import Readback, on_device, read_back
 
 
@@ -24,18 +23,18 @@ class Scores(NamedTuple):
 
     totals: Readback  # (2, M) sums of the losses, and of the correct predictions
     held_out: HeldOut
-    order: NDArray[np.int64]  # (M,) place of each configuration in the totals
+    order: IntArray  # (M,) place of each configuration in the totals
 
     @property
-    def loss(self) -> NDArray[np.float64]:
+    def loss(self) -> FloatArray:
         """(M,) mean loss, nats; NaN if it was not requested."""
-        sums: NDArray[np.float64] = self.totals()[0, self.order]
+        sums: FloatArray = self.totals()[0, self.order]
         return sums / self.held_out.count
 
     @property
-    def accuracy(self) -> NDArray[np.float64]:
+    def accuracy(self) -> FloatArray:
         """(M,) accuracy in percent."""
-        hits: NDArray[np.float64] = self.totals()[1, self.order]
+        hits: FloatArray = self.totals()[1, self.order]
         return 100.0 * (hits / self.held_out.predictions)
 
 
@@ -57,7 +56,7 @@ def score(
     structure: Structure,
     configurations: ConfigurationSet,
     held_out: HeldOut,
-    losses_of: NDArray[np.int64] | None = None,
+    losses_of: IntArray | None = None,
 ) -> Scores:
     """Evaluate every configuration in eval mode; a seed that is on has its alpha, a TRAINING seed 1.
 
@@ -103,9 +102,9 @@ def _plan_forks(
     shard: Shard,
     structure: Structure,
     configurations: ConfigurationSet,
-    networks: NDArray[np.int64],
+    networks: IntArray,
     held_out: HeldOut,
-) -> tuple[list[_Fork], NDArray[np.int64]]:
+) -> tuple[list[_Fork], IntArray]:
     """The forks, and the configurations as (network, mask) keys in the order of the last rows."""
     forks = []
     slots = len(shard.slots)
@@ -129,7 +128,7 @@ def _plan_forks(
     return forks, before
 
 
-def _host_rows(shard: Shard, segment: int, networks: NDArray[np.int64]) -> Tensors:
+def _host_rows(shard: Shard, segment: int, networks: IntArray) -> Tensors:
     """Tensors with which a host segment runs on rows of the given networks."""
     tensors = {**shard.host.parameters, **shard.host.buffers}
     folded = shard.inference_tensors(segment, tensors)

@@ -49,13 +49,9 @@ class TrainingImages:
         self.offsets = 2 * pad + 1
         self.flip = data.flip
         self.scale, self.shift = normaliser(data.mean, data.std, dtype, device)
-        channels, height, width = data.image_shape
-        stride = self.padded.stride()
+        _, height, width = data.image_shape
         #: (N, offsets, offsets, H, W, C) every crop of every image, as a view
-        self.crops = self.padded.as_strided(
-            (self.count, self.offsets, self.offsets, height, width, channels),
-            (stride[0], stride[1], stride[2], stride[1], stride[2], stride[3]),
-        )
+        self.crops = self.padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
 
     def assemble(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Return the normalised images (n, B, C, H, W) and labels (n, B) of a draw."""

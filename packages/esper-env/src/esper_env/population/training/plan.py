@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_env.population.config import PopulationConfig
 from esper_env.population.shard import SeedTensors, Shard, Tensors
 from esper_env.population.slot_plan import SeedGroup, SlotPlan, plan_slot
 from esper_env.population.stack import Stack
-from esper_env.population.structure import Structure
+from esper_env.population.structure import IntArray, Structure
 from esper_env.population.training.working_set import Member
 from esper_env.population.transfer import on_device
 from esper_env.rules.heads import Operator
@@ -47,7 +46,7 @@ class TrainingPlan:
         self._straight = config.isolation == STRAIGHT_THROUGH
         self.members: list[Member] = []
         self._bindings: dict[int, _Binding] = {}  # by id of the group, which the plans keep alive
-        self._home: dict[tuple[int, int, int], tuple[_Binding, NDArray[np.int64]]] = {}
+        self._home: dict[tuple[int, int, int], tuple[_Binding, IntArray]] = {}
         self._add_member(shard.host, np.arange(shard.rows), None, config.host_lr)
         self.main = {slot: self._plan_main(slot) for slot in range(len(shard.slots))}
         self.entering, self.shadow_rows = self._plan_entry()
@@ -94,7 +93,7 @@ class TrainingPlan:
         if self._straight:
             training = np.zeros_like(training)
         first = np.where(training.any(axis=1), training.argmax(axis=1), training.shape[1])
-        self._in_shadow: list[NDArray[np.int64]] = []
+        self._in_shadow: list[IntArray] = []
         entering: list[Rows | None] = []
         so_far = np.zeros(0, dtype=np.int64)
         for position in range(training.shape[1]):
@@ -127,7 +126,7 @@ class TrainingPlan:
         self._bindings[id(group)] = _Binding(seed, gate, None)
         return self._bindings[id(group)]
 
-    def _add_member(self, stack: Stack, networks: NDArray[np.int64], slot: int | None, rate: float) -> int:
+    def _add_member(self, stack: Stack, networks: IntArray, slot: int | None, rate: float) -> int:
         """Add rows of a stack to the members; ``slot`` is None for the host, whose buffers are updated in place."""
         device, unit = self._shard.device, 0 if slot is None else 1 + slot
         rows = on_device(networks, device)
@@ -138,7 +137,7 @@ class TrainingPlan:
         self.members.append(Member(stack, slot, networks, rows, units, rate, trainable, buffers))
         return len(self.members) - 1
 
-    def _index(self, rows: NDArray[np.int64]) -> Rows:
+    def _index(self, rows: IntArray) -> Rows:
         """Index for rows of the shard."""
         if len(rows) == self._shard.rows and (np.diff(rows) == 1).all():
             return slice(None)

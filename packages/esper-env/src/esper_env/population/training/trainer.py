@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_env.population.config import PopulationConfig
 from esper_env.population.shard import Shard
-from esper_env.population.structure import Structure
+from esper_env.population.structure import BoolArray, FloatArray, Structure
 from esper_env.population.training.capture import CapturedStep, Step, captures_of
 from esper_env.population.training.minibatches import Draw, TrainingSamples
 from esper_env.population.training.plan import TrainingPlan, take
@@ -36,43 +35,43 @@ class TrainStats:
         self._tables = tables
 
     @cached_property
-    def _columns(self) -> tuple[NDArray[np.float64], NDArray[np.bool_], list[NDArray[np.float64]]]:
+    def _columns(self) -> tuple[FloatArray, BoolArray, list[FloatArray]]:
         columns = np.concatenate([read() for read in self._tables])
         return columns[:, 0], columns[:, 1:4] > 0, np.split(columns[:, 4:], 4, axis=1)
 
     @property
-    def loss(self) -> NDArray[np.float64]:
+    def loss(self) -> FloatArray:
         """(n,) mean training loss, nats."""
         return self._columns[0]
 
     @property
-    def finite(self) -> NDArray[np.bool_]:
+    def finite(self) -> BoolArray:
         """(n,) True if the loss, and every parameter and buffer after the epoch, is finite."""
-        finite: NDArray[np.bool_] = np.isfinite(self.loss) & self._columns[1][:, 0]
+        finite: BoolArray = np.isfinite(self.loss) & self._columns[1][:, 0]
         return finite
 
     @property
-    def breached(self) -> NDArray[np.bool_]:
+    def breached(self) -> BoolArray:
         """(n, 2) True if outputs, and statistics, of the host depend on seeds in TRAINING; False if not checked."""
         return self._columns[1][:, 1:]
 
     @property
-    def gradient_norm(self) -> NDArray[np.float64]:
+    def gradient_norm(self) -> FloatArray:
         """(n, 1 + S) mean norm before clipping."""
         return self._columns[2][0]
 
     @property
-    def vanishing(self) -> NDArray[np.float64]:
+    def vanishing(self) -> FloatArray:
         """(n, 1 + S) share of tensors whose gradient vanishes."""
         return self._columns[2][1]
 
     @property
-    def exploding(self) -> NDArray[np.float64]:
+    def exploding(self) -> FloatArray:
         """(n, 1 + S) share of tensors whose gradient explodes."""
         return self._columns[2][2]
 
     @property
-    def sizes(self) -> NDArray[np.float64]:
+    def sizes(self) -> FloatArray:
         """(n, 1 + S) trainable scalars; 0 where nothing was trained."""
         return self._columns[2][3]
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_env.population.stack import Stack
+from esper_env.population.structure import IntArray
 from esper_env.population.transfer import on_device
 
 
@@ -23,7 +23,7 @@ class Member(NamedTuple):
 
     stack: Stack
     slot: int | None  # None: the hosts
-    networks: NDArray[np.int64]  # (k,)
+    networks: IntArray  # (k,)
     rows: Tensor  # (k,) the same, on the device
     units: Tensor  # (k,)
     learning_rate: float
