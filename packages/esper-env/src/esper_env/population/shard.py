@@ -115,7 +115,7 @@ class Shard:
     def pass_slot(
         self,
         slot: int,
-        plan: SlotPlan | None,
+        plan: SlotPlan,
         x: Tensor,
         tensors: Sequence[SeedTensors],
         *,
@@ -125,7 +125,7 @@ class Shard:
 
         With ``straight_through``, an isolated seed adds s - stop(s): zero, but with a gradient for the seed.
         """
-        if plan is None:
+        if not plan.groups:
             return x
         pieces = list(split_rows(plan, x))
         for index, (group, own) in enumerate(zip(plan.groups, tensors, strict=True), start=1):

@@ -34,7 +34,7 @@ class SlotPlan:
     """The groups in which rows pass a slot.
 
     ``order`` sorts the rows into [untouched, group 0, group 1, ...]; ``inverse`` restores their order. Both are None
-    if a single group holds every row in place.
+    if there is no group, or if a single group holds every row in place.
     """
 
     groups: tuple[SeedGroup, ...]
@@ -57,14 +57,12 @@ def plan_slot(
     device: torch.device,
     dtype: torch.dtype,
     block: int | None = None,
-) -> SlotPlan | None:
-    """Sort M rows, each of a network (M,), by the seed that they pass at a slot; None if no row is ``active`` (M,).
+) -> SlotPlan:
+    """Sort M rows, each of a network (M,), by the seed that they pass at a slot.
 
-    Rows that are not active pass the slot untouched. A TRAINING seed counts with alpha 1. Groups have at most ``block``
-    rows.
+    Rows that are not ``active`` (M,) pass the slot untouched. A TRAINING seed counts with alpha 1. Groups have at
+    most ``block`` rows.
     """
-    if not active.any():
-        return None
     isolated = structure.training[networks, slot]
     alpha = structure.alpha_on(networks, slot)
     code = structure.blueprint[networks, slot] * OPERATOR_RADIX + structure.operator[networks, slot]
@@ -86,8 +84,8 @@ def plan_slot(
             )
     untouched = int((~active).sum())
     order = np.concatenate([np.flatnonzero(~active), *(group.rows for group in groups)])
-    if len(groups) == 1 and untouched == 0:
-        return SlotPlan(tuple(groups), 0, order, None, None)
+    if not groups or (len(groups) == 1 and untouched == 0):
+        return SlotPlan(tuple(groups), untouched, order, None, None)
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
     return SlotPlan(tuple(groups), untouched, order, on_device(order, device), on_device(inverse, device))
@@ -96,12 +94,12 @@ def plan_slot(
 def split_rows(plan: SlotPlan, x: Tensor) -> Sequence[Tensor]:
     """Return the untouched rows of x, then the rows of each group."""
     if plan.order is None:
-        return [x[:0], x]
+        return [x[:0], x] if plan.groups else [x]
     return torch.split(x.index_select(0, plan.order), plan.sizes)
 
 
 def join_rows(plan: SlotPlan, pieces: Sequence[Tensor]) -> Tensor:
     """Invert :func:`split_rows`."""
     if plan.inverse is None:
-        return pieces[1]
+        return pieces[-1]
     return torch.cat(list(pieces)).index_select(0, plan.inverse)

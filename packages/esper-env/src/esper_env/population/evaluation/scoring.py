@@ -45,7 +45,7 @@ class _Fork(NamedTuple):
     """
 
     parents: Tensor | None  # None: every row continues once, in place
-    plan: SlotPlan | None
+    plan: SlotPlan
     tensors: list[SeedTensors]
     host: Tensors  # of the segment behind the slot, one row each
 
@@ -88,7 +88,7 @@ def score(
 def _pass_fork(shard: Shard, slot: int, fork: _Fork, x: Tensor) -> Tensor:
     if fork.parents is not None:
         x = x.index_select(0, fork.parents)
-    if fork.plan is None:
+    if not fork.plan.groups:
         return x
     if not shard.all_known:  # features of a custom module may be a view of anything
         x = x.clone(memory_format=torch.contiguous_format)
@@ -116,11 +116,10 @@ def _plan_forks(
         scalars = prod(shard.slots[slot].shape) * held_out.chunk_size(shard)
         block = max(1, grain(shard.device).block // scalars)
         plan = plan_slot(structure, slot, rows >> slots, (rows & bit) != 0, shard.device, shard.dtype, block)
-        if plan is not None:
-            rows = rows[plan.sorted_rows]
+        rows = rows[plan.sorted_rows]
         by_key = np.argsort(before)
         parents = by_key[np.searchsorted(before, rows & ~bit, sorter=by_key)]
-        tensors = [shard.gather_seeds(slot, group) for group in plan.groups] if plan is not None else []
+        tensors = [shard.gather_seeds(slot, group) for group in plan.groups]
         in_place = np.array_equal(parents, np.arange(len(before)))
         parent_index = None if in_place else on_device(parents, shard.device)
         forks.append(_Fork(parent_index, plan, tensors, _host_rows(shard, position + 1, rows >> slots)))

@@ -57,7 +57,7 @@ class TrainingPlan:
         device = self._shard.device
         for plans in (self.main, self.shadow):
             for slot, plan in plans.items():
-                for group in plan.groups if plan is not None else ():
+                for group in plan.groups:
                     group.alpha.copy_(on_device(structure.alpha_on(group.networks, slot), device))
         for member in self.members[1:]:
             for name, value in member.buffers.items():
@@ -65,10 +65,10 @@ class TrainingPlan:
             frozen = structure.frozen[member.networks, member.slot]
             member.trainable.copy_(on_device(~frozen, device))
 
-    def tensors(self, plan: SlotPlan | None, views: list[dict[str, Tensor]]) -> list[SeedTensors]:
+    def tensors(self, plan: SlotPlan, views: list[dict[str, Tensor]]) -> list[SeedTensors]:
         """Return the tensors of each group of a plan, from the tensors of each member."""
         tensors = []
-        for group in plan.groups if plan is not None else ():
+        for group in plan.groups:
             seed, gate, rows = self._bindings[id(group)]
             seed_view, gate_view = views[seed], views[gate] if gate is not None else None
             if rows is not None:
@@ -77,13 +77,13 @@ class TrainingPlan:
             tensors.append(SeedTensors(seed_view, gate_view))
         return tensors
 
-    def _plan_main(self, slot: int) -> SlotPlan | None:
+    def _plan_main(self, slot: int) -> SlotPlan:
         shard, structure = self._shard, self._structure
         active = structure.blended[:, slot]
         if self._straight:
             active = active | structure.training[:, slot]
         plan = plan_slot(structure, slot, np.arange(shard.rows), active, shard.device, shard.dtype)
-        for group in plan.groups if plan is not None else ():
+        for group in plan.groups:
             self._home[slot, group.blueprint, group.operator] = (self._bind(slot, group), group.networks)
         return plan
 
@@ -103,11 +103,11 @@ class TrainingPlan:
             self._in_shadow.append(so_far)
         return entering, [self._index(rows) for rows in self._in_shadow]
 
-    def _plan_shadow(self, slot: int, position: int) -> SlotPlan | None:
+    def _plan_shadow(self, slot: int, position: int) -> SlotPlan:
         shard, structure, rows = self._shard, self._structure, self._in_shadow[position]
         active = structure.blended[rows, slot] | structure.training[rows, slot]
         plan = plan_slot(structure, slot, rows, active, shard.device, shard.dtype)
-        for group in plan.groups if plan is not None else ():
+        for group in plan.groups:
             if group.isolated:
                 self._bind(slot, group)
                 continue
