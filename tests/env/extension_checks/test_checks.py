@@ -91,7 +91,7 @@ def test_checks_accept_sound_hosts_and_keep_their_statistics(host, samples, clas
 
 @pytest.mark.parametrize("host", [nn.Linear(2, 2), object(), None])
 def test_check_attributes_rejects_objects_other_than_hosts(host):
-    with pytest.raises(TypeError, match=f"the host is a {type(host).__name__}, which cannot be grown: it lacks topol"):
+    with pytest.raises(TypeError, match=f"the host {type(host).__name__} cannot be grown: it lacks topology, slots"):
         check_attributes(host)
 
 

@@ -120,7 +120,7 @@ def test_convolution_weights_are_channels_last():
         ({"pool_layers": 4}, "pool_layers is 4; expected 0 to n_blocks = 3"),
         ({"pool_layers": -1}, "pool_layers is -1; expected 0 to n_blocks = 3"),
         ({"n_blocks": 5, "pool_layers": 5}, "5 pools shrink a 32x32 image below 2x2"),
-        ({"surfaces": "pre"}, r"surfaces is 'pre'; expected one of \['both', 'post'\]"),
+        ({"surfaces": "pre"}, "surfaces is 'pre'; expected 'post' or 'both'"),
         ({"slots": ["r1c0"]}, r"slots \['r1c0'\] do not exist in this host"),
     ],
 )

@@ -33,17 +33,15 @@ def check_attributes(host: object) -> None:
         TypeError: the host is not a ``torch.nn.Module`` or lacks attributes.
         ValueError: slots and segments do not fit together, or parameters lie outside the segments.
     """
+    complaint, remedy = f"the host {type(host).__name__} cannot be grown", "see HostProtocol in esper_env.hosts"
+    missing = [name for name in HostProtocol.__annotations__ if not hasattr(host, name)]
+    if missing:
+        raise TypeError(f"{complaint}: it lacks {', '.join(missing)}; {remedy}")
     if not isinstance(host, nn.Module) or not isinstance(host, HostProtocol):
-        missing = [name for name in HostProtocol.__annotations__ if not hasattr(host, name)]
-        kind = "it lacks " + ", ".join(missing) if missing else "it is not a torch.nn.Module"
-        raise TypeError(
-            f"the host is a {type(host).__name__}, which cannot be grown: {kind}; see HostProtocol in esper_env.hosts"
-        )
+        raise TypeError(f"{complaint}: it is not a torch.nn.Module; {remedy}")
     problem = _attribute_problem(host)
     if problem:
-        raise ValueError(
-            f"the host {type(host).__name__} cannot be grown: {problem}; see HostProtocol in esper_env.hosts"
-        )
+        raise ValueError(f"{complaint}: {problem}; {remedy}")
     offered_blueprints(host.topology)
 
 

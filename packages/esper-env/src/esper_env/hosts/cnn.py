@@ -19,13 +19,6 @@ class GlobalAveragePool(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-#: Slots of each block by the ``surfaces`` option, as (surface, row) in order of execution.
-SURFACES: dict[str, tuple[tuple[str, int], ...]] = {
-    "post": (("post-pool", 0),),
-    "both": (("pre-pool", 0), ("post-pool", 1)),
-}
-
-
 class CNNHost(SegmentedHost):
     """Blocks of conv (no bias) -> BatchNorm -> ReLU -> optional 2x2 max-pool, then global average pool and linear.
 
@@ -61,8 +54,8 @@ class CNNHost(SegmentedHost):
         super().__init__()
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         _check_geometry(classes, n_blocks, base_channels, pool_layers, kernel, size)
-        if surfaces not in SURFACES:
-            raise ValueError(f"surfaces is {surfaces!r}; expected one of {sorted(SURFACES)}")
+        if surfaces not in ("post", "both"):
+            raise ValueError(f"surfaces is {surfaces!r}; expected 'post' or 'both'")
         pieces: list[list[nn.Module]] = [[]]
         placed: list[SlotSpec] = []
         channels = in_channels
@@ -73,17 +66,14 @@ class CNNHost(SegmentedHost):
                 nn.BatchNorm2d(width, momentum=norm_momentum),
             ]
             channels = width
-            pool = [nn.MaxPool2d(2)] if block < pool_layers else []
-            if surfaces == "post":
-                # Max-pooling and ReLU commute exactly, and pooling first leaves ReLU a quarter of the elements.
-                pieces[-1] += [*pool, nn.ReLU()]
-            else:
-                pieces[-1] += [nn.ReLU()]
-            for surface, row in SURFACES[surfaces]:
-                if surface == "post-pool":
-                    size = (size[0] // 2, size[1] // 2) if pool else size
-                    if surfaces == "both":
-                        pieces[-1] += pool
+            pool: list[nn.Module] = [nn.MaxPool2d(2)] if block < pool_layers else []
+            pooled = (size[0] // 2, size[1] // 2) if pool else size
+            # Max-pooling and ReLU commute exactly, and pooling first leaves ReLU a quarter of the elements.
+            ends = [("post-pool", 0, [*pool, nn.ReLU()], pooled)]
+            if surfaces == "both":
+                ends = [("pre-pool", 0, [nn.ReLU()], size), ("post-pool", 1, pool, pooled)]
+            for surface, row, layers, size in ends:
+                pieces[-1] += layers
                 spec = SlotSpec(f"r{row}c{block}", width, surface, row, block, -1, (width, *size))
                 if slots is None or spec.slot_id in slots:
                     placed.append(spec)

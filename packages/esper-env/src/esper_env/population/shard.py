@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from esper_env.hosts.protocol import HostProtocol
 from esper_env.population.config import PopulationConfig
-from esper_env.population.engine.layouts import LAYOUTS, Layout, all_known
+from esper_env.population.engine.layouts import LAYOUTS, Layout, is_known
 from esper_env.population.evaluation.inference import InferenceForm
 from esper_env.population.slot_plan import SeedGroup, SlotPlan, join_rows, split_rows
 from esper_env.population.stack import Stack
@@ -52,7 +52,7 @@ class Shard:
         self.slots, self.execution_order, self.topology = template.slots, template.execution_order, template.topology
         self.segments = template.segments
         self._dims = len(self.slots[0].shape)  # of a sample's features
-        self.batched, self.all_known = config.batched, all(all_known(segment) for segment in self.segments)
+        self.batched, self.all_known = config.batched, all(map(is_known, self.segments.modules()))
         self.layout: Layout = LAYOUTS[self._dims, config.batched]()
         self._names = _names_by_segment(self.host.template, self.segments)
         self._inference = [InferenceForm(segment) for segment in self.segments]

@@ -153,11 +153,6 @@ def is_known(layer: nn.Module) -> bool:
     return type(layer).__module__.startswith(_KNOWN)
 
 
-def all_known(module: nn.Module) -> bool:
-    """True if the module and all its children come from PyTorch or from this package."""
-    return all(map(is_known, module.modules()))
-
-
 def _may_have_group_norm(module: nn.Module) -> bool:
     """True for a GroupNorm layer, and for a custom module, which may call GroupNorm as a function."""
     return any(isinstance(layer, nn.GroupNorm) or not is_known(layer) for layer in module.modules())

@@ -52,15 +52,15 @@ def rule_of(rules: Mapping[type[nn.Module], R], module: nn.Module) -> R | None:
 def run_mapped(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, x: Tensor) -> Tensor:
     """Run n copies of a module on (n, B, ...) by ``vmap``; their tensors have names that begin with ``prefix``."""
     own = {name: tensors[prefix + name] for name, _ in [*module.named_parameters(), *module.named_buffers()]}
-    # Autocast does not reach every operation inside vmap, so the module runs in the precision of its tensors.
     kind = x.device.type
-    if torch.is_autocast_enabled(kind):
+    if not torch.is_autocast_enabled(kind):
+        return _mapped(module, own, x)
+    # Autocast does not reach every operation inside vmap, so the module runs in the precision of its tensors.
+    with torch.autocast(kind, enabled=False):
+        if not x.is_floating_point():  # tokens
+            return _mapped(module, own, x)
         dtype = next((value.dtype for value in own.values() if value.is_floating_point()), x.dtype)
-        with torch.autocast(kind, enabled=False):
-            if not x.is_floating_point():  # tokens
-                return _mapped(module, own, x)
-            return _mapped(module, own, x.to(dtype)).to(x.dtype)
-    return _mapped(module, own, x)
+        return _mapped(module, own, x.to(dtype)).to(x.dtype)
 
 
 def _mapped(module: nn.Module, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
