@@ -40,7 +40,7 @@ def test_loss_falls_if_only_the_seed_learns(make_population, build_host, grow, s
     population = make_population(len(KINDS), host=build_host(norm_momentum=0.5), **settings)
     population.reset(np.ones(len(KINDS), dtype=np.bool_), np.full(len(KINDS), 5))
     structure = grow(population, len(KINDS), *planted(stage))
-    train = held_out_images(stripes.train_images, stripes.train_labels, stripes, torch.device("cpu"), torch.float64)
+    train = held_out_images(stripes, "train", torch.device("cpu"), torch.float64)
     on = ConfigurationSet.of(np.arange(len(KINDS)), np.full(len(KINDS), 1 << SLOT), population.slots)
     losses = []  # (epochs, networks); of a TRAINING seed, with the seed on
     for _ in range(20):

@@ -27,12 +27,7 @@ MOST_CUTS = 32
 
 
 def check_attributes(host: object) -> None:
-    """Check the attributes of a host.
-
-    Raises:
-        TypeError: the host is not a ``torch.nn.Module`` or lacks attributes.
-        ValueError: slots and segments do not fit together, or parameters lie outside the segments.
-    """
+    """Check that an object has the attributes of a host, and that slots, segments and parameters fit together."""
     complaint, remedy = f"the host {type(host).__name__} cannot be grown", "see HostProtocol in esper_env.hosts"
     missing = [name for name in HostProtocol.__annotations__ if not hasattr(host, name)]
     if missing:
@@ -81,9 +76,8 @@ def _are_slots(slots: object) -> bool:
 def check_host(host: HostProtocol, what: str, samples: Tensor, classes: int) -> None:
     """Run a host with checked attributes on samples (B, ...) with B > 1; its buffers stay unchanged.
 
-    Raises:
-        ValueError: a segment fails or writes into its input, features or logits have another shape than declared, the
-            host draws random numbers, or a prediction depends on other samples or on later tokens.
+    ``ValueError`` if a segment fails or writes into its input, features or logits have another shape than declared, the
+    host draws random numbers, or a prediction depends on other samples or on later tokens.
     """
     for training in (True, False):
         *features, logits = _run_without_drawing(what, host.segments, samples, training=training)
@@ -107,9 +101,8 @@ def check_host(host: HostProtocol, what: str, samples: Tensor, classes: int) -> 
 def check_seed(module: nn.Module, what: str, x: Tensor) -> None:
     """Try a freshly built seed on features ``x``, (B, C, H, W) or (B, T, C) with B > 1, which stay unchanged.
 
-    Raises:
-        ValueError: the module fails on the features, changes their shape or dtype, writes into its input or its
-            buffers, draws random numbers, mixes samples, or looks ahead in a sequence.
+    ``ValueError`` if it fails, changes shape or dtype, writes into its input or its buffers, draws random numbers,
+    mixes samples, or looks ahead in a sequence.
     """
     if len(list(module.named_parameters())) < len(list(module.named_parameters(remove_duplicate=False))):
         raise ValueError(f"{what} uses a parameter in two places; give each place its own")

@@ -114,10 +114,8 @@ def _failures_as_value_errors(what: str, batched: bool) -> Iterator[None]:
         yield
     except Exception as error:
         first_line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        if not batched:
-            raise ValueError(f"{what} cannot be trained ({first_line})") from error
-        raise ValueError(
-            f"{what} cannot be trained for many networks at once, which uses torch.func.vmap for layers without a "
-            f"batching rule ({first_line}); change it, or register the task with auto_shard_size=1 and make it with "
-            "shard_size=1"
-        ) from error
+        way, remedy = "", "change it"
+        if batched:
+            way = " for many networks at once, which uses torch.func.vmap for layers without a batching rule"
+            remedy = "change it, or register the task with auto_shard_size=1 and make it with shard_size=1"
+        raise ValueError(f"{what} cannot be trained{way} ({first_line}); {remedy}") from error

@@ -27,18 +27,12 @@ class HostProtocol(Protocol):
 
     In order of execution, segment k maps the features behind slot k-1 to the features in front of slot k. The first
     segment takes the input, the last one returns the logits.
-
-    Attributes:
-        topology: family of the blueprints that fit, such as "cnn".
-        slots: the slots in action order.
-        execution_order: action index of each slot in order of execution.
-        segments: the segments in order of execution.
     """
 
-    topology: str
-    slots: tuple[SlotSpec, ...]
-    execution_order: tuple[int, ...]
-    segments: nn.ModuleList
+    topology: str  # family of the blueprints that fit, such as "cnn"
+    slots: tuple[SlotSpec, ...]  # in action order
+    execution_order: tuple[int, ...]  # action index of each slot in order of execution
+    segments: nn.ModuleList  # in order of execution
 
 
 class SegmentedHost(nn.Module):
@@ -47,9 +41,6 @@ class SegmentedHost(nn.Module):
     A subclass sets ``topology``, ``segments``, ``slots`` and ``execution_order``.
     """
 
-    topology: str
-    slots: tuple[SlotSpec, ...]
-    execution_order: tuple[int, ...]
     segments: nn.ModuleList
 
     @override

@@ -19,11 +19,9 @@ from esper_env.tasks import CNNSpec, TaskConfig, TransformerSpec
 
 
 def host_builder(task: TaskConfig, data: ImageData | TextData | None = None) -> Callable[[], nn.Module]:
-    """Return a function that builds one freshly initialised host of the task.
+    """Return a function that builds one freshly initialised host of the task for its data.
 
-    Args:
-        task: the task.
-        data: data that the host must fit. None: the sizes in the task's spec, or the task's data for a custom host.
+    Without ``data``, a spec's own sizes are used, and a custom host gets the task's data.
     """
     spec = task.host
     if isinstance(spec, CNNSpec):
@@ -52,12 +50,7 @@ def _cnn(spec: CNNSpec, data: ImageData | TextData | None, slots: Sequence[str] 
 
 
 def load_task_data(task: TaskConfig) -> ImageData | TextData:
-    """Return the data of a task: its custom data, or the dataset of its name.
-
-    Raises:
-        ValueError: a data function fails, or :func:`~esper_env.data.load_data` does.
-        TypeError: custom data of another type.
-    """
+    """Return the data of a task: its custom data, or the dataset of its name."""
     if task.data is None:
         return load_data(task.dataset, task.data_dir, family=DataFamily(task.family))
     data: object = task.data

@@ -13,38 +13,23 @@ from esper_env.tasks.choices import FULL_PRECISION, SHADOW
 class PopulationConfig:
     """Settings of training and of the layout in shards.
 
-    Hosts and seeds train by SGD with momentum, clipped per host and per seed.
-
-    Attributes:
-        batch_size: samples of a minibatch.
-        batches_per_step: minibatches of an epoch.
-        host_lr: learning rate of hosts.
-        seed_lr: learning rate of seeds and gates.
-        shard_size: networks that run together on one thread.
-        batched: False if each shard holds a single network in its own layout.
-        device: place of the networks and the data.
-        isolation: the loss of a TRAINING seed. With "shadow", detached features pass the seed and the frozen rest of
-            the network, so the seed learns from the effect that it will have. With "straight_through", the network
-            adds s - stop(s). This loss is linear in the seed, so the seed's output magnitude is unconstrained.
-        momentum: momentum factor.
-        clip_norm: largest gradient norm of a host, or of a seed with its gate.
-        dtype: type of parameters and updates.
-        precision: precision of the passes, which may be lower.
-        capture: "auto" captures the step of a minibatch on an accelerator; "off" never does.
-        try_host: False for the hosts of the package's specs.
+    Hosts and seeds train by SGD with momentum, clipped per host and per seed. ``isolation`` is the loss of a TRAINING
+    seed. With "shadow", detached features pass the seed and the frozen rest of the network, so the seed learns from the
+    effect that it will have. With "straight_through", the network adds s - stop(s). This loss is linear in the seed, so
+    the seed's output magnitude is unconstrained.
     """
 
     batch_size: int
     batches_per_step: int
     host_lr: float
-    seed_lr: float
-    shard_size: int
-    batched: bool
+    seed_lr: float  # of seeds and gates
+    shard_size: int  # networks that run together on one thread
+    batched: bool  # False: each shard holds a single network in its own layout
     device: torch.device
     isolation: str = SHADOW
     momentum: float = 0.9
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # largest gradient norm of a host, or of a seed with its gate
     dtype: torch.dtype = torch.float32
-    precision: str = FULL_PRECISION
-    capture: str = "auto"
-    try_host: bool = True
+    precision: str = FULL_PRECISION  # of the passes; parameters and updates stay in ``dtype``
+    capture: str = "auto"  # captures the step of a minibatch on an accelerator; "off" never does
+    try_host: bool = True  # False: the host is one of the package's specs

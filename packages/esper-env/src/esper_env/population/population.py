@@ -61,15 +61,9 @@ def _own_settings() -> Iterator[None]:
 class Population:
     """N growing networks over one dataset. Networks never influence each other.
 
-    Args:
-        build_host: builds one host, see :class:`~esper_env.hosts.HostProtocol`.
-        count: number of networks.
-        data: dataset that all networks share.
-        config: settings of training and of the layout.
-
     Raises:
-        TypeError: the host is not a ``torch.nn.Module`` with the attributes of a host.
-        ValueError: a setting, the host or a blueprint does not work.
+        TypeError: ``build_host`` returns no :class:`~esper_env.hosts.HostProtocol`.
+        ValueError: the host or a blueprint does not work.
     """
 
     def __init__(
@@ -173,8 +167,7 @@ class Population:
     def take_snapshots(self, structure: Structure, rows: BoolArray) -> None:
         """Copy the hosts and fossilized seeds of the networks of ``rows`` (N,) to main memory."""
         for snapshots, own in zip(self._snapshots, self._slices, strict=True):
-            if rows[own].any():
-                snapshots.take(structure.rows(own), np.flatnonzero(rows[own]))
+            snapshots.take(structure.rows(own), np.flatnonzero(rows[own]))
 
     @_own_settings()
     def restore_snapshot(self, structure: Structure, row: int) -> Mismatch:

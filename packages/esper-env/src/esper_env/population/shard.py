@@ -35,13 +35,7 @@ class SeedTensors(NamedTuple):
 
 
 class Shard:
-    """n networks that run together. Rows are independent: no network influences another.
-
-    Args:
-        build_host: builds one host, see :class:`~esper_env.hosts.HostProtocol`.
-        rows: number of networks; 1 if the config does not batch them.
-        config: settings of the layout and the precision.
-    """
+    """``rows`` networks (n) that run together, 1 if the config does not batch them. No row influences another."""
 
     def __init__(self, build_host: Callable[[], nn.Module], rows: int, config: PopulationConfig) -> None:
         self.rows = rows

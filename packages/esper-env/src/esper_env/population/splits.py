@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_env.data import ImageData, TextData
@@ -55,13 +54,12 @@ class HeldOut:
         return zip(torch.split(self.samples, size), torch.split(self.labels, size), strict=True)
 
 
-def held_out_images(
-    images: NDArray[np.uint8], labels: NDArray[np.int64], data: ImageData, device: torch.device, dtype: torch.dtype
-) -> HeldOut:
-    """Normalise labelled images (N, C, H, W) once."""
+def held_out_images(data: ImageData, split: str, device: torch.device, dtype: torch.dtype) -> HeldOut:
+    """Normalise the images (N, C, H, W) of a split once."""
     scale, shift = normaliser(data.mean, data.std, dtype, device)
-    samples = torch.addcmul(shift, torch.from_numpy(images.copy()).to(device, dtype), scale)
-    return HeldOut(samples, torch.from_numpy(labels.copy()).to(device), samples[0].numel())
+    pixels, labels = (torch.from_numpy(getattr(data, f"{split}_{kind}").copy()) for kind in ("images", "labels"))
+    samples = torch.addcmul(shift, pixels.to(device, dtype), scale)
+    return HeldOut(samples, labels.to(device), samples[0].numel())
 
 
 def held_out_text(data: TextData, split: str, shape: tuple[int, ...], device: torch.device) -> HeldOut:
@@ -90,11 +88,9 @@ def splits_for(slot: SlotSpec, data: ImageData | TextData, device: torch.device,
     if len(slot.shape) == 2:
         if not isinstance(data, TextData):
             raise ValueError(f"the host reads sequences and {data.name} is made of images; use a TextData")
-        held_out = (held_out_text(data, split, slot.shape, device) for split in ("val", "test"))
-        return Splits(TrainingText(data, slot.shape[0], device), *held_out)
+        validation, test = (held_out_text(data, split, slot.shape, device) for split in ("val", "test"))
+        return Splits(TrainingText(data, slot.shape[0], device), validation, test)
     if not isinstance(data, ImageData):
         raise ValueError(f"the host sees images and {data.name} is a text; use an ImageData")
-    images = ((data.val_images, data.val_labels), (data.test_images, data.test_labels))
-    return Splits(
-        TrainingImages(data, device, dtype), *(held_out_images(*split, data, device, dtype) for split in images)
-    )
+    validation, test = (held_out_images(data, split, device, dtype) for split in ("val", "test"))
+    return Splits(TrainingImages(data, device, dtype), validation, test)

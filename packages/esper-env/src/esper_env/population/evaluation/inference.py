@@ -50,10 +50,7 @@ OWN_RESULT = (ChannelShift, nn.Conv2d, nn.MaxPool2d)
 class InferenceForm:
     """A module that computes the same as a host segment in eval mode, faster.
 
-    An ``nn.Sequential`` is folded; any other segment is used as it is.
-
-    Attributes:
-        module: the module, which runs with the tensors that :meth:`tensors` returns.
+    An ``nn.Sequential`` is folded; any other segment is used as it is. ``module`` runs with the result of ``tensors``.
     """
 
     def __init__(self, segment: nn.Module) -> None:

@@ -69,11 +69,12 @@ class CapturedStep:
                 self._step(inputs)
             finally:
                 graph.capture_end()
-        return partial(self._launch, graph)
 
-    def _launch(self, graph: torch.cuda.CUDAGraph) -> None:
-        with torch.cuda.device(self._device):
-            graph.replay()
+        def launch() -> None:
+            with torch.cuda.device(self._device):
+                graph.replay()
+
+        return launch
 
     @contextmanager
     def _on_own_stream(self) -> Iterator[None]:
