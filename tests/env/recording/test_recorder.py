@@ -8,7 +8,7 @@ import pytest
 from esper_env.rules.heads import HEAD_NAMES, Head, Op
 from esper_env.rules.stages import Stage
 from esper_env.telemetry import JsonlSink, MemorySink, read_events
-from esper_env.telemetry.lines import field_types
+from esper_env.telemetry.jsonl import field_types
 from growing import lives, tensors
 from gymnasium.vector import AutoresetMode
 from listening import Play, Start, break_host, event_at, heard, listen
@@ -245,4 +245,3 @@ def test_nothing_is_recorded_without_a_sink(make_digits_vec, action, monkeypatch
     hub.remove_sink(hub.add_sink(MemorySink()))
     envs.step(np.stack([action()] * 2))
     assert hub.next_id == 0
-    assert envs.unwrapped._growth.recorder._memory is None

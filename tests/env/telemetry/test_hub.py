@@ -11,7 +11,6 @@ import weakref
 import pytest
 from esper_env.telemetry import (
     PAYLOADS,
-    CounterfactualComputed,
     Detail,
     EpochCompleted,
     GovernorPanic,
@@ -25,96 +24,51 @@ from hypothesis import strategies as st
 from made_events import PATIENCE, WatchedSink, epoch_completed, snapshot
 
 
-def test_events_reach_every_sink_in_order_with_their_place(telemetry):
-    sinks = [telemetry.add_sink(MemorySink()) for _ in range(2)]
-    telemetry.next_id = 40
-    before = time.time()
-    payloads = [epoch_completed(float(number)) for number in range(5)]
-    for number, payload in enumerate(payloads):
-        telemetry.emit(payload, env=number, episode=7, epoch=number + 1, slot="r0c0")
-    after = time.time()
-    telemetry.flush()
-    assert sinks[0].events == sinks[1].events
-    events = sinks[0].events
-    assert [event.payload for event in events] == payloads
-    assert [(e.id, e.env, e.episode, e.epoch, e.slot) for e in events] == [
-        (40 + number, number, 7, number + 1, "r0c0") for number in range(5)
-    ]
-    assert telemetry.next_id == 45
-    assert all(before - 1e-6 <= event.time <= after + 1e-6 for event in events)
-    assert all(event.time == round(event.time, 6) for event in events)
-    assert events[0].type == "EPOCH_COMPLETED"
-
-
 @pytest.mark.parametrize("detail", Detail)
-def test_emit_all_equals_emitting_one_by_one(telemetry, detail):
-    together, alone = telemetry, Telemetry()
+@pytest.mark.parametrize("together", [True, False], ids=["emit_all", "emit"])
+def test_events_of_the_level_reach_every_sink_in_order_with_their_place(telemetry, detail, together):
+    panic = GovernorPanic(reason="collapse", loss=1.0, threshold=2.0, panics=1)
     occurrences = [
         (epoch_completed(1.0), 0, 7, 3, None),
         (snapshot(), 1, 8, 4, None),
-        (GovernorPanic(reason="collapse", loss=1.0, threshold=2.0, panics=1), 1, 8, 4, "r0c0"),
+        (panic, 1, 8, 4, "r0c0"),
+        (epoch_completed(2.0), None, None, None, None),
     ]
-    sinks = []
-    for hub in (together, alone):
-        hub.detail = detail
-        sinks.append(hub.add_sink(MemorySink()))
-        hub.emit(epoch_completed())
-    together.emit_all(iter(occurrences))
-    together.emit_all([])
-    for payload, env, episode, epoch, slot in occurrences:
-        alone.emit(payload, env=env, episode=episode, epoch=epoch, slot=slot)
-    for hub in (together, alone):
-        hub.flush()
-    received, expected = ([event._replace(time=0.0) for event in sink.events] for sink in sinks)
-    assert received == expected
-    assert together.next_id == alone.next_id == len(received) == (4 if detail == Detail.FULL else 3)
-    assert len({event.time for event in sinks[0].events[1:]}) == 1
-    alone.close()
-
-
-def test_emit_defaults_to_no_place_and_the_severity_of_the_payload(telemetry):
-    sink = telemetry.add_sink(MemorySink())
-    panic = GovernorPanic(reason="collapse", loss=1.0, threshold=2.0, panics=1)
-    telemetry.emit(panic)
-    telemetry.emit(panic, severity=Severity.INFO)
+    sinks = [telemetry.add_sink(MemorySink()) for _ in range(2)]
+    telemetry.detail, telemetry.next_id, before = detail, 40, time.time()
+    if together:
+        telemetry.emit_all(iter(occurrences))
+        telemetry.emit_all([])
+    else:
+        for payload, *place in occurrences[:-1]:
+            telemetry.emit(payload, **dict(zip(("env", "episode", "epoch", "slot"), place, strict=True)))
+        telemetry.emit(occurrences[-1][0])
+    after = time.time()
     telemetry.flush()
-    first, second = sink.events
-    assert (first.env, first.episode, first.epoch, first.slot) == (None, None, None, None)
-    assert (first.severity, second.severity) == (Severity.WARNING, Severity.INFO)
+    events = sinks[0].events
+    assert events == sinks[1].events
+    expected = [entry for entry in occurrences if detail >= entry[0].DETAIL]
+    assert [(e.payload, e.env, e.episode, e.epoch, e.slot) for e in events] == expected
+    assert [event.id for event in events] == list(range(40, telemetry.next_id))
+    assert [event.severity for event in events] == [payload.SEVERITY for payload, *_ in expected]
+    assert (events[-2].type, events[-2].severity) == ("GOVERNOR_PANIC", Severity.WARNING)
+    assert all(before - 1e-6 <= event.time == round(event.time, 6) <= after + 1e-6 for event in events)
+    assert not together or len({event.time for event in events}) == 1
 
 
 def test_hub_without_sink_wants_and_numbers_nothing(telemetry):
-    assert not telemetry.active
-    assert not any(telemetry.wants(kind) for kind in PAYLOADS.values())
-    telemetry.emit(epoch_completed())
-    telemetry.flush()
-    assert telemetry.next_id == 0
-    sink = telemetry.add_sink(MemorySink())
-    assert telemetry.active
-    telemetry.remove_sink(sink)
-    assert not telemetry.active
-    assert not telemetry.wants(EpochCompleted)
+    for _ in range(2):
+        assert not telemetry.active
+        assert not any(telemetry.wants(kind) for kind in PAYLOADS.values())
+        telemetry.emit(epoch_completed())
+        telemetry.flush()
+        assert telemetry.next_id == 0
+        telemetry.remove_sink(telemetry.add_sink(MemorySink()))
 
 
-@pytest.mark.parametrize(
-    ("detail", "expected"),
-    [(Detail.NORMAL, ["EPOCH_COMPLETED"]), (Detail.FULL, ["GOVERNOR_SNAPSHOT", "EPOCH_COMPLETED"])],
-)
-def test_detail_selects_events(detail, expected):
+@given(calls=st.lists(st.one_of(st.just(0), st.integers(1, 4)), max_size=30), detail=st.sampled_from(Detail))
+def test_escalation_lasts_as_long_as_the_longest_request(calls, detail):
     telemetry = Telemetry(detail)
-    sink = telemetry.add_sink(MemorySink())
-    assert telemetry.wants(EpochCompleted)
-    assert telemetry.wants(GovernorSnapshot) == (detail == Detail.FULL)
-    telemetry.emit(snapshot())
-    telemetry.emit(epoch_completed())
-    telemetry.close()
-    assert [event.type for event in sink.events] == expected
-    assert telemetry.next_id == len(expected)
-
-
-@given(calls=st.lists(st.one_of(st.just(0), st.integers(1, 4)), max_size=30))
-def test_escalation_lasts_as_long_as_the_longest_request(calls):
-    telemetry = Telemetry()
     telemetry.add_sink(MemorySink())
     ends = now = 0
     for epochs in calls:
@@ -124,43 +78,30 @@ def test_escalation_lasts_as_long_as_the_longest_request(calls):
         else:
             telemetry.epoch_passed()
             now += 1
-        assert telemetry.wants(GovernorSnapshot) == (now < ends)
-        assert telemetry.detail == (Detail.FULL if now < ends else Detail.NORMAL)
-    telemetry.close()
+        full = now < ends or detail == Detail.FULL
+        assert telemetry.wants(GovernorSnapshot) == full
+        assert telemetry.detail == (Detail.FULL if full else Detail.NORMAL)
+        assert telemetry.wants(EpochCompleted)
 
 
 def test_escalation_lasts_five_epochs_by_default():
-    telemetry = Telemetry()
+    telemetry, passed = Telemetry(), 0
     telemetry.escalate()
-    assert not telemetry.wants(GovernorSnapshot)  # nobody listens
-    telemetry.add_sink(MemorySink())
-    passed = 0
-    while telemetry.wants(GovernorSnapshot):
+    while telemetry.detail == Detail.FULL:
         telemetry.epoch_passed()
         passed += 1
     assert passed == 5
-    assert telemetry.wants(EpochCompleted)
-
-
-def test_detail_can_be_assigned(telemetry):
-    telemetry.add_sink(MemorySink())
-    telemetry.detail = Detail.FULL
-    for _ in range(7):
-        telemetry.epoch_passed()
-    assert telemetry.wants(CounterfactualComputed)
-    telemetry.detail = Detail.NORMAL
-    assert not telemetry.wants(CounterfactualComputed)
-    with pytest.raises(TypeError, match=r"detail is 'FULL'; expected Detail\.NORMAL or Detail\.FULL"):
-        telemetry.detail = "FULL"
 
 
 def test_hub_rejects_invalid_detail_sinks_and_escalations(telemetry):
     for epochs in (0, -1, 1.5, True):
-        with pytest.raises(ValueError, match=r"epochs is .*; expected a positive integer"):
+        with pytest.raises(ValueError, match=r"epochs` is .*; expected a positive integer"):
             telemetry.escalate(epochs)
-    assert telemetry.detail == Detail.NORMAL
-    with pytest.raises(ValueError, match="7"):
+    with pytest.raises(TypeError, match=r"detail is 'FULL'; expected Detail\.NORMAL or Detail\.FULL"):
+        telemetry.detail = "FULL"
+    with pytest.raises(TypeError, match="detail is 7"):
         Telemetry(7)
+    assert telemetry.detail == Detail.NORMAL
     with pytest.raises(TypeError, match="not a sink: it needs the methods"):
         telemetry.add_sink(print)
     sink = telemetry.add_sink(MemorySink())
@@ -172,8 +113,7 @@ def test_removed_sink_has_the_events_before_and_is_closed_once(telemetry):
     leaving, staying = telemetry.add_sink(WatchedSink()), telemetry.add_sink(WatchedSink())
     telemetry.emit(epoch_completed())
     telemetry.remove_sink(leaving)
-    assert len(leaving.events) == 1
-    assert leaving.closings == 1
+    assert (len(leaving.events), leaving.closings) == (1, 1)
     telemetry.emit(epoch_completed())
     telemetry.remove_sink(leaving)
     telemetry.close()
@@ -181,36 +121,19 @@ def test_removed_sink_has_the_events_before_and_is_closed_once(telemetry):
     assert (leaving.closings, staying.closings) == (1, 1)
 
 
-def test_hub_can_be_closed_twice_and_used_again(telemetry):
+def test_hub_can_be_closed_twice_and_used_again_and_keeps_no_earlier_sinks(telemetry):
     sink = telemetry.add_sink(WatchedSink())
     telemetry.close()  # never got an event, and is closed all the same
-    assert sink.closings == 1
     telemetry.close()
+    assert sink.closings == 1
     again = telemetry.add_sink(WatchedSink())
     telemetry.emit(epoch_completed())
     telemetry.close()
     assert len(again.events) == 1
-
-
-def test_closed_hub_keeps_no_earlier_sinks(telemetry):
-    sink = telemetry.add_sink(WatchedSink())
-    telemetry.emit(epoch_completed())
-    telemetry.close()
-    gone = weakref.ref(sink)
-    del sink
+    gone = weakref.ref(again)
+    del again
     gc.collect()
     assert gone() is None
-
-
-def test_thread_starts_with_the_first_event(telemetry):
-    before = threading.active_count()
-    for _ in range(2):
-        telemetry.add_sink(MemorySink())
-    telemetry.emit(snapshot())  # excluded by the level of detail
-    telemetry.flush()
-    assert threading.active_count() == before
-    telemetry.emit(epoch_completed())
-    assert threading.active_count() == before + 1
 
 
 @pytest.mark.parametrize(
@@ -260,26 +183,29 @@ def test_concurrent_threads_share_the_ids(telemetry):
         assert rewards == list(range(each))
 
 
-def test_one_daemon_thread_calls_all_sinks(telemetry):
+def test_one_daemon_thread_calls_a_sink_and_starts_with_the_first_event(telemetry):
     seen = []
 
     class Asking(MemorySink):
-        def write(self, _events):
+        def write(self, *_):
             seen.append(threading.current_thread())
 
-        def close(self):
-            seen.append(threading.current_thread())
+        close = write
 
-    for _ in range(2):
-        telemetry.add_sink(Asking())
-    telemetry.emit(epoch_completed())
+    before = threading.active_count()
+    telemetry.add_sink(Asking())
+    telemetry.emit(snapshot())  # excluded by the level of detail
     telemetry.flush()
-    telemetry.emit(epoch_completed())
+    assert threading.active_count() == before
+    for _ in range(2):
+        telemetry.emit(epoch_completed())
+        telemetry.flush()
     telemetry.close()
-    assert len(seen) == 6
+    assert len(seen) == 3
     assert len(set(seen)) == 1
     assert seen[0] is not threading.current_thread()
     assert seen[0].daemon
+    seen[0].join(PATIENCE)
     assert not seen[0].is_alive()
 
 

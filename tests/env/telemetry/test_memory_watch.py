@@ -45,32 +45,20 @@ def test_resident_size_grows_with_allocations():
     assert held.all()
 
 
-def test_default_limit_is_90_percent_of_the_memory(monkeypatch):
-    monkeypatch.setattr(memory, "available_mib", lambda: 1000.0)
-    assert MemoryWatch().limit_mib == pytest.approx(900.0)
-    assert MemoryWatch(50.0).limit_mib == 50.0
-
-
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])
 def test_watch_rejects_non_positive_limits(limit):
-    with pytest.raises(ValueError, match="limit_mib is"):
+    with pytest.raises(ValueError, match=r"`limit_mib` is .*; expected a positive number"):
         MemoryWatch(limit)
 
 
 @pytest.mark.parametrize(
     ("limits", "expected"),
-    [
-        (["20971520\n"], 20.0),
-        (["max\n"], None),
-        (["9223372036854771712\n"], None),
-        (["max\n", "5242880\n"], 5.0),
-        ([], None),
-    ],
+    [(["20971520\n"], 20.0), (["max\n"], None), (["9223372036854771712\n"], None), (["max\n", "5242880\n"], 5.0)],
 )
-def test_container_limits_the_memory(tmp_path, monkeypatch, limits, expected):
+def test_default_limit_is_90_percent_of_the_memory_of_the_machine_or_container(tmp_path, monkeypatch, limits, expected):
     files = [tmp_path / str(number) for number in range(2)]
     for file, limit in zip(files, limits, strict=False):
         file.write_text(limit)
     monkeypatch.setattr(memory, "_CONTAINER_LIMITS", files)
     machine = psutil.virtual_memory().total / MIB
-    assert memory.available_mib() == pytest.approx(machine if expected is None else expected)
+    assert MemoryWatch().limit_mib == pytest.approx(0.9 * (machine if expected is None else expected))

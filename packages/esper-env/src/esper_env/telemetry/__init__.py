@@ -1,12 +1,7 @@
 """Telemetry: typed events, a hub that never slows training, sinks, and a reader."""
 
-from esper_env.telemetry.events import Event
-from esper_env.telemetry.hub import Telemetry
-from esper_env.telemetry.lines import SCHEMA
-from esper_env.telemetry.memory import MemoryWatch
-from esper_env.telemetry.payloads import (
+from esper_env.telemetry.events import (
     PAYLOADS,
-    Command,
     CommandIssued,
     CommandRejected,
     CommandSucceeded,
@@ -14,6 +9,7 @@ from esper_env.telemetry.payloads import (
     Detail,
     EpisodeCompleted,
     EpochCompleted,
+    Event,
     GovernorPanic,
     GovernorRollback,
     GovernorSnapshot,
@@ -29,14 +25,15 @@ from esper_env.telemetry.payloads import (
     Severity,
     UndeclaredPayload,
 )
-from esper_env.telemetry.reader import event_table, read_events
-from esper_env.telemetry.sinks import JsonlSink, MemorySink, drop_events
+from esper_env.telemetry.hub import Telemetry
+from esper_env.telemetry.jsonl import SCHEMA, drop_events, event_table, read_events
+from esper_env.telemetry.memory import MemoryWatch
+from esper_env.telemetry.sinks import JsonlSink, MemorySink
 from esper_env.telemetry.writer import Sink
 
 __all__ = [
     "PAYLOADS",
     "SCHEMA",
-    "Command",
     "CommandIssued",
     "CommandRejected",
     "CommandSucceeded",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Annotated
 
 import psutil  # type: ignore[import-untyped]
 
-from esper_env.telemetry.payloads import MemoryWarning
+from esper_env.checks import POSITIVE, check_value
+from esper_env.telemetry.events import MemoryWarning
 
 #: Default limit, as a share of the available memory.
 SENSIBLE_SHARE = 0.9
@@ -28,32 +29,23 @@ class MemoryWatch:
     Args:
         limit_mib: limit of the resident size of this process; by default 90% of ``available_mib()``.
         accelerators: called by each check; returns (name, used MiB, limit MiB) of each accelerator.
-
-    Raises:
-        ValueError: the limit is not a positive number.
     """
 
     def __init__(self, limit_mib: float | None = None, accelerators: Accelerators | None = None) -> None:
-        if limit_mib is not None and not (math.isfinite(limit_mib) and limit_mib > 0):
-            raise ValueError(f"limit_mib is {limit_mib!r}; expected a positive number, or None for 90% of the memory")
+        check_value("limit_mib", limit_mib, Annotated[float, POSITIVE] | None)
         self.limit_mib = SENSIBLE_SHARE * available_mib() if limit_mib is None else limit_mib
-        self._accelerators = accelerators
+        self._accelerators = accelerators or tuple
         self._reported: set[str] = set()
 
     def check(self) -> MemoryWarning | None:
         """Return the first unreported crossing, or None; later calls return the others."""
-        for kind, used, limit in self._measure():
+        for kind, used, limit in [("resident", resident_mib(), self.limit_mib), *self._accelerators()]:
             if used > limit and kind not in self._reported:
                 self._reported.add(kind)
                 return MemoryWarning(kind=kind, used_mib=used, limit_mib=limit)
             if used < REARM_SHARE * limit:
                 self._reported.discard(kind)
         return None
-
-    def _measure(self) -> Iterator[tuple[str, float, float]]:
-        yield "resident", resident_mib(), self.limit_mib
-        if self._accelerators is not None:
-            yield from self._accelerators()
 
 
 def resident_mib() -> float:

@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from esper_env.persistence import atomic
+from esper_env.checks import POSITIVE, check_value
 from esper_env.telemetry.events import Event
-from esper_env.telemetry.lines import encode
+from esper_env.telemetry.jsonl import encode, event_files, number_of
 
-_NAME = re.compile(r"events-(\d{5,})\.jsonl", re.ASCII)
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-
-
-def event_files(folder: Path) -> list[Path]:
-    """Return the files of ``JsonlSink`` in a folder, oldest first."""
-    return [path for _, path in sorted(_numbered(folder))]
-
-
-def drop_events(folder: str | Path, first: int) -> None:
-    """Remove the events from id ``first`` on from the files of a ``JsonlSink``.
-
-    Ids must increase from file to file, as they do in a run. Each file changes atomically. A torn line is removed;
-    other lines that are not events stay.
-
-    Args:
-        folder: of the ``JsonlSink``; it need not exist.
-        first: lowest id to remove.
-    """
-    path = Path(folder)
-    for file in reversed(event_files(path) if path.is_dir() else []):
-        lines = file.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith(b"\n") and not _is_dropped(line, first)]
-        if not kept:
-            file.unlink()
-        elif len(kept) < len(lines):
-            with atomic.replaced(file) as temporary:
-                temporary.write_bytes(b"".join(kept))
-        if kept and len(kept) == len(lines):
-            return
 
 
 class JsonlSink:
@@ -57,20 +27,15 @@ class JsonlSink:
         keep: number of files to keep, the latest ones; None keeps all.
 
     Raises:
-        ValueError: a number is below 1, or the folder cannot be created.
+        ValueError: a number is below 1.
+        OSError: the folder cannot be created.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int = 16 * 2**20, keep: int | None = None) -> None:
-        for name, value in (("max_bytes", max_bytes), ("keep", 1 if keep is None else keep)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a positive integer")
-        self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"the folder {folder} cannot be created: {error.strerror}; choose another one") from None
-        self.max_bytes = max_bytes
-        self.keep = keep
+        check_value("max_bytes", max_bytes, Annotated[int, POSITIVE])
+        check_value("keep", keep, Annotated[int, POSITIVE] | None)
+        self.folder, self.max_bytes, self.keep = Path(folder), max_bytes, keep
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._descriptor: int | None = None
         self._path = self.folder
         self._size = 0
@@ -82,16 +47,15 @@ class JsonlSink:
         Raises:
             OSError: the file, which the error names, cannot be written.
         """
-        lines = [encode(event) for event in events]
         if self._process != os.getpid():  # forked: the file belongs to the parent
-            self._close_file()
+            self.close()
             self._process = os.getpid()
         pending: list[bytes] = []
         size = self._size
-        for line in lines:
+        for line in map(encode, events):
             if size and size + len(line) > self.max_bytes:
                 self._append(pending)
-                self._close_file()
+                self.close()
                 pending, size = [], 0
             pending.append(line)
             size += len(line)
@@ -99,11 +63,11 @@ class JsonlSink:
 
     def close(self) -> None:
         """Close the current file; another write starts a new one."""
-        self._close_file()
+        descriptor, self._descriptor, self._size = self._descriptor, None, 0
+        if descriptor is not None:
+            os.close(descriptor)
 
     def _append(self, lines: list[bytes]) -> None:
-        if not lines:
-            return
         try:
             descriptor = self._open_file() if self._descriptor is None else self._descriptor
             rest = memoryview(b"".join(lines))
@@ -112,11 +76,12 @@ class JsonlSink:
                 self._size += written
                 rest = rest[written:]
         except OSError as error:
-            self._close_file()  # its last line may be torn, so nothing may follow it
+            self.close()  # its last line may be torn, so nothing may follow it
             raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def _open_file(self) -> int:
-        number = max((number for number, _ in _numbered(self.folder)), default=-1) + 1
+        files = event_files(self.folder)
+        number = number_of(files[-1]) + 1 if files else 0
         while self._descriptor is None:
             self._path = self.folder / f"events-{number:05d}.jsonl"
             try:
@@ -126,11 +91,6 @@ class JsonlSink:
         for old in event_files(self.folder)[: -self.keep] if self.keep else ():
             old.unlink(missing_ok=True)
         return self._descriptor
-
-    def _close_file(self) -> None:
-        descriptor, self._descriptor, self._size = self._descriptor, None, 0
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 class MemorySink:
@@ -145,16 +105,3 @@ class MemorySink:
 
     def close(self) -> None:
         """Do nothing: the events stay."""
-
-
-def _numbered(folder: Path) -> list[tuple[int, Path]]:
-    found = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
-    return [(int(match[1]), path) for match, path in found if match]
-
-
-def _is_dropped(line: bytes, first: int) -> bool:
-    try:
-        number = json.loads(line)["id"]
-    except (ValueError, TypeError, KeyError):
-        return False
-    return isinstance(number, int) and number >= first
