@@ -207,7 +207,7 @@ def test_memory_of_an_accelerator_is_reported(make_digits_vec, action, monkeypat
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5 * 2**20, 100 * 2**20))
     assert memory_gauge(torch.device("cpu")) is None
     envs = make_digits_vec(1)
-    envs.unwrapped._growth.recorder._accelerators = memory_gauge(torch.device("cuda:0"))
+    envs.unwrapped._growth.recorder._memory._accelerators = memory_gauge(torch.device("cuda:0"))
     sink = listen(envs, full=False)
     envs.reset(seed=0)
     envs.step(action()[None])

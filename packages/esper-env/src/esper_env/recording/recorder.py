@@ -1,12 +1,8 @@
-"""Recorder of the events of N environments.
-
-It emits the events of a step after the step, and builds no payload while no sink is attached.
-"""
+"""Recorder of the events of N environments; it builds no payload while no sink is attached."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +10,8 @@ from numpy.typing import NDArray
 
 from esper_env import telemetry as events
 from esper_env.persistence.state import ArrayState
-from esper_env.recording import commands, networks, seeds
-from esper_env.recording.step import Emissions, Mask, Names, StepRecord
+from esper_env.recording.step import Emission, Mask, Names, StepEvents, StepRecord, snapshots
+from esper_env.rules.heads import HEAD_VALUES, Head
 from esper_env.rules.signals import Signals
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
@@ -32,7 +28,6 @@ class Recorder(ArrayState):
     early has a number but no EPISODE_COMPLETED.
 
     Args:
-        hub: destination of the events.
         slot_ids: names of the slots, in action order.
         blueprint_names: names by value of the blueprint head.
         accelerators: memory to watch besides that of the process; see ``MemoryWatch``.
@@ -49,9 +44,9 @@ class Recorder(ArrayState):
         accelerators: Accelerators | None = None,
     ) -> None:
         self.hub = hub
-        self._names = Names(tuple(slot_ids), blueprint_names)
-        self._accelerators = accelerators
-        self._memory: events.MemoryWatch | None = None  # created by the first step that is recorded
+        names = {head: {value.value: value.name for value in values} for head, values in HEAD_VALUES.items()}
+        self._names: Names = names | {Head.SLOT: dict(enumerate(slot_ids)), Head.BLUEPRINT: blueprint_names}
+        self._memory = events.MemoryWatch(accelerators=accelerators)
         self._recorded = 0  # steps
         self._inspected: set[tuple[int, int]] = set()  # slot and blueprint
         self.episode = np.full(num_envs, -1, dtype=np.int64)  # number of the current one, -1 before the first
@@ -64,9 +59,7 @@ class Recorder(ArrayState):
         self.episode[rows] += 1
         for column in (self.returns, self.length, self._epoch):
             column[rows] = 0
-        if self.hub.wants(events.GovernorSnapshot):
-            envs = np.flatnonzero(rows).tolist()
-            self._emit(networks.snapshots(envs, signals, fossilized, self._names))
+        self._emit(snapshots(rows, signals, fossilized, self._names))
 
     def inspection_due(self, table: SlotTable) -> bool:
         """Return True if the step that trains the networks of ``table`` should check the isolation of the seeds.
@@ -90,73 +83,45 @@ class Recorder(ArrayState):
 
     def record_step(self, step: StepRecord) -> None:
         """Emit the events of the step that was just counted. Call it only if the hub is active."""
-        names, requests = self._names, commands.requests(step, self._names)
-        alarm = self._emit(
-            commands.issued(requests) if self.hub.wants(events.CommandIssued) else (),
-            seeds.gates(step),
-            networks.isolation(step, names),
-            networks.governor(step, names),
-            seeds.stages(step, names),
-            networks.epochs(step),
-            *self._details(step),
-            commands.outcomes(requests, step),
-        )
-        alarm |= self._watch_memory()
+        alarm = self._emit(StepEvents(step, self._names, full=self.hub.wants(events.CounterfactualComputed)))
+        self._recorded += 1
+        if self._recorded % MEMORY_STEPS == 1 and (crossed := self._memory.check()) is not None:
+            self.hub.emit(crossed)
+            alarm = True
         self.hub.epoch_passed()
         if alarm:
             self.hub.escalate()
 
     def record_ends(self, rows: Mask, terminated: Mask, values: Mapping[str, Any], final: Mapping[str, Any]) -> None:
         """Record that episodes ended in ``rows`` (N,). Those that ``terminated`` (N,) have ``final`` values."""
-        if rows.any() and self.hub.wants(events.EpisodeCompleted):
-            self._emit(
-                (env, None, self._episode_of(env, terminated, values, final)) for env in np.flatnonzero(rows).tolist()
-            )
+        self._emit(
+            (env, None, self._end_of(env, bool(terminated[env]), values, final))
+            for env in np.flatnonzero(rows).tolist()
+        )
 
-    def _episode_of(
-        self, env: int, terminated: Mask, values: Mapping[str, Any], final: Mapping[str, Any]
+    def _end_of(
+        self, env: int, terminated: bool, values: Mapping[str, Any], final: Mapping[str, Any]
     ) -> events.EpisodeCompleted:
-        final_known = bool(terminated[env])
         return events.EpisodeCompleted(
             episode_return=float(self.returns[env]),
             length=int(self.length[env]),
-            truncated=not final_known,
+            truncated=not terminated,
             val_accuracy=float(values["val_accuracy"][env]),
-            committed_val_accuracy=float(final["committed_val_accuracy"][env]) if final_known else None,
-            test_accuracy=float(final["test_accuracy"][env]) if final_known else None,
-            parameters_added=int(final["committed_parameters_added"][env]) if final_known else None,
+            committed_val_accuracy=float(final["committed_val_accuracy"][env]) if terminated else None,
+            test_accuracy=float(final["test_accuracy"][env]) if terminated else None,
+            parameters_added=int(final["committed_parameters_added"][env]) if terminated else None,
             fossilized=int((values["slot_stage"][env] == Stage.FOSSILIZED).sum()),
             rollbacks=int(values["rollbacks"][env]),
         )
 
-    def _details(self, step: StepRecord) -> list[Emissions]:
-        """Return the events of full detail, which take time to build."""
-        details = []
-        if self.hub.wants(events.CounterfactualComputed):
-            details.append(seeds.counterfactuals(step, self._names))
-        if self.hub.wants(events.GovernorSnapshot):
-            fossilized = step.epoch.structure.fossilized
-            details.append(networks.snapshots(step.where(step.snapshots), step.signals, fossilized, self._names))
-        return details
-
-    def _emit(self, *emissions: Emissions) -> bool:
-        """Emit events; return True if one of them is a warning or an error."""
-        slots, episodes, epochs = self._names.slots, self.episode.tolist(), self._epoch.tolist()
+    def _emit(self, emissions: Iterable[Emission]) -> bool:
+        """Emit events if a sink is attached; return True if one of them is a warning or an error."""
+        if not self.hub.active:
+            return False
+        slots, episodes, epochs = self._names[Head.SLOT], self.episode.tolist(), self._epoch.tolist()
         occurrences = [
             (payload, env, episodes[env], epochs[env], None if slot is None else slots[slot])
-            for env, slot, payload in chain.from_iterable(emissions)
+            for env, slot, payload in emissions
         ]
         self.hub.emit_all(occurrences)
         return any(payload.SEVERITY is not events.Severity.INFO for payload, *_ in occurrences)
-
-    def _watch_memory(self) -> bool:
-        """Check the memory in some steps; return True if it has passed a limit."""
-        self._recorded += 1
-        if self._recorded % MEMORY_STEPS != 1:
-            return False
-        if self._memory is None:
-            self._memory = events.MemoryWatch(accelerators=self._accelerators)
-        crossed = self._memory.check()
-        if crossed is not None:
-            self.hub.emit(crossed)
-        return crossed is not None

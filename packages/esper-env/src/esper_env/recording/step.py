@@ -1,21 +1,31 @@
-"""Record of a completed step of N networks."""
+"""A completed step of N networks, and its events."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from itertools import compress
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from esper_env import telemetry as events
 from esper_env.population import Measurement, Mismatch, Structure, TrainStats
-from esper_env.rules.governor import Judgement
+from esper_env.rules.governor import Judgement, Reason
+from esper_env.rules.heads import HEAD_NAMES, HEAD_RELEVANCE, Head, Op, Operator
 from esper_env.rules.lifecycle import Changes, CommandBatch
 from esper_env.rules.signals import Signals
 from esper_env.rules.slot_table import SlotTable
-from esper_env.telemetry import Payload
+from esper_env.rules.stages import Stage
 
 Mask = NDArray[np.bool_]
+#: An event of a step: environment, slot if the event is about one, and payload.
+Emission = tuple[int, int | None, events.Payload]
+#: Names of the values of every head.
+Names = Mapping[Head, Mapping[int, str]]
+
+#: Op -> the other heads that it reads.
+_READ = {op: [head for head in Head if HEAD_RELEVANCE[op, head] and head != Head.OP] for op in Op}
 
 
 class TrainedEpoch(NamedTuple):
@@ -47,26 +57,165 @@ class StepRecord(NamedTuple):
     parameters_added: NDArray[np.int64]
     rewards: NDArray[np.float64]
 
-    def where(self, mask: Mask) -> list[int]:
+
+class StepEvents:
+    """Events of a step, in order; those of measured contributions, which take time to build, only if ``full``."""
+
+    def __init__(self, step: StepRecord, names: Names, full: bool) -> None:
+        self._step, self._names, self._full = step, names, full
+        self._commands = [(env, self._command(env)) for env in self._envs(step.command.requested_op != Op.WAIT)]
+
+    def __iter__(self) -> Iterator[Emission]:
+        for env, command in self._commands:
+            yield env, None, events.CommandIssued(**command)
+        yield from self._gates()
+        yield from self._isolation()
+        yield from self._governor()
+        yield from self._stages()
+        yield from self._epochs()
+        if self._full:
+            yield from self._counterfactuals()
+        step = self._step
+        yield from snapshots(step.snapshots & ~step.idle, step.signals, step.epoch.structure.fossilized, self._names)
+        yield from self._outcomes()
+
+    def _envs(self, mask: Mask) -> list[int]:
         """Return the environments, except idle ones, in which ``mask`` (N,) is True."""
-        envs: list[int] = np.flatnonzero(mask & ~self.idle).tolist()
-        return envs
+        return [int(env) for env in np.flatnonzero(mask & ~self._step.idle)]
 
-    def places(self, mask: Mask) -> list[tuple[int, int]]:
-        """Return each (environment, slot), except idle environments, in which ``mask`` (N, S) is True."""
-        return [(env, slot) for env, slot in np.argwhere(mask & ~self.idle[:, None]).tolist()]
+    def _command(self, env: int) -> dict[str, Any]:
+        """Op and arguments of an action; the arguments of an illegal one are unknown."""
+        command = self._step.command
+        op = Op(command.requested_op[env])
+        arguments = {
+            HEAD_NAMES[head]: self._names[head][int(getattr(command, HEAD_NAMES[head])[env])]
+            for head in (_READ[op] if command.valid[env] else ())
+        }
+        return {"op": op.name, "arguments": arguments}
+
+    def _gates(self) -> Iterator[Emission]:
+        for env in range(len(self._step.idle)):
+            verdict = self._step.changes.gates.verdict(env)
+            if verdict is not None and not self._step.idle[env]:
+                payload = events.SeedGateEvaluated(**{**verdict._asdict(), "gate": verdict.gate.name})
+                yield env, int(self._step.changes.slot[env]), payload
+
+    def _isolation(self) -> Iterator[Emission]:
+        breached: Mask = self._step.epoch.stats.breached
+        for env in self._envs(np.any(breached, axis=1)):
+            what = " and ".join(compress(("outputs", "statistics"), breached[env]))
+            slots = _slots(self._step.epoch.isolated[env], self._names)
+            yield env, None, events.IsolationViolation(slots=slots, what=what)
+
+    def _governor(self) -> Iterator[Emission]:
+        step, judgement = self._step, self._step.epoch.judgement
+        for env in self._envs(judgement.reason != Reason.HEALTHY):
+            threshold = float(judgement.threshold[env])
+            panic: dict[str, Any] = {
+                "reason": Reason(judgement.reason[env]).name.lower().replace("_", "-"),
+                "loss": float(step.epoch.judged_loss[env]),
+                "threshold": None if np.isnan(threshold) else threshold,
+                "panics": int(judgement.panics[env]),
+            }
+            yield env, None, events.GovernorPanic(**panic)
+            if env in step.epoch.rescues:
+                rollback = events.GovernorRollback(
+                    **panic,
+                    rollbacks=int(step.rollbacks[env]),
+                    snapshot_epoch=int(step.epoch.snapshot_epoch[env]),
+                    pruned=_slots(step.before.has_seed[env] & ~step.table.has_seed[env], self._names),
+                    skipped_op=Op(step.command.op[env]).name,
+                    **step.epoch.rescues[env]._asdict(),
+                )
+                yield env, None, rollback
+
+    def _stages(self) -> Iterator[Emission]:
+        """Events of slots that changed their stage, and of their seeds.
+
+        A rollback that undoes a commitment is one change, from FOSSILIZED to PRUNED.
+        """
+        before, table = self._step.before, self._step.table
+        for env, slot in np.argwhere((before.stage != table.stage) & ~self._step.idle[:, None]).tolist():
+            source, target = Stage(before.stage[env, slot]), Stage(table.stage[env, slot])
+            yield env, slot, events.SeedStageChanged(from_stage=source.name, to_stage=target.name)
+            blueprint = self._names[Head.BLUEPRINT]
+            if target == Stage.GERMINATED:
+                yield (
+                    env,
+                    slot,
+                    events.SeedGerminated(
+                        blueprint=blueprint[int(table.blueprint[env, slot])],
+                        operator=Operator(table.operator[env, slot]).name,
+                        alpha_target=float(table.first_target[env, slot]),
+                    ),
+                )
+            if target not in (Stage.FOSSILIZED, Stage.PRUNED):
+                continue
+            measured = before.contribution_age[env, slot] >= 0
+            seed: dict[str, Any] = {
+                "blueprint": blueprint[int(before.blueprint[env, slot])],
+                "age": int(before.age[env, slot]),
+                "contribution": float(before.contribution[env, slot]) if measured else None,
+            }
+            if target == Stage.FOSSILIZED:
+                yield env, slot, events.SeedFossilized(**seed)
+            else:
+                initiator = "governor" if self._step.epoch.judgement.roll_back[env] else "agent"
+                yield env, slot, events.SeedPruned(**seed, stage=source.name, initiator=initiator)
+
+    def _epochs(self) -> Iterator[Emission]:
+        step, signals = self._step, self._step.signals
+        columns = {
+            "train_loss": step.epoch.stats.loss,
+            "val_loss": signals.val_loss,
+            "val_accuracy": signals.val_accuracy,
+            "parameters_added": step.parameters_added,
+            "reward": step.rewards,
+        }
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        for env, row in enumerate(rows):
+            if not step.idle[env]:
+                yield env, None, events.EpochCompleted(**dict(zip(columns, row, strict=True)))
+        for env in self._envs(signals.just_stabilised):
+            loss, accuracy = float(signals.val_loss[env]), float(signals.val_accuracy[env])
+            yield env, None, events.HostStabilized(val_loss=loss, val_accuracy=accuracy)
+
+    def _counterfactuals(self) -> Iterator[Emission]:
+        slots, table, measured = self._names[Head.SLOT], self._step.table, self._step.epoch.measured
+        fresh = table.contribution_age == 0
+        for env in self._envs(fresh.any(axis=1)):
+            alone = np.flatnonzero(fresh[env]).tolist()
+            pairs = np.argwhere(np.triu(measured.interaction_measured[env], 1)).tolist()
+            payload = events.CounterfactualComputed(
+                contributions={slots[slot]: float(table.contribution[env, slot]) for slot in alone},
+                interactions={f"{slots[i]}+{slots[j]}": float(measured.interaction[env, i, j]) for i, j in pairs},
+            )
+            yield env, None, payload
+
+    def _outcomes(self) -> Iterator[Emission]:
+        for env, command in self._commands:
+            if self._step.succeeded[env]:
+                yield env, None, events.CommandSucceeded(**command)
+            else:
+                yield env, None, events.CommandRejected(**command, reason=self._reason(env))
+
+    def _reason(self, env: int) -> str:
+        if not self._step.command.valid[env]:
+            return "it was not legal"
+        if self._step.epoch.judgement.roll_back[env]:
+            return "the governor rolled the network back"
+        verdict = self._step.changes.gates.verdict(env)
+        assert verdict is not None, "a legal action without a gate always succeeds"
+        return verdict.message
 
 
-class Names(NamedTuple):
-    """Names of slots and blueprints in events."""
-
-    slots: tuple[str, ...]  # in action order
-    blueprints: Mapping[int, str]  # by value of the blueprint head
-
-    def of(self, mask: Mask) -> tuple[str, ...]:
-        """Return the slots in which ``mask`` (S,) is True."""
-        return tuple(self.slots[slot] for slot in np.flatnonzero(mask).tolist())
+def snapshots(rows: Mask, signals: Signals, fossilized: Mask, names: Names) -> Iterator[Emission]:
+    """Events of snapshots in ``rows`` (N,), with ``fossilized`` (N, S) seeds."""
+    for env in np.flatnonzero(rows).tolist():
+        slots = _slots(fossilized[env], names)
+        yield env, None, events.GovernorSnapshot(val_loss=float(signals.val_loss[env]), fossilized=slots)
 
 
-#: Events of a step: environment, slot if the event is about one, and payload.
-Emissions = Iterable[tuple[int, int | None, Payload]]
+def _slots(mask: Mask, names: Names) -> tuple[str, ...]:
+    """Return the names of the slots in which ``mask`` (S,) is True."""
+    return tuple(names[Head.SLOT][slot] for slot in np.flatnonzero(mask).tolist())
