@@ -82,7 +82,7 @@ def _draw(row: int, table: SlotTable, signals: Signals, horizon: int) -> Picture
         line[whole, MARGIN : LINE - MARGIN] = colour
         _bar(line[MARGIN : LINE // 2], LINE, table.alpha[row, slot], colour)
         if table.contribution_age[row, slot] >= 0:
-            share = CONTRIBUTION.encode(table.contribution[row, slot : slot + 1])[0]
+            share = np.clip(CONTRIBUTION.encode(table.contribution[row, slot]), -1.0, 1.0)
             _needle(line[LINE // 2 + 1 : LINE - MARGIN], LINE, float(np.nan_to_num(share)))
     return picture
 
@@ -90,14 +90,11 @@ def _draw(row: int, table: SlotTable, signals: Signals, horizon: int) -> Picture
 def _bar(line: Picture, left: int, share: float, colour: tuple[int, int, int]) -> None:
     """Fill a share 0..1 of the line, from ``left`` to the right."""
     line[:, left : WIDTH - MARGIN] = _TRACK
-    line[:, left : left + round(min(max(share, 0.0), 1.0) * (WIDTH - MARGIN - left))] = colour
+    line[:, left : left + round(share * (WIDTH - MARGIN - left))] = colour
 
 
 def _needle(line: Picture, left: int, share: float) -> None:
     """Draw a share -1..1 from the middle of the line."""
     middle = (left + WIDTH - MARGIN) // 2
-    length = round(min(abs(share), 1.0) * (WIDTH - MARGIN - middle))
-    if share >= 0:
-        line[:, middle : middle + length] = _GAIN
-    else:
-        line[:, middle - length : middle] = _LOSS
+    end = middle + round(share * (WIDTH - MARGIN - middle))
+    line[:, min(middle, end) : max(middle, end)] = _GAIN if share >= 0 else _LOSS
