@@ -13,28 +13,16 @@ Infos = dict[str, Any]
 
 
 def vector_infos(values: Mapping[str, Any], rows: Mask) -> Infos:
-    """Return batched values, (N, ...) arrays or mappings of them, as infos of ``rows`` (N,); 0 elsewhere."""
+    """Return batched values, (N, ...) arrays or mappings of them, as infos of ``rows`` (N,); 0 or None elsewhere."""
     infos: Infos = {}
-    for key, value in values.items():
+    for key, value in values.items() if rows.any() else ():
         if isinstance(value, Mapping):
             infos[key] = vector_infos(value, rows)
         else:
-            infos[key] = _blank_elsewhere(np.asarray(value), rows)
+            infos[key] = np.full_like(value, None if value.dtype == object else 0)
+            infos[key][rows] = value[rows]
         infos[f"_{key}"] = rows.copy()
     return infos
-
-
-def restrict_infos(infos: Infos, rows: Mask) -> Infos:
-    """Return copies of infos, limited to ``rows`` (N,), without keys that are then empty."""
-    kept: Infos = {}
-    for key, value in infos.items():
-        if key.startswith("_"):
-            continue
-        mask = infos[f"_{key}"] & rows
-        if mask.any():
-            kept[key] = restrict_infos(value, rows) if isinstance(value, dict) else _blank_elsewhere(value, mask)
-            kept[f"_{key}"] = mask
-    return kept
 
 
 def merge_infos(first: Infos, second: Infos) -> Infos:
@@ -63,14 +51,5 @@ def single_info(infos: Mapping[str, Any], row: int) -> Infos:
         if isinstance(value, Mapping):
             info[key] = single_info(value, row)
         else:
-            item = value[row]
-            info[key] = item.copy() if isinstance(item, np.ndarray) else item
-            if isinstance(item, np.generic):
-                info[key] = item.item()
+            info[key] = value[row].copy() if value.ndim > 1 else value.tolist()[row]
     return info
-
-
-def _blank_elsewhere(value: NDArray[Any], rows: Mask) -> NDArray[Any]:
-    blank = np.full(value.shape, None, dtype=object) if value.dtype == object else np.zeros_like(value)
-    blank[rows] = value[rows]
-    return blank

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from esper_env.checks import is_whole
 from esper_env.episodes import EpisodeClock, SeedSites, parse_reset
-from esper_env.growth import Growth, Observation
-from esper_env.infos import Infos, merge_infos, restrict_infos, vector_infos
+from esper_env.growth import Growth, Observation, StepOutcome
+from esper_env.infos import Infos, merge_infos, vector_infos
 from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
 from esper_env.persistence.generators import UNKNOWN_SEED, Generators
 from esper_env.persistence.state import Stateful, check_keys, get_states, restore, set_states
@@ -155,13 +155,12 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         truncated = self._clock.count(stepped, terminated)
         ended = terminated | truncated
         self._growth.recorder.record_ends(ended, terminated, outcome.values, outcome.final_values)
-        infos = vector_infos(outcome.values, stepped)
-        if terminated.any():
-            infos = merge_infos(infos, vector_infos(outcome.final_values, terminated))
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and ended.any():
+            infos = self._reset_in_place(outcome, ended, terminated)
+        else:
+            infos = _step_infos(outcome, stepped, terminated)
         if over.any():
             infos = merge_infos(infos, self._begin(over, {}))
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and ended.any():
-            infos = self._reset_in_place(infos, ended)
         return self._growth.observe(), np.where(stepped, outcome.rewards, 0.0), terminated, truncated, infos
 
     def observe(self) -> Observation:
@@ -314,7 +313,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self._clock.start(rows)
         return vector_infos(values, rows)
 
-    def _reset_in_place(self, infos: Infos, ended: NDArray[np.bool_]) -> Infos:
+    def _reset_in_place(self, outcome: StepOutcome, ended: NDArray[np.bool_], terminated: NDArray[np.bool_]) -> Infos:
         """SAME_STEP: the ended episodes' last observations and infos move to "final_obs" and "final_info"."""
         last = self._growth.observe()
         final_obs = np.full(self.num_envs, None, dtype=object)
@@ -323,10 +322,15 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         final = {
             "final_obs": final_obs,
             "_final_obs": ended.copy(),
-            "final_info": restrict_infos(infos, ended),
+            "final_info": _step_infos(outcome, ended, terminated),
             "_final_info": ended.copy(),
         }
-        return {**merge_infos(restrict_infos(infos, ~ended), self._begin(ended, {})), **final}
+        return {**merge_infos(_step_infos(outcome, ~ended, terminated), self._begin(ended, {})), **final}
+
+
+def _step_infos(outcome: StepOutcome, rows: NDArray[np.bool_], terminated: NDArray[np.bool_]) -> Infos:
+    """Infos of a step in ``rows`` (N,), with the final values of those that ``terminated`` (N,)."""
+    return merge_infos(vector_infos(outcome.values, rows), vector_infos(outcome.final_values, rows & terminated))
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
