@@ -1,6 +1,5 @@
 """Events of random play equal the results of the steps in every autoreset mode, and a sink changes nothing."""
 
-from collections import Counter
 from typing import get_args
 
 import numpy as np
@@ -28,11 +27,13 @@ def break_some(envs, step):
 
 @pytest.fixture
 def play(make_digits_vec):
-    """``play(mode, seed, listening, **settings)``: the play, and its sink if ``listening``."""
+    """``play(mode, seed, *sinks, listening=True, **settings)``: the play, and its sink in memory if ``listening``."""
 
-    def run(mode, seed, listening=True, **settings):
+    def run(mode, seed, *sinks, listening=True, **settings):
         envs = make_digits_vec(COUNT, autoreset_mode=mode.value, **(SETTINGS | settings))
         sink = listen(envs) if listening else None
+        for other in sinks:
+            envs.unwrapped.telemetry.add_sink(other)
         return Play(envs, lives(seed, COUNT, STEPS, 3), STEPS, break_some), sink
 
     return run
@@ -40,10 +41,11 @@ def play(make_digits_vec):
 
 @MODES
 @pytest.mark.parametrize("cut", [None, 7, 12])
-def test_events_equal_the_results_of_the_steps(play, mode, cut):
+def test_events_equal_the_results_of_the_steps(play, mode, cut, tmp_path):
     """``cut``: truncation before the horizon, and at the horizon, where the episode terminates."""
-    played, sink = play(mode, 3 if cut is None else cut, max_episode_steps=cut)
-    events = heard(played.envs, sink)
+    played, sink = play(mode, 3 if cut is None else cut, JsonlSink(tmp_path), max_episode_steps=cut)
+    played.envs.close()  # writes all events
+    events = sink.events
     assert [event.id for event in events] == list(range(len(events)))
     assert_epochs(played, events)
     assert_episodes(played, events)
@@ -52,6 +54,20 @@ def test_events_equal_the_results_of_the_steps(play, mode, cut):
     known = {step.at for step in played.steps} | {(*entry[:2], 0) for entry in played.log}
     assert {event_at(event) for event in events} <= known
     assert {step.info["rollback"] for step in played.steps} == {False, True}
+    assert list(map(repr, read_events(tmp_path))) == list(map(repr, events))  # NaN differs from itself
+    for event in events:
+        for name, hint in field_types(type(event.payload)).items():
+            assert_plain(getattr(event.payload, name), hint)
+
+
+def assert_plain(value, hint):
+    """Check that a value and its parts have exactly the declared type, which is no NumPy type."""
+    if isinstance(value, (dict, tuple)):
+        assert type(value) in (dict, tuple)
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        assert {type(part) for part in parts} <= {str, float}
+    else:
+        assert type(value) in (get_args(hint) or (hint,)), (value, hint)
 
 
 def assert_epochs(played, events):
@@ -144,31 +160,6 @@ def test_sink_changes_no_bit_of_the_results(play, assert_same, mode, shard_size)
         assert value.tobytes() == right[name].tobytes(), name
 
 
-def test_events_have_plain_types_and_survive_a_file(make_digits_vec, tmp_path):
-    """Closing the environment writes all events; no value has a NumPy type."""
-    envs = make_digits_vec(COUNT, **SETTINGS)
-    sink = listen(envs)
-    envs.unwrapped.telemetry.add_sink(JsonlSink(tmp_path))
-    Play(envs, lives(5, COUNT, STEPS, 3), STEPS, break_some)
-    envs.close()
-    assert len(sink.events) > 200
-    assert list(map(repr, read_events(tmp_path))) == list(map(repr, sink.events))  # NaN differs from itself
-    for event in sink.events:
-        assert {type(value) for value in (event.env, event.episode, event.epoch, event.slot)} <= {int, str, type(None)}
-        for name, hint in field_types(type(event.payload)).items():
-            assert_plain(getattr(event.payload, name), hint)
-
-
-def assert_plain(value, hint):
-    """Check that a value and its parts have exactly the declared type."""
-    if isinstance(value, (dict, tuple)):
-        assert type(value) in (dict, tuple)
-        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        assert {type(part) for part in parts} <= {str, float}
-    else:
-        assert type(value) in (get_args(hint) or (hint,)), (value, hint)
-
-
 def test_sink_attached_during_an_episode_gets_numbers_of_the_whole_episode(make_digits_vec, action):
     """Episode number, length and return."""
     envs = make_digits_vec(2, horizon=4)
@@ -187,31 +178,6 @@ def test_sink_attached_during_an_episode_gets_numbers_of_the_whole_episode(make_
     ends = heard(envs, sink, "EPISODE_COMPLETED")
     assert [(event_at(end), end.payload.length) for end in ends] == [((0, 1, 4), 4), ((1, 1, 4), 4)]
     assert [end.payload.episode_return for end in ends] == pytest.approx(rewards.tolist(), abs=1e-12)
-
-
-def test_episode_ended_by_a_reset_has_a_number_but_no_end(make_digits_vec, action):
-    envs = make_digits_vec(2, horizon=2)
-    sink = listen(envs)
-    envs.reset(seed=0)
-    wait = np.stack([action()] * 2)
-    envs.step(wait)
-    envs.reset(options={"reset_mask": np.array([False, True])})
-    envs.step(wait)
-    envs.step(wait)
-    ends = heard(envs, sink, "EPISODE_COMPLETED")
-    assert [event_at(end) for end in ends] == [(0, 0, 2), (1, 1, 2)]
-
-
-def test_single_environment_emits_events(make_digits, script):
-    env = make_digits(horizon=9)
-    sink = listen(env)
-    env.reset(seed=0)
-    for choice in script(1):
-        env.step(choice)
-    counts = Counter(event.type for event in heard(env, sink))
-    assert counts["EPOCH_COMPLETED"] == counts["COMMAND_ISSUED"] + 4 == 9
-    assert counts["SEED_FOSSILIZED"] == counts["EPISODE_COMPLETED"] == 1
-    assert {event.env for event in sink.events} == {0}
 
 
 def test_warning_raises_the_detail_for_five_epochs(make_digits_vec, script):

@@ -1,25 +1,25 @@
 """Events of seeds and of the actions on them."""
 
-import numpy as np
 import pytest
 from esper_env.recording import Recorder
 from esper_env.rules.heads import AlphaSpeed, AlphaTarget, Blueprint, Op, Style
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
-from esper_env.telemetry import MemorySink, Telemetry
+from esper_env.telemetry import MemorySink, SeedFossilized, SeedGerminated, SeedPruned, Telemetry
 from listening import heard, listen, payloads
+
+COMMANDS = ("COMMAND_ISSUED", "COMMAND_SUCCEEDED", "COMMAND_REJECTED")
 
 
 @pytest.fixture
 def run(make_digits):
-    """``run(actions, **kwargs)``: an environment after these actions, its sink and its infos."""
+    """``run(actions)``: an environment after these actions, its sink in full detail and its infos."""
 
-    def carry_out(actions, full=False, **kwargs):
-        env = make_digits(**({"horizon": 20} | kwargs))
-        sink = listen(env, full)
+    def carry_out(actions):
+        env = make_digits(horizon=20)
+        sink = listen(env)
         env.reset(seed=0)
-        infos = [env.step(choice)[-1] for choice in actions]
-        return env, sink, infos
+        return env, sink, [env.step(choice)[-1] for choice in actions]
 
     return carry_out
 
@@ -29,54 +29,52 @@ def stages(env, sink):
     return [(move.epoch, move.slot, move.payload.from_stage, move.payload.to_stage) for move in moves]
 
 
-def test_every_stage_of_a_life_has_an_event(run, script):
-    env, sink, infos = run(script(1))
+def test_life_of_a_seed_has_events(run, script):
+    """An advance comes one epoch early, and its gate fails."""
+    life = script(1)
+    env, sink, infos = run([*life[:3], *life[4:5], *life[3:]])
     assert stages(env, sink) == [
         (1, "r0c1", "DORMANT", "GERMINATED"),
         (2, "r0c1", "GERMINATED", "TRAINING"),
-        (5, "r0c1", "TRAINING", "BLENDING"),
-        (8, "r0c1", "BLENDING", "HOLDING"),
-        (9, "r0c1", "HOLDING", "FOSSILIZED"),
+        (6, "r0c1", "TRAINING", "BLENDING"),
+        (9, "r0c1", "BLENDING", "HOLDING"),
+        (10, "r0c1", "HOLDING", "FOSSILIZED"),
     ]
-    (born,) = heard(env, sink, "SEED_GERMINATED")
-    assert (born.epoch, born.slot) == (1, "r0c1")
-    assert (born.payload.blueprint, born.payload.operator, born.payload.alpha_target) == ("conv_light", "ADD", 1.0)
-    (fossil,) = payloads(env, sink, "SEED_FOSSILIZED")
-    assert (fossil.blueprint, fossil.age) == ("conv_light", 8)
-    assert fossil.contribution == infos[7]["contribution"][1]  # the decision was based on it
-    assert payloads(env, sink, "SEED_PRUNED") == []
-
-
-def test_gate_events_list_the_checks(run, script):
-    life = script(0)
-    env, sink, _ = run([*life[:3], *life[4:5], *life[3:]])  # an advance one epoch early
-    gates = [(event.epoch, event.slot, event.payload) for event in heard(env, sink, "SEED_GATE_EVALUATED")]
-    assert [(epoch, gate.gate, gate.passed) for epoch, _, gate in gates] == [
-        (1, "G0", True),
-        (2, "G1", True),
-        (4, "G2", False),
-        (6, "G2", True),
-        (9, "G3", True),
-        (10, "G5", True),
-    ]
-    assert {slot for _, slot, _ in gates} == {"r0c0"}
-    failed, passed = gates[2][2], gates[3][2]
+    (born,) = payloads(env, sink, "SEED_GERMINATED")
+    assert born == SeedGerminated(blueprint="conv_light", operator="ADD", alpha_target=1.0)
+    (fossil,) = payloads(env, sink, "SEED_FOSSILIZED")  # the decision was based on the contribution before it
+    assert fossil == SeedFossilized(blueprint="conv_light", age=9, contribution=infos[8]["contribution"][1])
+    gates = {event.epoch: event for event in heard(env, sink, "SEED_GATE_EVALUATED")}
+    names = {epoch: (event.slot, event.payload.gate, event.payload.passed) for epoch, event in gates.items()}
+    passed = {1: "G0", 2: "G1", 6: "G2", 9: "G3", 10: "G5"}
+    assert names == {epoch: ("r0c1", gate, True) for epoch, gate in passed.items()} | {4: ("r0c1", "G2", False)}
+    failed, passed = gates[4].payload, gates[6].payload
     assert failed.checks_failed == ("trained_long_enough",)
-    assert failed.message == "G2 failed: trained_long_enough"
     assert failed.score == pytest.approx(len(failed.checks_passed) / (len(failed.checks_passed) + 1))
     assert passed.checks_failed == ()
     assert set(passed.checks_passed) == {*failed.checks_passed, *failed.checks_failed}
     (rejected,) = heard(env, sink, "COMMAND_REJECTED")
-    assert (rejected.epoch, rejected.payload.reason) == (4, failed.message)
+    assert (rejected.epoch, rejected.payload.reason) == (4, "G2 failed: trained_long_enough") == (4, failed.message)
+    assert [event.type for event in heard(env, sink) if event.epoch == 2] == [
+        "COMMAND_ISSUED",
+        "SEED_GATE_EVALUATED",
+        "SEED_STAGE_CHANGED",
+        "EPOCH_COMPLETED",
+        "COUNTERFACTUAL_COMPUTED",
+        "COMMAND_SUCCEEDED",
+    ]
+    assert heard(env, sink, *COMMANDS)[-1].epoch == len(infos)
+    assert not [event for event in heard(env, sink, *COMMANDS) if event.epoch == 3]  # WAIT
 
 
 def test_immediate_prune_and_the_stages_after_it(run, script, action):
     env, sink, infos = run([*script(2)[:4], action(Op.PRUNE, 2), *[action()] * 7])
     (pruned,) = heard(env, sink, "SEED_PRUNED")
     assert (pruned.epoch, pruned.slot) == (5, "r0c2")
-    payload = pruned.payload
-    assert (payload.blueprint, payload.stage, payload.age, payload.initiator) == ("conv_light", "TRAINING", 4, "agent")
-    assert payload.contribution == infos[3]["contribution"][2]
+    contribution = infos[3]["contribution"][2]
+    assert pruned.payload == SeedPruned(
+        blueprint="conv_light", stage="TRAINING", age=4, contribution=contribution, initiator="agent"
+    )
     assert stages(env, sink)[2:] == [
         (5, "r0c2", "TRAINING", "PRUNED"),
         (6, "r0c2", "PRUNED", "EMBARGOED"),
@@ -85,67 +83,44 @@ def test_immediate_prune_and_the_stages_after_it(run, script, action):
     ]
 
 
-def test_pruned_seed_without_a_measurement_has_no_contribution(run, action):
-    env, sink, _ = run([action(Op.GERMINATE, 0), action(Op.PRUNE, 0)])
-    (pruned,) = payloads(env, sink, "SEED_PRUNED")
-    assert (pruned.stage, pruned.contribution, pruned.age) == ("GERMINATED", None, 1)
-
-
 def test_prune_by_a_ramp_is_reported_when_the_ramp_ends(run, script, action):
+    """An unmeasured seed is pruned at once."""
     ramp = action(Op.PRUNE, 1, alpha_speed=AlphaSpeed.FAST)
-    env, sink, _ = run([*script(1)[:8], ramp, *[action()] * 2])
-    (pruned,) = heard(env, sink, "SEED_PRUNED")
-    assert (pruned.epoch, pruned.payload.stage, pruned.payload.initiator) == (11, "BLENDING", "agent")
-    assert stages(env, sink)[-2:] == [(9, "r0c1", "HOLDING", "BLENDING"), (11, "r0c1", "BLENDING", "PRUNED")]
-    succeeded = [event.payload for event in heard(env, sink, "COMMAND_SUCCEEDED") if event.epoch == 9]
-    assert succeeded[0].arguments == {"slot": "r0c1", "alpha_speed": "FAST", "alpha_curve": "LINEAR"}
+    others = [action(Op.GERMINATE, 0), action(Op.PRUNE, 0)]
+    env, sink, _ = run([*script(1)[:8], ramp, *others])
+    at_once, later = sorted(heard(env, sink, "SEED_PRUNED"), key=lambda event: event.slot)
+    assert (later.epoch, later.payload.stage, later.payload.initiator) == (11, "BLENDING", "agent")
+    assert (at_once.epoch, at_once.payload.stage, at_once.payload.age) == (11, "GERMINATED", 1)
+    assert at_once.payload.contribution is None
+    moves = [move for move in stages(env, sink) if move[1] == "r0c1"]
+    assert moves[-2:] == [(9, "r0c1", "HOLDING", "BLENDING"), (11, "r0c1", "BLENDING", "PRUNED")]
+    (succeeded,) = [event.payload for event in heard(env, sink, "COMMAND_SUCCEEDED") if event.epoch == 9]
+    assert succeeded.arguments == {"slot": "r0c1", "alpha_speed": "FAST", "alpha_curve": "LINEAR"}
 
 
 def test_command_events_use_names(run, action):
-    germinate = action(
-        Op.GERMINATE, 1, blueprint=Blueprint.NORM, style=Style.GATED_GATE, alpha_target=AlphaTarget.SEVENTY
-    )
-    env, sink, _ = run([germinate, action(), action(Op.FOSSILIZE, 0)], full=True)
-    first, second, third, fourth = heard(
-        env, sink, "COMMAND_ISSUED", "COMMAND_SUCCEEDED", "COMMAND_REJECTED"
-    )  # WAIT has no event
-    assert [event.type for event in (first, second)] == ["COMMAND_ISSUED", "COMMAND_SUCCEEDED"]
-    assert first.payload.op == second.payload.op == "GERMINATE"
-    assert first.payload.arguments == {
+    heads = {"blueprint": Blueprint.NORM, "style": Style.GATED_GATE, "alpha_target": AlphaTarget.SEVENTY}
+    env, sink, _ = run([action(Op.GERMINATE, 1, **heads), action(), action(Op.FOSSILIZE, 0)])
+    found = heard(env, sink, *COMMANDS)
+    expected = ["COMMAND_ISSUED", "COMMAND_SUCCEEDED", "COMMAND_ISSUED", "COMMAND_REJECTED"]
+    assert [event.type for event in found] == expected
+    arguments = {
         "slot": "r0c1",
         "blueprint": "norm",
         "style": "GATED_GATE",
         "tempo": "STANDARD",
         "alpha_target": "SEVENTY",
     }
-    assert [event.type for event in (third, fourth)] == ["COMMAND_ISSUED", "COMMAND_REJECTED"]
-    assert (third.payload.op, third.payload.arguments) == ("FOSSILIZE", {})
-    assert fourth.payload.reason == "it was not legal"
+    commands = [(event.payload.op, event.payload.arguments) for event in found]
+    assert commands == [("GERMINATE", arguments)] * 2 + [("FOSSILIZE", {})] * 2
+    assert found[-1].payload.reason == "it was not legal"
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_outcome_comes_after_all_other_events_of_a_command(run, script, full):
-    env, sink, _ = run(script(0)[:2], full)
-    order = [event.type for event in heard(env, sink) if event.epoch == 2]
-    assert order == [
-        *(["COMMAND_ISSUED"] if full else []),
-        "SEED_GATE_EVALUATED",
-        "SEED_STAGE_CHANGED",
-        "EPOCH_COMPLETED",
-        *(["COUNTERFACTUAL_COMPUTED"] if full else []),
-        "COMMAND_SUCCEEDED",
-    ]
-
-
-@pytest.mark.parametrize("full", [False, True])
-def test_counterfactuals_have_events_only_in_full_detail(run, script, full):
+def test_counterfactuals_have_contributions_and_interactions(run, script):
     """Two blended seeds have two contributions and one interaction."""
     lives = [choice for pair in zip(script(0)[:8], script(2)[:8], strict=True) for choice in pair]
-    env, sink, infos = run(lives, full)
+    env, sink, infos = run(lives)
     received = heard(env, sink, "COUNTERFACTUAL_COMPUTED")
-    if not full:
-        assert received == []
-        return
     last = received[-1]
     assert last.epoch == len(lives)
     interaction = env.unwrapped._vector._growth.table.interaction_sum[0]
@@ -154,25 +129,24 @@ def test_counterfactuals_have_events_only_in_full_detail(run, script, full):
     assert interaction[0] == interaction[2]
     measured = {epoch for epoch, info in enumerate(infos, start=1) if info["contribution_measured"].any()}
     assert {event.epoch for event in received} == measured
-    np.testing.assert_array_equal(env.unwrapped._vector._growth.table.contribution_age[0], [0, -1, 0])
 
 
 def test_isolation_is_checked_at_first_training_of_a_blueprint_in_a_slot():
-    def table_of(*seeds):
+    hub = Telemetry()
+    recorder = Recorder(hub, 2, ("r0c0", "r0c1", "r0c2"), {})
+
+    def due(*seeds):
         table = SlotTable.empty(2, 3)
         for env, slot, blueprint, stage in seeds:
             table.blueprint[env, slot], table.stage[env, slot] = blueprint, stage
-        return table
+        return recorder.inspection_due(table)
 
-    hub, trains = Telemetry(), (0, 1, Blueprint.NORM, Stage.TRAINING)
-    recorder = Recorder(hub, 2, ("r0c0", "r0c1", "r0c2"), {})
-    assert not recorder.inspection_due(table_of(trains))  # without a sink
+    trains = (0, 1, Blueprint.NORM, Stage.TRAINING)
+    assert not due(trains)  # without a sink
     hub.add_sink(MemorySink())
-    assert not recorder.inspection_due(table_of((0, 1, Blueprint.NORM, Stage.BLENDING)))
-    assert recorder.inspection_due(table_of(trains))
-    assert not recorder.inspection_due(table_of(trains))
-    assert not recorder.inspection_due(table_of((1, 1, Blueprint.NORM, Stage.TRAINING)))
-    assert recorder.inspection_due(table_of(trains, (0, 2, Blueprint.NORM, Stage.TRAINING)))
-    assert recorder.inspection_due(table_of((0, 1, Blueprint.ATTENTION, Stage.TRAINING)))
-    assert not recorder.inspection_due(table_of((0, 2, Blueprint.NORM, Stage.TRAINING)))
-    hub.close()
+    assert not due((0, 1, Blueprint.NORM, Stage.BLENDING))
+    assert due(trains)
+    assert not due(trains)
+    assert not due((1, 1, Blueprint.NORM, Stage.TRAINING))
+    assert due(trains, (0, 2, Blueprint.NORM, Stage.TRAINING))
+    assert due((0, 1, Blueprint.ATTENTION, Stage.TRAINING))
