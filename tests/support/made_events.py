@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import get_type_hints
 
 import esper_agent  # noqa: F401 (declares the events of training)
 from esper_env.telemetry import PAYLOADS, EpochCompleted, Event, GovernorSnapshot, MemorySink, Severity
+from esper_env.telemetry.jsonl import field_types
 from hypothesis import strategies as st
 
 #: Seconds to wait for something that takes milliseconds; only a failing test reaches it.
@@ -32,7 +31,6 @@ _BY_HINT = {
 def events_of(event_type):
     """Hypothesis strategy for events of a type."""
     kind = PAYLOADS[event_type]
-    hints = get_type_hints(kind)
     return st.builds(
         Event,
         id=st.integers(0, 2**62),
@@ -42,7 +40,7 @@ def events_of(event_type):
         epoch=st.none() | st.integers(0, 200),
         slot=st.none() | st.text(),
         severity=st.sampled_from(Severity),
-        payload=st.builds(kind, **{field.name: _BY_HINT[hints[field.name]] for field in fields(kind)}),
+        payload=st.builds(kind, **{name: _BY_HINT[hint] for name, hint in field_types(kind).items()}),
     )
 
 

@@ -19,13 +19,8 @@ def telemetry(monkeypatch):
 @pytest.fixture
 def hanging():
     """``hanging(where)``: a sink that hangs in "write" or "close" until the end of the test."""
-    gate, sinks = threading.Event(), []
-
-    def make(where="write"):
-        sinks.append(HangingSink(gate, where))
-        return sinks[-1]
-
-    yield make
-    gate.set()
+    sinks = []
+    yield lambda where="write": sinks.append(HangingSink(threading.Event(), where)) or sinks[-1]
     for sink in sinks:
+        sink.gate.set()
         assert not sink.reached.is_set() or sink.closed.wait(PATIENCE)

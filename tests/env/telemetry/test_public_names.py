@@ -7,11 +7,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 from esper_env import telemetry
 from esper_env.telemetry import PAYLOADS, Detail, Payload, events
+from esper_env.telemetry.jsonl import ENVELOPE, field_types
 from made_events import snapshot
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "telemetry.md"
@@ -75,9 +75,8 @@ def test_page_lists_every_event_with_its_severity_and_fields():
     listed = {name: (severity, described) for name, severity, _, described in rows}
     expected = {}
     for name, kind in PAYLOADS.items():
-        hints = get_type_hints(kind)
         severity = f"{kind.SEVERITY}, full detail" if kind.DETAIL == Detail.FULL else str(kind.SEVERITY)
-        described = ", ".join(f"`{field.name}` {WORDS[hints[field.name]]}" for field in fields(kind))
+        described = ", ".join(f"`{field}` {WORDS[hint]}" for field, hint in field_types(kind).items())
         expected[name] = (severity, described)
     assert listed == expected
     assert len(rows) == len(expected)
@@ -86,5 +85,5 @@ def test_page_lists_every_event_with_its_severity_and_fields():
 def test_page_lists_the_keys_of_a_line_and_the_schema():
     page = PAGE.read_text(encoding="utf-8")
     keys = re.findall(r"^\| ([a-z]+) \| ", page.split("## Lines")[1].split("## Reading")[0], re.M)
-    assert keys == ["key", "schema", "id", "type", "time", "env", "episode", "epoch", "slot", "severity", "payload"]
+    assert keys == ["key", *ENVELOPE]
     assert f"| schema | {telemetry.SCHEMA} |" in page
