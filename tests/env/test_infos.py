@@ -52,16 +52,3 @@ def test_infos_equal_those_of_gymnasium_and_are_read_back(assert_same, rows):
     for row, info in own.items():
         assert_same(single_info(merged, row), info)
     assert_same(parts, (vector_infos(first, rows), vector_infos(second, ~rows)))  # merging leaves them as they are
-
-
-def test_infos_are_copies():
-    batch = values()
-    infos = vector_infos(batch, np.ones(COUNT, bool))
-    info = single_info(infos, 0)
-    batch["mask"][:] = 7
-    batch["parts"]["rent"][:] = 7
-    assert not (infos["mask"] == 7).any()
-    assert not (infos["parts"]["rent"] == 7).any()
-    assert not np.shares_memory(infos["_mask"], infos["_op"])
-    infos["mask"][:] = 8
-    assert not (info["mask"] == 8).any()

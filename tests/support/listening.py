@@ -11,14 +11,6 @@ from gymnasium.vector import AutoresetMode
 FOREVER = 10**9  # epochs of full detail
 
 
-class Start(NamedTuple):
-    """The beginning of an episode."""
-
-    env: int
-    episode: int
-    info: dict[str, Any]
-
-
 class Step(NamedTuple):
     """One step of one environment; ``epoch`` counts from 1."""
 
@@ -66,55 +58,34 @@ def break_host(envs, row):
 
 
 class Play:
-    """Plays environments by a plan and keeps a log.
+    """Plays environments by a plan; ``steps`` lists the steps, and ``returned`` all results of the environments.
 
     A mask resets environment 1 after two steps, so that the episodes end at different steps. ``meddle(envs, step)`` is
-    called before each step. ``returned`` lists all results of the environment.
+    called before each step.
     """
 
-    def __init__(self, envs, plan, steps, meddle=None):
-        self.envs, self.plan, self.count = envs, plan, envs.num_envs
-        self.mode = envs.unwrapped.autoreset_mode
-        self.episode, self.epoch = np.full(self.count, -1), np.zeros(self.count, dtype=int)
-        self.over = np.zeros(self.count, dtype=bool)
-        self.log, self.returned = [], []
-        self.reset(np.ones(self.count, dtype=bool), seed=0)
+    def __init__(self, envs, plan, steps, meddle):
+        self.envs, self.steps, self.returned = envs, [], []
+        mode = envs.unwrapped.autoreset_mode
+        episode, epoch = np.full(envs.num_envs, -1), np.zeros(envs.num_envs, dtype=int)
+        over = np.ones(envs.num_envs, dtype=bool)
         for step in range(steps):
-            if step == 2:
-                self.reset(np.arange(self.count) == 1)
-            if self.mode is AutoresetMode.DISABLED and self.over.any():
-                self.reset(self.over)
-            if meddle is not None:
-                meddle(envs, step)
-            self.step(choose(envs.unwrapped._growth, plan, step))
-
-    def reset(self, rows, seed=None):
-        self.returned.append(self.envs.reset(seed=seed, options={"reset_mask": rows}))
-        self.started(rows, self.returned[-1][1])
-        self.over[rows] = False
-
-    def step(self, actions):
-        waiting = self.over & (self.mode is AutoresetMode.NEXT_STEP)  # these are reset instead of stepped
-        self.returned.append(self.envs.step(actions))
-        _, rewards, terminated, truncated, infos = self.returned[-1]
-        self.over = terminated | truncated
-        self.started(waiting, infos)
-        for env in np.flatnonzero(~waiting):
-            self.epoch[env] += 1
-            final = self.over[env] and self.mode is AutoresetMode.SAME_STEP
-            info = single_info(infos["final_info"] if final else infos, env)
-            where = (int(env), int(self.episode[env]), int(self.epoch[env]))
-            ends = (bool(terminated[env]), bool(truncated[env]))
-            self.log.append(Step(*where, actions[env], info, float(rewards[env]), *ends))
-        if self.mode is AutoresetMode.SAME_STEP:
-            self.started(self.over, infos)
-
-    def started(self, rows, infos):
-        for env in np.flatnonzero(rows):
-            self.episode[env] += 1
-            self.epoch[env] = 0
-            self.log.append(Start(int(env), int(self.episode[env]), single_info(infos, env)))
-
-    @property
-    def steps(self):
-        return [entry for entry in self.log if isinstance(entry, Step)]
+            begins = over & (step == 0 or mode is AutoresetMode.DISABLED)
+            begins |= (np.arange(envs.num_envs) == 1) & (step == 2)
+            if begins.any():
+                self.returned.append(envs.reset(seed=None if step else 0, options={"reset_mask": begins}))
+                episode[begins], epoch[begins], over[begins] = episode[begins] + 1, 0, False
+            meddle(envs, step)
+            waiting = over & (mode is AutoresetMode.NEXT_STEP)  # these are reset instead of stepped
+            actions = choose(envs.unwrapped._growth, plan, step)
+            self.returned.append(envs.step(actions))
+            _, rewards, terminated, truncated, infos = self.returned[-1]
+            over = terminated | truncated
+            episode, epoch = episode + waiting, np.where(waiting, 0, epoch + 1)
+            for env in np.flatnonzero(~waiting).tolist():
+                final = over[env] and mode is AutoresetMode.SAME_STEP
+                info = single_info(infos["final_info"] if final else infos, env)
+                results = float(rewards[env]), bool(terminated[env]), bool(truncated[env])
+                self.steps.append(Step(env, int(episode[env]), int(epoch[env]), actions[env], info, *results))
+            if mode is AutoresetMode.SAME_STEP:
+                episode, epoch = episode + over, np.where(over, 0, epoch)

@@ -149,6 +149,7 @@ def test_non_finite_straight_through_seed_violates_isolation(make_digits_vec, ac
     (violation,) = heard(envs, sink, "ISOLATION_VIOLATION")
     assert (violation.env, violation.payload.slots) == (1, ("r0c0",))
     assert violation.payload.what == "outputs and statistics"
+    assert envs.unwrapped.telemetry.detail is Detail.FULL
     assert [event.env for event in heard(envs, sink, "GOVERNOR_ROLLBACK")] == [1]
 
 

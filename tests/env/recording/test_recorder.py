@@ -10,7 +10,7 @@ from esper_env.telemetry import JsonlSink, MemorySink, read_events
 from esper_env.telemetry.jsonl import field_types
 from growing import lives, tensors
 from gymnasium.vector import AutoresetMode
-from listening import Play, Start, break_host, event_at, heard, listen
+from listening import Play, break_host, event_at, listen
 
 COUNT, STEPS = 3, 28
 #: Seeds blend and fossilize within an episode; environment 2 breaks twice, environment 1 three times in a row.
@@ -27,14 +27,25 @@ def break_some(envs, step):
 
 @pytest.fixture
 def play(make_digits_vec):
-    """``play(mode, seed, *sinks, listening=True, **settings)``: the play, and its sink in memory if ``listening``."""
+    """``play(mode, seed, folder=None, first=0, **settings)``: the play, and its sink, attached before step ``first``.
 
-    def run(mode, seed, *sinks, listening=True, **settings):
+    A second sink writes to ``folder``.
+    """
+
+    def run(mode, seed, folder=None, first=0, **settings):
         envs = make_digits_vec(COUNT, autoreset_mode=mode.value, **(SETTINGS | settings))
-        sink = listen(envs) if listening else None
-        for other in sinks:
-            envs.unwrapped.telemetry.add_sink(other)
-        return Play(envs, lives(seed, COUNT, STEPS, 3), STEPS, break_some), sink
+        sinks = [] if first else [listen(envs)]
+        if folder is not None:
+            envs.unwrapped.telemetry.add_sink(JsonlSink(folder))
+
+        def meddle(envs, step):
+            if step == first > 0:
+                sinks.append(listen(envs))
+            break_some(envs, step)
+
+        played = Play(envs, lives(seed, COUNT, STEPS, 3), STEPS, meddle)
+        envs.close()  # writes all events
+        return played, sinks[0].events
 
     return run
 
@@ -43,15 +54,14 @@ def play(make_digits_vec):
 @pytest.mark.parametrize("cut", [None, 7, 12])
 def test_events_equal_the_results_of_the_steps(play, mode, cut, tmp_path):
     """``cut``: truncation before the horizon, and at the horizon, where the episode terminates."""
-    played, sink = play(mode, 3 if cut is None else cut, JsonlSink(tmp_path), max_episode_steps=cut)
-    played.envs.close()  # writes all events
-    events = sink.events
+    played, events = play(mode, 3 if cut is None else cut, tmp_path, max_episode_steps=cut)
     assert [event.id for event in events] == list(range(len(events)))
     assert_epochs(played, events)
     assert_episodes(played, events)
     assert_stages(played, events)
     assert_commands(played, events)
-    known = {step.at for step in played.steps} | {(*entry[:2], 0) for entry in played.log}
+    known = {step.at for step in played.steps}
+    known |= {(step.env, step.episode + more, 0) for step in played.steps for more in (0, 1)}
     assert {event_at(event) for event in events} <= known
     assert {step.info["rollback"] for step in played.steps} == {False, True}
     assert list(map(repr, read_events(tmp_path))) == list(map(repr, events))  # NaN differs from itself
@@ -108,16 +118,14 @@ def assert_stages(played, events):
         if event.type == "SEED_STAGE_CHANGED":
             moves.setdefault(event_at(event), []).append(event)
     now, seen = {}, set()
-    for entry in played.log:
-        if isinstance(entry, Start):
-            now[entry.env] = entry.info["slot_stage"].copy()
-            continue
-        for event in moves.pop(entry.at, []):
+    for step in played.steps:
+        stages = now.setdefault(step.at[:2], np.full(len(slots), Stage.DORMANT))
+        for event in moves.pop(step.at, []):
             slot = slots.index(event.slot)
-            assert now[entry.env][slot] == Stage[event.payload.from_stage]
-            now[entry.env][slot] = Stage[event.payload.to_stage]
+            assert stages[slot] == Stage[event.payload.from_stage]
+            stages[slot] = Stage[event.payload.to_stage]
             seen.add(event.payload.to_stage)
-        np.testing.assert_array_equal(now[entry.env], entry.info["slot_stage"])
+        np.testing.assert_array_equal(stages, step.info["slot_stage"])
     assert not moves
     assert {"GERMINATED", "TRAINING", "BLENDING", "PRUNED"} <= seen
 
@@ -146,60 +154,20 @@ def assert_commands(played, events):
 
 @MODES
 @pytest.mark.parametrize("shard_size", [1, 2])
-def test_sink_changes_no_bit_of_the_results(play, assert_same, mode, shard_size):
-    """Observations, rewards, infos and all final tensors, in full detail and with isolation checks."""
+def test_sink_changes_no_bit_of_the_results_and_can_be_attached_at_any_time(play, assert_same, mode, shard_size):
+    """Observations, rewards, infos and all final tensors, in full detail; the last events are those of a late sink."""
     ends = []
-    for listening in (False, True):
-        played, sink = play(mode, 11, listening=listening, shard_size=shard_size)
-        ends.append((played.returned, tensors(played.envs.unwrapped._growth)))
-    assert "COUNTERFACTUAL_COMPUTED" in {event.type for event in heard(played.envs, sink)}
-    assert_same(*[returned for returned, _ in ends])
-    left, right = (found for _, found in ends)
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        assert value.tobytes() == right[name].tobytes(), name
-
-
-def test_sink_attached_during_an_episode_gets_numbers_of_the_whole_episode(make_digits_vec, action):
-    """Episode number, length and return."""
-    envs = make_digits_vec(2, horizon=4)
-    envs.reset(seed=0)
-    rewards = np.zeros(2)
-    for step in range(6):
-        if step == 5:
-            sink = listen(envs)
-        _, reward, *_ = envs.step(np.stack([action()] * 2))
-        rewards = reward if step == 4 else rewards + reward
-    (first, second) = heard(envs, sink, "EPOCH_COMPLETED")
-    assert [event_at(first), event_at(second)] == [(0, 1, 2), (1, 1, 2)]
-    for _ in range(2):
-        _, reward, *_ = envs.step(np.stack([action()] * 2))
-        rewards = rewards + reward
-    ends = heard(envs, sink, "EPISODE_COMPLETED")
-    assert [(event_at(end), end.payload.length) for end in ends] == [((0, 1, 4), 4), ((1, 1, 4), 4)]
-    assert [end.payload.episode_return for end in ends] == pytest.approx(rewards.tolist(), abs=1e-12)
-
-
-def test_warning_raises_the_detail_for_five_epochs(make_digits_vec, script):
-    envs = make_digits_vec(1, horizon=20)
-    sink = listen(envs, full=False)
-    envs.reset(seed=0)
-    life = script(1)
-    for choice in life[:3]:
-        envs.step(choice[None])
-    assert not heard(envs, sink, "COUNTERFACTUAL_COMPUTED", "GOVERNOR_SNAPSHOT")
-    envs.unwrapped._growth._governor._history[:] = 1e-6  # the loss is far above the history
-    envs.unwrapped._growth._governor._count[:] = 20
-    envs.unwrapped._growth._governor.guessing = 1e-6
-    envs.step(life[3][None])
-    assert [panic.epoch for panic in heard(envs, sink, "GOVERNOR_PANIC")] == [4]
-    envs.unwrapped._growth._governor._history[:] = 100.0
-    for choice in life[4:]:
-        envs.step(choice[None])
-    for _ in range(4):
-        envs.step(script(1)[2][None])
-    epochs = [event.epoch for event in heard(envs, sink, "COUNTERFACTUAL_COMPUTED")]
-    assert epochs == [5, 6, 7, 8, 9]
+    for first in (0, 20):
+        played, events = play(mode, 11, first=first, shard_size=shard_size)
+        ends.append((played.returned, tensors(played.envs.unwrapped._growth), events))
+    (*early, all_events), (*late, last_events) = ends
+    assert_same(early[0], late[0])
+    assert early[1].keys() == late[1].keys()
+    for name, value in early[1].items():
+        assert value.tobytes() == late[1][name].tobytes(), name
+    assert {"COUNTERFACTUAL_COMPUTED", "EPISODE_COMPLETED"} <= {event.type for event in last_events}
+    timeless = [[repr(event[2:]) for event in events] for events in (all_events, last_events)]  # without id and time
+    assert timeless[0][-len(last_events) :] == timeless[1]
 
 
 def test_nothing_is_recorded_without_a_sink(make_digits_vec, action, monkeypatch):

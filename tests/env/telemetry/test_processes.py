@@ -130,44 +130,9 @@ while True:
     assert len(caught) <= 1
 
 
-fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-
-
-@fork
-def test_fork_writes_nothing_twice_and_into_separate_files(tmp_path):
-    errors = run(
-        """
-        class Gated(JsonlSink):
-            def write(self, events):
-                gate.wait()
-                super().write(events)
-
-        gate = threading.Event()
-        gate.set()
-        telemetry.add_sink(Gated(folder))
-        emit(2)
-        telemetry.flush()
-        gate.clear()
-        emit(1)  # waits while the process forks
-        if os.fork() == 0:
-            gate = threading.Event()
-            gate.set()
-            emit(2)
-            sys.exit(0)  # writes the events
-        assert os.wait()[1] == 0
-        gate.set()
-        emit(1)
-        telemetry.close()
-        """,
-        tmp_path,
-    )
-    assert errors == ""
-    assert ids(tmp_path / "events-00000.jsonl") == [0, 1, 2, 3]
-    assert ids(tmp_path / "events-00001.jsonl") == [3, 4]
-
-
-@fork
-def test_fork_while_other_threads_emit_leaves_no_lock_held(tmp_path):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_forks_while_other_threads_emit_hold_no_lock_and_write_nothing_twice(tmp_path):
+    """Events wait in the parent at every fork; each child writes only its own event, into a separate file."""
     errors = run(
         """
         sys.setswitchinterval(1e-6)
@@ -175,17 +140,20 @@ def test_fork_while_other_threads_emit_leaves_no_lock_held(tmp_path):
         emit(1)
         over = threading.Event()
 
-        def keep_emitting():
+        def keep_emitting(pause):
             while not over.is_set():
                 emit(1)
-                telemetry.flush()
+                pause()
 
-        threads = [threading.Thread(target=keep_emitting) for _ in range(2)]
+        pauses = telemetry.flush, lambda: over.wait(0.001)
+        threads = [threading.Thread(target=keep_emitting, args=(pause,), daemon=True) for pause in pauses]
         for thread in threads:
             thread.start()
-        for _ in range(20):
+        for number in range(12):
             if os.fork() == 0:
                 emit(1)
+                if number % 2:
+                    sys.exit(0)  # writes all events
                 telemetry.close()
                 os._exit(0)
             assert os.wait()[1] == 0
@@ -197,4 +165,7 @@ def test_fork_while_other_threads_emit_leaves_no_lock_held(tmp_path):
         tmp_path,
     )
     assert errors == ""
-    assert len(list(tmp_path.iterdir())) == 21
+    parent, *children = sorted((ids(file) for file in tmp_path.iterdir()), key=len, reverse=True)
+    assert parent == list(range(len(parent)))
+    assert [len(child) for child in children] == [1] * 12
+    assert {number for child in children for number in child} <= set(parent)

@@ -66,20 +66,6 @@ def test_two_sinks_in_a_folder_write_separate_files(tmp_path, monkeypatch):
     assert [ids(tmp_path / name) for name in names(tmp_path)] == [[0], [1]]
 
 
-def test_whole_lines_are_written_by_one_append(tmp_path, monkeypatch):
-    written, opened = [], []
-    write, open_file = os.write, os.open
-    monkeypatch.setattr(os, "write", lambda where, data: written.append(bytes(data)) or write(where, data))
-    monkeypatch.setattr(os, "open", lambda path, flags, *mode: opened.append(flags) or open_file(path, flags, *mode))
-    sink = JsonlSink(tmp_path, max_bytes=2 * LINE)
-    sink.write(events(0, 3))
-    monkeypatch.undo()
-    sink.close()
-    assert written == [b"".join(map(encode, events(0, 2))), encode(event(2))]
-    assert all(flags & os.O_APPEND for flags in opened)
-    assert len(opened) == 2
-
-
 def test_full_disk_tears_one_line_and_writing_continues_in_another_file(tmp_path, monkeypatch):
     sink = JsonlSink(tmp_path)
     sink.write(events(0, 1))
