@@ -75,7 +75,7 @@ def test_full_disk_exits_with_one(toy_id, tmp_path, capsys):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "progress.json").touch()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("esper_agent.training.session.save_model", full_disk)
+        patch.setattr("esper_agent.training.run.save_model", full_disk)
         assert main(["train", "--env", toy_id, "--out", str(tmp_path / "r"), *SMALL]) == FAILED
     assert "No space left on device" in text_of(capsys)[1]
 

@@ -65,17 +65,6 @@ def test_updates_and_steps_are_reported_without_a_gap(runs):
     assert epochs == [2 * ROLLOUT + NUM_ENVS, TOTAL - 2 * ROLLOUT]
 
 
-def test_failed_checkpoint_is_not_reported(tmp_path, monkeypatch):
-    def full(*_arguments, **_more):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("esper_agent.training.checkpoints.write_checkpoint", full)
-    sink = MemorySink()
-    with pytest.warns(RuntimeWarning, match="cannot be saved"):
-        train(small_settings(tmp_path / "run", *REAL, total_timesteps=2 * ROLLOUT), sinks=[sink])
-    assert reported(sink.events, "CHECKPOINT_SAVED") == []
-
-
 def test_memory_pressure_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available_mib", lambda: 1.0)
     sink = MemorySink()

@@ -12,15 +12,14 @@ from esper_agent.evaluation.play import run_episodes
 from esper_agent.sb3 import make_sb3_env
 from esper_agent.training.callbacks import evaluation_means
 from esper_agent.training.run import PPOSettings, TrainSettings, train
-from esper_agent.training.run_folder import PolicyByName, RunError, create_run, load_run, save_model
-from esper_env.persistence.atomic import replaced
+from esper_agent.training.run_folder import RUN_FILES, PolicyByName, RunError, load_run, new_folder, save_model
 from stable_baselines3.common.vec_env import VecNormalize
 
 
 @pytest.fixture(scope="module")
-def trained(toy_id, tmp_path_factory):
-    """A finished run on the toy: two rollouts of two environments."""
-    settings = TrainSettings(
+def settings(toy_id, tmp_path_factory):
+    """Two rollouts of two environments on the toy."""
+    return TrainSettings(
         out=tmp_path_factory.mktemp("runs") / "first",
         env=toy_id,
         total_timesteps=48,
@@ -30,6 +29,10 @@ def trained(toy_id, tmp_path_factory):
         progress=False,
         ppo=PPOSettings(n_steps=12, batch_size=24, n_epochs=1),
     )
+
+
+@pytest.fixture(scope="module")
+def trained(settings):
     return train(settings)
 
 
@@ -55,28 +58,11 @@ def test_loaded_model_acts_like_the_trained_one(trained, toy_id):
     assert run.config["seed"] == 3
 
 
-def test_equal_settings_train_equal_models(trained, toy_id, tmp_path):
-    settings = TrainSettings(**{**vars(_settings_of(trained, toy_id)), "out": tmp_path / "again"})
-    again = train(settings)
-    for key, value in trained.model.policy.state_dict().items():
-        assert torch.equal(value, again.model.policy.state_dict()[key]), key
-    other = train(replace(settings, out=tmp_path / "other", seed=4))
-    pairs = zip(trained.model.policy.parameters(), other.model.policy.parameters(), strict=True)
-    assert not all(torch.equal(ours, theirs) for ours, theirs in pairs)
-
-
-def _settings_of(trained, toy_id):
-    config = yaml.safe_load((trained.folder / "config.yaml").read_text())
-    return TrainSettings(
-        out=trained.folder,
-        env=toy_id,
-        total_timesteps=config["total_timesteps"],
-        num_envs=config["num_envs"],
-        seed=config["seed"],
-        device=config["device"],
-        progress=False,
-        ppo=PPOSettings(**config["ppo"]),
-    )
+def test_equal_settings_train_equal_models(trained, settings, tmp_path):
+    again, other = train(replace(settings, out=tmp_path / "a")), train(replace(settings, out=tmp_path / "b", seed=4))
+    for ours, same, another in zip(*(run.model.policy.parameters() for run in (trained, again, other)), strict=True):
+        assert torch.equal(ours, same)
+        assert ours.ndim < 2 or not torch.equal(ours, another)
 
 
 def test_normaliser_is_saved_with_its_statistics(trained, toy_id):
@@ -102,40 +88,21 @@ def test_recurrent_model_is_evaluated_with_its_state(trained, toy_id):
     assert record.episode_return == pytest.approx(total)
 
 
-def test_create_run_rejects_a_folder_with_a_run(trained, tmp_path):
-    with pytest.raises(RunError, match="already holds a run; use another"):
-        create_run(trained.folder, {}, {})
-    (tmp_path / "config.yaml").touch()
-    with pytest.raises(RunError, match="already holds a run without a model"):
-        create_run(tmp_path, {}, {})
-
-
-@pytest.mark.parametrize("name", ["model.zip", "episodes.csv", "progress.csv", "versions.json", "checkpoints"])
-def test_create_run_rejects_a_folder_with_output_files(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("config.yaml", "a run without a model"), ("model.zip", "a file model.zip"), ("checkpoints", "a file checkp")],
+)
+def test_new_run_rejects_a_folder_with_files_of_a_run(name, said, tmp_path):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(RunError, match=f"already holds a file {name}"):
-        create_run(tmp_path, {}, {})
+    with pytest.raises(RunError, match=f"already holds {said}"):
+        new_folder(tmp_path, RUN_FILES)
     assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_create_run_names_a_folder_it_cannot_create():
-    with pytest.raises(RunError, match="the folder /dev/null/run cannot be created: Not a directory"):
-        create_run("/dev/null/run", {}, {})
-
-
-def test_create_run_rejects_a_file(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="is a file"):
-        create_run(tmp_path / "file", {}, {})
+    with pytest.raises(RunError, match=f"the folder .*{name} cannot be created: File exists"):
+        new_folder(tmp_path / name, RUN_FILES)
 
 
 def test_load_run_rejects_unusable_runs_with_the_reason(trained, tmp_path, toy_id):
-    with pytest.raises(RunError, match=r"there is no run folder .*esper train --out"):
-        load_run(tmp_path / "nowhere")
     with pytest.raises(RunError, match=r"is not a run: it has no config\.yaml"):
-        load_run(tmp_path)
-    (tmp_path / "config.yaml").write_text("colour: red\n")
-    with pytest.raises(RunError, match="does not name an environment"):
         load_run(tmp_path)
     (tmp_path / "config.yaml").write_text(f"env: {toy_id}\n")
     with pytest.raises(RunError, match=r"has no model\.zip: training ended before"):
@@ -143,11 +110,6 @@ def test_load_run_rejects_unusable_runs_with_the_reason(trained, tmp_path, toy_i
     whole = (trained.folder / "model.zip").read_bytes()
     (tmp_path / "model.zip").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RunError, match=r"model\.zip cannot be loaded .* it is damaged"):
-        load_run(tmp_path)
-    with pytest.raises(RunError, match="is a file; give the folder"):
-        load_run(tmp_path / "model.zip")
-    (tmp_path / "config.yaml").write_text("a: [")
-    with pytest.raises(RunError, match="is neither YAML nor JSON"):
         load_run(tmp_path)
     with pytest.raises(RunError, match=f"was trained on {toy_id}, not on Esper-Digits-v0"):
         load_run(trained.folder, "Esper-Digits-v0")
@@ -169,9 +131,6 @@ def test_model_for_other_spaces_is_rejected(trained, toy_id):
     policy = PolicyByName(str(trained.folder), toy_id, device="cpu")
     with pytest.raises(RunError, match="the action space of"):
         policy(Elsewhere())
-    Elsewhere.single_observation_space, Elsewhere.single_action_space = [trained.model.action_space] * 2
-    with pytest.raises(RunError, match="the observation space of"):
-        policy(Elsewhere())
 
 
 def test_failed_save_keeps_the_old_model(trained, tmp_path, monkeypatch):
@@ -187,11 +146,3 @@ def test_failed_save_keeps_the_old_model(trained, tmp_path, monkeypatch):
         save_model(tmp_path, trained.model)
     assert path.read_bytes() == kept
     assert {entry.name for entry in tmp_path.iterdir()} == {"model.zip", "vecnormalize.pkl"}
-
-
-def test_replaced_file_appears_only_when_complete(tmp_path):
-    target = tmp_path / "a.txt"
-    with replaced(target) as temporary:
-        temporary.write_text("new")
-        assert not target.exists()
-    assert target.read_text() == "new"

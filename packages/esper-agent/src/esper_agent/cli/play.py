@@ -23,8 +23,8 @@ from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.tables import print_summaries, summarise, summarise_all
 from esper_agent.policies.baselines import POLICIES
 from esper_agent.settings.named_values import ConfigError, NamedValues, parse_env_settings
+from esper_agent.training.run import HELD_OUT_SEED
 from esper_agent.training.run_folder import CONFIG, PolicyByName, common_task, new_folder
-from esper_agent.training.session import HELD_OUT_SEED
 from esper_agent.vectors import check_growth, find_id, make_vector
 
 #: Task that is played if neither a flag nor a run names one.
@@ -125,7 +125,7 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
         check_growth(env.single_observation_space, env_id)
         for policy in policies.values():
             policy(env)
-    out = new_folder(settings.out, (CONFIG, *BENCHMARK_FILES), "a benchmark")
+    new_folder(settings.out, (CONFIG, *BENCHMARK_FILES))
     _print_task(settings.env, list(policies.values()), env_id, console)
     for name, policy in policies.items():
         if policy.env_kwargs and policy.env_kwargs != env_kwargs:
@@ -137,7 +137,7 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
     reference = settings.policies[0] if len(settings.policies) > 1 else None
     summaries = summarise_all(results, reference)
     everything = [record for records in results.values() for record in records]
-    raw, summary = (out / name for name in BENCHMARK_FILES)
+    raw, summary = (settings.out / name for name in BENCHMARK_FILES)
     write_csv(everything, raw)
     write_csv(summaries, summary)
     print_summaries(console, summaries, _title(env_id, everything))

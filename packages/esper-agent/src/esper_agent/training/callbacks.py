@@ -1,17 +1,14 @@
-"""Stable-Baselines3 callbacks for growth: metrics of episodes, curves on disk, evaluation, and a clean stop."""
+"""Stable-Baselines3 callbacks for growth: metrics of episodes, evaluation, and a clean stop."""
 
 from __future__ import annotations
 
-import csv
 import signal
 import threading
-import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +17,6 @@ from esper_env.rules import NUM_OPS, Op
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_agent.evaluation.play import COMMITTED, EpisodeRecord, run_episodes
-from esper_agent.training.outputs import keep_rows
 
 
 class TrainingMetricsCallback(BaseCallback):
@@ -74,151 +70,6 @@ class TrainingMetricsCallback(BaseCallback):
                 self.logger.record(f"rollout/{name}", float(np.mean(values)))
         self._op_counts[:] = 0
         self._invalid = self._rollbacks = 0
-
-
-CURVE_COLUMNS = (
-    "timesteps",
-    "env",
-    "return",
-    "length",
-    "truncated",
-    "committed_val_accuracy",
-    "test_accuracy",
-    "parameters_added",
-    "wait_share",
-)
-
-
-def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    return lambda text: read(text) if text else None
-
-
-#: Parsers of the columns.
-_READ: dict[str, Callable[[str], Any]] = {
-    "timesteps": int,
-    "env": int,
-    "return": float,
-    "length": int,
-    "truncated": "True".__eq__,
-    "committed_val_accuracy": _or_none(float),
-    "test_accuracy": _or_none(float),
-    "parameters_added": _or_none(int),
-    "wait_share": float,
-}
-
-
-def _curve(line: Mapping[str, str]) -> dict[str, Any]:
-    return {name: _READ[name](text) for name, text in line.items()}
-
-
-def _is_curve(line: Mapping[str, str]) -> bool:
-    try:
-        _curve(line)
-    except ValueError:
-        return False
-    return True
-
-
-class CurvesRecorder(BaseCallback):
-    """Appends a line to a CSV file for every finished training episode, and keeps the lines in ``rows``.
-
-    Returns come from ``VecMonitor``, so they are not normalised. Truncated episodes have no committed accuracies; these
-    fields are empty. Further training with ``reset_num_timesteps=False`` continues the file. If the file cannot be
-    written, training continues without it, with a ``RuntimeWarning``.
-
-    Args:
-        path: the CSV file.
-
-    Raises:
-        RuntimeError: the environment has no ``VecMonitor``; raised at the end of the first episode.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        super().__init__()
-        self.path = Path(path)
-        self.rows: list[dict[str, Any]] = []
-        self._file: IO[str] | None = None
-        self._waits = np.zeros(0, dtype=np.int64)
-        self._to_keep: int | None = None  # lines of the file, until a resumed training starts
-
-    def get_state(self) -> Tree:
-        """Return the number of lines, and how often each environment has waited in its episode."""
-        return {"rows": len(self.rows) if self._to_keep is None else self._to_keep, "waits": self._waits.copy()}
-
-    def set_state(self, state: Tree) -> None:
-        """Continue from a state: when training starts, lines that were written later are removed from the file."""
-        check_keys(state, ("rows", "waits"))
-        self._to_keep, self._waits = state["rows"], state["waits"].copy()
-
-    def _on_training_start(self) -> None:
-        going_on = self.num_timesteps > 0
-        if not going_on or len(self._waits) != self.training_env.num_envs:
-            self._waits = np.zeros(self.training_env.num_envs, dtype=np.int64)
-        if not going_on:
-            self.rows.clear()
-        elif self._to_keep is not None:
-            self.rows = [_curve(line) for line in keep_rows(self.path, CURVE_COLUMNS, self._to_keep, _is_curve)]
-        self._to_keep = None
-        header = not (going_on and self.path.exists())
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("w" if header else "a", newline="", encoding="utf-8")
-        except OSError as error:
-            self._give_up(error)
-        if header:
-            self._put(dict(zip(CURVE_COLUMNS, CURVE_COLUMNS, strict=True)))
-
-    def _on_step(self) -> bool:
-        for env, (info, done) in enumerate(zip(self.locals["infos"], self.locals["dones"], strict=True)):
-            self._waits[env] += info["op"] == Op.WAIT
-            if done:
-                self._write(env, info)
-        return True
-
-    def _write(self, env: int, info: Mapping[str, Any]) -> None:
-        if "episode" not in info:
-            raise RuntimeError("an episode ended without its return; wrap the environment in VecMonitor")
-        length = int(info["episode"]["l"])
-        row = {
-            "timesteps": self.num_timesteps,
-            "env": env,
-            "return": float(info["episode"]["r"]),
-            "length": length,
-            "truncated": bool(info["TimeLimit.truncated"]),
-            "wait_share": int(self._waits[env]) / length,
-            **{name: info.get(key) for name, key in COMMITTED.items()},
-        }
-        self._waits[env] = 0
-        self.rows.append(row)
-        self._put(row)
-
-    def _put(self, row: Mapping[str, Any]) -> None:
-        if self._file is None:
-            return
-        try:
-            csv.DictWriter(self._file, CURVE_COLUMNS).writerow(row)
-            self._file.flush()
-        except OSError as error:
-            self._give_up(error)
-
-    def _give_up(self, error: OSError) -> None:
-        with suppress(OSError):  # closing flushes what could not be written
-            self.close()
-        self._file = None
-        warnings.warn(
-            f"{self.path} cannot be written ({error.strerror}); training continues without it",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
-    def _on_training_end(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file. The end of training closes it as well."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 class PeriodicEvaluation(BaseCallback):

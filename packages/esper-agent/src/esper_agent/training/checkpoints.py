@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from esper_env.persistence import CheckpointError, Tree, check_keys, read_checkpoint, write_checkpoint
+from esper_env.persistence import CheckpointError, Tree, read_checkpoint, write_checkpoint
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
@@ -26,7 +26,6 @@ class Saved(NamedTuple):
 
     path: Path
     timesteps: int
-    settings: dict[str, Any]  # of the run
     state: Tree  # for ``restore_training``
 
 
@@ -44,10 +43,9 @@ class SaveCheckpoints(BaseCallback):
         settings: JSON values saved with the state; :func:`latest_checkpoint` compares them.
         previous: the checkpoint from which training resumed.
         on_saved: called with the path and the timesteps of every new checkpoint.
-
-    Raises:
-        ValueError: ``every`` is negative.
     """
+
+    model: FactoredRecurrentPPO
 
     def __init__(
         self,
@@ -59,8 +57,6 @@ class SaveCheckpoints(BaseCallback):
         on_saved: Callable[[Path, int], None] | None = None,
     ) -> None:
         super().__init__()
-        if every < 0:
-            raise ValueError(f"every is {every}; expected a number of timesteps, or 0 to disable checkpoints")
         self.folder, self.every = Path(folder) / CHECKPOINTS, every
         self.callbacks, self.settings, self.on_saved = callbacks, dict(settings or {}), on_saved
         self.in_rollout = False  # True from a rollout's first step to its updates, where no state can be saved
@@ -87,7 +83,10 @@ class SaveCheckpoints(BaseCallback):
             return
         self._tried = timesteps
         try:
-            self._write(path)
+            # A file of this name is damaged, or from training after the checkpoint that this run was resumed from.
+            path.unlink(missing_ok=True)
+            state = training_state(self.model, self.callbacks)
+            write_checkpoint(path, {"settings": self.settings, "state": state}, kind=KIND)
         except (OSError, CheckpointError) as error:
             kept = f"{self._previous} is kept" if self._previous else "no earlier checkpoint exists"
             warnings.warn(
@@ -100,13 +99,6 @@ class SaveCheckpoints(BaseCallback):
         self._previous = path
         if self.on_saved is not None:
             self.on_saved(path, timesteps)
-
-    def _write(self, path: Path) -> None:
-        # A file of this name is damaged, or from training after the checkpoint that this run was resumed from.
-        path.unlink(missing_ok=True)
-        assert isinstance(self.model, FactoredRecurrentPPO)
-        tree = {"settings": self.settings, "state": training_state(self.model, self.callbacks)}
-        write_checkpoint(path, tree, kind=KIND)
 
     def _remove_others(self, newest: Path) -> None:
         """Remove all but the newest and the one before it; files that cannot be removed are tried again next time."""
@@ -133,18 +125,22 @@ def latest_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Saved | None
     Raises:
         CheckpointError: no checkpoint is readable, or they were saved with other ``settings``.
     """
-    failures = []
+    failures: list[str] = []
     for path in checkpoint_paths(folder):
         try:
             tree = read_checkpoint(path, kind=KIND)
-            _check_tree(path, tree)
+            check_layout(tree["state"], str(path))
         except (CheckpointError, OSError) as error:
             failures.append(str(error))
             continue
         if failures:
-            _warn(failures, path)
-        _check_settings(path, tree, settings)
-        return Saved(path, int(path.stem), tree["settings"], tree["state"])
+            warnings.warn(
+                f"a newer checkpoint cannot be read: {'; '.join(failures)}. Training resumes from {path}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        _check_settings(path, tree["settings"], settings)
+        return Saved(path, tree["state"]["counters"]["num_timesteps"], tree["state"])
     if failures:
         raise CheckpointError(
             f"{folder} has no readable checkpoint: {'; '.join(failures)}. To start again, use another folder"
@@ -152,43 +148,10 @@ def latest_checkpoint(folder: Path, settings: Mapping[str, Any]) -> Saved | None
     return None
 
 
-def _check_tree(path: Path, tree: Tree) -> None:
-    try:
-        check_keys(tree, ("settings", "state"), str(path))
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    for name, part in tree.items():
-        if not isinstance(part, dict):
-            raise CheckpointError(f"{name} of {path} is {part!r}; expected a dict")
-    check_layout(tree["state"], str(path))
-    counters = tree["state"].get("counters")
-    timesteps = counters.get("num_timesteps") if isinstance(counters, dict) else None
-    if timesteps != int(path.stem):
-        raise CheckpointError(f"{path} holds timestep {timesteps}: it was renamed; restore its name")
-
-
-def _warn(failures: Sequence[str], path: Path) -> None:
-    warnings.warn(
-        f"a newer checkpoint cannot be read: {'; '.join(failures)}. Training resumes from {path}",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-
-
-def _check_settings(path: Path, tree: Tree, settings: Mapping[str, Any]) -> None:
-    saved, own = dict(_dotted(tree["settings"])), dict(_dotted(settings))
+def _check_settings(path: Path, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     for name in sorted(saved.keys() | own.keys()):
         if saved.get(name) != own.get(name):
             raise CheckpointError(
                 f"{path} was saved with {name} = {saved.get(name)}; the run's configuration has {own.get(name)}. "
                 "A run cannot change its settings: restore the old value, or train another run"
             )
-
-
-def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each setting with its full dotted name."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

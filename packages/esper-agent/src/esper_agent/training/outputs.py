@@ -1,17 +1,21 @@
-"""Log files of a run, progress.csv and TensorBoard's, which a resumed run continues."""
+"""Log files of a run, which a resumed run continues: progress.csv, episodes.csv, TensorBoard's, and events."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from esper_env.persistence import Tree, check_like, write_text
+import numpy as np
+from esper_env.persistence import Tree, check_keys, check_like, write_text
+from esper_env.rules import Op
+from esper_env.telemetry import Telemetry, drop_events
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import (
     Figure,
     FormatUnsupportedError,
@@ -25,38 +29,96 @@ from stable_baselines3.common.logger import (
 )
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from esper_agent.evaluation.play import COMMITTED
+from esper_agent.training.run_folder import PROGRESS
+
 _NO_TEXT = {Video: "video", Figure: "figure", Image: "image", HParam: "hparam"}
 
 
-def run_logger(folder: Path, progress: str) -> Logger:
-    """Return a logger that writes the file ``progress`` and TensorBoard's into the folder of a run.
+def run_logger(folder: Path) -> Logger:
+    """Return a logger that writes progress.csv and TensorBoard's file into the folder of a run.
 
     Files are created by the first log. Outputs start from scratch unless a state is set before.
     """
-    return Logger(str(folder), [ProgressFile(folder / progress), TensorBoardFiles(str(folder))])
+    return Logger(str(folder), [ProgressFile(folder / PROGRESS), TensorBoardFiles(str(folder))])
 
 
-class ProgressFile(KVWriter):
-    """A CSV file with one line per dump, and a column for every name logged so far.
+class CsvLog:
+    """A CSV file whose rows are also kept in memory and in the state of the training.
 
-    Unlike Stable-Baselines3's, it orders columns equally in every process, and a killed process leaves no torn file.
+    The first write, and every write that adds a column, replaces the whole file by the rows in memory; other writes
+    append. A resumed run therefore continues the file whatever happened to it. If the file cannot be written, training
+    continues without it, with one ``RuntimeWarning``.
+
+    Args:
+        path: the file.
+        columns: the first columns; rows may add others.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._columns: list[str] = []
-        self._rows = 0
+    def __init__(self, path: Path, columns: Sequence[str] = ()) -> None:
+        self.path, self.columns = path, list(columns)
+        self.rows: list[dict[str, Any]] = []  # JSON values by column
         self._file: IO[str] | None = None
+        self._writable = True
 
     def get_state(self) -> Tree:
-        """Return the columns and the number of lines."""
-        return {"columns": list(self._columns), "rows": self._rows}
+        """Return columns and rows as JSON, in an array of bytes to keep the header of a checkpoint small."""
+        text = json.dumps([self.columns, list(self._values(self.rows))])
+        return {"json": np.frombuffer(text.encode(), dtype=np.uint8)}
 
     def set_state(self, state: Tree) -> None:
-        """Continue from a state: the next write removes lines and columns that were written later."""
-        check_like(state, {"columns": [], "rows": 0})
+        """Continue from a state: the next write removes what was written later."""
+        check_keys(state, ("json",))
+        columns, rows = json.loads(state["json"].tobytes())
         self.close()
-        self._columns, self._rows = list(state["columns"]), state["rows"]
+        self.columns, self.rows = columns, [dict(zip(columns, row, strict=True)) for row in rows]
+
+    def add(self, *rows: dict[str, Any]) -> None:
+        """Add rows of JSON values and write them. Without rows, a file that is not open is replaced."""
+        new = {name for row in rows for name in row} - set(self.columns)
+        self.columns += sorted(new)
+        self.rows += rows
+        if not self._writable:
+            return
+        try:
+            if self._file is None or new:
+                self.close()
+                write_text(self.path, _lines([self.columns, *self._values(self.rows)]))
+                self._file = self.path.open("a", newline="", encoding="utf-8")
+            else:
+                self._file.write(_lines(self._values(rows)))
+                self._file.flush()
+        except OSError as error:
+            self._writable = False
+            with suppress(OSError):  # closing flushes what could not be written
+                self.close()
+            warnings.warn(
+                f"{self.path} cannot be written ({error.strerror}); training continues without it",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _values(self, rows: Iterable[Mapping[str, Any]]) -> Iterable[list[Any]]:
+        return ([row.get(name) for name in self.columns] for row in rows)
+
+
+def _lines(rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
+
+
+class ProgressFile(CsvLog, KVWriter):
+    """A CSV file with one line per dump, and a column for every name logged so far.
+
+    Unlike Stable-Baselines3's, it orders columns equally in every process.
+    """
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:  # noqa: ARG002
         """Append a line; ``FormatUnsupportedError`` for images, figures and videos."""
@@ -64,27 +126,7 @@ class ProgressFile(KVWriter):
         for value in row.values():
             if type(value) in _NO_TEXT:
                 raise FormatUnsupportedError(["csv"], _NO_TEXT[type(value)])
-        file = self._opened(sorted(row.keys() - set(self._columns)))
-        file.write(_lines([[row.get(name) for name in self._columns]]))
-        file.flush()
-        self._rows += 1
-
-    def _opened(self, new: Sequence[str]) -> IO[str]:
-        """Return the file, ready for a line with these new columns."""
-        if self._file is None or new:
-            kept = keep_rows(self.path, self._columns, self._rows) if self._rows else []
-            self._rows = len(kept)
-            self.close()
-            _replace(self.path, [*self._columns, *new], kept)
-            self._columns += new
-            self._file = self.path.open("a", newline="", encoding="utf-8")
-        return self._file
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self.add({name: None if value is None else str(value) for name, value in row.items()})
 
 
 class TensorBoardFiles(TensorBoardOutputFormat):
@@ -114,48 +156,96 @@ class TensorBoardFiles(TensorBoardOutputFormat):
         self._next = step + 1
 
 
-def keep_rows(
-    path: Path, columns: Sequence[str], count: int, readable: Callable[[Mapping[str, str]], bool] | None = None
-) -> list[dict[str, str]]:
-    """Cut a CSV file to its first ``count`` lines and return them.
+class CurvesRecorder(BaseCallback):
+    """Writes a line to a CSV file for every finished training episode; ``log`` has them in memory.
 
-    Torn lines and lines that are not ``readable`` are dropped; all lines are dropped if a column is missing.
-    Warns with a ``RuntimeWarning`` if fewer than ``count`` lines remain.
+    Returns come from ``VecMonitor``, so they are not normalised. Truncated episodes have no committed accuracies; these
+    fields are empty. Further training with ``reset_num_timesteps=False`` continues the file.
+
+    Args:
+        path: the CSV file.
+
+    Raises:
+        RuntimeError: the environment has no ``VecMonitor``; raised at the end of the first episode.
     """
-    rows = _first_rows(path, columns, count)
-    if readable is not None:
-        rows = [row for row in rows if readable(row)]
-    if len(rows) < count:
-        warnings.warn(
-            f"{path} has {len(rows)} of the {count} lines that were written before the checkpoint; it continues after "
-            "a gap",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    _replace(path, columns, rows)
-    return rows
+
+    COLUMNS = ("timesteps", "env", "return", "length", "truncated", *COMMITTED, "wait_share")
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.log = CsvLog(Path(path), self.COLUMNS)
+        self._waits = np.zeros(0, dtype=np.int64)  # of each environment in its episode
+
+    def get_state(self) -> Tree:
+        """Return the lines, and how often each environment has waited in its episode."""
+        return {"log": self.log.get_state(), "waits": self._waits.copy()}
+
+    def set_state(self, state: Tree) -> None:
+        """Continue from a state."""
+        check_keys(state, ("log", "waits"))
+        self.log.set_state(state["log"])
+        self._waits = state["waits"].copy()
+
+    def _on_training_start(self) -> None:
+        if self.num_timesteps == 0:
+            self.log.rows.clear()
+        if self.num_timesteps == 0 or len(self._waits) != self.training_env.num_envs:
+            self._waits = np.zeros(self.training_env.num_envs, dtype=np.int64)
+        self.log.add()
+
+    def _on_step(self) -> bool:
+        for env, (info, done) in enumerate(zip(self.locals["infos"], self.locals["dones"], strict=True)):
+            self._waits[env] += info["op"] == Op.WAIT
+            if done:
+                self.log.add(self._row(env, info))
+                self._waits[env] = 0
+        return True
+
+    def _row(self, env: int, info: Mapping[str, Any]) -> dict[str, Any]:
+        if "episode" not in info:
+            raise RuntimeError("an episode ended without its return; wrap the environment in VecMonitor")
+        length = int(info["episode"]["l"])
+        return {
+            "timesteps": self.num_timesteps,
+            "env": env,
+            "return": float(info["episode"]["r"]),
+            "length": length,
+            "truncated": bool(info["TimeLimit.truncated"]),
+            "wait_share": int(self._waits[env]) / length,
+            **{name: np.asarray(info[key]).item() if key in info else None for name, key in COMMITTED.items()},
+        }
+
+    def _on_training_end(self) -> None:
+        self.log.close()
 
 
-def _first_rows(path: Path, columns: Sequence[str], count: int) -> list[dict[str, str]]:
-    """Return the complete ones among the first ``count`` lines."""
-    if not path.is_file():
-        return []
-    rows = []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.DictReader(file)
-        # Count before dropping: a later line must not replace a dropped one.
-        with suppress(csv.Error):
-            rows += [row for row in islice(reader, count) if None not in row and None not in row.values()]
-        known = set(columns) <= set(reader.fieldnames or ())
-    return [{name: row[name] for name in columns} for row in rows] if known else []
+class EventLog(BaseCallback):
+    """Saves the next event id in a checkpoint, and removes later events on resume.
 
+    The files of a run therefore hold each event once, however often the run was interrupted.
 
-def _replace(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
-    lines = [list(columns), *([row.get(name, "") for name in columns] for row in rows)] if columns else []
-    write_text(path, _lines(lines))
+    Args:
+        hub: emits the events.
+        folder: folder of the ``JsonlSink`` that writes them.
+    """
 
+    def __init__(self, hub: Telemetry, folder: Path) -> None:
+        super().__init__()
+        self.hub, self.folder = hub, folder
 
-def _lines(rows: Iterable[Iterable[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue()
+    def get_state(self) -> Tree:
+        """Return the next id, after all earlier events are in the files."""
+        self.hub.flush()
+        return {"next_id": self.hub.next_id}
+
+    def set_state(self, state: Tree) -> None:
+        """Continue the numbering from a state."""
+        check_like(state, {"next_id": 0})
+        self.hub.next_id = state["next_id"]
+
+    def drop_later_events(self) -> None:
+        """Remove events from the files that the hub will emit again."""
+        drop_events(self.folder, self.hub.next_id)
+
+    def _on_step(self) -> bool:
+        return True

@@ -10,30 +10,45 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from esper_env.telemetry import Sink
+from esper_env.tasks import task_dict
+from esper_env.telemetry import JsonlSink, Sink, Telemetry
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecNormalize
 
+from esper_agent.monitoring.callback import DiagnosticsCallback
+from esper_agent.monitoring.payloads import CheckpointLoaded, CheckpointSaved
+from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
 from esper_agent.ppo.settings import PPOSettings
+from esper_agent.sb3 import make_sb3_env
 from esper_agent.settings.config_file import plain, with_values
+from esper_agent.settings.named_values import training_env_settings
 from esper_agent.settings.train import TrainSettings
-from esper_agent.training.checkpoints import Saved, latest_checkpoint
+from esper_agent.training.callbacks import PeriodicEvaluation, StopOnInterrupt, TrainingMetricsCallback
+from esper_agent.training.checkpoints import SaveCheckpoints, Saved, latest_checkpoint
+from esper_agent.training.outputs import CurvesRecorder, EventLog, run_logger
 from esper_agent.training.run_folder import (
     CONFIG,
+    EPISODES,
+    EVENTS,
     MODEL,
     RUN_FILES,
     VERSIONS,
     RunError,
     create_run,
+    locked,
     new_folder,
     package_versions,
     run_config,
+    save_model,
 )
-from esper_agent.training.run_lock import locked
-from esper_agent.training.session import HELD_OUT_SEED, Trained, fixed_settings, make_model, session
+from esper_agent.training.state import environment_parts, restore_training
+from esper_agent.vectors import check_growth
 
 __all__ = [
     "HELD_OUT_SEED",
@@ -45,6 +60,31 @@ __all__ = [
     "train",
 ]
 
+#: Seeds of held-out evaluation episodes start here, far from those of training environments.
+HELD_OUT_SEED = 1_000_000
+#: Settings that a resumed run may change: they do not affect the training.
+_FREE = ("out", "config", "progress", "device", "checkpoint_every", "telemetry", "anomalies")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of a training run."""
+
+    folder: Path
+    model_path: Path
+    model: FactoredRecurrentPPO
+    env: str  # task
+    episodes: Sequence[dict[str, Any]]  # finished training episodes, as in episodes.csv
+    env_kwargs: dict[str, Any]  # settings of the environment it was trained in
+    dataset: str
+    signal: int | None  # number of the signal that ended it before total_timesteps
+    resumed_from: int | None = None  # timestep of the checkpoint from which it resumed
+
+    @property
+    def interrupted(self) -> bool:
+        """True if a signal ended the run before total_timesteps."""
+        return self.signal is not None
+
 
 def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = (), sinks: Sequence[Sink] = ()) -> Trained:
     """Train with the given settings, which are checked before anything is written.
@@ -55,11 +95,11 @@ def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = (), sinks
         KeyboardInterrupt: a second Ctrl-C.
     """
     settings = settings.checked()
-    with session(settings) as learner:
-        folder = new_folder(settings.out, RUN_FILES, "a run")
-        with locked(folder):
-            create_run(folder, plain(settings), learner.task)
-            return learner.learn(folder, callbacks, sinks=sinks)
+    with _model(settings) as model:
+        new_folder(settings.out, RUN_FILES)
+        with locked(settings.out):
+            create_run(settings.out, plain(settings), _task(model))
+            return _learn(settings, model, callbacks, sinks)
 
 
 def resume(
@@ -88,52 +128,175 @@ def resume(
         NonFiniteUpdateError, KeyboardInterrupt: as in ``train``.
     """
     place, config = run_config(folder)
-    own = TrainSettings(out=place)
-    own = with_values(own, config, str(place / CONFIG))
+    own = with_values(TrainSettings(out=place), config, str(place / CONFIG))
     settings = replace(own, out=place, progress=progress, device=device or own.device)
     settings.check()
     with locked(place):
-        start = latest_checkpoint(place, fixed_settings(settings))
-        _check_unfinished(place, settings, start, kept="checkpoint_every" in config and own.checkpoint_every > 0)
-        _check_versions(place)
-        with session(settings) as learner:
-            return learner.learn(place, callbacks, start, sinks)
+        start = latest_checkpoint(place, _fixed_settings(settings))
+        _check_unfinished(settings, start)
+        _warn_of_other_versions(place)
+        with _model(settings) as model:
+            return _learn(settings, model, callbacks, sinks, start)
 
 
-def _check_unfinished(folder: Path, settings: TrainSettings, start: Saved | None, kept: bool) -> None:
+def _check_unfinished(settings: TrainSettings, start: Saved | None) -> None:
     """Raise ``RunError`` if a run is finished or saved no checkpoints; warn if its first one is still missing."""
-    if start is not None and start.timesteps >= settings.whole_rollouts:
-        raise RunError(
-            f"{folder} is finished: all of its {start.timesteps:,} timesteps are done; to train for longer, start "
-            "another run"
-        )
-    if start is None and not kept and (folder / MODEL).exists():
+    folder = settings.out
+    if start is not None:
+        if start.timesteps >= settings.whole_rollouts:
+            raise RunError(
+                f"{folder} is finished: all of its {start.timesteps:,} timesteps are done; to train for longer, start "
+                "another run"
+            )
+        return
+    if not settings.checkpoint_every and (folder / MODEL).exists():
         raise RunError(
             f"{folder} has a model but no checkpoint to resume from (it was trained without them); to start again, use "
             "another folder"
         )
-    if start is None:
-        warnings.warn(
-            f"{folder} has no checkpoint yet; training starts from the beginning", RuntimeWarning, stacklevel=3
-        )
+    warnings.warn(f"{folder} has no checkpoint yet; training starts from the beginning", RuntimeWarning, stacklevel=3)
 
 
-def _check_versions(folder: Path) -> None:
+def _warn_of_other_versions(folder: Path) -> None:
     """Warn if the run started with other versions, which may compute something else."""
     try:
         before = json.loads((folder / VERSIONS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        before = None
-    now = package_versions()
-    if not isinstance(before, dict):
-        changed = f"unknown versions ({VERSIONS} cannot be read)"
-    else:
-        changed = ", ".join(
-            f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]
-        )
+        before = {}
+    changed = [
+        f"{name} {before.get(name)}, now {now}" for name, now in package_versions().items() if before.get(name) != now
+    ]
     if changed:
         warnings.warn(
-            f"{folder} started with {changed}; its results may differ from those of an uninterrupted run",
+            f"{folder} started with {', '.join(changed)}; its results may differ from those of an uninterrupted run",
             RuntimeWarning,
             stacklevel=3,
         )
+
+
+def _fixed_settings(settings: TrainSettings) -> dict[str, Any]:
+    """Return the settings that a resumed run cannot change, as JSON values by dotted name."""
+    own = {name: value for name, value in plain(settings).items() if name not in _FREE}
+    return own | {f"ppo.{name}": value for name, value in own.pop("ppo").items()}
+
+
+@contextmanager
+def _model(settings: TrainSettings) -> Iterator[FactoredRecurrentPPO]:
+    """Yield the untrained model in its environment, which is closed at the end.
+
+    Raises:
+        ValueError: settings that cannot be used, or an environment whose state cannot be saved (``CheckpointError``).
+    """
+    monitored = make_sb3_env(settings.env, settings.num_envs, settings.seed, **_env_kwargs(settings))
+    env = VecNormalize(monitored, norm_obs=False, norm_reward=settings.ppo.normalize_returns, gamma=settings.ppo.gamma)
+    try:
+        check_growth(env.observation_space, settings.env)
+        if settings.checkpoint_every:
+            environment_parts(env)
+        yield make_model(settings, env)
+    finally:
+        env.close()
+
+
+def _env_kwargs(settings: TrainSettings) -> dict[str, Any]:
+    return training_env_settings(settings.env_settings, settings.ppo.gamma)
+
+
+def make_model(settings: TrainSettings, env: VecNormalize) -> FactoredRecurrentPPO:
+    """Return the untrained model."""
+    return FactoredRecurrentPPO.from_settings(settings.ppo, env, seed=settings.seed, device=settings.device)
+
+
+def _of_env(model: FactoredRecurrentPPO, name: str) -> Any:
+    """An attribute of the environment."""
+    env = model.get_env()
+    assert env is not None
+    return env.get_attr(name)[0]
+
+
+def _task(model: FactoredRecurrentPPO) -> dict[str, Any]:
+    """The content of task.json."""
+    return task_dict(_of_env(model, "task")) | {name: _of_env(model, name) for name in ("dataset_name", "data_digest")}
+
+
+def _learn(
+    settings: TrainSettings,
+    model: FactoredRecurrentPPO,
+    callbacks: Sequence[BaseCallback],
+    sinks: Sequence[Sink],
+    start: Saved | None = None,
+) -> Trained:
+    """Train to the end, from the beginning or from a checkpoint, and save the model in the run folder.
+
+    Raises:
+        CheckpointError: ``start`` does not fit. Nothing has changed.
+    """
+    folder, total, env_kwargs = settings.out, settings.whole_rollouts, _env_kwargs(settings)
+    model.set_logger(run_logger(folder))
+    curves = CurvesRecorder(folder / EPISODES)
+    hub: Telemetry = _of_env(model, "telemetry")
+    diagnostics, log = DiagnosticsCallback(settings.anomalies, hub), EventLog(hub, folder / EVENTS)
+    with ExitStack() as leaving:  # closes each, even if another one cannot be closed
+        for close in (model.logger.close, curves.log.close, hub.close):
+            leaving.callback(close)
+        for sink in [*([JsonlSink(folder / EVENTS)] if settings.telemetry else []), *sinks]:
+            hub.add_sink(sink)
+        with StopOnInterrupt() as stop:
+            watchers: list[BaseCallback] = [stop, TrainingMetricsCallback(), curves, diagnostics, log, *callbacks]
+            if settings.eval_every:
+                held_out = settings.eval_every, settings.eval_episodes, HELD_OUT_SEED
+                watchers.append(PeriodicEvaluation(settings.env, *held_out, env_kwargs, stop))
+            saver = SaveCheckpoints(
+                folder,
+                settings.checkpoint_every,
+                watchers,
+                _fixed_settings(settings),
+                start,
+                lambda path, timesteps: hub.emit(CheckpointSaved(path=str(path), timesteps=timesteps)),
+            )
+            if start is not None:
+                restore_training(model, watchers, start.state)
+            log.drop_later_events()
+            if start is not None:
+                hub.emit(CheckpointLoaded(path=str(start.path), timesteps=start.timesteps))
+            with _saved_on_failure(folder, model), diagnostics.reporting_divergence():
+                model.learn(
+                    total - (start.timesteps if start else 0),
+                    callback=[saver, *watchers],
+                    progress_bar=settings.progress,
+                    reset_num_timesteps=start is None,
+                )
+                model.logger.dump(model.num_timesteps)  # of the last round of updates
+            complete = model.num_timesteps >= total and not saver.in_rollout
+            # Inside the block, so that Ctrl-C does not interrupt the writing of the file.
+            path = save_model(folder, model)
+            if complete:  # after the model: a checkpoint of the last timestep marks the run as finished
+                saver.save()
+    return Trained(
+        folder,
+        path,
+        model,
+        settings.env,
+        curves.log.rows,
+        env_kwargs,
+        _of_env(model, "dataset_name"),
+        signal=None if complete else stop.signal,
+        resumed_from=start.timesteps if start else None,
+    )
+
+
+@contextmanager
+def _saved_on_failure(folder: Path, model: FactoredRecurrentPPO) -> Iterator[None]:
+    """Save the model if an unexpected error ends training."""
+    try:
+        yield
+    except NonFiniteUpdateError:  # the last good model is saved already
+        raise
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Interrupted; {folder} has no model: resume with `esper train --resume {folder}`, or remove it"
+        ) from None
+    except Exception as error:
+        with suppress(OSError):
+            error.add_note(f"the model of timestep {model.num_timesteps} is saved as {save_model(folder, model)}")
+        raise

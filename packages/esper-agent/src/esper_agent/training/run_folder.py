@@ -18,10 +18,10 @@ Loading a model executes code stored in it, as with every Stable-Baselines3 file
 
 from __future__ import annotations
 
-import difflib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from esper_env.devices import resolve_device
 from esper_env.persistence import replaced, write_text
+from esper_env.suggestions import closest
+from filelock import FileLock, Timeout
 from gymnasium import Env
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.vec_env import VecNormalize
@@ -38,13 +40,13 @@ from esper_agent.evaluation.play import Policy
 from esper_agent.policies.baselines import POLICIES
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
 from esper_agent.settings.config_file import read_config
-from esper_agent.settings.named_values import ConfigError, parse_env_settings, training_env_settings
+from esper_agent.settings.named_values import ConfigError, training_env_settings
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 CONFIG, TASK, VERSIONS, MODEL = "config.yaml", "task.json", "versions.json", "model.zip"
-CHECKPOINTS, EVENTS = "checkpoints", "events"
+CHECKPOINTS, EVENTS, LOCK = "checkpoints", "events", "train.lock"
 NORMALISER, EPISODES, PROGRESS = "vecnormalize.pkl", "episodes.csv", "progress.csv"
 #: Files that must not exist when a run starts.
 RUN_FILES = (CONFIG, TASK, VERSIONS, MODEL, NORMALISER, EPISODES, PROGRESS, CHECKPOINTS, EVENTS)
@@ -75,11 +77,8 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
-def new_folder(path: str | Path, names: Sequence[str], content: str) -> Path:
-    """Create a folder for ``content``; ``RunError`` if it holds one of the files to come."""
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file; {content} needs a folder")
+def new_folder(folder: Path, names: Sequence[str]) -> None:
+    """Create a folder; ``RunError`` if it holds one of the files to come."""
     for name in names:
         if (folder / name).exists():
             ended = "" if name != CONFIG or (folder / MODEL).exists() else " without a model"
@@ -89,20 +88,28 @@ def new_folder(path: str | Path, names: Sequence[str], content: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"the folder {folder} cannot be created: {error.strerror}; use another one") from None
-    return folder
 
 
-def create_run(path: str | Path, config: Mapping[str, Any], task: Mapping[str, Any]) -> Path:
-    """Create a run folder with its configuration, task and versions.
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the operating system releases when the process ends.
 
     Raises:
-        RunError: the folder holds a run, or files that would be overwritten.
+        RunError: another process, or another training in this one, holds it.
     """
-    folder = new_folder(path, RUN_FILES, "a run")
+    try:
+        lock = FileLock(folder / LOCK).acquire(blocking=False)
+    except Timeout:
+        raise RunError(f"{folder} is being trained by another process; wait for it to end, or stop it") from None
+    with lock:
+        yield
+
+
+def create_run(folder: Path, config: Mapping[str, Any], task: Mapping[str, Any]) -> None:
+    """Write configuration, task and versions of a new run."""
     write_text(folder / VERSIONS, json.dumps(package_versions(), indent=2) + "\n")
     write_text(folder / TASK, json.dumps(task, indent=2) + "\n")
     write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
-    return folder
 
 
 def save_model(folder: str | Path, model: BaseAlgorithm) -> Path:
@@ -124,9 +131,7 @@ def save_model(folder: str | Path, model: BaseAlgorithm) -> Path:
 def run_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
     """Return the folder of a run and its configuration; ``RunError`` if there is none."""
     folder = Path(path)
-    if folder.is_file():
-        raise RunError(f"{folder} is a file; give the folder that `esper train --out` wrote")
-    if not folder.is_dir():
+    if not folder.exists():
         raise RunError(f"there is no run folder {folder}; train one with `esper train --out {folder}`")
     if not (folder / CONFIG).is_file():
         raise RunError(f"{folder} is not a run: it has no {CONFIG}; give the folder that `esper train --out` wrote")
@@ -134,10 +139,8 @@ def run_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
         config = read_config(folder / CONFIG)
     except ConfigError as error:
         raise RunError(f"{folder} cannot be used: {error}") from None
-    if "env" not in config:
+    if not isinstance(config.get("env"), str):
         raise RunError(f"{folder / CONFIG} does not name an environment; it was not written by `esper train`")
-    if not isinstance(config["env"], str):
-        raise RunError(f"{folder / CONFIG} has the `env` {config['env']!r}; expected the id of a task")
     return folder, config
 
 
@@ -162,25 +165,17 @@ def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") 
         )
     resolve_device(device)
     try:
-        parse_env_settings(config.get("env_settings", {}))
-    except ConfigError as error:
-        raise RunError(f"{folder / CONFIG} cannot be used: {error}") from None
-    try:
         model = FactoredRecurrentPPO.load(folder / MODEL, device=device)
     except Exception as error:
         raise RunError(
             f"{folder / MODEL} cannot be loaded ({type(error).__name__}: {error}); it is damaged, or not a "
             "FactoredRecurrentPPO model"
         ) from error
-    return Run(folder, config, model, _read_task(folder / TASK))
-
-
-def _read_task(path: Path) -> dict[str, Any]:
     try:
-        task = json.loads(path.read_text(encoding="utf-8"))
+        task = json.loads((folder / TASK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return task if isinstance(task, dict) else {}
+        task = {}
+    return Run(folder, config, model, task)
 
 
 def common_task(names: Sequence[str]) -> str | None:
@@ -205,46 +200,36 @@ class PolicyByName:
 
     def __init__(self, name: str, env_id: str, seed: int = 0, device: str = "auto") -> None:
         self.name, self.seed = name, seed
-        self.env_kwargs: dict[str, Any] = {}  # of the training
         self.note = ""  # about the data of the last environment
-        self._model: FactoredRecurrentPPO | None = None
-        self._task: dict[str, Any] = {}
-        if name in POLICIES:
-            return
-        if not Path(name).exists():
-            near = difflib.get_close_matches(name, POLICIES, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "train one with `esper train`"
-            raise RunError(f"policy {name!r} is neither a run folder nor one of {', '.join(POLICIES)}; {hint}")
-        run = load_run(name, env_id, device)
-        self._model, self.env_kwargs, self._task = run.model, run.env_kwargs, run.task
-
-    @property
-    def is_run(self) -> bool:
-        """True if the policy is the model of a run folder."""
-        return self._model is not None
+        self._run: Run | None = None
+        if name not in POLICIES:
+            if not Path(name).exists():
+                near = closest(name, POLICIES)
+                hint = f"did you mean {near!r}?" if near else "train one with `esper train`"
+                raise RunError(f"policy {name!r} is neither a run folder nor one of {', '.join(POLICIES)}; {hint}")
+            self._run = load_run(name, env_id, device)
+        self.is_run = self._run is not None
+        #: Environment settings of the training.
+        self.env_kwargs: dict[str, Any] = self._run.env_kwargs if self._run else {}
 
     def __call__(self, env: Env | VectorEnv) -> Policy:
         """Return the policy for an environment."""
-        if self._model is None:
+        if self._run is None:
             return POLICIES[self.name](env, self.seed)
+        model, task = self._run.model, self._run.task
         for kind in ("observation", "action"):
-            trained = getattr(self._model, f"{kind}_space")
+            trained = getattr(model, f"{kind}_space")
             offered = getattr(env, f"single_{kind}_space", getattr(env, f"{kind}_space", None))
             if trained != offered:
                 raise RunError(
                     f"the {kind} space of {self.name} is {trained}; the environment has {offered}; "
                     "use the environment settings the run was trained with"
                 )
-        self.note = self._data_note(env)
-        return self._model
-
-    def _data_note(self, env: Env | VectorEnv) -> str:
-        """Return a note if the run was trained on other data, else ""."""
-        trained, here = self._task.get("data_digest"), getattr(env.unwrapped, "data_digest", None)
-        if not isinstance(trained, str) or here is None or trained == here:
-            return ""
-        name = getattr(env.unwrapped, "dataset_name", "data")
-        return (
-            f"Note: {self.name} was trained on other data: {self._task.get('dataset_name')} with the digest "
-            f"{trained[:8]}, here it is {name} with {here[:8]}"
-        )
+        inner: Any = env.unwrapped
+        before, here = task.get("data_digest"), getattr(inner, "data_digest", None)
+        if before and here and before != here:
+            self.note = (
+                f"Note: {self.name} was trained on other data: {task['dataset_name']} with the digest {before[:8]}, "
+                f"here it is {inner.dataset_name} with {here[:8]}"
+            )
+        return model

@@ -15,20 +15,29 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from esper_env.persistence import Accessors, CheckpointError, Stateful, Tree, get_states, restore, set_states
+from esper_env.persistence import (
+    Accessors,
+    Attributes,
+    CheckpointError,
+    Stateful,
+    Tree,
+    get_states,
+    restore,
+    set_states,
+)
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
 
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
-from esper_agent.training.environment_state import environment_parts
+from esper_agent.sb3 import GymVecEnv
 from esper_agent.training.learner_state import learner_parts
 
 #: Kind of the checkpoints of a run.
 KIND = "esper training"
 #: Version of the tree. Other versions cannot be restored.
-LAYOUT = 2
+LAYOUT = 3
 
 
 @runtime_checkable
@@ -97,6 +106,37 @@ def stateful(callbacks: Sequence[BaseCallback]) -> dict[str, StatefulCallback]:
             count = sum(known.partition(".")[0] == name for known in found)
             found[f"{name}.{count + 1}" if count else name] = callback
     return found
+
+
+def environment_parts(env: VecEnv) -> dict[str, Stateful]:
+    """Wrappers with their state, from the outside in, and the vector environment inside.
+
+    Raises:
+        CheckpointError: a wrapper or the vector environment has a state that cannot be saved, so a resumed run would
+            not be exact.
+    """
+    parts: dict[str, Stateful] = {}
+    outer: Any = env
+    while not isinstance(outer, GymVecEnv):
+        if type(outer) is VecNormalize and not outer.norm_obs:
+            parts["VecNormalize"] = Attributes(outer, ("returns",))
+            parts["statistics"] = Attributes(outer.ret_rms, ("mean", "var", "count"))
+        elif type(outer) is VecMonitor:
+            parts["VecMonitor"] = Attributes(outer, ("episode_returns", "episode_lengths", "episode_count"))
+        else:
+            raise _unsaved(outer, "make_sb3_env, VecMonitor, and VecNormalize with norm_obs=False")
+        outer = outer.venv
+    vector = outer.vec_env
+    if vector.unwrapped is not vector or not (hasattr(vector, "get_state") and hasattr(vector, "set_state")):
+        raise _unsaved(vector, "an environment with get_state and set_state")
+    return {**parts, "vector": vector, "seeds": Attributes(outer, ("_seeds",))}
+
+
+def _unsaved(env: Any, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"the state of {type(env).__name__} cannot be saved; use {expected}, or train without checkpoints "
+        "(checkpoint_every=0)"
+    )
 
 
 def _parts(model: FactoredRecurrentPPO, callbacks: Sequence[BaseCallback]) -> dict[str, Stateful]:

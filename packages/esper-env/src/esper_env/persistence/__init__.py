@@ -4,6 +4,7 @@ from esper_env.persistence.atomic import replaced, sync, write_text
 from esper_env.persistence.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from esper_env.persistence.state import (
     Accessors,
+    Attributes,
     Stateful,
     check_keys,
     check_like,
@@ -16,6 +17,7 @@ from esper_env.persistence.tree import Tree
 
 __all__ = [
     "Accessors",
+    "Attributes",
     "CheckpointError",
     "Stateful",
     "Tree",

@@ -7,6 +7,8 @@ way; :func:`restore`, around the outermost call, then puts the previous state ba
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -33,23 +35,43 @@ class Accessors(NamedTuple):
     set_state: Callable[[Tree], None]
 
 
-class ArrayState:
-    """Mixin for objects whose state is the arrays in the attributes that ``STATE`` names.
+@dataclass(frozen=True)
+class Attributes:
+    """A ``Stateful`` made of some attributes of an object: arrays or JSON values, whose forms never change.
 
-    The keys of the state are the attributes' names without a leading underscore. Shapes and dtypes never change.
+    The keys of the state are the attributes' names without a leading underscore.
     """
+
+    owner: Any
+    names: tuple[str, ...]
+
+    def get_state(self) -> Tree:
+        """Return copies of the values."""
+        return {name.removeprefix("_"): _copied(getattr(self.owner, name)) for name in self.names}
+
+    def set_state(self, state: Tree) -> None:
+        """Load copies of the values; ``ValueError`` for other names, shapes or types."""
+        check_like(state, self.get_state())
+        for name in self.names:
+            setattr(self.owner, name, _copied(state[name.removeprefix("_")]))
+
+
+def _copied(value: Any) -> Any:
+    return np.array(value) if isinstance(value, np.ndarray | np.generic) else deepcopy(value)
+
+
+class ArrayState:
+    """Mixin for objects whose state is the arrays in the attributes that ``STATE`` names."""
 
     STATE: ClassVar[tuple[str, ...]]
 
     def get_state(self) -> Tree:
         """Return copies of the arrays."""
-        return {name.removeprefix("_"): getattr(self, name).copy() for name in self.STATE}
+        return Attributes(self, self.STATE).get_state()
 
     def set_state(self, state: Tree) -> None:
         """Load copies of the arrays; ``ValueError`` for other names, shapes or dtypes."""
-        check_like(state, ArrayState.get_state(self))
-        for name in self.STATE:
-            setattr(self, name, state[name.removeprefix("_")].copy())
+        Attributes(self, self.STATE).set_state(state)
 
 
 def restore(get_state: Callable[[], Tree], set_state: Callable[[Tree], None], state: Tree) -> None:
