@@ -57,15 +57,7 @@ def files(folder):
 
 def manifest_of(path):
     with safetensors.safe_open(path, framework="numpy") as file:
-        return json.loads(file.metadata()["esper"], parse_constant=pytest.fail)
-
-
-def reseal(path, change):
-    """Let ``change`` edit the manifest, and give it the checksum that matches."""
-    manifest, arrays = manifest_of(path), safetensors.numpy.load(path.read_bytes())
-    manifest = change(manifest) or manifest
-    manifest["sha256"] = checkpoint._checksum(manifest, arrays)
-    safetensors.numpy.save_file(arrays, path, {"esper": json.dumps(manifest)})
+        return json.loads(file.metadata()["esper"])
 
 
 @pytest.fixture
@@ -80,11 +72,6 @@ def saved(tmp_path):
 @settings(max_examples=60)
 def test_read_checkpoint_returns_the_written_tree(tmp_path_factory, tree):
     assert same(read(write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "a", tree, kind=KIND)), tree)
-
-
-def test_read_checkpoint_returns_integers_of_any_size(tmp_path):
-    tree = {"huge": 10**5000, "list": [-(10**5000), 2**53 + 1]}
-    assert read(write_checkpoint(tmp_path / "a", tree, kind=KIND)) == tree
 
 
 def test_read_checkpoint_returns_writable_arrays_of_any_layout(tmp_path):
@@ -118,8 +105,7 @@ def test_equal_trees_give_equal_files_readable_by_other_programs(saved, tmp_path
         ({"a": np.zeros(2, ">f4")}, "byte order"),
         ({"a": np.zeros(2, np.complex64)}, "complex64"),
         ({"a": np.ma.masked_array([1.0], [True])}, "MaskedArray"),
-        ({"a": "\ud800"}, "surrogate"),
-        ({"a": [{"\udfff": 1}]}, "surrogate"),
+        ({"a": [{1: 2}]}, r"a\[0\]"),
         ({"a": object()}, "object"),
     ],
 )
@@ -133,14 +119,11 @@ def test_write_checkpoint_rejects_unsupported_trees(saved, tree, message):
 # Replacing
 
 
-def test_write_checkpoint_replaces_the_previous_one_and_removes_leftovers(saved):
-    other = saved.with_name(".other.77.safetensors")
-    for path in (saved.with_name(".a.77.safetensors"), other):
-        path.write_bytes(b"torn")
+def test_write_checkpoint_replaces_the_previous_one(saved):
     for tree in (NEW, OLD, OLD, {}):
         assert write_checkpoint(saved, tree, kind=KIND) == saved
         assert same(read(saved), tree)
-    assert files(saved.parent).keys() == {saved.name, other.name}
+    assert files(saved.parent).keys() == {saved.name}
 
 
 def test_write_checkpoint_replaces_nothing_else(saved, tmp_path):
@@ -194,37 +177,19 @@ def test_read_checkpoint_detects_a_flipped_bit(saved):
             read(saved)
 
 
-@pytest.mark.parametrize("change", [-1, 1, 98])
+@pytest.mark.parametrize("change", [-1, 1])
 def test_read_checkpoint_rejects_another_format_with_the_remedy(saved, change):
-    reseal(saved, lambda manifest: manifest.update(format=FORMAT + change))
+    manifest, arrays = manifest_of(saved), safetensors.numpy.load(saved.read_bytes())
+    manifest["format"] += change
+    safetensors.numpy.save_file(arrays, saved, {"esper": json.dumps(manifest)})
     with pytest.raises(CheckpointError, match=f"has format {FORMAT + change}; .* reads format {FORMAT}. Read it with"):
         read(saved)
 
 
-def test_read_checkpoint_rejects_the_folder_of_format_1_with_the_remedy(tmp_path):
-    (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"of format 1, a folder; .* reads format 2\. Read it with the version"):
-        read(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "null", "[]", "{}", '{"format": "2", "kind": "test"}', "[" * 10**6, '{"format": NaN}', "x"]
-)
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", "x"])
 def test_read_checkpoint_rejects_foreign_manifests(saved, text):
     safetensors.numpy.save_file({}, saved, {"esper": text})
     with pytest.raises(CheckpointError, match="not an Esper checkpoint"):
-        read(saved)
-    safetensors.numpy.save_file({}, saved, {"esper": json.dumps({"format": FORMAT, "kind": KIND, "tree": math.nan})})
-    with pytest.raises(CheckpointError, match="checksum"):
-        read(saved)
-
-
-@pytest.mark.parametrize(
-    "tree", [None, 5, "x", {"weights": 3}, {"rng": {"$int": 5}}, {"rng": {"$int": "x"}}, {"rng": {"$float": []}}]
-)
-def test_read_checkpoint_rejects_mismatched_tree_and_arrays(saved, tree):
-    reseal(saved, lambda manifest: manifest.update(tree=tree))
-    with pytest.raises(CheckpointError, match="inconsistent tree"):
         read(saved)
 
 
@@ -271,7 +236,7 @@ def test_killed_writer_leaves_the_old_or_the_new_checkpoint(saved, tmp_path, mon
         assert same(read(moment / saved.name), NEW)
 
 
-@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace"), (Path, "unlink")])
+@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace"), (Path, "write_bytes")])
 def test_failing_call_leaves_the_old_or_the_new_checkpoint(saved, monkeypatch, owner, name):
     inner, calls = getattr(owner, name), math.inf
 
@@ -291,25 +256,11 @@ def test_failing_call_leaves_the_old_or_the_new_checkpoint(saved, monkeypatch, o
             write_checkpoint(saved, NEW, kind=KIND)
         except OSError:
             assert read(saved)["step"] in (1, 2)
+            assert files(saved.parent).keys() == {saved.name}
         else:
             break
     assert allowed >= 1
     assert same(read(saved), NEW)
-
-
-def test_full_disk_is_an_os_error_and_keeps_the_previous_checkpoint(saved, monkeypatch):
-    inner = Path.write_bytes
-
-    def write(path, data):
-        inner(path, data[: len(data) // 2])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", write)
-    with pytest.raises(OSError, match="No space"):
-        write_checkpoint(saved, NEW, kind=KIND)
-    monkeypatch.undo()
-    assert same(read(saved), OLD)
-    assert files(saved.parent).keys() == {saved.name}
 
 
 def test_reader_overtaken_by_a_writer_returns_one_of_the_two_checkpoints(saved, monkeypatch):

@@ -116,9 +116,9 @@ def test_generators_reject_other_bit_generators(kind):
         (("rows",), [0, True], "expected 2 integers"),
         (("rows",), [0, 2], r"states lacks \['2'\] and has the unknown keys \['1'\]"),
         (("seeds",), "ab", "seeds is 'ab'"),
-        (("states", "1", "state", "state"), 2**128, "impossible|cannot have"),
-        (("states", "1", "state", "state"), -1, "impossible|cannot have"),
-        (("states", "1", "bit_generator"), "MT19937", "impossible|cannot have"),
+        (("states", "1", "state", "state"), 2**128, "impossible"),
+        (("states", "1", "state", "state"), -1, "impossible"),
+        (("states", "1", "bit_generator"), "MT19937", "impossible"),
         (("states", "1", "uinteger"), 0.5, "expected a int"),
     ],
 )

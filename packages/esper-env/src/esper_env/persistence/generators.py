@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -62,10 +63,8 @@ class Generators:
 def _bit_generator(state: Any) -> np.random.PCG64:
     bits = np.random.PCG64(0)
     check_like(state, dict(bits.state), "state of a bit generator")
-    try:
+    with suppress(ValueError, OverflowError):
         bits.state = state
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"state of a bit generator is impossible: {error}") from error
     if dict(bits.state) != state:
-        raise ValueError("state of a bit generator has numbers that PCG64 cannot have")
+        raise ValueError("state of a bit generator is impossible: PCG64 cannot have its numbers")
     return bits

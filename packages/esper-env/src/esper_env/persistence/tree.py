@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,10 @@ DTYPES = frozenset(
     )
 )
 _RESERVED = "__metadata__"  # of safetensors
-_EXACT_INT = 2**53  # exact in every JSON reader
 
 
 def split_tree(tree: Mapping[str, Any]) -> tuple[Tree, Arrays]:
-    """Return the strict-JSON half of a tree, and its C-contiguous arrays by path ("a/b/c").
+    """Return the JSON half of a tree, and its C-contiguous arrays by path ("a/b/c").
 
     Raises ``ValueError``, naming the place, for a key that is not a string, is empty or holds a "/", and for a leaf
     that is neither a plain array nor a JSON value: tuples, NumPy scalars and enumerations are rejected, not converted.
@@ -35,51 +33,31 @@ def split_tree(tree: Mapping[str, Any]) -> tuple[Tree, Arrays]:
     return _split(tree, "", arrays), arrays
 
 
-def join_tree(values: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Tree:
-    """The tree whose halves are given; keys come in the order of the halves.
-
-    Raises ``ValueError`` where the halves do not fit together.
-    """
-    tree: Tree = _decoded(dict(values))
+def join_tree(values: Tree, arrays: Mapping[str, NDArray[Any]]) -> Tree:
+    """Add the arrays to the JSON half of a tree, and return it."""
     for path, array in arrays.items():
         *parents, name = path.split("/")
-        node = tree
+        node = values
         for parent in parents:
             node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"{path!r} is an array, but {parent!r} is a value")
-        if name in node:
-            raise ValueError(f"{path!r} is both an array and a value")
         node[name] = array
-    return tree
+    return values
 
 
 def _split(node: Mapping[str, Any], place: str, arrays: Arrays) -> Tree:
     values: Tree = {}
     for key, value in node.items():
-        _check_key(key, place)
         path = f"{place}/{key}" if place else key
+        if type(key) is not str or not key or "/" in key or path == _RESERVED:
+            raise ValueError(f"the key {key!r} in {place!r} is not possible; expected a name without '/'")
         if isinstance(value, np.ndarray):
             arrays[path] = _checked_array(value, path)
         elif type(value) is dict:
-            values[_marked(key)] = _split(value, path, arrays)
+            values[key] = _split(value, path, arrays)
         else:
-            values[_marked(key)] = _encoded(value, path)
+            _check_value(value, path)
+            values[key] = value
     return values
-
-
-def _check_key(key: object, place: str) -> None:
-    where = f"in {place!r}" if place else "at the top"
-    if type(key) is not str or not key or "/" in key or (key == _RESERVED and not place):
-        raise ValueError(f"the key {key!r} {where} is not possible; expected a name without '/'")
-    _check_text(key, where)
-
-
-def _check_text(text: str, where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the text {text!r} {where} holds half of a surrogate pair; expected Unicode text") from error
 
 
 def _checked_array(array: NDArray[Any], path: str) -> NDArray[Any]:
@@ -91,40 +69,15 @@ def _checked_array(array: NDArray[Any], path: str) -> NDArray[Any]:
     return np.asarray(array, order="C")
 
 
-# Strict JSON has neither NaN nor integers that every reader keeps exact: these become {"$float": "nan"} and
-# {"$int": "0x..."}, and a key of the tree's own that begins with "$" gets another one.
-
-
-def _marked(key: str) -> str:
-    return f"${key}" if key.startswith("$") else key
-
-
-def _encoded(value: Any, path: str) -> Any:
+def _check_value(value: Any, path: str) -> None:
+    """Raise ``ValueError`` for a value that JSON would reject or convert."""
     kind = type(value)
-    if kind is int and abs(value) > _EXACT_INT:
-        return {"$int": hex(value)}
-    if kind is float and not math.isfinite(value):
-        return {"$float": repr(value)}
-    if kind is str:
-        _check_text(value, f"in {path!r}")
-    if value is None or kind in (bool, int, float, str):
-        return value
+    inner: Iterable[tuple[Any, Any]] = ()
     if kind is list:
-        return [_encoded(item, f"{path}[{index}]") for index, item in enumerate(value)]
-    if kind is dict and all(type(key) is str for key in value):
-        for key in value:
-            _check_text(key, f"in {path!r}")
-        return {_marked(key): _encoded(item, f"{path}[{key!r}]") for key, item in value.items()}
-    raise ValueError(f"{path!r} is {value!r} ({kind.__name__}); expected an array, a JSON value or a list of those")
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decoded(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if list(value) == ["$int"]:
-        return int(value["$int"], 16)
-    if list(value) == ["$float"]:
-        return float(value["$float"])
-    return {key.removeprefix("$"): _decoded(item) for key, item in value.items()}
+        inner = enumerate(value)
+    elif kind is dict and all(type(key) is str for key in value):
+        inner = value.items()
+    elif value is not None and kind not in (bool, int, float, str):
+        raise ValueError(f"{path!r} is {value!r} ({kind.__name__}); expected an array, a JSON value or a list of those")
+    for key, item in inner:
+        _check_value(item, f"{path}[{key!r}]")
