@@ -67,35 +67,13 @@ def test_make_accepts_custom_images(lazily):
     assert env.unwrapped.host_parameters == 8 + 32 + 128 + 56 + 51
 
 
-def test_error_of_a_data_function_is_the_cause():
-    def broken():
-        raise KeyError("x")
-
-    register_task("Broken-v0", data=broken)
-    with pytest.raises(ValueError, match="the data function of Broken-v0 fails") as caught:
-        gymnasium.make("Broken-v0")
-    assert isinstance(caught.value.__cause__, KeyError)
-
-
-def test_dataset_is_rejected_by_a_task_with_custom_data():
-    register_task("Blobs-v0", data=blobs(), **SMALL)
-    with pytest.raises(ValueError, match=r"'cifar10'; Blobs-v0 has custom data .*: leave `dataset` out, or use a task"):
-        gymnasium.make("Blobs-v0", dataset="cifar10")
-
-
 def test_field_of_the_spec_is_rejected_with_the_spec_to_use():
-    said = (
-        r"Esper-Text-v0 got an unexpected keyword argument 'context': it belongs to the host; .* with "
-        r"register_task\('Mine-v0', base='Esper-Text-v0', host=(TransformerSpec\(width=32, heads=2, .*\))\), see docs/"
-    )
+    said = r"Esper-Text-v0 got an unexpected keyword argument 'context'; .* host=(TransformerSpec.*\))\), see docs/"
     with pytest.raises(TypeError, match=said) as caught:
         gymnasium.make("Esper-Text-v0", context=96)
     spec = re.search(said, str(caught.value)).group(1)
-    expected = replace(tasks.TASKS["Esper-Text-v0"].host, context=96)
-    assert eval(spec, {"TransformerSpec": TransformerSpec}) == expected
-    with pytest.raises(
-        TypeError, match="got an unexpected keyword argument 'context'; "
-    ):  # a host of images has none either
+    assert eval(spec, {"TransformerSpec": TransformerSpec}) == tasks.TASKS["Esper-Text-v0"].host
+    with pytest.raises(TypeError, match="argument 'context'; known: "):  # a host of images has none either
         gymnasium.make("Esper-Digits-v0", context=96)
 
 
@@ -138,38 +116,25 @@ def test_make_accepts_a_custom_host(shards):
     assert np.isfinite(info["test_accuracy"])
 
 
-def test_slots_are_rejected_with_a_custom_host():
-    register_task("Wide-v0", host=Wide, data=blobs(), **SMALL)
-    with pytest.raises(ValueError, match=r"`slots` is \['r0c0'\]; Wide-v0 has a custom host"):
-        gymnasium.make("Wide-v0", slots=["r0c0"])
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"env_id": "Esper-Digits-v0"}, ValueError, "'Esper-Digits-v0' is already registered"),
         ({"env_id": "CartPole-v1"}, ValueError, "'CartPole-v1' is already registered"),
         ({"env_id": "not an id"}, gymnasium.error.Error, "Malformed"),
-        ({"base": "Esper-Nothing-v0"}, ValueError, "`base` is 'Esper-Nothing-v0'; expected one of Esper-CIFAR-v0"),
-        ({"env_id": None}, TypeError, "the id of a task is None; expected a string such as 'Mine-v0'"),
-        ({"env_id": ["a"]}, TypeError, r"the id of a task is \['a'\]; expected a string"),
-        ({"base": ["x"]}, ValueError, r"`base` is \['x'\]; expected one of Esper-CIFAR-v0"),
-        ({"family": "nope"}, ValueError, "expected one of 'cifar', 'digits', 'tinystories', 'text'$"),
-        ({"family": "nope", "data": blobs()}, ValueError, "`family` is 'nope'"),
-        ({"kernel": 3}, TypeError, r"argument 'kernel': it belongs to the host; .*host=CNNSpec\(.* kernel=3, "),
+        ({"env_id": ["a"]}, TypeError, r"the id of a task is \['a'\]; expected a string such as 'Mine-v0'"),
+        ({"base": "esper-text-v0"}, ValueError, r"`base` is .*; expected one of .* mean 'Esper-Text-v0'\?"),
+        ({"family": "nope", "data": blobs()}, ValueError, "`family` is 'nope'; expected one of 'cifar', 'digits', "),
+        ({"kernel": 3}, TypeError, r"argument 'kernel'; it belongs to the host; .*host=CNNSpec\("),
         ({"horizons": 3}, TypeError, "unexpected keyword argument 'horizons'; did you mean 'horizon'"),
         ({"horizon": 0}, ValueError, "`horizon` is 0"),
-        ({"auto_shard_size": 0}, ValueError, "`auto_shard_size` is 0"),
         ({"plateau_points": "x"}, ValueError, "`plateau_points` is 'x'"),
-        ({"data": blobs(), "dataset": "digits"}, ValueError, "`dataset` is 'digits'; Mine-v0 has custom data and"),
-        ({"data": "digits"}, TypeError, "`data` is 'digits'; expected an ImageData or a TextData"),
-        ({"data": "book.txt"}, TypeError, "with dataset='book.txt'"),
-        ({"data": Path("book.txt")}, TypeError, "with dataset='book.txt'"),
-        ({"data": 3}, TypeError, "or a function for one$"),
-        ({"base": "esper-text-v0"}, ValueError, r"did you mean 'Esper-Text-v0'\?"),
+        ({"data": blobs(), "dataset": "digits"}, ValueError, "'digits'; Mine-v0 has custom data .*: leave `dataset` o"),
+        ({"data": "book.txt"}, ValueError, "`data` is 'book.txt'; expected an ImageData, a TextData, or a function"),
         ({"host": TransformerSpec(7, 2, 2, 8, 2)}, ValueError, "width is 7, which 2 heads do not divide"),
         ({"host": CNNSpec(3, 4, 9, 1, 1, 8)}, ValueError, "pool_layers is 9; expected 0 to n_blocks = 3"),
-        ({"host": "cnn"}, TypeError, "`host` is 'cnn'; expected a CNNSpec, a TransformerSpec or a function"),
+        ({"host": "cnn"}, ValueError, "`host` is 'cnn'; expected a CNNSpec, a TransformerSpec or a function"),
+        ({"host": Wide, "slots": ["r0c0"]}, ValueError, r"`slots` is \['r0c0'\]; Mine-v0 has a custom host, which de"),
+        ({"slots": ["r0c0", "r0c0"]}, ValueError, "expected at least one slot id, each once"),
     ],
 )
 def test_register_task_rejects_bad_values_and_registers_nothing(changes, error, message):
@@ -201,8 +166,6 @@ def test_make_rejects_mismatched_host_and_data(fields, message):
     ("spec", "message"),
     [
         (lambda: TransformerSpec(32.0, 2, 2, 8, 2), "`width` is 32.0; expected a non-negative integer"),
-        (lambda: TransformerSpec(32, 2, 2, 8, 2, expansion=True), "`expansion` is True; expected a"),
-        (lambda: CNNSpec(3, "4", 2, 1, 1, 8), "`base_channels` is '4'; expected a non-negative integer"),
         (lambda: CNNSpec(3, 4, 2, 1, 1, 8, classes=-2), "`classes` is -2; expected a non-negative integer"),
         (lambda: CNNSpec(3, 4, 2, 1, 1, 8, norm_momentum=0.0), "`norm_momentum` is 0.0; expected a number in"),
     ],

@@ -7,8 +7,6 @@ from esper_env.tasks.config import (
     TaskConfig,
     TransformerSpec,
     make_task,
-    refuse_of_host,
-    refuse_unknown,
     task_dict,
 )
 
@@ -19,7 +17,5 @@ __all__ = [
     "TaskConfig",
     "TransformerSpec",
     "make_task",
-    "refuse_of_host",
-    "refuse_unknown",
     "task_dict",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from esper_env.checks import NON_NEGATIVE, POSITIVE, Described, Interval, OneOf, check, check_value, field_hints
+from esper_env.checks import NON_NEGATIVE, POSITIVE, Described, Interval, OneOf, check
 from esper_env.data.catalog import Data, DataFamily, check_dataset
 from esper_env.rules.gates import GATE_CONFIGS
 from esper_env.rules.reward_config import REWARD_MODES, reward_config
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     #: Function from the data of a task to a host (``esper_env.hosts.HostProtocol``).
     HostFactory = Callable[[Data], nn.Module]
 else:
-    HostFactory = Any  # tasks are checked without PyTorch
+    HostFactory = Callable  # tasks are checked without PyTorch
 
 #: Fields that only ``register_task`` sets; every other field is a keyword argument of ``gymnasium.make``.
 _REGISTERED = ("env_id", "host", "family", "data", "auto_shard_size", "plateau_points")
@@ -114,17 +115,21 @@ class TaskConfig:
 
     Raises:
         ValueError: a value of another type or outside its range.
-        TypeError: a host or data of another type.
     """
 
     env_id: str
-    host: CNNSpec | TransformerSpec | HostFactory
+    host: Annotated[
+        CNNSpec | TransformerSpec | HostFactory, Described("a CNNSpec, a TransformerSpec or a function of the data")
+    ]
     _: KW_ONLY
     family: Annotated[str, OneOf(tuple(family.value for family in DataFamily))]
-    data: Data | Callable[[], Data] | None = None
+    data: Annotated[
+        Data | Callable[[], Data] | None,
+        Described("an ImageData, a TextData, or a function for one (`dataset` names a dataset or the path of a text)"),
+    ] = None
     auto_shard_size: Annotated[int, POSITIVE]
     plateau_points: Annotated[float, POSITIVE] = 0.5
-    dataset: str = "auto"
+    dataset: Annotated[str, Described("'auto', the name of a dataset, or the path of a text")] = "auto"
     data_dir: Annotated[str | None, Described("a path")] = None
     batch_size: Annotated[int, Interval(2)]  # batch normalisation needs two samples
     batches_per_step: Annotated[int, POSITIVE]
@@ -146,45 +151,27 @@ class TaskConfig:
     capture: Annotated[str, OneOf(CAPTURE_MODES)] = "auto"
 
     def __post_init__(self) -> None:
-        check_value("family", self.family, field_hints(TaskConfig)["family"])
         if isinstance(self.data_dir, PathLike):
             object.__setattr__(self, "data_dir", fspath(self.data_dir))
-        self._check_data()
         check(self)
-        if not isinstance(self.host, CNNSpec | TransformerSpec) and not callable(self.host):
-            raise TypeError(
-                f"`host` is {shown(self.host)}; expected a CNNSpec, a TransformerSpec or a function of the data"
+        if self.data is None:
+            check_dataset(self.dataset, DataFamily(self.family))
+        elif self.dataset != "auto":
+            raise ValueError(
+                f"`dataset` is {shown(self.dataset)}; {self.env_id} has custom data and accepts no dataset: leave "
+                "`dataset` out, or use a task without custom data, such as its base task"
             )
         if self.data_dir == "":
             raise ValueError("`data_dir` is ''; expected a path or None")
         reward_config(self.reward_mode, self.reward_weights)
         if self.slots is not None:
             object.__setattr__(self, "slots", tuple(self.slots))
-            self._check_slots(self.slots)
-
-    def _check_data(self) -> None:
-        if self.data is None:
-            check_dataset(self.dataset, DataFamily(self.family))
-            return
-        if not callable(self.data) and not hasattr(self.data, "classes"):
-            named = isinstance(self.data, str | PathLike)
-            remedy = f"; name a dataset or the path of a text with dataset={str(self.data)!r}" if named else ""
-            raise TypeError(
-                f"`data` is {shown(self.data)}; expected an ImageData or a TextData, or a function for one{remedy}"
-            )
-        if self.dataset != "auto":
-            raise ValueError(
-                f"`dataset` is {shown(self.dataset)}; {self.env_id} has custom data and accepts no dataset: leave "
-                "`dataset` out, or use a task without custom data, such as its base task"
-            )
-
-    def _check_slots(self, slots: Sequence[str]) -> None:
-        if not slots:
-            raise ValueError("`slots` is empty; expected at least one slot id")
-        if len(set(slots)) < len(slots):
-            raise ValueError(f"`slots` is {list(slots)}; expected each slot id once")
-        if not isinstance(self.host, CNNSpec | TransformerSpec):
-            raise ValueError(f"`slots` is {list(slots)}; {self.env_id} has a custom host, which defines its slots")
+            if not self.slots or len(set(self.slots)) < len(self.slots):
+                raise ValueError(f"`slots` is {list(self.slots)}; expected at least one slot id, each once")
+            if not isinstance(self.host, CNNSpec | TransformerSpec):
+                raise ValueError(
+                    f"`slots` is {list(self.slots)}; {self.env_id} has a custom host, which defines its slots"
+                )
 
 
 #: Keyword arguments of ``gymnasium.make`` and ``make_vec`` that change a task; all are JSON types.
@@ -267,56 +254,34 @@ def make_task(env_id: str, **overrides: Any) -> TaskConfig:
         raise ValueError(
             f"environment {shown(env_id)} is not known; expected one of {', '.join(TASKS)}{did_you_mean(env_id, TASKS)}"
         )
-    complaint = f"{env_id} got an unexpected keyword argument"
-    refuse_of_host(overrides, TASKS[env_id], complaint)
-    refuse_unknown(overrides, TASK_KWARGS, complaint)
+    reject_unknown(overrides, TASK_KWARGS, TASKS[env_id], env_id)
     return replace(TASKS[env_id], **overrides)
 
 
-def refuse_unknown(names: Iterable[str], known: Sequence[str], complaint: str) -> None:
-    """Reject names that are not known.
-
-    Raises:
-        TypeError: the first of them; the message suggests the closest known name.
-    """
+def reject_unknown(names: Iterable[str], known: Sequence[str], task: TaskConfig, called: str) -> None:
+    """Raise ``TypeError`` for the first name that is not known among the keyword arguments of ``called``."""
     for name in names:
-        if name not in known:
-            near = closest(name, known)
-            hint = f"did you mean {near!r}? " if near else ""
-            raise TypeError(f"{complaint} {name!r}; {hint}known: {', '.join(known)}")
-
-
-def refuse_of_host(given: Mapping[str, Any], task: TaskConfig, complaint: str) -> None:
-    """Reject fields of the host's spec among the settings of a task.
-
-    Raises:
-        TypeError: the first of them; the message shows the spec with the value in it.
-    """
-    spec = task.host
-    if not isinstance(spec, CNNSpec | TransformerSpec):
-        return
-    values = {item.name: getattr(spec, item.name) for item in fields(spec)}
-    for name in given:
-        if name in values:
-            wanted = ", ".join(f"{field}={shown(value)}" for field, value in (values | {name: given[name]}).items())
-            raise TypeError(
-                f"{complaint} {name!r}: it belongs to the host; register a custom task with "
-                f"register_task('Mine-v0', base={task.env_id!r}, host={type(spec).__name__}({wanted})), see "
-                "docs/tasks.md"
-            )
+        if name in known:
+            continue
+        hint = f"known: {', '.join(known)}"
+        near = closest(name, known)
+        if isinstance(task.host, CNNSpec | TransformerSpec) and hasattr(task.host, name):
+            spec = f"register_task('Mine-v0', base={task.env_id!r}, host={task.host!r})"
+            hint = f"it belongs to the host; register a custom task with another {name} in {spec}, see docs/tasks.md"
+        elif near is not None:
+            hint = f"did you mean {near!r}? {hint}"
+        raise TypeError(f"{called} got an unexpected keyword argument {name!r}; {hint}")
 
 
 def task_dict(task: TaskConfig) -> dict[str, Any]:
-    """Return the settings of a task as JSON types, for reports and checkpoints."""
+    """Return the settings of a task as JSON values; a custom host is the name of its class or function."""
     values = {item.name: getattr(task, item.name) for item in fields(task) if item.name not in ("host", "data")}
-    values["host"] = _host_dict(task.host)
-    values["slots"] = list(task.slots) if task.slots is not None else None
-    values["reward_weights"] = dict(task.reward_weights)
-    return values
-
-
-def _host_dict(host: Any) -> dict[str, Any] | str:
-    """The geometry of a host; of a custom host, the name of its class or function."""
+    host: Any = task.host
     if isinstance(host, CNNSpec | TransformerSpec):
-        return {item.name: getattr(host, item.name) for item in fields(host)}
-    return f"{getattr(host, '__module__', '?')}.{getattr(host, '__qualname__', type(host).__qualname__)}"
+        values["host"] = asdict(host)
+    else:
+        name = getattr(host, "__qualname__", type(host).__qualname__)
+        values["host"] = f"{getattr(host, '__module__', '?')}.{name}"
+    values["reward_weights"] = dict(task.reward_weights)
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain

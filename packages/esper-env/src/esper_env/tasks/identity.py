@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from typing import Any
 
-import numpy as np
-
-from esper_env.persistence.tree import Tree, split_tree
+from esper_env.persistence.tree import Tree
 from esper_env.tasks.config import TaskConfig, task_dict
 
 #: Version of the layout of a state. Other versions cannot be loaded.
@@ -20,7 +18,7 @@ _FREE = frozenset({"dataset", "data_dir", "device", "shard_size", "auto_shard_si
 
 def task_identity(task: TaskConfig) -> Tree:
     """Return the settings of a task that decide what it computes, as JSON values."""
-    return {name: _json_value(value) for name, value in task_dict(task).items() if name not in _FREE}
+    return {name: value for name, value in task_dict(task).items() if name not in _FREE}
 
 
 def check_origin(state: Tree, identity: Tree) -> Tree:
@@ -36,34 +34,22 @@ def check_origin(state: Tree, identity: Tree) -> Tree:
             f"the state has format {state.get('format')!r}; this version of esper-env reads format {FORMAT}. "
             "Load it with the version that saved it"
         )
-    _check_identity(state["identity"], identity)
+    found = state["identity"]
+    names = sorted(found.keys() | identity.keys())
+    pairs = {name: (found.get(name, "missing"), identity.get(name, "unknown")) for name in names}
+    differing = {name: pair for name, pair in pairs.items() if _text(pair[0]) != _text(pair[1])}
+    if differing:
+        listed = "; ".join(
+            f"{name} is {saved!r} in the state and {own!r} here" for name, (saved, own) in differing.items()
+        )
+        other_data = "data_digest" in differing and "data_digest" in found
+        what = "on other data (another file, or one that has changed since), so " if other_data else ""
+        raise ValueError(
+            f"the state was saved {what}in another environment: {listed}. Make the environment with the state's "
+            "values, or load a state saved in an environment like this one"
+        )
     return {name: part for name, part in state.items() if name not in ("format", "identity")}
 
 
-def _check_identity(found: Tree, own: Tree) -> None:
-    try:
-        found, arrays = split_tree(found)
-    except ValueError as error:
-        raise ValueError(f"identity: {error}") from error
-    if arrays:
-        raise ValueError(f"identity: {sorted(arrays)} are arrays; expected JSON values")
-    differing = [
-        f"{name} is {found.get(name, 'missing')!r} in the state and {own.get(name, 'unknown')!r} here"
-        for name in sorted(found.keys() | own.keys())
-        if name not in found or name not in own or found[name] != own[name]
-    ]
-    if differing:
-        other_data = "data_digest" in found and found["data_digest"] != own.get("data_digest")
-        what = "on other data (another file, or one that has changed since), so " if other_data else ""
-        raise ValueError(
-            f"the state was saved {what}in another environment: {'; '.join(differing)}. "
-            "Make the environment with the state's values, or load a state saved in an environment like this one"
-        )
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _json_value(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_value(item) for item in value]
-    return value.item() if isinstance(value, np.generic) else value
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

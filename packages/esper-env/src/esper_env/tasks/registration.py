@@ -8,7 +8,7 @@ from typing import Any
 from gymnasium.envs.registration import parse_env_id, register, registry
 
 from esper_env.suggestions import did_you_mean, shown
-from esper_env.tasks import TASKS, CNNSpec, TaskConfig, TransformerSpec, refuse_of_host, refuse_unknown
+from esper_env.tasks.config import TASKS, CNNSpec, TaskConfig, TransformerSpec, reject_unknown
 
 
 def register_task(env_id: str, *, base: str = "Esper-Digits-v0", **changes: Any) -> TaskConfig:
@@ -36,14 +36,15 @@ def register_task(env_id: str, *, base: str = "Esper-Digits-v0", **changes: Any)
     if not isinstance(base, str) or base not in TASKS:
         raise ValueError(f"`base` is {shown(base)}; expected one of {', '.join(TASKS)}{did_you_mean(base, TASKS)}")
     known = [item.name for item in fields(TaskConfig) if item.name != "env_id"]
-    complaint = "register_task() got an unexpected keyword argument"
-    refuse_of_host(changes, TASKS[base], complaint)
-    refuse_unknown(changes, known, complaint)
+    reject_unknown(changes, known, TASKS[base], "register_task()")
     if env_id in TASKS or env_id in registry:
         raise ValueError(f"{env_id!r} is already registered; choose another id")
     parse_env_id(env_id)
     task = replace(TASKS[base], env_id=env_id, **changes)
-    _try_spec(task)
+    if isinstance(task.host, CNNSpec | TransformerSpec):
+        from esper_env.population.build import host_builder  # registering the package's own tasks needs no PyTorch
+
+        host_builder(task)()
     announce(env_id)
     TASKS[env_id] = task
     return task
@@ -58,11 +59,3 @@ def announce(env_id: str) -> None:
             vector_entry_point="esper_env.vector_env:EsperVectorEnv",
             kwargs={"env_id": env_id},
         )
-
-
-def _try_spec(task: TaskConfig) -> None:
-    """Build the host of a spec once; ``ValueError`` if its numbers describe none."""
-    from esper_env.population.build import host_builder  # here: registering the package's own tasks needs no PyTorch
-
-    if isinstance(task.host, CNNSpec | TransformerSpec):
-        host_builder(task)()
