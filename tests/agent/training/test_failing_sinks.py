@@ -11,7 +11,7 @@ import pytest
 from command_line import SMALL
 from esper_agent.training.run import train
 from esper_env.telemetry import JsonlSink, MemorySink, read_events
-from made_events import PATIENCE, HangingSink, RaisingSink
+from made_events import HangingSink, RaisingSink
 from resuming import REAL, differences, small_settings
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -33,16 +33,16 @@ def gate():
     gate.set()
 
 
-def train_with(folder, sinks, message, callbacks=()):
+def train_with(folder, sinks, message):
     """Train with ``sinks`` and a sound one, which receives every event; the run warns once."""
     good = MemorySink()
     with pytest.warns(RuntimeWarning, match=message) as caught:
-        train(small_settings(folder, *REAL), callbacks, sinks=[*sinks, good])
+        train(small_settings(folder, *REAL), sinks=[*sinks, good])
     assert len(caught) == 1
     return [event.id for event in good.events]
 
 
-@pytest.mark.parametrize("error", [FULL, ValueError("what?"), SystemExit(3), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()], ids=repr)
 def test_raising_sink_warns_once_and_changes_nothing(sound, tmp_path, error):
     name = type(error).__name__
     ids = train_with(tmp_path / "run", [RaisingSink(error)], f"RaisingSink is switched off: {name}")
@@ -51,9 +51,8 @@ def test_raising_sink_warns_once_and_changes_nothing(sound, tmp_path, error):
     assert len(list(read_events(tmp_path / "run" / "events"))) == len(ids)
 
 
-@pytest.mark.parametrize("where", ["write", "close"])
-def test_hanging_sink_warns_once_and_changes_nothing(sound, tmp_path, gate, where):
-    ids = train_with(tmp_path / "run", [HangingSink(gate, where)], "HangingSink .*did not finish within 5 seconds")
+def test_hanging_sink_warns_once_and_changes_nothing(sound, tmp_path, gate):
+    ids = train_with(tmp_path / "run", [HangingSink(gate, "write")], "HangingSink .*did not finish within 5 seconds")
     assert ids == list(range(len(ids)))
     assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write
 
@@ -87,31 +86,13 @@ def test_files_are_closed_if_warnings_are_errors(sound, tmp_path):
     assert differences(tmp_path / "run", sound) == ["events"]  # which the sound run does not write
 
 
-#: A run with many warnings.
-NOISY = ["--max-grad-norm", "0.001", *SMALL, "--device", "cpu"]
-TINY = ["--env-settings", "horizon=4", "batches_per_step=1", "batch_size=8"]
-
-
-def command(folder, stderr):
-    arguments = [sys.executable, "-m", "esper_agent", "train", "--out", str(folder), *NOISY, *TINY]
-    with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=stderr, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    ) as process:
-        if process.stderr is not None:
-            process.stderr.close()
-            process.stderr = None
-        out, _ = process.communicate(timeout=PATIENCE * 5)
-    return process.returncode, out
-
-
 @pytest.mark.slow
-def test_broken_standard_error_does_not_stop_a_run(tmp_path):
-    """The console sink fails, and so does the warning about it."""
-    code, out = command(tmp_path / "heard", subprocess.DEVNULL)
-    assert (code, "Trained for 48 timesteps" in out) == (0, True)
+def test_full_standard_error_does_not_stop_a_run(tmp_path):
+    """The console sink fails at the first of many warnings, and so does the warning about it."""
+    noisy = ["--max-grad-norm", "0.001", *SMALL, "--device", "cpu"]
+    tiny = ["--env-settings", "horizon=4", "batches_per_step=1", "batch_size=8"]
+    arguments = [sys.executable, "-m", "esper_agent", "train", "--out", str(tmp_path / "run"), *noisy, *tiny]
     with Path("/dev/full").open("w") as full:
-        outcomes = {"unread": command(tmp_path / "unread", subprocess.PIPE), "full": command(tmp_path / "full", full)}
-    for name, (code, output) in outcomes.items():
-        assert output == out.replace("heard", name), name
-        assert code == 0, name
-        assert differences(tmp_path / name, tmp_path / "heard") == []
+        out = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=full, text=True, check=True, timeout=300).stdout
+    assert "Trained for 48 timesteps" in out
+    assert len(list(read_events(tmp_path / "run" / "events"))) > 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from esper_agent.sb3 import GymVecEnv, make_sb3_env
-from esper_agent.training.outputs import CurvesRecorder, ProgressFile, TensorBoardFiles
+from esper_agent.training.outputs import CurvesRecorder, ProgressFile
 from esper_agent.vectors import make_vector
 from esper_env.rules.heads import Op
 from gymnasium.vector import AutoresetMode
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Figure, FormatUnsupportedError, Logger
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
 NAMES = st.sampled_from(["b", "a/x", "time, s", 'say "c"', "d\ne"])
@@ -65,9 +65,6 @@ def test_numbers_are_written_exactly_unless_excluded(tmp_path):
     values = {"f": np.float32(0.1), "t": torch.tensor(2), "x": 1}
     output.write(values, {"f": ("",), "t": ("stdout",), "x": ("stdout", "csv")})
     assert read(output.path) == [{"f": "0.1", "t": "tensor(2)"}]
-    with pytest.raises(FormatUnsupportedError, match="figure"):
-        put(output, [{"f": Figure(None, close=True)}])
-    assert len(read(output.path)) == 1
     output.close()
 
 
@@ -104,16 +101,6 @@ def test_full_disk_warns_once_and_keeps_the_lines_in_the_state(tmp_path, during)
     put(continued, [{"b": 5}])
     assert [row["a"] + row["b"] for row in read(path)] == ["1", "2", "3", "4", "5"]
     continued.close()
-
-
-def test_tensorboard_records_the_next_step(tmp_path):
-    output = TensorBoardFiles(str(tmp_path))
-    assert not list(tmp_path.iterdir())
-    output.write({"a": 1.0}, {"a": ("",)}, 7)
-    assert output.get_state() == {"next_step": 8}
-    output.set_state({"next_step": 3})
-    assert output.get_state() == {"next_step": 3}
-    output.close()
 
 
 def learner(env):

@@ -9,18 +9,18 @@ import torch
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
 from esper_agent.sb3 import make_sb3_env
 from esper_agent.training.callbacks import TrainingMetricsCallback
-from esper_agent.training.outputs import CurvesRecorder, run_logger
+from esper_agent.training.outputs import CurvesRecorder, ProgressFile
 from esper_agent.training.state import (
     KIND,
     LAYOUT,
     environment_parts,
     restore_training,
-    stateful,
     training_state,
 )
 from esper_env.persistence.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gymnasium.vector import VectorWrapper
 from resuming import flat
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 CUT = {"horizon": 5}
@@ -41,7 +41,7 @@ class Learner:
             device="cpu",
             policy_kwargs={"features_dim": 8, "lstm_hidden_size": 8, "head_dim": 8} | policy_kwargs,
         )
-        self.model.set_logger(run_logger(folder))
+        self.model.set_logger(Logger(str(folder), [ProgressFile(folder / "progress.csv")]))
         self.callbacks = [TrainingMetricsCallback(), CurvesRecorder(folder / "episodes.csv")]
         if learn:
             self.model.learn(16 * num_envs, callback=self.callbacks)
@@ -167,8 +167,8 @@ WRONG = {
         "environment: VecMonitor: episode_lengths",
     ),
     "the vector": (lambda tree: tree["environment"]["vector"].update(envs=[]), "0 environments; expected 2"),
-    "a callback": (lambda tree: tree["callbacks"].pop("CurvesRecorder"), r"lacks \['CurvesRecorder'\]"),
-    "lines": (lambda tree: tree["callbacks"]["CurvesRecorder"].update(log={"json": 3}), "does not fit this run: "),
+    "a callback": (lambda tree: tree["callbacks"].pop("CurvesRecorder.1"), r"lacks \['CurvesRecorder.1'\]"),
+    "lines": (lambda tree: tree["callbacks"]["CurvesRecorder.1"].update(log={"json": 3}), "does not fit this run: "),
 }
 
 
@@ -193,8 +193,8 @@ def test_restore_keeps_a_fresh_learner_and_its_files_when_the_last_part_does_not
     base.set_options({"topology": {"r0c0": "norm"}})
     before, recurrent = flat(fresh.state()), copy.deepcopy(fresh.model._last_lstm_states)
     tree = copy.deepcopy(two[0].state())
-    tree["logger"]["outputs"]["TensorBoardFiles"]["next_step"] = "x"
-    with pytest.raises(CheckpointError, match="logger: TensorBoardFiles: next_step is a str"):
+    tree["logger"]["outputs"]["ProgressFile"]["json"] = np.zeros(3, np.uint8)
+    with pytest.raises(CheckpointError, match="logger: ProgressFile: "):
         fresh.restore(tree)
     assert flat(fresh.state()) == before
     assert base._seeds == [3, 4]
@@ -238,16 +238,6 @@ def test_get_state_rejects_wrappers_without_a_state(toy_id, wrap, message):
     environment_parts(env)
     with pytest.raises(CheckpointError, match=f"{message}.*checkpoint_every=0"):
         environment_parts(wrap(env))
-
-
-def test_stateful_callbacks_need_distinct_names(tmp_path):
-    first, second = TrainingMetricsCallback(), TrainingMetricsCallback()
-    curves = CurvesRecorder(tmp_path / "e.csv")
-    assert stateful([first, curves, second]) == {
-        "TrainingMetricsCallback": first,
-        "CurvesRecorder": curves,
-        "TrainingMetricsCallback.2": second,
-    }
 
 
 def test_diverging_update_after_a_restore_falls_back_to_the_restored_weights(learner, tmp_path):

@@ -145,12 +145,7 @@ def options(hint: Any, allowed: Any = None) -> Iterator[tuple[Any, Any]]:
 
 
 def describe(hint: Any, none: str = "None") -> str:
-    """Return what an annotation expects in words.
-
-    Args:
-        hint: an annotation.
-        none: the word for None; configuration files call it null.
-    """
+    """Return what an annotation expects in words; configuration files call ``none`` null."""
     words = [none if kind is NoneType else _words(kind, allowed) for kind, allowed in options(hint)]
     return " or ".join(dict.fromkeys(words))
 

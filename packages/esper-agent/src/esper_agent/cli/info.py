@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,15 +37,26 @@ LEAST_WIDTH = 100
 _TEXTS = ("values", "read by", "slots (channels)", "found")
 
 
-def print_information(console: Console) -> None:
-    """Print the tables, and the implementation of attention on this machine."""
+@dataclass(frozen=True)
+class InfoSettings:
+    """List the tasks, the action heads, the blueprints with their parameter counts, and the datasets on this disk."""
+
+
+def run_info(_settings: InfoSettings, console: Console) -> int:
+    """Print the tables and the implementation of attention on this machine, and return the exit code."""
     # On a narrower terminal lines overflow rather than being truncated.
     console.width = max(console.width, LEAST_WIDTH)
     tables = [task_table(), head_table(), *blueprint_tables(), data_table()]
     for table in tables:
         console.print(table)
         console.print()
-    console.print(f"flex_attention seeds: {flex_attention_form()}", highlight=False)
+    device = resolve_device("auto")
+    obstacle = flex_obstacle(device)
+    attention = f"scaled_dot_product_attention, the same mathematics, as {obstacle}"
+    if obstacle is None:
+        attention = f"PyTorch's flex attention, on {device}"
+    console.print(f"flex_attention seeds: {attention}", highlight=False)
+    return 0
 
 
 def task_table() -> Table:
@@ -103,15 +115,6 @@ def data_table() -> Table:
     for name, place in dataset_places(folder).items():
         table.add_row(name, escape(place))
     return table
-
-
-def flex_attention_form() -> str:
-    """Return the implementation of flex_attention seeds on the device "auto"."""
-    device = resolve_device("auto")
-    obstacle = flex_obstacle(device)
-    if obstacle is None:
-        return f"PyTorch's flex attention, on {device}"
-    return f"scaled_dot_product_attention, the same mathematics, as {obstacle}"
 
 
 def parameters(module: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -22,12 +23,12 @@ from rich.console import Console
 
 from esper_agent.cli.data import DATA_COMMANDS, DataSettings, run_data
 from esper_agent.cli.flags import check_flags, flag_settings, show_ranges
-from esper_agent.cli.info import print_information
+from esper_agent.cli.info import InfoSettings, run_info
 from esper_agent.cli.play import BenchmarkSettings, EvaluateSettings, run_benchmark, run_evaluate
 from esper_agent.evaluation.tables import training_table
 from esper_agent.monitoring.console import ConsoleSink, ErrorConsole
 from esper_agent.ppo.ppo import NonFiniteUpdateError
-from esper_agent.settings.config_file import read_config, setting_names, with_values
+from esper_agent.settings.config_file import read_config, with_values
 from esper_agent.settings.named_values import ConfigError
 from esper_agent.training.callbacks import SingleThreadedPolicy
 from esper_agent.training.checkpoints import checkpoint_paths
@@ -41,6 +42,8 @@ explains its settings with --help; --version prints the version. Exit codes: 0 s
 a file could not be written), 2 bad input, 130 interrupted, 143 terminated."""
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
+_CONFIG = argparse.ArgumentParser("esper", add_help=False, allow_abbrev=False)
+_CONFIG.add_argument("--config")
 #: A signal ends the process with this exit code plus its number.
 SIGNALLED = 128
 
@@ -55,11 +58,6 @@ class ResumeSettings:
     """Device of the policy: auto, cpu, cuda or cuda:N; by default the device of the run."""
     progress: bool = True
     """Show a progress bar with the rate and the remaining time."""
-
-
-@dataclass(frozen=True)
-class InfoSettings:
-    """List the tasks, the action heads, the blueprints with their parameter counts, and the datasets on this disk."""
 
 
 def run_train(settings: TrainSettings, console: Console) -> int:
@@ -97,12 +95,6 @@ def _report(trained: Trained, console: Console) -> int:
     for label, text in files.items():
         console.print(f"  {label:18} {text}", soft_wrap=True, markup=False, highlight=False)
     return OK if trained.signal is None else SIGNALLED + trained.signal
-
-
-def run_info(_settings: InfoSettings, console: Console) -> int:
-    """Print the tables of ``esper info`` and return the exit code."""
-    print_information(console)
-    return OK
 
 
 #: Settings and function of each subcommand.
@@ -174,9 +166,10 @@ def parse(arguments: list[str]) -> Any:
         show_ranges(kind)
         default = _defaults(kind)
         if arguments[:1] == [name]:
-            path = _config_path(arguments)
-            if path is not None and "config" in field_hints(kind):
-                default = with_values(default, read_config(path), path)
+            if "config" in field_hints(kind):
+                # The file gives the other flags their defaults.
+                path = _CONFIG.parse_known_args(arguments)[0].config
+                default = default if path is None else with_values(default, read_config(path), path)
             check_flags(arguments[1:], default)
         subcommands.append(Annotated[kind, tyro.conf.subcommand(name, default=default)])
     command: Any = Union[tuple(subcommands)]  # noqa: UP007
@@ -192,17 +185,13 @@ def _unknown_argument(foreign: Sequence[str], arguments: Sequence[str], settings
     """Error text for unknown arguments, with the closest alternative."""
     words = arguments[: 2 if arguments[0] == "data" else 1]
     command = " ".join(["esper", *(word for word in words if not word.startswith("-"))])
-    flag, equals, value = foreign[0].partition("=")
+    flag, _, value = foreign[0].partition("=")
     name = flag.removeprefix("--").replace("-", "_")
     known = flag_settings(settings)
     near = closest(name, known) if flag.startswith("--") else None
     hint = f"; did you mean --{near.replace('_', '-')}?" if near else ""
-    given = value if equals else next((word for word in foreign[1:2] if not word.startswith("-")), "VALUE")
     if flag.startswith("--") and name in TASK_KWARGS and "env_settings" in known:
-        hint = f"; it is a setting of the environment: --env-settings {name}={given}"
-    in_file = [full for full in setting_names(settings) if full.endswith(f".{name}") and name not in known]
-    if in_file:
-        hint = f"; set it in a file for --config: `{in_file[0].partition('.')[0]}: {{{name}: {given}}}`"
+        hint = f"; it is a setting of the environment: --env-settings {name}={value or 'VALUE'}"
     what = "option" if flag.startswith("-") else "argument"
     return f"{command} has no {what} {shown(flag)}; `{command} --help` lists its options{hint}"
 
@@ -228,17 +217,6 @@ def _reject_unknown(given: list[str], known: Sequence[str], command: str) -> Non
             raise ConfigError(
                 f"{command} has no command {shown(name)}; expected one of {', '.join(known)}{did_you_mean(name, known)}"
             )
-
-
-def _config_path(arguments: list[str]) -> str | None:
-    """The value of the last ``--config``; the file gives the other flags their defaults."""
-    path = None
-    for flag, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if flag == "--config":
-            path = following
-        elif flag.startswith("--config="):
-            path = flag.partition("=")[2]
-    return path
 
 
 def _defaults(kind: type) -> Any:

@@ -32,12 +32,7 @@ def run_script(
 ) -> int:
     """Parse flags, do the work, and return its exit code; errors become exit codes as in the `esper` command.
 
-    Args:
-        kind: dataclass of the settings.
-        work: called with the settings, the flags as given, and the console; returns the exit code.
-        arguments: the flags, default those of the process.
-        description: head of the help text, default the docstring of ``kind``.
-        prog: name of the script in the help text.
+    ``work`` is called with the settings, which are a ``kind``, the flags as given, and the console.
     """
     flags = list(sys.argv[1:] if arguments is None else arguments)
     return exit_code(

@@ -55,27 +55,24 @@ _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _uni
 
 
 def with_values(settings: Settings, values: Mapping[str, Any], source: str) -> Settings:
-    """Return a copy of a dataclass instance with some of its values replaced.
-
-    Args:
-        settings: the dataclass instance.
-        values: values by field name; the values of a nested dataclass are a mapping.
-        source: name of the file, for errors.
+    """Return a copy of a dataclass instance with some of its values replaced; ``source`` names the file in errors.
 
     Raises:
         ConfigError: an unknown name, or a value of another type or outside its range.
     """
-    return _replaced(settings, values, source, "", tuple(setting_names(settings)))
+    return _replaced(settings, values, source, "", dict(_spellings(settings)))
 
 
-def _replaced(settings: Any, values: Mapping[str, Any], source: str, group: str, known: tuple[str, ...]) -> Any:
+def _replaced(settings: Any, values: Mapping[str, Any], source: str, group: str, known: Mapping[str, str]) -> Any:
     kind: type = type(settings)
     hints = field_hints(kind)
     changes: dict[str, Any] = {}
     for name, value in values.items():
         full = f"{group}{name}"
         if name not in hints:
-            raise ConfigError(f"{source}: {full!r} is not a setting; {_suggestion(full, known)}")
+            near = closest(str(name).rpartition(".")[2], known)
+            hint = f"did you mean {known[near]}?" if near else f"the settings are {', '.join(known.values())}"
+            raise ConfigError(f"{source}: {full!r} is not a setting; {hint}")
         if not is_dataclass(getattr(settings, name)):
             changes[name] = _converted(value, hints[name], f"{source}: `{full}`")
         elif isinstance(value, Mapping):
@@ -85,24 +82,14 @@ def _replaced(settings: Any, values: Mapping[str, Any], source: str, group: str,
     return replace(settings, **changes)
 
 
-def setting_names(settings: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the names of the settings; the name of a nested setting is dotted."""
+def _spellings(settings: Any, group: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the name of each setting, nested ones too, and how to write it in a file."""
     for field in fields(settings):
         value = getattr(settings, field.name)
         if is_dataclass(value):
-            yield from setting_names(value, f"{prefix}{field.name}.")
+            yield from _spellings(value, field.name)
         else:
-            yield prefix + field.name
-
-
-def _suggestion(name: str, known: tuple[str, ...]) -> str:
-    """The closest setting, compared by its full name and by its last part."""
-    last_parts = {candidate.rpartition(".")[2]: candidate for candidate in known}
-    near = closest(name, known) or last_parts.get(closest(name.rpartition(".")[2], last_parts) or "")
-    if near is None:
-        return f"the settings are {', '.join(known)}"
-    group, dot, last = near.rpartition(".")
-    return f"did you mean `{group}: {{{last}: ...}}`?" if dot else f"did you mean {near!r}?"
+            yield field.name, f"`{group}: {{{field.name}: ...}}`" if group else repr(field.name)
 
 
 def _converted(value: Any, hint: Any, where: str) -> Any:

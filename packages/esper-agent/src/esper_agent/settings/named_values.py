@@ -52,12 +52,8 @@ NamedValues = Annotated[
 def named_values(name: str, given: object) -> dict[str, Any]:
     """Return NAME=VALUE settings, given as a mapping or as a list of texts, as a mapping.
 
-    Args:
-        name: name of the setting that holds them, for the error.
-        given: a mapping from strings, or texts such as "horizon=20".
-
     Raises:
-        ConfigError: anything else, and as of :func:`parse_assignments`.
+        ConfigError: anything else, under the ``name`` of the setting, and as of :func:`parse_assignments`.
     """
     if isinstance(given, Mapping) and all(isinstance(key, str) for key in given):
         return dict(given)

@@ -65,27 +65,15 @@ class TrainSettings:
         Raises:
             ValueError: a value outside its range, a device that this machine lacks, or an unknown environment.
         """
-        self.check()
-        return replace(self, env_settings=absolute_paths(self.env, self.env_settings))
-
-    def check(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value outside its range, or a device that this machine lacks.
-        """
         check(self)
         resolve_device(self.device)
-
-    @property
-    def rollout(self) -> int:
-        """Timesteps of one rollout."""
-        return self.num_envs * self.ppo.n_steps
+        return replace(self, env_settings=absolute_paths(self.env, self.env_settings))
 
     @property
     def whole_rollouts(self) -> int:
         """``total_timesteps``, rounded up to whole rollouts."""
-        return -(-self.total_timesteps // self.rollout) * self.rollout
+        rollout = self.num_envs * self.ppo.n_steps
+        return -(-self.total_timesteps // rollout) * rollout
 
 
 def absolute_paths(env_id: str, env_settings: Mapping[str, Any]) -> dict[str, Any]:

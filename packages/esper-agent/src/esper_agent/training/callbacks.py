@@ -142,17 +142,18 @@ class _CancelledError(Exception):
     """Training stops during an evaluation."""
 
 
+#: Fields of an episode whose means are logged, by Stable-Baselines3's names where it has one.
+_MEANS = {"mean_reward": "episode_return", "mean_ep_length": "length"} | {
+    name: name for name in ("wait_share", *COMMITTED)
+}
+
+
 def evaluation_means(records: Sequence[EpisodeRecord]) -> dict[str, float]:
-    """Return means over the episodes that have the value, under Stable-Baselines3's names where it has one."""
-    columns: dict[str, list[float | None]] = {
-        "mean_reward": [record.episode_return for record in records],
-        "mean_ep_length": [record.length for record in records],
-        "wait_share": [record.wait_share for record in records],
-        "committed_val_accuracy": [record.committed_val_accuracy for record in records],
-        "test_accuracy": [record.test_accuracy for record in records],
-        "parameters_added": [record.parameters_added for record in records],
+    """Return means over the episodes that have the value."""
+    known = {
+        name: [value for record in records if (value := getattr(record, field)) is not None]
+        for name, field in _MEANS.items()
     }
-    known = {name: [value for value in values if value is not None] for name, values in columns.items()}
     return {name: float(np.mean(values)) for name, values in known.items() if values}
 
 

@@ -28,14 +28,14 @@ def learner_parts(model: Model) -> dict[str, Stateful]:
     accessors = {
         "policy": (_policy, _set_policy),
         "optimizer": (_optimizer, _set_optimizer),
-        "last_update": (_last_update, _set_last_update),
         "decision": (_decision, _set_decision),
         "episodes": (_episodes, _set_episodes),
         "generators": (_generators, _set_generators),
         "logger": (_logger, _set_logger),
     }
     parts = {name: Accessors(partial(get, model), partial(put, model)) for name, (get, put) in accessors.items()}
-    return {"counters": Attributes(model, _COUNTERS), **parts}
+    last_update = Accessors(lambda: dict(model.last_update), lambda tree: setattr(model, "last_update", dict(tree)))
+    return {"counters": Attributes(model, _COUNTERS), "last_update": last_update, **parts}
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -69,14 +69,6 @@ def _set_optimizer(model: Model, tree: Tree) -> None:
     optimizer = model.policy.optimizer
     moments = {int(index): {name: _tensor(value) for name, value in values.items()} for index, values in tree.items()}
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-
-
-def _last_update(model: Model) -> Tree:
-    return dict(model.last_update)
-
-
-def _set_last_update(model: Model, tree: Tree) -> None:
-    model.last_update = dict(tree)
 
 
 def _decision(model: Model) -> Tree:

@@ -16,31 +16,10 @@ from esper_env.persistence import Tree, check_keys, check_like, write_text
 from esper_env.rules import Op
 from esper_env.telemetry import Telemetry, drop_events
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import (
-    Figure,
-    FormatUnsupportedError,
-    HParam,
-    Image,
-    KVWriter,
-    Logger,
-    TensorBoardOutputFormat,
-    Video,
-    filter_excluded_keys,
-)
+from stable_baselines3.common.logger import KVWriter, TensorBoardOutputFormat, filter_excluded_keys
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from esper_agent.evaluation.play import COMMITTED
-from esper_agent.training.run_folder import PROGRESS
-
-_NO_TEXT = {Video: "video", Figure: "figure", Image: "image", HParam: "hparam"}
-
-
-def run_logger(folder: Path) -> Logger:
-    """Return a logger that writes progress.csv and TensorBoard's file into the folder of a run.
-
-    Files are created by the first log. Outputs start from scratch unless a state is set before.
-    """
-    return Logger(str(folder), [ProgressFile(folder / PROGRESS), TensorBoardFiles(str(folder))])
 
 
 class CsvLog:
@@ -48,11 +27,7 @@ class CsvLog:
 
     The first write, and every write that adds a column, replaces the whole file by the rows in memory; other writes
     append. A resumed run therefore continues the file whatever happened to it. If the file cannot be written, training
-    continues without it, with one ``RuntimeWarning``.
-
-    Args:
-        path: the file.
-        columns: the first columns; rows may add others.
+    continues without it, with one ``RuntimeWarning``. Rows may add columns.
     """
 
     def __init__(self, path: Path, columns: Sequence[str] = ()) -> None:
@@ -121,39 +96,17 @@ class ProgressFile(CsvLog, KVWriter):
     """
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:  # noqa: ARG002
-        """Append a line; ``FormatUnsupportedError`` for images, figures and videos."""
+        """Append a line."""
         row = filter_excluded_keys(key_values, key_excluded, "csv")
-        for value in row.values():
-            if type(value) in _NO_TEXT:
-                raise FormatUnsupportedError(["csv"], _NO_TEXT[type(value)])
         self.add({name: None if value is None else str(value) for name, value in row.items()})
 
 
-class TensorBoardFiles(TensorBoardOutputFormat):
-    """TensorBoard's events. On resume, events after the checkpoint are purged."""
+class TensorBoardFile(TensorBoardOutputFormat):
+    """A new file of TensorBoard's events in a folder; events of earlier files from ``first_step`` on are purged."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-        self._next = 0
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self.writer = SummaryWriter(log_dir=str(folder), purge_step=first_step)
         self._is_closed = False
-        self.writer: Any = None
-
-    def get_state(self) -> Tree:
-        """Return the step after the latest one."""
-        return {"next_step": self._next}
-
-    def set_state(self, state: Tree) -> None:
-        """Continue from a state."""
-        check_like(state, {"next_step": 0})
-        self.close()
-        self._is_closed, self.writer, self._next = False, None, state["next_step"]
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Write the events of one step."""
-        if self.writer is None:
-            self.writer = SummaryWriter(log_dir=self._folder, purge_step=self._next)
-        super().write(key_values, key_excluded, step)
-        self._next = step + 1
 
 
 class CurvesRecorder(BaseCallback):
@@ -161,9 +114,6 @@ class CurvesRecorder(BaseCallback):
 
     Returns come from ``VecMonitor``, so they are not normalised. Truncated episodes have no committed accuracies; these
     fields are empty. Further training with ``reset_num_timesteps=False`` continues the file.
-
-    Args:
-        path: the CSV file.
 
     Raises:
         RuntimeError: the environment has no ``VecMonitor``; raised at the end of the first episode.
@@ -222,11 +172,7 @@ class CurvesRecorder(BaseCallback):
 class EventLog(BaseCallback):
     """Saves the next event id in a checkpoint, and removes later events on resume.
 
-    The files of a run therefore hold each event once, however often the run was interrupted.
-
-    Args:
-        hub: emits the events.
-        folder: folder of the ``JsonlSink`` that writes them.
+    The files of the run, in ``folder``, therefore hold each event once, however often the run was interrupted.
     """
 
     def __init__(self, hub: Telemetry, folder: Path) -> None:

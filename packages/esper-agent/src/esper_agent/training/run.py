@@ -19,6 +19,7 @@ from typing import Any
 from esper_env.tasks import task_dict
 from esper_env.telemetry import JsonlSink, Sink, Telemetry
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
 from esper_agent.monitoring.callback import DiagnosticsCallback
@@ -31,12 +32,13 @@ from esper_agent.settings.named_values import training_env_settings
 from esper_agent.settings.train import TrainSettings
 from esper_agent.training.callbacks import PeriodicEvaluation, StopOnInterrupt, TrainingMetricsCallback
 from esper_agent.training.checkpoints import SaveCheckpoints, Saved, latest_checkpoint
-from esper_agent.training.outputs import CurvesRecorder, EventLog, run_logger
+from esper_agent.training.outputs import CurvesRecorder, EventLog, ProgressFile, TensorBoardFile
 from esper_agent.training.run_folder import (
     CONFIG,
     EPISODES,
     EVENTS,
     MODEL,
+    PROGRESS,
     RUN_FILES,
     VERSIONS,
     RunError,
@@ -129,8 +131,7 @@ def resume(
     """
     place, config = run_config(folder)
     own = with_values(TrainSettings(out=place), config, str(place / CONFIG))
-    settings = replace(own, out=place, progress=progress, device=device or own.device)
-    settings.check()
+    settings = replace(own, out=place, progress=progress, device=device or own.device).checked()
     with locked(place):
         start = latest_checkpoint(place, _fixed_settings(settings))
         _check_unfinished(settings, start)
@@ -232,7 +233,7 @@ def _learn(
         CheckpointError: ``start`` does not fit. Nothing has changed.
     """
     folder, total, env_kwargs = settings.out, settings.whole_rollouts, _env_kwargs(settings)
-    model.set_logger(run_logger(folder))
+    model.set_logger(Logger(str(folder), [ProgressFile(folder / PROGRESS)]))
     curves = CurvesRecorder(folder / EPISODES)
     hub: Telemetry = _of_env(model, "telemetry")
     diagnostics, log = DiagnosticsCallback(settings.anomalies, hub), EventLog(hub, folder / EVENTS)
@@ -256,6 +257,8 @@ def _learn(
             )
             if start is not None:
                 restore_training(model, watchers, start.state)
+            first_step = start.timesteps + 1 if start else 0
+            model.logger.output_formats.append(TensorBoardFile(folder, first_step))
             log.drop_later_events()
             if start is not None:
                 hub.emit(CheckpointLoaded(path=str(start.path), timesteps=start.timesteps))

@@ -40,7 +40,7 @@ from esper_agent.evaluation.play import Policy
 from esper_agent.policies.baselines import POLICIES
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
 from esper_agent.settings.config_file import read_config
-from esper_agent.settings.named_values import ConfigError, training_env_settings
+from esper_agent.settings.named_values import ConfigError, parse_env_settings, training_env_settings
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -137,6 +137,7 @@ def run_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
         raise RunError(f"{folder} is not a run: it has no {CONFIG}; give the folder that `esper train --out` wrote")
     try:
         config = read_config(folder / CONFIG)
+        parse_env_settings(config.get("env_settings", {}))
     except ConfigError as error:
         raise RunError(f"{folder} cannot be used: {error}") from None
     if not isinstance(config.get("env"), str):

@@ -97,17 +97,6 @@ def check_layout(tree: Tree, place: str) -> None:
         )
 
 
-def stateful(callbacks: Sequence[BaseCallback]) -> dict[str, StatefulCallback]:
-    """Callbacks with a state, by class name; further callbacks of one class are numbered."""
-    found: dict[str, StatefulCallback] = {}
-    for callback in callbacks:
-        if isinstance(callback, StatefulCallback):
-            name = type(callback).__name__
-            count = sum(known.partition(".")[0] == name for known in found)
-            found[f"{name}.{count + 1}" if count else name] = callback
-    return found
-
-
 def environment_parts(env: VecEnv) -> dict[str, Stateful]:
     """Wrappers with their state, from the outside in, and the vector environment inside.
 
@@ -140,9 +129,10 @@ def _unsaved(env: Any, expected: str) -> CheckpointError:
 
 
 def _parts(model: FactoredRecurrentPPO, callbacks: Sequence[BaseCallback]) -> dict[str, Stateful]:
+    stateful = [callback for callback in callbacks if isinstance(callback, StatefulCallback)]
     groups: dict[str, dict[str, Stateful]] = {
         "environment": environment_parts(_environment(model)),
-        "callbacks": dict(stateful(callbacks)),
+        "callbacks": {f"{type(each).__name__}.{number}": each for number, each in enumerate(stateful)},
     }
     grouped = {
         name: Accessors(partial(get_states, parts), partial(set_states, parts)) for name, parts in groups.items()

@@ -105,13 +105,7 @@ def set_states(parts: Mapping[str, Stateful], state: Tree) -> None:
 
 
 def check_like(found: Any, expected: Any, place: str = "") -> None:
-    """Raise ``ValueError`` unless both trees have the same keys, array shapes and dtypes, and types of values.
-
-    Args:
-        found: the tree to check.
-        expected: a tree of the right form.
-        place: path of ``found``, for the message.
-    """
+    """Raise ``ValueError``, naming the ``place``, unless both trees have the same keys and equal kinds of leaves."""
     if isinstance(expected, Mapping):
         check_keys(found, expected, place)
         for key, value in expected.items():
