@@ -21,8 +21,7 @@ MODES = ("SameStep", "NextStep", "Disabled")
 # Round trips
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("steps", [0, 5, 13])
+@pytest.mark.parametrize(("mode", "steps"), [("SameStep", 13), ("NextStep", 5), ("Disabled", 0)])
 def test_vector_continues_from_state_bit_for_bit(make, assert_same, mode, steps):
     env = make(2, autoreset_mode=mode, max_episode_steps=8)
     plan = plan_for(env)
@@ -35,9 +34,8 @@ def test_vector_continues_from_state_bit_for_bit(make, assert_same, mode, steps)
     assert_same(other.get_state(), env.get_state())
 
 
-@pytest.mark.parametrize("steps", [0, 12])
-def test_single_environment_continues_from_state_bit_for_bit(make, assert_same, steps):
-    env = make(None)
+def test_single_environment_continues_from_state_bit_for_bit(make, assert_same):
+    env, steps = make(None), 12
     plan = plan_for(env)
     state = begun(env, plan, steps).get_state()
     future = drive(env, plan, range(steps, steps + 9))
@@ -59,9 +57,8 @@ def test_state_includes_finished_episodes_before_their_reset(make, assert_same):
     assert_same(drive(other, plan, range(4, 7)), drive(env, plan, range(4, 7)))
 
 
-@pytest.mark.parametrize("num_envs", [None, 2])
-def test_state_before_the_first_reset_includes_the_generators(make, assert_same, num_envs):
-    env, other = make(num_envs), make(num_envs)
+def test_state_before_the_first_reset_includes_the_generators(make, assert_same):
+    env, other = make(2), make(2)
     other.set_state(env.get_state())
     with pytest.raises(ResetNeeded):
         other.observe()
@@ -94,18 +91,6 @@ def test_restoring_repeats_the_future_in_the_same_environment(make, assert_same)
     assert_same(state, kept)
 
 
-def test_look_ahead_along_one_branch_does_not_change_the_others(make, assert_same):
-    env, twin = make(), make()
-    plan = plan_for(env)
-    begun(env, plan, 6)
-    begun(twin, plan, 6)
-    state = env.get_state()
-    for seed in (1, 2):
-        drive(env, plan_for(env, seed), range(6))
-        env.set_state(state)
-    assert_same(drive(env, plan, range(6, 12)), drive(twin, plan, range(6, 12)))
-
-
 def test_state_shares_nothing_with_the_environment(make, assert_same):
     env, twin = make(), make()
     plan = plan_for(env)
@@ -130,7 +115,7 @@ def test_state_shares_nothing_with_the_environment(make, assert_same):
     assert_same(drive(env, plan, range(6, 12)), drive(twin, plan, range(6, 12)))
 
 
-@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 2)])
 def test_state_is_independent_of_the_layout_of_shards(make, assert_same, before, after):
     with built_with(torch.float64):
         env, other = make(shard_size=before), make(shard_size=after)
@@ -141,13 +126,6 @@ def test_state_is_independent_of_the_layout_of_shards(make, assert_same, before,
     for ours, theirs in zip(drive(env, plan, range(7, 13)), drive(other, plan, range(7, 13)), strict=True):
         np.testing.assert_allclose(ours[0]["features"], theirs[0]["features"], atol=1e-5)
         np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
-
-
-def test_get_state_rejects_bit_generators_other_than_pcg64(make):
-    env = make(2)
-    env.np_random = (np.random.default_rng(0), np.random.Generator(np.random.MT19937(0)))
-    with pytest.raises(ValueError, match="expected PCG64"):
-        env.get_state()
 
 
 # Files

@@ -58,18 +58,19 @@ class Moment(NamedTuple):
 
     steps: int
     settings: dict
+    ahead: int  # steps of the future that is compared
     broken: bool = False  # every network breaks in the next step, and the governor rolls it back
 
 
 #: Most leaves matter at the first moment. The others cover future seeds, credit for boosts, snapshots, accrued rent and
 #: strict gates, and curves that stand still.
 MOMENTS = [
-    Moment(8, {"reward_mode": "contribution", "max_episode_steps": 12}),
-    Moment(4, {"reward_mode": "contribution"}),
-    Moment(11, {"reward_mode": "contribution", "horizon": 16}),
-    Moment(11, {"reward_mode": "contribution", "horizon": 30}, broken=True),
-    Moment(5, {"reward_mode": "sparse", "gates": "strict"}),
-    Moment(2, {"reward_mode": "accuracy", "host_lr": 1e-6, "seed_lr": 1e-6}),
+    Moment(8, {"reward_mode": "contribution", "max_episode_steps": 12}, 2),
+    Moment(4, {"reward_mode": "contribution"}, 9),
+    Moment(11, {"reward_mode": "contribution", "horizon": 16}, 5),
+    Moment(11, {"reward_mode": "contribution", "horizon": 30}, 3, broken=True),
+    Moment(5, {"reward_mode": "sparse", "gates": "strict"}, 8),
+    Moment(2, {"reward_mode": "accuracy", "host_lr": 1e-6, "seed_lr": 1e-6}, 11),
 ]
 
 
@@ -102,7 +103,7 @@ def silent_leaves(env, plan, moment, heard_before, assert_same):
         yield env.np_random_seed, draws_of(env)
         if moment.broken:
             break_all(env)
-        for step in range(moment.steps, moment.steps + 11):
+        for step in range(moment.steps, moment.steps + moment.ahead):
             yield drive(env, plan, [step])
         yield env.get_state()["population"]
 

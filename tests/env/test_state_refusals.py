@@ -18,15 +18,11 @@ IMPOSSIBLE_VALUE = "expected|impossible|blueprint|negative|sum to|not the state 
     ("kwargs", "message"),
     [
         ({"horizon": 12}, "horizon is 9 in the state and 12 here"),
-        ({"max_episode_steps": 5}, "max_episode_steps is None in the state and 5 here"),
         ({"num_envs": 2}, "num_envs is 3 in the state and 2 here"),
         ({"slots": ["r0c0", "r0c1"]}, r"slot_ids is \['r0c0', 'r0c1', 'r0c2'\] in the state and \['r0c0', 'r0c1'\]"),
-        ({"reward_mode": "sparse"}, "reward_mode is 'accuracy' in the state and 'sparse' here"),
         ({"reward_weights": {"gamma": 0.5}}, r"reward_weights is {} in the state and {'gamma': 0.5} here"),
         ({"host_lr": 0.5, "gates": "strict"}, "gates is 'permissive'.*; host_lr is 0.008 in the state and 0.5 here"),
-        ({"isolation": "straight_through"}, "isolation"),
-        ({"precision": "bfloat16"}, "precision"),
-        ({"param_budget": 7}, "param_budget"),
+        ({"precision": "bfloat16", "max_episode_steps": 5}, "max_episode_steps is None .*; precision is 'float32' in"),
     ],
 )
 def test_set_state_rejects_another_environment_with_the_difference(make, assert_same, kwargs, message):
@@ -45,17 +41,10 @@ def test_identity_includes_task_data_and_device_kind(make):
     for name, value in (("env_id", "Esper-CIFAR-v0"), ("dataset_name", "procedural"), ("device_kind", "cuda")):
         with pytest.raises(ValueError, match=f"{name} is '{value}' in the state and '.*' here"):
             env.set_state(changed(state, ("identity", name), lambda _, value=value: value))
-
-
-def test_set_state_names_other_data_only_if_digests_differ(make):
-    env = make()
-    state = env.get_state()
-    other = changed(state, ("identity", "data_digest"), lambda _: "0" * 32)
     with pytest.raises(ValueError, match=r"saved on other data \(.*\), so in another environment: data_digest is '0"):
-        env.set_state(other)
-    lacking = changed(state, ("identity",), lambda found: {k: v for k, v in found.items() if k != "data_digest"})
+        env.set_state(changed(state, ("identity", "data_digest"), lambda _: "0" * 32))
     with pytest.raises(ValueError, match="was saved in another environment: data_digest is 'missing' in the state"):
-        env.set_state(lacking)
+        env.set_state(changed(state, ("identity", "data_digest"), lambda _: None))
 
 
 def test_identity_excludes_where_a_task_runs(make, tmp_path):
@@ -63,7 +52,7 @@ def test_identity_excludes_where_a_task_runs(make, tmp_path):
     make(shard_size=1, capture="off", data_dir=str(tmp_path), dataset="digits").set_state(state)
 
 
-@pytest.mark.parametrize("state", [None, 5, {}, [], {"identity": 3}])
+@pytest.mark.parametrize("state", [None, {}, {"identity": 3}])
 def test_set_state_rejects_other_objects(make, state):
     with pytest.raises(ValueError, match="not the state of an environment"):
         make().set_state(state)
@@ -95,9 +84,7 @@ def future_of(env, plan):
 BAD = {
     "another shape": lambda leaf: leaf[:-1] if isinstance(leaf, np.ndarray) and leaf.ndim else np.zeros((7, 7)),
     "another dtype": lambda leaf: leaf.astype(np.complex64) if isinstance(leaf, np.ndarray) else np.float32(3),
-    "text": lambda leaf: "x",  # noqa: ARG005
     "a dict": lambda leaf: {"a": leaf},
-    "an empty dict": lambda leaf: {},  # noqa: ARG005
     "missing": lambda leaf: None,  # noqa: ARG005
 }
 
@@ -107,8 +94,6 @@ def test_set_state_rejects_missing_or_misshapen_leaves(rich, assert_same, what):
     env, state, plan, future = rich
     env.set_state(state)
     for path in leaves(state):
-        if (path, what) == (("identity", "reward_weights"), "an empty dict"):
-            continue  # the leaf is an empty dict
         with pytest.raises(ValueError, match=MISFIT):
             env.set_state(changed(state, path, BAD[what]))
     assert_same(env.get_state(), state)
@@ -121,12 +106,8 @@ def test_set_state_rejects_missing_or_misshapen_leaves(rich, assert_same, what):
         ("clock", "steps"),
         ("generators", "rows"),
         ("table", "age"),
-        ("steps", "epoch"),
-        ("signals", "losses"),
         ("reward", "ledger", "mean"),
         ("governor", "history"),
-        ("recorder", "returns"),
-        ("population", "births"),
         ("population", "streams", "generator"),
     ],
     ids="/".join,
@@ -144,14 +125,7 @@ def test_set_state_changes_nothing_if_one_part_is_misshapen(make, assert_same, p
 
 def test_set_state_rejects_unknown_keys(rich):
     env, state, *_ = rich
-    for path in (
-        (),
-        ("table",),
-        ("signals",),
-        ("reward", "ledger"),
-        ("generators",),
-        ("population", "host"),
-    ):
+    for path in ((), ("table",), ("reward", "ledger"), ("generators",), ("population", "host")):
         extra = copy.deepcopy(state)
         node = extra
         for key in path:
