@@ -194,7 +194,7 @@ def test_load_state_rejects_another_checkpoint_and_changes_nothing(make, assert_
         }
     ),
 )
-@examples(18)
+@examples(12)
 def test_growth_continues_from_any_step(assert_same, tmp_path_factory, seed, steps, mode, num_envs, kwargs):
     if num_envs is not None:
         kwargs = {**kwargs, "autoreset_mode": mode}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +27,6 @@ _MEANINGS = {
     Head.ALPHA_SPEED: [f"{ticks} epochs" for ticks in SPEED_TICKS],
 }
 
-
-#: Width of the tables in characters.
-LEAST_WIDTH = 100
-
 #: Columns of text that wraps.
 _TEXTS = ("values", "read by", "slots (channels)", "found")
 
@@ -44,10 +38,12 @@ class InfoSettings:
 
 def run_info(_settings: InfoSettings, console: Console) -> int:
     """Print the tables and the implementation of attention on this machine, and return the exit code."""
-    # On a narrower terminal lines overflow rather than being truncated.
-    console.width = max(console.width, LEAST_WIDTH)
-    tables = [task_table(), head_table(), *blueprint_tables(), data_table()]
-    for table in tables:
+    console.width = max(console.width, 100)  # on a narrower terminal lines overflow rather than being truncated
+    folder = data_folder()
+    datasets = _table(escape(f"Datasets in {folder}"), "name", "found")
+    for name, place in dataset_places(folder).items():
+        datasets.add_row(name, escape(place))
+    for table in (task_table(), head_table(), *blueprint_tables(), datasets):
         console.print(table)
         console.print()
     device = resolve_device("auto")
@@ -108,15 +104,6 @@ def blueprint_tables() -> list[Table]:
     return tables
 
 
-def data_table() -> Table:
-    """Return a table of the datasets of the tasks and their places on this disk."""
-    folder = data_folder()
-    table = _table(escape(f"Datasets in {folder}"), "name", "found")
-    for name, place in dataset_places(folder).items():
-        table.add_row(name, escape(place))
-    return table
-
-
 def parameters(module: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
@@ -134,9 +121,3 @@ def _table(title: str, *headings: str) -> Table:
         text = heading in _TEXTS
         table.add_column(heading, no_wrap=not text, overflow="fold")
     return table
-
-
-def machine() -> str:
-    """Return the architecture, CPU cores and GPU of this machine."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{platform.machine()}, {os.cpu_count()} CPU cores, {gpu}"

@@ -95,18 +95,15 @@ def run_evaluate(settings: EvaluateSettings, console: Console) -> int:
     _print_task(settings.env, [policy], env_id, console)
     if kept:
         here = f"; given here: {_listed(given)}" if given else ""
-        console.print(
-            f"Played with the environment settings of the run: {_listed(kept)}{here}", markup=False, soft_wrap=True
-        )
+        _say(console, f"Played with the environment settings of the run: {_listed(kept)}{here}")
     records = _play(policy, env_id, settings, policy.env_kwargs | given, console)
-    if policy.note:
-        console.print(policy.note, markup=False, soft_wrap=True)
+    _say(console, policy.note)
     summary = summarise(records)
     print_summaries(console, [summary], _title(env_id, records))
     if settings.json is not None:
         content = {"summary": summary.row(), "episodes": [record.row() for record in records]}
         write_text(settings.json, json.dumps(content, indent=2) + "\n")
-        console.print(f"Written to {settings.json}", soft_wrap=True, markup=False)
+        _say(console, f"Written to {settings.json}")
     return 0
 
 
@@ -129,10 +126,8 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
     _print_task(settings.env, list(policies.values()), env_id, console)
     for name, policy in policies.items():
         if policy.env_kwargs and policy.env_kwargs != env_kwargs:
-            there = _listed(policy.env_kwargs)
-            console.print(f"Note: {name} was trained with other settings: {there}", markup=False, soft_wrap=True)
-        if policy.note:
-            console.print(policy.note, markup=False, soft_wrap=True)
+            _say(console, f"Note: {name} was trained with other settings: {_listed(policy.env_kwargs)}")
+        _say(console, policy.note)
     results = {name: _play(policy, env_id, settings, env_kwargs, console) for name, policy in policies.items()}
     reference = settings.policies[0] if len(settings.policies) > 1 else None
     summaries = summarise_all(results, reference)
@@ -141,8 +136,14 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
     write_csv(everything, raw)
     write_csv(summaries, summary)
     print_summaries(console, summaries, _title(env_id, everything))
-    console.print(f"Written to {raw} and {summary}", soft_wrap=True, markup=False)
+    _say(console, f"Written to {raw} and {summary}")
     return 0
+
+
+def _say(console: Console, text: str) -> None:
+    """Print a line as it is, unless it is empty."""
+    if text:
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def _print_task(given: str | None, policies: Sequence[PolicyByName], env_id: str, console: Console) -> None:
@@ -150,7 +151,7 @@ def _print_task(given: str | None, policies: Sequence[PolicyByName], env_id: str
     runs = sum(policy.is_run for policy in policies)
     if given is None and runs:
         find_id(env_id)
-        console.print(f"Task of the run{'s' if runs > 1 else ''}: {env_id}", markup=False, soft_wrap=True)
+        _say(console, f"Task of the run{'s' if runs > 1 else ''}: {env_id}")
 
 
 def _check_text(name: str, env_kwargs: Mapping[str, Any]) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import tyro
 from esper_env.persistence import write_text
 from rich.console import Console
 
-from esper_agent.cli.info import machine
 from esper_agent.cli.main import exit_code
 from esper_agent.settings.config_file import ConfigError
 from esper_agent.training.run_folder import package_versions
@@ -65,9 +66,10 @@ def check_writable(folder: Path) -> None:
 
 def origin(script: str, flags: Sequence[str]) -> dict[str, Any]:
     """Command, machine and versions: the part of a result file that says how to repeat it."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return {
         "command": shlex.join(["python", script, *flags]),
-        "machine": machine(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {gpu}",
         "versions": package_versions(),
     }
 

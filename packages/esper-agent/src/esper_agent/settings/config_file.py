@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
@@ -41,17 +42,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
 class _UniqueKeys(yaml.SafeLoader):
     """YAML reader that rejects a mapping with a repeated key."""
 
-
-def _unique_mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            (repeated, _), *_ = Counter(key.value for key, _ in node.value).most_common()
+            raise yaml.constructor.ConstructorError(None, None, f"{repeated!r} is given twice", node.start_mark)
+        return mapping
 
 
 def with_values(settings: Settings, values: Mapping[str, Any], source: str) -> Settings:

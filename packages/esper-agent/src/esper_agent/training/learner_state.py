@@ -147,7 +147,7 @@ def _set_generators(model: Model, tree: Tree) -> None:
 
 
 def _outputs(model: Model) -> dict[str, Any]:
-    return {type(output).__name__: output for output in model.logger.output_formats if hasattr(output, "get_state")}
+    return {type(output).__name__: output for output in model.logger.output_formats if isinstance(output, Stateful)}
 
 
 def _logger(model: Model) -> Tree:

@@ -100,7 +100,8 @@ def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = (), sinks
     with _model(settings) as model:
         new_folder(settings.out, RUN_FILES)
         with locked(settings.out):
-            create_run(settings.out, plain(settings), _task(model))
+            data = {name: _of_env(model, name) for name in ("dataset_name", "data_digest")}
+            create_run(settings.out, plain(settings), task_dict(_of_env(model, "task")) | data)
             return _learn(settings, model, callbacks, sinks)
 
 
@@ -213,11 +214,6 @@ def _of_env(model: FactoredRecurrentPPO, name: str) -> Any:
     env = model.get_env()
     assert env is not None
     return env.get_attr(name)[0]
-
-
-def _task(model: FactoredRecurrentPPO) -> dict[str, Any]:
-    """The content of task.json."""
-    return task_dict(_of_env(model, "task")) | {name: _of_env(model, name) for name in ("dataset_name", "data_digest")}
 
 
 def _learn(

@@ -1,17 +1,4 @@
-"""A run folder: the files of a training run, and loading its model.
-
-| file | content |
-|---|---|
-| config.yaml | the resolved configuration |
-| task.json | the resolved task, and the name and digest of the dataset used |
-| versions.json | versions of Python and of the packages that results depend on |
-| checkpoints/ | the last two states of the training, to resume from; named by their timesteps |
-| train.lock | held by the process that trains |
-| model.zip | the model, in the format of Stable-Baselines3 |
-| vecnormalize.pkl | the normaliser of the returns, in the format of Stable-Baselines3 |
-| events/ | telemetry events, see docs/telemetry.md |
-| progress.csv | the values of the logger, one line per rollout |
-| episodes.csv | one line per finished training episode |
+"""A run folder, whose files docs/agents.md lists, and loading its model.
 
 Loading a model executes code stored in it, as with every Stable-Baselines3 file. Load only runs that you trust.
 """

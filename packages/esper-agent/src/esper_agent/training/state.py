@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from esper_env.persistence import (
     Accessors,
@@ -40,25 +40,12 @@ KIND = "esper training"
 LAYOUT = 3
 
 
-@runtime_checkable
-class StatefulCallback(Protocol):
-    """A callback whose state is part of a checkpoint. Other callbacks restart in a resumed run.
-
-    ``get_state`` is called between two rollouts, and on a new callback before its ``set_state``. ``set_state`` is
-    called before training starts. Neither may write files: a failed restore calls ``set_state`` with the old state.
-    """
-
-    def get_state(self) -> Tree:
-        """Return arrays and JSON values, as described in ``esper_env.persistence.tree``."""
-        ...
-
-    def set_state(self, state: Tree) -> None:
-        """Continue from a state; ``ValueError`` if it does not fit."""
-        ...
-
-
 def training_state(model: FactoredRecurrentPPO, callbacks: Sequence[BaseCallback] = ()) -> Tree:
     """Return everything that further training depends on. Call it between two rollouts, after the updates.
+
+    The state of a callback with ``get_state`` and ``set_state`` (``esper_env.persistence.Stateful``) is included.
+    ``get_state`` is called on new callbacks too. ``set_state`` must not write files: a failed restore calls it with the
+    old state.
 
     Raises:
         CheckpointError: the state of the environment cannot be saved.
@@ -83,7 +70,8 @@ def restore_training(model: FactoredRecurrentPPO, callbacks: Sequence[BaseCallba
             f"the checkpoint does not fit this run: {error}. It belongs to another task, other settings or other "
             "callbacks; use the ones that it was saved with"
         ) from error
-    _environment(model).unwrapped._reset_options()
+    env: Any = model.get_env()
+    env.unwrapped._reset_options()
     # A diverging update falls back to parameters that have been used successfully, as these have.
     model._last_good = copy.deepcopy(model.get_parameters())
 
@@ -97,7 +85,7 @@ def check_layout(tree: Tree, place: str) -> None:
         )
 
 
-def environment_parts(env: VecEnv) -> dict[str, Stateful]:
+def environment_parts(env: VecEnv | None) -> dict[str, Stateful]:
     """Wrappers with their state, from the outside in, and the vector environment inside.
 
     Raises:
@@ -116,7 +104,7 @@ def environment_parts(env: VecEnv) -> dict[str, Stateful]:
             raise _unsaved(outer, "make_sb3_env, VecMonitor, and VecNormalize with norm_obs=False")
         outer = outer.venv
     vector = outer.vec_env
-    if vector.unwrapped is not vector or not (hasattr(vector, "get_state") and hasattr(vector, "set_state")):
+    if vector.unwrapped is not vector or not isinstance(vector, Stateful):
         raise _unsaved(vector, "an environment with get_state and set_state")
     return {**parts, "vector": vector, "seeds": Attributes(outer, ("_seeds",))}
 
@@ -129,19 +117,12 @@ def _unsaved(env: Any, expected: str) -> CheckpointError:
 
 
 def _parts(model: FactoredRecurrentPPO, callbacks: Sequence[BaseCallback]) -> dict[str, Stateful]:
-    stateful = [callback for callback in callbacks if isinstance(callback, StatefulCallback)]
+    stateful = [callback for callback in callbacks if isinstance(callback, Stateful)]
     groups: dict[str, dict[str, Stateful]] = {
-        "environment": environment_parts(_environment(model)),
+        "environment": environment_parts(model.get_env()),
         "callbacks": {f"{type(each).__name__}.{number}": each for number, each in enumerate(stateful)},
     }
     grouped = {
         name: Accessors(partial(get_states, parts), partial(set_states, parts)) for name, parts in groups.items()
     }
     return {**grouped, **learner_parts(model)}
-
-
-def _environment(model: FactoredRecurrentPPO) -> VecEnv:
-    env = model.get_env()
-    if env is None:
-        raise CheckpointError("the model has no environment; call set_env with the one that it trains in")
-    return env

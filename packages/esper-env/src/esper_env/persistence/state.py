@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from esper_env.persistence.tree import Tree
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """An object whose state can be saved and loaded."""
 
