@@ -6,6 +6,7 @@ claiming the progress of the host): a return depends on the committed network an
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -158,10 +159,11 @@ def test_stage_potentials_equal_documented_values():
 def test_planted_seeds_earn_nothing_for_being_present():
     table = SlotTable.empty(1, SLOTS)
     table.stage[:], table.alpha[:] = Stage.FOSSILIZED, 1.0
-    both = Step(stage=(Stage.FOSSILIZED,) * 2, alpha=(1.0, 1.0), contribution=(0.0, 0.0), interaction=4.0)
+    both = Step(stage=(Stage.FOSSILIZED,) * 2, alpha=(1.0, 1.0), contribution=(20.0, 20.0), interaction=4.0)
     model = RewardModel(1, SLOTS, 10, HOST, reward_config("contribution", {"gamma": 1.0}))
     model.reset(np.array([True]), np.array([10.0]), table)
-    assert all(value[0] == 0.0 for value in model.compute(inputs_of(both, None)).values())
+    paid = {name: float(value[0]) for name, value in model.compute(inputs_of(both, None)).items()}
+    assert paid == pytest.approx(dict.fromkeys(paid, 0.0) | {"contribution": 0.4})
 
 
 # contribution
@@ -303,7 +305,7 @@ LIVES = np.array(
 
 
 def random_steps(rows):
-    """Return one episode of ``rows`` environments with random measurements; all steps share one table."""
+    """Yield one episode of ``rows`` environments with random measurements; the steps share one table."""
     rng, table = np.random.default_rng(rows), SlotTable.empty(rows, 3)
     for t in range(HORIZON):
         table.stage[:] = LIVES[:, t]
@@ -318,7 +320,7 @@ def random_steps(rows):
             op=rng.integers(0, 6, rows),
             table=table,
             rolled_back=rng.random(rows) < 0.2,
-            interactions=rng.uniform(0, 8, (rows, 3, 3)),
+            interactions=rng.uniform(0, 2, (rows, 3, 3)),
             interactions_measured=table.is_blended[:, :, None] & table.is_blended[:, None, :],
         )
 
@@ -329,21 +331,27 @@ def row_of(step, row):
     return RewardInputs(table=table, **{k: v[row : row + 1] for k, v in vars(step).items() if k != "table"})
 
 
-def fresh(mode, rows=1):
-    model = RewardModel(rows, 3, HORIZON, HOST, reward_config(mode))
-    model.reset(np.ones(rows, dtype=bool), np.full(rows, 10.0), SlotTable.empty(rows, 3))
+def start(model, rows, planted):
+    """Start episodes in some environments; ``planted`` has a fossil in slot 1."""
+    table = SlotTable.empty(len(rows), 3)
+    if planted:
+        table.stage[:, 1], table.alpha[:, 1] = Stage.FOSSILIZED, 1.0
+    model.reset(np.array(rows), np.where(rows, 10.0, np.nan), table)
     return model
 
 
 @MODES
+@pytest.mark.parametrize("planted", [False, True])
 @pytest.mark.parametrize("played", [0, 3, 6, 8])
-def test_environments_and_episodes_are_independent(mode, played):
+def test_environments_and_episodes_are_independent(mode, planted, played):
     """Row 0 restarts after ``played`` steps, truncated or terminated, while the others continue."""
-    model, singles = fresh(mode, 3), [fresh(mode) for _ in range(3)]
-    for number, step in enumerate([*random_steps(3), *random_steps(3)]):
+    config = reward_config(mode)
+    model = start(RewardModel(3, 3, HORIZON, HOST, config), [True] * 3, planted=False)
+    singles = [start(RewardModel(1, 3, HORIZON, HOST, config), [True], planted=False) for _ in range(3)]
+    for number, step in enumerate(chain(random_steps(3), random_steps(3))):
         if number == played:
-            model.reset(np.array([True, False, False]), np.array([10.0, np.nan, np.nan]), SlotTable.empty(3, 3))
-            singles[0] = fresh(mode)
+            start(model, [True, False, False], planted)
+            singles[0] = start(RewardModel(1, 3, HORIZON, HOST, config), [True], planted)
         components = model.compute(step)
         for row, single in enumerate(singles):
             alone = single.compute(row_of(step, row))
