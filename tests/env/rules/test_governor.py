@@ -127,8 +127,8 @@ def test_non_finite_values_are_a_fault_at_once_and_before_others(finite, loss):
         ([0.5] * 10, 0.9351, True),
         ([0.5] * 10, 1.0649, True),
         ([0.5] * 10, 1.0651, False),
-        ([4.5] * 11 + [0.5] * 9, 1.0, False),  # the mean is above 0.6 ln K
-        ([4.5] * 11 + [0.5] * 20, 1.0, True),  # and these losses are forgotten
+        ([20.0] + [0.5] * 19, 1.0, False),  # the mean is above 0.6 ln K
+        ([20.0] + [0.5] * 20, 1.0, True),  # until the first loss is forgotten
     ],
 )
 def test_collapse_needs_ten_losses_a_trained_network_and_a_loss_close_to_guessing(history, share, collapse):
