@@ -4,6 +4,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from esper_env.recording import Recorder
 from esper_env.rules.heads import HEAD_NAMES, Head, Op
 from esper_env.rules.stages import Stage
 from esper_env.telemetry import JsonlSink, MemorySink, read_events
@@ -51,10 +52,18 @@ def play(make_digits_vec):
 
 
 @MODES
-@pytest.mark.parametrize("cut", [None, 7, 12])
-def test_events_equal_the_results_of_the_steps(play, mode, cut, tmp_path):
-    """``cut``: truncation before the horizon, and at the horizon, where the episode terminates."""
-    played, events = play(mode, 3 if cut is None else cut, tmp_path, max_episode_steps=cut)
+@pytest.mark.parametrize(
+    ("cut", "isolation", "shard_size"), [(None, "shadow", 1), (7, "straight_through", 3), (12, "straight_through", 1)]
+)
+def test_events_equal_the_results_of_the_steps(play, monkeypatch, tmp_path, mode, cut, isolation, shard_size):
+    """``cut``: truncation before the horizon, and at the horizon, where the episode terminates.
+
+    Every step is checked for isolation, which legal growth never violates.
+    """
+    monkeypatch.setattr(Recorder, "inspection_due", lambda *_: True)
+    settings = {"max_episode_steps": cut, "isolation": isolation, "shard_size": shard_size}
+    played, events = play(mode, 3 if cut is None else cut, tmp_path, **settings)
+    assert [event_at(event) for event in events if event.type == "ISOLATION_VIOLATION"] == []
     assert [event.id for event in events] == list(range(len(events)))
     assert_epochs(played, events)
     assert_episodes(played, events)
@@ -80,6 +89,14 @@ def assert_plain(value, hint):
         assert type(value) in (get_args(hint) or (hint,)), (value, hint)
 
 
+def by_step(events, *types):
+    found = {}
+    for event in events:
+        if event.type in types:
+            found.setdefault(event_at(event), []).append(event)
+    return found
+
+
 def assert_epochs(played, events):
     """Check that each step has one event, in order."""
     found = [event for event in events if event.type == "EPOCH_COMPLETED"]
@@ -96,27 +113,24 @@ def assert_episodes(played, events):
     assert found.keys() == ends.keys()
     assert len(ends) > 3
     for at, step in ends.items():
-        payload, total = found[at], 0.0
-        for other in played.steps:
-            total += other.reward if other.at[:2] == at[:2] else 0.0
-        assert payload.episode_return == pytest.approx(total, abs=1e-12)
-        assert payload.length == step.epoch
-        assert payload.truncated == (not step.terminated)
-        assert payload.committed_val_accuracy == step.info.get("committed_val_accuracy")
-        assert payload.test_accuracy == step.info.get("test_accuracy")
-        assert payload.parameters_added == step.info.get("committed_parameters_added")
-        assert payload.val_accuracy == step.info["val_accuracy"]
-        assert payload.fossilized == (step.info["slot_stage"] == Stage.FOSSILIZED).sum()
-        assert payload.rollbacks == step.info["rollbacks"]
+        total = sum(other.reward for other in played.steps if other.at[:2] == at[:2])
+        assert vars(found[at]) == {
+            "episode_return": pytest.approx(total, abs=1e-12),
+            "length": step.epoch,
+            "truncated": not step.terminated,
+            "val_accuracy": step.info["val_accuracy"],
+            "committed_val_accuracy": step.info.get("committed_val_accuracy"),
+            "test_accuracy": step.info.get("test_accuracy"),
+            "parameters_added": step.info.get("committed_parameters_added"),
+            "fossilized": (step.info["slot_stage"] == Stage.FOSSILIZED).sum(),
+            "rollbacks": step.info["rollbacks"],
+        }
 
 
 def assert_stages(played, events):
     """Check that the changes lead from the stages of the reset to those of every step."""
     slots = played.envs.unwrapped.slot_ids
-    moves = {}
-    for event in events:
-        if event.type == "SEED_STAGE_CHANGED":
-            moves.setdefault(event_at(event), []).append(event)
+    moves = by_step(events, "SEED_STAGE_CHANGED")
     now, seen = {}, set()
     for step in played.steps:
         stages = now.setdefault(step.at[:2], np.full(len(slots), Stage.DORMANT))
@@ -132,10 +146,7 @@ def assert_stages(played, events):
 
 def assert_commands(played, events):
     """Check that every action other than WAIT is issued and then has exactly one outcome."""
-    found = {}
-    for event in events:
-        if event.type.startswith("COMMAND_"):
-            found.setdefault(event_at(event), []).append(event)
+    found = by_step(events, "COMMAND_ISSUED", "COMMAND_SUCCEEDED", "COMMAND_REJECTED")
     for step in played.steps:
         pair = found.pop(step.at, [])
         if step.action[Head.OP] == Op.WAIT:
