@@ -45,8 +45,8 @@ def no_data(monkeypatch):
     ("horizon", {"horizon": 0}, ValueError, "`horizon` is 0", COUNT),
     ("batch-of-one", {"batch_size": 1}, ValueError, "`batch_size` is 1", "expected an integer of at least 2"),
     ("seed_lr", {"seed_lr": NAN}, ValueError, "`seed_lr` is nan", RATE),
-    ("slots-empty", {"slots": []}, ValueError, "`slots` is empty", "expected at least one slot id"),
-    ("slots-twice", {"slots": ["r0c0", "r0c0"]}, ValueError, "`slots` is ['r0c0', 'r0c0']", "each slot id once"),
+    ("slots-empty", {"slots": []}, ValueError, "`slots` is []", "expected at least one slot id"),
+    ("slots-twice", {"slots": ["r0c0", "r0c0"]}, ValueError, "`slots` is ['r0c0', 'r0c0']", "slot id, each once"),
     ("gates", {"gates": "loose"}, ValueError, "`gates` is 'loose'", "expected one of 'permissive', 'strict'"),
     ("weight-unknown", {"reward_weights": {"rent": 1}}, ValueError, "has ['rent']", "reads gamma, scale"),
     ("dataset-unknown", {"dataset": "mnist"}, ValueError, "dataset is 'mnist'", "accepts 'auto', 'cifar10'"),
@@ -238,7 +238,7 @@ def test_register_blueprint_rejects_malformed_input(what, error, says):
 @table(
     ("no-module", lambda _channels: 3, ValueError, "'mine' makes 3", "a torch.nn.Module with parameters", REMEDY),
     ("nothing-to-train", lambda _channels: nn.Identity(), ValueError, "makes Identity()", "with parameters", REMEDY),
-    ("statistics", nn.BatchNorm2d, ValueError, "writes into its buffer 'running_mean'", REMEDY, "GroupNorm"),
+    ("statistics", nn.BatchNorm2d, ValueError, "writes into its buffer 'running_mean'", "GroupNorm"),
 )
 @pytest.mark.usefixtures("own_tables")
 def test_make_rejects_unusable_blueprints(what, error, says):

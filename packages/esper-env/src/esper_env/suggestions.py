@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+__all__ = ["closest", "did_you_mean", "shown"]
+
 #: Maximum number of characters of a value in an error.
 MOST_SHOWN = 100
 

@@ -27,15 +27,17 @@ class JsonlSink:
         keep: number of files to keep, the latest ones; None keeps all.
 
     Raises:
-        ValueError: a number is below 1.
-        OSError: the folder cannot be created.
+        ValueError: a number is below 1, or the folder cannot be created.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int = 16 * 2**20, keep: int | None = None) -> None:
         check_value("max_bytes", max_bytes, Annotated[int, POSITIVE])
         check_value("keep", keep, Annotated[int, POSITIVE] | None)
         self.folder, self.max_bytes, self.keep = Path(folder), max_bytes, keep
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"the folder {folder} cannot be created: {error.strerror}; choose another one") from None
         self._descriptor: int | None = None
         self._path = self.folder
         self._size = 0
