@@ -12,20 +12,14 @@ FOREVER = 10**9  # epochs of full detail
 
 
 class Step(NamedTuple):
-    """One step of one environment; ``epoch`` counts from 1."""
+    """One step of one environment."""
 
-    env: int
-    episode: int
-    epoch: int
+    at: tuple[int, int, int]  # environment, episode, epoch from 1
     action: np.ndarray
     info: dict[str, Any]
     reward: float
     terminated: bool
     truncated: bool
-
-    @property
-    def at(self):
-        return self.env, self.episode, self.epoch
 
 
 def listen(envs, full=True):
@@ -85,7 +79,8 @@ class Play:
             for env in np.flatnonzero(~waiting).tolist():
                 final = over[env] and mode is AutoresetMode.SAME_STEP
                 info = single_info(infos["final_info"] if final else infos, env)
+                at = env, int(episode[env]), int(epoch[env])
                 results = float(rewards[env]), bool(terminated[env]), bool(truncated[env])
-                self.steps.append(Step(env, int(episode[env]), int(epoch[env]), actions[env], info, *results))
+                self.steps.append(Step(at, actions[env], info, *results))
             if mode is AutoresetMode.SAME_STEP:
                 episode, epoch = episode + over, np.where(over, 0, epoch)

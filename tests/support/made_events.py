@@ -91,9 +91,7 @@ class HangingSink(WatchedSink):
 
     def __init__(self, gate, where):
         super().__init__()
-        self.gate = gate
-        self.where = where
-        self.reached = threading.Event()
+        self.gate, self.where, self.reached = gate, where, threading.Event()
 
     def write(self, events):
         self._hang("write")

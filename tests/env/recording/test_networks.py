@@ -84,9 +84,6 @@ def test_rollback_past_a_commitment_prunes_the_fossil(make_digits_vec, script):
     assert (pruned.stage, pruned.initiator) == ("FOSSILIZED", "governor")
 
 
-# Isolation
-
-
 class Clipper(nn.Module):
     """Writes into its input without autograd, but only into large values."""
 
@@ -133,9 +130,6 @@ def test_non_finite_straight_through_seed_violates_isolation(make_digits_vec, ac
     assert violation.payload.what == "outputs and statistics"
     assert envs.unwrapped.telemetry.detail is Detail.FULL
     assert [event.env for event in heard(envs, sink, "GOVERNOR_ROLLBACK")] == [1]
-
-
-# The machine
 
 
 def test_memory_of_process_and_accelerator_is_reported_once(make_digits_vec, action, monkeypatch):

@@ -1,14 +1,11 @@
 """Events of random play equal the results of the steps in every autoreset mode, and a sink changes nothing."""
 
-from typing import get_args
-
 import numpy as np
 import pytest
 from esper_env.recording import Recorder
 from esper_env.rules.heads import HEAD_NAMES, Head, Op
 from esper_env.rules.stages import Stage
 from esper_env.telemetry import JsonlSink, MemorySink, read_events
-from esper_env.telemetry.jsonl import field_types
 from growing import lives, tensors
 from gymnasium.vector import AutoresetMode
 from listening import Play, break_host, event_at, listen
@@ -70,23 +67,11 @@ def test_events_equal_the_results_of_the_steps(play, monkeypatch, tmp_path, mode
     assert_stages(played, events)
     assert_commands(played, events)
     known = {step.at for step in played.steps}
-    known |= {(step.env, step.episode + more, 0) for step in played.steps for more in (0, 1)}
+    known |= {(env, episode + more, 0) for env, episode, _ in known for more in (0, 1)}
     assert {event_at(event) for event in events} <= known
     assert {step.info["rollback"] for step in played.steps} == {False, True}
-    assert list(map(repr, read_events(tmp_path))) == list(map(repr, events))  # NaN differs from itself
-    for event in events:
-        for name, hint in field_types(type(event.payload)).items():
-            assert_plain(getattr(event.payload, name), hint)
-
-
-def assert_plain(value, hint):
-    """Check that a value and its parts have exactly the declared type, which is no NumPy type."""
-    if isinstance(value, (dict, tuple)):
-        assert type(value) in (dict, tuple)
-        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        assert {type(part) for part in parts} <= {str, float}
-    else:
-        assert type(value) in (get_args(hint) or (hint,)), (value, hint)
+    # Equal also in types, which are no NumPy types; NaN differs from itself.
+    assert list(map(repr, read_events(tmp_path))) == list(map(repr, events))
 
 
 def by_step(events, *types):
@@ -116,7 +101,7 @@ def assert_episodes(played, events):
         total = sum(other.reward for other in played.steps if other.at[:2] == at[:2])
         assert vars(found[at]) == {
             "episode_return": pytest.approx(total, abs=1e-12),
-            "length": step.epoch,
+            "length": at[2],
             "truncated": not step.terminated,
             "val_accuracy": step.info["val_accuracy"],
             "committed_val_accuracy": step.info.get("committed_val_accuracy"),

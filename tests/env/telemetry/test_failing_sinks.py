@@ -3,6 +3,7 @@
 import errno
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 from esper_env.telemetry import writer
@@ -35,18 +36,13 @@ class Unclosable(WatchedSink):
         raise FULL
 
 
-@pytest.fixture
-def gate():
-    """An event that raising sinks wait for."""
-    return threading.Event()
-
-
 @pytest.mark.parametrize(
     ("error", "call"),
     [*((FULL, call) for call in CALLS), (SystemExit(3), "emit"), (None, "close"), (None, "remove")],
 )
-def test_failing_sink_costs_one_warning_at_the_next_call_and_others_continue(telemetry, gate, error, call):
+def test_failing_sink_costs_one_warning_at_the_next_call_and_others_continue(telemetry, error, call):
     """Without an error, the sink cannot be closed."""
+    gate = threading.Event()
     bad = telemetry.add_sink(RaisingSink(error, gate) if error else Unclosable())
     good = telemetry.add_sink(WatchedSink())
     emit(telemetry)
@@ -64,7 +60,8 @@ def test_failing_sink_costs_one_warning_at_the_next_call_and_others_continue(tel
     assert (bad.closings, good.closings) == (1, 1)
 
 
-def test_warnings_as_errors_reach_the_emitting_thread_after_the_event_was_queued(telemetry, gate):
+def test_warnings_as_errors_reach_the_emitting_thread_after_the_event_was_queued(telemetry):
+    gate = threading.Event()
     bad = [telemetry.add_sink(RaisingSink(FULL, gate)) for _ in range(2)]
     good = telemetry.add_sink(WatchedSink())
     emit(telemetry)
@@ -116,11 +113,8 @@ def test_hanging_sink_costs_flush_and_close_one_warning(telemetry, hanging, fini
 
 
 def test_failing_thread_start_fails_its_sink(telemetry, monkeypatch):
-    def refuse(_thread):
-        raise RuntimeError("can't start new thread")
-
     telemetry.add_sink(WatchedSink())
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
     with pytest.warns(RuntimeWarning, match="can't start new thread"):
         emit(telemetry)
     monkeypatch.undo()

@@ -91,14 +91,11 @@ def test_hub_rejects_invalid_detail_sinks_and_escalations(telemetry):
             telemetry.escalate(epochs)
     with pytest.raises(TypeError, match=r"detail is 'FULL'; expected Detail\.NORMAL or Detail\.FULL"):
         telemetry.detail = "FULL"
-    with pytest.raises(TypeError, match="detail is 7"):
-        Telemetry(7)
     assert telemetry.detail == Detail.NORMAL
-    with pytest.raises(TypeError, match="not a sink: it needs the methods"):
-        telemetry.add_sink(print)
     sink = telemetry.add_sink(MemorySink())
-    with pytest.raises(ValueError, match="attached already"):
-        telemetry.add_sink(sink)
+    for other, error in ((print, TypeError), (MemorySink, TypeError), (sink, ValueError)):
+        with pytest.raises(error, match=r"is not a sink: it needs the methods|attached already"):
+            telemetry.add_sink(other)
 
 
 def test_removed_sink_has_the_events_before_and_is_closed_once(telemetry):
@@ -140,11 +137,9 @@ def test_copy_has_detail_and_next_id_and_no_sinks(duplicate):
     assert (twin.detail, twin.next_id, twin.active) == (Detail.FULL, 1, False)
     own = twin.add_sink(MemorySink())
     twin.emit(snapshot())
-    original.emit(epoch_completed())
-    original.close()
-    twin.close()
-    assert [event.id for event in sink.events] == [0, 1]
-    assert [(event.id, event.type) for event in own.events] == [(1, "GOVERNOR_SNAPSHOT")]
+    for hub in (original, twin):
+        hub.close()
+    assert [[event.id for event in each.events] for each in (sink, own)] == [[0], [1]]
 
 
 def test_concurrent_threads_share_the_ids(telemetry):

@@ -151,12 +151,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
 def event_files(folder: Path) -> list[Path]:
     """Return the files of ``JsonlSink`` in a folder, oldest first; none if there is no folder."""
     found = [path for path in folder.glob("events-*") if _FILE_NAME.fullmatch(path.name)]
-    return sorted(found, key=number_of)
-
-
-def number_of(path: Path) -> int:
-    """Return the number in the name of an event file."""
-    return int(path.stem.removeprefix("events-"))
+    return sorted(found, key=lambda path: (len(path.name), path.name))  # numbers have leading zeros up to 99999
 
 
 def drop_events(folder: str | Path, first: int) -> None:

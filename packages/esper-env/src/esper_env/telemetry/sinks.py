@@ -9,7 +9,7 @@ from typing import Annotated
 
 from esper_env.checks import POSITIVE, check_value
 from esper_env.telemetry.events import Event
-from esper_env.telemetry.jsonl import encode, event_files, number_of
+from esper_env.telemetry.jsonl import encode, event_files
 
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
@@ -83,7 +83,7 @@ class JsonlSink:
 
     def _open_file(self) -> int:
         files = event_files(self.folder)
-        number = number_of(files[-1]) + 1 if files else 0
+        number = int(files[-1].stem.removeprefix("events-")) + 1 if files else 0
         while self._descriptor is None:
             self._path = self.folder / f"events-{number:05d}.jsonl"
             try:
