@@ -308,7 +308,7 @@ class LifecycleMachine(RuleBasedStateMachine):
 
 
 TestLifecycle = LifecycleMachine.TestCase
-TestLifecycle.settings = settings(max_examples=80, stateful_step_count=20, deadline=None)
+TestLifecycle.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
 
 
 # Single rules
