@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from esper_env.hosts.protocol import HostProtocol
 from esper_env.population.config import PopulationConfig
 from esper_env.population.engine.layouts import LAYOUTS, Layout, is_known
+from esper_env.population.engine.vmapped import Tensors
 from esper_env.population.evaluation.inference import InferenceForm
 from esper_env.population.slot_plan import SeedGroup, SlotPlan, join_rows, split_rows
 from esper_env.population.stack import Stack
@@ -23,8 +24,6 @@ from esper_env.seeding import derive_seed
 from esper_env.seeds.blend import GATES, blend
 from esper_env.seeds.registry import blueprint_entry
 from esper_env.tasks.choices import FULL_PRECISION
-
-Tensors = Mapping[str, Tensor]
 
 
 class SeedTensors(NamedTuple):

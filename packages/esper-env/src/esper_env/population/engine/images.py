@@ -11,7 +11,7 @@ matrix. Nothing is copied in between. Vectors are (n, F, B).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -20,13 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esper_env.hosts.cnn import GlobalAveragePool
-from esper_env.population.engine.vmapped import is_normed_conv, is_plain, register_rule, rule_of, run_mapped
+from esper_env.population.engine.vmapped import Tensors, is_normed_conv, is_plain, register_rule, rule_of, run_mapped
 from esper_env.population.evaluation.inference import ChannelShift, Rectifier, shifted
 from esper_env.seeds.blend import BlendGate
 from esper_env.seeds.cnn import LayerScaleResidual, NormSeed, SqueezeExcite
 
-#: Parameters and buffers by qualified name, each with a leading network dimension.
-Tensors = Mapping[str, Tensor]
 #: (module, tensors, prefix of its names, features, training) -> features
 Rule = Callable[..., Tensor]
 

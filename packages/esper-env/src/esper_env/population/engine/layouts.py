@@ -9,7 +9,6 @@ large feature maps. Sequences are (n, B, T, C) in either case.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from esper_env.population.engine import images, sequences
-
-Tensors = Mapping[str, Tensor]
+from esper_env.population.engine.vmapped import Tensors
 
 _KNOWN = ("torch.nn.modules.", "esper_env.")
 

@@ -7,7 +7,7 @@ seed, runs through ``torch.func.vmap``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -16,12 +16,10 @@ from torch.nn import functional as F
 
 from esper_env.hosts.attention import CausalSelfAttention, FlexCausalSelfAttention
 from esper_env.hosts.transformer import Residual, TiedHead, TokenEmbedding
-from esper_env.population.engine.vmapped import register_rule, rule_of, run_mapped
+from esper_env.population.engine.vmapped import Tensors, register_rule, rule_of, run_mapped
 from esper_env.seeds.blend import CausalBlendGate, causal_mean
 from esper_env.seeds.transformer import LowRank, ScaledResidual, TokenNormSeed
 
-#: Parameters and buffers by qualified name, each with a leading network dimension.
-Tensors = Mapping[str, Tensor]
 #: (module, tensors, prefix of its names, features) -> features
 Rule = Callable[..., Tensor]
 

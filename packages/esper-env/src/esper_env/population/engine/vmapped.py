@@ -12,6 +12,9 @@ from torch.func import functional_call, vmap
 R = TypeVar("R")
 L = TypeVar("L", bound=nn.Module)
 
+#: Parameters and buffers by qualified name, each with a leading network dimension.
+Tensors = Mapping[str, Tensor]
+
 
 def register_rule(rules: dict[type[nn.Module], R], *types: type[nn.Module]) -> Callable[[R], R]:
     """Return a decorator that makes a function the rule of these types."""
@@ -49,7 +52,7 @@ def rule_of(rules: Mapping[type[nn.Module], R], module: nn.Module) -> R | None:
     return None if has_hooks(module) else rules.get(type(module))
 
 
-def run_mapped(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, x: Tensor) -> Tensor:
+def run_mapped(module: nn.Module, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
     """Run n copies of a module on (n, B, ...) by ``vmap``; their tensors have names that begin with ``prefix``."""
     own = {name: tensors[prefix + name] for name, _ in [*module.named_parameters(), *module.named_buffers()]}
     kind = x.device.type
@@ -63,6 +66,6 @@ def run_mapped(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, x:
         return _mapped(module, own, x.to(dtype)).to(x.dtype)
 
 
-def _mapped(module: nn.Module, own: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def _mapped(module: nn.Module, own: Tensors, x: Tensor) -> Tensor:
     out: Tensor = vmap(lambda state, value: functional_call(module, state, (value,)))(own, x)
     return out

@@ -6,15 +6,11 @@ of the convolution. The constant is added after the pooling, which leaves a quar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from esper_env.population.engine.vmapped import is_normed_conv, is_plain
-
-Tensors = Mapping[str, Tensor]
+from esper_env.population.engine.vmapped import Tensors, is_normed_conv, is_plain
 
 
 def shifted(x: Tensor, shift: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esper_env.population.engine.layouts import Tensors
+from esper_env.population.engine.vmapped import Tensors
 from esper_env.population.evaluation.configurations import ConfigurationSet
 from esper_env.population.shard import SeedTensors, Shard
 from esper_env.population.slot_plan import SlotPlan, plan_slot

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from esper_env.population.config import PopulationConfig
-from esper_env.population.shard import SeedTensors, Shard, Tensors
+from esper_env.population.engine.vmapped import Tensors
+from esper_env.population.shard import SeedTensors, Shard
 from esper_env.population.slot_plan import SeedGroup, SlotPlan, plan_slot
 from esper_env.population.stack import Stack
 from esper_env.population.structure import IntArray, Structure
