@@ -21,11 +21,11 @@ from esper_env.rules.stages import Stage
 Mask = NDArray[np.bool_]
 #: An event of a step: environment, slot if the event is about one, and payload.
 Emission = tuple[int, int | None, events.Payload]
-#: Names of the values of every head.
-Names = Mapping[Head, Mapping[int, str]]
+#: Names of the values of every head, by its name.
+Names = Mapping[str, Mapping[int, str]]
 
 #: Op -> the other heads that it reads.
-_READ = {op: [head for head in Head if HEAD_RELEVANCE[op, head] and head != Head.OP] for op in Op}
+_READ = {op.value: [HEAD_NAMES[head] for head in Head if HEAD_RELEVANCE[op, head] and head != Head.OP] for op in Op}
 
 
 class TrainedEpoch(NamedTuple):
@@ -59,14 +59,14 @@ class StepRecord(NamedTuple):
 
 
 class StepEvents:
-    """Events of a step, in order; those of measured contributions, which take time to build, only if ``full``."""
+    """Events of a step, in order; those of full detail that take time to build only if ``full``."""
 
     def __init__(self, step: StepRecord, names: Names, full: bool) -> None:
         self._step, self._names, self._full = step, names, full
         self._commands = [(env, self._command(env)) for env in self._envs(step.command.requested_op != Op.WAIT)]
 
     def __iter__(self) -> Iterator[Emission]:
-        for env, command in self._commands:
+        for env, command in self._commands if self._full else ():
             yield env, None, events.CommandIssued(**command)
         yield from self._gates()
         yield from self._isolation()
@@ -74,9 +74,10 @@ class StepEvents:
         yield from self._stages()
         yield from self._epochs()
         if self._full:
+            step = self._step
             yield from self._counterfactuals()
-        step = self._step
-        yield from snapshots(step.snapshots & ~step.idle, step.signals, step.epoch.structure.fossilized, self._names)
+            fossilized = step.epoch.structure.fossilized
+            yield from snapshots(step.snapshots & ~step.idle, step.signals, fossilized, self._names)
         yield from self._outcomes()
 
     def _envs(self, mask: Mask) -> list[int]:
@@ -86,12 +87,10 @@ class StepEvents:
     def _command(self, env: int) -> dict[str, Any]:
         """Op and arguments of an action; the arguments of an illegal one are unknown."""
         command = self._step.command
-        op = Op(command.requested_op[env])
-        arguments = {
-            HEAD_NAMES[head]: self._names[head][int(getattr(command, HEAD_NAMES[head])[env])]
-            for head in (_READ[op] if command.valid[env] else ())
-        }
-        return {"op": op.name, "arguments": arguments}
+        op = int(command.requested_op[env])
+        heads = _READ[op] if command.valid[env] else ()
+        arguments = {head: self._names[head][int(getattr(command, head)[env])] for head in heads}
+        return {"op": Op(op).name, "arguments": arguments}
 
     def _gates(self) -> Iterator[Emission]:
         for env in range(len(self._step.idle)):
@@ -135,20 +134,18 @@ class StepEvents:
         A rollback that undoes a commitment is one change, from FOSSILIZED to PRUNED.
         """
         before, table = self._step.before, self._step.table
-        for env, slot in np.argwhere((before.stage != table.stage) & ~self._step.idle[:, None]).tolist():
-            source, target = Stage(before.stage[env, slot]), Stage(table.stage[env, slot])
-            yield env, slot, events.SeedStageChanged(from_stage=source.name, to_stage=target.name)
-            blueprint = self._names[Head.BLUEPRINT]
+        blueprint = self._names["blueprint"]
+        moved = (before.stage != table.stage) & ~self._step.idle[:, None]
+        stages = zip(before.stage[moved].tolist(), table.stage[moved].tolist(), strict=True)
+        for (env, slot), (source, target) in zip(np.argwhere(moved).tolist(), stages, strict=True):
+            yield env, slot, events.SeedStageChanged(from_stage=Stage(source).name, to_stage=Stage(target).name)
             if target == Stage.GERMINATED:
-                yield (
-                    env,
-                    slot,
-                    events.SeedGerminated(
-                        blueprint=blueprint[int(table.blueprint[env, slot])],
-                        operator=Operator(table.operator[env, slot]).name,
-                        alpha_target=float(table.first_target[env, slot]),
-                    ),
+                born = events.SeedGerminated(
+                    blueprint=blueprint[int(table.blueprint[env, slot])],
+                    operator=Operator(table.operator[env, slot]).name,
+                    alpha_target=float(table.first_target[env, slot]),
                 )
+                yield env, slot, born
             if target not in (Stage.FOSSILIZED, Stage.PRUNED):
                 continue
             measured = before.contribution_age[env, slot] >= 0
@@ -161,7 +158,7 @@ class StepEvents:
                 yield env, slot, events.SeedFossilized(**seed)
             else:
                 initiator = "governor" if self._step.epoch.judgement.roll_back[env] else "agent"
-                yield env, slot, events.SeedPruned(**seed, stage=source.name, initiator=initiator)
+                yield env, slot, events.SeedPruned(**seed, stage=Stage(source).name, initiator=initiator)
 
     def _epochs(self) -> Iterator[Emission]:
         step, signals = self._step, self._step.signals
@@ -181,7 +178,7 @@ class StepEvents:
             yield env, None, events.HostStabilized(val_loss=loss, val_accuracy=accuracy)
 
     def _counterfactuals(self) -> Iterator[Emission]:
-        slots, table, measured = self._names[Head.SLOT], self._step.table, self._step.epoch.measured
+        slots, table, measured = self._names["slot"], self._step.table, self._step.epoch.measured
         fresh = table.contribution_age == 0
         for env in self._envs(fresh.any(axis=1)):
             alone = np.flatnonzero(fresh[env]).tolist()
@@ -218,4 +215,4 @@ def snapshots(rows: Mask, signals: Signals, fossilized: Mask, names: Names) -> I
 
 def _slots(mask: Mask, names: Names) -> tuple[str, ...]:
     """Return the names of the slots in which ``mask`` (S,) is True."""
-    return tuple(names[Head.SLOT][slot] for slot in np.flatnonzero(mask).tolist())
+    return tuple(names["slot"][slot] for slot in np.flatnonzero(mask).tolist())
