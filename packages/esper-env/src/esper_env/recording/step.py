@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from esper_env import telemetry as events
 from esper_env.population import Measurement, Mismatch, Structure, TrainStats
+from esper_env.rules.gates import GateVerdict
 from esper_env.rules.governor import Judgement, Reason
 from esper_env.rules.heads import HEAD_NAMES, HEAD_RELEVANCE, Head, Op, Operator
 from esper_env.rules.lifecycle import Changes, CommandBatch
@@ -96,8 +98,7 @@ class StepEvents:
         for env in range(len(self._step.idle)):
             verdict = self._step.changes.gates.verdict(env)
             if verdict is not None and not self._step.idle[env]:
-                payload = events.SeedGateEvaluated(**{**verdict._asdict(), "gate": verdict.gate.name})
-                yield env, int(self._step.changes.slot[env]), payload
+                yield env, int(self._step.changes.slot[env]), _gate_evaluated(verdict)
 
     def _isolation(self) -> Iterator[Emission]:
         breached: Mask = self._step.epoch.stats.breached
@@ -204,6 +205,11 @@ class StepEvents:
         verdict = self._step.changes.gates.verdict(env)
         assert verdict is not None, "a legal action without a gate always succeeds"
         return verdict.message
+
+
+@lru_cache(maxsize=1024)  # many payloads are equal
+def _gate_evaluated(verdict: GateVerdict) -> events.Payload:
+    return events.SeedGateEvaluated(**{**verdict._asdict(), "gate": verdict.gate.name})
 
 
 def snapshots(rows: Mask, signals: Signals, fossilized: Mask, names: Names) -> Iterator[Emission]:

@@ -219,11 +219,10 @@ def event_table(path: str | Path, type: str | None = None) -> dict[str, NDArray[
         raise ValueError(
             f"type is {type!r}; expected one of {', '.join(PAYLOADS)}, or a type of another package in the files"
         )
-    microseconds = np.array([round(event.time * 1e6) for event in events], dtype=np.int64)
     table = {
         "id": np.array([event.id for event in events], dtype=np.int64),
         "type": _objects([event.type for event in events]),
-        "time": microseconds.astype("datetime64[us]"),
+        "time": np.array([round(event.time * 1e6) for event in events], dtype="datetime64[us]"),
         **{name: _column([getattr(event, name) for event in events], _NUMBERS) for name in ("env", "episode", "epoch")},
         "slot": _objects([event.slot for event in events]),
         "severity": _objects([str(event.severity) for event in events]),
