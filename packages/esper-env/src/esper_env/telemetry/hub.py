@@ -124,7 +124,7 @@ class Telemetry:
 
     def __del__(self) -> None:
         for writer in self._writers:
-            if writer.thread is not None:
+            if writer.started:
                 writer.end()
 
     def _set_up(self, sinks: Iterable[Sink] = ()) -> None:

@@ -10,8 +10,9 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging.handlers import QueueListener
 from queue import SimpleQueue
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from esper_env.telemetry.events import Event
 
@@ -34,18 +35,20 @@ class Sink(Protocol):
         """Release all resources; called once, after the last events or after a failure."""
 
 
-class Writer:
+class Writer(QueueListener):
     """A sink, the events that wait for it, and the daemon thread that writes them; it starts with the first event.
 
     A sink that fails gets no more events and is closed, by the same thread, as soon as it returns.
     """
 
+    queue: SimpleQueue[Any]  # events, or the sentinel, which closes the sink
+    _sentinel = None
+
     def __init__(self, sink: Sink) -> None:
+        super().__init__(SimpleQueue())
         self.sink = sink
         self.failure: str | None = None
-        self.thread: threading.Thread | None = None
-        self._warned = False
-        self._queue: SimpleQueue[Sequence[Event] | None] = SimpleQueue()  # None closes the sink
+        self.started = self._warned = False
         self._queued = self._written = 0.0  # events, infinity for the end
         self._progress = threading.Condition()
 
@@ -54,12 +57,14 @@ class Writer:
         if (waiting := self._queued - self._written) >= CAPACITY:
             self._fail(f"its queue is full: {waiting:.0f} events wait")
         self._queued += len(events)
-        self._put(events)
+        self.queue.put(events)
+        self._start()
 
     def end(self) -> None:
         """Request that the sink is closed after its events."""
         self._queued = math.inf
-        self._put(None)
+        self.enqueue_sentinel()
+        self._start()
 
     def wait(self, timeout: float) -> None:
         """Wait until the sink has its events, or after ``end`` is closed; it fails if that takes too many seconds."""
@@ -79,35 +84,40 @@ class Writer:
                 stacklevel=stacklevel + 1,
             )
 
-    def _put(self, events: Sequence[Event] | None) -> None:
-        self._queue.put(events)
-        if self.thread is None:
-            self.thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
-            try:
-                self.thread.start()
-                OPEN.add(self)
-            except RuntimeError as error:  # too many threads, or the interpreter ends
-                self._fail(str(error))
+    def dequeue(self, block: bool) -> Any:
+        """Return the next item for the thread. At the end and after a failure, close the sink and end the thread."""
+        item = self._sentinel
+        if self.failure is None:
+            idle = self.queue.empty()
+            item = self.queue.get(block)
+            if idle:
+                time.sleep(LINGER)
+        if item is self._sentinel:
+            with self._catching():
+                self.sink.close()
+            self._advance(math.inf)
+        return item
 
-    def _run(self) -> None:
+    def handle(self, record: Any) -> None:
+        """Write events; the thread calls this."""
         with self._catching():
-            while self.failure is None and (events := self._next()) is not None:
-                self.sink.write(events)
-                with self._progress:
-                    self._written += len(events)
-                    self._progress.notify_all()
-        with self._catching():
-            self.sink.close()
+            self.sink.write(record)
+        self._advance(len(record))
+
+    def _start(self) -> None:
+        if self.started:
+            return
+        self.started = True
+        try:
+            self.start()
+            OPEN.add(self)
+        except RuntimeError as error:  # too many threads, or the interpreter ends
+            self._fail(str(error))
+
+    def _advance(self, events: float) -> None:
         with self._progress:
-            self._written = math.inf
+            self._written += events
             self._progress.notify_all()
-
-    def _next(self) -> Sequence[Event] | None:
-        idle = self._queue.empty()
-        events = self._queue.get()
-        if idle:
-            time.sleep(LINGER)
-        return events
 
     @contextmanager
     def _catching(self) -> Iterator[None]:
