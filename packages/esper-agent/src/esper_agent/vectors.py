@@ -50,7 +50,7 @@ def _import(module: str, env_id: str) -> None:
 
 
 def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env_kwargs: Any) -> VectorEnv:
-    """Call ``gymnasium.make_vec`` for ids of :func:`find_id`, with and without a vector entry point.
+    """Call ``gymnasium.make_vec`` for an id that :func:`find_id` accepts, with or without a vector entry point.
 
     Raises:
         ValueError: an unknown id, a ``num_envs`` below 1, or an unknown setting.

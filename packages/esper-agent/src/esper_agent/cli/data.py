@@ -43,7 +43,7 @@ DATA_COMMANDS = LIST, FETCH, VERIFY = "list", "fetch", "verify"
 
 @dataclass(frozen=True, kw_only=True)
 class DataFolder:
-    """The argument of every subcommand."""
+    """The folder of the datasets, an argument of every subcommand."""
 
     data_dir: Annotated[str | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the datasets; default: $ESPER_DATA_DIR, else esper in the user's cache folder."""

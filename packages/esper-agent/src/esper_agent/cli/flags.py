@@ -46,7 +46,7 @@ def flag_settings(settings: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def check_flags(arguments: Sequence[str], settings: Any) -> None:
-    """Check the values of known flags in the command line behind a subcommand with these default settings.
+    """Check the values of known flags in the ``arguments`` after a subcommand; ``settings`` hold its defaults.
 
     Raises:
         ConfigError: a value of another type or outside its range, or a flag with several values that is repeated,

@@ -37,7 +37,7 @@ class InfoSettings:
 
 
 def run_info(_settings: InfoSettings, console: Console) -> int:
-    """Print the tables and the implementation of attention on this machine, and return the exit code."""
+    """Print the tables and the attention implementation that this machine uses, and return the exit code."""
     console.width = max(console.width, 100)  # on a narrower terminal lines overflow rather than being truncated
     folder = data_folder()
     datasets = _table(escape(f"Datasets in {folder}"), "name", "found")

@@ -141,13 +141,13 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
 
 
 def _say(console: Console, text: str) -> None:
-    """Print a line as it is, unless it is empty."""
+    """Print a line without markup or wrapping, unless it is empty."""
     if text:
         console.print(text, markup=False, soft_wrap=True)
 
 
 def _print_task(given: str | None, policies: Sequence[PolicyByName], env_id: str, console: Console) -> None:
-    """Print the task of the runs among the policies if it was not given; ``ValueError`` if it is not known."""
+    """Print the task of the runs among the policies if it was not given; raise ``ValueError`` if it is not known."""
     runs = sum(policy.is_run for policy in policies)
     if given is None and runs:
         find_id(env_id)

@@ -33,7 +33,12 @@ def run_script(
 ) -> int:
     """Parse flags, do the work, and return its exit code; errors become exit codes as in the `esper` command.
 
-    ``work`` is called with the settings, which are a ``kind``, the flags as given, and the console.
+    Args:
+        kind: dataclass of the settings.
+        work: called with the settings, the flags as given, and the console; returns the exit code.
+        arguments: the flags; None for those of the process.
+        description: first text of the help; None for the docstring of ``kind``.
+        prog: name of the script in the help; None for that of the process.
     """
     flags = list(sys.argv[1:] if arguments is None else arguments)
     return exit_code(

@@ -1,7 +1,7 @@
 """Interquartile means and bootstrap intervals for the returns of few episodes.
 
 The interquartile mean drops the lowest and the highest quarter of the values. It is more robust than the mean and more
-efficient than the median. Intervals are 95% percentile bootstrap intervals of a fixed seed.
+efficient than the median. Intervals are 95% percentile bootstrap intervals with a fixed seed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def interquartile_mean(values: ArrayLike, axis: int = -1) -> Any:
 
 
 def bootstrap_interval(values: ArrayLike, statistic: Statistic = interquartile_mean) -> Estimate:
-    """Compute a statistic of the values (n,) and its interval.
+    """Compute a statistic of the values (n,) and its interval, which is NaN for a single value.
 
     Raises:
         ValueError: no values, values that are not finite, or a wrong shape.
@@ -64,6 +64,9 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
     """Compute the mean of ``first - second`` and its interval, where entry i of both has the same episode seed.
 
     Pairs are resampled together, so the shared difficulty of an episode does not widen the interval.
+
+    Raises:
+        ValueError: different numbers of values, or as in :func:`bootstrap_interval`.
     """
     left, right = _checked(first, 1), _checked(second, 1)
     if left.shape != right.shape:

@@ -208,5 +208,5 @@ class TrendDetector:
         return {"means": list(self._means), "verdict": self._verdict}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restore a state of ``get_state``; ``KeyError`` if it is incomplete."""
+        """Restore a state of ``get_state``; raise ``KeyError`` if it is incomplete."""
         self._means, self._verdict = [float(mean) for mean in state["means"]], state["verdict"]

@@ -76,7 +76,7 @@ class RewardHackingDetector:
         self._episodes: list[_Episode] = []  # of each environment
 
     def observe(self, infos: Sequence[Mapping[str, Any]], dones: Sequence[Any]) -> list[Suspicion]:
-        """Add one step of every environment and return new suspicions; another number of environments starts afresh.
+        """Add one step of every environment and return new suspicions; reset if the number of environments changes.
 
         ``infos`` belong to the final step where ``dones`` is True.
         """

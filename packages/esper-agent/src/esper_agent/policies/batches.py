@@ -1,6 +1,6 @@
-"""Observations in the form that rule-based policies use, and the gates that can pass as far as they show.
+"""Observations in the form that rule-based policies use, and estimates of which gates pass.
 
-Policies ask for gates before they act, so that no step is wasted on a certain failure.
+Policies check these estimates before they act, so that no step is wasted on a certain failure.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def remember(
     starts: NDArray[np.bool_],
     config: HeuristicConfig,
 ) -> HeuristicState:
-    """Update the previous state, which may be None, by an observation with ``blueprints`` (N, S) in the slots.
+    """Update the previous state, which may be None, with an observation that has ``blueprints`` (N, S) in the slots.
 
     ``starts`` (N,) are the rows that begin an episode. The update counts births, stage entries, prunes, and
     contributions measured in HOLDING.

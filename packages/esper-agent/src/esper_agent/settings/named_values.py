@@ -53,7 +53,7 @@ def named_values(name: str, given: object) -> dict[str, Any]:
     """Return NAME=VALUE settings, given as a mapping or as a list of texts, as a mapping.
 
     Raises:
-        ConfigError: anything else, under the ``name`` of the setting, and as of :func:`parse_assignments`.
+        ConfigError: ``given`` is anything else, or :func:`parse_assignments` rejects it. The message has the ``name``.
     """
     if isinstance(given, Mapping) and all(isinstance(key, str) for key in given):
         return dict(given)

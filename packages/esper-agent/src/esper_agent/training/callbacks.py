@@ -149,7 +149,7 @@ _MEANS = {"mean_reward": "episode_return", "mean_ep_length": "length"} | {
 
 
 def evaluation_means(records: Sequence[EpisodeRecord]) -> dict[str, float]:
-    """Return means over the episodes that have the value."""
+    """Return the mean of each value over the episodes that have it, by the names under which it is logged."""
     known = {
         name: [value for record in records if (value := getattr(record, field)) is not None]
         for name, field in _MEANS.items()

@@ -1,4 +1,4 @@
-"""Log files of a run, which a resumed run continues: progress.csv, episodes.csv, TensorBoard's, and events."""
+"""Log files of a run, which a resumed run continues: progress.csv, episodes.csv, TensorBoard files, and events."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CsvLog:
     """A CSV file whose rows are also kept in memory and in the state of the training.
 
     The first write, and every write that adds a column, replaces the whole file by the rows in memory; other writes
-    append. A resumed run therefore continues the file whatever happened to it. If the file cannot be written, training
+    append. A resumed run therefore restores a lost or damaged file. If the file cannot be written, training
     continues without it, with one ``RuntimeWarning``. Rows may add columns.
     """
 
@@ -92,17 +92,17 @@ def _lines(rows: Iterable[Iterable[Any]]) -> str:
 class ProgressFile(CsvLog, KVWriter):
     """A CSV file with one line per dump, and a column for every name logged so far.
 
-    Unlike Stable-Baselines3's, it orders columns equally in every process.
+    Unlike that of Stable-Baselines3, it has the same order of columns in every process.
     """
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:  # noqa: ARG002
-        """Append a line."""
+        """Append a line of the values that are not excluded from "csv"."""
         row = filter_excluded_keys(key_values, key_excluded, "csv")
         self.add({name: None if value is None else str(value) for name, value in row.items()})
 
 
 class TensorBoardFile(TensorBoardOutputFormat):
-    """A new file of TensorBoard's events in a folder; events of earlier files from ``first_step`` on are purged."""
+    """A new TensorBoard file in a folder. TensorBoard ignores earlier files' events from ``first_step`` on."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self.writer = SummaryWriter(log_dir=str(folder), purge_step=first_step)
@@ -110,7 +110,7 @@ class TensorBoardFile(TensorBoardOutputFormat):
 
 
 class CurvesRecorder(BaseCallback):
-    """Writes a line to a CSV file for every finished training episode; ``log`` has them in memory.
+    """Writes a line to a CSV file for every finished training episode; ``log.rows`` holds the lines in memory.
 
     Returns come from ``VecMonitor``, so they are not normalised. Truncated episodes have no committed accuracies; these
     fields are empty. Further training with ``reset_num_timesteps=False`` continues the file.

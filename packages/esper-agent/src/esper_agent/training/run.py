@@ -226,7 +226,7 @@ def _learn(
     """Train to the end, from the beginning or from a checkpoint, and save the model in the run folder.
 
     Raises:
-        CheckpointError: ``start`` does not fit. Nothing has changed.
+        CheckpointError: ``start`` does not fit; the model and the files are unchanged.
     """
     folder, total, env_kwargs = settings.out, settings.whole_rollouts, _env_kwargs(settings)
     model.set_logger(Logger(str(folder), [ProgressFile(folder / PROGRESS)]))

@@ -1,4 +1,4 @@
-"""A run folder, whose files docs/agents.md lists, and loading its model.
+"""Run folders, whose files docs/agents.md lists: creating and locking them, and loading their models.
 
 Loading a model executes code stored in it, as with every Stable-Baselines3 file. Load only runs that you trust.
 """
@@ -65,7 +65,7 @@ def package_versions() -> dict[str, str]:
 
 
 def new_folder(folder: Path, names: Sequence[str]) -> None:
-    """Create a folder; ``RunError`` if it holds one of the files to come."""
+    """Create a folder; raise ``RunError`` if that fails or the folder already holds one of the files ``names``."""
     for name in names:
         if (folder / name).exists():
             ended = "" if name != CONFIG or (folder / MODEL).exists() else " without a model"
@@ -116,7 +116,7 @@ def save_model(folder: str | Path, model: BaseAlgorithm) -> Path:
 
 
 def run_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of a run and its configuration; ``RunError`` if there is none."""
+    """Return the folder of a run and its configuration; raise ``RunError`` if there is none."""
     folder = Path(path)
     if not folder.exists():
         raise RunError(f"there is no run folder {folder}; train one with `esper train --out {folder}`")
