@@ -40,10 +40,11 @@ def parse_reset(
     sites: SeedSites,
     known: Sequence[str] = OPTIONS,
 ) -> ResetRequest:
-    """Check the arguments of ``reset`` before anything changes; ``known`` are the options there are.
+    """Check the arguments of ``reset`` before anything changes; ``known`` lists the valid options.
 
     Raises:
-        ValueError, TypeError: seeds or options that make no sense.
+        ValueError: a seed or an option is out of range, has a wrong shape, or does not exist.
+        TypeError: a seed or an option has a wrong type.
     """
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"options is {options!r}; expected a dict or None")

@@ -220,8 +220,8 @@ class Growth(ArrayState):
     def _train(self, before: SlotTable) -> TrainedEpoch:
         """Train and measure every network for an epoch, and record it in the table.
 
-        Broken networks return to their snapshots, their slots to the table ``before`` the command. They are measured
-        again, and have not trained.
+        Broken networks are restored from their snapshots, and their slots from the table ``before`` the command. They
+        are measured again and count as not trained.
         """
         structure, everyone = Structure.of(self.table), np.ones(self.count, dtype=np.bool_)
         stats = self._population.train(structure, self.recorder.inspection_due(self.table))

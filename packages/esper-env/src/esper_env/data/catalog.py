@@ -95,7 +95,7 @@ class StandIn:
     caution: str
 
 
-#: Dataset that ``"auto"`` is in each family.
+#: Dataset that ``"auto"`` selects in each family.
 AUTO: dict[DataFamily, str] = {
     DataFamily.CIFAR: "cifar10",
     DataFamily.DIGITS: "digits",

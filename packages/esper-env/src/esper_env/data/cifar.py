@@ -46,7 +46,7 @@ def load_cifar100(folder: Path, val: int = VAL) -> ImageData:
 def _load(
     source: Source, labels: dict[str, int], folder: Path, val: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> ImageData:
-    """Load files whose records begin with these label bytes, given with their classes; the last is to be predicted."""
+    """Load files of records; ``labels`` maps the name of each label byte to its classes, and the last is predicted."""
     source.refuse_missing(folder)
     batches = [_read_records(folder / file.name, labels) for file in source.files]
     counts = [len(batch[1]) for batch in batches]

@@ -114,7 +114,7 @@ def _certificates() -> ssl.SSLContext:
 
 
 def _request(opener: OpenerDirector, url: str, part: Path, file: DataFile, watch: Watcher) -> str:
-    """Make one request for the missing bytes; return the reason for another one, or "" at the end."""
+    """Make one request for the missing bytes; return why another one is needed, or "" if none is."""
     start = _size(part) if _size(part) < file.size else 0
     headers = {"User-Agent": "esper-env"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
@@ -137,7 +137,7 @@ def _request(opener: OpenerDirector, url: str, part: Path, file: DataFile, watch
 
 
 def _append(url: str, response: HTTPResponse, part: Path, start: int, file: DataFile, watch: Watcher) -> str:
-    """Write the response to ``part``, as it is; return what ended it early, or ""."""
+    """Write the response to ``part`` without decoding it; return why it ended early, or ""."""
     if response.status != 206:  # a server without ranges sends the whole file
         start = 0
         announced = response.headers.get("Content-Length", "")
@@ -162,5 +162,5 @@ def _append(url: str, response: HTTPResponse, part: Path, start: int, file: Data
 
 
 def _words(error: BaseException | str) -> str:
-    """Return the problem in words, without the number of a system's error."""
+    """Describe a problem in words, without the error number of the operating system."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

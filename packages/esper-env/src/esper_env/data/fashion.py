@@ -78,7 +78,8 @@ def read_idx(path: Path, magic: int, record_shape: tuple[int, ...]) -> NDArray[n
     """Read an IDX file of unsigned bytes, gzipped if its name ends in ".gz": (N, *record_shape), N at least 1.
 
     Raises:
-        DamagedDataError: for another header, more records than the original, or a size that does not match the header.
+        DamagedDataError: for a different magic number or shape, no records or more than in the original, or a size
+            that does not match the header.
     """
     record = math.prod(record_shape)
     header = 4 * (2 + len(record_shape))  # bytes

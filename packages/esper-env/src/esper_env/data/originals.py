@@ -1,4 +1,4 @@
-"""The downloadable datasets: their files with sizes, URLs and checksums, where they are found, and their errors."""
+"""The downloadable datasets: their files with sizes, URLs and checksums, instructions for getting them, and errors."""
 
 from __future__ import annotations
 

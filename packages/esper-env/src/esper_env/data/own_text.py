@@ -28,10 +28,10 @@ class TextFile(NamedTuple):
 
 
 def find_text(path: Path) -> tuple[TextFile, ...]:
-    """Find the file, or all *.txt and *.md files below a folder, in the order of their names, folder by folder.
+    """Return the file ``path``, or the *.txt and *.md files below that folder, folder by folder in the order of names.
 
     Links are followed. A file or folder with several names is used once, under its first name. Hidden files and folders
-    in a folder are skipped. The text may be too short.
+    in a folder are skipped. A text that is too short is not rejected here.
 
     Raises:
         ValueError: for a folder without texts, for a path that is neither a file nor a folder, and for too many bytes.
@@ -47,7 +47,7 @@ def find_text(path: Path) -> tuple[TextFile, ...]:
 
 
 def check_context(path: Path, context: int) -> None:
-    """Raise ``ValueError`` if a text may be too short for splits of ``context`` bytes and their next byte."""
+    """Raise ``ValueError`` if a split of the text may be shorter than ``context`` bytes and the next byte."""
     total, least = sum(file.size for file in find_text(path)), _min_size(context + 1)
     if total < least:
         raise ValueError(

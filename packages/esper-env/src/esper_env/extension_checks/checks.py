@@ -1,4 +1,4 @@
-"""Checks of what a custom host or blueprint does that would silently give wrong numbers.
+"""Checks for behaviour of custom hosts and blueprints that would silently give wrong numbers.
 
 The checks run a module's **segments** in turn; a blueprint has a single one.
 """
@@ -20,14 +20,19 @@ from esper_env.seeds.registry import offered_blueprints
 Change = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 Segments = Sequence[nn.Module] | nn.ModuleList
 
-#: Largest change of a parameter, to reveal what a small value at birth hides.
+#: Largest change of a parameter; reveals behaviour that a small initial value hides.
 SCRAMBLE = 0.5
 #: Largest number of positions at which a sequence is cut to test for look-ahead.
 MOST_CUTS = 32
 
 
 def check_attributes(host: object) -> None:
-    """Check that an object has the attributes of a host, and that slots, segments and parameters fit together."""
+    """Check that an object has the attributes of a host, and that slots, segments and parameters fit together.
+
+    Raises:
+        TypeError: the object is not a ``torch.nn.Module`` or lacks attributes.
+        ValueError: the attributes do not fit together, or the topology has no blueprints.
+    """
     complaint, remedy = f"the host {type(host).__name__} cannot be grown", "see HostProtocol in esper_env.hosts"
     missing = [name for name in HostProtocol.__annotations__ if not hasattr(host, name)]
     if missing:
@@ -76,8 +81,8 @@ def _are_slots(slots: object) -> bool:
 def check_host(host: HostProtocol, what: str, samples: Tensor, classes: int) -> None:
     """Run a host with checked attributes on samples (B, ...) with B > 1; its buffers stay unchanged.
 
-    ``ValueError`` if a segment fails or writes into its input, features or logits have another shape than declared, the
-    host draws random numbers, or a prediction depends on other samples or on later tokens.
+    Raises ``ValueError`` if a segment fails or writes into its input, or features or logits do not have the declared
+    shape. Also if the host draws random numbers, or a prediction depends on other samples or on later tokens.
     """
     for training in (True, False):
         *features, logits = _run_without_drawing(what, host.segments, samples, training=training)
@@ -101,8 +106,8 @@ def check_host(host: HostProtocol, what: str, samples: Tensor, classes: int) -> 
 def check_seed(module: nn.Module, what: str, x: Tensor) -> None:
     """Try a freshly built seed on features ``x``, (B, C, H, W) or (B, T, C) with B > 1, which stay unchanged.
 
-    ``ValueError`` if it fails, changes shape or dtype, writes into its input or its buffers, draws random numbers,
-    mixes samples, or looks ahead in a sequence.
+    Raises ``ValueError`` if it fails, changes shape or dtype, writes into its input or its buffers, draws random
+    numbers, mixes samples, or looks ahead in a sequence.
     """
     if len(list(module.named_parameters())) < len(list(module.named_parameters(remove_duplicate=False))):
         raise ValueError(f"{what} uses a parameter in two places; give each place its own")
@@ -168,7 +173,7 @@ def _check_dependence(what: str, segments: Segments, samples: Tensor, *, trainin
 
 
 def _check_order(what: str, run: Callable[..., list[Tensor]], sample: Tensor) -> None:
-    """Check that no position of a sequence depends on a later one: on other tokens, or on lower or higher features."""
+    """Check that no position of a sequence depends on a later one, by changing later tokens or features."""
     out, places = run(x=sample[None])[-1][0], _cut_positions(len(sample))
     changes: list[Callable[[Tensor], Tensor]] = [lambda tokens: (tokens + 1) % 2]
     if sample.is_floating_point():

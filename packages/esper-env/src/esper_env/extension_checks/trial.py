@@ -26,8 +26,8 @@ SAMPLES = 3
 def try_blueprint(entry: BlueprintEntry, shape: tuple[int, ...], dtype: torch.dtype, batched: bool) -> None:
     """Build a blueprint for features of a shape, (C, H, W) or (T, C), and run it forward and backward on the CPU.
 
-    ``ValueError`` if that fails or :func:`~esper_env.extension_checks.checks.check_seed` does. A blueprint that passed
-    is not tried again.
+    Raises ``ValueError`` if that fails, or as :func:`~esper_env.extension_checks.checks.check_seed` does. A blueprint
+    that passed is not tried again.
     """
     what = f"blueprint {entry.name!r}"
     module = build_reproducibly(lambda: entry.build(shape[0] if len(shape) == 3 else shape[1])).to(dtype)
@@ -48,8 +48,9 @@ def try_blueprint(entry: BlueprintEntry, shape: tuple[int, ...], dtype: torch.dt
 def try_host(shard: Shard, plain: nn.Module, samples: Tensor, classes: int) -> None:
     """Run a host on the first samples (B, ...), by itself and in the shard's layout, forward and backward.
 
-    ``plain`` is another host of the same kind, which may be changed. ``ValueError`` if the host fails
-    :func:`~esper_env.extension_checks.checks.check_host`, fails in the layout, or computes something else there.
+    ``plain`` is another host of the same kind, which may be changed. Raises ``ValueError`` if
+    :func:`~esper_env.extension_checks.checks.check_host` does, or if the host fails or computes something else
+    in the layout.
     """
     template = shard.host.template
     assert isinstance(template, HostProtocol)

@@ -27,8 +27,8 @@ class CNNHost(SegmentedHost):
 
     ``surfaces="post"`` puts one slot behind each block (r0c0, r0c1, ...); "both" puts row 0 before the pool and row 1
     behind it. A higher ``norm_momentum`` makes evaluation less noisy while weights change fast and old statistics are
-    stale. The other arguments are described at ``esper_env.CNNSpec``; ``image_size`` may be (height, width), and
-    ``slots`` has the ids of the slots to keep, None for all.
+    stale. ``esper_env.CNNSpec`` describes the other arguments, but ``image_size`` may also be (height, width).
+    ``slots`` are the ids of the slots to keep; None keeps all.
 
     Raises:
         ValueError: fewer than two blocks, an even kernel, more pools than the image allows, an unknown surface or

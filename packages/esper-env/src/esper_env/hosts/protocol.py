@@ -53,7 +53,7 @@ class SegmentedHost(nn.Module):
 def in_action_order(
     placed: list[SlotSpec], wanted: Sequence[str] | None
 ) -> tuple[tuple[SlotSpec, ...], tuple[int, ...]]:
-    """Sort the slots ``placed`` in order of execution row-major, and number them.
+    """Sort slots into row-major order and number them; ``placed`` lists them in order of execution.
 
     Returns the slots in action order, and the action index of each slot in order of execution. Raises ``ValueError``
     if an id that the user ``wanted`` does not exist.

@@ -68,8 +68,10 @@ class TransformerHost(SegmentedHost):
     """A causal Transformer with pre-norm layers and an output tied to the embedding.
 
     The layers are cut into ``segments`` groups of equal length, with one slot behind each: r0c0, r0c1, ... Input is
-    (B, T) tokens, T at most ``context``. Output is (B, T, vocab) logits of the token that follows each position. The
-    arguments are described at ``esper_env.TransformerSpec``; ``slots`` has the ids of the slots to keep, None for all.
+    (B, T) tokens, T at most ``context``. Output is (B, T, vocab) logits of the token that follows each position.
+
+    ``vocab`` is the number of tokens. ``slots`` are the ids of the slots to keep; None keeps all.
+    ``esper_env.TransformerSpec`` describes the other arguments.
 
     Raises:
         ValueError: a number is too small, ``segments`` does not divide ``layers``, ``heads`` does not divide ``width``,

@@ -26,7 +26,7 @@ class Stateful(Protocol):
 
     @property
     def set_state(self) -> Callable[[Tree], None]:
-        """Load copies of such a tree; ``ValueError`` for one that does not fit."""
+        """Load copies of such a tree; raise ``ValueError`` for one that does not fit."""
 
 
 class Accessors(NamedTuple):
@@ -38,7 +38,7 @@ class Accessors(NamedTuple):
 
 @dataclass(frozen=True)
 class Attributes:
-    """A ``Stateful`` made of some attributes of an object: arrays or JSON values, whose forms never change.
+    """A ``Stateful`` made of some attributes of an object: arrays or JSON values whose shapes and types never change.
 
     The keys of the state are the attributes' names without a leading underscore.
     """
@@ -51,7 +51,7 @@ class Attributes:
         return {name.removeprefix("_"): _copied(getattr(self.owner, name)) for name in self.names}
 
     def set_state(self, state: Tree) -> None:
-        """Load copies of the values; ``ValueError`` for other names, shapes or types."""
+        """Load copies of the values; raise ``ValueError`` for other names, shapes or types."""
         check_like(state, self.get_state())
         for name in self.names:
             setattr(self.owner, name, _copied(state[name.removeprefix("_")]))
@@ -71,7 +71,7 @@ class ArrayState:
         return Attributes(self, self.STATE).get_state()
 
     def set_state(self, state: Tree) -> None:
-        """Load copies of the arrays; ``ValueError`` for other names, shapes or dtypes."""
+        """Load copies of the arrays; raise ``ValueError`` for other names, shapes or dtypes."""
         Attributes(self, self.STATE).set_state(state)
 
 
@@ -106,7 +106,7 @@ def set_states(parts: Mapping[str, Stateful], state: Tree) -> None:
 
 
 def check_like(found: Any, expected: Any, place: str = "") -> None:
-    """Raise ``ValueError``, naming the ``place``, unless both trees have the same keys and equal kinds of leaves."""
+    """Raise ``ValueError``, naming the ``place``, unless both trees have the same keys, types and array shapes."""
     if isinstance(expected, Mapping):
         check_keys(found, expected, place)
         for key, value in expected.items():

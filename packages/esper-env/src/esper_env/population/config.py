@@ -13,10 +13,10 @@ from esper_env.tasks.choices import FULL_PRECISION, SHADOW
 class PopulationConfig:
     """Settings of training and of the layout in shards.
 
-    Hosts and seeds train by SGD with momentum, clipped per host and per seed. ``isolation`` is the loss of a TRAINING
-    seed. With "shadow", detached features pass the seed and the frozen rest of the network, so the seed learns from the
-    effect that it will have. With "straight_through", the network adds s - stop(s). This loss is linear in the seed, so
-    the seed's output magnitude is unconstrained.
+    Hosts and seeds train by SGD with momentum, clipped per host and per seed. ``isolation`` selects the
+    loss of a TRAINING seed. With "shadow", detached features pass through the seed and the frozen rest of the network,
+    so the seed learns from the effect that it will have. With "straight_through", the network adds s - stop(s). This
+    loss is linear in the seed, so the seed's output magnitude is unconstrained.
     """
 
     batch_size: int

@@ -61,6 +61,12 @@ def _own_settings() -> Iterator[None]:
 class Population:
     """N growing networks over one dataset. Networks never influence each other.
 
+    Args:
+        build_host: builds one host, see :class:`~esper_env.hosts.HostProtocol`.
+        count: number of networks.
+        data: dataset that all networks share.
+        config: settings of training and of the layout.
+
     Raises:
         TypeError: ``build_host`` returns no :class:`~esper_env.hosts.HostProtocol`.
         ValueError: the host or a blueprint does not work.
@@ -217,7 +223,7 @@ class Population:
 
     @_own_settings()
     def set_state(self, state: Tree, blueprint: IntArray, saved: BoolArray) -> None:
-        """Load a state of networks with these seeds; ``ValueError`` if it does not fit."""
+        """Load a state of networks with these seeds; raise ``ValueError`` if it does not fit."""
         set_networks(self._networks, state, blueprint, saved)
         for row, slot in np.argwhere(blueprint != NO_BLUEPRINT):
             self._note_sizes(int(row), int(slot), int(blueprint[row, slot]))

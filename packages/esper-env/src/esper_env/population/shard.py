@@ -34,7 +34,7 @@ class SeedTensors(NamedTuple):
 
 
 class Shard:
-    """``rows`` networks (n) that run together, 1 if the config does not batch them. No row influences another."""
+    """``rows`` networks (n) that run together; n is 1 if ``config.batched`` is False. No row influences another."""
 
     def __init__(self, build_host: Callable[[], nn.Module], rows: int, config: PopulationConfig) -> None:
         self.rows = rows
@@ -153,7 +153,7 @@ class Shard:
     def stacks(self, blueprint: IntArray) -> Iterator[tuple[str, Stack, IntArray]]:
         """Yield the stacks of networks with the seeds ``blueprint`` (n, S): name, stack, and the networks (k,) in it.
 
-        A seed and its gate are created together, so a network has the gate whatever its operator.
+        A seed and its gate are created together, so a network has the gate with every operator.
         """
         yield "host", self.host, np.arange(self.rows)
         for slot in range(len(self.slots)):

@@ -84,7 +84,7 @@ class Splits(NamedTuple):
 
 
 def splits_for(slot: SlotSpec, data: ImageData | TextData, device: torch.device, dtype: torch.dtype) -> Splits:
-    """Return the splits for a host with such a slot; ``ValueError`` if the data are of the other kind or too short."""
+    """Return the splits for a host with such a slot; raise ``ValueError`` for data of the other kind or too short."""
     if len(slot.shape) == 2:
         if not isinstance(data, TextData):
             raise ValueError(f"the host reads sequences and {data.name} is made of images; use a TextData")

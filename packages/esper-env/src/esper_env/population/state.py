@@ -59,7 +59,7 @@ def get_networks(networks: Networks, blueprint: IntArray, saved: BoolArray) -> T
 
 
 def set_networks(networks: Networks, state: Tree, blueprint: IntArray, saved: BoolArray) -> None:
-    """Load a state of networks with these seeds; ``ValueError`` if it does not fit."""
+    """Load a state of networks with these seeds; raise ``ValueError`` if it does not fit."""
     if (saved & (blueprint == NO_BLUEPRINT)).any():
         raise ValueError("a snapshot holds a seed where the table has none")
     _check_form(state, get_networks(networks, blueprint, saved))

@@ -22,7 +22,7 @@ def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
 def read_back(values: Tensor) -> Readback:
     """Start to copy a tensor, and return a function that waits for the copy and returns it as an array.
 
-    The first wait is also for everything launched before it, so a step synchronises once.
+    The first wait also covers everything launched before it, so a step synchronises once.
     """
     if values.device.type != "cuda":
         return values.cpu().double().numpy

@@ -61,7 +61,7 @@ class StepRecord(NamedTuple):
 
 
 class StepEvents:
-    """Events of a step, in order; those of full detail that take time to build only if ``full``."""
+    """Events of a step, in order; slow ones of full detail are built only if ``full`` is set."""
 
     def __init__(self, step: StepRecord, names: Names, full: bool) -> None:
         self._step, self._names, self._full = step, names, full

@@ -13,6 +13,7 @@ def ramp(progress: ArrayLike, curve: ArrayLike) -> FloatArray:
     """Return how far a ramp has come, 0..1, when a fraction t = ``progress`` of its ticks is done.
 
     Linear: t. Cosine: (1 - cos(pi t)) / 2. Sigmoids: the logistic of k (t - 1/2), rescaled to run exactly from 0 to 1.
+    ``curve`` holds values of ``heads.Curve``. The arguments broadcast.
     """
     t, shape = np.asarray(progress, dtype=np.float64), np.asarray(curve)
     steepness = CURVE_STEEPNESS[shape]

@@ -77,7 +77,7 @@ GATE_CONFIGS = tuple(_CONFIGS)
 
 
 def gate_config(name: str) -> GateConfig:
-    """Return the gate configuration "permissive" or "strict"; ``ValueError`` for another name."""
+    """Return the gate configuration "permissive" or "strict"; raise ``ValueError`` for another name."""
     check_value("gates", name, Annotated[str, OneOf(GATE_CONFIGS)])
     return _CONFIGS[name]
 

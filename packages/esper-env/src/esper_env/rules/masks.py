@@ -86,7 +86,7 @@ class ActionRules:
         return masks
 
     def conditional(self, legal: BoolArray, op: int) -> MaskArray:
-        """Return the masks (N, sum(nvec)) given an op: any combination of values that are on is legal.
+        """Return the masks (N, sum(nvec)) given an op; any combination of the values that are on is legal.
 
         Raises:
             ValueError: ``op`` is not an op, or is not legal in any slot of an environment.

@@ -52,7 +52,7 @@ def record_contributions(
 ) -> None:
     """Store an epoch's contributions (N, S) and interactions (N, S, S), in accuracy points, in ``rows`` (N,) only.
 
-    ``measured`` and ``pairs`` are True where a number is a measurement. Unmeasured contributions age.
+    ``measured`` (N, S) and ``pairs`` (N, S, S) are True where a number is a measurement. Unmeasured contributions age.
     """
     known = table.contribution_age >= 0
     change = np.where(known, contribution - table.contribution, 0.0)

@@ -30,7 +30,7 @@ FRESHNESS = 0.995  # per epoch since the contribution was measured
 class Scale:
     """Scale of a field: values are clamped to [low, high] and divided by ``high``. NaN stays NaN.
 
-    With a ``log_unit``, they become sign(x) ln(1 + |x|) / ln(1 + log_unit) instead.
+    With a ``log_unit``, the clamped values x become sign(x) ln(1 + |x|) / ln(1 + log_unit) instead.
     """
 
     high: float = 1.0
@@ -40,14 +40,14 @@ class Scale:
     log_unit: float | None = None
 
     def encode(self, values: NDArray[Any]) -> FloatArray:
-        """Return features."""
+        """Return the features of quantities."""
         clamped: FloatArray = np.clip(np.fmin(values, self.high) if self.nan_is_high else values, self.low, self.high)
         if self.log_unit is None:
             return clamped / self.high
         return np.copysign(np.log1p(np.abs(clamped)) / math.log(1.0 + self.log_unit), clamped)
 
     def decode(self, features: FloatArray) -> NDArray[Any]:
-        """Return quantities; clamped ones stay clamped."""
+        """Return the quantities of features; clamped ones stay clamped."""
         if self.log_unit is not None:
             return np.copysign(np.expm1(np.abs(features) * math.log(1.0 + self.log_unit)), features)
         values = features * self.high
@@ -231,7 +231,7 @@ Quantity = TypeVar("Quantity", BoolArray, IntArray, FloatArray)
 
 
 class _Field(Generic[Quantity]):
-    """Attribute of a view that is the field of the same name in its own unit."""
+    """Attribute of a view: the field of the same name, in its original unit."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

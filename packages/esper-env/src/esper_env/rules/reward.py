@@ -141,7 +141,7 @@ class RewardModel(ArrayState):
         return get_states(self._parts())
 
     def set_state(self, state: Tree) -> None:
-        """Load a state; ``ValueError`` if it does not fit."""
+        """Load a state; raise ``ValueError`` if it does not fit."""
         set_states(self._parts(), state)
 
     def _parts(self) -> dict[str, Stateful]:

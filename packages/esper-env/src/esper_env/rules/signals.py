@@ -42,7 +42,7 @@ class SignalTracker(ArrayState):
     """Validation curves of ``num_envs`` environments.
 
     ``reset`` records the untrained network as epoch 0, and ``update`` one trained epoch of every environment. ``peek``
-    returns the latest reading. A smoothed gain below ``plateau_points`` counts as standing still.
+    returns the latest reading. A smoothed gain below ``plateau_points`` counts as a plateau.
     """
 
     STATE = (

@@ -113,7 +113,7 @@ class SlotTable(ArrayState):
         self.stage[mask] = stage
 
     def set_state(self, state: Tree) -> None:
-        """Load columns; ``ValueError`` if they do not fit or break a rule of :meth:`validate`."""
+        """Load columns; raise ``ValueError`` if they do not fit or break a rule of :meth:`validate`."""
         super().set_state(state)
         self.validate()
 

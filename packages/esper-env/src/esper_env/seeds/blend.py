@@ -23,14 +23,17 @@ _OPERATORS: dict[int, BlendOperator] = {}
 
 
 def register_operator(operator: int, blend: BlendOperator) -> None:
-    """Register a blend operator under a free value."""
+    """Register a blend operator; raise ``ValueError`` if the value ``operator`` is already registered."""
     if operator in _OPERATORS:
         raise ValueError(f"operator {operator} is already registered; choose another value")
     _OPERATORS[int(operator)] = blend
 
 
 def blend(operator: int, h: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None = None) -> Tensor:
-    """Return the features h blended with a seed's output s by a registered operator; GATE needs the gate's output."""
+    """Return the features h blended with a seed's output s by a registered operator; GATE needs the gate's output.
+
+    Raises ``ValueError`` if the operator is not registered.
+    """
     if operator not in _OPERATORS:
         raise ValueError(f"operator {operator} is not registered; expected one of {sorted(_OPERATORS)}")
     return _OPERATORS[operator](h, s.to(h.dtype), alpha.clamp(0.0, 1.0).to(h.dtype), gate)

@@ -25,7 +25,10 @@ class BlueprintEntry:
     factory: BlueprintFactory
 
     def build(self, channels: int) -> nn.Module:
-        """Return a new module for features of ``channels`` channels; ``ValueError`` if the factory makes none."""
+        """Return a new module for features of ``channels`` channels.
+
+        Raises ``ValueError`` if the factory fails, or returns anything but a module with parameters.
+        """
         try:
             module: object = self.factory(channels)
         except Exception as error:
@@ -91,7 +94,7 @@ def register_blueprint(
 
 
 def offered_blueprints(topology: str) -> tuple[BlueprintEntry, ...]:
-    """Return the blueprints of a topology, ordered by value; ``ValueError`` if it has none."""
+    """Return the blueprints of a topology, ordered by value; raise ``ValueError`` if it has none."""
     if not isinstance(topology, str) or topology not in _REGISTRY:
         hint = did_you_mean(topology, _REGISTRY)
         raise ValueError(f"topology {topology!r} has no blueprints; expected one of {sorted(_REGISTRY)}{hint}")
@@ -100,7 +103,7 @@ def offered_blueprints(topology: str) -> tuple[BlueprintEntry, ...]:
 
 
 def blueprint_entry(blueprint: int | str, topology: str) -> BlueprintEntry:
-    """Return the blueprint of a topology with a name or a value; ``ValueError`` if there is none."""
+    """Return the blueprint of a topology with a name or a value; raise ``ValueError`` if there is none."""
     known = isinstance(blueprint, str | int | np.integer) and not isinstance(blueprint, bool)
     for entry in offered_blueprints(topology):
         if known and blueprint in (entry.name, entry.value):

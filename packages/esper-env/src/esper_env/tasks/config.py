@@ -259,7 +259,7 @@ def make_task(env_id: str, **overrides: Any) -> TaskConfig:
 
 
 def reject_unknown(names: Iterable[str], known: Sequence[str], task: TaskConfig, called: str) -> None:
-    """Raise ``TypeError`` for the first name that is not known among the keyword arguments of ``called``."""
+    """Raise ``TypeError`` for the first of ``names`` that is not ``known`` as a keyword argument of ``called``."""
     for name in names:
         if name in known:
             continue
@@ -274,7 +274,7 @@ def reject_unknown(names: Iterable[str], known: Sequence[str], task: TaskConfig,
 
 
 def task_dict(task: TaskConfig) -> dict[str, Any]:
-    """Return the settings of a task as JSON values; a custom host is the name of its class or function."""
+    """Return the settings of a task as JSON values, with the name of the class or function for a custom host."""
     values = {item.name: getattr(task, item.name) for item in fields(task) if item.name not in ("host", "data")}
     host: Any = task.host
     if isinstance(host, CNNSpec | TransformerSpec):

@@ -149,7 +149,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
 
 
 def event_files(folder: Path) -> list[Path]:
-    """Return the files of ``JsonlSink`` in a folder, oldest first; none if there is no folder."""
+    """Return the files of a ``JsonlSink`` in a folder, oldest first; none if the folder does not exist."""
     found = [path for path in folder.glob("events-*") if _FILE_NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: (len(path.name), path.name))  # numbers have leading zeros up to 99999
 

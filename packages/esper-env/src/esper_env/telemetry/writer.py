@@ -16,11 +16,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from esper_env.telemetry.events import Event
 
-#: Number of events that may wait for a sink; beyond it, the sink is given up.
+#: Number of events that may wait for a sink; beyond it, the sink is switched off.
 CAPACITY = 2**16
 #: Seconds for which an idle thread gathers events before it writes. Waking for each would take time from training.
 LINGER = 0.05
-#: Seconds that the end of the interpreter waits for all sinks, which write at once.
+#: Seconds that the end of the interpreter waits for all sinks, which write in parallel.
 EXIT_TIMEOUT = 2.0
 
 
@@ -61,13 +61,13 @@ class Writer(QueueListener):
         self._start()
 
     def end(self) -> None:
-        """Request that the sink is closed after its events."""
+        """Close the sink after its events, without waiting for it."""
         self._queued = math.inf
         self.enqueue_sentinel()
         self._start()
 
     def wait(self, timeout: float) -> None:
-        """Wait until the sink has its events, or after ``end`` is closed; it fails if that takes too many seconds."""
+        """Wait until the sink has its events and, after ``end``, is closed; it fails after ``timeout`` seconds."""
         queued = self._queued
         with self._progress:
             if not self._progress.wait_for(lambda: self.failure is not None or self._written >= queued, timeout):
@@ -143,4 +143,4 @@ def _finish() -> None:
     for writer in writers:
         writer.wait(max(deadline - time.monotonic(), 0.0))
     for writer in writers:
-        writer.warn(stacklevel=1)  # in the end, because warnings may be errors
+        writer.warn(stacklevel=1)  # after all have been waited for, because warnings may be errors

@@ -89,7 +89,7 @@ class CapturedStep:
 
 
 def captures_of(device: torch.device, capture: str) -> Callable[[Step], CapturedStep] | None:
-    """Return the function that makes a shard's steps capturable; None where they run operation by operation."""
+    """Return a function that wraps a shard's step for capture; None if steps run operation by operation."""
     if capture == "off" or device.type != "cuda":
         return None
     return partial(CapturedStep, device=device, pool=torch.cuda.graph_pool_handle())

@@ -114,7 +114,7 @@ class MinibatchStream:
         return {"generator": self._generator.get_state().numpy(), "left": self._left.clone().cpu().numpy()}
 
     def set_state(self, state: Tree) -> None:
-        """Continue from a state; ``ValueError`` for one that no stream of these samples can have."""
+        """Continue from a state; raise ``ValueError`` for one that no stream of these samples can have."""
         left, count = state["left"], self._data.count
         if ((left < 0) | (left >= count)).any() or len(np.unique(left)) < len(left):
             raise ValueError(f"left has impossible sample numbers; expected distinct numbers from 0 to {count - 1}")

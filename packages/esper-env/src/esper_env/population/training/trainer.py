@@ -99,7 +99,7 @@ class Trainer:
         self.step: Step = self._step if capture is None else capture(self._step)
 
     def rehearse(self, structure: Structure, draw: Draw) -> list[Tensor]:
-        """Run a minibatch without training; return its losses (n,) and the hosts' buffers (n, ...) behind it."""
+        """Run a minibatch without training; return its losses (n,) and the hosts' buffers (n, ...) after it."""
         self._plan.refresh(structure)
         self._set.load()
         buffers = list(self._shard.host.buffers.values())
@@ -199,10 +199,10 @@ class TrainerCache:
         return trainer.run(structure, draws, breached)
 
     def _breached(self, trainer: Trainer, structure: Structure, draw: Draw) -> Tensor | None:
-        """(n, 2) True if outputs, and running statistics, of a network depend on its seeds in TRAINING, bit for bit.
+        """Return (n, 2): True if a network's outputs, or its running statistics, depend on its seeds in TRAINING.
 
-        They never do by construction, unless a custom module writes into its input, or a straight-through seed is not
-        finite.
+        The comparison is bit for bit. By construction, a dependence arises only if a custom module writes into its
+        input or a straight-through seed is not finite.
         """
         isolated = np.asarray(structure.training.any(axis=1))
         if not isolated.any():
