@@ -134,7 +134,7 @@ def test_obtain_gives_up_after_five_attempts_without_progress(
     server: Server, tmp_path: Path, answers: list[Answer], problem: str, here: str
 ) -> None:
     said = refusal(server, tmp_path, *answers)
-    assert f"could not be downloaded ({problem}) in 5 attempts; {here} of 200,000 bytes have arrived and stay" in said
+    assert f"could not be downloaded ({problem}) in 5 attempts; {here} of 200,000 bytes have arrived and are" in said
     assert len(server.requests) == 5 + (here != "0")
 
 

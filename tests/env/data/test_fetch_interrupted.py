@@ -97,7 +97,7 @@ def test_full_disk_leaves_no_dataset(server: Server, cifar: dict[str, bytes], ro
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(FetchError, match=r"CIFAR-10 could not be put into .*File too large"):
+        with pytest.raises(FetchError, match=r"CIFAR-10 could not be saved in .*File too large"):
             fetch_dataset("cifar10", root)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

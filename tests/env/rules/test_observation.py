@@ -295,5 +295,5 @@ def test_view_returns_network_quantities():
 
 
 def test_view_rejects_features_of_another_environment():
-    with pytest.raises(ValueError, match="121 for 3 slots"):
+    with pytest.raises(ValueError, match=r"\(\.\.\., 121\) for 3 slots"):
         ObservationView(np.zeros(feature_count(2)), 3, 40)

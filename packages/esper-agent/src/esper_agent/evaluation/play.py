@@ -37,7 +37,7 @@ class Policy(Protocol):
         ...
 
 
-#: A policy, or a function that makes one for a vector environment.
+#: A policy, or a function that returns one for a vector environment.
 PolicySource = Policy | Callable[[VectorEnv], Policy]
 
 
@@ -126,7 +126,7 @@ def run_episodes(
             if not hasattr(playing, "predict"):
                 raise TypeError(
                     f"the policy is a {type(playing).__name__}; expected an object with predict, or a function that "
-                    "makes one"
+                    "returns one"
                 )
             play = _Play(vector, playing, name or type(playing).__name__, env_id, episodes, seed, deterministic)
             return play.run(progress or (lambda _finished: None))

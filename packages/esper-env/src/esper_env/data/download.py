@@ -97,7 +97,7 @@ def _receive(url: str, part: Path, file: DataFile, watch: Watcher) -> None:
             if failures > len(PAUSES):
                 raise FetchError(
                     f"{url} could not be downloaded ({problem}) in {failures} attempts; {done:,} of {file.size:,} "
-                    "bytes have arrived and stay for the next time. Try again, or another URL (--url)"
+                    "bytes have arrived and are kept. Try again to resume, or use another URL (--url)"
                 )
             pause = PAUSES[max(failures, 1) - 1]
             reason = f"{problem}; trying again in {pause:g} s"

@@ -63,8 +63,8 @@ def fetch_dataset(name: str, root: Path, url: str | None = None, watch: Watcher 
     except FetchError:
         raise
     except OSError as error:
-        kept = "the bytes that have arrived stay for the next fetch"
-        raise FetchError(f"{source.title} could not be put into {root}: {error}; {kept}") from error
+        kept = "the next fetch resumes from the bytes that have arrived"
+        raise FetchError(f"{source.title} could not be saved in {root}: {error}; {kept}") from error
 
 
 def _choose_urls(source: Source, url: str | None) -> list[str]:

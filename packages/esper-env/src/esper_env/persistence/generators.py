@@ -66,5 +66,5 @@ def _bit_generator(state: Any) -> np.random.PCG64:
     with suppress(ValueError, OverflowError):
         bits.state = state
     if dict(bits.state) != state:
-        raise ValueError("state of a bit generator is impossible: PCG64 cannot have its numbers")
+        raise ValueError("state of a bit generator is impossible for PCG64")
     return bits

@@ -49,7 +49,7 @@ def _split(node: Mapping[str, Any], place: str, arrays: Arrays) -> Tree:
     for key, value in node.items():
         path = f"{place}/{key}" if place else key
         if type(key) is not str or not key or "/" in key or path == _RESERVED:
-            raise ValueError(f"the key {key!r} in {place!r} is not possible; expected a name without '/'")
+            raise ValueError(f"the key {key!r} in {place!r} is not allowed; expected a non-empty string without '/'")
         if isinstance(value, np.ndarray):
             arrays[path] = _checked_array(value, path)
         elif type(value) is dict:

@@ -288,7 +288,7 @@ class ObservationView:
         values = np.asarray(features, dtype=np.float64)
         if values.ndim < 1 or values.shape[-1] != feature_count(num_slots):
             raise ValueError(
-                f"features of shape {values.shape}; expected {feature_count(num_slots)} for {num_slots} slots"
+                f"features have shape {values.shape}; expected (..., {feature_count(num_slots)}) for {num_slots} slots"
             )
         self.num_slots = num_slots
         self.horizon = horizon

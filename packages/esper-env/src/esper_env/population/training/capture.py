@@ -51,7 +51,7 @@ class CapturedStep:
                 reason = str(error).splitlines()[0]
                 warnings.warn(
                     f"the training step cannot be captured ({reason}) and runs operation by operation; "
-                    "capture='off' leaves the attempt out",
+                    "capture='off' skips the attempt",
                     RuntimeWarning,
                     stacklevel=2,
                 )
