@@ -82,7 +82,7 @@ def test_infos_have_no_masks_and_copied_arrays(toy_id):
 
 
 def test_observations_are_copies(toy_id):
-    """The vector returns the same arrays in every step."""
+    """The wrapped vector reuses its arrays in every step."""
     toys = [lambda: gymnasium.make(toy_id)] * 2
     env = GymVecEnv(SyncVectorEnv(toys, copy=False, autoreset_mode=AutoresetMode.SAME_STEP))
     first = env.reset()

@@ -1,4 +1,4 @@
-"""Reset requests and the clock of episodes; ``test_malformed_inputs.py`` has more requests."""
+"""Reset requests and the clock of episodes; ``test_malformed_inputs.py`` tests more requests."""
 
 import gymnasium
 import numpy as np

@@ -1,7 +1,7 @@
 """Errors about malformed input of environments name the value, what was expected, and the remedy.
 
 Each row is (id, input, error, parts of the message: value, expectation, remedy if there is one). There is a row for
-each place of an input; the mirror tests of the modules have further values. Rejected input changes nothing.
+each place of an input; the tests of the modules have further values. Rejected input changes nothing.
 """
 
 from contextlib import closing

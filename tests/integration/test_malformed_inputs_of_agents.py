@@ -1,7 +1,7 @@
 """Errors of policies, learners, run folders, configuration files and the command about malformed input.
 
 Each row is (id, input, error, parts of the message: value, expectation, remedy if there is one). There is a row for
-each place of an input; the mirror tests of the modules have further values.
+each place of an input; the tests of the modules have further values.
 """
 
 import os

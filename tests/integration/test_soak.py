@@ -1,4 +1,4 @@
-"""The soak: sound steps pass, and every kind of defect is found."""
+"""The soak test: it passes sound steps and finds every kind of defect."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Stock algorithms learn on stock vectors without warnings; tests/agent/test_sb3.py has them on the native vector."""
+"""Stock algorithms learn on stock vectors without warnings; tests/agent/test_sb3.py tests them on the native vector."""
 
 import numpy as np
 import pytest

@@ -179,7 +179,7 @@ def test_telemetry_benchmark_compares_equal_steps(tmp_path, capsys, monkeypatch)
         ("formulations", ["--env-settings", "dataset=cifar10"], "cifar10"),
     ],
 )
-def test_benchmarks_reject_bad_settings_before_they_race(script, wrong, message, tmp_path, capsys, monkeypatch):
+def test_benchmarks_reject_invalid_settings_before_any_timing(script, wrong, message, tmp_path, capsys, monkeypatch):
     module = importlib.import_module(script)
     monkeypatch.setattr(module, "race", lambda *_: pytest.fail("something was timed"), raising=False)
     assert module.main(["--out", str(tmp_path / "t.json"), *wrong]) == BAD_INPUT

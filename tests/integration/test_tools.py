@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Commands and environments that portable.py would run; ``calls.statuses`` has their exit statuses."""
+    """Commands and environments of portable.py; ``calls.statuses`` are the exit statuses to return."""
     made = SimpleNamespace(commands=[], statuses=iter(()))
 
     def run(command, environment):

@@ -93,7 +93,7 @@ CIFAR10_NAMES = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"
 
 
 def small_cifar10(url: str, count: int = 40) -> tuple[Source, dict[str, bytes], bytes]:
-    """CIFAR-10 with fewer records: source, files, and archive, which is in the folder ``url``."""
+    """CIFAR-10 with fewer records: source, files, and archive. The archive's URL is in the folder ``url``."""
     files, source = cifar_files((10,), CIFAR10_NAMES, count), ORIGINALS["cifar10"]
     packed_files = {
         f"{source.folder}/{name}": content for name, content in ({"readme.html": b"<html>"} | files).items()

@@ -79,7 +79,7 @@ def redirect(location: str, code: int = 302) -> Answer:
 
 
 def sends(content: bytes, **headers: object) -> Answer:
-    """Exactly these bytes, with any headers; then the connection is closed."""
+    """Send exactly these bytes with the given headers, and close the connection."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         begin(handler, 200, **headers)

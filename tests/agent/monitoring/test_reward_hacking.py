@@ -103,7 +103,7 @@ def test_waiting_in_holding_is_overpaid_for_nothing():
     assert (payload.signature, payload.improvement, payload.ratio) == ("overpaid", 0, None)
 
 
-def test_farming_lives_is_overpaid():
+def test_repeated_germination_and_pruning_is_overpaid():
     cycle = [Stage.GERMINATED, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.PRUNED, Stage.DORMANT]
     (suspicion,) = suspected(world((cycle * 7)[:HORIZON], [20.0] * HORIZON))
     assert (suspicion.payload.signature, suspicion.payload.improvement) == ("overpaid", 0)

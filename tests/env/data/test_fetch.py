@@ -196,7 +196,7 @@ def test_fetch_repairs_fetched_files_and_keeps_others(cifar: dict[str, bytes], r
 def test_interrupted_repair_is_finished_by_the_next_fetch(
     cifar: dict[str, bytes], root: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Ctrl-C after a file that is moved into its place: the first, the last, and the manifest."""
+    """Ctrl-C comes after the move of a file: of the first, the last, or the manifest."""
     folder = fetch_dataset("cifar10", root).folder
     damaged = dict.fromkeys(cifar, b"short")
     write(folder, damaged | {"notes.txt": b"mine"})

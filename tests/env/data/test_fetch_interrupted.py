@@ -91,7 +91,7 @@ def test_fetch_keeps_the_complete_files_of_an_earlier_one(
 
 @pytest.mark.parametrize("unpacking", [False, True])
 def test_full_disk_leaves_no_dataset(server: Server, cifar: dict[str, bytes], root: Path, unpacking: bool) -> None:
-    """A limit on the size of files stands for the disk, which has room for a part of the file."""
+    """A limit on the size of files stands in for a disk with room for a part of the file."""
     if unpacking:
         write(root, {ARCHIVE[1:]: server.archive})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

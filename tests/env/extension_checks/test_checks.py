@@ -27,7 +27,7 @@ class Perceptron(SegmentedHost):
 
 
 class Function(nn.Module):
-    """Adds a function of the features behind a scale, which hides it if it is zero."""
+    """Adds a scaled function of the features; a scale of zero hides it."""
 
     def __init__(self, function, scale=1.0):
         super().__init__()

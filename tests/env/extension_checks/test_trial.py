@@ -1,4 +1,4 @@
-"""Trials of custom hosts and blueprints when an environment is made: it rejects those that cannot be played only."""
+"""Trials of custom hosts and blueprints when an environment is made: only those that cannot be played are rejected."""
 
 import threading
 from functools import partial
@@ -31,7 +31,7 @@ class Front(nn.Conv2d):
 
 
 class Locked(Front):
-    """Cannot be copied."""
+    """A module that cannot be copied."""
 
     def __init__(self, channels):
         super().__init__(channels)

@@ -70,7 +70,7 @@ def assert_everything_occurred(seen):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_networks_are_equal_in_every_layout(make_data, monkeypatch, name):
-    """In one shard, in shards of two and of one, and in the single layout.
+    """The layouts are one shard, shards of two and of one, and the single layout.
 
     Compares every measured or observed number, and finally every weight, momentum and buffer. The networks are
     float64, so a difference above 1e-6 is not rounding. Accuracies are equal unless two logits tie.

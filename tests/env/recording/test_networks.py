@@ -133,7 +133,7 @@ def test_non_finite_straight_through_seed_violates_isolation(make_digits_vec, ac
 
 
 def test_memory_of_process_and_accelerator_is_reported_once(make_digits_vec, action, monkeypatch):
-    """The function of CUDA is replaced; the limits are 90% of the memory."""
+    """A stand-in reports the memory of CUDA; the limits are 90% of the memory."""
     assert memory_gauge(torch.device("cpu")) is None
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5 * 2**20, 100 * 2**20))
     monkeypatch.setattr(memory, "available_mib", lambda: 1.0)

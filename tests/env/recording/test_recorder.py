@@ -25,7 +25,7 @@ def break_some(envs, step):
 
 @pytest.fixture
 def play(make_digits_vec):
-    """``play(mode, seed, folder=None, first=0, **settings)``: the play, and its sink, attached before step ``first``.
+    """Return ``play(mode, seed, folder=None, first=0, **settings)``: a play and its sink, attached before ``first``.
 
     A second sink writes to ``folder``.
     """

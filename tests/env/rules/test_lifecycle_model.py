@@ -166,7 +166,7 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     @initialize(planted=st.sampled_from([[], [(0, 1)], [(0, 2), (1, 0)]]), stage=st.sampled_from(WITH_SEED[-2:]))
     def plant(self, planted, stage):
-        """Start with fossils, or with seeds that are only held."""
+        """Start with fossilized seeds, or with seeds in HOLDING."""
         mask = np.zeros(self.table.shape, dtype=bool)
         for row, slot in planted:
             mask[row, slot] = True

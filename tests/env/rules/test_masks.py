@@ -1,4 +1,4 @@
-"""Actions: legality, masks, decoding and sampling. ``test_malformed_inputs.py`` has malformed actions."""
+"""Actions: legality, masks, decoding and sampling. ``test_malformed_inputs.py`` tests malformed actions."""
 
 import itertools
 

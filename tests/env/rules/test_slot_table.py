@@ -54,7 +54,7 @@ def test_clear_resets_masked_slots_and_clear_seed_keeps_their_stage():
     ],
 )
 def test_restored_table_with_impossible_values_is_rejected(column, value, message):
-    """Other columns are in ``test_state_refusals.py``."""
+    """``test_state_refusals.py`` tests other columns."""
     table = SlotTable.empty(1, 2)
     lifecycle.plant(table, np.array([[False, True]]), Blueprint.NORM)
     table.validate()

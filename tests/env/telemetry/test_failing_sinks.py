@@ -41,7 +41,7 @@ class Unclosable(WatchedSink):
     [*((FULL, call) for call in CALLS), (SystemExit(3), "emit"), (None, "close"), (None, "remove")],
 )
 def test_failing_sink_costs_one_warning_at_the_next_call_and_others_continue(telemetry, error, call):
-    """Without an error, the sink cannot be closed."""
+    """If ``error`` is None, ``close`` fails instead of ``write``."""
     gate = threading.Event()
     bad = telemetry.add_sink(RaisingSink(error, gate) if error else Unclosable())
     good = telemetry.add_sink(WatchedSink())

@@ -69,7 +69,7 @@ def test_hub_without_sink_wants_and_numbers_nothing(telemetry):
 
 @given(calls=st.lists(st.one_of(st.just(0), st.integers(1, 5)), max_size=30), detail=st.sampled_from(Detail))
 def test_escalation_lasts_as_long_as_the_longest_request(calls, detail):
-    """By default, a request lasts five epochs."""
+    """A request without a number lasts five epochs."""
     telemetry = Telemetry(detail)
     telemetry.add_sink(MemorySink())
     ends = now = 0

@@ -93,7 +93,7 @@ def test_isolated_seeds_stay_bounded_over_many_epochs(make_population, grow):
 @LAYOUTS
 @pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
 def test_isolation_check_finds_no_breach_and_changes_nothing(make_population, grow, batched, isolation):
-    """Networks have their blueprint blended behind a TRAINING seed, so the shadow pass reads some of its rows."""
+    """Each network has its blueprint blended behind a TRAINING seed, so the shadow pass reads some of its rows."""
     count = 2 * len(BLUEPRINTS)
     checked, unchecked = (make_population(count, batched=batched, isolation=isolation) for _ in range(2))
     seeds = [
