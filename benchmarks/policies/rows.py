@@ -10,7 +10,7 @@ COLUMNS = ("policy", "return, IQM [95%]", "learned minus it [95%]", "test %", "p
 
 
 def number(value: float | None, form: str) -> str:
-    """Text of a number; empty for a missing one, which is NaN in memory and None in a file."""
+    """Text of a number; empty if it is missing, that is NaN in memory or None in a file."""
     return "" if value is None or math.isnan(value) else format(value, form)
 
 

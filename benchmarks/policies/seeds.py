@@ -105,7 +105,7 @@ def train_arguments(settings: StudySettings, seed: int) -> list[str]:
     try:
         flags = shlex.split(settings.train_flags)
     except ValueError as error:
-        raise ConfigError(f"`train_flags` is {settings.train_flags!r}: {error}; close every quotation") from None
+        raise ConfigError(f"`train_flags` is {settings.train_flags!r}: {error}; close all quotation marks") from None
     for flag in flags:
         name = flag.partition("=")[0].replace("_", "-")
         if name in OWN_FLAGS:

@@ -161,7 +161,7 @@ def run(settings: CalibrationSettings, flags: Sequence[str], console: Console) -
     """Measure, judge, write the verdicts and print them; return the exit code."""
     check(settings)
     if settings.out.is_dir() or settings.out.name in [one.file for one in measurements()]:
-        raise ConfigError(f"`out` is {settings.out}; expected a JSON file with a name that no measurement has")
+        raise ConfigError(f"`out` is {settings.out}; expected a JSON file other than those of the measurements")
     if not settings.judge_only:
         measure(settings, console)
     found = {one.env: measured(settings.out.parent / one.file, one.env, (HOST, *one.judged)) for one in measurements()}

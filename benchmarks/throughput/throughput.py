@@ -71,7 +71,7 @@ class ThroughputSettings:
         if not self.counts or min(self.counts) < 1:
             raise ConfigError(f"`counts` is {list(self.counts)}; expected one or more positive integers")
         if self.workload != "host" and set(self.rivals) == set(HOST_ONLY) & set(self.rivals):
-            raise ConfigError(f"`rivals` is {list(self.rivals)}, which train hosts only; name sync or async as well")
+            raise ConfigError(f"`rivals` is {list(self.rivals)}, which only train hosts; add sync or async")
         if self.bandwidth and self.workload != "host":
             raise ConfigError("the limit of memory bandwidth is that of hosts; leave out --bandwidth, or --workload")
         check_out(self.out)

@@ -51,4 +51,4 @@ def test_infos_equal_those_of_gymnasium_and_are_read_back(assert_same, rows):
     assert_same(parts[0], gymnasium_infos({row: info for row, info in own.items() if rows[row]}))
     for row, info in own.items():
         assert_same(single_info(merged, row), info)
-    assert_same(parts, (vector_infos(first, rows), vector_infos(second, ~rows)))  # merging leaves them as they are
+    assert_same(parts, (vector_infos(first, rows), vector_infos(second, ~rows)))  # merging does not change its inputs

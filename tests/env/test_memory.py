@@ -14,8 +14,8 @@ from esper_env.rules.gates import GateConfig
 ENVS, HORIZON = 2, 3
 STATM = Path("/proc/self/statm")  # Linux
 
-#: Bytes that Python and NumPy may gain; half of it is for what they build once, such as shared keys of dictionaries.
-#: The observations of the 105 steps in between and later would take more.
+#: Bytes that Python and NumPy may gain. Half of them allow for objects that are built once, such as shared keys of
+#: dictionaries. A leak of the observations of the measured 105 steps would exceed the limit.
 SLACK = 1 << 16
 #: Bytes that the allocator may keep or return between two readings.
 RESIDENT_SLACK = 1 << 23

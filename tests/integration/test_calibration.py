@@ -96,7 +96,7 @@ def written(folder, impaired=20.0, **measured):
     [
         ({}, OK, 6, pytest.approx(7 / 25)),
         ({"impaired": 10.0}, FAILED, 5, pytest.approx(7 / 25)),
-        ({"host": 60.0, "grown": 60.0}, FAILED, 1, None),  # no seed has a share of no gain
+        ({"host": 60.0, "grown": 60.0}, FAILED, 1, None),  # without a gain, no seed has a share of it
     ],
 )
 def test_judge_only_judges_existing_files(tmp_path, capsys, measured, code, met, share):

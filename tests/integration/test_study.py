@@ -67,7 +67,7 @@ def test_train_flags_are_split_as_in_a_shell(settings):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--logit-bias 'op.WAIT=-1", "close every quotation"),
+        ("--logit-bias 'op.WAIT=-1", "close all quotation marks"),
         ("--env-settings horizon=4", "contain --env-settings, which the study sets"),
         ("--env_settings=horizon=4", "contain --env-settings, which the study sets"),
         ("--seed 3", "contain --seed, which the study sets"),

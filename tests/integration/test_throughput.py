@@ -161,7 +161,7 @@ def test_telemetry_benchmark_compares_equal_steps(tmp_path, capsys, monkeypatch)
     [
         ("throughput", ["--counts", "0"], "`counts` is [0]; expected one or more positive integers"),
         ("throughput", ["--env-settings", "x=1"], "unexpected keyword argument 'x'"),
-        ("throughput", ["--workload", "planted", "--rivals", "loop"], "`rivals` is ['loop'], which train hosts only"),
+        ("throughput", ["--workload", "planted", "--rivals", "loop"], "`rivals` is ['loop'], which only train hosts"),
         ("throughput", ["--workload", "planted", "--bandwidth"], "leave out --bandwidth, or --workload"),
         ("calibration", ["--judge-only"], "headroom-cifar-v0.json does not exist; measure again"),
         ("calibration", ["--episodes", "1"], "`episodes` is 1; expected an integer of at least 2"),

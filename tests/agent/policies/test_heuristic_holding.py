@@ -60,7 +60,7 @@ def test_unmeasured_contribution_is_not_zero():
         ("permissive", {"contribution": 5.0, "exploding": True}, Op.WAIT),
         ("permissive", {"contribution": 5.0, "health": 0.7}, Op.FOSSILIZE),
         ("permissive", {"contribution": 0.8}, Op.FOSSILIZE),
-        ("strict", {"contribution": 0.8}, Op.WAIT),  # they require one point, and the rule itself half a point
+        ("strict", {"contribution": 0.8}, Op.WAIT),  # strict gates require one point, the rule alone half
     ],
 )
 def test_holding_seed_waits_while_its_gate_cannot_pass(gates, seed, op):

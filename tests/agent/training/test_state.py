@@ -203,7 +203,7 @@ def test_restore_keeps_a_fresh_learner_and_its_files_when_the_last_part_does_not
     assert fresh.model._last_good is None
     assert all(torch.equal(*pair) for pair in zip(fresh.model._last_lstm_states.pi, recurrent.pi, strict=True))
     assert (tmp_path / "episodes.csv").read_text() == "mine"
-    fresh.restore(two[0].state())  # drops seeds and options of the next reset
+    fresh.restore(two[0].state())  # discards seeds and options for the next reset
     assert base._seeds == [None, None]
     assert base._options == [{}, {}]
 

@@ -54,7 +54,7 @@ def test_every_seed_trains_in_bfloat16(make_population, grow, batched):
     assert (stats.gradient_norm > 0).all()
     assert stats.finite.all()
     moved = [not torch.equal(value, before[name]) for name, value in all_tensors(population).items()]
-    assert np.mean(moved) > 0.5  # what has not moved are gates that no operator reads
+    assert np.mean(moved) > 0.5  # gates that no operator reads do not move
     assert np.isfinite(population.measure(structure, everyone(count)).contribution).all()
 
 

@@ -71,7 +71,7 @@ LOSSES = st.one_of(
     st.sampled_from([1.5, 2.25, 4.0, 50.0, 1e300]),
     st.sampled_from([NAN, INF, -INF]),
 )
-#: Epochs in a row with one loss, so that networks learn, diverge and are restored.
+#: Runs of epochs with the same loss, in which networks learn, diverge and are restored.
 RUNS = st.tuples(st.integers(1, 12), st.booleans() | st.just(True), st.sampled_from([0.125, 0.5]) | LOSSES)
 LIVES = st.lists(RUNS, min_size=1, max_size=12)
 

@@ -91,7 +91,10 @@ _SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf", "ent_coef")
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
-    """Check arguments of ``FactoredRecurrentPPO``, ``seed`` included; a NumPy scalar counts as Python's number."""
+    """Check arguments of ``FactoredRecurrentPPO``, ``seed`` included; NumPy scalars count as Python numbers.
+
+    Raises ``ValueError`` for a value of another type or outside its range.
+    """
     hints = field_hints(PPOSettings) | {"seed": Annotated[int | None, SEED]}
     for name, value in given.items():
         if not (name in _SCHEDULES and callable(value)):

@@ -113,7 +113,8 @@ class CurvesRecorder(BaseCallback):
     """Writes a line to a CSV file for every finished training episode; ``log.rows`` holds the lines in memory.
 
     Returns come from ``VecMonitor``, so they are not normalised. Truncated episodes have no committed accuracies; these
-    fields are empty. Further training with ``reset_num_timesteps=False`` continues the file.
+    fields are empty. Further training with ``reset_num_timesteps=False`` continues the file. If the file
+    cannot be written, training continues with a ``RuntimeWarning``.
 
     Raises:
         RuntimeError: the environment has no ``VecMonitor``; raised at the end of the first episode.

@@ -46,6 +46,9 @@ def fetch_dataset(name: str, root: Path, url: str | None = None, watch: Watcher 
         url: Different URL of the same files: of the file, or, ending in "/", of a folder that has them all.
         watch: Callback for the progress.
 
+    Returns:
+        The folder of the dataset, the checks that it passed, and whether it was there already.
+
     Raises:
         ValueError: for an unknown name, an invalid URL, and a ``root`` that is a file.
         FetchError: (an ``OSError``) if the download fails, the files are not the originals, or cannot be written.

@@ -21,7 +21,8 @@ from esper_env.tasks import CNNSpec, TaskConfig, TransformerSpec
 def host_builder(task: TaskConfig, data: ImageData | TextData | None = None) -> Callable[[], nn.Module]:
     """Return a function that builds one freshly initialised host of the task for its data.
 
-    Without ``data``, a spec's own sizes are used, and a custom host gets the task's data.
+    Without ``data``, a spec's own sizes are used, and a custom host gets the task's data. Building a custom host raises
+    ``ValueError`` if its function fails, and ``TypeError`` if that returns no ``torch.nn.Module``.
     """
     spec = task.host
     if isinstance(spec, CNNSpec):
@@ -50,7 +51,12 @@ def _cnn(spec: CNNSpec, data: ImageData | TextData | None, slots: Sequence[str] 
 
 
 def load_task_data(task: TaskConfig) -> ImageData | TextData:
-    """Return the data of a task: its custom data, or the dataset of its name."""
+    """Return the data of a task: its custom data, or the dataset of its name.
+
+    Raises:
+        ValueError: the data function fails, or :func:`~esper_env.data.load_data` raises it.
+        TypeError: the custom data are neither an ``ImageData`` nor a ``TextData``.
+    """
     if task.data is None:
         return load_data(task.dataset, task.data_dir, family=DataFamily(task.family))
     data: object = task.data

@@ -29,6 +29,9 @@ class MemoryWatch:
     Args:
         limit_mib: limit of the resident size of this process; by default 90% of ``available_mib()``.
         accelerators: called by each check; returns (name, used MiB, limit MiB) of each accelerator.
+
+    Raises:
+        ValueError: ``limit_mib`` is not a positive number.
     """
 
     def __init__(self, limit_mib: float | None = None, accelerators: Accelerators | None = None) -> None:
