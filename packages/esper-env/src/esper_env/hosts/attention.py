@@ -13,10 +13,7 @@ from typing_extensions import override
 
 
 class CausalSelfAttention(nn.Module):
-    """Causal multi-head attention (Vaswani et al. 2017): (..., T, width) -> (..., T, width).
-
-    Raises ``ValueError`` unless ``heads`` divides ``width``.
-    """
+    """Causal multi-head attention (Vaswani et al. 2017): (..., T, width) -> (..., T, width); heads divide the width."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

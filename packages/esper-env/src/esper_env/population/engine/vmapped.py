@@ -37,7 +37,7 @@ def is_plain(layer: nn.Module, kind: type[L]) -> TypeGuard[L]:
 
 
 def is_normed_conv(conv: nn.Module, norm: nn.Module) -> bool:
-    """Return True for a convolution without bias and an ordinary BatchNorm, which can be merged in eval mode."""
+    """Return True for a convolution without bias and an ordinary BatchNorm after it, which can be merged."""
     return (
         is_plain(conv, nn.Conv2d)
         and conv.bias is None
