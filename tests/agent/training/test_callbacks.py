@@ -77,7 +77,7 @@ def test_evaluation_plays_the_greedy_policy_on_the_same_held_out_episodes(toy_id
 
 
 def test_evaluation_rejects_an_interval_of_zero(toy_id):
-    with pytest.raises(ValueError, match="every is 0"):
+    with pytest.raises(ValueError, match="`every` is 0"):
         PeriodicEvaluation(toy_id, every=0, episodes=1, seed=0)
 
 

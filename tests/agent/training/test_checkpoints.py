@@ -47,6 +47,11 @@ def saved_during(model, folder, timesteps, **arguments):
     return saver, saved
 
 
+def test_checkpoint_interval_cannot_be_negative(tmp_path):
+    with pytest.raises(ValueError, match="`every` is -1; expected a non-negative integer"):
+        SaveCheckpoints(tmp_path, every=-1)
+
+
 @pytest.mark.parametrize(
     ("every", "at"),
     [(1, [1, 2, 3]), (ROLLOUT, [1, 2, 3]), (ROLLOUT + 1, [2]), (9 * ROLLOUT, []), (0, [])],

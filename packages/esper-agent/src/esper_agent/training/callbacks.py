@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from esper_env.checks import POSITIVE, check_value
 from esper_env.persistence import Tree, check_keys
 from esper_env.rules import NUM_OPS, Op
 from stable_baselines3.common.callbacks import BaseCallback
@@ -100,8 +101,7 @@ class PeriodicEvaluation(BaseCallback):
         stop: StopOnInterrupt | None = None,
     ) -> None:
         super().__init__()
-        if every < 1:
-            raise ValueError(f"every is {every}; expected a number of timesteps, at least 1")
+        check_value("every", every, Annotated[int, POSITIVE])
         self.env_id, self.every, self.episodes, self.seed = env_id, every, episodes, seed
         self.env_kwargs = dict(env_kwargs or {})
         self.records: list[EpisodeRecord] = []

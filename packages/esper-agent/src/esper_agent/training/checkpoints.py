@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from esper_env.checks import NON_NEGATIVE, check_value
 from esper_env.persistence import CheckpointError, Tree, read_checkpoint, write_checkpoint
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -43,6 +44,9 @@ class SaveCheckpoints(BaseCallback):
         settings: JSON values saved with the state; :func:`latest_checkpoint` compares them.
         previous: the checkpoint from which training resumed.
         on_saved: called with the path and the timesteps of every new checkpoint.
+
+    Raises:
+        ValueError: ``every`` is negative or not an integer.
     """
 
     model: FactoredRecurrentPPO
@@ -57,6 +61,7 @@ class SaveCheckpoints(BaseCallback):
         on_saved: Callable[[Path, int], None] | None = None,
     ) -> None:
         super().__init__()
+        check_value("every", every, Annotated[int, NON_NEGATIVE])
         self.folder, self.every = Path(folder) / CHECKPOINTS, every
         self.callbacks, self.settings, self.on_saved = callbacks, dict(settings or {}), on_saved
         self.in_rollout = False  # True from a rollout's first step to its updates, where no state can be saved
