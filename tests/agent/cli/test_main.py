@@ -13,6 +13,7 @@ import yaml
 from command_line import SMALL, bad, text_of
 from esper_agent.cli.main import BAD_INPUT, OK, main
 from esper_agent.demo import main as demo_main
+from esper_agent.training.checkpoints import checkpoint_paths
 
 
 def test_train_prints_the_place_of_the_model(toy_id, tmp_path, capsys):
@@ -186,6 +187,7 @@ def test_demo_with_bad_settings_keeps_the_last_results(toy_id, tmp_path, capsys,
 def test_signal_saves_the_model_and_sets_the_exit_code(tmp_path):
     out = tmp_path / "run"
     settings = ["--env-settings", "batches_per_step=1", "horizon=5", "--num-envs", "2", "--n-steps", "10"]
+    settings += ["--checkpoint-every", "20"]
     command = [sys.executable, "-m", "esper_agent.cli.main", "train", "--total-timesteps", "1000000", "--out", str(out)]
     process = subprocess.Popen(
         [*command, *settings, "--no-progress"],
@@ -194,9 +196,9 @@ def test_signal_saves_the_model_and_sets_the_exit_code(tmp_path):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    episodes, deadline = out / "episodes.csv", time.monotonic() + 120
+    deadline = time.monotonic() + 120
     try:
-        while not episodes.exists() or len(episodes.read_text().splitlines()) < 4:
+        while not checkpoint_paths(out):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -207,5 +209,6 @@ def test_signal_saves_the_model_and_sets_the_exit_code(tmp_path):
     assert process.returncode == 128 + signal.SIGTERM, stderr
     assert "Stopped after" in stdout
     assert str(out / "model.zip") in stdout
+    assert f"esper train --resume {out}, from timestep {int(checkpoint_paths(out)[0].stem)}\n" in stdout
     assert "Traceback" not in stderr
     assert main(["evaluate", "--policy", str(out), "--episodes", "1"]) == OK

@@ -62,6 +62,8 @@ def test_named_values_are_a_mapping_or_a_list_of_texts(given):
         ("{b: {c: 1, c: 2}}", "'c' is given"),
         ("- a\n- b\n", "holds a list; expected `name: value` pairs"),
         ("a: [1", "is neither YAML nor JSON"),
+        ("a: 2001-99-99", "is neither YAML nor JSON: month must be in"),
+        ("[" * 20_000, "is neither YAML nor JSON: maximum recursion depth"),
     ],
 )
 def test_read_config_rejects_files_without_a_mapping(tmp_path, text, message):

@@ -1,6 +1,7 @@
 """A run folder restores the trained model, or raises an error with the reason."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import gymnasium
@@ -113,6 +114,16 @@ def test_load_run_rejects_unusable_runs_with_the_reason(trained, tmp_path, toy_i
         load_run(tmp_path)
     with pytest.raises(RunError, match=f"was trained on {toy_id}, not on Esper-Digits-v0"):
         load_run(trained.folder, "Esper-Digits-v0")
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"data_digest": "abc"}', '{"dataset_name": "toy", "data_digest": 3}', "{"])
+def test_run_with_an_unusable_task_file_is_played_without_notes(trained, tmp_path, toy_id, text):
+    folder = shutil.copytree(trained.folder, tmp_path / "run")
+    (folder / "task.json").write_text(text)
+    assert load_run(folder).task == {}
+    policy = PolicyByName(str(folder), toy_id, device="cpu")
+    run_episodes(policy, toy_id, 1)
+    assert policy.note == ""
 
 
 def test_policies_are_found_by_name_or_folder(trained, toy_id):

@@ -168,6 +168,10 @@ WRONG = {
     ),
     "the vector": (lambda tree: tree["environment"]["vector"].update(envs=[]), "0 environments; expected 2"),
     "a callback": (lambda tree: tree["callbacks"].pop("CurvesRecorder.1"), r"lacks \['CurvesRecorder.1'\]"),
+    "means": (
+        lambda tree: tree["callbacks"]["TrainingMetricsCallback.0"].update(test_accuracy=np.zeros((1, 2))),
+        r"test_accuracy is an array \(1, 2\)",
+    ),
     "lines": (lambda tree: tree["callbacks"]["CurvesRecorder.1"].update(log={"json": 3}), "does not fit this run: "),
 }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import socket
 import ssl
 import tempfile
+import warnings
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import OpenerDirector
@@ -203,6 +205,14 @@ def test_obtain_follows_redirects_with_its_range(server: Server, tmp_path: Path,
 @pytest.mark.parametrize("target", ["/file.bin", "file:///etc/passwd", "data:,x"], ids=["loop", "file", "data"])
 def test_obtain_rejects_invalid_redirects(server: Server, tmp_path: Path, target: str) -> None:
     assert "answers HTTP 302 " in refusal(server, tmp_path, redirect(target))
+
+
+def test_obtain_rejects_a_redirect_to_a_malformed_url(server: Server, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # urllib leaves the answer to the garbage collector
+        said = refusal(server, tmp_path, redirect("http://[::1"))
+        gc.collect()
+    assert "redirects to a malformed URL (Invalid IPv6 URL)" in said
 
 
 @pytest.mark.parametrize(

@@ -161,10 +161,11 @@ def test_changed_text_is_loaded_again(tmp_path: Path) -> None:
         (LINES.encode()[:77] + b"\0" + LINES.encode(), "a NUL byte at offset 77", "UTF-16"),
         (LINES.encode("utf-16"), "a NUL byte at offset 3", "UTF-16"),
         (("字" * 400).encode("utf-16"), "the byte at offset 0 is not UTF-8 (invalid start byte)", "UTF-16"),
+        (LINES.encode("utf-32"), "a NUL byte at offset 2", "UTF-32"),
         (LINES.replace("—", "é").encode("latin-1"), "the byte at offset 17 is not UTF-8", "ISO-8859-1"),
         (LINES.encode() + b"\xe2\x80", f"the byte at offset {len(LINES.encode())} is not UTF-8", "ISO-8859-1"),
     ],
-    ids=["binary", "UTF-16", "UTF-16-without-NUL", "Latin-1", "cut"],
+    ids=["binary", "UTF-16", "UTF-16-without-NUL", "UTF-32", "Latin-1", "cut"],
 )
 def test_file_that_is_not_utf8_is_rejected_with_a_command_to_convert_it(
     tmp_path: Path, content: bytes, problem: str, encoding: str

@@ -112,7 +112,7 @@ def test_check_attributes_rejects_objects_other_than_hosts(host):
             {"segments": [nn.Conv2d(2, 5, 1), nn.Linear(5, 3)]},
             "segments is a list, expected a torch.nn.ModuleList of 2",
         ),
-        ({"segments": nn.ModuleList([nn.Flatten()])}, "segments is a ModuleList, expected a torch.nn.ModuleList of 2"),
+        ({"segments": nn.ModuleList([nn.Flatten()])}, "is a ModuleList of 1, expected a torch.nn.ModuleList of 2"),
         ({"topology": "mine"}, "topology 'mine' has no blueprints"),
         ({"extra": nn.Parameter(torch.ones(1))}, "extra belong to none of its segments"),
     ],

@@ -113,9 +113,10 @@ def test_hanging_sink_costs_flush_and_close_one_warning(telemetry, hanging, fini
 
 
 def test_failing_thread_start_fails_its_sink(telemetry, monkeypatch):
-    telemetry.add_sink(WatchedSink())
+    sink = telemetry.add_sink(WatchedSink())
     monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
     with pytest.warns(RuntimeWarning, match="can't start new thread"):
         emit(telemetry)
     monkeypatch.undo()
     assert not telemetry.active
+    assert sink.closed.is_set()

@@ -89,7 +89,7 @@ def _report(trained: Trained, console: Console) -> int:
         done += f", resumed from {trained.resumed_from:,}"
     if trained.interrupted:
         saved = checkpoint_paths(trained.folder)
-        begin = f"timestep {int(saved[0].name):,}" if saved else "the beginning"
+        begin = f"timestep {int(saved[0].stem):,}" if saved else "the beginning"
         files["to resume it"] = f"esper train --resume {trained.folder}, from {begin}"
     console.print(done, soft_wrap=True)
     for label, text in files.items():

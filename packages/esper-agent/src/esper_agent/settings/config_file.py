@@ -29,7 +29,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         data = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
     except OSError as error:
         raise ConfigError(f"config file {file} cannot be read: {error.strerror}; give a YAML or JSON file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an encoding or a date
         first_line = str(error).splitlines()[0]
         raise ConfigError(f"config file {file} is neither YAML nor JSON: {first_line}") from None
     if data is None:

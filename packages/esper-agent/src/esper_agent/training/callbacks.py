@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from esper_env.checks import POSITIVE, check_value
-from esper_env.persistence import Tree, check_keys
+from esper_env.persistence import Tree, check_keys, check_like
 from esper_env.rules import NUM_OPS, Op
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -44,6 +44,8 @@ class TrainingMetricsCallback(BaseCallback):
     def set_state(self, state: Tree) -> None:
         """Continue from a state."""
         check_keys(state, self._episodes)
+        for name in self._episodes:
+            check_like(state[name], np.zeros(len(state[name])), name)
         for name, values in self._episodes.items():
             values.clear()
             values.extend(state[name].tolist())

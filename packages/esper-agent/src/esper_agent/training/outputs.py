@@ -134,6 +134,7 @@ class CurvesRecorder(BaseCallback):
     def set_state(self, state: Tree) -> None:
         """Continue from a state."""
         check_keys(state, ("log", "waits"))
+        check_like(state["waits"], np.zeros(len(state["waits"]), dtype=np.int64), "waits")
         self.log.set_state(state["log"])
         self._waits = state["waits"].copy()
 

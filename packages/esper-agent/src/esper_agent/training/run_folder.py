@@ -161,7 +161,9 @@ def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") 
         ) from error
     try:
         task = json.loads((folder / TASK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        if not all(isinstance(task[name], str) for name in ("dataset_name", "data_digest")):
+            task = {}
+    except (OSError, ValueError, TypeError, LookupError):
         task = {}
     return Run(folder, config, model, task)
 

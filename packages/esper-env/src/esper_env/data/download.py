@@ -132,6 +132,8 @@ def _request(opener: OpenerDirector, url: str, part: Path, file: DataFile, watch
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise FetchError(f"{url} has no valid certificate ({cause.verify_message})") from error
         return _words(cause)
+    except ValueError as error:  # a redirect to a malformed URL
+        raise FetchError(f"{url} redirects to a malformed URL ({error}); try another URL (--url)") from error
     with opened as response:
         return _append(url, response, part, start, file, watch)
 

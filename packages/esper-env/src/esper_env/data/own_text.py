@@ -112,8 +112,11 @@ def _file(path: Path) -> TextFile:
 
 def _conversion(path: Path, content: bytes) -> str:
     """Return the command that converts a file to UTF-8 from its likely encoding."""
-    is_utf16 = b"\0" in content or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    encoding = "UTF-16" if is_utf16 else "ISO-8859-1"
+    encoding = "UTF-16" if b"\0" in content else "ISO-8859-1"
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # the first begins with UTF-16's mark
+        encoding = "UTF-32"
+    elif content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "UTF-16"
     converted = path.with_name(f"{path.stem}-utf8{path.suffix}")
     command = f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(str(converted))}"
     return f"if it is {encoding}, convert it with `{command}` and use the new file instead"

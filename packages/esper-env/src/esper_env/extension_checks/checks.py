@@ -58,6 +58,7 @@ def _attribute_problem(host: HostProtocol) -> str | None:
         return f"execution_order is {order!r}, expected each of 0..{len(slots) - 1} once"
     if not isinstance(segments, nn.ModuleList) or len(segments) != len(slots) + 1:
         kind = type(segments).__name__
+        kind += f" of {len(segments)}" if isinstance(segments, nn.ModuleList) else ""
         return f"segments is a {kind}, expected a torch.nn.ModuleList of {len(slots) + 1} for {len(slots)} slots"
     inside = {id(value) for value in [*segments.parameters(), *segments.buffers()]}
     outside = [name for name, value in [*host.named_parameters(), *host.named_buffers()] if id(value) not in inside]

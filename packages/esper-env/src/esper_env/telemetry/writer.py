@@ -113,6 +113,7 @@ class Writer(QueueListener):
             OPEN.add(self)
         except RuntimeError as error:  # too many threads, or the interpreter ends
             self._fail(str(error))
+            self.dequeue(block=False)  # closes the sink
 
     def _advance(self, events: float) -> None:
         with self._progress:
