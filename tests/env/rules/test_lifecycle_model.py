@@ -24,7 +24,7 @@ from esper_env.rules.heads import (
 from esper_env.rules.masks import ActionRules
 from esper_env.rules.slot_table import DOWN, HOLD, UP, SlotTable
 from esper_env.rules.stages import Stage
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from plain_rules import CAN_MOVE, WITH_SEED, action, naive_legal, naive_ramp
@@ -308,7 +308,9 @@ class LifecycleMachine(RuleBasedStateMachine):
 
 
 TestLifecycle = LifecycleMachine.TestCase
-TestLifecycle.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
+TestLifecycle.settings = settings(  # a failure is readable as it is, and shrinking it takes minutes
+    max_examples=60, stateful_step_count=20, deadline=None, phases=set(Phase) - {Phase.shrink, Phase.explain}
+)
 
 
 # Single rules
