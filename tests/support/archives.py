@@ -16,12 +16,15 @@ from esper_env.data.originals import ORIGINALS, DataFile, Source
 
 
 def packed(files: dict[str, bytes], *links: tuple[str, bytes, str]) -> bytes:
-    """A .tar.gz of these files, after links or special members given by name, type and target."""
+    """A .tar.gz of these files, after links or special members given by name, type and target.
+
+    A link that has the name of a file claims its size, too.
+    """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, kind, target in links:
             header = tarfile.TarInfo(name)
-            header.type, header.linkname = kind, target
+            header.type, header.linkname, header.size = kind, target, len(files.get(name, b""))
             archive.addfile(header)
         for name, content in files.items():
             header = tarfile.TarInfo(name)

@@ -72,6 +72,11 @@ def test_rotation_is_cyclic_and_restarts_with_the_episode():
         assert Blueprint(int(action[Head.BLUEPRINT])).name == name
 
 
+def test_blueprint_at_the_end_of_the_rotation_is_skipped_if_it_is_not_offered():
+    policy = policy_with(rotation=("norm", "conv_light"))
+    assert decide(Moment(), Moment(offered=(Blueprint.NORM,)), policy=policy).blueprint == "norm"
+
+
 def test_rotation_has_a_default_by_topology_and_no_blueprint_twice():
     policy = HeuristicPolicy(HORIZON, "transformer")
     assert [entry.name for entry in policy.rotation] == ["mlp", "attention", "mlp_small", "lora_large", "norm"]

@@ -90,6 +90,12 @@ def test_obtain_resumes_in_the_same_and_in_the_next_call(server: Server, tmp_pat
     assert server.ranges == [None, "bytes=70000-", "bytes=100000-", "bytes=100000-"]
 
 
+def test_obtain_starts_over_after_the_server_refuses_the_range(server: Server, tmp_path: Path, part: Path) -> None:
+    part.write_bytes(CONTENT[:100_000])
+    assert fetched(server, tmp_path, status(416), file(CONTENT)) == CONTENT
+    assert server.ranges == ["bytes=100000-", None]
+
+
 def test_obtain_downloads_a_file_with_a_wrong_checksum_once_more(server: Server, tmp_path: Path, part: Path) -> None:
     part.write_bytes(bytes(150_000))
     seen: list[FetchProgress] = []

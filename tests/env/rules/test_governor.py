@@ -147,6 +147,8 @@ FLAT = [2.0, 2.0]
         (SPREAD, 8.001, True),
         (FLAT, 6.0, False),  # 3 x mean
         (FLAT, 6.001, True),
+        ([NAN, *FLAT], 6.001, True),  # the loss at the reset is not remembered
+        ([INF, *FLAT], 6.001, True),
         ([0.1, 0.1], 2 * GUESSING, False),
         ([0.1, 0.1], 2 * GUESSING + 0.001, True),
     ],
