@@ -183,7 +183,7 @@ def test_environment_rejects_batched_host_with_cumulative_batch_norm():
 
 
 class ByProtocol(nn.Module):
-    """Has the attributes of ``HostProtocol``, and a forward pass for other users."""
+    """Has the attributes of ``HostProtocol``. Its own forward pass fails: only the segments may be called."""
 
     topology = "transformer"
     slots = (SlotSpec("r0c0", 8, "hidden", 0, 0, 0, (8, 8)),)

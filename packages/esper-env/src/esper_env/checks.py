@@ -145,7 +145,7 @@ def options(hint: Any, allowed: Any = None) -> Iterator[tuple[Any, Any]]:
 
 
 def describe(hint: Any, none: str = "None") -> str:
-    """Return what an annotation expects in words; configuration files call ``none`` null."""
+    """Describe the values that an annotation accepts. ``none`` stands for None: "null" in configuration files."""
     words = [none if kind is NoneType else _words(kind, allowed) for kind, allowed in options(hint)]
     return " or ".join(dict.fromkeys(words))
 

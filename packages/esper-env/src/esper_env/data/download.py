@@ -164,5 +164,5 @@ def _append(url: str, response: HTTPResponse, part: Path, start: int, file: Data
 
 
 def _words(error: BaseException | str) -> str:
-    """Describe a problem in words, without the error number of the operating system."""
+    """Return the message of an error, without the error number of the operating system."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -70,7 +70,7 @@ class Source:
     files: tuple[DataFile, ...]
     url: str  # of the folder of the downloads
     archive: DataFile | None = None  # a .tar.gz with the files; None if they are downloaded one by one
-    version: str = ""  # in words, if there are several
+    version: str = ""  # which version to download, if there are several
     lookalikes: Mapping[str, str] = field(default_factory=dict)  # file often found instead -> description
 
     @property

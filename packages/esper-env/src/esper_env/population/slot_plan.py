@@ -34,7 +34,7 @@ class SlotPlan:
     """The groups in which rows pass a slot.
 
     ``order`` sorts the rows into [untouched, group 0, group 1, ...]; ``inverse`` restores their order. Both are None
-    if there is no group, or if a single group holds every row in place.
+    if there is no group, or if one group holds all rows in their original order.
     """
 
     groups: tuple[SeedGroup, ...]

@@ -187,8 +187,8 @@ def read_events(path: str | Path) -> Iterator[Event]:
     is skipped with a ``RuntimeWarning``.
 
     Raises:
-        FileNotFoundError: there is no such file, or no event file in the folder; raised at once.
-        ValueError: a line is not an event of this schema; raised at that line, with its file and number.
+        FileNotFoundError: the file does not exist, or the folder has no event files. Raised by the call itself.
+        ValueError: a line is not an event of this schema. Raised when that line is read, with its file and number.
     """
     path = Path(path)
     files = event_files(path) if path.is_dir() else [path] if path.exists() else []
