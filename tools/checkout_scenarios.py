@@ -108,8 +108,11 @@ def play_life(
     dataset = DATASETS.get(env_id.split("-")[1])
     settings |= {"dataset": dataset} if dataset else {}
     count = 1 if single else 3
-    made = gymnasium.make(env_id, **settings) if single else gymnasium.make_vec(env_id, num_envs=count, **settings)
-    env: Any = made
+    if single:
+        made: Any = gymnasium.make(env_id, **settings)
+    else:
+        made = gymnasium.make_vec(env_id, num_envs=count, autoreset_mode="SameStep", **settings)
+    env = made
     sink = MemorySink()
     if listen:
         env.unwrapped.telemetry.detail = Detail.FULL
@@ -145,7 +148,8 @@ def events_of(infos: Mapping[str, Any]) -> set[str]:
     stages = np.asarray(infos["slot_stage"])
     found = {"fossilization"} if (stages == 7).any() else set()
     found |= {"prune"} if (stages == 8).any() else set()
-    found |= {"end of an episode"} if "shapley" in infos or "final_info" in infos else set()
+    last = infos.get("final_info", infos)
+    found |= {"end of an episode"} if np.any(last.get("committed_measured", "shapley" in last)) else set()
     if "op" in infos:
         found |= {"rollback"} if np.any(infos["rollback"]) else set()
         retargeted = (np.asarray(infos["op"]) == RETARGET) & np.asarray(infos["action_succeeded"])

@@ -57,7 +57,7 @@ def play(case: Case, orders: IO[str], answers: IO[str]) -> None:
     import gymnasium
     import numpy as np
 
-    envs = gymnasium.make_vec(case.env_id, num_envs=case.networks, **case.settings)
+    envs = gymnasium.make_vec(case.env_id, num_envs=case.networks, autoreset_mode="SameStep", **case.settings)
     vector: Any = envs.unwrapped
     envs.reset(seed=0)
     rng, wait = np.random.default_rng(0), np.zeros((case.networks, 8), dtype=np.int64)

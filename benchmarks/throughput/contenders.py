@@ -86,7 +86,7 @@ class Environments:
         self.n, self.shares = n, Shares(waiter(resolve_device(task.device)))
         # Same-step resets: under Gymnasium's default, the step after the end of an episode trains nothing.
         same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        how = {} if mode is None else {"vectorization_mode": mode, "vector_kwargs": same_step}
+        how = same_step if mode is None else {"vectorization_mode": mode, "vector_kwargs": same_step}
         if workload == "planted":  # planted seeds live until their episode ends
             env_kwargs["horizon"] = ENDLESS
         self._envs = gymnasium.make_vec(env_id, num_envs=n, **how, **env_kwargs)

@@ -77,7 +77,7 @@ def timed(function: Callable[..., Any], times: list[float]) -> Callable[..., Any
 
 def play(settings: DecisionSettings) -> dict[str, dict[str, float]]:
     """Median milliseconds of each part, and its calls per step."""
-    envs = gymnasium.make_vec(settings.env, num_envs=settings.n, **LITTLE_TRAINING)
+    envs = gymnasium.make_vec(settings.env, num_envs=settings.n, autoreset_mode="SameStep", **LITTLE_TRAINING)
     vector: Any = envs.unwrapped
     rng, times = np.random.default_rng(0), {}
     try:

@@ -154,8 +154,9 @@ class GrowthToy(gymnasium.Env):
             "rollback": self.epoch == 5,
             "rollbacks": int(self.epoch >= 5),
             "parameters_added": 7 * sum(bool(HAS_SEED[stage]) for stage in self.stage),
-            "reward_components": {"accuracy": 0.5, "rent": -0.25},
-            "dataset_name": self.dataset_name,
+            "reward_accuracy": 0.5,
+            "reward_rent": -0.25,
+            "committed_measured": final,
         }
         if final:
             committed = sum(stage == Stage.FOSSILIZED for stage in self.stage)
@@ -177,6 +178,7 @@ class GrowthToyVector(VectorEnv):
         self._sync = SyncVectorEnv(rows, autoreset_mode=AutoresetMode(autoreset_mode))
         self.rows, self.num_envs, self.render_mode = self._sync.envs, num_envs, render_mode
         self.reset, self.step, self.metadata = self._sync.reset, self._sync.step, self._sync.metadata
+        self.get_attr = self._sync.get_attr
         for name in ("observation_space", "action_space"):
             setattr(self, name, getattr(self._sync, name))
             setattr(self, f"single_{name}", getattr(self._sync, f"single_{name}"))

@@ -99,7 +99,7 @@ def _assert_same(left, right, atol=0.0, path=""):
         else:
             np.testing.assert_allclose(left, right, rtol=0.0, atol=atol, err_msg=path)
     elif isinstance(left, float):
-        assert abs(left - right) <= atol, f"{path}: {left} and {right}"
+        assert abs(left - right) <= atol or left != left != right, f"{path}: {left} and {right}"
     else:
         assert left == right, f"{path}: {left} and {right}"
 

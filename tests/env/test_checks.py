@@ -41,10 +41,19 @@ def test_check_accepts_values_of_the_declared_types():
     check(Settings(1, 0, 2, 2, "b", ["x"], {"y": 1.0}, "z", "runs", 2, False, object()))
 
 
+def test_numbers_of_numpy_are_numbers_and_become_those_of_python():
+    values = Settings(np.int64(4), np.float32(0.25), np.uint8(2), np.int8(3), weights={"y": np.float64(1)})
+    values = type(values)(**(vars(values) | {"flag": np.bool_(False), "names": ("a",)}))
+    check(values)
+    numbers = (values.count, values.share, values.target, values.seeds, values.weights["y"], values.flag)
+    assert numbers == (4, 0.25, 2, 3, 1.0, False)
+    assert [type(number) for number in numbers] == [int, float, int, int, float, bool]
+
+
 @pytest.mark.parametrize(
     ("name", "values", "words"),
     [
-        ("count", (0, -1, 2.0, "3", True, None, np.int64(3)), "a positive integer"),
+        ("count", (0, -1, 2.0, "3", True, None, np.float64(3), np.bool_(True)), "a positive integer"),
         ("share", (1, -0.1, NAN, "x", False, HUGE), r"a number in \[0, 1\)"),
         ("target", (0, INF, -INF, "low"), "a positive number or None"),
         ("seeds", (1, 2.5, "all", ["auto"]), "an integer of at least 2 or 'auto'"),

@@ -4,6 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 from esper_env.rules.heads import AlphaTarget, Blueprint, Op, Style
+from esper_env.rules.rejection import Rejection
 from esper_env.rules.stages import STAGE_INDEX, Stage
 from plain_rules import slot_index
 
@@ -131,11 +132,11 @@ def test_strict_gates_stop_a_seed_without_contribution(script):
         )
         env.reset(seed=0)
         _, infos = run(env, script(0))
-        outcomes[gates] = [info["action_succeeded"] for info in infos]
-        assert infos[4]["action_valid"] is True
+        outcomes[gates] = [Rejection(info["rejection"]) for info in infos]
+        assert infos[4]["action_valid"]
         env.close()
-    assert outcomes["permissive"] == [True] * 9
-    assert outcomes["strict"][4] is False
+    assert outcomes["permissive"] == [Rejection.NONE] * 9
+    assert outcomes["strict"][4] is Rejection.G2_PROSPECTIVE_CONTRIBUTION
 
 
 def test_max_seeds_limits_germination(make_digits, action):
@@ -145,7 +146,7 @@ def test_max_seeds_limits_germination(make_digits, action):
     observation, _, _, _, _ = env.step(action(Op.GERMINATE, 1))
     assert observation["op_slot_mask"].reshape(6, 3)[Op.GERMINATE].tolist() == [0, 0, 0]
     observation, _, _, _, info = env.step(action(Op.GERMINATE, 2))
-    assert info["action_valid"] is False
+    assert info["rejection"] == Rejection.ILLEGAL
     assert observation["blueprints"].tolist() == [13, Blueprint.NORM, 13]
 
 
@@ -184,8 +185,8 @@ class TestTopology:
         assert not observation["op_slot_mask"].reshape(6, 3)[1:, [0, 2]].any()
         _, _, _, _, info = env.step(action())
         rent = -0.05 * np.log1p(info["parameters_added"] / 390) / 6
-        assert info["reward_components"]["rent"] == pytest.approx(rent)
-        assert info["reward_components"]["op_cost"] == 0.0
+        assert info["reward_rent"] == pytest.approx(rent)
+        assert info["reward_op_cost"] == 0.0
 
     def test_planted_seeds_train(self, make_digits, action):
         """In other slots, a shift before the host's next BatchNorm has no gradient."""

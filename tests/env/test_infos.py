@@ -1,7 +1,7 @@
 """Vector infos: equal to those that Gymnasium builds from single infos."""
 
 import numpy as np
-from esper_env.infos import merge_infos, single_info, vector_infos
+from esper_env.infos import replace_rows, single_info, vector_infos
 from gymnasium.vector import VectorEnv
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,23 +10,14 @@ COUNT = 5
 rows_of = st.lists(st.booleans(), min_size=COUNT, max_size=COUNT).map(np.array)
 
 
-def values(offset=0.0):
+def values(offset=0):
     """Batched values of every kind."""
     return {
         "loss": np.arange(COUNT) + 0.5 + offset,
-        "op": np.arange(COUNT) + int(offset),
-        "valid": np.arange(COUNT) % 2 == 0,
+        "op": np.arange(COUNT) + offset,
+        "valid": np.arange(COUNT) % 2 == offset % 2,
         "mask": (np.arange(COUNT * 3).reshape(COUNT, 3) % 2).astype(np.int8),
-        "name": np.full(COUNT, "digits", dtype=object),
-        "parts": {"rent": -np.arange(COUNT) - offset, "gain": np.arange(COUNT) * 2.0},
     }
-
-
-def plain(value, row):
-    """The info of one environment, spelled out."""
-    if isinstance(value, dict):
-        return {key: plain(part, row) for key, part in value.items()}
-    return value[row].item() if isinstance(value[row], np.generic) else value[row]
 
 
 def gymnasium_infos(infos_by_row):
@@ -41,14 +32,23 @@ def gymnasium_infos(infos_by_row):
 
 @given(rows_of)
 def test_infos_equal_those_of_gymnasium_and_are_read_back(assert_same, rows):
-    """The infos of two disjoint sets of environments with different keys are merged."""
-    first, second = values(), values(offset=100.0)
-    del first["name"], second["op"], second["parts"]["gain"]
-    own = {row: plain(first if rows[row] else second, row) for row in range(COUNT)}
-    parts = vector_infos(first, rows), vector_infos(second, ~rows)
-    merged = merge_infos(*parts)
-    assert_same(merged, gymnasium_infos(own))
-    assert_same(parts[0], gymnasium_infos({row: info for row, info in own.items() if rows[row]}))
-    for row, info in own.items():
-        assert_same(single_info(merged, row), info)
-    assert_same(parts, (vector_infos(first, rows), vector_infos(second, ~rows)))  # merging does not change its inputs
+    singles = {row: {key: np.array(value[row]) for key, value in values().items()} for row in np.flatnonzero(rows)}
+    infos = vector_infos(values(), rows)
+    if rows.any():
+        assert_same(infos, gymnasium_infos(singles))
+    for row in range(COUNT):
+        read = single_info(infos, row)
+        assert bool(read) == (row in singles)
+        if row in singles:
+            assert_same({key: np.array(value) for key, value in read.items()}, singles[row])
+            assert_same(gymnasium_infos({row: read}), gymnasium_infos({row: singles[row]}))
+
+
+@given(rows_of)
+def test_rows_are_replaced(assert_same, rows):
+    first, second = values(), values(offset=101)
+    merged = replace_rows(first, second, rows)
+    for row in range(COUNT):
+        for key, value in merged.items():
+            assert_same(np.array(value[row]), np.array((second if rows[row] else first)[key][row]))
+    assert_same((first, second), (values(), values(offset=101)))  # the inputs are unchanged

@@ -49,7 +49,7 @@ def plan_for(count, seed=3):
 def test_loss_is_in_nats_and_accuracy_counts_next_bytes(make):
     env = make()
     _, info = env.reset(seed=0)
-    assert info["dataset_name"] == "grammar"
+    assert env.unwrapped.dataset_name == "grammar"
     assert abs(info["val_loss"] - np.log(256)) < 0.2  # an untrained network
     assert info["val_bits_per_byte"] == pytest.approx(info["val_loss"] / np.log(2))
     predictions = growth_of(env)._population.predictions
@@ -122,7 +122,7 @@ def test_custom_file_is_a_dataset(make, tmp_path):
     path.write_text("the quick brown fox jumps over the lazy dog.\n" * 200, encoding="utf-8")
     env = make(dataset=str(path))
     _, before = env.reset(seed=0)
-    assert before["dataset_name"] == "text:book.txt"
+    assert env.unwrapped.dataset_name == "text:book.txt"
     for _ in range(8):
         *_, info = env.step(np.zeros(8, dtype=np.int64))
     assert info["val_accuracy"] > before["val_accuracy"]

@@ -35,7 +35,7 @@ def test_make_vec_returns_the_native_vector(make_digits_vec):
     envs = make_digits_vec(COUNT)
     assert type(envs.unwrapped) is EsperVectorEnv
     assert envs.num_envs == COUNT
-    assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     assert envs.single_action_space.nvec.tolist() == [3, 13, 4, 3, 3, 4, 5, 6]
     assert envs.action_space.shape == (COUNT, 8)
     observations, infos = envs.reset(seed=0)
@@ -49,6 +49,88 @@ def test_make_vec_returns_the_native_vector(make_digits_vec):
         assert (flags.dtype, flags.shape) == (np.bool_, (COUNT,))
     assert envs.unwrapped.action_masks().dtype == np.bool_
     assert envs.unwrapped.action_masks().shape == (COUNT, 41)
+
+
+@pytest.fixture
+def both(make_digits_vec):
+    """A native vector, and Gymnasium's vector over single environments, both after a reset and two steps."""
+    settings = {"horizon": 5, "batches_per_step": 1, "batch_size": 8, "render_mode": "ansi", "shard_size": 1}
+    native = make_digits_vec(3, **settings)
+    sync = gymnasium.make_vec("Esper-Digits-v0", num_envs=3, vectorization_mode="sync", **settings)
+    rng = np.random.default_rng(0)
+    for envs in (native, sync):
+        envs.reset(seed=4)
+    for _ in range(2):
+        actions = native.unwrapped.sample_valid_actions(rng)
+        for envs in (native, sync):
+            envs.step(actions)
+    yield native, sync
+    sync.close()
+
+
+def test_call_and_get_attr_equal_those_of_sync_vector_env(both, assert_same):
+    native, sync = both
+    for name, *arguments in (
+        ("action_masks",),
+        ("split_mask",),
+        ("conditional_masks", Op.WAIT),
+        ("observe",),
+        ("render",),
+        ("dataset_name",),
+        ("slot_ids",),
+        ("np_random_seed",),
+    ):
+        assert_same(native.call(name, *arguments), sync.call(name, *arguments))
+    for name in ("task", "host_parameters", "observation_space", "action_space", "render_mode", "reward_config"):
+        assert native.get_attr(name) == sync.get_attr(name)
+    assert [rng is own for rng, own in zip(native.get_attr("np_random"), native.np_random, strict=True)] == [True] * 3
+    (mask, *_), rng = native.call("action_masks"), np.random.default_rng(0)
+    actions = np.stack(native.call("sample_valid_actions", rng))
+    assert actions.shape == (3, 8)
+    assert mask[actions[0, 0]]
+
+
+def test_call_explains_what_it_cannot_do(make_digits_vec):
+    envs = make_digits_vec(2)
+    with pytest.raises(AttributeError, match=r"'get_state' cannot be called for each environment .* call it on the"):
+        envs.call("get_state")
+    with pytest.raises(AttributeError, match="no attribute 'weight'"):
+        envs.get_attr("weight")
+
+
+def test_set_attr_sets_one_value_for_all(make_digits_vec):
+    envs = make_digits_vec(2, render_mode="ansi")
+    envs.set_attr("render_mode", "rgb_array")
+    envs.reset(seed=0)
+    assert envs.render()[1].shape == (120, 240, 3)
+    envs.set_attr("render_mode", ["ansi", "ansi"])
+    assert isinstance(envs.render()[0], str)
+    rngs = [np.random.default_rng(seed) for seed in (5, 6)]
+    envs.set_attr("np_random", rngs)
+    assert envs.np_random == tuple(rngs)
+    with pytest.raises(ValueError, match="render_mode received 3 values; expected 2, one per environment"):
+        envs.set_attr("render_mode", ["ansi"] * 3)
+    with pytest.raises(ValueError, match="share it, so the values must be equal"):
+        envs.set_attr("render_mode", ["ansi", None])
+    with pytest.raises(AttributeError, match="no attribute 'colour'"):
+        envs.set_attr("colour", 1)
+
+
+@pytest.mark.parametrize("mode", ["rgb_array_list", "human", "svg"])
+def test_other_render_modes_are_refused_with_the_way_to_get_them(mode):
+    with pytest.raises(ValueError, match=rf"render_mode is '{mode}'; expected .* vectorization_mode=\"sync\""):
+        gymnasium.make_vec("Esper-Digits-v0", num_envs=2, render_mode=mode)
+
+
+def test_frames_are_collected_by_the_wrapper_of_single_environments():
+    tiny = {"horizon": 3, "batches_per_step": 1, "batch_size": 8}
+    envs = gymnasium.make_vec(
+        "Esper-Digits-v0", num_envs=2, vectorization_mode="sync", render_mode="rgb_array_list", **tiny
+    )
+    envs.reset(seed=0)
+    envs.step(envs.action_space.sample())
+    assert [len(frames) for frames in envs.render()] == [2, 2]
+    envs.close()
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
@@ -219,7 +301,8 @@ def test_async_vectorization_works_with_spawn():
     assert observations["features"].shape == (1, 121)
     observations, rewards, *_ = envs.step(envs.action_space.sample())
     assert observations["features"][:, 0].tolist() == [0.5]
-    assert infos["dataset_name"].tolist() == ["digits"]
+    assert infos["val_loss"].dtype == np.float64
+    assert envs.get_attr("dataset_name") == ("digits",)
     assert rewards.shape == (1,)
     envs.close()
 

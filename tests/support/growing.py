@@ -232,9 +232,8 @@ def advance(growth, actions):
     with listen("train"), listen("measure"):
         outcome = growth.advance(growth.rules.decode(actions, growth.table), np.zeros(growth.count, dtype=bool))
     values = {name: value for name, value in outcome.values.items() if isinstance(value, np.ndarray)}
-    values |= outcome.values["reward_components"]
     table = {f"table {field.name}": getattr(growth.table, field.name).copy() for field in fields(SlotTable)}
-    seen = {"rewards": outcome.rewards, **values, **outcome.final_values, **growth.observe(), **heard, **table}
+    seen = {"rewards": outcome.rewards, **values, **growth.observe(), **heard, **table}
     return {name: np.array(value) for name, value in seen.items() if np.asarray(value).dtype != object}
 
 

@@ -19,6 +19,11 @@ def new_env(num_envs=3, **kwargs):
     return EsperEnv(ENV, **settings) if num_envs is None else EsperVectorEnv(ENV, num_envs, **settings)
 
 
+def reward_components(info):
+    """Return the components of the reward in an info, by name."""
+    return {key.removeprefix("reward_"): value for key, value in info.items() if key.startswith("reward_")}
+
+
 def growth_of(env):
     return env._growth if isinstance(env, EsperVectorEnv) else env._vector._growth
 

@@ -14,6 +14,7 @@ from esper_env.rules.stages import IS_LIVE, Stage
 from faults import growth_of, stack_of
 from growing import tensors
 from plain_rules import base_index
+from stepping import reward_components
 from torch.func import functional_call
 
 
@@ -126,7 +127,7 @@ def check_rolled_back(trip, rows, before, epoch):
         governor = growth._governor.get_state()  # its history starts with the restored network
         assert governor["count"][row] == 1
         assert governor["history"][row, -1] == pytest.approx(min(loss, growth._governor.guessing), rel=1e-9)
-    components = {name: value for name, value in infos["reward_components"].items() if name[0] != "_"}
+    components = reward_components(infos)
     np.testing.assert_array_equal(components["governor"][rows], -1.0)
     np.testing.assert_allclose(sum(components.values()), reward, atol=1e-12)
     assert not infos["action_succeeded"][rows].any()
@@ -146,7 +147,7 @@ def check_after_rollback(trip, rows):
         assert np.isfinite(reward).all()
         assert np.isfinite(infos["train_loss"]).all()
         assert infos["action_succeeded"].all()
-        assert not infos["reward_components"]["governor"].any()
+        assert not infos["reward_governor"].any()
     weights = [held["host parameters segments.3.1.bias"] for *_, held in trip.steps[-3:]]
     for row in rows:
         assert not np.array_equal(weights[0][row], weights[1][row])

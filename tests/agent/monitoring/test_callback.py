@@ -161,7 +161,7 @@ def test_collapsed_entropy_escalates_the_detail_and_a_trend_of_accuracies_does_n
 
     class Witness(DiagnosticsCallback):
         def _on_step(self):
-            committed.extend(i["committed_val_accuracy"] for i in self.locals["infos"] if "shapley" in i)
+            committed.extend(i["committed_val_accuracy"] for i in self.locals["infos"] if i["committed_measured"])
             return super()._on_step()
 
     settings = {"op_entropy_floor": 0.2, "gradient_vanishing": 0.0, "escalation_epochs": 7}

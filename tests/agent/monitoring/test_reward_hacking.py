@@ -14,6 +14,7 @@ from esper_env.rules.reward import RewardInputs, RewardModel
 from esper_env.rules.reward_config import reward_config
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
+from stepping import reward_components
 
 HORIZON = 40
 HOST_CURVE = 10 + 35 * (1 - np.exp(-np.arange(HORIZON) / 10))
@@ -56,9 +57,11 @@ def world(stages, effects, curve=HOST_CURVE, weights=None):
             "slot_stage": stages[t],
             "contribution": np.where(on, effects[t], 0.0),
             "contribution_measured": on,
-            "reward_components": {name: float(value[0]) for name, value in components.items()},
+            "committed_measured": last,
+            "shapley": fossilized if last else np.zeros_like(fossilized),
+            **{f"reward_{name}": float(value[0]) for name, value in components.items()},
         }
-        infos.append(info | ({"shapley": fossilized, "committed_val_accuracy": accuracy} if last else {}))
+        infos.append(info)
     return infos
 
 
@@ -126,7 +129,7 @@ def test_heuristic_is_rarely_suspected_on_a_real_task():
 def test_idle_seed_beside_an_improving_host_is_not_suspected():
     infos = world(life(Stage.FOSSILIZED), [0.0] * HORIZON)
     assert infos[-1]["val_accuracy"] > infos[0]["val_accuracy"] + 30
-    assert sum(sum(info["reward_components"].values()) for info in infos) < 0
+    assert sum(sum(reward_components(info).values()) for info in infos) < 0
     assert suspected(infos) == []
 
 
@@ -134,7 +137,7 @@ def test_idle_seed_beside_an_improving_host_is_not_suspected():
 def test_reward_is_compared_with_the_worth_of_the_seeds(worth, count):
     infos = world(life(Stage.FOSSILIZED), [15.0] * HORIZON)
     infos[-1]["shapley"] = np.array([worth])
-    paid = sum(max(info["reward_components"][name], 0) for info in infos for name in ("contribution", "stages")) * 100
+    paid = sum(max(info[f"reward_{name}"], 0) for info in infos for name in ("contribution", "stages")) * 100
     settings = AnomalySettings(hacking_ratio=paid / 3.0)
     assert len(suspected(infos, settings)) == count
 
@@ -149,7 +152,7 @@ def test_small_reward_is_not_suspected(floor, count):
 def test_paid_points_are_independent_of_the_reward_scale():
     infos, scaled = (world(life(Stage.HOLDING), [15.0] * HORIZON, weights=w) for w in (None, {"scale": 10.0}))
     for info in (*infos, *scaled):
-        del info["reward_components"]["stages"]  # do not scale
+        del info["reward_stages"]  # do not scale
     assert suspected(scaled, scale=10.0)[0].payload.paid == pytest.approx(suspected(infos)[0].payload.paid)
 
 
@@ -194,8 +197,7 @@ def test_ransomware_is_reported_above_thresholds_only(change, epochs, contributi
 def test_seed_is_reported_once_and_its_successor_again():
     one = held(-9.0, 12)
     for info in one:
-        info["reward_components"] = {}
-        info.pop("shapley", None)
+        info.update({f"reward_{name}": 0.0 for name in reward_components(info)}, committed_measured=False)
     assert [s.payload.signature for s in suspected(one)] == ["ransomware"]
     # The second is planted in the better network that the first was pruned from.
     assert [s.payload.signature for s in suspected([*held(-9.0, 8, length=19)[:-1], *one])].count("ransomware") == 2
@@ -239,7 +241,7 @@ def test_fossilized_seed_can_be_ransomware(holding):
 
 def test_scaffold_reward_counts_as_paid_and_harmful_seeds_are_worth_zero():
     infos = world([Stage.DORMANT] * HORIZON, [0.0] * HORIZON)
-    infos[3]["reward_components"]["scaffold"] = 0.2
+    infos[3]["reward_scaffold"] = 0.2
     infos[-1]["shapley"] = np.array([-3.0])
     (suspicion,) = suspected(infos)
     assert suspicion.payload.paid == pytest.approx(20.0)
@@ -256,7 +258,6 @@ def two_seeds(lost, contribution=20.0, planted=5):
         info["contribution"] = np.array([5.0, contribution if 5 < epoch < 12 else 0.0])
         info["contribution_measured"] = np.array([epoch >= 18, 5 < epoch < 15])
         info["val_accuracy"] = 50.0 if epoch < 15 else 50.0 - lost
-        info["reward_components"] = {}
     return infos
 
 

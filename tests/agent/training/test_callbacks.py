@@ -57,7 +57,7 @@ def test_logged_shares_and_means_match_the_infos(toy_id):
         invalid = np.mean([not info["action_valid"] for info in infos])
         assert logged["rollout/invalid_share"] == pytest.approx(invalid)
         assert logged["rollout/rollbacks"] == sum(info["rollback"] for info in infos) > 0
-    finals = [info for info in witness.infos if "test_accuracy" in info]
+    finals = [info for info in witness.infos if info["committed_measured"]]
     assert len(finals) == 4
     logged = witness.rollouts[1]
     assert logged["rollout/test_accuracy"] == pytest.approx(np.mean([info["test_accuracy"] for info in finals]))

@@ -138,7 +138,7 @@ def test_memory_of_process_and_accelerator_is_reported_once(make_digits_vec, act
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5 * 2**20, 100 * 2**20))
     monkeypatch.setattr(memory, "available_mib", lambda: 1.0)
     monkeypatch.setattr(growth, "memory_gauge", lambda _: memory_gauge(torch.device("cuda:0")))
-    envs = make_digits_vec(2)
+    envs = make_digits_vec(2, autoreset_mode="SameStep")
     sink = listen(envs, full=False)
     envs.reset(seed=0)
     for _ in range(MEMORY_STEPS + 1):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from esper_env.recording import Recorder
 from esper_env.rules.heads import HEAD_NAMES, Head, Op
+from esper_env.rules.rejection import Rejection
 from esper_env.rules.stages import Stage
 from esper_env.telemetry import JsonlSink, MemorySink, read_events
 from growing import lives, tensors
@@ -69,7 +70,7 @@ def test_events_equal_the_results_of_the_steps(play, monkeypatch, tmp_path, mode
     known = {step.at for step in played.steps}
     known |= {(env, episode + more, 0) for env, episode, _ in known for more in (0, 1)}
     assert {event_at(event) for event in events} <= known
-    assert {step.info["rollback"] for step in played.steps} == {False, True}
+    assert {bool(step.info["rollback"]) for step in played.steps} == {False, True}
     # Equal also in types, which are no NumPy types; NaN differs from itself.
     assert list(map(repr, read_events(tmp_path))) == list(map(repr, events))
 
@@ -89,7 +90,7 @@ def assert_epochs(played, events):
     for event, step in zip(found, played.steps, strict=True):
         assert event.payload.reward == step.reward
         for name in ("train_loss", "val_loss", "val_accuracy", "parameters_added"):
-            assert repr(getattr(event.payload, name)) == repr(step.info[name]), name  # NaN differs from itself
+            assert repr(getattr(event.payload, name)) == repr(step.info[name].item()), name  # NaN differs from itself
 
 
 def assert_episodes(played, events):
@@ -98,16 +99,19 @@ def assert_episodes(played, events):
     assert found.keys() == ends.keys()
     assert len(ends) > 3
     for at, step in ends.items():
-        total = sum(other.reward for other in played.steps if other.at[:2] == at[:2])
+        steps = [other for other in played.steps if other.at[:2] == at[:2]]
+        total, commands = sum(other.reward for other in steps), [s for s in steps if s.action[Head.OP] != Op.WAIT]
         assert vars(found[at]) == {
             "episode_return": pytest.approx(total, abs=1e-12),
             "length": at[2],
             "truncated": not step.terminated,
             "val_accuracy": step.info["val_accuracy"],
-            "committed_val_accuracy": step.info.get("committed_val_accuracy"),
-            "test_accuracy": step.info.get("test_accuracy"),
-            "parameters_added": step.info.get("committed_parameters_added"),
+            "committed_val_accuracy": step.info["committed_val_accuracy"] if step.terminated else None,
+            "test_accuracy": step.info["test_accuracy"] if step.terminated else None,
+            "parameters_added": step.info["committed_parameters_added"] if step.terminated else None,
             "fossilized": (step.info["slot_stage"] == Stage.FOSSILIZED).sum(),
+            "commands": len(commands),
+            "rejected": sum(bool(other.info["rejection"]) for other in commands),
             "rollbacks": step.info["rollbacks"],
         }
 
@@ -137,11 +141,14 @@ def assert_commands(played, events):
         if step.action[Head.OP] == Op.WAIT:
             assert pair == []
             continue
+        assert step.info["action_succeeded"] == (step.info["rejection"] == Rejection.NONE)
         outcome = "COMMAND_SUCCEEDED" if step.info["action_succeeded"] else "COMMAND_REJECTED"
         assert [event.type for event in pair] == ["COMMAND_ISSUED", outcome]
         issued, over = (event.payload for event in pair)
         assert issued.op == over.op == Op(step.action[Head.OP]).name
         assert issued.arguments == over.arguments
+        if outcome == "COMMAND_REJECTED":
+            assert Rejection[over.rejection] == step.info["rejection"]
         if step.info["action_valid"]:
             assert issued.arguments["slot"] == played.envs.unwrapped.slot_ids[step.action[Head.SLOT]]
             assert set(issued.arguments) < set(HEAD_NAMES)

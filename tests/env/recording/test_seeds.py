@@ -108,7 +108,7 @@ def test_command_events_use_names(run, action):
         ("COMMAND_ISSUED", germinate),
         ("COMMAND_SUCCEEDED", germinate),
         ("COMMAND_ISSUED", fossilize),
-        ("COMMAND_REJECTED", fossilize | {"reason": "it was not legal"}),
+        ("COMMAND_REJECTED", fossilize | {"rejection": "ILLEGAL", "reason": "it was not legal"}),
     ]
 
 

@@ -22,6 +22,7 @@ from esper_env.rules.heads import (
     head_sizes,
 )
 from esper_env.rules.masks import ActionRules
+from esper_env.rules.rejection import Rejection
 from esper_env.rules.slot_table import DOWN, HOLD, UP, SlotTable
 from esper_env.rules.stages import Stage
 from hypothesis import Phase, settings
@@ -232,7 +233,7 @@ class LifecycleMachine(RuleBasedStateMachine):
         applied = self.table.stage.copy()
         lifecycle.tick(self.table, changes)
         assert command.valid.tolist() == valid
-        assert changes.succeeded.tolist() == succeeded
+        assert (changes.rejection == Rejection.NONE).tolist() == succeeded
         assert self.table.contribution_age.tolist() == [[m.contribution_age for m in models] for models in self.models]
         self.check_changes(before, applied, changes)
         if rows is not None and rows.any():

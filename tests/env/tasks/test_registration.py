@@ -48,9 +48,9 @@ def test_register_task_replaces_settings():
     assert task == tasks.TASKS["Mine-v0"]
     assert (task.horizon, task.family) == (3, "digits")
     assert gymnasium.spec("Mine-v0").kwargs == {"env_id": "Mine-v0"}
-    env, info = played("Mine-v0", horizon=2)
+    env, _ = played("Mine-v0", horizon=2)
     assert env.unwrapped.task.horizon == 2
-    assert info["dataset_name"] == "digits"
+    assert env.unwrapped.dataset_name == "digits"
     envs = gymnasium.make_vec("Mine-v0", num_envs=2)
     assert envs.unwrapped.task.horizon == 3
     envs.close()
@@ -61,8 +61,8 @@ def test_make_accepts_custom_images(lazily):
     """The host follows the data: classes, channels and size."""
     data = blobs()
     register_task("Blobs-v0", data=(lambda: data) if lazily else data, **SMALL)
-    env, info = played("Blobs-v0")
-    assert info["dataset_name"] == "blobs"
+    env, _ = played("Blobs-v0")
+    assert env.unwrapped.dataset_name == "blobs"
     # 1x1 convolutions 2*4 + 4*8 + 8*16, BatchNorm 2*28, linear 17*3
     assert env.unwrapped.host_parameters == 8 + 32 + 128 + 56 + 51
 

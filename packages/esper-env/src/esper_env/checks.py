@@ -23,6 +23,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from esper_env.suggestions import shown
 
 __all__ = [
@@ -38,9 +40,11 @@ __all__ = [
     "describe",
     "field_hints",
     "is_finite",
+    "is_integer",
     "is_valid",
     "is_whole",
     "options",
+    "plain",
 ]
 
 
@@ -105,7 +109,7 @@ _NOUNS: dict[Any, str] = {bool: "True or False", str: "a string", Path: "a path"
 
 
 def check(settings: object) -> None:
-    """Check every field of a dataclass instance against its annotation.
+    """Check every field of a dataclass instance against its annotation; NumPy's numbers become Python's.
 
     Raises:
         ValueError: the first field with a value of another type or outside its range.
@@ -114,6 +118,16 @@ def check(settings: object) -> None:
     hints = field_hints(kind)
     for name, value in vars(settings).items():
         check_value(name, value, hints[name])
+        object.__setattr__(settings, name, plain(value))
+
+
+def plain(value: Any) -> Any:
+    """Return the Python number of a NumPy scalar, also inside mappings, lists and tuples; other values as they are."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
 
 
 def check_value(name: str, value: object, hint: Any) -> None:
@@ -173,7 +187,9 @@ def _fits(value: object, kind: Any, allowed: Any) -> bool:
     if kind is Any or kind is NoneType:
         return kind is Any or value is None
     if kind in (int, float):
-        return is_finite(value) and (kind is float or isinstance(value, int)) and value in (allowed or Interval())
+        return is_finite(value) and (kind is float or is_integer(value)) and value in (allowed or Interval())
+    if kind is bool:
+        return isinstance(value, bool | np.bool_)
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
     if get_origin(kind) is tuple:
@@ -187,11 +203,18 @@ def _fits(value: object, kind: Any, allowed: Any) -> bool:
     return not isinstance(origin, type) or (isinstance(value, origin) and (allowed is None or value in allowed))
 
 
+def is_integer(value: object) -> TypeGuard[int]:
+    """Return True if ``value`` is an integer of Python or NumPy; a bool is not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def is_whole(value: object, least: int = 0) -> TypeGuard[int]:
-    """Return True if ``value`` is an ``int`` of at least ``least``; a bool is not."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    """Return True if ``value`` is an integer of at least ``least``."""
+    return is_integer(value) and value >= least
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-    """Return True if ``value`` is a finite ``int`` or ``float`` that a float can hold; a bool is not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    """Return True if ``value`` is a finite number of Python or NumPy that a float can hold; a bool is not."""
+    if is_integer(value):
+        return abs(int(value)) <= sys.float_info.max
+    return isinstance(value, float | np.floating) and math.isfinite(value)

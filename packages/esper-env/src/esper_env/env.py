@@ -15,24 +15,24 @@ from esper_env.growth import Observation
 from esper_env.infos import Infos, single_info
 from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
 from esper_env.persistence.tree import Tree
-from esper_env.render import RENDER_MODES, Picture
-from esper_env.rules.masks import MaskArray
+from esper_env.render import RENDER_MODES
 from esper_env.tasks import TaskConfig, make_task
 from esper_env.tasks.identity import KIND
 from esper_env.vector_env import EsperVectorEnv
+from esper_env.views import NetworkView, row_of
 
 
-class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
+class EsperEnv(NetworkView, gym.Env[Observation, NDArray[np.int64]]):
     """A growing network as an environment; :class:`esper_env.vector_env.EsperVectorEnv` documents the contract.
 
     >>> import gymnasium, esper_env
     >>> env = gymnasium.make("Esper-Digits-v0", horizon=5)
     >>> observation, info = env.reset(seed=0)
-    >>> observation["features"].shape, info["dataset_name"]
+    >>> observation["features"].shape, env.unwrapped.dataset_name
     ((121,), 'digits')
     >>> germinate = [0, 1, 2, 1, 2, 0, 0, 1]  # conv_light in slot 0
     >>> observation, reward, terminated, truncated, info = env.step(germinate)
-    >>> info["action_succeeded"], int(observation["blueprints"][0])
+    >>> bool(info["action_succeeded"]), int(observation["blueprints"][0])
     (True, 1)
     >>> env.close()
 
@@ -77,16 +77,18 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         super().reset(seed=None if seed is None else int(seed))
         self._share_generator()
         observations, infos = self._vector.reset(options=options)
-        return _first(observations), single_info(infos, 0)
+        return row_of(observations, 0), single_info(infos, 0)
 
     def step(self, action: NDArray[np.int64]) -> tuple[Observation, float, bool, bool, Infos]:
         """Apply an action (8,), then train and evaluate one epoch."""
         observations, rewards, terminated, truncated, infos = self._vector.step(np.asarray(action)[None])
-        return _first(observations), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), single_info(infos, 0)
-
-    def observe(self) -> Observation:
-        """Return the last observation of reset or step. Raises ``ResetNeeded`` before the first reset."""
-        return _first(self._vector.observe())
+        return (
+            row_of(observations, 0),
+            float(rewards[0]),
+            bool(terminated[0]),
+            bool(truncated[0]),
+            single_info(infos, 0),
+        )
 
     def get_state(self) -> Tree:
         """Return the state, as :meth:`EsperVectorEnv.get_state`, including ``np_random``."""
@@ -106,29 +108,6 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
         """Load the state from a file, as :meth:`EsperVectorEnv.load_state`."""
         self.set_state(read_checkpoint(path, kind=KIND))
 
-    def action_masks(self) -> NDArray[np.bool_]:
-        """Marginal mask (sum of the head sizes,), under the name that sb3-contrib expects."""
-        masks: NDArray[np.bool_] = self._vector.action_masks()[0]
-        return masks
-
-    def sample_valid_actions(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Sample a legal action (8,): a uniform op, then the slot, then the heads that the op reads."""
-        actions: NDArray[np.int64] = self._vector.sample_valid_actions(rng)[0]
-        return actions
-
-    def split_mask(self) -> tuple[MaskArray, ...]:
-        """Marginal mask by head, for ``action_space.sample(mask=...)``."""
-        return self._vector.split_mask(0)
-
-    def conditional_masks(self, op: int) -> tuple[MaskArray, ...]:
-        """Masks by head given an op: every combination they allow is legal. Raises ``ValueError`` for an illegal op."""
-        return self._vector.conditional_masks(op, 0)
-
-    def render(self) -> str | Picture | None:
-        """Return the network as text or picture, or None without a render mode."""
-        frames = self._vector.render()
-        return frames[0] if frames is not None else None
-
     def _share_generator(self) -> None:
         """Make the vector use Gymnasium's generator of this environment."""
         self._vector.share_generators((self.np_random,), (self.np_random_seed,))
@@ -136,7 +115,3 @@ class EsperEnv(gym.Env[Observation, NDArray[np.int64]]):
     def close(self) -> None:
         """Stop the worker threads, flush and close the telemetry sinks."""
         self._vector.close()
-
-
-def _first(observations: Observation) -> Observation:
-    return {key: value[0].copy() for key, value in observations.items()}

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
-from esper_env.checks import is_whole
+from esper_env.checks import is_integer, is_whole
 from esper_env.persistence.state import ArrayState
 from esper_env.seeds import blueprint_entry
 
@@ -60,9 +60,9 @@ def parse_reset(
 def _seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | None]:
     if seed is None:
         return [None] * count
-    if _is_integer(seed):
-        seeds: list[int | None] = [int(seed) + row for row in range(count)]  # type: ignore[arg-type]
-    elif _is_list(seed) and all(value is None or _is_integer(value) for value in seed):
+    if is_integer(seed):
+        seeds: list[int | None] = [int(seed) + row for row in range(count)]
+    elif _is_list(seed) and all(value is None or is_integer(value) for value in seed):
         seeds = [None if value is None else int(value) for value in seed]
     else:
         raise TypeError(f"seed is {seed!r}; expected an integer, one integer per environment, or None")
@@ -71,10 +71,6 @@ def _seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | No
     if any(value is not None and value < 0 for value in seeds):
         raise ValueError(f"seed is {seed!r}; seeds must be 0 or greater")
     return seeds
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
@@ -114,7 +110,7 @@ class EpisodeClock(ArrayState):
     def __init__(self, count: int, max_episode_steps: int | None) -> None:
         if max_episode_steps is not None and not is_whole(max_episode_steps, least=1):
             raise ValueError(f"max_episode_steps is {max_episode_steps!r}; expected None or at least 1")
-        self.limit = max_episode_steps
+        self.limit = None if max_episode_steps is None else int(max_episode_steps)
         self._started = np.zeros(count, dtype=np.bool_)
         self.finished = np.zeros(count, dtype=np.bool_)
         self._steps = np.zeros(count, dtype=np.int64)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from esper_env.data.catalog import DataFamily, check_length
 from esper_env.devices import memory_gauge
+from esper_env.infos import Values
 from esper_env.persistence.state import Accessors, ArrayState, Stateful
 from esper_env.persistence.tree import Tree
 from esper_env.population import Measurement, Structure, updated
@@ -24,6 +25,7 @@ from esper_env.rules.lifecycle import Changes, CommandBatch
 from esper_env.rules.masks import ActionRules
 from esper_env.rules.measurements import record_contributions, record_gradients
 from esper_env.rules.observation import ObservationBuilder
+from esper_env.rules.rejection import Rejection
 from esper_env.rules.reward import RewardInputs, RewardModel
 from esper_env.rules.reward_config import reward_config
 from esper_env.rules.signals import SignalTracker
@@ -39,12 +41,11 @@ Observation = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """Result of one step of N networks. ``values`` and ``final_values`` hold (N, ...) arrays by info key."""
+    """Result of one step of N networks."""
 
     rewards: NDArray[np.float64]  # (N,)
     terminated: Mask  # (N,) the horizon is reached, or the governor has given up
-    values: dict[str, Any]
-    final_values: dict[str, Any]  # of the committed networks; hold where ``terminated``
+    values: Values  # of the infos
 
 
 class Growth(ArrayState):
@@ -74,7 +75,9 @@ class Growth(ArrayState):
         self.host_parameters, self.device = shard.host.size, shard.device
         slots = len(self.slot_ids)
         self.max_seeds = slots if task.max_seeds is None else task.max_seeds
-        self.rules = ActionRules(slots, self.offered_blueprints, self.max_seeds)
+        self.rules = ActionRules(
+            slots, self.offered_blueprints, self.max_seeds, self._gates if task.mask_gates else None
+        )
         self._builder = ObservationBuilder(task.horizon, task.param_budget, shard.execution_order)
         self._signals = SignalTracker(count, task.plateau_points)
         self._reward = RewardModel(count, slots, task.horizon, self.host_parameters, self.reward_config)
@@ -97,7 +100,7 @@ class Growth(ArrayState):
         """The latest reading of the validation curves."""
         return self._signals.peek()
 
-    def begin(self, rows: Mask, seeds: NDArray[np.int64], topology: Mapping[int, int]) -> dict[str, Any]:
+    def begin(self, rows: Mask, seeds: NDArray[np.int64], topology: Mapping[int, int]) -> Values:
         """Start an episode in ``rows`` (N,) from ``seeds`` (N,), with ``topology`` {slot: blueprint} planted.
 
         Returns the infos' values, valid in those rows.
@@ -118,7 +121,19 @@ class Growth(ArrayState):
         self._last_op[rows] = Op.WAIT
         self._last_success[rows] = True
         self.recorder.record_starts(rows, self._signals.peek(), structure.fossilized)
-        return self._state_values(structure)
+        nothing = np.zeros(self.count)
+        return {
+            **self._state_values(structure),
+            **self._step_values(
+                train_loss=np.full(self.count, np.nan),
+                op=self._last_op,
+                valid=self._last_success,
+                rejection=np.full(self.count, Rejection.NONE),
+                rollback=np.zeros(self.count, dtype=np.bool_),
+                components=dict.fromkeys(self._reward.components, nothing),
+            ),
+            **self._final_values(),
+        }
 
     def set_state(self, state: Tree) -> None:
         """Load the epochs and the outcome of the last step; :meth:`parts` lists everything else that has a state."""
@@ -154,18 +169,21 @@ class Growth(ArrayState):
         rescued, structure, measured = epoch.judgement.roll_back, epoch.structure, epoch.measured
         command = asked.waiting(rescued) if rescued.any() else asked
         self._population.withdraw(changes.attached & rescued[:, None])
-        succeeded = changes.succeeded & ~rescued
+        stopped = rescued & (changes.rejection == Rejection.NONE)
+        rejection = np.where(stopped, Rejection.ROLLED_BACK, changes.rejection)
         # A restored network equals its snapshot and has not been judged yet.
         snapshots = self._governor.snapshots_due(self.epoch, structure.fossilized) & ~rescued
         self._take_snapshots(structure, snapshots)
         signals = self._signals.update(measured.loss, measured.accuracy)
-        terminated = (self.epoch >= self.task.horizon) | self._governor.exhausted
-        committed, final_values = self._appraise(structure, terminated)
+        terminated = ((self.epoch >= self.task.horizon) | self._governor.exhausted) & ~idle
+        final_values = self._final_values()
+        if terminated.any():
+            self._appraise(structure, terminated, final_values)
         added = self._population.parameters_added(structure, self.table.has_seed)
         components = self._reward.compute(
             RewardInputs(
                 val_accuracy=measured.accuracy,
-                committed_accuracy=committed,
+                committed_accuracy=final_values["committed_val_accuracy"],
                 terminated=terminated,
                 parameters_added=added,
                 op=command.op,
@@ -176,8 +194,8 @@ class Growth(ArrayState):
             )
         )
         rewards = np.sum(list(components.values()), axis=0)
-        self._last_op, self._last_success = command.op, succeeded
-        self.recorder.count(idle, self.epoch, rewards)
+        self._last_op, self._last_success = command.op, rejection == Rejection.NONE
+        self.recorder.count(idle, self.epoch, rewards, asked.requested_op != Op.WAIT, rejection != Rejection.NONE)
         if self.telemetry.active:
             self.recorder.record_step(
                 StepRecord(
@@ -186,7 +204,7 @@ class Growth(ArrayState):
                     table=self.table,
                     command=asked,
                     changes=changes,
-                    succeeded=succeeded,
+                    rejection=rejection,
                     epoch=epoch,
                     rollbacks=self._governor.rollbacks,
                     snapshots=snapshots,
@@ -197,14 +215,17 @@ class Growth(ArrayState):
             )
         values = {
             **self._state_values(structure),
-            "train_loss": epoch.stats.loss,
-            "op": command.op,
-            "action_valid": command.valid,
-            "action_succeeded": succeeded,
-            "rollback": rescued,
-            "reward_components": components,
+            **self._step_values(
+                train_loss=epoch.stats.loss,
+                op=command.op,
+                valid=command.valid,
+                rejection=rejection,
+                rollback=rescued,
+                components=components,
+            ),
+            **final_values,
         }
-        return StepOutcome(rewards, terminated, values, final_values)
+        return StepOutcome(rewards, terminated, values)
 
     def _act(self, command: CommandBatch) -> Changes:
         """Carry out a command, advance the clock and update the networks' seeds."""
@@ -283,26 +304,52 @@ class Growth(ArrayState):
             measured.interaction_measured,
         )
 
-    def _appraise(self, structure: Structure, terminated: Mask) -> tuple[NDArray[np.float64], dict[str, Any]]:
-        """Return committed accuracies (N,), valid where an episode terminates, and the final infos' values."""
-        committed = np.zeros(self.count)
-        if not terminated.any():
-            return committed, {}
-        rows = np.flatnonzero(terminated)
-        result = self._population.appraise(structure, rows)
-        committed[rows] = result.val_accuracy
-        test, shapley = np.zeros(self.count), np.zeros(self.table.shape)
-        test[rows], shapley[rows] = result.test_accuracy, result.shapley
-        fossilized = self.table.stage == Stage.FOSSILIZED
-        return committed, {
-            "committed_val_accuracy": committed,
-            "test_accuracy": test,
-            "committed_parameters_added": self._population.parameters_added(structure, fossilized),
-            "shapley": shapley,
+    def _appraise(self, structure: Structure, terminated: Mask, values: Values) -> None:
+        """Write the results of the committed networks into ``values``, where an episode has ``terminated`` (N,)."""
+        result = self._population.appraise(structure, np.flatnonzero(terminated))
+        added = self._population.parameters_added(structure, self.table.stage == Stage.FOSSILIZED)
+        values["committed_measured"][terminated] = True
+        values["committed_val_accuracy"][terminated] = result.val_accuracy
+        values["test_accuracy"][terminated] = result.test_accuracy
+        values["committed_parameters_added"][terminated] = added[terminated]
+        values["shapley"][terminated] = result.shapley
+
+    def _final_values(self) -> Values:
+        """Return the infos' values that the end of an episode fills in.
+
+        They are always there, because some clients expect the same keys at every step.
+        """
+        return {
+            "committed_measured": np.zeros(self.count, dtype=np.bool_),
+            "committed_val_accuracy": np.zeros(self.count),
+            "test_accuracy": np.zeros(self.count),
+            "committed_parameters_added": np.zeros(self.count, dtype=np.int64),
+            "shapley": np.zeros(self.table.shape),
         }
 
-    def _state_values(self, structure: Structure) -> dict[str, Any]:
-        """Return the values that every info holds, after a reset and after a step."""
+    def _step_values(
+        self,
+        *,
+        train_loss: NDArray[np.float64],
+        op: NDArray[np.int64],
+        valid: Mask,
+        rejection: NDArray[np.int64],
+        rollback: Mask,
+        components: Mapping[str, NDArray[np.float64]],
+    ) -> Values:
+        """Return the infos' values that describe a step; after a reset, those of a step that did nothing."""
+        return {
+            "train_loss": train_loss,
+            "op": op,
+            "action_valid": valid,
+            "action_succeeded": rejection == Rejection.NONE,
+            "rejection": rejection,
+            "rollback": rollback,
+            **{f"reward_{name}": value for name, value in components.items()},
+        }
+
+    def _state_values(self, structure: Structure) -> Values:
+        """Return the infos' values that describe the networks."""
         signals = self._signals.peek()
         return {
             "action_mask": self.rules.marginal(self.rules.legal(self.table)),
@@ -314,5 +361,4 @@ class Growth(ArrayState):
             "slot_stage": self.table.stage.copy(),
             "contribution": np.where(self.table.contribution_age >= 0, self.table.contribution, 0.0),
             "contribution_measured": self.table.contribution_age >= 0,
-            "dataset_name": np.full(self.count, self.dataset_name, dtype=object),
         }

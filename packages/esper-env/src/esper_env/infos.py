@@ -10,46 +10,34 @@ from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
 Infos = dict[str, Any]
+#: Arrays (N, ...) by info key. The keys, shapes and dtypes are the same at every reset and step.
+Values = dict[str, NDArray[Any]]
 
 
-def vector_infos(values: Mapping[str, Any], rows: Mask) -> Infos:
-    """Return batched values, (N, ...) arrays or mappings of them, as infos of ``rows`` (N,); 0 or None elsewhere."""
+def vector_infos(values: Mapping[str, NDArray[Any]], rows: Mask) -> Infos:
+    """Return (N, ...) arrays as infos of ``rows`` (N,); 0 elsewhere."""
     infos: Infos = {}
-    for key, value in values.items() if rows.any() else ():
-        if isinstance(value, Mapping):
-            infos[key] = vector_infos(value, rows)
-        else:
-            infos[key] = np.full_like(value, None if value.dtype == object else 0)
-            infos[key][rows] = value[rows]
+    for key, value in values.items():
+        infos[key] = np.zeros_like(value)
+        infos[key][rows] = value[rows]
         infos[f"_{key}"] = rows.copy()
     return infos
 
 
-def merge_infos(first: Infos, second: Infos) -> Infos:
-    """Merge the infos of two disjoint sets of environments."""
-    merged = dict(first)
-    for key, value in second.items():
-        if key not in merged:
-            merged[key] = value
-        elif isinstance(value, dict):
-            merged[key] = merge_infos(merged[key], value)
-        elif key.startswith("_"):
-            merged[key] = merged[key] | value
-        else:
-            rows = second[f"_{key}"]
-            merged[key] = merged[key].copy()
-            merged[key][rows] = value[rows]
-    return merged
+def replace_rows(values: Values, others: Mapping[str, NDArray[Any]], rows: Mask) -> Values:
+    """Return ``values`` with the entries of ``rows`` (N,) from ``others``, which has the same keys."""
+    return {
+        key: np.where(rows.reshape(-1, *[1] * (value.ndim - 1)), others[key], value) for key, value in values.items()
+    }
 
 
-def single_info(infos: Mapping[str, Any], row: int) -> Infos:
-    """Return the info of one environment: Python scalars, copied arrays, nested dicts."""
-    info: Infos = {}
-    for key, value in infos.items():
-        if key.startswith("_") or not infos[f"_{key}"][row]:
-            continue
-        if isinstance(value, Mapping):
-            info[key] = single_info(value, row)
-        else:
-            info[key] = value[row].copy() if value.ndim > 1 else value.tolist()[row]
-    return info
+def single_info(infos: Mapping[str, NDArray[Any]], row: int) -> Infos:
+    """Return the info of one environment: NumPy numbers, and copies of arrays; a bool is an array of shape ().
+
+    Everything has a dtype. Gymnasium's vectors would make an array of objects from NumPy's bools.
+    """
+    return {
+        key: value[row] if value.ndim == 1 and value.dtype != np.bool_ else np.array(value[row])
+        for key, value in infos.items()
+        if f"_{key}" in infos and infos[f"_{key}"][row]
+    }

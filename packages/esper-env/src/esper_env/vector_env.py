@@ -14,10 +14,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from esper_env.checks import is_whole
+from esper_env.checks import is_integer, is_whole
 from esper_env.episodes import EpisodeClock, SeedSites, parse_reset
-from esper_env.growth import Growth, Observation, StepOutcome
-from esper_env.infos import Infos, merge_infos, vector_infos
+from esper_env.growth import Growth, Observation
+from esper_env.infos import Infos, Values, replace_rows, vector_infos
 from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
 from esper_env.persistence.generators import UNKNOWN_SEED, Generators
 from esper_env.persistence.state import Stateful, check_keys, get_states, restore, set_states
@@ -29,6 +29,7 @@ from esper_env.rules.observation import BOUND, feature_count
 from esper_env.tasks import TaskConfig, make_task
 from esper_env.tasks.identity import FORMAT, KIND, check_origin, task_identity
 from esper_env.telemetry import Telemetry
+from esper_env.views import call_each
 
 EPISODE_SEED_BOUND = 2**62
 
@@ -70,7 +71,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         env_id: a registered task; ``gymnasium.make_vec`` fills it in.
         num_envs: networks.
         max_episode_steps: steps after which an episode is truncated; None for no limit.
-        autoreset_mode: SAME_STEP (default), NEXT_STEP or DISABLED, as ``gymnasium.vector.AutoresetMode`` or its value.
+        autoreset_mode: NEXT_STEP (default), SAME_STEP or DISABLED, as ``gymnasium.vector.AutoresetMode`` or its value.
         render_mode: None, "ansi" (text) or "rgb_array" (a picture).
         **task_kwargs: settings of the task to replace, documented at :class:`esper_env.tasks.TaskConfig`.
 
@@ -86,16 +87,20 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         num_envs: int = 1,
         *,
         max_episode_steps: int | None = None,
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
         **task_kwargs: Any,
     ) -> None:
         if not is_whole(num_envs, least=1):
             raise ValueError(f"num_envs is {num_envs!r}; expected a whole number of at least 1")
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode is {render_mode!r}; expected None or one of {self.metadata['render_modes']}")
+        if render_mode not in (None, *RENDER_MODES):
+            raise ValueError(
+                f"render_mode is {render_mode!r}; expected None or one of {list(RENDER_MODES)}. Gymnasium has wrappers "
+                'for single environments that offer "rgb_array_list" and "human": use gymnasium.make, or make_vec with '
+                'vectorization_mode="sync"'
+            )
         self.task: TaskConfig = make_task(env_id, **task_kwargs)
-        self.num_envs = num_envs
+        self.num_envs = int(num_envs)
         self.render_mode = render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
@@ -130,7 +135,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         for row in np.flatnonzero(request.rows):
             if request.seeds[row] is not None:
                 self._generators.rngs[row], self._generators.seeds[row] = seeding.np_random(request.seeds[row])
-        infos = self._begin(request.rows, request.topology)
+        infos = vector_infos(self._begin(request.rows, request.topology), request.rows)
         return self._growth.observe(), infos
 
     def step(
@@ -146,21 +151,22 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self._clock.require_running(finished_too=self.autoreset_mode is AutoresetMode.NEXT_STEP)
         over = self._clock.finished.copy()  # with NEXT_STEP these are reset instead of stepped
         if over.all():
-            infos = self._begin(over, {})
+            infos = vector_infos(self._begin(over, {}), over)
             none = np.zeros(self.num_envs, dtype=np.bool_)
             return self._growth.observe(), np.zeros(self.num_envs), none, none.copy(), infos
         outcome = self._growth.advance(command, over)
-        stepped = ~over
-        terminated = outcome.terminated & stepped
+        values, stepped = outcome.values, ~over
+        terminated = outcome.terminated
         truncated = self._clock.count(stepped, terminated)
         ended = terminated | truncated
-        self._growth.recorder.record_ends(ended, terminated, outcome.values, outcome.final_values)
+        self._growth.recorder.record_ends(ended, terminated, values)
+        final: Infos = {}
         if self.autoreset_mode is AutoresetMode.SAME_STEP and ended.any():
-            infos = self._reset_in_place(outcome, ended, terminated)
-        else:
-            infos = _step_infos(outcome, stepped, terminated)
-        if over.any():
-            infos = merge_infos(infos, self._begin(over, {}))
+            final = self._final_infos(values, ended)
+            values = replace_rows(values, self._begin(ended, {}), ended)
+        elif over.any():
+            values = replace_rows(values, self._begin(over, {}), over)
+        infos = vector_infos(values, np.ones_like(over)) | final
         return self._growth.observe(), np.where(stepped, outcome.rewards, 0.0), terminated, truncated, infos
 
     def observe(self) -> Observation:
@@ -244,9 +250,49 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         return self._growth.rules.legal(self._growth.table)
 
     def _legal_in(self, index: int) -> NDArray[np.bool_]:
-        if not isinstance(index, int | np.integer) or isinstance(index, bool) or not 0 <= index < self.num_envs:
+        if not is_integer(index) or not 0 <= index < self.num_envs:
             raise IndexError(f"index is {index!r}; expected the number of an environment, 0 to {self.num_envs - 1}")
         return self._legal()[index : index + 1]
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of every environment, or read an attribute, as ``gymnasium.vector.SyncVectorEnv.call``.
+
+        Args:
+            name: a method of a single environment that does not change it, such as "action_masks", or an attribute.
+            *args: arguments of the method.
+            **kwargs: keyword arguments of the method.
+
+        Returns:
+            One result per environment.
+
+        Raises:
+            AttributeError: there is no such attribute, or the method is one of the whole vector.
+        """
+        return call_each(self, name, args, kwargs)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Return an attribute of every environment; raise ``AttributeError`` if there is none."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: list[Any] | tuple[Any, ...] | Any) -> None:
+        """Set an attribute: one value, or a list or tuple with one value per environment.
+
+        Raises:
+            AttributeError: there is no such attribute.
+            ValueError: a wrong number of values, or different ones for an attribute that the environments share.
+        """
+        getattr(self, name)
+        each = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
+        if len(each) != self.num_envs:
+            raise ValueError(f"{name} received {len(each)} values; expected {self.num_envs}, one per environment")
+        if name == "np_random":
+            self.np_random = each
+        elif all(value is each[0] or value == each[0] for value in each):
+            setattr(self, name, each[0])
+        else:
+            raise ValueError(
+                f"{name} received {values!r}; the environments of a native vector share it, so the values must be equal"
+            )
 
     def render(self) -> tuple[str, ...] | tuple[Picture, ...] | None:
         """A text or picture per environment, None without a render mode; ``ResetNeeded`` before the first reset."""
@@ -305,32 +351,27 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             "slot_ids": list(self.slot_ids),
         }
 
-    def _begin(self, rows: NDArray[np.bool_], topology: dict[int, int]) -> Infos:
+    def _begin(self, rows: NDArray[np.bool_], topology: dict[int, int]) -> Values:
+        """Start episodes in ``rows`` (N,); return the infos' values, valid in those rows."""
         seeds = np.zeros(self.num_envs, dtype=np.int64)
         for row in np.flatnonzero(rows):
             seeds[row] = self._generators.rngs[row].integers(EPISODE_SEED_BOUND)
         values = self._growth.begin(rows, seeds, topology)
         self._clock.start(rows)
-        return vector_infos(values, rows)
+        return values
 
-    def _reset_in_place(self, outcome: StepOutcome, ended: NDArray[np.bool_], terminated: NDArray[np.bool_]) -> Infos:
-        """SAME_STEP: the ended episodes' last observations and infos move to "final_obs" and "final_info"."""
+    def _final_infos(self, values: Values, ended: NDArray[np.bool_]) -> Infos:
+        """SAME_STEP: the last observations and infos of the episodes that ``ended`` (N,)."""
         last = self._growth.observe()
         final_obs = np.full(self.num_envs, None, dtype=object)
         for row in np.flatnonzero(ended):
             final_obs[row] = {key: value[row].copy() for key, value in last.items()}
-        final = {
+        return {
             "final_obs": final_obs,
             "_final_obs": ended.copy(),
-            "final_info": _step_infos(outcome, ended, terminated),
+            "final_info": vector_infos(values, ended),
             "_final_info": ended.copy(),
         }
-        return {**merge_infos(_step_infos(outcome, ~ended, terminated), self._begin(ended, {})), **final}
-
-
-def _step_infos(outcome: StepOutcome, rows: NDArray[np.bool_], terminated: NDArray[np.bool_]) -> Infos:
-    """Infos of a step in ``rows`` (N,), with the final values of those that ``terminated`` (N,)."""
-    return merge_infos(vector_infos(outcome.values, rows), vector_infos(outcome.final_values, rows & terminated))
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

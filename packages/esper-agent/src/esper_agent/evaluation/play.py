@@ -27,6 +27,13 @@ COMMITTED = {
 }
 
 
+def committed_results(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of ``COMMITTED`` from the last info of an episode, None where it has no result."""
+    return {
+        name: np.asarray(info[key]).item() if info["committed_measured"] else None for name, key in COMMITTED.items()
+    }
+
+
 class Policy(Protocol):
     """Interface of a policy: ``predict`` as in Stable-Baselines3."""
 
@@ -189,13 +196,13 @@ class _Play:
             EpisodeRecord(
                 policy=self.name,
                 env_id=self.env_id,
-                dataset=finals[row]["dataset_name"],
+                dataset=self.vector.unwrapped.get_attr("dataset_name")[0],
                 episode=int(self.episode[row]),
                 seed=self.seed + int(self.episode[row]),
                 episode_return=float(self.returns[row]),
                 length=int(self.lengths[row]),
                 truncated=bool(truncated[row]),
-                **{name: finals[row].get(key) for name, key in COMMITTED.items()},
+                **committed_results(finals[row]),
                 germinated=int(self.successes[row, Op.GERMINATE]),
                 fossilized=int(self.successes[row, Op.FOSSILIZE]),
                 pruned=int(self.successes[row, Op.PRUNE]),

@@ -135,11 +135,7 @@ class DiagnosticsCallback(BaseCallback):
         for payload, env, episode, epoch, slot in self._hacking.observe(infos, dones):
             slot_id = None if slot is None else self._slot_ids[slot]
             self._report(payload, env=env, episode=episode, epoch=epoch, slot=slot_id)
-        self._accuracies += [
-            float(info["committed_val_accuracy"])
-            for info, done in zip(infos, dones, strict=True)
-            if done and "committed_val_accuracy" in info
-        ]
+        self._accuracies += [float(info["committed_val_accuracy"]) for info in infos if info["committed_measured"]]
         return True
 
     def _on_rollout_end(self) -> None:

@@ -107,8 +107,8 @@ class RewardHackingDetector:
         ]
 
     def _add(self, episode: _Episode, info: Mapping[str, Any]) -> None:
-        parts = info["reward_components"]
-        episode.paid += sum(max(float(parts.get(name, 0.0)), 0.0) for name in GROWTH) * 100.0 / self.scale
+        paid = (max(float(info.get(f"reward_{name}", 0.0)), 0.0) for name in GROWTH)
+        episode.paid += sum(paid) * 100.0 / self.scale
         now = float(info["val_accuracy"])
         # A seed that is planted in the first step is compared with the accuracy of that step.
         before = float(np.mean(episode.accuracies)) if episode.accuracies else now
@@ -153,7 +153,7 @@ class RewardHackingDetector:
                 )
 
     def _overpaid(self, episode: _Episode, info: Mapping[str, Any]) -> RewardHackingSuspected | None:
-        if "shapley" not in info:  # truncated before the horizon: the seeds' worth was not measured
+        if not info["committed_measured"]:  # truncated before the horizon: the seeds' worth is unknown
             return None
         worth = max(float(np.sum(info["shapley"])), 0.0)
         most = max(self.settings.hacking_ratio * worth, self.settings.hacking_points)

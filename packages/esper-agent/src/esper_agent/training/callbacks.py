@@ -17,7 +17,7 @@ from esper_env.persistence import Tree, check_keys, check_like
 from esper_env.rules import NUM_OPS, Op
 from stable_baselines3.common.callbacks import BaseCallback
 
-from esper_agent.evaluation.play import COMMITTED, EpisodeRecord, run_episodes
+from esper_agent.evaluation.play import COMMITTED, EpisodeRecord, committed_results, run_episodes
 
 
 class TrainingMetricsCallback(BaseCallback):
@@ -56,9 +56,9 @@ class TrainingMetricsCallback(BaseCallback):
             self._invalid += not info["action_valid"]
             self._rollbacks += info["rollback"]
             if done:
-                for name, key in COMMITTED.items():
-                    if key in info:
-                        self._episodes[name].append(info[key])
+                for name, value in committed_results(info).items():
+                    if value is not None:
+                        self._episodes[name].append(value)
         return True
 
     def _on_rollout_end(self) -> None:

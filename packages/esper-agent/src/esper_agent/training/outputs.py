@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, TensorBoardOutputFormat, filter_excluded_keys
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from esper_agent.evaluation.play import COMMITTED
+from esper_agent.evaluation.play import COMMITTED, committed_results
 
 
 class CsvLog:
@@ -164,7 +164,7 @@ class CurvesRecorder(BaseCallback):
             "length": length,
             "truncated": bool(info["TimeLimit.truncated"]),
             "wait_share": int(self._waits[env]) / length,
-            **{name: np.asarray(info[key]).item() if key in info else None for name, key in COMMITTED.items()},
+            **committed_results(info),
         }
 
     def _on_training_end(self) -> None:

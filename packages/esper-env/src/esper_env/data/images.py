@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.checks import is_finite, is_whole
+from esper_env.checks import is_finite, is_whole, plain
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -64,7 +64,7 @@ class ImageData:
             raise TypeError(f"the dataset's name is {self.name!r}; expected a non-empty string")
         if not is_whole(self.classes, least=2):
             raise ValueError(f"{self.name}: classes is {self.classes!r}; expected 2 or more")
-        if not isinstance(self.flip, bool):
+        if not isinstance(self.flip, bool | np.bool_):
             raise TypeError(f"{self.name}: flip is {self.flip!r}; expected True or False")
         shape = np.shape(self.train_images)[1:]
         for split in SPLITS:
@@ -87,6 +87,8 @@ class ImageData:
                 f"{self.name}: crop_padding is {self.crop_padding!r}; expected 0..{min(shape[1:]) - 1} "
                 f"for images of {shape[1]}x{shape[2]}"
             )
+        for name in ("classes", "crop_padding", "flip"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         return type(self), tuple(vars(self)[item.name] for item in fields(self))  # so that copies are read-only too

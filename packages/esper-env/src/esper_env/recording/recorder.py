@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from esper_env import telemetry as events
+from esper_env.infos import Values
 from esper_env.persistence.state import ArrayState
 from esper_env.recording.step import Emission, Mask, Names, StepEvents, StepRecord, snapshots
 from esper_env.rules.heads import HEAD_NAMES, HEAD_VALUES
@@ -33,7 +33,7 @@ class Recorder(ArrayState):
         accelerators: memory to watch besides that of the process; see ``MemoryWatch``.
     """
 
-    STATE = ("episode", "returns", "length", "_epoch")
+    STATE = ("episode", "returns", "length", "commands", "rejected", "_epoch")
 
     def __init__(
         self,
@@ -51,13 +51,13 @@ class Recorder(ArrayState):
         self._inspected: set[tuple[int, int]] = set()  # slot and blueprint
         self.episode = np.full(num_envs, -1, dtype=np.int64)  # number of the current one, -1 before the first
         self.returns = np.zeros(num_envs)
-        self.length = np.zeros(num_envs, dtype=np.int64)
+        self.length, self.commands, self.rejected = (np.zeros(num_envs, dtype=np.int64) for _ in range(3))
         self._epoch = np.zeros(num_envs, dtype=np.int64)
 
     def record_starts(self, rows: Mask, signals: Signals, fossilized: Mask) -> None:
         """Record that episodes started in ``rows`` (N,), with a measurement and a snapshot of each network."""
         self.episode[rows] += 1
-        for column in (self.returns, self.length, self._epoch):
+        for column in (self.returns, self.length, self.commands, self.rejected, self._epoch):
             column[rows] = 0
         self._emit(snapshots(rows, signals, fossilized, self._names))
 
@@ -74,11 +74,23 @@ class Recorder(ArrayState):
         self._inspected |= training
         return due
 
-    def count(self, idle: Mask, epoch: NDArray[np.int64], rewards: NDArray[np.float64]) -> None:
-        """Count a step of every environment except the ``idle`` (N,) ones, with the epochs (N,) after it."""
+    def count(
+        self, idle: Mask, epoch: NDArray[np.int64], rewards: NDArray[np.float64], command: Mask, rejected: Mask
+    ) -> None:
+        """Count a step of every environment except the ``idle`` (N,) ones.
+
+        Args:
+            idle: environments that did not step.
+            epoch: number of epochs (N,) after the step.
+            rewards: rewards (N,).
+            command: environments (N,) whose action was not WAIT.
+            rejected: environments (N,) whose action had no effect.
+        """
         running = ~idle
         np.add(self.returns, rewards, out=self.returns, where=running)
         self.length += running
+        self.commands += running & command
+        self.rejected += running & command & rejected
         np.copyto(self._epoch, epoch, where=running)
 
     def record_step(self, step: StepRecord) -> None:
@@ -92,25 +104,24 @@ class Recorder(ArrayState):
         if alarm:
             self.hub.escalate()
 
-    def record_ends(self, rows: Mask, terminated: Mask, values: Mapping[str, Any], final: Mapping[str, Any]) -> None:
-        """Record that episodes ended in ``rows`` (N,). Those that ``terminated`` (N,) have ``final`` values."""
+    def record_ends(self, rows: Mask, terminated: Mask, values: Values) -> None:
+        """Record that episodes ended in ``rows`` (N,), with the infos' values; those that ``terminated`` (N,) count."""
         self._emit(
-            (env, None, self._end_of(env, bool(terminated[env]), values, final))
-            for env in np.flatnonzero(rows).tolist()
+            (env, None, self._end_of(env, bool(terminated[env]), values)) for env in np.flatnonzero(rows).tolist()
         )
 
-    def _end_of(
-        self, env: int, terminated: bool, values: Mapping[str, Any], final: Mapping[str, Any]
-    ) -> events.EpisodeCompleted:
+    def _end_of(self, env: int, terminated: bool, values: Values) -> events.EpisodeCompleted:
         return events.EpisodeCompleted(
             episode_return=float(self.returns[env]),
             length=int(self.length[env]),
             truncated=not terminated,
             val_accuracy=float(values["val_accuracy"][env]),
-            committed_val_accuracy=float(final["committed_val_accuracy"][env]) if terminated else None,
-            test_accuracy=float(final["test_accuracy"][env]) if terminated else None,
-            parameters_added=int(final["committed_parameters_added"][env]) if terminated else None,
+            committed_val_accuracy=float(values["committed_val_accuracy"][env]) if terminated else None,
+            test_accuracy=float(values["test_accuracy"][env]) if terminated else None,
+            parameters_added=int(values["committed_parameters_added"][env]) if terminated else None,
             fossilized=int((values["slot_stage"][env] == Stage.FOSSILIZED).sum()),
+            commands=int(self.commands[env]),
+            rejected=int(self.rejected[env]),
             rollbacks=int(values["rollbacks"][env]),
         )
 

@@ -16,6 +16,7 @@ from esper_env.rules.gates import GateVerdict
 from esper_env.rules.governor import Judgement, Reason
 from esper_env.rules.heads import HEAD_NAMES, HEAD_RELEVANCE, Head, Op, Operator
 from esper_env.rules.lifecycle import Changes, CommandBatch
+from esper_env.rules.rejection import Rejection
 from esper_env.rules.signals import Signals
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
@@ -51,7 +52,7 @@ class StepRecord(NamedTuple):
     table: SlotTable
     command: CommandBatch
     changes: Changes
-    succeeded: Mask
+    rejection: NDArray[np.int64]  # a Rejection
     epoch: TrainedEpoch
     rollbacks: NDArray[np.int64]
     snapshots: Mask  # networks whose snapshot was taken
@@ -192,15 +193,17 @@ class StepEvents:
 
     def _outcomes(self) -> Iterator[Emission]:
         for env, command in self._commands:
-            if self._step.succeeded[env]:
+            rejection = Rejection(self._step.rejection[env])
+            if rejection is Rejection.NONE:
                 yield env, None, events.CommandSucceeded(**command)
             else:
-                yield env, None, events.CommandRejected(**command, reason=self._reason(env))
+                reason = self._reason(env, rejection)
+                yield env, None, events.CommandRejected(**command, rejection=rejection.name, reason=reason)
 
-    def _reason(self, env: int) -> str:
-        if not self._step.command.valid[env]:
+    def _reason(self, env: int, rejection: Rejection) -> str:
+        if rejection is Rejection.ILLEGAL:
             return "it was not legal"
-        if self._step.epoch.judgement.roll_back[env]:
+        if rejection is Rejection.ROLLED_BACK:
             return "the governor rolled the network back"
         verdict = self._step.changes.gates.verdict(env)
         assert verdict is not None, "a legal action without a gate always succeeds"

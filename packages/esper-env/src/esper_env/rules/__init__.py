@@ -26,6 +26,7 @@ from esper_env.rules.heads import (
 )
 from esper_env.rules.masks import sample_valid_actions
 from esper_env.rules.observation import BASE_FIELDS, SLOT_FIELDS, ObservationView
+from esper_env.rules.rejection import Rejection
 from esper_env.rules.reward_config import GAMMA
 from esper_env.rules.signals import HISTORY
 from esper_env.rules.slot_table import HOLD, SlotTable
@@ -56,6 +57,7 @@ __all__ = [
     "Head",
     "ObservationView",
     "Op",
+    "Rejection",
     "SlotTable",
     "Stage",
     "Style",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache, lru_cache
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +84,7 @@ def gate_config(name: str) -> GateConfig:
 
 #: Each check with the gates that have it, and the setting without which they don't. G0 and G1 have no checks: the masks
 #: guard their transitions, and every seed's stage.
-_CHECKS: dict[str, tuple[tuple[Gate, ...], str | None]] = {
+CHECKS: dict[str, tuple[tuple[Gate, ...], str | None]] = {
     "trained_long_enough": ((Gate.G2,), None),
     "gradient_measured": ((Gate.G2, Gate.G5), None),
     "gradient_not_exploding": ((Gate.G2, Gate.G5), None),
@@ -103,8 +103,8 @@ _CHECKS: dict[str, tuple[tuple[Gate, ...], str | None]] = {
 @cache
 def _asked_by(config: GateConfig) -> NDArray[np.bool_]:
     """(gates + 1, checks) checks of each gate; the last row, which ``NO_GATE`` indexes, has none."""
-    asked = np.zeros((max(Gate) + 2, len(_CHECKS)), dtype=np.bool_)
-    for position, (gates, setting) in enumerate(_CHECKS.values()):
+    asked = np.zeros((max(Gate) + 2, len(CHECKS)), dtype=np.bool_)
+    for position, (gates, setting) in enumerate(CHECKS.values()):
         asked[list(gates), position] = setting is None or getattr(config, setting) is not None
     return asked
 
@@ -115,32 +115,26 @@ def _at_least(values: NDArray[np.number], minimum: float | None) -> BoolArray:
     return enough
 
 
-def _answers(table: SlotTable, slot: IntArray, config: GateConfig) -> BoolArray:
-    """(N, checks) answers of every check for one slot (N,) per environment; False without the measurement it needs."""
-    rows = np.arange(len(slot))
-
-    def chosen(column: NDArray[Any]) -> NDArray[Any]:
-        return column[rows, slot]
-
-    epochs, contribution, age = map(chosen, (table.epochs_in_stage, table.contribution, table.contribution_age))
-    fresh = (age >= 0) & (age <= config.max_contribution_age)
-    measured = fresh & np.isfinite(contribution)
-    gradient = chosen(table.gradient_measured)
+def _answers(table: SlotTable, config: GateConfig) -> BoolArray:
+    """(N, S, checks) answers of every check for every slot; False without the measurement it needs."""
+    contribution, age = table.contribution, table.contribution_age
+    measured = (age >= 0) & (age <= config.max_contribution_age) & np.isfinite(contribution)
+    gradient = table.gradient_measured
     answers = {
-        "trained_long_enough": _at_least(epochs, config.min_training_epochs),
+        "trained_long_enough": _at_least(table.epochs_in_stage, config.min_training_epochs),
         "gradient_measured": gradient,
-        "gradient_not_exploding": gradient & ~chosen(table.gradient_exploding),
-        "gradient_healthy": gradient & _at_least(chosen(table.gradient_health), config.min_gradient_health),
+        "gradient_not_exploding": gradient & ~table.gradient_exploding,
+        "gradient_healthy": gradient & _at_least(table.gradient_health, config.min_gradient_health),
         "prospective_contribution": measured & _at_least(contribution, config.min_prospective_contribution),
-        "gradient_ratio": gradient & _at_least(chosen(table.gradient_ratio), config.min_gradient_ratio),
-        "schedule_on_hold": chosen(table.alpha_mode) == HOLD,
-        "full_alpha": chosen(table.alpha) == config.full_alpha,
-        "blended_long_enough": _at_least(epochs, config.min_blending_epochs),
+        "gradient_ratio": gradient & _at_least(table.gradient_ratio, config.min_gradient_ratio),
+        "schedule_on_hold": table.alpha_mode == HOLD,
+        "full_alpha": table.alpha == config.full_alpha,
+        "blended_long_enough": _at_least(table.epochs_in_stage, config.min_blending_epochs),
         "contribution_measured": measured,
-        "contribution_at_full_alpha": measured & (chosen(table.contribution_alpha) == config.full_alpha),
+        "contribution_at_full_alpha": measured & (table.contribution_alpha == config.full_alpha),
         "contribution": measured & _at_least(contribution, config.min_contribution),
     }
-    return np.stack([answers[name] for name in _CHECKS], axis=1)
+    return np.stack([answers[name] for name in CHECKS], axis=2)
 
 
 class GateVerdict(NamedTuple):
@@ -171,7 +165,7 @@ class GateResults(NamedTuple):
 
 @lru_cache(maxsize=1024)  # telemetry asks for many, and few differ
 def _verdict(gate: int, asked: tuple[bool, ...], answers: tuple[bool, ...]) -> GateVerdict:
-    checked = [(name, answer) for name, has, answer in zip(_CHECKS, asked, answers, strict=True) if has]
+    checked = [(name, answer) for name, has, answer in zip(CHECKS, asked, answers, strict=True) if has]
     good = tuple(name for name, answer in checked if answer)
     bad = tuple(name for name, answer in checked if not answer)
     score = len(good) / len(checked) if checked else 1.0
@@ -181,6 +175,12 @@ def _verdict(gate: int, asked: tuple[bool, ...], answers: tuple[bool, ...]) -> G
 
 def evaluate(table: SlotTable, slot: IntArray, gate: IntArray, config: GateConfig) -> GateResults:
     """Evaluate the gates (N,), values of ``Gate`` or ``NO_GATE``, in front of one slot (N,) per environment."""
-    answers = _answers(table, slot, config)
+    answers = _answers(table, config)[np.arange(len(slot)), slot]
     asked = _asked_by(config)[gate]
     return GateResults(gate, (gate != NO_GATE) & ~(asked & ~answers).any(axis=1), asked, answers)
+
+
+def fails(table: SlotTable, gate: IntArray, config: GateConfig) -> BoolArray:
+    """Return True (N, K, S) where a gate (N, K, S), a ``Gate`` or ``NO_GATE``, would stop the seed of its slot now."""
+    failing: BoolArray = np.any(_asked_by(config)[gate] & ~_answers(table, config)[:, None], axis=3)
+    return failing

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from esper_env.rules import alpha, gates
-from esper_env.rules.gates import NO_GATE, GateConfig, GateResults
+from esper_env.rules.gates import GateConfig, GateResults
 from esper_env.rules.heads import (
     ALPHA_TARGETS,
     HEAD_DEFAULTS,
@@ -24,6 +24,7 @@ from esper_env.rules.heads import (
     Op,
     Operator,
 )
+from esper_env.rules.rejection import rejections
 from esper_env.rules.slot_table import HOLD, BoolArray, IntArray, SlotTable
 from esper_env.rules.stages import IN_COOLDOWN, Stage, lookup
 
@@ -78,7 +79,7 @@ class Changes:
     attached: BoolArray  # (N, S) a new seed is in the slot
     detached: BoolArray  # (N, S) the seed is gone; the clock adds the ramps to 0 that end
     operator_changed: BoolArray  # (N, S) a seed that stays got another blend operator
-    succeeded: BoolArray  # (N,) the action took effect; a legal WAIT does, a failed gate does not
+    rejection: IntArray  # (N,) why the command had no effect, a ``Rejection``
     slot: IntArray  # (N,) slot of the command
     gates: GateResults  # evaluated before anything moved
 
@@ -112,7 +113,7 @@ def apply(table: SlotTable, command: CommandBatch, gate_config: GateConfig) -> C
         attached=attached,
         detached=detached,
         operator_changed=(table.operator != operator_before) & ~attached & ~detached,
-        succeeded=command.valid & (results.passed | (results.gate == NO_GATE)),
+        rejection=rejections(command.valid, results),
         slot=command.slot,
         gates=results,
     )

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from esper_env.checks import is_integer
+from esper_env.rules import gates
+from esper_env.rules.gates import GATE_INTO, GateConfig
 from esper_env.rules.heads import (
     HEAD_DEFAULTS,
     HEAD_NAMES,
@@ -44,17 +47,25 @@ class ActionRules:
         num_slots: number of slots.
         offered_blueprints: values of the blueprint head that GERMINATE accepts.
         max_seeds: seeds that a network holds at a time, committed ones included.
+        masked_gates: a command is illegal if a gate of this configuration would stop it now; None allows it.
 
     Raises:
         ValueError: ``max_seeds`` is out of range.
     """
 
-    def __init__(self, num_slots: int, offered_blueprints: Sequence[int], max_seeds: int) -> None:
+    def __init__(
+        self,
+        num_slots: int,
+        offered_blueprints: Sequence[int],
+        max_seeds: int,
+        masked_gates: GateConfig | None = None,
+    ) -> None:
         if not 1 <= max_seeds <= num_slots:
             raise ValueError(f"max_seeds is {max_seeds}; expected 1 to {num_slots}, the number of slots")
         self.nvec = head_sizes(num_slots)
         self.num_slots = num_slots
         self.max_seeds = max_seeds
+        self.masked_gates = masked_gates
         self._is_offered = np.isin(np.arange(NUM_BLUEPRINTS), offered_blueprints)
         self._head_of_column = np.repeat(np.arange(NUM_HEADS), self.nvec)
         value = np.concatenate([np.arange(size) for size in self.nvec])
@@ -70,6 +81,9 @@ class ActionRules:
         legal[:, Op.GERMINATE] &= has_room[:, None]
         legal[:, Op.PRUNE] &= settled & (table.age >= 1)
         legal[:, Op.SET_ALPHA_TARGET] &= settled
+        if self.masked_gates is not None:
+            gate = GATE_INTO[GATED_TARGET[:, table.stage]].transpose(1, 0, 2)  # (N, 6, S)
+            legal &= ~gates.fails(table, gate, self.masked_gates)
         return legal
 
     def marginal(self, legal: BoolArray) -> MaskArray:
@@ -91,7 +105,7 @@ class ActionRules:
         Raises:
             ValueError: ``op`` is not an op, or is not legal in any slot of an environment.
         """
-        if isinstance(op, bool) or not isinstance(op, int | np.integer) or not 0 <= op < NUM_OPS:
+        if not is_integer(op) or not 0 <= op < NUM_OPS:
             known = ", ".join(f"{other.name} {other.value}" for other in Op)
             raise ValueError(f"op is {op!r}; expected a member of esper_env.rules.heads.Op or its number: {known}")
         possible: BoolArray = np.all(np.any(legal, axis=2), axis=0)

@@ -50,6 +50,12 @@ from esper_env.rules.stages import Stage, lookup
 
 Components = dict[str, FloatArray]
 
+#: Components of each mode's reward, in the order in which its formula returns them.
+COMPONENTS: dict[RewardMode, tuple[str, ...]] = {
+    RewardMode.ACCURACY: ("accuracy", "commitment", "rent", "op_cost", "stages"),
+    RewardMode.SPARSE: ("commitment", "rent"),
+    RewardMode.CONTRIBUTION: ("contribution", "commitment", "scaffold", "shock", "rent", "stages"),
+}
 #: Cost of a rollback in units of the scale, that of 100 points of accuracy.
 ROLLBACK_PENALTY = 1.0
 #: Potential of each stage.
@@ -109,7 +115,7 @@ class RewardModel(ArrayState):
         self._contribution_value = np.zeros(num_envs)
         self._scaffold_value = np.zeros(num_envs)
         self._ledger = ScaffoldLedger(num_envs, num_slots, config.gamma)
-        self._formula: Callable[[RewardInputs], Components] = {
+        self._formula: Callable[[RewardInputs], tuple[FloatArray, ...]] = {
             RewardMode.ACCURACY: self._accuracy_mode,
             RewardMode.SPARSE: self._sparse_mode,
             RewardMode.CONTRIBUTION: self._contribution_mode,
@@ -129,12 +135,17 @@ class RewardModel(ArrayState):
         self._contribution_value[rows] = self._held_contribution(table)[rows]
         self._ledger.reset(rows)
 
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names of the components of the mode."""
+        return (*COMPONENTS[self.config.mode], "governor")
+
     def compute(self, step: RewardInputs) -> Components:
         """Return the components (N,) of one step's reward, which is their sum."""
-        components = self._formula(step)
-        components["governor"] = np.where(step.rolled_back, -self.config.scale * ROLLBACK_PENALTY, 0.0)
+        penalty = np.where(step.rolled_back, -self.config.scale * ROLLBACK_PENALTY, 0.0)
+        values = (*self._formula(step), penalty)
         self._accuracy = np.array(step.val_accuracy, dtype=np.float64)
-        return components
+        return dict(zip(self.components, values, strict=True))
 
     def get_state(self) -> Tree:
         """Return copies of the arrays, and the state of the ledger."""
@@ -150,24 +161,24 @@ class RewardModel(ArrayState):
 
     # Modes
 
-    def _accuracy_mode(self, step: RewardInputs) -> Components:
+    def _accuracy_mode(self, step: RewardInputs) -> tuple[FloatArray, ...]:
         unit = self.config.scale / 100.0
-        return {
-            "accuracy": unit * (step.val_accuracy - self._accuracy),
-            "commitment": np.where(step.terminated, unit * (step.committed_accuracy - step.val_accuracy), 0.0),
-            "rent": -self._rent(step),
-            "op_cost": np.where(step.op != Op.WAIT, -self.config.op_cost, 0.0),
-            "stages": self._stage_change(step),
-        }
+        return (
+            unit * (step.val_accuracy - self._accuracy),
+            np.where(step.terminated, unit * (step.committed_accuracy - step.val_accuracy), 0.0),
+            -self._rent(step),
+            np.where(step.op != Op.WAIT, -self.config.op_cost, 0.0),
+            self._stage_change(step),
+        )
 
-    def _sparse_mode(self, step: RewardInputs) -> Components:
+    def _sparse_mode(self, step: RewardInputs) -> tuple[FloatArray, ...]:
         self._accrued_rent = self._accrued_rent + self._rent(step)
-        return {
-            "commitment": np.where(step.terminated, self.config.scale * step.committed_accuracy / 100.0, 0.0),
-            "rent": np.where(step.terminated, -self._accrued_rent, 0.0),
-        }
+        return (
+            np.where(step.terminated, self.config.scale * step.committed_accuracy / 100.0, 0.0),
+            np.where(step.terminated, -self._accrued_rent, 0.0),
+        )
 
-    def _contribution_mode(self, step: RewardInputs) -> Components:
+    def _contribution_mode(self, step: RewardInputs) -> tuple[FloatArray, ...]:
         unit, gamma = self.config.scale / 100.0, self.config.gamma
         fossilized = step.table.stage == Stage.FOSSILIZED
         contributions = _measured_contributions(step.table)
@@ -177,14 +188,14 @@ class RewardModel(ArrayState):
         value = np.where(step.terminated, 0.0, self._held_contribution(step.table))
         held = gamma * value - self._contribution_value
         self._contribution_value = value
-        return {
-            "contribution": held,
-            "commitment": np.where(step.terminated, unit * committed, 0.0),
-            "scaffold": self._scaffold_change(step, fossilized, contributions, gain),
-            "shock": -self.config.shock_weight * self._alpha_jumps(step.table),
-            "rent": -self._rent(step),
-            "stages": self._stage_change(step),
-        }
+        return (
+            held,
+            np.where(step.terminated, unit * committed, 0.0),
+            self._scaffold_change(step, fossilized, contributions, gain),
+            -self.config.shock_weight * self._alpha_jumps(step.table),
+            -self._rent(step),
+            self._stage_change(step),
+        )
 
     # Components
 

@@ -104,6 +104,7 @@ class TaskConfig:
         slots: ids of the slots to keep; None for all slots of the host.
         max_seeds: seeds that a network holds at a time, committed ones included; None for one for each slot.
         gates: "permissive" or "strict".
+        mask_gates: the masks also exclude an op whose gate would stop it now.
         isolation: "shadow" or "straight_through": what a seed in TRAINING learns from.
         reward_mode: "accuracy", "sparse" or "contribution".
         reward_weights: weights that replace defaults of the reward mode.
@@ -139,6 +140,7 @@ class TaskConfig:
     slots: Annotated[tuple[str, ...] | None, Described("a list of slot ids such as ['r0c0', 'r0c1']")] = None
     max_seeds: Annotated[int, POSITIVE] | None = None
     gates: Annotated[str, OneOf(GATE_CONFIGS)] = "permissive"
+    mask_gates: bool = False
     isolation: Annotated[str, OneOf(ISOLATIONS)] = "shadow"
     reward_mode: Annotated[str, OneOf(REWARD_MODES)] = "accuracy"
     reward_weights: Annotated[Mapping[str, float], Described("a mapping from names of weights to numbers")] = field(

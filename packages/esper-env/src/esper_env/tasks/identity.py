@@ -9,7 +9,7 @@ from esper_env.persistence.tree import Tree
 from esper_env.tasks.config import TaskConfig, task_dict
 
 #: Version of the layout of a state. Other versions cannot be loaded.
-FORMAT = 4
+FORMAT = 5
 #: Kind of the checkpoints that hold a state.
 KIND = "esper environment"
 #: Settings of a task that decide where and how fast it runs, not what it computes. The data are compared by digest.

@@ -108,6 +108,8 @@ class EpisodeCompleted(Payload):
     test_accuracy: float | None
     parameters_added: int | None  # of the committed seeds
     fossilized: int  # seeds
+    commands: int  # actions other than WAIT
+    rejected: int  # commands without effect
     rollbacks: int
 
 
@@ -224,6 +226,7 @@ class CommandRejected(_Command):
     """The action had no effect: it was illegal, its gate failed, or the governor rolled the network back."""
 
     TYPE = "COMMAND_REJECTED"
+    rejection: str  # name of a Rejection
     reason: str
 
 

@@ -1,0 +1,81 @@
+"""One environment of a vector: masks, observation and picture of a single network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esper_env.growth import Observation
+from esper_env.render import Picture
+from esper_env.rules.masks import MaskArray
+
+if TYPE_CHECKING:
+    from esper_env.vector_env import EsperVectorEnv
+
+#: Attributes of a single environment that a vector has under another name.
+_SINGLE_SPACES = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
+#: Attributes of a vector with an entry for each environment.
+_BY_ENVIRONMENT = ("np_random", "np_random_seed")
+
+
+class NetworkView:
+    """Methods of one environment, besides those that change it. Subclasses set the vector and the index."""
+
+    _vector: EsperVectorEnv
+    _index: int = 0
+
+    def observe(self) -> Observation:
+        """Return the last observation of reset or step. Raises ``ResetNeeded`` before the first reset."""
+        return row_of(self._vector.observe(), self._index)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Marginal mask (sum of the head sizes,), under the name that sb3-contrib expects."""
+        masks: NDArray[np.bool_] = self._vector.action_masks()[self._index]
+        return masks
+
+    def sample_valid_actions(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Sample a legal action (8,): a uniform op, then the slot, then the heads that the op reads."""
+        actions: NDArray[np.int64] = self._vector.sample_valid_actions(rng)[self._index]
+        return actions
+
+    def split_mask(self) -> tuple[MaskArray, ...]:
+        """Marginal mask by head, for ``action_space.sample(mask=...)``."""
+        return self._vector.split_mask(self._index)
+
+    def conditional_masks(self, op: int) -> tuple[MaskArray, ...]:
+        """Masks by head given an op: every combination they allow is legal. Raises ``ValueError`` for an illegal op."""
+        return self._vector.conditional_masks(op, self._index)
+
+    def render(self) -> str | Picture | None:
+        """Return the network as text or picture, or None without a render mode."""
+        frames = self._vector.render()
+        return frames[self._index] if frames is not None else None
+
+
+def row_of(observations: Observation, index: int) -> Observation:
+    """Return a copy of the observation of one environment."""
+    return {key: value[index].copy() for key, value in observations.items()}
+
+
+class _Member(NetworkView):
+    """One environment as ``EsperVectorEnv.call`` sees it: its methods, and the attributes of the vector."""
+
+    def __init__(self, vector: EsperVectorEnv, index: int) -> None:
+        self._vector, self._index = vector, index
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._vector, _SINGLE_SPACES.get(name, name))
+        if callable(value):
+            raise AttributeError(
+                f"{name!r} cannot be called for each environment of a native vector; call it on the vector, or make "
+                'the vector with vectorization_mode="sync"'
+            )
+        return value[self._index] if name in _BY_ENVIRONMENT else value
+
+
+def call_each(vector: EsperVectorEnv, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Call a method of :class:`NetworkView` for every environment, or read an attribute."""
+    found = [getattr(_Member(vector, index), name) for index in range(vector.num_envs)]
+    return tuple(value(*args, **kwargs) if callable(value) else value for value in found)
