@@ -6,14 +6,16 @@ import pytest
 from esper_agent.evaluation.play import run_episodes
 from esper_agent.sb3 import GymVecEnv, make_sb3_env
 from esper_agent.vectors import split_infos
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorWrapper
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 pytestmark = pytest.mark.numeric
 
-HORIZON = 5
+HORIZON, TOY_ID = 5, "GrowthToy-v0"
 
 
 def adapted(toy_id, num_envs=3, **kwargs):
@@ -70,6 +72,61 @@ def test_truncated_flag_is_true_only_before_the_horizon(toy_id):
         assert dones.all()
         assert [info["TimeLimit.truncated"] for info in infos] == [expected] * 3
         assert infos[0]["TimeLimit.truncated"] is expected
+
+
+class AddsInfos(VectorWrapper):
+    """Adds a key to every reset and step, one to the ends of episodes, and one without a mask."""
+
+    def reset(self, **kwargs):
+        observation, infos = super().reset(**kwargs)
+        self.steps = np.zeros(self.num_envs, dtype=np.int64)
+        return observation, infos | {"steps": self.steps.copy(), "_steps": np.ones(self.num_envs, dtype=bool)}
+
+    def step(self, actions):
+        *results, infos = super().step(actions)
+        self.steps += 1
+        ends = results[2] | results[3]
+        added = {"steps": self.steps.copy(), "_steps": np.ones(self.num_envs, dtype=bool), "version": "2"}
+        if ends.any():
+            added |= {"ended": {"after": np.where(ends, self.steps, 0), "_after": ends}, "_ended": ends}
+            self.steps[ends] = 0
+        return *results, {**infos, **added}
+
+
+@pytest.mark.parametrize("vectorization_mode", ["vector_entry_point", "sync"])
+def test_infos_of_vector_wrappers_belong_to_the_step_that_they_were_added_to(toy_id, vectorization_mode):
+    """The first episodes of the three environments have 3, 4 and 5 steps."""
+    modes = {"vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}} if vectorization_mode == "sync" else {}
+    vector = gymnasium.make_vec(toy_id, 3, vectorization_mode, horizon=HORIZON, **modes)
+    env = GymVecEnv(AddsInfos(RecordEpisodeStatistics(vector)))
+    env.reset()
+    assert [info["steps"] for info in env.reset_infos] == [0, 0, 0]
+    own = env.reset_infos[0].keys() - {"steps"}
+    for row, inner in enumerate(vector.envs if vectorization_mode == "sync" else vector.rows):
+        inner.unwrapped.epoch = 2 - row
+    returns, lengths, ended = np.zeros(3), np.zeros(3, dtype=int), 0
+    for actions in actions_for(env.action_space, 4 * HORIZON, 3):
+        _, rewards, dones, infos = env.step(actions)
+        returns, lengths = returns + rewards, lengths + 1
+        for row, info in enumerate(infos):
+            assert (info["steps"], info["version"]) == (lengths[row], "2")
+            assert ("episode" in info, "ended" in info, "shapley" in info) == (dones[row],) * 3
+            if not dones[row]:
+                continue
+            assert (info["episode"]["l"], info["ended"]) == (lengths[row], {"after": lengths[row]})
+            assert info["episode"]["r"] == pytest.approx(returns[row], abs=1e-5)
+            assert "terminal_observation" in info
+            assert env.reset_infos[row].keys() == own
+            returns[row], lengths[row], ended = 0.0, 0, ended + 1
+    assert ended == 12
+
+
+def test_every_episode_of_recorded_statistics_is_logged(toy_id):
+    vector = RecordEpisodeStatistics(gymnasium.make_vec(toy_id, num_envs=3, horizon=HORIZON))
+    below = vector.env
+    model = PPO("MultiInputPolicy", GymVecEnv(vector), n_steps=20, batch_size=60, n_epochs=1, device="cpu").learn(60)
+    assert [episode["l"] for episode in model.ep_info_buffer] == [HORIZON] * 12
+    assert vector.env is below
 
 
 def test_infos_have_no_masks_and_copied_arrays(toy_id):
@@ -137,10 +194,51 @@ def test_attributes_of_sync_vector_env_are_per_environment(toy_id):
     assert env.env_is_wrapped(gymnasium.wrappers.OrderEnforcing) == [True, True]
 
 
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
-def test_adapter_rejects_other_autoreset_modes(toy_id, mode):
-    with pytest.raises(ValueError, match=r"needs AutoresetMode.SAME_STEP"):
-        adapted(toy_id, autoreset_mode=mode.value)
+@pytest.mark.parametrize(
+    ("env_id", "made", "kind"),
+    [
+        (TOY_ID, {"autoreset_mode": "NextStep"}, None),
+        (TOY_ID, {"autoreset_mode": "Disabled"}, None),
+        (TOY_ID, {"vectorization_mode": "sync"}, SyncVectorEnv),
+        ("CartPole-v1", {}, SyncVectorEnv),  # its own vector has only NEXT_STEP
+        ("CartPole-v1", {"vectorization_mode": "sync"}, SyncVectorEnv),
+        ("CartPole-v1", {"vectorization_mode": "async"}, AsyncVectorEnv),
+    ],
+)
+@pytest.mark.usefixtures("toy_id")
+def test_adapter_rejects_other_autoreset_modes_with_advice_that_works(env_id, made, kind):
+    vector = gymnasium.make_vec(env_id, 2, **made)
+    with pytest.raises(ValueError, match=r"needs AutoresetMode.SAME_STEP: use .*, or make_sb3_env$") as caught:
+        GymVecEnv(vector)
+    advised = eval(str(caught.value).split(": use ")[1].removesuffix(", or make_sb3_env"))
+    assert type(advised) is (kind or type(vector))
+    env = GymVecEnv(advised)
+    assert (env.num_envs, env.spec.id) == (2, env_id)
+    env.close()
+    vector.close()
+
+
+@pytest.mark.parametrize("vectorization_mode", [None, "sync", "async"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", TOY_ID])
+@pytest.mark.usefixtures("toy_id")
+def test_made_environment_trains_in_every_vectorization(env_id, vectorization_mode):
+    env = make_sb3_env(env_id, 2, seed=0, vectorization_mode=vectorization_mode, max_episode_steps=5)
+    policy = "MlpPolicy" if env_id == "CartPole-v1" else "MultiInputPolicy"
+    model = PPO(policy, env, n_steps=16, batch_size=16, n_epochs=1, seed=0, device="cpu").learn(32)
+    assert {episode["l"] for episode in model.ep_info_buffer} == {5}
+    assert len(model.ep_info_buffer) == 6
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "near"), [("n_envs", "num_envs"), ("monitor_dir", "monitor_file"), ("sed", "seed"), ("horizn", "horizon")]
+)
+def test_made_environment_rejects_unknown_arguments_with_the_closest(given, near):
+    with pytest.raises(
+        TypeError, match=f"got an unexpected keyword argument {given!r}; did you mean {near!r}"
+    ) as caught:
+        make_sb3_env("Esper-Digits-v0", **{given: 3})
+    assert str(caught.value).startswith("make_sb3_env() ") is (given != "horizn")
 
 
 def test_options_apply_to_one_reset(toy_id):

@@ -5,9 +5,11 @@ import sys
 import gymnasium
 import pytest
 from esper_agent.cli.main import BAD_INPUT, main
-from esper_agent.vectors import find_id, make_vector
+from esper_agent.vectors import UnexpectedArgumentError, find_id, make_vector
 from esper_env.tasks import TASKS
-from gymnasium.vector import AutoresetMode
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.envs.registration import VectorizeMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 MODULE = """
 from esper_env import register_task
@@ -78,6 +80,82 @@ def test_find_id_rejects_unknown_ids_and_modules(env_id, message):
 def test_make_vector_names_the_tasks_if_settings_do_not_fit_another_environment():
     with pytest.raises(ValueError, match=r"with these settings: .*; it is not an Esper task, which are Esper-"):
         make_vector("Acrobot-v1", 1, AutoresetMode.DISABLED, horizon=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mode", "kind"),
+    [
+        ({}, AutoresetMode.NEXT_STEP, CartPoleVectorEnv),  # which has no other mode
+        ({}, AutoresetMode.SAME_STEP, SyncVectorEnv),
+        ({"vector_kwargs": {"copy": False}}, AutoresetMode.DISABLED, SyncVectorEnv),
+        ({"vectorization_mode": "sync", "max_episode_steps": 7}, AutoresetMode.NEXT_STEP, SyncVectorEnv),
+        ({"vectorization_mode": VectorizeMode.ASYNC}, AutoresetMode.SAME_STEP, AsyncVectorEnv),
+    ],
+)
+def test_make_vector_sets_the_mode_of_every_vectorization(arguments, mode, kind):
+    envs = make_vector("CartPole-v1", 2, mode, **arguments)
+    assert type(envs) is kind
+    assert envs.metadata["autoreset_mode"] is mode
+    assert getattr(envs, "copy", True) is ("vector_kwargs" not in arguments)
+    envs.close()
+
+
+class FixedMode(SyncVectorEnv):
+    """A vector of its own whose autoreset mode cannot be set."""
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(self, num_envs=1, max_episode_steps=None):  # noqa: ARG002
+        super().__init__([lambda: gymnasium.make("CartPole-v1")] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+@pytest.mark.usefixtures("own_tables")
+def test_make_vector_uses_a_vector_that_has_the_mode_already():
+    gymnasium.register("Fixed-v0", entry_point=lambda: gymnasium.make("CartPole-v1"), vector_entry_point=FixedMode)
+    kinds = [type(make_vector("Fixed-v0", 1, mode)) for mode in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)]
+    assert kinds == [FixedMode, SyncVectorEnv]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "arguments", "message"),
+    [
+        (
+            "CartPole-v1",
+            {"vectorization_mode": "vector_entry_point"},
+            "CartPole-v1 has no vector with .*'sync' or 'async'",
+        ),
+        (
+            "Acrobot-v1",
+            {"vectorization_mode": "vector_entry_point"},
+            "Acrobot-v1 has no vector with .*'sync' or 'async'",
+        ),
+        ("CartPole-v1", {"vectorization_mode": "threads"}, "Invalid vectorization mode: 'threads'"),
+        (
+            "CartPole-v1",
+            {"autoreset_mode": "NextStep"},
+            "`autoreset_mode` is 'NextStep'; expected .*SAME_STEP, or",
+        ),
+        ("CartPole-v1", {"vector_kwargs": {"autoreset_mode": "NextStep"}}, "`autoreset_mode` is 'NextStep'; expected"),
+        ("CartPole-v1", {"num_envs": 3}, "multiple values for keyword argument 'num_envs'"),
+    ],
+)
+def test_make_vector_rejects_other_modes(env_id, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_vector(env_id, 1, AutoresetMode.SAME_STEP, **arguments)
+
+
+def test_make_vector_accepts_its_own_mode_as_an_argument():
+    for given in (AutoresetMode.SAME_STEP, "SameStep", "SAME_STEP"):
+        envs = make_vector("CartPole-v1", 1, AutoresetMode.SAME_STEP, autoreset_mode=given)
+        assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+
+
+@pytest.mark.parametrize("env_id", ["Esper-Digits-v0", "CartPole-v1"])
+@pytest.mark.parametrize("kind", [TypeError, ValueError, UnexpectedArgumentError])
+def test_make_vector_rejects_unknown_arguments_as_types_and_as_values(env_id, kind):
+    with pytest.raises(kind, match="got an unexpected keyword argument 'horizn'") as caught:
+        make_vector(env_id, 1, AutoresetMode.DISABLED, horizn=3)
+    assert caught.value.argument == "horizn"
 
 
 @pytest.mark.parametrize(

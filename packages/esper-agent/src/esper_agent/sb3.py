@@ -10,21 +10,25 @@ PPO("MultiInputPolicy", env, n_steps=40, device="cpu").learn(20_000)
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
 from esper_env.checks import NON_NEGATIVE, check_value
+from esper_env.suggestions import closest
+from esper_env.tasks import TASK_KWARGS
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 from typing_extensions import override
 
-from esper_agent.vectors import make_vector, split_infos
+from esper_agent.vectors import UnexpectedArgumentError, make_vector, split_infos
 
 _FINAL_KEYS = frozenset({"final_obs", "_final_obs", "final_info", "_final_info"})
+_ARGUMENTS = ("env_id", "num_envs", "seed", "monitor_file", "vectorization_mode")  # of make_sb3_env, to suggest
 _SINGLE_SPACES = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
 
 
@@ -32,8 +36,9 @@ class GymVecEnv(VecEnv):
     """A Gymnasium ``VectorEnv`` with same-step autoreset as a Stable-Baselines3 ``VecEnv``.
 
     Observations and rewards are copies. At the end of an episode, the info belongs to the final step, with
-    ``terminal_observation``, and ``reset_infos`` has the info of the reset. ``TimeLimit.truncated`` is True if the
-    episode was truncated and not terminated.
+    ``terminal_observation``, and ``reset_infos`` has the info of the reset. Infos that Gymnasium's vector wrappers add
+    to a step, such as ``RecordEpisodeStatistics``, belong to that step, also if it ends an episode.
+    ``TimeLimit.truncated`` is True if the episode was truncated and not terminated.
 
     ``env_method(name)`` calls a method of the vector once; it must return one entry per environment. ``get_attr(name)``
     repeats an attribute of the vector. On ``SyncVectorEnv`` and ``AsyncVectorEnv``, both access the single
@@ -56,11 +61,12 @@ class GymVecEnv(VecEnv):
         mode = vec_env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"the vector environment's autoreset mode is {mode}; Stable-Baselines3 needs AutoresetMode.SAME_STEP, "
-                "so make it with autoreset_mode=AutoresetMode.SAME_STEP"
+                f"the vector environment's autoreset mode is {mode}; Stable-Baselines3 needs AutoresetMode.SAME_STEP: "
+                f"use {_call_with_same_step(vec_env)}, or make_sb3_env"
             )
         self.vec_env: Any = vec_env  # VectorEnv does not declare all methods used here
         self.spec = vec_env.spec
+        self._innermost = _innermost_wrapper(vec_env)
         self._actions: np.ndarray | None = None
         super().__init__(vec_env.num_envs, vec_env.single_observation_space, vec_env.single_action_space)
 
@@ -80,14 +86,29 @@ class GymVecEnv(VecEnv):
 
     @override
     def step_wait(self) -> VecEnvStepReturn:
-        observation, rewards, terminated, truncated, infos = self.vec_env.step(self._actions)
+        (observation, rewards, terminated, truncated, infos), own_keys = self._step()
         done = np.logical_or(terminated, truncated)
-        step_infos = split_infos({key: infos[key] for key in infos if key not in _FINAL_KEYS}, self.num_envs)
+        own = {key: infos[key] for key in own_keys - _FINAL_KEYS}
+        step_infos = split_infos(own, self.num_envs)
         if done.any():
             self._take_final(step_infos, infos, done)
+        added = split_infos({key: infos[key] for key in infos.keys() - own_keys - _FINAL_KEYS}, self.num_envs)
         for index, info in enumerate(step_infos):
+            info |= added[index]
             info["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
         return copy.deepcopy(observation), np.array(rewards, dtype=np.float32), done, step_infos
+
+    def _step(self) -> tuple[Any, frozenset[str]]:
+        """Step the vector; return the result, and the keys of its infos without those that its wrappers added."""
+        if self._innermost is None:
+            result = self.vec_env.step(self._actions)
+            return result, frozenset(result[4])
+        observed = _ObservedKeys(self._innermost.env)
+        self._innermost.env = observed
+        try:
+            return self.vec_env.step(self._actions), observed.keys
+        finally:
+            self._innermost.env = observed.env
 
     def _take_final(self, step_infos: list[dict[str, Any]], infos: dict[str, Any], done: np.ndarray) -> None:
         """Replace the reset info of each finished environment with the info of its final step."""
@@ -196,6 +217,37 @@ class GymVecEnv(VecEnv):
         return self._selected(values, indices)
 
 
+class _ObservedKeys(VectorWrapper):
+    """Records the keys of a vector's infos before its other wrappers add theirs."""
+
+    keys: frozenset[str] = frozenset()
+
+    @override
+    def step(self, actions: Any) -> Any:
+        result = self.env.step(actions)
+        self.keys = frozenset(result[4])
+        return result
+
+
+def _innermost_wrapper(vec_env: VectorEnv) -> VectorWrapper | None:
+    """Return the wrapper directly around the vector, or None without wrappers."""
+    innermost = None
+    while isinstance(vec_env, VectorWrapper):
+        innermost, vec_env = vec_env, vec_env.env
+    return innermost
+
+
+def _call_with_same_step(vec_env: VectorEnv) -> str:
+    """Return a call that makes the same vector with same-step autoreset."""
+    env_id, base = vec_env.spec.id if vec_env.spec is not None else "ID", type(vec_env.unwrapped)
+    mode = AutoresetMode.SAME_STEP.value
+    arguments = f"autoreset_mode={mode!r}"
+    if base in (SyncVectorEnv, AsyncVectorEnv) or "autoreset_mode" not in inspect.signature(base).parameters:
+        kind = "async" if base is AsyncVectorEnv else "sync"
+        arguments = f"vectorization_mode={kind!r}, vector_kwargs={{'autoreset_mode': {mode!r}}}"
+    return f"gymnasium.make_vec({env_id!r}, num_envs={vec_env.num_envs}, {arguments})"
+
+
 def make_sb3_env(
     env_id: str, num_envs: int = 1, seed: int | None = None, *, monitor_file: str | None = None, **env_kwargs: Any
 ) -> VecMonitor:
@@ -206,12 +258,24 @@ def make_sb3_env(
         num_envs: number of environments.
         seed: environment i is first reset with ``seed + i``; None draws entropy.
         monitor_file: path of the CSV of ``VecMonitor``; None for no file.
-        **env_kwargs: passed to ``make_vec``, for example ``horizon=20`` or ``max_episode_steps=10``.
+        **env_kwargs: passed to ``make_vec``, for example ``horizon=20``, ``max_episode_steps=10`` or
+            ``vectorization_mode="async"``.
 
     Raises:
         ValueError: an unknown id, or invalid numbers or settings.
+        TypeError: an unknown keyword argument (also a ``ValueError``).
     """
     check_value("seed", seed, Annotated[int | None, NON_NEGATIVE])
-    adapted = GymVecEnv(make_vector(env_id, num_envs, AutoresetMode.SAME_STEP, **env_kwargs))
+    try:
+        vector = make_vector(env_id, num_envs, AutoresetMode.SAME_STEP, **env_kwargs)
+    except UnexpectedArgumentError as error:
+        near = closest(error.argument, [*_ARGUMENTS, *TASK_KWARGS])
+        if near not in _ARGUMENTS:
+            raise
+        raise UnexpectedArgumentError(
+            f"make_sb3_env() got an unexpected keyword argument {error.argument!r}; did you mean {near!r}?",
+            error.argument,
+        ) from error
+    adapted = GymVecEnv(vector)
     adapted.seed(seed)
     return VecMonitor(adapted, filename=monitor_file)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +15,16 @@ import numpy as np
 from esper_env.checks import POSITIVE, check_value
 from esper_env.suggestions import did_you_mean, shown
 from esper_env.tasks import TASKS  # the import registers the ids
+from gymnasium.envs.registration import VectorizeMode, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
+
+
+class UnexpectedArgumentError(TypeError, ValueError):
+    """A keyword argument that an environment does not have; also a ``ValueError``, because it may be a setting."""
+
+    def __init__(self, message: str, argument: str) -> None:
+        super().__init__(message)
+        self.argument = argument
 
 
 def find_id(env_id: str) -> str:
@@ -49,32 +60,84 @@ def _import(module: str, env_id: str) -> None:
         ) from error
 
 
-def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, **env_kwargs: Any) -> VectorEnv:
-    """Call ``gymnasium.make_vec`` for an id that :func:`find_id` accepts, with or without a vector entry point.
+def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, /, **env_kwargs: Any) -> VectorEnv:
+    """Call ``gymnasium.make_vec`` for an id that :func:`find_id` accepts, and set the autoreset mode.
+
+    ``SyncVectorEnv`` makes the vector if the id has no vector of its own, or one with another autoreset mode only.
+
+    Args:
+        env_id: a registered id.
+        num_envs: number of environments.
+        autoreset_mode: mode of the vector.
+        **env_kwargs: further keyword arguments of ``make_vec``, such as ``vectorization_mode="async"``.
 
     Raises:
-        ValueError: an unknown id, a ``num_envs`` below 1, or an unknown setting.
+        ValueError: an unknown id, a ``num_envs`` below 1, or a vector that does not have the mode.
+        UnexpectedArgumentError: an unknown setting (a ``TypeError`` and a ``ValueError``).
     """
     check_value("num_envs", num_envs, Annotated[int, POSITIVE])
     env_id = find_id(env_id)
-    if gymnasium.spec(env_id).vector_entry_point is None:
-        modes: dict[str, Any] = {"vector_kwargs": {"autoreset_mode": autoreset_mode}}
-    else:
-        modes = {"autoreset_mode": autoreset_mode.value}
+    arguments = _in_mode(env_id, autoreset_mode, env_kwargs)
     try:
-        return gymnasium.make_vec(env_id, num_envs=num_envs, **modes, **env_kwargs)
-    except TypeError as error:  # an unknown setting
+        return gymnasium.make_vec(env_id, num_envs=num_envs, **arguments)
+    except TypeError as error:
         foreign = "" if env_id in TASKS else f"; it is not an Esper task, which are {', '.join(TASKS)}"
-        raise ValueError(f"{env_id} cannot be made with these settings: {error}{foreign}") from error
+        message = f"{env_id} cannot be made with these settings: {error}{foreign}"
+        unexpected = re.search(r"got an unexpected keyword argument '(\w+)'", str(error))
+        if unexpected is None:
+            raise ValueError(message) from error
+        raise UnexpectedArgumentError(message, unexpected[1]) from error
+
+
+def _in_mode(env_id: str, mode: AutoresetMode, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of ``make_vec`` that set the autoreset mode."""
+    vector_kwargs = dict(env_kwargs.get("vector_kwargs") or {})
+    arguments = {**env_kwargs, "vector_kwargs": vector_kwargs}
+    for place in (arguments, vector_kwargs):
+        given = place.pop("autoreset_mode", mode)
+        if given not in (mode, mode.value, mode.name):
+            raise ValueError(f"`autoreset_mode` is {given!r}; expected {mode}, or no such argument")
+    entry_point, wanted = gymnasium.spec(env_id).vector_entry_point, env_kwargs.get("vectorization_mode")
+    native = wanted in (VectorizeMode.VECTOR_ENTRY_POINT, VectorizeMode.VECTOR_ENTRY_POINT.value)
+    if entry_point is not None and (native or wanted is None):
+        accepted = _mode_arguments(load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point, mode)
+        if accepted is not None:
+            return arguments | accepted
+    if native:
+        raise ValueError(
+            f"`vectorization_mode` is {VectorizeMode.VECTOR_ENTRY_POINT.value!r}, but {env_id} has no vector with "
+            f"{mode}; expected 'sync' or 'async'"
+        )
+    vector_kwargs["autoreset_mode"] = mode
+    return arguments | {"vectorization_mode": wanted or VectorizeMode.SYNC}
+
+
+def _mode_arguments(entry_point: Callable[..., Any], mode: AutoresetMode) -> dict[str, Any] | None:
+    """Return the arguments with which a vector entry point sets the autoreset mode; None if it has another one."""
+    parameters = inspect.signature(entry_point).parameters
+    if "autoreset_mode" in parameters:
+        return {"autoreset_mode": mode.value}
+    return {} if getattr(entry_point, "metadata", {}).get("autoreset_mode") is mode else None
 
 
 def check_growth(observations: gymnasium.Space, env_id: str) -> None:
     """Raise ``ValueError`` unless these are the observations of a growing network."""
     if not isinstance(observations, gymnasium.spaces.Dict) or "action_mask" not in observations.spaces:
         raise ValueError(
-            f"{env_id} is not an Esper task: its observations are {shown(observations)}, without an action_mask; "
+            f"{env_id} is not an Esper task: its observations are {described(observations)}, without an action_mask; "
             f"expected one of {', '.join(TASKS)}, or a custom task from register_task"
         )
+
+
+def described(space: gymnasium.Space) -> str:
+    """Return a space by its kind, shape and type, without its bounds."""
+    if isinstance(space, gymnasium.spaces.Dict):
+        return f"Dict({', '.join(f'{key}: {described(part)}' for key, part in space.items())})"
+    if isinstance(space, gymnasium.spaces.Box):
+        return f"Box({space.shape}, {space.dtype})"
+    if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        return f"MultiDiscrete({shown(space.nvec.ravel().tolist())})"
+    return shown(space) if isinstance(space, gymnasium.spaces.Discrete) else type(space).__name__
 
 
 def split_infos(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
