@@ -1,10 +1,15 @@
 """Stock algorithms learn on stock vectors without warnings; tests/agent/test_sb3.py tests them on the native vector."""
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from esper_agent import FactoredRecurrentPPO
+from esper_agent.policies.baselines import POLICIES
 from esper_agent.sb3 import make_sb3_env
 from sb3_contrib import MaskablePPO, RecurrentPPO
+from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
+from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.maskable.utils import get_action_masks
 from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3 import PPO
@@ -65,6 +70,28 @@ def test_masks_reach_the_masked_policy(make):
             assert all(part[value] for part, value in zip(np.split(mask, splits), action, strict=True))
         observations, *_ = env.step(actions)
     env.close()
+
+
+@pytest.mark.parametrize("name", ["learner", "heuristic", "conv_light", "random", "wait"])
+def test_masked_evaluation_of_sb3_contrib_plays_every_policy(name):
+    env = native_vector()
+    if name == "learner":
+        policy = FactoredRecurrentPPO("FactoredLstmPolicy", env, **SMALL)
+    else:
+        policy = POLICIES[name](gymnasium.make(ENV_ID, **TINY), 0)
+    returns, lengths = evaluate_policy(policy, env, n_eval_episodes=3, return_episode_rewards=True)
+    assert lengths == [HORIZON] * 3
+    assert np.isfinite(returns).all()
+    env.close()
+
+
+def test_masked_evaluation_callback_of_sb3_contrib_evaluates_the_learner():
+    env, held_out = native_vector(), native_vector()
+    evaluation = MaskableEvalCallback(held_out, n_eval_episodes=2, eval_freq=STEPS, verbose=0)
+    FactoredRecurrentPPO("FactoredLstmPolicy", env, **SMALL).learn(COUNT * STEPS, callback=evaluation)
+    assert np.isfinite(evaluation.last_mean_reward)
+    env.close()
+    held_out.close()
 
 
 def test_stock_and_native_vectors_play_equal_episodes():

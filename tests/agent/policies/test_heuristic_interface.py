@@ -40,10 +40,10 @@ def test_predict_rejects_a_state_of_other_environments():
     two = {key: np.stack([value] * 2) for key, value in one.items()}
     _, state_of_one = policy_with().predict(one)
     fresh = policy_with()
-    with pytest.raises(ValueError, match="keeps the decisions of 0 environments; pass the state that its own last"):
+    with pytest.raises(ValueError, match="decisions of 0 environments, and the observation has 1; pass the state that"):
         fresh.predict(one, state_of_one)
     fresh.predict(two)
-    with pytest.raises(ValueError, match=r"the state has \(1, 3\) \(environments, slots\), .* \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"the state is .* an array \(1, 3\) .*; expected .* an array \(2, 3\)"):
         fresh.predict(two, state_of_one)
     assert [len(decisions) for decisions in fresh.decisions] == [1, 1], "rejected calls leave no record"
 

@@ -255,14 +255,21 @@ def test_loaded_policy_has_every_setting_and_the_same_actions(spaces, observatio
     np.testing.assert_array_equal(actions, again)
 
 
+def as_floats(observed, key):
+    parts = dict(observed.spaces)
+    parts[key] = gymnasium.spaces.Box(0, 13, parts[key].shape, np.float64)
+    return gymnasium.spaces.Dict(parts)
+
+
 def test_policy_rejects_other_spaces_and_use_sde(spaces):
     observed, actions = spaces
     for given, message in (
         ((observed, gymnasium.spaces.Discrete(4)), r"expected .* MultiDiscrete\(head_sizes"),
         ((observed, gymnasium.spaces.MultiDiscrete([2, 3])), r"expected .* MultiDiscrete\(head_sizes"),
         ((observed["features"], actions), "do not flatten"),
-        ((gymnasium.spaces.Dict(list(observed.spaces.items())[:-1]), actions), "'op_slot_mask'"),
-        ((observed, gymnasium.spaces.MultiDiscrete(head_sizes(4))), r"the shapes {'blueprints': \(4,\)"),
+        ((gymnasium.spaces.Dict(list(observed.spaces.items())[:-1]), actions), r"op_slot_mask \(18,\)"),
+        ((observed, gymnasium.spaces.MultiDiscrete(head_sizes(4))), r"the integers blueprints \(4,\), action_mask \("),
+        ((as_floats(observed, "blueprints"), actions), r"blueprints: Box\(\(3,\), float64\).*; expected .* integers"),
     ):
         with pytest.raises(ValueError, match=message):
             make_policy(given)

@@ -10,6 +10,7 @@ import torch as th
 from docstrings import documented
 from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
 from esper_env.rules.heads import HEAD_NAMES
+from sb3_contrib.ppo_recurrent import MultiInputLstmPolicy
 from stable_baselines3.common.callbacks import CallbackList, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
@@ -53,6 +54,22 @@ def test_arguments_may_be_positional_and_numpy_scalars():
     assert [model.ent_coef(1.0), model.ent_coef(0.5), model.ent_coef(0.0)] == pytest.approx([0.03, 0.015, 0.0])
     with pytest.raises(TypeError, match="got an unexpected keyword argument 'learning_rat'"):
         FactoredRecurrentPPO("FactoredLstmPolicy", None, learning_rat=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("policy", "shown"),
+    [
+        ("MlpPolicy", "'MlpPolicy'"),
+        ("MlpLstmPolicy", "'MlpLstmPolicy'"),
+        ("MultiInputPolicy", "'MultiInputPolicy'"),
+        (MultiInputLstmPolicy, MultiInputLstmPolicy.__name__),
+        (None, "None"),
+    ],
+)
+def test_other_policies_are_rejected_with_the_name_that_works(mask_world, policy, shown):
+    expected = f"`policy` is {shown}; expected 'FactoredLstmPolicy', or a subclass of esper_agent.FactoredLstmPolicy"
+    with pytest.raises(ValueError, match=f"^{expected}$"):
+        FactoredRecurrentPPO(policy, mask_world(1), device="cpu")
 
 
 def test_saved_model_loads_and_trains_further(mask_world, tmp_path, make_model):
@@ -108,8 +125,11 @@ def test_log_has_the_names_of_sb3_and_of_the_heads(mask_world, tmp_path, make_mo
     }
     statistics = ("ratio_mean", "ratio_max", "ratio_min", "approx_kl", "clip_fraction", "entropy")
     statistics += ("ratio_low", "ratio_high", "choice_entropy")
-    assert header >= shared | {f"train/{head}_{name}" for head in HEAD_NAMES for name in statistics}
-    assert model.last_update["op_entropy"] == model.logger.name_to_value["train/op_entropy"]
+    heads = {f"heads/{head}/{name}" for head in HEAD_NAMES for name in statistics}
+    assert header >= shared | heads
+    assert {name for name in header if name.startswith("heads/")} == heads
+    assert not [name for name in header if name.startswith(tuple(f"train/{head}_r" for head in HEAD_NAMES))]
+    assert model.last_update["op_entropy"] == model.logger.name_to_value["heads/op/entropy"]
 
 
 def test_head_without_rows_is_not_logged(mask_world, make_model):

@@ -1,7 +1,8 @@
 """Baselines: waiting, uniformly random legal actions, and fixed plans.
 
 Each has the ``predict(observation, state, episode_start, deterministic) -> (actions, state)`` of a
-Stable-Baselines3 model and decides from observations alone.
+Stable-Baselines3 model and decides from observations alone. It ignores ``action_masks``, which the evaluation of
+sb3-contrib passes, because the observation has the masks.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from esper_agent.policies.batches import (
     Actions,
     ObservationBatch,
+    check_state,
     ready_to_advance,
     ready_to_fossilize,
     starting_rows,
@@ -49,6 +51,7 @@ class WaitPolicy:
         state: Any = None,
         episode_start: NDArray[np.bool_] | None = None,  # noqa: ARG002
         deterministic: bool = True,  # noqa: ARG002
+        action_masks: NDArray | None = None,  # noqa: ARG002
     ) -> tuple[Actions, Any]:
         """Return WAIT actions (N, 8), or (8,) for a single observation."""
         batch = ObservationBatch.of(observation)
@@ -73,11 +76,14 @@ class RandomPolicy:
         state: tuple[np.random.Generator, ...] | None = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = True,  # noqa: ARG002
+        action_masks: NDArray | None = None,  # noqa: ARG002
     ) -> tuple[Actions, tuple[np.random.Generator, ...]]:
         """Return actions (N, 8) or (8,), and the generators of the N current episodes."""
         batch = ObservationBatch.of(observation)
         starts = starting_rows(episode_start, state is not None, batch.num_envs)
         kept = state if state is not None else (None,) * batch.num_envs
+        if state is not None:
+            check_state(state, (np.random.default_rng(0),) * batch.num_envs, batch.num_envs)
         generators = tuple(
             self._next_generator() if start or generator is None else generator
             for start, generator in zip(starts, kept, strict=True)
@@ -151,6 +157,7 @@ class FixedPlanPolicy:
         state: NDArray[np.bool_] | None = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = True,  # noqa: ARG002
+        action_masks: NDArray | None = None,  # noqa: ARG002
     ) -> tuple[Actions, NDArray[np.bool_]]:
         """Return actions (N, 8) or (8,), and a mask (N, plantings) of the seeds planted in this episode."""
         batch = ObservationBatch.of(observation)
@@ -158,7 +165,10 @@ class FixedPlanPolicy:
         if last >= batch.num_slots:
             raise ValueError(f"the plan plants slot {last}; the environment has slots 0 to {batch.num_slots - 1}")
         starts = starting_rows(episode_start, state is not None, batch.num_envs)
-        planted = np.zeros((batch.num_envs, len(self.plantings)), dtype=bool) if state is None else state.copy()
+        planted = np.zeros((batch.num_envs, len(self.plantings)), dtype=bool)
+        if state is not None:
+            check_state(state, planted, batch.num_envs)
+            planted = state.copy()
         planted[starts] = False
         view = ObservationView(batch.features, batch.num_slots, self.horizon)
         ready = ready_to_advance(view, self.gates) | ready_to_fossilize(view, self.gates)

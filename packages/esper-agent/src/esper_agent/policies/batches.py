@@ -5,11 +5,23 @@ Policies check these estimates before they act, so that no step is wasted on a c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from esper_env.rules import HEAD_DEFAULTS, HOLD, NUM_OPS, GateConfig, Head, ObservationView, Stage, head_sizes
+from esper_env.rules import (
+    HEAD_DEFAULTS,
+    HOLD,
+    NO_BLUEPRINT,
+    NUM_OPS,
+    GateConfig,
+    Head,
+    ObservationView,
+    Stage,
+    head_sizes,
+)
 from numpy.typing import NDArray
 
 Actions = NDArray[np.int64]
@@ -33,9 +45,15 @@ class ObservationBatch:
         """Convert a ``Dict`` observation of one environment, or of N with a leading axis.
 
         Raises:
-            ValueError: a key is missing, the shapes do not match, or a feature is not finite.
+            ValueError: the observation is not a dict, a key is missing, the shapes do not match, a feature is not
+                finite, or blueprints or masks have impossible values.
         """
-        missing = [key for key in _KEYS if not isinstance(observation, Mapping) or key not in observation]
+        if not isinstance(observation, Mapping):
+            raise ValueError(
+                f"the observation is a {type(observation).__name__}; expected the dict of an Esper environment, with "
+                f"{', '.join(_KEYS)}: do not flatten it"
+            )
+        missing = [key for key in _KEYS if key not in observation]
         if missing:
             raise ValueError(f"the observation lacks {missing}; expected the dict of an Esper environment")
         arrays = {key: np.asarray(observation[key]) for key in _KEYS}
@@ -46,10 +64,16 @@ class ObservationBatch:
         rows, slots = shapes["blueprints"] if len(shapes["blueprints"]) == 2 else (0, 0)
         sizes = head_sizes(max(slots, 1))
         expected = {"op_slot_mask": (rows, NUM_OPS * slots), "action_mask": (rows, sum(sizes))}
-        if slots == 0 or len(arrays["features"]) != rows or any(shapes[key] != expected[key] for key in expected):
+        if slots == 0 or shapes["features"][:1] != (rows,) or any(shapes[key] != expected[key] for key in expected):
             raise ValueError(f"observation parts of shapes {shapes} do not belong to the same environments and slots")
-        if not np.isfinite(arrays["features"]).all():
+        if arrays["features"].dtype.kind not in "fiu" or not np.isfinite(arrays["features"]).all():
             raise ValueError("the observation's features are not all finite; expected numbers of an Esper environment")
+        for key, most in (("blueprints", NO_BLUEPRINT), ("action_mask", 1), ("op_slot_mask", 1)):
+            if arrays[key].dtype.kind not in "biu" or (arrays[key] < 0).any() or (arrays[key] > most).any():
+                raise ValueError(
+                    f"the observation's {key} has other values than integers from 0 to {most}; expected it as the "
+                    "environment returned it: do not normalise it"
+                )
         first = sum(sizes[: Head.BLUEPRINT])
         return cls(
             features=arrays["features"],
@@ -88,6 +112,24 @@ def starting_rows(episode_start: NDArray[np.bool_] | None, has_state: bool, num_
     if starts.shape not in ((), (1,), (num_envs,)):
         raise ValueError(f"episode_start has shape {starts.shape}; expected ({num_envs},), one flag per environment")
     return np.broadcast_to(starts, (num_envs,)).copy()
+
+
+def check_state(state: Any, expected: Any, num_envs: int) -> None:
+    """Raise ``ValueError`` unless a policy's state, an array or a tuple, has the shapes of ``expected``."""
+    if _form(state) != _form(expected):
+        raise ValueError(
+            f"the state is {_form(state)}; expected {_form(expected)}, because the observation has {num_envs} "
+            "environments: pass the state that the policy's own last predict returned, or None to begin"
+        )
+
+
+def _form(state: Any) -> str:
+    """Describe a state by the shapes of its arrays, or by its type."""
+    if isinstance(state, np.ndarray):
+        return f"an array {state.shape}"
+    if isinstance(state, tuple | list):
+        return " and ".join(f"{count} x {form}" for form, count in Counter(map(_form, state)).items()) or "empty"
+    return f"a {type(state).__name__}"
 
 
 def ready_to_advance(view: ObservationView, gates: GateConfig) -> NDArray[np.bool_]:

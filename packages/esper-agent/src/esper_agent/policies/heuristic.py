@@ -45,6 +45,7 @@ from numpy.typing import NDArray
 from esper_agent.policies.batches import (
     Actions,
     ObservationBatch,
+    check_state,
     on_hold_at,
     ready_to_advance,
     ready_to_fossilize,
@@ -157,22 +158,24 @@ class HeuristicPolicy:
         state: HeuristicState | None = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = True,  # noqa: ARG002
+        action_masks: NDArray | None = None,  # noqa: ARG002
     ) -> tuple[Actions, HeuristicState]:
         """Return actions (N, 8), or (8,) for an unbatched observation, and the state for the next call.
 
-        ``deterministic`` is ignored, because the rules are deterministic.
+        ``deterministic`` is ignored, because the rules are deterministic, and ``action_masks``, because the observation
+        has the masks.
 
         Raises:
             ValueError: the observation is malformed, or the state belongs to other environments.
         """
         batch = ObservationBatch.of(observation)
-        shape = batch.blueprints.shape
-        if state is not None and (state.stage.shape != shape or len(self.decisions) != batch.num_envs):
-            raise ValueError(
-                f"the state has {state.stage.shape} (environments, slots), the observation {shape}, and this policy "
-                f"keeps the decisions of {len(self.decisions)} environments; pass the state that its own last predict "
-                "returned, or None to begin"
-            )
+        if state is not None:
+            check_state(state, HeuristicState.fresh(np.zeros(batch.num_envs), batch.num_slots), batch.num_envs)
+            if len(self.decisions) != batch.num_envs:
+                raise ValueError(
+                    f"this policy keeps the decisions of {len(self.decisions)} environments, and the observation has "
+                    f"{batch.num_envs}; pass the state that the policy's own last predict returned, or None to begin"
+                )
         view = ObservationView(batch.features, batch.num_slots, self.horizon)
         starts = starting_rows(episode_start, state is not None, batch.num_envs)
         if state is None:

@@ -145,8 +145,8 @@ class UpdateStatistics:
             result["clipped_update_fraction"] = float((norms > max_grad_norm).mean())
         return result
 
-    def per_head(self) -> dict[str, float]:
-        """Return ``<head>_<statistic>`` over the rows in which the head is relevant, without heads that no row reads.
+    def per_head(self) -> dict[str, dict[str, float]]:
+        """Return statistics by head over the rows in which it is relevant, without heads that no row reads.
 
         ``entropy`` averages over all of these rows, ``choice_entropy`` over rows with more than one valid value.
         """
@@ -155,15 +155,15 @@ class UpdateStatistics:
         means = {name: (sums / self._counts[name]).tolist() for name, sums in self._sums.items()}
         counts = {name: count.tolist() for name, count in self._counts.items()}
         ratios, rows = (th.cat(parts).cpu().numpy() for parts in zip(*self._ratios, strict=True))
-        numbers: dict[str, float] = {}
+        numbers: dict[str, dict[str, float]] = {}
         for head in np.flatnonzero(rows.any(axis=0)):
             own = ratios[rows[:, head], head]
-            statistics = {name: values[head] for name, values in means.items() if counts[name][head] > 0} | {
+            averages = {name: values[head] for name, values in means.items() if counts[name][head] > 0}
+            numbers[HEAD_NAMES[head]] = averages | {
                 "ratio_max": float(own.max()),
                 "ratio_min": float(own.min()),
                 # Interpolation would fail on infinite ratios.
                 "ratio_low": float(np.quantile(own, TAIL, method="higher")),
                 "ratio_high": float(np.quantile(own, 1.0 - TAIL, method="lower")),
             }
-            numbers |= {f"{HEAD_NAMES[head]}_{name}": value for name, value in statistics.items()}
         return numbers

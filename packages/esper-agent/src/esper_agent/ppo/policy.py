@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
-from esper_env.rules import HEAD_VALUES, NUM_OPS, Head, head_sizes
+from esper_env.rules import HEAD_VALUES, Head
+from esper_env.suggestions import shown
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
@@ -14,6 +16,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from esper_agent.policies.batches import ObservationBatch, check_state, starting_rows
 from esper_agent.ppo.advantages import expected_value
 from esper_agent.ppo.distribution import FactoredDistribution, HeadEvaluation, HeadTables
 from esper_agent.ppo.networks import (
@@ -27,6 +30,7 @@ from esper_agent.ppo.networks import (
     initialise_lstm,
 )
 from esper_agent.ppo.settings import check_logit_bias
+from esper_agent.ppo.spaces import check_spaces
 
 #: Initial bias of the logits by head and value. Uniformly random growth is worse than waiting, mostly because a seed
 #: whose alpha target is not FULL cannot be committed and is discarded at the end. Without the bias, training collapses
@@ -37,6 +41,10 @@ LOGIT_BIAS: Mapping[str, Mapping[str, float]] = {
 }
 
 LstmState = tuple[th.Tensor, th.Tensor]
+
+
+class UnknownPolicyError(ValueError):
+    """``policy`` is neither the name nor a subclass of ``FactoredLstmPolicy``."""
 
 
 class Decision(NamedTuple):
@@ -239,6 +247,35 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
         latent, states = self._latent(obs, lstm_states, episode_starts)
         return self._distribution(latent, obs), states
 
+    def predict(
+        self,
+        observation: Mapping[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,  # noqa: ARG002
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Return actions (N, 8), or (8,) for an unbatched observation, and the LSTM states.
+
+        ``action_masks`` is ignored, because the observation has the masks. The evaluation of sb3-contrib passes it.
+
+        Raises:
+            ValueError: the observation is malformed or of another network, or ``state`` or ``episode_start`` belongs to
+                another number of environments.
+        """
+        batch = ObservationBatch.of(observation)
+        if batch.num_slots != self.tables.num_slots:
+            raise ValueError(
+                f"the observation has {batch.num_slots} slots; expected {self.tables.num_slots}, as in training: use a "
+                "task with the same host"
+            )
+        layers, _, hidden = self.lstm_hidden_state_shape
+        if state is not None:
+            check_state(state, (np.empty((layers, batch.num_envs, hidden)),) * 2, batch.num_envs)
+        starts = starting_rows(episode_start, True, batch.num_envs)
+        arrays = {key: np.asarray(observation[key]) for key in self.observation_space.spaces}
+        return super().predict(arrays, state, starts, deterministic)
+
     def predict_values(self, obs: PyTorchObs, lstm_states: LstmState, episode_starts: th.Tensor) -> th.Tensor:
         """Return V(s) = sum over ops of pi(op|s) Q(s, op), (B, 1)."""
         return expected_value(*self.op_values(obs, lstm_states, episode_starts)).unsqueeze(1)
@@ -252,19 +289,11 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
         return evaluation.state_values.unsqueeze(1), heads.log_probs.sum(dim=1), heads.entropies.sum(dim=1)
 
 
-def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
-    """Check that the spaces belong to a growth environment; ``ValueError`` otherwise."""
-    nvec = action_space.nvec.ravel().tolist() if isinstance(action_space, spaces.MultiDiscrete) else [1]
-    sizes = head_sizes(nvec[0])
-    if nvec != list(sizes):
-        raise ValueError(
-            f"action space is {action_space}; expected the heads of an Esper environment, "
-            "MultiDiscrete(head_sizes(slots))"
-        )
-    shapes = {"blueprints": (nvec[0],), "action_mask": (sum(sizes),), "op_slot_mask": (NUM_OPS * nvec[0],)}
-    given = dict(observation_space) if isinstance(observation_space, spaces.Dict) else {}
-    if "features" not in given or any(key not in given or given[key].shape != shapes[key] for key in shapes):
-        raise ValueError(
-            f"observation space is {observation_space}; expected a Dict with flat 'features' and the shapes {shapes}: "
-            "do not flatten the observation"
-        )
+def check_policy(policy: object) -> type[FactoredLstmPolicy]:
+    """Return a policy class of ``FactoredRecurrentPPO``; ``UnknownPolicyError`` for anything else."""
+    if isinstance(policy, type) and issubclass(policy, FactoredLstmPolicy):
+        return policy
+    given = policy.__name__ if isinstance(policy, type) else shown(policy)
+    raise UnknownPolicyError(
+        f"`policy` is {given}; expected 'FactoredLstmPolicy', or a subclass of esper_agent.FactoredLstmPolicy"
+    )

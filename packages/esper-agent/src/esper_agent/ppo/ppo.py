@@ -27,8 +27,9 @@ from typing_extensions import override
 from esper_agent.ppo.advantages import ESTIMATORS
 from esper_agent.ppo.buffers import FactoredRolloutBuffer, FactoredSamples
 from esper_agent.ppo.losses import LossSettings, UpdateStatistics, loss_terms
-from esper_agent.ppo.policy import FactoredLstmPolicy
+from esper_agent.ppo.policy import FactoredLstmPolicy, UnknownPolicyError, check_policy
 from esper_agent.ppo.settings import ARGUMENTS, PPOSettings, check_arguments, entropy_factors
+from esper_agent.ppo.spaces import check_env
 
 #: This many non-finite updates in a row stop the run.
 NON_FINITE_LIMIT = 3
@@ -48,7 +49,8 @@ class FactoredRecurrentPPO(RecurrentPPO):
     An update whose loss or gradient is not finite is skipped and counted in ``train/skipped_updates``. After three such
     updates in a row, or if the policy's decisions are not finite after a round of updates, the model restores its last
     good parameters, saves them as ``last_good_model.zip`` in the log folder if there is one, and raises
-    :class:`NonFiniteUpdateError`. ``last_update`` holds the metrics of the latest round of updates.
+    :class:`NonFiniteUpdateError`. ``last_update`` holds the metrics of the latest round of updates, those of a head as
+    ``HEAD_STATISTIC``.
 
     Args:
         policy: ``"FactoredLstmPolicy"``, or a subclass of that policy.
@@ -79,7 +81,8 @@ class FactoredRecurrentPPO(RecurrentPPO):
 
     Raises:
         TypeError: ``env`` is a vector environment of Gymnasium.
-        ValueError: a value outside its range, or an unknown estimator, head or device.
+        ValueError: a value outside its range, an unknown policy, estimator, head or device, or an environment whose
+            wrappers change the indices, masks or shapes of the observation; ``set_env`` and ``load`` check it as well.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"FactoredLstmPolicy": FactoredLstmPolicy}
@@ -122,11 +125,8 @@ class FactoredRecurrentPPO(RecurrentPPO):
         self.advantage_estimator: str = arguments.pop("advantage_estimator")
         self.entropy_multipliers = entropy_factors(arguments.pop("entropy_multipliers") or {})
         resolve_device(str(device))
-        if isinstance(env, VectorEnv):
-            raise TypeError(
-                "`env` is a gymnasium.vector.VectorEnv; expected a vector environment of Stable-Baselines3: use "
-                "esper_agent.make_sb3_env(id, num_envs), or wrap it in GymVecEnv"
-            )
+        if not isinstance(policy, str):
+            check_policy(policy)
         self.last_update: dict[str, float] = {}
         self._skipped_in_a_row = 0
         self._last_good: dict[str, Any] | None = None
@@ -139,6 +139,21 @@ class FactoredRecurrentPPO(RecurrentPPO):
         given["ent_coef"] = LinearSchedule(settings.ent_coef, settings.final_ent_coef, 1.0)
         policy_kwargs = {"logit_bias": settings.biases() or None}
         return cls("FactoredLstmPolicy", env, **given, policy_kwargs=policy_kwargs, **kwargs)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Check an environment wherever SB3 takes one: in the constructor, ``set_env`` and ``load``."""
+        if isinstance(env, VectorEnv):
+            raise TypeError(
+                "`env` is a gymnasium.vector.VectorEnv; expected a vector environment of Stable-Baselines3: use "
+                "esper_agent.make_sb3_env(id, num_envs), or wrap it in GymVecEnv"
+            )
+        wrapped = RecurrentPPO._wrap_env(env, verbose, monitor_wrapper)
+        check_env(wrapped)
+        return wrapped
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        return check_policy(self.policy_aliases.get(policy_name, policy_name))
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -312,7 +327,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
         )
 
     def _log_update(self, settings: LossSettings, statistics: UpdateStatistics) -> None:
-        """Log metrics under ``train/``; per-head metrics are not printed to the console, which they would fill."""
+        """Log metrics under ``train/``, and those of heads under ``heads/``, which would fill the console."""
         buffer = self.rollout_buffer
         totals = statistics.summary(self.max_grad_norm) | {
             "explained_variance": float(explained_variance(buffer.values.flatten(), buffer.returns.flatten())),
@@ -324,10 +339,27 @@ class FactoredRecurrentPPO(RecurrentPPO):
         }
         if settings.clip_range_vf is not None:
             totals["clip_range_vf"] = settings.clip_range_vf
-        self.last_update = totals | statistics.per_head()
-        for name, value in self.last_update.items():
-            self.logger.record(f"train/{name}", value, exclude=None if name in totals else "stdout")
+        heads = statistics.per_head()
+        self.last_update = totals | {
+            f"{head}_{name}": value for head, own in heads.items() for name, value in own.items()
+        }
+        for name, value in totals.items():
+            self.logger.record(f"train/{name}", value)
+        for head, own in heads.items():
+            for name, value in own.items():
+                self.logger.record(f"heads/{head}/{name}", value, exclude="stdout")
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    @override
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
     @override
     def learn(
@@ -349,7 +381,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
             raise ValueError(f"{path} is a folder; expected a saved model: load {inside}, or use esper_agent.load_run")
         try:
             return super().load(path, *args, **kwargs)
-        except AttributeError as error:  # the policy of another algorithm has other parts
+        except (AttributeError, UnknownPolicyError) as error:  # the policy of another algorithm
             raise ValueError(f"{path} is not a model of FactoredRecurrentPPO ({error})") from error
 
     def _excluded_save_params(self) -> list[str]:
