@@ -85,11 +85,11 @@ SENTENCES = [
     (COLLAPSE, "the critic explains only 0.6% of the return variance (threshold 10%)."),
     (
         anomaly(ValueCollapse, "explained_variance", -3.0, 0.1),
-        "the critic's explained variance is -3; expected at least 0.1.",
+        "the critic explains only -300.0% of the return variance (threshold 10%).",
     ),
     (
         anomaly(ValueCollapse, "explained_variance", NAN, None),
-        "the critic's explained variance is nan; expected at least 0.",
+        "the critic explains only nan% of the return variance.",
     ),
     (anomaly(NumericalInstability, "skipped_updates", 2.0, 0.0), "training skipped 2 updates that were not finite."),
     (BROKEN, "the policy's loss [x] is nan; expected a finite number."),

@@ -3,11 +3,13 @@
 import os
 import signal
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from esper_agent.evaluation.play import run_episodes
+from esper_agent.ppo.ppo import FactoredRecurrentPPO
 from esper_agent.sb3 import make_sb3_env
 from esper_agent.training.callbacks import (
     PeriodicEvaluation,
@@ -16,10 +18,12 @@ from esper_agent.training.callbacks import (
     TrainingMetricsCallback,
     evaluation_means,
 )
-from esper_env.rules.heads import Op
+from esper_env.rules.heads import Blueprint, Op
+from esper_env.seeds import offered_blueprints
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecExtractDictObs, VecNormalize
 
 
 class Witness(BaseCallback):
@@ -56,6 +60,9 @@ def test_logged_shares_and_means_match_the_infos(toy_id):
         assert logged["rollout/op_germinate"] == pytest.approx(shares[Op.GERMINATE])
         invalid = np.mean([not info["action_valid"] for info in infos])
         assert logged["rollout/invalid_share"] == pytest.approx(invalid)
+        commands = [info for info in infos if info["op"] != Op.WAIT]
+        rejected = sum(info["action_valid"] and not info["action_succeeded"] for info in commands)
+        assert logged["rollout/rejected_share"] == pytest.approx(rejected / len(commands))
         assert logged["rollout/rollbacks"] == sum(info["rollback"] for info in infos) > 0
     finals = [info for info in witness.infos if info["committed_measured"]]
     assert len(finals) == 4
@@ -63,6 +70,60 @@ def test_logged_shares_and_means_match_the_infos(toy_id):
     assert logged["rollout/test_accuracy"] == pytest.approx(np.mean([info["test_accuracy"] for info in finals]))
     added = np.mean([info["committed_parameters_added"] for info in finals])
     assert logged["rollout/parameters_added"] == pytest.approx(added)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda env: env, lambda env: VecNormalize(env, norm_obs_keys=["features"])], ids=["plain", "normalised"]
+)
+def test_fossilized_seeds_are_counted_by_blueprint_and_slot(toy_id, monkeypatch, wrap):
+    env = make_sb3_env(toy_id, num_envs=8, seed=0)
+    toy, fossilized = type(env.venv.vec_env.rows[0].unwrapped), []
+    apply, commands = toy._apply, []
+
+    def recorded(self, op, slot, blueprint):
+        if op == Op.FOSSILIZE:
+            fossilized.append((Blueprint(self.blueprint[slot]).name.lower(), self.slot_ids[slot]))
+        apply(self, op, slot, blueprint)
+
+    class Collect(BaseCallback):
+        def _on_step(self):
+            commands.extend(info for info in self.locals["infos"] if info["op"] != Op.WAIT)
+            return True
+
+        def _on_rollout_end(self):
+            counted = Counter()
+            for blueprint, slot in fossilized:
+                counted[f"lifecycle/fossilized_blueprint/{blueprint}"] += 1
+                counted[f"lifecycle/fossilized_slot/{slot}"] += 1
+            shares.append(np.mean([info["action_valid"] and not info["action_succeeded"] for info in commands]))
+            expected.append(counted)
+            fossilized.clear()
+            commands.clear()
+
+    monkeypatch.setattr(toy, "_apply", recorded)
+    expected, shares, witness = [], [], Witness()
+    policy = {"logit_bias": {"op": {"WAIT": -2.0, "PRUNE": -1.0}}, "lstm_hidden_size": 8, "features_dim": 8}
+    model = FactoredRecurrentPPO(
+        "FactoredLstmPolicy", wrap(env), n_steps=30, seed=0, device="cpu", policy_kwargs=policy
+    )
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    model.learn(480, callback=[TrainingMetricsCallback(), Collect(), witness])
+    logged = [{name: value for name, value in each.items() if name[:4] == "life"} for each in witness.rollouts]
+    names = [f"blueprint/{entry.name}" for entry in offered_blueprints("cnn")] + ["slot/r0c0", "slot/r0c1"]
+    zeros = {f"lifecycle/fossilized_{name}": 0 for name in names}
+    assert logged == [zeros | counted for counted in expected]
+    assert all(sum(counted.values()) > 4 for counted in expected)
+    assert [each["rollout/rejected_share"] for each in witness.rollouts] == pytest.approx(shares)
+    assert max(shares) > 0
+
+
+def test_fossilized_seeds_are_not_counted_without_the_spaces_of_the_environment(toy_id):
+    env, witness = VecExtractDictObs(make_sb3_env(toy_id, num_envs=2, seed=0), "features"), Witness()
+    model = PPO("MlpPolicy", env, n_steps=12, batch_size=24, n_epochs=1, seed=0, device="cpu")
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    model.learn(24, callback=[TrainingMetricsCallback(), witness])
+    assert "rollout/wait_share" in witness.rollouts[0]
+    assert not [name for name in witness.rollouts[0] if name.startswith("lifecycle/")]
 
 
 def test_evaluation_plays_the_greedy_policy_on_the_same_held_out_episodes(toy_id):

@@ -33,7 +33,7 @@ class TrainingStarted(Payload):
 
 @dataclass(frozen=True, kw_only=True)
 class PPOUpdateCompleted(Payload):
-    """A round of updates is complete; ``metrics`` has the names of ``train/`` in the logger."""
+    """A round of updates is complete; ``metrics`` has the values of ``train/``, and of ``heads/`` as HEAD_STATISTIC."""
 
     TYPE = "PPO_UPDATE_COMPLETED"
     timesteps: int
@@ -77,10 +77,8 @@ class ValueCollapse(Anomaly):
 
     @override
     def sentence(self) -> str:
-        if self.threshold is None or self.value < 0:
-            return f"the critic's explained variance is {self.value:.3g}; expected at least {self.threshold or 0:.3g}."
-        limit = f"{100 * self.threshold:.3g}%"
-        return f"the critic explains only {self.value:.1%} of the return variance (threshold {limit})."
+        limit = "" if self.threshold is None else f" (threshold {100 * self.threshold:.3g}%)"
+        return f"the critic explains only {self.value:.1%} of the return variance{limit}."
 
 
 class NumericalInstability(Anomaly):
