@@ -9,7 +9,7 @@ import pytest
 from esper_agent.policies.baselines import POLICIES
 from esper_env import ENV_IDS, env
 from esper_env.rules.gates import Gate
-from esper_env.rules.heads import HEAD_NAMES, Op
+from esper_env.rules.heads import HEAD_NAMES, Head, Op, describe_head
 from esper_env.tasks import TASK_KWARGS, TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +52,14 @@ def test_pages_name_every_task_keyword_head_op_gate_and_policy():
     for words, page in ((ENV_IDS, "README.md"), (named, "docs/environment.md"), (POLICIES, "docs/agents.md")):
         text = (ROOT / page).read_text(encoding="utf-8")
         assert [word for word in words if not re.search(rf"\b{re.escape(word)}\b", text)] == [], page
+
+
+@pytest.mark.parametrize("head", Head)
+def test_page_documents_the_integers_of_each_head(head):
+    """The words are those of `esper info`, which come from the declarations of the heads."""
+    section = (ROOT / "docs/environment.md").read_text(encoding="utf-8").split("## Action")[1].split("### ")[0]
+    (row,) = re.findall(rf"^\| {HEAD_NAMES[head]} \| (.*) \|$", section, re.M)
+    assert re.match(rf"{re.escape(describe_head(head))}($|[.:])", row)
 
 
 def test_links_between_pages_resolve():

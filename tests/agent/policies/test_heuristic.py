@@ -22,8 +22,12 @@ def test_heuristic_plants_on_a_plateau():
     assert action[Head.ALPHA_TARGET] == AlphaTarget.FULL
     (decision,) = policy.decisions[0]
     assert (decision.op, decision.slot, decision.blueprint) == (Op.GERMINATE, 0, "conv_light")
-    assert "plateau of 5 epochs" in decision.reason
+    assert decision.reason == "plateau of 5 epochs and slot r0c0 is empty"
     assert decision.epoch == 20
+    assert decision.sentence() == (
+        "epoch 20: GERMINATE conv_light in r0c0: style GATED_GATE, tempo SLOW (8 epochs), alpha_target FULL (1); "
+        f"{decision.reason}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ from esper_env.tasks import TASKS, CNNSpec, TransformerSpec
 from esper_env.tasks.registration import announce, register_task
 
 if TYPE_CHECKING:
+    from esper_env.actions import action, describe_action
     from esper_env.data import ImageData, TextData
     from esper_env.env import EsperEnv
     from esper_env.seeds import register_blueprint
     from esper_env.vector_env import EsperVectorEnv
+    from esper_env.wrappers import FlatActions, FlatVectorActions
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,9 +28,13 @@ __all__ = [
     "CNNSpec",
     "EsperEnv",
     "EsperVectorEnv",
+    "FlatActions",
+    "FlatVectorActions",
     "ImageData",
     "TextData",
     "TransformerSpec",
+    "action",
+    "describe_action",
     "register_blueprint",
     "register_task",
 ]
@@ -38,8 +44,12 @@ ENV_IDS: tuple[str, ...] = tuple(TASKS)
 _HOMES = {
     "EsperEnv": "esper_env.env",
     "EsperVectorEnv": "esper_env.vector_env",
+    "FlatActions": "esper_env.wrappers",
+    "FlatVectorActions": "esper_env.wrappers",
     "ImageData": "esper_env.data",
     "TextData": "esper_env.data",
+    "action": "esper_env.actions",
+    "describe_action": "esper_env.actions",
     "register_blueprint": "esper_env.seeds",
 }
 

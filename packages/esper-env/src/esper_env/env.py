@@ -30,7 +30,7 @@ class EsperEnv(NetworkView, gym.Env[Observation, NDArray[np.int64]]):
     >>> observation, info = env.reset(seed=0)
     >>> observation["features"].shape, env.unwrapped.dataset_name
     ((121,), 'digits')
-    >>> germinate = [0, 1, 2, 1, 2, 0, 0, 1]  # conv_light in slot 0
+    >>> germinate = esper_env.action("germinate", "r0c0", blueprint="conv_light")
     >>> observation, reward, terminated, truncated, info = env.step(germinate)
     >>> bool(info["action_succeeded"]), int(observation["blueprints"][0])
     (True, 1)
@@ -56,6 +56,7 @@ class EsperEnv(NetworkView, gym.Env[Observation, NDArray[np.int64]]):
         self.slot_ids = self._vector.slot_ids
         self.topology = self._vector.topology
         self.offered_blueprints = self._vector.offered_blueprints
+        self.blueprint_names = self._vector.blueprint_names
         self.dataset_name, self.data_digest = self._vector.dataset_name, self._vector.data_digest
         self.host_parameters = self._vector.host_parameters
         self.reward_config = self._vector.reward_config

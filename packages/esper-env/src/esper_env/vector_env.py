@@ -109,6 +109,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self.slot_ids = self._growth.slot_ids
         self.topology = self._growth.topology
         self.offered_blueprints = self._growth.offered_blueprints
+        self.blueprint_names = self._growth.blueprint_names
         self.dataset_name, self.data_digest = self._growth.dataset_name, self._growth.data_digest
         self.host_parameters = self._growth.host_parameters
         self.reward_config = self._growth.reward_config
@@ -301,7 +302,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self._clock.require_started()
         table, signals, horizon = self._growth.table, self._growth.signals, self.task.horizon
         if self.render_mode == "ansi":
-            return describe_networks(table, signals, self.slot_ids, self._growth.blueprint_names, horizon)
+            return describe_networks(table, signals, self.slot_ids, self.blueprint_names, horizon)
         return draw_networks(table, signals, horizon)
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
@@ -347,7 +348,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             "device_kind": self._growth.device.type,
             "max_episode_steps": self._clock.limit,
             "num_envs": self.num_envs,
-            "offered_blueprints": {str(value): name for value, name in self._growth.blueprint_names.items()},
+            "offered_blueprints": {str(value): name for value, name in self.blueprint_names.items()},
             "slot_ids": list(self.slot_ids),
         }
 

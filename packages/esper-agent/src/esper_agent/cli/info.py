@@ -10,7 +10,7 @@ from esper_env.data import data_folder
 from esper_env.devices import resolve_device
 from esper_env.hosts import flex_obstacle
 from esper_env.population import host_builder
-from esper_env.rules import ALPHA_TARGETS, HEAD_RELEVANCE, HEAD_VALUES, SPEED_TICKS, TEMPO_TICKS, Head, Op
+from esper_env.rules import HEAD_RELEVANCE, Head, Op, describe_head
 from esper_env.seeds import offered_blueprints
 from esper_env.tasks import TASKS, TaskConfig
 from rich.console import Console
@@ -19,13 +19,6 @@ from rich.table import Table
 from torch import nn
 
 from esper_agent.cli.data import dataset_places
-
-#: Meaning of values whose names do not show it.
-_MEANINGS = {
-    Head.TEMPO: [f"{ticks} epochs" for ticks in TEMPO_TICKS],
-    Head.ALPHA_TARGET: [f"{target:g}" for target in ALPHA_TARGETS],
-    Head.ALPHA_SPEED: [f"{ticks} epochs" for ticks in SPEED_TICKS],
-}
 
 #: Columns of text that wraps.
 _TEXTS = ("values", "read by", "slots (channels)", "found")
@@ -70,18 +63,8 @@ def head_table() -> Table:
     table = _table("Action heads, in order", "head", "values", "read by")
     for head in Head:
         readers = [op.name for op in Op if HEAD_RELEVANCE[op, head]]
-        table.add_row(head.name.lower(), _values(head), "every op" if head == Head.OP else ", ".join(readers))
+        table.add_row(head.name.lower(), describe_head(head), "every op" if head == Head.OP else ", ".join(readers))
     return table
-
-
-def _values(head: Head) -> str:
-    if head == Head.SLOT:
-        return "the task's slots, row by row"
-    meanings = _MEANINGS.get(head, [""] * len(HEAD_VALUES[head]))
-    return ", ".join(
-        f"{value.name} {int(value)}" + (f" ({meaning})" if meaning else "")
-        for value, meaning in zip(HEAD_VALUES[head], meanings, strict=True)
-    )
 
 
 def blueprint_tables() -> list[Table]:

@@ -2,7 +2,7 @@
 
     policy = HeuristicPolicy.for_env(env)
     actions, state = policy.predict(observation, state, episode_start)
-    policy.decisions[0][-1]     # Decision(env=0, epoch=12, op=<Op.GERMINATE: 1>, slot=0, ...)
+    policy.decisions[0][-1].sentence()  # "epoch 12: GERMINATE conv_light in r0c0: style ...; plateau of 4 epochs and ..."
 
 Each step considers the live seeds in turn: HOLDING, BLENDING, TRAINING, GERMINATED, and the oldest first within a
 stage. A seed whose last attempt failed comes last. The first seed whose rule proposes a legal op other than WAIT acts.
@@ -21,8 +21,8 @@ Near the horizon a HOLDING seed is judged on the measurements so far, and is fos
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from esper_env.checks import POSITIVE, check_value
 from esper_env.rules import (
     IS_LIVE,
     TEMPO_TICKS,
+    ActionNames,
     AlphaSpeed,
     AlphaTarget,
     GateConfig,
@@ -66,6 +67,11 @@ class Decision:
     blueprint: str | None  # name of the seed's blueprint
     confidence: float  # 0..1: distance of the deciding quantity from its threshold; 1 for a rule without one
     reason: str
+    action: str = Op.WAIT.name  # in words, see esper_env.describe_action
+
+    def sentence(self) -> str:
+        """Return epoch, action and reason as text."""
+        return f"epoch {self.epoch}: {self.action}; {self.reason}"
 
 
 class _Wish(NamedTuple):
@@ -97,6 +103,7 @@ class HeuristicPolicy:
         topology: the host's kind, such as "cnn", whose registered blueprints can be planted.
         gates: the environment's gate configuration, by default permissive.
         config: numbers of the rules.
+        slot_ids: ids of the slots, for the texts of decisions; by default "r0c0", "r0c1", ...
 
     Raises:
         ValueError: an argument or the rotation is invalid.
@@ -108,6 +115,7 @@ class HeuristicPolicy:
         topology: str,
         gates: GateConfig | None = None,
         config: HeuristicConfig | None = None,
+        slot_ids: Sequence[str] | None = None,
     ) -> None:
         check_value("horizon", horizon, Annotated[int, POSITIVE])
         check_value("gates", gates, GateConfig | None)
@@ -116,6 +124,7 @@ class HeuristicPolicy:
         self.gates = gates if gates is not None else GateConfig()
         self.config = config if config is not None else HeuristicConfig()
         self.topology = topology
+        self._names = ActionNames(slot_ids, {entry.value: entry.name for entry in offered_blueprints(topology)})
         rotation = self.config.rotation
         if rotation is None:
             rotation = ROTATIONS.get(topology) or tuple(entry.name for entry in offered_blueprints(topology))
@@ -144,7 +153,7 @@ class HeuristicPolicy:
         base = env.unwrapped
         if not hasattr(base, "task"):
             raise TypeError(f"{base} is not an Esper environment; make one with gymnasium.make or make_vec")
-        return cls(base.task.horizon, base.topology, gate_config(base.task.gates), config)
+        return cls(base.task.horizon, base.topology, gate_config(base.task.gates), config, base.slot_ids)
 
     @property
     def epochs_to_commit(self) -> int:
@@ -194,10 +203,10 @@ class HeuristicPolicy:
         actions, turn, attempted = batch.waiting(), memory.turn.copy(), np.full(batch.num_envs, -1)
         for row in range(batch.num_envs):
             decision = self._decide(scene, row)
-            self.decisions[row].append(decision)
             if decision.op != Op.WAIT:
                 self._fill(actions[row], decision)
                 attempted[row] = decision.slot
+            self.decisions[row].append(replace(decision, action=self._names.describe(actions[row])))
             if decision.op == Op.GERMINATE:
                 turn[row] = self._turn_after[decision.blueprint]
         return batch.returned(actions), memory._replace(turn=turn, attempted=attempted)
@@ -212,7 +221,9 @@ class HeuristicPolicy:
             blueprint = blueprint_entry(int(scene.batch.blueprints[row, slot]), self.topology).name
             if wish.op != Op.WAIT and scene.batch.legal[row, wish.op, slot]:
                 return Decision(row, epoch, wish.op, slot, blueprint, wish.confidence, wish.reason)
-            waits.append(f"slot {slot}: {wish.reason}" + ("" if wish.op == Op.WAIT else ", not legal yet"))
+            waits.append(
+                f"slot {self._names.slot(slot)}: {wish.reason}" + ("" if wish.op == Op.WAIT else ", not legal yet")
+            )
         return self._plant(scene, row, waits)
 
     def _turn_order(self, scene: _Scene, row: int) -> list[int]:
@@ -265,7 +276,7 @@ class HeuristicPolicy:
             return Decision(row, epoch, Op.WAIT, None, None, 1.0, reason)
         slot = int(np.flatnonzero(scene.batch.legal[row, Op.GERMINATE])[0])
         plateau = int(scene.view.plateau_epochs[row])
-        reason = f"plateau of {plateau} epochs and slot {slot} is empty"
+        reason = f"plateau of {plateau} epochs and slot {self._names.slot(slot)} is empty"
         confidence = _beyond(plateau + 1, self.config.min_plateau)
         return Decision(row, epoch, Op.GERMINATE, slot, blueprint.name, confidence, reason)
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from esper_env import telemetry as events
 from esper_env.infos import Values
 from esper_env.persistence.state import ArrayState
-from esper_env.recording.step import Emission, Mask, Names, StepEvents, StepRecord, snapshots
-from esper_env.rules.heads import HEAD_NAMES, HEAD_VALUES
+from esper_env.recording.step import Emission, Mask, StepEvents, StepRecord, snapshots
+from esper_env.rules.actions import ActionNames
 from esper_env.rules.signals import Signals
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
@@ -44,8 +44,7 @@ class Recorder(ArrayState):
         accelerators: Accelerators | None = None,
     ) -> None:
         self.hub = hub
-        names = {HEAD_NAMES[head]: {value.value: value.name for value in kind} for head, kind in HEAD_VALUES.items()}
-        self._names: Names = names | {"slot": dict(enumerate(slot_ids)), "blueprint": blueprint_names}
+        self._names = ActionNames(slot_ids, blueprint_names)
         self._memory = events.MemoryWatch(accelerators=accelerators)
         self._recorded = 0  # steps
         self._inspected: set[tuple[int, int]] = set()  # slot and blueprint
@@ -129,9 +128,9 @@ class Recorder(ArrayState):
         """Emit events if a sink is attached; return True if one of them is a warning or an error."""
         if not self.hub.active:
             return False
-        slots, episodes, epochs = self._names["slot"], self.episode.tolist(), self._epoch.tolist()
+        slot_id, episodes, epochs = self._names.slot, self.episode.tolist(), self._epoch.tolist()
         occurrences = [
-            (payload, env, episodes[env], epochs[env], None if slot is None else slots[slot])
+            (payload, env, episodes[env], epochs[env], None if slot is None else slot_id(slot))
             for env, slot, payload in emissions
         ]
         self.hub.emit_all(occurrences)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from esper_env import telemetry as events
 from esper_env.population import Measurement, Mismatch, Structure, TrainStats
+from esper_env.rules.actions import ActionNames
 from esper_env.rules.gates import GateVerdict
 from esper_env.rules.governor import Judgement, Reason
-from esper_env.rules.heads import HEAD_NAMES, HEAD_RELEVANCE, Head, Op, Operator
+from esper_env.rules.heads import HEAD_NAMES, Op, Operator
 from esper_env.rules.lifecycle import Changes, CommandBatch
 from esper_env.rules.rejection import Rejection
 from esper_env.rules.signals import Signals
@@ -24,11 +25,6 @@ from esper_env.rules.stages import Stage
 Mask = NDArray[np.bool_]
 #: An event of a step: environment, slot if the event is about one, and payload.
 Emission = tuple[int, int | None, events.Payload]
-#: Names of the values of every head, by its name.
-Names = Mapping[str, Mapping[int, str]]
-
-#: Op -> the other heads that it reads.
-_READ = {op.value: [HEAD_NAMES[head] for head in Head if HEAD_RELEVANCE[op, head] and head != Head.OP] for op in Op}
 
 
 class TrainedEpoch(NamedTuple):
@@ -64,7 +60,7 @@ class StepRecord(NamedTuple):
 class StepEvents:
     """Events of a step, in order; slow ones of full detail are built only if ``full`` is set."""
 
-    def __init__(self, step: StepRecord, names: Names, full: bool) -> None:
+    def __init__(self, step: StepRecord, names: ActionNames, full: bool) -> None:
         self._step, self._names, self._full = step, names, full
         self._commands = [(env, self._command(env)) for env in self._envs(step.command.requested_op != Op.WAIT)]
 
@@ -91,9 +87,8 @@ class StepEvents:
         """Op and arguments of an action; the arguments of an illegal one are unknown."""
         command = self._step.command
         op = int(command.requested_op[env])
-        heads = _READ[op] if command.valid[env] else ()
-        arguments = {head: self._names[head][int(getattr(command, head)[env])] for head in heads}
-        return {"op": Op(op).name, "arguments": arguments}
+        heads = [int(getattr(command, head)[env]) for head in HEAD_NAMES]
+        return {"op": Op(op).name, "arguments": self._names.arguments(heads) if command.valid[env] else {}}
 
     def _gates(self) -> Iterator[Emission]:
         for env in range(len(self._step.idle)):
@@ -136,7 +131,7 @@ class StepEvents:
         A rollback that undoes a commitment is one change, from FOSSILIZED to PRUNED.
         """
         before, table = self._step.before, self._step.table
-        blueprint = self._names["blueprint"]
+        blueprint = self._names.blueprints
         moved = (before.stage != table.stage) & ~self._step.idle[:, None]
         stages = zip(before.stage[moved].tolist(), table.stage[moved].tolist(), strict=True)
         for (env, slot), (source, target) in zip(np.argwhere(moved).tolist(), stages, strict=True):
@@ -180,14 +175,14 @@ class StepEvents:
             yield env, None, events.HostStabilized(val_loss=loss, val_accuracy=accuracy)
 
     def _counterfactuals(self) -> Iterator[Emission]:
-        slots, table, measured = self._names["slot"], self._step.table, self._step.epoch.measured
+        slot_id, table, measured = self._names.slot, self._step.table, self._step.epoch.measured
         fresh = table.contribution_age == 0
         for env in self._envs(fresh.any(axis=1)):
             alone = np.flatnonzero(fresh[env]).tolist()
             pairs = np.argwhere(np.triu(measured.interaction_measured[env], 1)).tolist()
             payload = events.CounterfactualComputed(
-                contributions={slots[slot]: float(table.contribution[env, slot]) for slot in alone},
-                interactions={f"{slots[i]}+{slots[j]}": float(measured.interaction[env, i, j]) for i, j in pairs},
+                contributions={slot_id(slot): float(table.contribution[env, slot]) for slot in alone},
+                interactions={f"{slot_id(i)}+{slot_id(j)}": float(measured.interaction[env, i, j]) for i, j in pairs},
             )
             yield env, None, payload
 
@@ -215,13 +210,13 @@ def _gate_evaluated(verdict: GateVerdict) -> events.Payload:
     return events.SeedGateEvaluated(**{**verdict._asdict(), "gate": verdict.gate.name})
 
 
-def snapshots(rows: Mask, signals: Signals, fossilized: Mask, names: Names) -> Iterator[Emission]:
+def snapshots(rows: Mask, signals: Signals, fossilized: Mask, names: ActionNames) -> Iterator[Emission]:
     """Events of snapshots in ``rows`` (N,), with ``fossilized`` (N, S) seeds."""
     for env in np.flatnonzero(rows).tolist():
         slots = _slots(fossilized[env], names)
         yield env, None, events.GovernorSnapshot(val_loss=float(signals.val_loss[env]), fossilized=slots)
 
 
-def _slots(mask: Mask, names: Names) -> tuple[str, ...]:
+def _slots(mask: Mask, names: ActionNames) -> tuple[str, ...]:
     """Return the names of the slots in which ``mask`` (S,) is True."""
-    return tuple(names["slot"][slot] for slot in np.flatnonzero(mask).tolist())
+    return tuple(names.slot(slot) for slot in np.flatnonzero(mask).tolist())

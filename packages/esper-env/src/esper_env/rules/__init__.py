@@ -3,6 +3,7 @@
 Everything works on NumPy arrays of shape (environments, slots); nothing here imports PyTorch.
 """
 
+from esper_env.rules.actions import ActionNames
 from esper_env.rules.gates import GateConfig, gate_config
 from esper_env.rules.heads import (
     ALPHA_TARGETS,
@@ -22,6 +23,7 @@ from esper_env.rules.heads import (
     Op,
     Style,
     Tempo,
+    describe_head,
     head_sizes,
 )
 from esper_env.rules.masks import sample_valid_actions
@@ -51,6 +53,7 @@ __all__ = [
     "SLOT_FIELDS",
     "SPEED_TICKS",
     "TEMPO_TICKS",
+    "ActionNames",
     "AlphaSpeed",
     "AlphaTarget",
     "GateConfig",
@@ -62,6 +65,7 @@ __all__ = [
     "Stage",
     "Style",
     "Tempo",
+    "describe_head",
     "gate_config",
     "head_sizes",
     "sample_valid_actions",

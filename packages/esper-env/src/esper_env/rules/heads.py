@@ -32,7 +32,10 @@ class Blueprint(IntEnum):
     FLEX_ATTENTION = 12
 
 
-NUM_BLUEPRINTS = len(Blueprint)
+#: Values of the blueprint head: NOOP, and 12 for the blueprints of a topology. Seven of the 12 belong to the standard
+#: blueprints of a standard topology, and five are free for custom ones. The number is fixed: it is part of the action
+#: space, of saved states and of trained policies, so a new standard blueprint must not change it.
+NUM_BLUEPRINTS = 13
 NO_BLUEPRINT = NUM_BLUEPRINTS
 
 
@@ -170,6 +173,30 @@ STYLE_CURVE = _constant([Curve.LINEAR, Curve.LINEAR, Curve.SIGMOID, Curve.SIGMOI
 CURVE_STEEPNESS = _constant([0.0, 0.0, 6.0, 12.0, 24.0], np.float64)
 
 
+#: Quantities of a head's values, in their order, for heads whose names do not show them.
+_MEANINGS: dict[Head, list[str]] = {
+    Head.TEMPO: [f"{ticks} epochs" for ticks in TEMPO_TICKS],
+    Head.ALPHA_TARGET: [f"{target:g}" for target in ALPHA_TARGETS],
+    Head.ALPHA_SPEED: [f"{ticks} epochs" for ticks in SPEED_TICKS],
+}
+
+
+def meaning(value: IntEnum) -> str:
+    """Return the quantity of a value in parentheses, such as " (5 epochs)", or "" if its name says everything."""
+    for head, meanings in _MEANINGS.items():
+        if isinstance(value, HEAD_VALUES[head]):
+            return f" ({meanings[value]})"
+    return ""
+
+
+def describe_head(head: Head) -> str:
+    """Return the values of a head with the integers that go into an action, such as "FAST 0 (3 epochs), ..."."""
+    if head is Head.SLOT:
+        return "the task's slots, row by row"
+    return ", ".join(f"{value.name} {value.value}{meaning(value)}" for value in HEAD_VALUES[head])
+
+
 def head_sizes(num_slots: int) -> tuple[int, ...]:
     """Return the number of values of each head, in action order: the ``nvec`` of the action space."""
-    return (num_slots, *map(len, HEAD_VALUES.values()))
+    sizes = {head: len(values) for head, values in HEAD_VALUES.items()}
+    return tuple({**sizes, Head.SLOT: num_slots, Head.BLUEPRINT: NUM_BLUEPRINTS}[head] for head in Head)

@@ -16,6 +16,8 @@ from typing import ClassVar, NamedTuple
 
 from typing_extensions import override
 
+from esper_env.rules.actions import describe_command
+
 
 class Severity(StrEnum):
     """Importance of an event."""
@@ -205,6 +207,11 @@ class _Command(Payload):
     op: str
     arguments: Mapping[str, str]  # head -> value
 
+    @override
+    def sentence(self) -> str:
+        """Return the type, and the action as ``esper_env.describe_action`` words it."""
+        return f"{self.TYPE}: {describe_command(self.op, self.arguments)}."
+
 
 @dataclass(frozen=True, kw_only=True)
 class CommandIssued(_Command):
@@ -228,6 +235,11 @@ class CommandRejected(_Command):
     TYPE = "COMMAND_REJECTED"
     rejection: str  # name of a Rejection
     reason: str
+
+    @override
+    def sentence(self) -> str:
+        """Return the type, the action in words and the reason."""
+        return f"{super().sentence().removesuffix('.')}: {self.reason}."
 
 
 @dataclass(frozen=True, kw_only=True)
