@@ -58,7 +58,7 @@ def test_pages_name_every_task_keyword_head_op_gate_and_policy():
 def test_page_documents_the_integers_of_each_head(head):
     """The words are those of `esper info`, which come from the declarations of the heads."""
     section = (ROOT / "docs/environment.md").read_text(encoding="utf-8").split("## Action")[1].split("### ")[0]
-    (row,) = re.findall(rf"^\| {HEAD_NAMES[head]} \| (.*) \|$", section, re.M)
+    row = re.findall(rf"^\| {HEAD_NAMES[head]} \| (.*) \|$", section, re.M)[0]
     assert re.match(rf"{re.escape(describe_head(head))}($|[.:])", row)
 
 

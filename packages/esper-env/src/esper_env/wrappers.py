@@ -25,7 +25,7 @@ __all__ = ["FlatActions", "FlatVectorActions"]
 E = TypeVar("E", EsperEnv, EsperVectorEnv)
 
 
-class FlatActions(gym.Wrapper[Observation, int, Observation, NDArray[np.int64]], gym.utils.RecordConstructorArgs):
+class FlatActions(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.RecordConstructorArgs):
     """An Esper environment whose action space is ``Discrete(K)`` over its joint actions.
 
     Actions that differ only in heads that their op does not read are one. The observation's and the info's
@@ -51,7 +51,7 @@ class FlatActions(gym.Wrapper[Observation, int, Observation, NDArray[np.int64]],
     def __init__(self, env: gym.Env[Observation, NDArray[np.int64]]) -> None:
         base = _base(env, EsperEnv, "FlatVectorActions for a vector")
         gym.utils.RecordConstructorArgs.__init__(self)
-        gym.Wrapper.__init__(self, env)
+        super().__init__(env)
         self._base = base
         self._joint = _joint_actions(self._base, env.observation_space)
         self.action_space = gym.spaces.Discrete(len(self._joint))
@@ -169,7 +169,7 @@ def _joint_actions(base: EsperEnv | EsperVectorEnv, space: gym.Space[Any]) -> Jo
     return JointActions(len(base.slot_ids), base.offered_blueprints)
 
 
-def _flat_space(space: Any, count: int) -> gym.spaces.Dict:
+def _flat_space(space: Any, count: int) -> Any:
     """The space of observations with the mask of ``count`` joint actions in place of the factored masks."""
     spaces = {key: value for key, value in space.items() if key != "op_slot_mask"}
     return gym.spaces.Dict(spaces | {"action_mask": gym.spaces.Box(0, 1, (count,), np.int8)})

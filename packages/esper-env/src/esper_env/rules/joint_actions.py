@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from esper_env.rules.actions import READ_HEADS
 from esper_env.rules.heads import HEAD_DEFAULTS, HEAD_NAMES, HEAD_RELEVANCE, NUM_HEADS, Head, Op, head_sizes
-from esper_env.rules.slot_table import IntArray
+from esper_env.rules.slot_table import BoolArray, IntArray
 from esper_env.suggestions import shown
 
 _DEFAULTS = np.asarray(HEAD_DEFAULTS, dtype=np.int64)
@@ -61,12 +61,12 @@ class JointActions:
         array = np.asarray(actions)
         if array.shape[-1:] != (NUM_HEADS,) or not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"action is {shown(actions)}; expected {NUM_HEADS} integers ({', '.join(HEAD_NAMES)})")
-        inside = ((array >= 0) & (array < self._sizes)).all(axis=-1)
+        inside: BoolArray = np.all((array >= 0) & (array < self._sizes), axis=-1)
         codes = self._encode(np.where(inside[..., None], array, _DEFAULTS))
         index: IntArray = np.minimum(np.searchsorted(self._codes, codes), len(self) - 1)
         known = inside & (self._codes[index] == codes)
         if not known.all():
-            wrong = array[np.argwhere(~known)[0][0]] if array.ndim > 1 else array
+            wrong = array[tuple(np.argwhere(~known)[0])]
             raise ValueError(
                 f"action is {wrong.tolist()}; expected values below {list(self._sizes)}, and a blueprint that is "
                 "offered"
