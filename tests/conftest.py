@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture
 def own_tables():
     """Unregister tasks and blueprints that the test registered."""
-    tables = [TASKS, gymnasium.registry, *registry._REGISTRY.values()]
+    tables = [TASKS, gymnasium.registry, registry._SHAPES, *registry._REGISTRY.values()]
     topologies, before = dict(registry._REGISTRY), [dict(table) for table in tables]
     yield
     registry._REGISTRY.clear()

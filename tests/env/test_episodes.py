@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from esper_env.episodes import EpisodeClock, SeedSites, parse_reset
 from esper_env.rules.heads import Blueprint
+from esper_env.seeds import offered_blueprints
 from gymnasium.error import ResetNeeded
 from gymnasium.wrappers import TimeLimit
 
-SITE = SeedSites(("r0c0", "r0c1", "r0c2"), "cnn", 2)
+SITE = SeedSites(("r0c0", "r0c1", "r0c2"), "cnn", 2, offered_blueprints("cnn"))
 ALL = np.ones(3, dtype=bool)
 
 

@@ -225,6 +225,8 @@ REMEDY = "change the blueprint's factory"
     ("name-number", {"name": 3}, TypeError, "name is 3", "expected a text such as 'conv_light'"),
     ("topology-empty", {"topology": ""}, TypeError, "topology is ''", "expected a text"),
     ("factory-number", {"factory": 3}, TypeError, "factory of blueprint 'mine' is 3", "a function from the number"),
+    ("topology-misspelt", {"topology": "cmn"}, ValueError, "topology 'cmn'", "'cnn', 'transformer'", "mean 'cnn'?"),
+    ("topology-case", {"topology": "CNN"}, ValueError, "topology 'CNN'", "expected one of 'cnn'", "mean 'cnn'?"),
     ("value-float", {"value": 2.0}, ValueError, "value 2.0 is out of range", "expected 1 to 12"),
 )
 @pytest.mark.usefixtures("own_tables")
@@ -241,6 +243,7 @@ def test_register_blueprint_rejects_malformed_input(what, error, says):
     ("statistics", nn.BatchNorm2d, ValueError, "writes into its buffer 'running_mean'", "GroupNorm"),
 )
 @pytest.mark.usefixtures("own_tables")
-def test_make_rejects_unusable_blueprints(what, error, says):
-    register_blueprint("mine", "cnn", what)
-    refused(lambda: gymnasium.make_vec(ID, num_envs=2, **TINY), error, says)
+def test_register_blueprint_rejects_unusable_blueprints(what, error, says):
+    before = {topology: dict(entries) for topology, entries in registry._REGISTRY.items()}
+    refused(lambda: register_blueprint("mine", "cnn", what), error, says)
+    assert before == registry._REGISTRY

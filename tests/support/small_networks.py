@@ -151,7 +151,7 @@ def grow() -> Callable[..., Structure]:
 @pytest.fixture
 def own_blueprints(own_tables: None) -> Callable[..., Any]:  # noqa: ARG001
     """``own_blueprints(name, factory)`` registers a custom blueprint, by default for CNN hosts, for this test."""
-    return lambda name, factory, topology="cnn": register_blueprint(name, topology, factory)
+    return lambda name, factory, topology="cnn", **options: register_blueprint(name, topology, factory, **options)
 
 
 # Tensors of networks

@@ -8,7 +8,7 @@ from esper_agent.policies.heuristic import HeuristicConfig, HeuristicPolicy
 from esper_env.rules.gates import gate_config
 from esper_env.rules.heads import AlphaTarget, Blueprint, Head, Op, Style, Tempo
 from esper_env.rules.stages import Stage
-from esper_env.seeds import register_blueprint
+from esper_env.seeds import register_blueprint, register_topology
 from heuristic_moments import HORIZON, Moment, Seed, aged, decide, policy_with
 from torch import nn
 
@@ -91,14 +91,15 @@ def test_rotation_has_a_default_by_topology_and_no_blueprint_twice():
 @pytest.mark.usefixtures("own_tables")
 def test_custom_blueprint_has_its_registered_name_in_rotations_and_decisions():
     """A custom CNN blueprint has the head's highest value, that of FLEX_ATTENTION on Transformers."""
-    entry = register_blueprint("mixer", "cnn", nn.Identity)
+    entry = register_blueprint("mixer", "cnn", lambda channels: nn.Conv2d(channels, channels, 1))
     assert entry.value == Blueprint.FLEX_ATTENTION
     for named in ("mixer", entry.value):
         planted = decide(Moment(offered=(entry.value,)), policy=policy_with(rotation=(named,)))
         assert (planted.op, planted.blueprint) == (Op.GERMINATE, "mixer")
     seeds = {0: Seed(Stage.GERMINATED, blueprint=entry.value)}
     assert decide(Moment(seeds=seeds)).blueprint == "mixer"
-    register_blueprint("only", "elsewhere", nn.Identity)
+    register_topology("elsewhere", (4, 4))
+    register_blueprint("only", "elsewhere", lambda width: nn.Linear(width, width))
     assert [entry.name for entry in HeuristicPolicy(HORIZON, "elsewhere").rotation] == ["only"]
 
 

@@ -39,7 +39,7 @@ def broken():
         (lambda: next(KINDS), "a Linear built twice"),
         (lambda: SHARED, "has the same parameters twice; the function that builds it must create a new"),
         (lambda: nn.Sequential(nn.Linear(2, 2), SHARED), "has the same parameters twice"),
-        (seeded_by_itself, "constructor of Linear seeds PyTorch's default generator.*remove torch.manual_seed"),
+        (seeded_by_itself, "a Linear seeds PyTorch's default generator.*remove torch.manual_seed"),
         (broken, "broken"),
         (lambda: nn.LazyLinear(1), r"a LazyLinear has frozen, complex or lazy parameters \(weight, bias\); every"),
         (lambda: nn.Linear(1, 1).requires_grad_(False), "a Linear has frozen, complex or lazy parameters"),

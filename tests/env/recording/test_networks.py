@@ -99,7 +99,7 @@ class Clipper(nn.Module):
 @pytest.mark.usefixtures("own_tables")
 def test_in_place_module_violates_isolation(action, tiny):
     """The other network trains a seed that keeps its isolation."""
-    value = register_blueprint("clipper", "cnn", Clipper).value
+    value = register_blueprint("clipper", "cnn", Clipper, batched=False).value
     envs = gymnasium.make_vec(
         "Esper-CIFAR-Impaired-v0", num_envs=2, isolation="straight_through", **(tiny("Esper-CIFAR-v0") | {"horizon": 9})
     )

@@ -4,9 +4,16 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from esper_env.rules.heads import Blueprint, Operator
+from esper_env.rules.heads import NUM_BLUEPRINTS, Blueprint, Op, Operator
 from esper_env.rules.stages import Stage
-from esper_env.seeds import blueprint_entry, offered_blueprints, register_blueprint, registry
+from esper_env.seeds import (
+    blueprint_entry,
+    offered_blueprints,
+    register_blueprint,
+    register_topology,
+    unregister_blueprint,
+)
+from plain_rules import action as build_action
 from torch import nn
 from torch.nn import functional as F
 
@@ -52,7 +59,9 @@ def test_custom_module_trains_as_in_a_plain_loop(make_population, grow, twin, ba
 
 def env_with_blueprint_12(name):
     """Make an environment in which value 12 has the given name."""
-    registry._REGISTRY["cnn"].pop(12, None)
+    for entry in offered_blueprints("cnn"):
+        if entry.value == 12:
+            unregister_blueprint(entry.name, "cnn")
     register_blueprint(name, "cnn", Mixer, value=12)
     return gymnasium.make_vec("Esper-Digits-v0", num_envs=1, render_mode="ansi").unwrapped
 
@@ -71,18 +80,150 @@ def test_rendering_and_states_use_registered_names():
         env.close()
 
 
-@pytest.mark.parametrize(("topology", "known"), [("CNN", "cnn"), ("Transformer", "transformer")])
-def test_register_blueprint_rejects_topology_that_differs_in_case(topology, known):
-    with pytest.raises(ValueError, match=f"topology '{topology}' of .* differs only in case; expected '{known}'"):
-        register_blueprint("mine", topology, Mixer)
-
-
 def test_register_blueprint_uses_standard_values_or_the_highest_free_one():
-    assert register_blueprint("norm", "elsewhere", Mixer).value == Blueprint.NORM
-    values = [register_blueprint(f"mine {index}", "cnn", Mixer).value for index in range(5)]
-    assert values == [12, 11, 10, 9, 8]
-    with pytest.raises(ValueError, match="blueprint 'one more' exceeds the 12 that a topology may have"):
-        register_blueprint("one more", "cnn", Mixer)
+    register_topology("elsewhere", (16, 8))
+    assert register_blueprint("norm", "elsewhere", lambda width: nn.Linear(width, width)).value == Blueprint.NORM
+
+
+@pytest.mark.parametrize(("topology", "standard"), [("cnn", 7), ("transformer", 7)])
+def test_topology_has_room_for_seven_standard_and_five_custom_blueprints(topology, standard):
+    """The number is part of the action space, so a new standard blueprint must not change it."""
+
+    def factory(size):
+        return nn.Conv2d(size, size, 1) if topology == "cnn" else nn.Linear(size, size)
+
+    assert NUM_BLUEPRINTS == 13
+    assert max(Blueprint) < NUM_BLUEPRINTS
+    assert [entry.built_in for entry in offered_blueprints(topology)] == [True] * standard
+    values = [register_blueprint(f"mine {index}", topology, factory).value for index in range(5)]
+    assert values == sorted(values, reverse=True)
+    assert [entry.value for entry in offered_blueprints(topology)] == list(range(1, NUM_BLUEPRINTS))
+    with pytest.raises(ValueError, match="'one more' exceeds the 12 that a topology may have; unregister one of 'mine"):
+        register_blueprint("one more", topology, factory)
+    unregister_blueprint("mine 2", topology)
+    assert register_blueprint("one more", topology, factory).value == values[2]
+
+
+# Topologies
+
+
+def test_custom_topology_is_registered_before_its_blueprints():
+    with pytest.raises(ValueError, match=r"topology 'graph' of blueprint 'mine' is not known; .*register_topology"):
+        register_blueprint("mine", "graph", nn.LayerNorm)
+    for _ in range(2):  # a notebook cell runs again
+        register_topology("graph", [5, 3])
+    entry = register_blueprint("mine", "graph", nn.LayerNorm)
+    assert offered_blueprints("graph") == (entry,)
+    with pytest.raises(ValueError, match=r"blueprint 'conv' turns \(3, 5, 3\)"):
+        register_blueprint("conv", "graph", lambda width: nn.Conv2d(width, width, 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("CNN", (8, 4, 4)), ValueError, "topology 'CNN' differs only in case from 'cnn'"),
+        (("cnn", (8, 8, 8)), ValueError, r"topology 'cnn' is already registered with shape \(8, 4, 4\)"),
+        ((3, (8, 8)), TypeError, "topology is 3; expected a text"),
+        (("", (8, 8)), TypeError, "topology is ''; expected a text"),
+        (("graph", 8), TypeError, r"shape is 8; expected \(channels, height, width\) or \(length, width\)"),
+        (("graph", (8,)), TypeError, r"shape is \(8,\); expected"),
+        (("graph", (8, 0)), TypeError, r"shape is \(8, 0\); expected"),
+        (("graph", (8, 2.0)), TypeError, r"shape is \(8, 2.0\); expected"),
+    ],
+)
+def test_register_topology_rejects(arguments, error, message):
+    with pytest.raises(error, match=message):
+        register_topology(*arguments)
+
+
+# Replacing and unregistering
+
+
+def scaled(factor):
+    """A blueprint that multiplies by a constant at birth."""
+
+    class Scale(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.scale = nn.Parameter(torch.full((channels, 1, 1), float(factor)))
+
+        def forward(self, x):
+            return x * self.scale
+
+    return Scale
+
+
+def born(env, slot, value):
+    """The first weight of a seed that is planted now."""
+    env.step(build_action(Op.GERMINATE, slot, blueprint=value))
+    stack = env._vector._growth._population.shards[0].seed_stack(slot, value)
+    return float(stack.parameters["scale"][0, 0])
+
+
+@pytest.mark.parametrize("change", ["unregister", "replace"])
+def test_existing_environment_keeps_the_blueprints_it_was_made_with(make_digits, change):
+    entry = register_blueprint("mine", "cnn", scaled(2))
+    env = make_digits().unwrapped
+    env.reset(seed=0)
+    register_blueprint("late", "cnn", scaled(2))
+    with pytest.raises(ValueError, match="blueprint 'late' was registered after this environment was made; expected"):
+        env.reset(options={"topology": {"r0c0": "late"}})
+    if change == "unregister":
+        unregister_blueprint("mine", "cnn")
+    else:
+        assert register_blueprint("mine", "cnn", scaled(3), replace=True).value == entry.value
+    assert born(env, 0, entry.value) == 2
+    state = env.get_state()
+    _, info = env.reset(seed=0, options={"topology": {"r0c1": "mine"}})
+    assert info["parameters_added"] > 0
+    env.set_state(state)
+    assert (env.blueprint_names[12], 12 in env.offered_blueprints) == ("mine", True)
+    later = make_digits().unwrapped
+    later.reset(seed=0)
+    if change == "unregister":
+        assert 12 not in later.offered_blueprints
+        with pytest.raises(ValueError, match="blueprint 'mine' does not fit a cnn host"):
+            later.reset(options={"topology": {"r0c0": "mine"}})
+    else:
+        assert born(later, 0, entry.value) == 3
+
+
+@pytest.mark.parametrize("name", ["norm", "Norm", "conv_heavy"])
+def test_blueprints_of_the_package_stay(name):
+    before = offered_blueprints("cnn")
+    with pytest.raises(ValueError, match=f"'{name.lower()}' of .* belongs to the package and cannot be replaced"):
+        register_blueprint(name, "cnn", Mixer, replace=True)
+    with pytest.raises(ValueError, match=r"belongs to the package and cannot be unregistered|does not fit a cnn host"):
+        unregister_blueprint(name, "cnn")
+    assert offered_blueprints("cnn") == before
+
+
+def test_replacing_needs_the_flag_and_a_blueprint_that_works():
+    first = register_blueprint("mine", "cnn", Mixer)
+    with pytest.raises(ValueError, match=r"blueprint 'mine' is already registered .*, or pass replace=True"):
+        register_blueprint("mine", "cnn", Mixer)
+    with pytest.raises(ValueError, match="blueprint 'mine' of topology 'cnn' differs only in case; choose another"):
+        register_blueprint("Mine", "cnn", Mixer, replace=True)
+    with pytest.raises(ValueError, match="blueprint 'mine' writes into its buffer"):
+        register_blueprint("mine", "cnn", nn.BatchNorm2d, replace=True)
+    assert blueprint_entry("mine", "cnn") is first
+    moved = register_blueprint("mine", "cnn", Mixer, value=9, replace=True)
+    assert [entry.name for entry in offered_blueprints("cnn") if entry.value in (9, 12)] == ["mine"]
+    assert moved.value == 9
+    assert register_blueprint("new", "cnn", Mixer, replace=True).value == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "message"),
+    [
+        ("mne", "cnn", r"'mne' does not fit a cnn host; expected one of .*; did you mean 'mine'"),
+        ("mine", "cn", "topology 'cn' has no blueprints; .*did you mean 'cnn'"),
+    ],
+)
+def test_unregister_blueprint_rejects_unknown_names(name, topology, message):
+    register_blueprint("mine", "cnn", Mixer)
+    with pytest.raises(ValueError, match=message):
+        unregister_blueprint(name, topology)
 
 
 def test_blueprint_entry_finds_entries_by_name_and_by_value():

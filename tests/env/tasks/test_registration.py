@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from esper_env import CNNSpec, ImageData, TextData, TransformerSpec, register_task
+from esper_env import ENV_IDS, CNNSpec, ImageData, TextData, TransformerSpec, register_task, unregister_task
 from esper_env.data.images import SPLITS
 from esper_env.hosts import SegmentedHost, SlotSpec
 from esper_env.tasks import config as tasks
@@ -54,6 +54,54 @@ def test_register_task_replaces_settings():
     envs = gymnasium.make_vec("Mine-v0", num_envs=2)
     assert envs.unwrapped.task.horizon == 3
     envs.close()
+
+
+def test_replaced_and_unregistered_tasks_stay_in_environments_that_exist():
+    register_task("Mine-v0", **SMALL)
+    with pytest.raises(ValueError, match="'Mine-v0' is already registered; choose another id, or pass replace=True"):
+        register_task("Mine-v0", **SMALL)
+    old = gymnasium.make("Mine-v0")
+    register_task("Mine-v0", base="Mine-v0", horizon=5, replace=True)
+    new = gymnasium.make("Mine-v0")
+    assert (new.unwrapped.task.horizon, new.unwrapped.task.batch_size) == (5, SMALL["batch_size"])
+    unregister_task("Mine-v0")
+    with pytest.raises(gymnasium.error.NameNotFound):
+        gymnasium.make("Mine-v0")
+    for env, horizon in ((old, 3), (new, 5)):
+        env.reset(seed=0)
+        env.unwrapped.set_state(env.unwrapped.get_state())
+        over, steps = False, 0
+        while not over:
+            *_, over, _, _ = env.step(np.zeros(8, dtype=np.int64))
+            steps += 1
+        assert steps == horizon
+        env.close()
+    register_task("Mine-v0", **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        ("Esper-Digits-v0", "'Esper-Digits-v0' belongs to the package and cannot be unregistered"),
+        ("CartPole-v1", "'CartPole-v1' is not a registered task; expected one of Mine-v0"),
+        ("mine-v0", "'mine-v0' is not a registered task; expected one of Mine-v0; did you mean 'Mine-v0'"),
+        (["Mine-v0"], r"\['Mine-v0'\] is not a registered task"),
+    ],
+)
+def test_unregister_task_rejects_other_ids(env_id, message):
+    register_task("Mine-v0", **SMALL)
+    before = dict(tasks.TASKS), set(gymnasium.registry)
+    with pytest.raises(ValueError, match=message):
+        unregister_task(env_id)
+    assert (dict(tasks.TASKS), set(gymnasium.registry)) == before
+
+
+@pytest.mark.parametrize("env_id", [*ENV_IDS, "CartPole-v1"])
+def test_only_custom_tasks_can_be_replaced(env_id):
+    before = dict(tasks.TASKS), dict(gymnasium.registry)
+    with pytest.raises(ValueError, match=f"'{env_id}' is already registered; choose another id$"):
+        register_task(env_id, replace=True, **SMALL)
+    assert (dict(tasks.TASKS), dict(gymnasium.registry)) == before
 
 
 @pytest.mark.parametrize("lazily", [False, True])

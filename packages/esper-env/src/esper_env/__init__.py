@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from esper_env.tasks import TASKS, CNNSpec, TransformerSpec
-from esper_env.tasks.registration import announce, register_task
+from esper_env.tasks import CNNSpec, TransformerSpec
+from esper_env.tasks.registration import BUILT_IN, announce, register_task, unregister_task
 
 if TYPE_CHECKING:
     from esper_env.actions import action, describe_action
     from esper_env.data import ImageData, TextData
     from esper_env.env import EsperEnv
-    from esper_env.seeds import register_blueprint
+    from esper_env.seeds import register_blueprint, register_topology, unregister_blueprint
     from esper_env.vector_env import EsperVectorEnv
     from esper_env.wrappers import FlatActions, FlatVectorActions
 
@@ -37,9 +37,12 @@ __all__ = [
     "describe_action",
     "register_blueprint",
     "register_task",
+    "register_topology",
+    "unregister_blueprint",
+    "unregister_task",
 ]
 
-ENV_IDS: tuple[str, ...] = tuple(TASKS)
+ENV_IDS: tuple[str, ...] = BUILT_IN
 
 _HOMES = {
     "EsperEnv": "esper_env.env",
@@ -51,6 +54,8 @@ _HOMES = {
     "action": "esper_env.actions",
     "describe_action": "esper_env.actions",
     "register_blueprint": "esper_env.seeds",
+    "register_topology": "esper_env.seeds",
+    "unregister_blueprint": "esper_env.seeds",
 }
 
 

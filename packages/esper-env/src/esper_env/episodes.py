@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from esper_env.checks import is_integer, is_whole
 from esper_env.persistence.state import ArrayState
-from esper_env.seeds import blueprint_entry
+from esper_env.seeds import BlueprintEntry, blueprint_entry
 
 Mask = NDArray[np.bool_]
 OPTIONS = ("reset_mask", "topology")  # of a vector's reset
@@ -31,6 +31,7 @@ class SeedSites(NamedTuple):
     slot_ids: tuple[str, ...]
     topology: str  # of the host: "cnn", ...
     max_seeds: int
+    blueprints: tuple[BlueprintEntry, ...]  # that the environment offers
 
 
 def parse_reset(
@@ -99,7 +100,8 @@ def _planted(topology: Any, sites: SeedSites) -> dict[int, int]:
             raise ValueError(f"options['topology'] names slot {slot!r}; this host has {', '.join(sites.slot_ids)}")
     if len(topology) > sites.max_seeds:
         raise ValueError(f"options['topology'] plants {len(topology)} seeds; max_seeds is {sites.max_seeds}")
-    return {sites.slot_ids.index(slot): blueprint_entry(name, sites.topology).value for slot, name in topology.items()}
+    entries = {slot: blueprint_entry(name, sites.topology, sites.blueprints) for slot, name in topology.items()}
+    return {sites.slot_ids.index(slot): entry.value for slot, entry in entries.items()}
 
 
 class EpisodeClock(ArrayState):

@@ -31,7 +31,6 @@ from esper_env.rules.reward_config import reward_config
 from esper_env.rules.signals import SignalTracker
 from esper_env.rules.slot_table import DOWN, SlotTable
 from esper_env.rules.stages import Stage
-from esper_env.seeds import offered_blueprints
 from esper_env.tasks import TaskConfig, TransformerSpec
 from esper_env.telemetry import Telemetry
 
@@ -70,8 +69,8 @@ class Growth(ArrayState):
         shard = self._population.shards[0]
         self.slot_ids: tuple[str, ...] = tuple(spec.slot_id for spec in shard.slots)
         self.topology = shard.topology
-        self.blueprint_names = {entry.value: entry.name for entry in offered_blueprints(shard.topology)}
-        self.offered_blueprints = tuple(self.blueprint_names)
+        self.blueprint_names = {entry.value: entry.name for entry in shard.blueprints}
+        self.blueprints, self.offered_blueprints = shard.blueprints, tuple(self.blueprint_names)
         self.host_parameters, self.device = shard.host.size, shard.device
         slots = len(self.slot_ids)
         self.max_seeds = slots if task.max_seeds is None else task.max_seeds

@@ -115,7 +115,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self.reward_config = self._growth.reward_config
         #: Hub of the events; attach a sink with ``env.telemetry.add_sink(JsonlSink("folder"))``.
         self.telemetry: Telemetry = self._growth.telemetry
-        self._sites = SeedSites(self.slot_ids, self.topology, self._growth.max_seeds)
+        self._sites = SeedSites(self.slot_ids, self.topology, self._growth.max_seeds, self._growth.blueprints)
         self._generators = Generators(*zip(*(seeding.np_random() for _ in range(num_envs)), strict=True))
         slots = len(self.slot_ids)
         self.single_observation_space = observation_space(slots)

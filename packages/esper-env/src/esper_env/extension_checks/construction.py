@@ -28,8 +28,12 @@ def seeded_construction(seed: int) -> Iterator[None]:
         torch.default_generator.set_state(state)
 
 
-def build_reproducibly(build: Callable[[], nn.Module]) -> nn.Module:
+def build_reproducibly(build: Callable[[], nn.Module], what: str = "") -> nn.Module:
     """Build a module from a seed, twice, and check that the seed determines it.
+
+    Args:
+        build: builds the module.
+        what: name of the module for errors, such as "blueprint 'mixer'".
 
     Raises:
         TypeError: the function does not return a module.
@@ -44,29 +48,30 @@ def build_reproducibly(build: Callable[[], nn.Module]) -> nn.Module:
         if not isinstance(module, nn.Module):
             raise TypeError(f"the function that builds a network returned {module!r}; expected a torch.nn.Module")
         name, parameters = type(module).__name__, dict(module.named_parameters())
+        subject = f"{what}: a {name}" if what else f"a {name}"
         if reseeded:
             raise ValueError(
-                f"the constructor of {name} seeds PyTorch's default generator, so every network would start from the "
-                "same weights; remove torch.manual_seed from it"
+                f"{subject} seeds PyTorch's default generator in its constructor, so every network would start from "
+                "the same weights; remove torch.manual_seed from it"
             )
         unusable = [key for key, p in parameters.items() if is_lazy(p) or p.is_complex() or not p.requires_grad]
         if unusable:
             raise ValueError(
-                f"a {name} has frozen, complex or lazy parameters ({', '.join(unusable[:5])}); every parameter is "
+                f"{subject} has frozen, complex or lazy parameters ({', '.join(unusable[:5])}); every parameter is "
                 "trained as real numbers: register constants as buffers, and give every layer its sizes"
             )
         built.append({**parameters, **dict(module.named_buffers())})
     first, second = built
     if {id(value) for value in first.values()} & {id(second[key]) for key in parameters}:
         raise ValueError(
-            f"a {name} built twice has the same parameters twice; the function that builds it must create a new module "
-            "each time"
+            f"{subject} built twice has the same parameters twice; the function that builds it must create a new "
+            "module each time"
         )
     differing = [key for key in first.keys() | second.keys() if not _same(first.get(key), second.get(key))]
     if differing:
         raise ValueError(
-            f"a {name} built twice from the same seed has other values in {min(differing)}; its constructor must draw "
-            "from PyTorch's default generator only (torch.nn.init, torch.randn)"
+            f"{subject} built twice from the same seed has other values in {min(differing)}; its constructor must "
+            "draw from PyTorch's default generator only (torch.nn.init, torch.randn)"
         )
     return module
 

@@ -20,6 +20,8 @@ from esper_env.seeds.registry import BlueprintEntry
 
 #: Samples of a trial: an odd number that few layers have as a size.
 SAMPLES = 3
+#: How to run a host that cannot be batched.
+_STAND_ALONE = "register the task with auto_shard_size=1 and make it with shard_size=1"
 
 
 @cache
@@ -30,7 +32,7 @@ def try_blueprint(entry: BlueprintEntry, shape: tuple[int, ...], dtype: torch.dt
     that passed is not tried again.
     """
     what = f"blueprint {entry.name!r}"
-    module = build_reproducibly(lambda: entry.build(shape[0] if len(shape) == 3 else shape[1])).to(dtype)
+    module = build_reproducibly(lambda: entry.build(shape[0] if len(shape) == 3 else shape[1]), what).to(dtype)
     generator = torch.Generator().manual_seed(0)
     samples = (2 * torch.rand(SAMPLES, math.prod(shape), generator=generator) - 1).to(dtype).view(SAMPLES, *shape)
     check_seed(module, what, samples)
@@ -39,7 +41,7 @@ def try_blueprint(entry: BlueprintEntry, shape: tuple[int, ...], dtype: torch.dt
     with torch.no_grad():
         expected = [layout.from_samples(run_segments(what, [module], x, training=True)[0][None]) for x in tried]
     for x, result in zip(tried, expected, strict=True):
-        with _failures_as_value_errors(what, batched):
+        with _failures_as_value_errors(what, batched, "register the blueprint with batched=False"):
             out = layout.call(module, _one_row(module), layout.from_samples(x[None]), training=True)
             torch.autograd.backward(out.float().square().mean())
         _check_same(what, out.detach(), result)
@@ -109,8 +111,8 @@ def _one_row(module: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _failures_as_value_errors(what: str, batched: bool) -> Iterator[None]:
-    """Convert errors of a pass to a ``ValueError`` with a remedy."""
+def _failures_as_value_errors(what: str, batched: bool, stand_alone: str = _STAND_ALONE) -> Iterator[None]:
+    """Convert errors of a pass to a ``ValueError`` with a remedy; ``stand_alone`` is the one of a batched pass."""
     try:
         yield
     except Exception as error:
@@ -118,5 +120,5 @@ def _failures_as_value_errors(what: str, batched: bool) -> Iterator[None]:
         way, remedy = "", "change it"
         if batched:
             way = " for many networks at once, which uses torch.func.vmap for layers without a batching rule"
-            remedy = "change it, or register the task with auto_shard_size=1 and make it with shard_size=1"
+            remedy = f"change it, or {stand_alone}"
         raise ValueError(f"{what} cannot be trained{way} ({first_line}); {remedy}") from error

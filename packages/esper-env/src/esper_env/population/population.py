@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +18,7 @@ from esper_env.extension_checks.trial import try_blueprint, try_host
 from esper_env.persistence.tree import Tree
 from esper_env.population.config import PopulationConfig
 from esper_env.population.evaluation.measurement import Commitment, Measurement, appraise, measure
+from esper_env.population.settings import own_settings
 from esper_env.population.shard import Shard
 from esper_env.population.snapshots import Mismatch, Snapshots
 from esper_env.population.splits import splits_for
@@ -29,33 +29,9 @@ from esper_env.population.training.trainer import TrainerCache, TrainStats
 from esper_env.population.transfer import Readback
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_rng, derive_seed
-from esper_env.seeds.registry import offered_blueprints
 
 T = TypeVar("T", bound=tuple[NDArray[Any], ...])
 R = TypeVar("R")
-
-
-@contextmanager
-def _own_settings() -> Iterator[None]:
-    """Set PyTorch's switches as a population needs them, and restore the caller's on exit.
-
-    Gradients are enabled, even if the caller steps the environment under ``no_grad``, and the caller's autocast is
-    disabled. The calling thread uses one intra-op thread, because the shards are the parallelism. So results do not
-    depend on the number of cores. And a process that has never run a parallel region can be forked, as Gymnasium's
-    AsyncVectorEnv does.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-        ):
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Population:
@@ -84,7 +60,7 @@ class Population:
         self._pool = (
             ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) if workers > 1 else None
         )
-        with _own_settings():
+        with own_settings():
             host = build_reproducibly(build_host)
             check_attributes(host)
             self.shards = [Shard(build_host, rows.stop - rows.start, config) for rows in self._slices]
@@ -106,8 +82,14 @@ class Population:
             samples, _ = next(self._splits.validation.chunks(shard))
             try_host(shard, host, samples, self.classes)
         for slot in shard.slots:
-            for entry in offered_blueprints(shard.topology):
-                try_blueprint(entry, slot.shape, shard.dtype, shard.batched)
+            for entry in shard.blueprints:
+                try:
+                    try_blueprint(entry, slot.shape, shard.dtype, shard.batched)
+                except ValueError as error:
+                    raise ValueError(
+                        f"slot {slot.slot_id} has features of shape {slot.shape}, and {error}; or remove the blueprint "
+                        f"with esper_env.unregister_blueprint({entry.name!r}, {shard.topology!r})"
+                    ) from error
 
     @property
     def slots(self) -> int:
@@ -125,7 +107,7 @@ class Population:
             self._pool.shutdown()
             self._pool = None
 
-    @_own_settings()
+    @own_settings()
     def reset(self, rows: BoolArray, seeds: IntArray) -> None:
         """Reset the networks of ``rows`` (N,) from ``seeds`` (N,): weights, data order and later seeds."""
         for row in np.flatnonzero(rows).tolist():
@@ -133,7 +115,7 @@ class Population:
             shard.reset_row(local, int(seeds[row]))
             self._streams[row].seed(derive_seed(int(seeds[row]), "minibatches"))
 
-    @_own_settings()
+    @own_settings()
     def attach(self, mask: BoolArray, blueprint: IntArray) -> None:
         """Attach newborn seeds of ``blueprint`` (N, S) to the slots of ``mask`` (N, S)."""
         for row, slot in np.argwhere(mask).tolist():
@@ -151,7 +133,7 @@ class Population:
         self._seed_sizes[slot, blueprint] = shard.seed_stack(slot, blueprint).size
         self._gate_sizes[slot] = shard.gate_stack(slot).size
 
-    @_own_settings()
+    @own_settings()
     def clear_momentum(self, mask: BoolArray, blueprint: IntArray) -> None:
         """Clear the optimizer's momentum of the seeds in ``mask`` (N, S), made from ``blueprint`` (N, S), and gates."""
         for row, slot in np.argwhere(mask).tolist():
@@ -159,7 +141,7 @@ class Population:
             shard.seed_stack(slot, int(blueprint[row, slot])).clear_momentum([local])
             shard.gate_stack(slot).clear_momentum([local])
 
-    @_own_settings()
+    @own_settings()
     def train(self, structure: Structure, check_isolation: bool = False) -> TrainStats:
         """Train every network for one epoch; ``check_isolation`` first checks that seeds in TRAINING are isolated."""
 
@@ -169,13 +151,13 @@ class Population:
 
         return TrainStats(self._each_shard(train_shard))
 
-    @_own_settings()
+    @own_settings()
     def take_snapshots(self, structure: Structure, rows: BoolArray) -> None:
         """Copy the hosts and fossilized seeds of the networks of ``rows`` (N,) to main memory."""
         for snapshots, own in zip(self._snapshots, self._slices, strict=True):
             snapshots.take(structure.rows(own), np.flatnonzero(rows[own]))
 
-    @_own_settings()
+    @own_settings()
     def restore_snapshot(self, structure: Structure, row: int) -> Mismatch:
         """Restore one network from its snapshot; ``structure`` has the fossilized seeds of the snapshot."""
         own = self._slices[row // self._config.shard_size]
@@ -186,7 +168,7 @@ class Population:
         """Number of times that the step of a minibatch has been captured for replay."""
         return sum(trainers.captures for trainers in self._trainers)
 
-    @_own_settings()
+    @own_settings()
     def measure(self, structure: Structure, rows: BoolArray) -> Measurement:
         """Measure the networks of ``rows`` (N,) on the validation set."""
 
@@ -196,7 +178,7 @@ class Population:
 
         return _joined(Measurement, self._each_shard(measure_shard))
 
-    @_own_settings()
+    @own_settings()
     def appraise(self, structure: Structure, rows: IntArray) -> Commitment:
         """Evaluate the committed networks of ``rows`` (k,), which are sorted."""
 
@@ -211,7 +193,7 @@ class Population:
 
         return _joined(Commitment, [result for result in self._each_shard(appraise_shard) if result is not None])
 
-    @_own_settings()
+    @own_settings()
     def get_state(self, blueprint: IntArray, saved: BoolArray) -> Tree:
         """Return copies of everything that the future of the networks depends on.
 
@@ -221,7 +203,7 @@ class Population:
         """
         return get_networks(self._networks, blueprint, saved)
 
-    @_own_settings()
+    @own_settings()
     def set_state(self, state: Tree, blueprint: IntArray, saved: BoolArray) -> None:
         """Load a state of networks with these seeds; raise ``ValueError`` if it does not fit."""
         set_networks(self._networks, state, blueprint, saved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from esper_env.population.transfer import on_device
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_seed
 from esper_env.seeds.blend import GATES, blend
-from esper_env.seeds.registry import blueprint_entry
+from esper_env.seeds.registry import BlueprintEntry, blueprint_entry, offered_blueprints
 from esper_env.tasks.choices import FULL_PRECISION
 
 
@@ -43,6 +44,8 @@ class Shard:
         template = self.host.template
         assert isinstance(template, HostProtocol)
         self.slots, self.execution_order, self.topology = template.slots, template.execution_order, template.topology
+        #: Blueprints at the time of construction; later registrations do not change them.
+        self.blueprints: tuple[BlueprintEntry, ...] = offered_blueprints(self.topology, batched=config.batched)
         self.segments = template.segments
         self._dims = len(self.slots[0].shape)  # of a sample's features
         self.batched, self.all_known = config.batched, all(map(is_known, self.segments.modules()))
@@ -58,16 +61,16 @@ class Shard:
         """Return the stack of a blueprint at a slot (action index), allocated on first use."""
         key = (slot, blueprint)
         if key not in self._seeds:
-            entry, spec = blueprint_entry(blueprint, self.topology), self.slots[slot]
-            stack = Stack(lambda: entry.build(spec.channels), self.rows, self.device, self.dtype)
-            self._seeds[key] = stack
+            entry = blueprint_entry(blueprint, self.topology, self.blueprints)
+            build = partial(entry.build, self.slots[slot].channels)
+            self._seeds[key] = Stack(build, self.rows, self.device, self.dtype)
         return self._seeds[key]
 
     def gate_stack(self, slot: int) -> Stack:
         """Return the stack of gates at a slot, allocated on first use."""
         if slot not in self._gates:
-            channels = self.slots[slot].channels
-            self._gates[slot] = Stack(lambda: GATES[self._dims](channels), self.rows, self.device, self.dtype)
+            build = partial(GATES[self._dims], self.slots[slot].channels)
+            self._gates[slot] = Stack(build, self.rows, self.device, self.dtype)
         return self._gates[slot]
 
     def reset_row(self, row: int, seed: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from esper_env.rules.heads import Blueprint
-from esper_env.seeds.registry import register_blueprint
+from esper_env.seeds.registry import add_built_in
 
 LAYER_SCALE_INIT = 1e-3
 BOTTLENECK_MIN_CHANNELS = 8
@@ -120,4 +120,4 @@ for _blueprint, _factory in {
     Blueprint.CONV_SMALL: conv_small,
     Blueprint.CONV_HEAVY: conv_heavy,
 }.items():
-    register_blueprint(_blueprint.name.lower(), "cnn", _factory)
+    add_built_in(_blueprint, "cnn", _factory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import nn
 
 from esper_env.checks import is_whole
 from esper_env.rules.heads import NUM_BLUEPRINTS, Blueprint
-from esper_env.suggestions import did_you_mean
+from esper_env.suggestions import did_you_mean, shown
 
 #: Builds a shape-preserving module for features of the given number of channels (or width).
 BlueprintFactory = Callable[[int], nn.Module]
@@ -23,6 +23,8 @@ class BlueprintEntry:
     name: str
     value: int
     factory: BlueprintFactory
+    batched: bool = True  # False: only for environments that run every network stand-alone
+    built_in: bool = False
 
     def build(self, channels: int) -> nn.Module:
         """Return a new module for features of ``channels`` channels.
@@ -44,72 +46,207 @@ class BlueprintEntry:
         return module
 
 
-_REGISTRY: dict[str, dict[int, BlueprintEntry]] = {}
+_REGISTRY: dict[str, dict[int, BlueprintEntry]] = {"cnn": {}, "transformer": {}}
+#: Shape of the features on which a topology's blueprints are tried: (channels, height, width) or (length, width).
+_SHAPES: dict[str, tuple[int, ...]] = {"cnn": (8, 4, 4), "transformer": (16, 8)}
+
+
+def register_topology(topology: str, shape: Sequence[int]) -> None:
+    """Introduce a topology, a kind of custom hosts with blueprints of its own.
+
+    Registering the same topology again with the same shape changes nothing.
+
+    Args:
+        topology: name, which hosts have as their attribute ``topology``.
+        shape: shape of a sample's features, (channels, height, width) or (length, width). Blueprints are tried on
+            features of this shape when they are registered.
+
+    Raises:
+        ValueError: the name is taken with another shape, or differs only in case from a known one.
+        TypeError: the name is not a string, or the shape is not two or three positive integers.
+    """
+    _require_text("topology", topology)
+    if not isinstance(shape, Sequence) or len(shape) not in (2, 3) or not all(is_whole(size, 1) for size in shape):
+        raise TypeError(f"shape is {shown(shape)}; expected (channels, height, width) or (length, width)")
+    known = next((name for name in _SHAPES if name.lower() == topology.lower()), topology)
+    if known != topology:
+        raise ValueError(f"topology {topology!r} differs only in case from {known!r}; choose another name")
+    if _SHAPES.get(topology, tuple(shape)) != tuple(shape):
+        raise ValueError(f"topology {topology!r} is already registered with shape {_SHAPES[topology]}")
+    _SHAPES[topology] = tuple(shape)
+    _REGISTRY.setdefault(topology, {})
 
 
 def register_blueprint(
-    name: str, topology: str, factory: BlueprintFactory, *, value: int | None = None
+    name: str,
+    topology: str,
+    factory: BlueprintFactory,
+    *,
+    value: int | None = None,
+    batched: bool = True,
+    replace: bool = False,
 ) -> BlueprintEntry:
-    """Offer a blueprint on every host of a topology.
+    """Offer a blueprint on every host of a topology, in environments that are made from now on.
+
+    The blueprint is first built and run on small features of the topology, in every layout that would run it.
 
     Args:
         name: name in this topology.
-        topology: kind of host, such as "cnn" or "transformer".
+        topology: kind of host: "cnn", "transformer" or one from :func:`register_topology`.
         factory: function from the number of channels (or the width) to a module that keeps the shape of its input.
         value: value of the blueprint head. By default a standard name has the value of its
-            :class:`~esper_env.rules.heads.Blueprint`, and any other the highest free value of the topology.
+            :class:`~esper_env.rules.heads.Blueprint`, a replaced blueprint keeps its value, and any other has the
+            highest free value of the topology.
+        batched: False for a module that ``torch.func.vmap`` cannot run. It is offered only in environments that run
+            every network stand-alone: tasks with ``auto_shard_size=1``, made with ``shard_size=1``.
+        replace: True to replace a custom blueprint of this name. Environments that exist keep the old one.
 
     Raises:
-        ValueError: the name or value is taken in this topology, no value is left, or the topology differs only in case
-            from a known one.
+        ValueError: the name or value is taken in this topology, no value is left, the topology is not known, or the
+            blueprint does not work.
         TypeError: the name or topology is not a string, or the factory is not callable.
     """
-    for what, text in {"name": name, "topology": topology}.items():
-        if not isinstance(text, str) or not text:
-            raise TypeError(f"the blueprint's {what} is {text!r}; expected a text such as 'conv_light' or 'cnn'")
+    _require_text("name", name)
+    _require_text("topology", topology)
     if not callable(factory):
         raise TypeError(
             f"the factory of blueprint {name!r} is {factory!r}; expected a function from the number of channels to a "
             "torch.nn.Module"
         )
-    for known in _REGISTRY:
-        if topology != known and topology.lower() == known.lower():
-            raise ValueError(f"topology {topology!r} of blueprint {name!r} differs only in case; expected {known!r}")
-    entries = _REGISTRY.get(topology, {})
-    if any(entry.name == name for entry in entries.values()):
-        raise ValueError(f"blueprint {name!r} is already registered for topology {topology!r}; choose another name")
+    if topology not in _REGISTRY:
+        raise ValueError(
+            f"topology {topology!r} of blueprint {name!r} is not known; expected one of "
+            f"{', '.join(map(repr, _REGISTRY))}, or a new one from esper_env.register_topology"
+            f"{did_you_mean(topology, _REGISTRY)}"
+        )
+    old = next((entry for entry in _REGISTRY[topology].values() if entry.name.lower() == name.lower()), None)
+    if old is not None:
+        _check_replaceable(old, name, topology, replace)
+    entries = {taken: entry for taken, entry in _REGISTRY[topology].items() if entry is not old}
+    entry = BlueprintEntry(name, _free_value(name, topology, value, entries, old), factory, batched)
+    from esper_env.population.blueprint_check import check_blueprint  # needs this module
+
+    check_blueprint(entry, _SHAPES[topology])
+    _REGISTRY[topology] = {**entries, entry.value: entry}
+    return entry
+
+
+def unregister_blueprint(name: str, topology: str) -> None:
+    """Remove a custom blueprint: environments that are made from now on do not offer it, and its value is free.
+
+    Environments that exist keep it.
+
+    Raises:
+        ValueError: the topology has no such blueprint, or it belongs to the package.
+    """
+    entry = blueprint_entry(name, topology)
+    if entry.built_in:
+        raise ValueError(f"blueprint {entry.name!r} belongs to the package and cannot be unregistered")
+    del _REGISTRY[topology][entry.value]
+
+
+def add_built_in(blueprint: Blueprint, topology: str, factory: BlueprintFactory) -> None:
+    """Register a standard blueprint of the package, without a trial."""
+    _REGISTRY[topology][blueprint] = BlueprintEntry(blueprint.name.lower(), int(blueprint), factory, built_in=True)
+
+
+def offered_blueprints(topology: str, *, batched: bool = False) -> tuple[BlueprintEntry, ...]:
+    """Return the blueprints of a topology, ordered by value.
+
+    Args:
+        topology: kind of host.
+        batched: True to leave out blueprints that only run in stand-alone networks.
+
+    Raises:
+        ValueError: there are none.
+    """
+    with_blueprints = [name for name, entries in _REGISTRY.items() if entries]
+    if not isinstance(topology, str) or topology not in with_blueprints:
+        hint = did_you_mean(topology, with_blueprints)
+        raise ValueError(f"topology {topology!r} has no blueprints; expected one of {sorted(with_blueprints)}{hint}")
+    entries = _REGISTRY[topology]
+    offered = tuple(entries[value] for value in sorted(entries) if entries[value].batched or not batched)
+    if not offered:
+        raise ValueError(
+            f"topology {topology!r} has only blueprints that run in stand-alone networks; make the environment with "
+            "auto_shard_size=1 and shard_size=1, or register a blueprint that torch.func.vmap can run"
+        )
+    return offered
+
+
+def blueprint_entry(
+    blueprint: int | str, topology: str, offered: Iterable[BlueprintEntry] | None = None
+) -> BlueprintEntry:
+    """Return the blueprint of a topology with a name or a value.
+
+    Args:
+        blueprint: name or value.
+        topology: kind of host.
+        offered: blueprints to choose from; by default all that are registered for the topology.
+
+    Raises:
+        ValueError: there is none.
+    """
+    entries = tuple(offered_blueprints(topology) if offered is None else offered)
+    found = _find(blueprint, entries)
+    if found is not None:
+        return found
+    problem = f"does not fit a {topology} host"
+    registered = _find(blueprint, _REGISTRY.get(topology, {}).values())
+    if registered is not None:
+        problem = "was registered after this environment was made"
+        if not registered.batched:
+            problem += ", or only runs in environments that run every network stand-alone"
+    names = [entry.name for entry in entries]
+    raise ValueError(
+        f"blueprint {blueprint!r} {problem}; expected one of {', '.join(names)}{did_you_mean(blueprint, names)}"
+    )
+
+
+def _find(blueprint: object, entries: Iterable[BlueprintEntry]) -> BlueprintEntry | None:
+    """Return the entry with a name or a value."""
+    known = isinstance(blueprint, str | int | np.integer) and not isinstance(blueprint, bool)
+    return next((entry for entry in entries if known and blueprint in (entry.name, entry.value)), None)
+
+
+def _require_text(what: str, text: object) -> None:
+    if not isinstance(text, str) or not text:
+        raise TypeError(f"the blueprint's {what} is {text!r}; expected a text such as 'conv_light' or 'cnn'")
+
+
+def _check_replaceable(old: BlueprintEntry, name: str, topology: str, replace: bool) -> None:
+    if old.built_in:
+        reason = "belongs to the package and cannot be replaced"
+    elif old.name != name:
+        reason = "differs only in case"
+    elif not replace:
+        raise ValueError(
+            f"blueprint {name!r} is already registered for topology {topology!r}; choose another name, or pass "
+            "replace=True"
+        )
+    else:
+        return
+    raise ValueError(f"blueprint {old.name!r} of topology {topology!r} {reason}; choose another name than {name!r}")
+
+
+def _free_value(
+    name: str, topology: str, value: int | None, entries: dict[int, BlueprintEntry], old: BlueprintEntry | None
+) -> int:
+    """Return the value of a new blueprint beside ``entries``, replacing ``old``."""
+    if value is None and old is not None:
+        return old.value
     if value is None and name.upper() in Blueprint.__members__:
         value = int(Blueprint[name.upper()])
     elif value is None:
         value = max(set(range(1, NUM_BLUEPRINTS)) - entries.keys(), default=None)
         if value is None:
-            raise ValueError(f"blueprint {name!r} exceeds the {NUM_BLUEPRINTS - 1} that a topology may have")
+            custom = ", ".join(repr(entry.name) for entry in entries.values() if not entry.built_in)
+            raise ValueError(
+                f"blueprint {name!r} exceeds the {NUM_BLUEPRINTS - 1} that a topology may have; unregister one of "
+                f"{custom} with esper_env.unregister_blueprint, or register a topology for your own hosts"
+            )
     if not is_whole(value, least=1) or value >= NUM_BLUEPRINTS:
         raise ValueError(f"blueprint value {value!r} is out of range; expected 1 to {NUM_BLUEPRINTS - 1}")
     if value in entries:
         raise ValueError(f"blueprint value {value} is taken by {entries[value].name!r} in topology {topology!r}")
-    entry = BlueprintEntry(name, value, factory)
-    _REGISTRY.setdefault(topology, {})[value] = entry
-    return entry
-
-
-def offered_blueprints(topology: str) -> tuple[BlueprintEntry, ...]:
-    """Return the blueprints of a topology, ordered by value; raise ``ValueError`` if it has none."""
-    if not isinstance(topology, str) or topology not in _REGISTRY:
-        hint = did_you_mean(topology, _REGISTRY)
-        raise ValueError(f"topology {topology!r} has no blueprints; expected one of {sorted(_REGISTRY)}{hint}")
-    entries = _REGISTRY[topology]
-    return tuple(entries[value] for value in sorted(entries))
-
-
-def blueprint_entry(blueprint: int | str, topology: str) -> BlueprintEntry:
-    """Return the blueprint of a topology with a name or a value; raise ``ValueError`` if there is none."""
-    known = isinstance(blueprint, str | int | np.integer) and not isinstance(blueprint, bool)
-    for entry in offered_blueprints(topology):
-        if known and blueprint in (entry.name, entry.value):
-            return entry
-    names = [entry.name for entry in offered_blueprints(topology)]
-    raise ValueError(
-        f"blueprint {blueprint!r} does not fit a {topology} host; expected one of {', '.join(names)}"
-        f"{did_you_mean(blueprint, names)}"
-    )
+    return value

@@ -12,7 +12,7 @@ from typing_extensions import override
 from esper_env.hosts.attention import CausalSelfAttention, FlexCausalSelfAttention
 from esper_env.rules.heads import Blueprint
 from esper_env.seeds.cnn import LAYER_SCALE_INIT
-from esper_env.seeds.registry import BlueprintFactory, register_blueprint
+from esper_env.seeds.registry import BlueprintFactory, add_built_in
 
 HEADS = 4  # at most; fewer if they do not divide the width
 LORA_RANK, LORA_LARGE_RANK = 8, 32
@@ -90,4 +90,4 @@ _FACTORIES: dict[Blueprint, BlueprintFactory] = {
     Blueprint.FLEX_ATTENTION: flex_attention,
 }
 for _blueprint, _factory in _FACTORIES.items():
-    register_blueprint(_blueprint.name.lower(), "transformer", _factory)
+    add_built_in(_blueprint, "transformer", _factory)
