@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from esper_agent.policies.heuristic import HeuristicConfig, HeuristicPolicy
+from esper_env.rules.actions import ActionNames
 from esper_env.rules.gates import gate_config
 from esper_env.rules.heads import AlphaTarget, Blueprint, Head, Op, Style, Tempo
 from esper_env.rules.stages import Stage
@@ -58,6 +59,17 @@ def test_planting_pauses_for_five_epochs_after_a_prune():
         decision = decide(before, gone, aged(gone, {1: Seed(Stage.EMBARGOED)}, epochs=pause))
         assert decision.op == op
     assert "pruned" not in decision.reason
+
+
+def test_decisions_name_slots_by_their_ids():
+    moment = Moment(slots=2, seeds={0: Seed(Stage.GERMINATED)}, illegal=((Op.ADVANCE, 0),))
+    policy = HeuristicPolicy(HORIZON, "cnn", names=ActionNames(("r0c2", "r1c0")))
+    decision = decide(moment, policy=policy)
+    assert decision.reason == "plateau of 5 epochs and slot r1c0 is empty"
+    assert decision.action.startswith("GERMINATE conv_light in r1c0: ")
+    waited = decide(replace(moment, plateau=0), policy=policy)
+    assert waited.reason.startswith("slot r0c2: germinated, so it can start to train, not legal yet; no planting:")
+    assert waited.sentence() == f"epoch 20: WAIT; {waited.reason}"
 
 
 def test_planting_takes_the_first_legal_slot():

@@ -1,13 +1,16 @@
 """Interface of the heuristic: batches, state, records, settings and whole episodes."""
 
+import gymnasium
 import numpy as np
 import pytest
 from esper_agent.evaluation.play import run_episodes
 from esper_agent.policies.baselines import POLICIES
 from esper_agent.policies.heuristic import HeuristicConfig, HeuristicPolicy
+from esper_env import action, register_blueprint, unregister_blueprint
 from esper_env.rules.heads import Tempo
 from esper_env.rules.stages import Stage
 from heuristic_moments import HORIZON, READY, Moment, Seed, policy_with
+from torch import nn
 
 pytestmark = pytest.mark.numeric
 
@@ -67,6 +70,24 @@ def test_decisions_are_limited_to_one_episode():
 
 
 CHEAP, DIGITS = {"batches_per_step": 1, "device": "cpu"}, "Esper-Digits-v0"
+
+
+@pytest.mark.usefixtures("own_tables")
+def test_policy_uses_the_names_of_its_environment():
+    """Also of a blueprint that was unregistered after the environment was made."""
+    register_blueprint("mixer", "cnn", lambda channels: nn.Conv2d(channels, channels, 1))
+    env = gymnasium.make(DIGITS, slots=["r0c0", "r0c2"], **CHEAP)
+    unregister_blueprint("mixer", "cnn")
+    policy = HeuristicPolicy.for_env(env, HeuristicConfig(wait_for_stability=False, min_epoch=0, min_plateau=0))
+    env.reset(seed=0)
+    observation, *_ = env.step(action("germinate", "r0c0", "mixer", env=env))
+    policy.predict(observation)
+    assert policy.decisions[0][-1].sentence().startswith("epoch 1: ADVANCE r0c0; ")
+    assert policy.decisions[0][-1].blueprint == "mixer"
+    observation, _ = env.reset(options={"topology": {"r0c0": "mixer"}})
+    policy.predict(observation)
+    assert policy.decisions[0][-1].action.startswith("GERMINATE conv_light in r0c2: ")
+    env.close()
 
 
 @pytest.mark.slow

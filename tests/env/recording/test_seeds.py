@@ -1,6 +1,7 @@
 """Events of seeds and of the actions on them."""
 
 import pytest
+from esper_env import describe_action
 from esper_env.recording import Recorder
 from esper_env.rules.heads import AlphaSpeed, AlphaTarget, Blueprint, Op, Style
 from esper_env.rules.slot_table import SlotTable
@@ -109,6 +110,14 @@ def test_command_events_use_names(run, action):
         ("COMMAND_SUCCEEDED", germinate),
         ("COMMAND_ISSUED", fossilize),
         ("COMMAND_REJECTED", fossilize | {"rejection": "ILLEGAL", "reason": "it was not legal"}),
+    ]
+    words = describe_action(action(Op.GERMINATE, 1, **heads), env=env)
+    assert words.startswith("GERMINATE norm in r0c1: style GATED_GATE, tempo STANDARD (5 epochs)")
+    assert [event.payload.sentence() for event in heard(env, sink, *COMMANDS)] == [
+        f"COMMAND_ISSUED: {words}.",
+        f"COMMAND_SUCCEEDED: {words}.",
+        "COMMAND_ISSUED: FOSSILIZE.",
+        "COMMAND_REJECTED: FOSSILIZE: it was not legal.",
     ]
 
 

@@ -21,7 +21,7 @@ Near the horizon a HOLDING seed is judged on the measurements so far, and is fos
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
@@ -103,7 +103,7 @@ class HeuristicPolicy:
         topology: the host's kind, such as "cnn", whose registered blueprints can be planted.
         gates: the environment's gate configuration, by default permissive.
         config: numbers of the rules.
-        slot_ids: ids of the slots, for the texts of decisions; by default "r0c0", "r0c1", ...
+        names: names of slots and blueprints in decisions; by default "r0c0", "r0c1", ... and the registered names.
 
     Raises:
         ValueError: an argument or the rotation is invalid.
@@ -115,7 +115,7 @@ class HeuristicPolicy:
         topology: str,
         gates: GateConfig | None = None,
         config: HeuristicConfig | None = None,
-        slot_ids: Sequence[str] | None = None,
+        names: ActionNames | None = None,
     ) -> None:
         check_value("horizon", horizon, Annotated[int, POSITIVE])
         check_value("gates", gates, GateConfig | None)
@@ -124,16 +124,20 @@ class HeuristicPolicy:
         self.gates = gates if gates is not None else GateConfig()
         self.config = config if config is not None else HeuristicConfig()
         self.topology = topology
-        self._names = ActionNames(slot_ids, {entry.value: entry.name for entry in offered_blueprints(topology)})
+        if names is None:
+            names = ActionNames(blueprints={entry.value: entry.name for entry in offered_blueprints(topology)})
+        self._names = names
         rotation = self.config.rotation
         if rotation is None:
             rotation = ROTATIONS.get(topology) or tuple(entry.name for entry in offered_blueprints(topology))
         self.rotation = tuple(blueprint_entry(blueprint, topology) for blueprint in rotation)
-        names = [entry.name for entry in self.rotation]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"the rotation is {names}; expected at least one blueprint, none twice")
+        rotated = [entry.name for entry in self.rotation]
+        if not rotated or len(set(rotated)) < len(rotated):
+            raise ValueError(f"the rotation is {rotated}; expected at least one blueprint, none twice")
         #: Position in the rotation after a blueprint was planted, by its name.
-        self._turn_after: dict[str | None, int] = {name: (place + 1) % len(names) for place, name in enumerate(names)}
+        self._turn_after: dict[str | None, int] = {
+            name: (place + 1) % len(rotated) for place, name in enumerate(rotated)
+        }
         self.decisions: list[deque[Decision]] = []
         #: Rules by stage, in the order in which live seeds are considered.
         self._rules: dict[int, Callable[[_Scene, int, int], _Wish]] = {
@@ -153,7 +157,8 @@ class HeuristicPolicy:
         base = env.unwrapped
         if not hasattr(base, "task"):
             raise TypeError(f"{base} is not an Esper environment; make one with gymnasium.make or make_vec")
-        return cls(base.task.horizon, base.topology, gate_config(base.task.gates), config, base.slot_ids)
+        names = ActionNames(base.slot_ids, base.blueprint_names)
+        return cls(base.task.horizon, base.topology, gate_config(base.task.gates), config, names)
 
     @property
     def epochs_to_commit(self) -> int:
@@ -218,7 +223,7 @@ class HeuristicPolicy:
         epoch, waits = int(scene.view.epoch[row]), []
         for slot in self._turn_order(scene, row):
             wish = self._rules[int(scene.view.stage[row, slot])](scene, row, slot)
-            blueprint = blueprint_entry(int(scene.batch.blueprints[row, slot]), self.topology).name
+            blueprint = self._names.blueprints[int(scene.batch.blueprints[row, slot])]
             if wish.op != Op.WAIT and scene.batch.legal[row, wish.op, slot]:
                 return Decision(row, epoch, wish.op, slot, blueprint, wish.confidence, wish.reason)
             waits.append(
