@@ -1,6 +1,8 @@
 """Registration of the ids, and exports of the package."""
 
 import importlib
+import subprocess
+import sys
 
 import esper_env
 import gymnasium
@@ -22,6 +24,18 @@ def test_import_keeps_a_users_registration_of_the_same_id():
         assert gymnasium.spec(env_id).entry_point == "somewhere:Else"
     finally:
         gymnasium.registry[env_id] = original
+
+
+def test_blueprints_of_the_package_are_registered_without_trials():
+    code = (
+        "import sys, esper_env\n"
+        "print(len(esper_env.action('wait')), 'torch' in sys.modules)\n"
+        "from esper_env.seeds import offered_blueprints\n"
+        "print(*(len(offered_blueprints(name)) for name in ('cnn', 'transformer')))\n"
+        "print([name for name in sys.modules if name.startswith(('esper_env.extension', 'esper_env.population'))])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["8 False", "7 7", "[]"]
 
 
 def test_exports_are_available():

@@ -55,8 +55,9 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     """N networks that grow while they train, stepped together.
 
     A step carries out one action per network, trains every network for an epoch and measures it. Actions are
-    ``MultiDiscrete`` (N, 8): slot, blueprint, style, tempo, alpha_target, alpha_speed, alpha_curve, op; an action that
-    the masks exclude acts as WAIT and sets ``infos["action_valid"]`` to False. Observations: :func:`observation_space`.
+    ``MultiDiscrete`` (N, 8): slot, blueprint, style, tempo, alpha_target, alpha_speed, alpha_curve, op, see
+    :func:`esper_env.action` and ``docs/environment.md``; an action that the masks exclude acts as WAIT and sets
+    ``infos["action_valid"]`` to False. Observations: :func:`observation_space`.
 
     An episode terminates at the task's ``horizon``: seeds that are not fossilized are discarded, and the last reward
     moves to the accuracy of the committed network. The governor terminates it earlier, after it has rolled the network

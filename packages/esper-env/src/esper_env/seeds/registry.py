@@ -163,7 +163,10 @@ def offered_blueprints(topology: str, *, batched: bool = False) -> tuple[Bluepri
     with_blueprints = [name for name, entries in _REGISTRY.items() if entries]
     if not isinstance(topology, str) or topology not in with_blueprints:
         hint = did_you_mean(topology, with_blueprints)
-        raise ValueError(f"topology {topology!r} has no blueprints; expected one of {sorted(with_blueprints)}{hint}")
+        raise ValueError(
+            f"topology {topology!r} has no blueprints; expected one of {sorted(with_blueprints)}, or one for which "
+            f"esper_env.register_blueprint has registered a blueprint{hint}"
+        )
     entries = _REGISTRY[topology]
     offered = tuple(entries[value] for value in sorted(entries) if entries[value].batched or not batched)
     if not offered:
