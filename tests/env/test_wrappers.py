@@ -58,7 +58,7 @@ def test_masks_equal_the_judgement_of_the_environment_in_random_states(env_id, t
         observation, _, over, _, info = env.step(number)
         assert info["action_valid"]
         seen.add(int(op))
-    assert {Op.WAIT, Op.GERMINATE, Op.ADVANCE, Op.PRUNE} <= seen
+    assert {Op.WAIT, Op.GERMINATE, Op.ADVANCE} <= seen
     env.close()
 
 
@@ -151,6 +151,10 @@ def test_vector_masks_are_exact_in_every_autoreset_mode(make_digits_vec, mode):
         if step % 4 == 3 and mode is AutoresetMode.DISABLED:
             results, expected = envs.reset(), plain.reset()
             check(*results, *expected)
+    partial = {"options": {"reset_mask": np.array([False, True, False])}}
+    results, expected = envs.reset(**partial), plain.reset(**partial)
+    check(*results, *expected)
+    assert results[1]["action_mask"].any(axis=1).tolist() == [False, True, False]
     np.testing.assert_array_equal(envs.index(envs.action(numbers)), numbers)
 
 
