@@ -24,6 +24,7 @@ from esper_env.data import (
 )
 from esper_env.data.originals import ORIGINALS, DamagedDataError
 from esper_env.data.verify import verify_dataset
+from esper_env.suggestions import esper_command
 
 CIFAR, DIGITS, TINYSTORIES, TEXT = DataFamily
 
@@ -126,7 +127,7 @@ def test_named_dataset_has_no_stand_in(name: str, family: DataFamily, tmp_path: 
     with pytest.raises(MissingDataError, match=f"was requested by name but is not in {tmp_path}/a; ") as caught:
         load_data(name, str(tmp_path / "a"), family=family)
     said = str(caught.value)
-    assert f"`esper data fetch {name} --data-dir {tmp_path}/a`" in said
+    assert f"`{esper_command('data', 'fetch', name, '--data-dir', f'{tmp_path}/a')}`" in said
     assert all(part in said for part in (ORIGINALS[name].downloads[0].name, "ESPER_DATA_DIR", "data_dir", "https://"))
 
 
@@ -187,7 +188,7 @@ def test_errors_about_damage_name_the_repair_command(
     family = TEXT if name == "tinystories" else CIFAR
     with pytest.raises(MissingDataError if missing else DamagedDataError) as caught:
         load_data(name, str(root) if place == "argument" else None, family=family)
-    command = f"esper data fetch {name}" + ("" if place == "default" else f" --data-dir '{root}'")
+    command = esper_command("data", "fetch", name, *([] if place == "default" else ["--data-dir", str(root)]))
     remedy = f"; move {folder if place == 'default' else repr(str(folder))} away, then `{command}`"
     said = str(caught.value)
     assert remedy in said
@@ -203,7 +204,8 @@ def test_errors_about_damage_name_the_repair_command(
         (None, CIFAR, "dataset is None; expected one of"),
         (123, TEXT, r"dataset is 123; expected one of .* and the path, as a string, of an existing UTF-8 file or "),
         (".", CIFAR, "dataset is '.'; a cifar task accepts"),
-        ("nul\0", TEXT, r"dataset is 'nul\\x00'; a text task accepts .* and the path, as a string, of an existing"),
+        ("nul\0", TEXT, r"the path 'nul\\x00' has a NUL byte"),
+        ("caf\udce9", TEXT, r"the path 'caf\\udce9' is not UTF-8 text; expected a path that is"),
         ("~nobody-of-this-name/a", TEXT, "a text task accepts"),
         ("CIFAR10", CIFAR, r"did you mean 'cifar10'\?"),
         ("/nowhere/gramar", TEXT, r"dataset is '/nowhere/gramar'; a text .*; did you mean 'grammar'\?"),

@@ -14,6 +14,7 @@ from esper_env.data import DataFamily, download, load_data
 from esper_env.data.fetch import fetch_dataset
 from esper_env.data.originals import ORIGINALS, FetchError
 from esper_env.data.verify import DatasetState, verify_dataset
+from esper_env.suggestions import esper_command
 from fetching import ARCHIVE, FOLDER, MANIFEST, assert_not_there, contents, load
 from serving import Server, file, redirect, sends, status
 
@@ -92,7 +93,8 @@ def test_fetch_unpacks_only_an_original_archive_in_the_data_folder(
 @pytest.mark.usefixtures("cifar")
 def test_offline_remedy_works(server: Server, root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(download, "PAUSES", ())
-    files, place, remedy = {ARCHIVE[1:]: server.archive}, root, f"run `esper data fetch {name} --data-dir {root}` here"
+    command = esper_command("data", "fetch", name, "--data-dir", str(root))
+    files, place, remedy = {ARCHIVE[1:]: server.archive}, root, f"run `{command}` here"
     if name != "cifar10":
         files, place, remedy = serve_files(server, monkeypatch, name), root / name, "nothing else is needed"
     for path in files:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import inspect
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -52,6 +54,20 @@ def test_folder_yields_its_texts_in_the_order_of_their_names(tmp_path: Path) -> 
     (tmp_path / "books" / "empty.txt").touch()
     assert load(tmp_path / "books").name == "text:books"
     assert names_in(tmp_path / "books") == ["B.txt", "a.txt", "b.md", "c/a.TXT", "c/z.md", "d.txt"]
+
+
+def test_folder_may_be_deeper_than_the_limit_of_recursion(tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*["a"] * 150)
+    folder.mkdir(parents=True)
+    (folder / "deep.txt").write_text(LINES)
+    (tmp_path / "b.txt").write_text(LINES)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 100)
+    try:
+        found = find_text(tmp_path)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert [file.path.name for file in found] == ["deep.txt", "b.txt"]
 
 
 def test_every_text_of_a_folder_begins_on_a_new_line(tmp_path: Path) -> None:

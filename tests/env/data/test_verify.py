@@ -13,6 +13,7 @@ from esper_env.data.fetch import fetch_dataset
 from esper_env.data.originals import ORIGINALS
 from esper_env.data.progress import FetchProgress, FetchStage
 from esper_env.data.verify import DatasetState, verify_dataset
+from esper_env.suggestions import esper_command
 from fetching import FOLDER, MANIFEST
 
 
@@ -73,7 +74,7 @@ def test_verify_only_loads_files_without_a_manifest(root: Path) -> None:
     verdict = verify_dataset("cifar10", root)
     assert (verdict.state, verdict.replaceable) == (DatasetState.DAMAGED, False)
     assert "record 0 has label 99" in verdict.detail
-    command = f"esper data fetch cifar10 --data-dir {root}"
+    command = esper_command("data", "fetch", "cifar10", "--data-dir", str(root))
     assert verdict.detail.endswith(f"; move {root / FOLDER} away, then `{command}`")
     (root / FOLDER).rename(root / "away")
     assert not fetch_dataset("cifar10", root).already_there

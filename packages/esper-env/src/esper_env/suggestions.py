@@ -1,11 +1,15 @@
-"""Parts of error messages: the name that the user may have meant, and the value in few characters."""
+"""Parts of messages: the name that the user may have meant, a value in few characters, and a command to type."""
 
 from __future__ import annotations
 
 import difflib
+import shlex
+import shutil
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
-__all__ = ["closest", "did_you_mean", "shown"]
+__all__ = ["closest", "did_you_mean", "esper_command", "shown"]
 
 #: Maximum number of characters of a value in an error.
 MOST_SHOWN = 100
@@ -30,3 +34,15 @@ def shown(value: object) -> str:
     """Return the repr of a value, cut to ``MOST_SHOWN`` characters."""
     text = repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def esper_command(*arguments: str) -> str:
+    """Return a command of esper-agent, quoted for a shell in the current folder.
+
+    The program is ``esper`` if that is the one of this Python, else its path, as in ``.venv/bin/esper train``.
+    """
+    program, own = "esper", shutil.which("esper", path=str(Path(sys.executable).parent))
+    if own is not None and own != shutil.which("esper"):
+        place, here = Path(own), Path.cwd()
+        program = str(place.relative_to(here) if place.is_relative_to(here) else place)
+    return shlex.join([program, *arguments])

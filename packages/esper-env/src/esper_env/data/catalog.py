@@ -21,6 +21,7 @@ from esper_env.data.own_text import TextFile, check_context, find_text, load_tex
 from esper_env.data.procedural import generate_procedural
 from esper_env.data.text import TextData
 from esper_env.data.tinystories import load_tinystories
+from esper_env.paths import user_path
 from esper_env.suggestions import did_you_mean, shown
 
 DATA_DIR_VARIABLE = "ESPER_DATA_DIR"
@@ -186,11 +187,8 @@ def _is_path(dataset: str, family: DataFamily) -> bool:
 
 
 def absolute_path(path: str) -> Path:
-    """Return the absolute path, with ``~`` expanded."""
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError:  # the home folder of an unknown user
-        return Path(path).absolute()
+    """Return the absolute path, with ``~`` expanded; ``ValueError`` as of :func:`esper_env.paths.user_path`."""
+    return user_path(user_path(path).absolute())
 
 
 def data_folder(data_dir: str | None = None) -> Path:
@@ -200,7 +198,7 @@ def data_folder(data_dir: str | None = None) -> Path:
     (``$XDG_CACHE_HOME`` or ``~/.cache``). The others are not searched.
     """
     chosen = data_dir or os.environ.get(DATA_DIR_VARIABLE)
-    return Path(chosen).expanduser() if chosen else default_folder()
+    return user_path(chosen) if chosen else default_folder()
 
 
 def _load_files(source: Source, root: Path, stand_in: StandIn | None) -> Data:

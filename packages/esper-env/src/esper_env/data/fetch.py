@@ -16,6 +16,7 @@ from esper_env.data.download import bytes_missing, check_url, obtain
 from esper_env.data.originals import FetchError, Source
 from esper_env.data.progress import FetchProgress, FetchStage, Watcher, unwatched
 from esper_env.data.verify import MANIFEST, DatasetState, find_source, verify_dataset, write_manifest
+from esper_env.paths import user_path
 from esper_env.persistence import atomic
 
 #: Folder below the data folder for incomplete datasets and the locks. Loaders ignore it.
@@ -33,7 +34,7 @@ class Outcome:
     already_there: bool
 
 
-def fetch_dataset(name: str, root: Path, url: str | None = None, watch: Watcher = unwatched) -> Outcome:
+def fetch_dataset(name: str, root: str | Path, url: str | None = None, watch: Watcher = unwatched) -> Outcome:
     """Bring a dataset into its folder below ``root``, unless it is there already and intact.
 
     An original archive that lies in ``root`` is unpacked instead of downloaded. An interrupted fetch leaves its bytes
@@ -53,7 +54,7 @@ def fetch_dataset(name: str, root: Path, url: str | None = None, watch: Watcher 
         ValueError: for an unknown name, an invalid URL, and a ``root`` that is a file.
         FetchError: (an ``OSError``) if the download fails, the files are not the originals, or cannot be written.
     """
-    source = find_source(name)
+    source, root = find_source(name), user_path(root)
     urls = _choose_urls(source, url)
     if root.exists() and not root.is_dir():
         raise ValueError(f"data_dir is {str(root)!r}, a file; expected a folder")

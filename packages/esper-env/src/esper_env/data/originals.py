@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pooch
 
+from esper_env.paths import user_path
+from esper_env.suggestions import esper_command
+
 
 class MissingDataError(FileNotFoundError, ValueError):
     """A requested dataset is not on the disk, or not completely; the message says how to get it."""
@@ -54,7 +57,7 @@ class DataFile:
 
 def default_folder() -> Path:
     """Return the data folder in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "esper"
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "esper"
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,8 @@ class Source:
 
     def fetch_command(self, root: Path) -> str:
         """Return the command that fetches the dataset into ``root``, which is named unless it is the default."""
-        place = "" if root == default_folder() else f" --data-dir {shlex.quote(str(root))}"
-        return f"esper data fetch {self.name}{place}"
+        place = () if root == default_folder() else ("--data-dir", str(root))
+        return esper_command("data", "fetch", self.name, *place)
 
 
 _TORONTO = "https://www.cs.toronto.edu/~kriz/"

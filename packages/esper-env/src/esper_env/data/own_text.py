@@ -88,13 +88,22 @@ def _min_size(split: int = MIN_SPLIT_BYTES) -> int:
 
 def _below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[TextFile]:
     """Yield the texts in ``folder``, except those already ``seen`` under another name."""
-    for path in sorted(folder.iterdir()):
+    open_folders = [iter(sorted(folder.iterdir()))]  # no recursion, which has a limit
+    while open_folders:
+        path = next(open_folders[-1], None)
+        if path is None:
+            open_folders.pop()
+            continue
         if path.name.startswith(".") or not (path.is_dir() or path.suffix.lower() in SUFFIXES):
             continue
         identity = _identity(path)
-        if identity not in seen:
-            seen.add(identity)
-            yield from _below(path, seen) if path.is_dir() else [_file(path)]
+        if identity in seen:
+            continue
+        seen.add(identity)
+        if path.is_dir():
+            open_folders.append(iter(sorted(path.iterdir())))
+        else:
+            yield _file(path)
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import pooch
 from esper_env.data.catalog import BUILT_IN, LOADERS, OTHER_NAMES
 from esper_env.data.originals import ORIGINALS, Source
 from esper_env.data.progress import FetchProgress, FetchStage, Watcher, unwatched
+from esper_env.paths import user_path
 from esper_env.persistence import atomic
 from esper_env.suggestions import did_you_mean
 
@@ -50,12 +51,12 @@ def find_source(name: str) -> Source:
     return ORIGINALS[name]
 
 
-def verify_dataset(name: str, root: Path, watch: Watcher = unwatched) -> Verdict:
+def verify_dataset(name: str, root: str | Path, watch: Watcher = unwatched) -> Verdict:
     """Compare the files below ``root`` with their manifest, and load them as an environment does.
 
     Files without a manifest are only loaded. Raises ``ValueError`` for an unknown name.
     """
-    source = find_source(name)
+    source, root = find_source(name), user_path(root)
     folder = source.find(root)
     if folder is None:
         return Verdict(name, DatasetState.ABSENT, None, f"not in {root}{source.lookalike(root)}")

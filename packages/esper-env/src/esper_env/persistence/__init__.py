@@ -1,6 +1,6 @@
 """Trees of arrays and JSON values, the states made of them, and the files that hold states."""
 
-from esper_env.persistence.atomic import replaced, sync, write_text
+from esper_env.persistence.atomic import check_folder, check_writable, replaced, sync, write_text
 from esper_env.persistence.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from esper_env.persistence.state import (
     Accessors,
@@ -21,8 +21,10 @@ __all__ = [
     "CheckpointError",
     "Stateful",
     "Tree",
+    "check_folder",
     "check_keys",
     "check_like",
+    "check_writable",
     "describe",
     "get_states",
     "read_checkpoint",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from esper_env.paths import user_path
 
 
 @contextmanager
@@ -15,18 +18,71 @@ def replaced(path: str | Path) -> Iterator[Path]:
         with replaced("results.csv") as temporary:
             temporary.write_text(...)
 
-    When the block raises, ``path`` stays as it was and the temporary file is removed. Missing folders are made.
+    When the block raises, ``path`` stays as it was and the temporary file is removed. Missing folders are made. An
+    ``OSError`` that names no file, as of a full disk, gets the name ``path``.
     """
-    target = Path(path)
+    target = user_path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    temporary = _temporary(target)
     try:
         yield temporary
         sync(temporary)
         temporary.replace(target)
         sync(target.parent)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Check that :func:`replaced` can write ``path``, by writing an empty file beside it or in its nearest folder.
+
+    The file is removed again, so a check before long work leaves nothing behind.
+
+    Raises:
+        ValueError: ``path`` is a folder, or cannot be written; the message has the reason.
+    """
+    target = user_path(path)
+    if target.is_dir() or not target.name:
+        raise ValueError(f"{str(path)!r} is a folder; expected the path of a file")
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{target} is a device or pipe, which is not replaced; expected the path of a file")
+    try:
+        _try_to_write(target)
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written: {error.strerror}; use another path") from None
+
+
+def check_folder(path: str | Path) -> None:
+    """Check that files can be written to a folder, which need not exist.
+
+    Raises:
+        ValueError: ``path`` is not a folder, or cannot be made or written to; the message has the reason.
+    """
+    folder = user_path(path)
+    try:
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is not a folder")
+        _try_to_write(folder / "file")
+    except OSError as error:
+        raise ValueError(f"the folder {folder} cannot be written to: {error.strerror}; use another one") from None
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+
+
+def _try_to_write(target: Path) -> None:
+    """Write the temporary file of ``target`` to the nearest of its folders that exists, and remove it."""
+    present = next(folder for folder in target.absolute().parents if folder.exists())
+    trial = present / _temporary(target).name
+    try:
+        trial.touch()
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -20,6 +20,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from esper_env.paths import user_path
 from esper_env.persistence import atomic
 from esper_env.persistence.tree import Tree, join_tree, split_tree
 
@@ -51,7 +52,7 @@ def write_checkpoint(path: str | Path, tree: Tree, *, kind: str) -> Path:
             written.
         OSError: the file cannot be written, for example because the disk is full. The previous checkpoint is intact.
     """
-    place = Path(path)
+    place = user_path(path)
     try:
         values, arrays = split_tree(tree)
     except ValueError as error:
@@ -77,7 +78,7 @@ def read_checkpoint(path: str | Path, *, kind: str) -> Tree:
     Raises:
         CheckpointError: ``path`` is missing, damaged, or not a checkpoint of this kind and format.
     """
-    manifest, arrays = _read(Path(path), kind)
+    manifest, arrays = _read(user_path(path), kind)
     return join_tree(manifest["tree"], arrays)
 
 

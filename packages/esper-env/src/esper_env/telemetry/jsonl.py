@@ -20,6 +20,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from esper_env.paths import user_path
 from esper_env.persistence import atomic
 from esper_env.telemetry.events import PAYLOADS, Event, Payload, Severity, UndeclaredPayload
 
@@ -160,7 +161,7 @@ def drop_events(folder: str | Path, first: int) -> None:
     Ids must increase from file to file, as they do in a run. Each file changes atomically. A torn line is removed;
     other lines that are not events stay.
     """
-    for file in reversed(event_files(Path(folder))):
+    for file in reversed(event_files(user_path(folder))):
         lines = file.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith(b"\n") and not _is_dropped(line, first)]
         if not kept:
@@ -190,7 +191,7 @@ def read_events(path: str | Path) -> Iterator[Event]:
         FileNotFoundError: the file does not exist, or the folder has no event files. Raised by the call itself.
         ValueError: a line is not an event of this schema. Raised when that line is read, with its file and number.
     """
-    path = Path(path)
+    path = user_path(path)
     files = event_files(path) if path.is_dir() else [path] if path.exists() else []
     if not files:
         raise FileNotFoundError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from esper_env.checks import POSITIVE, check_value
+from esper_env.paths import user_path
 from esper_env.telemetry.events import Event
 from esper_env.telemetry.jsonl import encode, event_files
 
@@ -27,13 +28,13 @@ class JsonlSink:
         keep: number of files to keep, the latest ones; None keeps all.
 
     Raises:
-        ValueError: a number is below 1, or the folder cannot be created.
+        ValueError: a number is below 1, or the folder cannot be created or is not a path in UTF-8.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int = 16 * 2**20, keep: int | None = None) -> None:
         check_value("max_bytes", max_bytes, Annotated[int, POSITIVE])
         check_value("keep", keep, Annotated[int, POSITIVE] | None)
-        self.folder, self.max_bytes, self.keep = Path(folder), max_bytes, keep
+        self.folder, self.max_bytes, self.keep = user_path(folder), max_bytes, keep
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

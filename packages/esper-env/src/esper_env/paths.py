@@ -1,0 +1,29 @@
+"""Paths that users give, read in one way by both packages."""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+from pathlib import Path
+
+from esper_env.suggestions import shown
+
+__all__ = ["user_path"]
+
+
+def user_path(path: str | PathLike[str]) -> Path:
+    """Return a path with ``~`` and ``~user`` expanded; the home folder of an unknown user stays as it is.
+
+    Both packages read every path of an argument, a flag and a configuration file with this function.
+
+    Raises:
+        ValueError: the path is not UTF-8 or has a NUL byte, so files that record it could not be written.
+    """
+    text = fspath(path)
+    if "\0" in text:
+        raise ValueError(f"the path {shown(text)} has a NUL byte; expected a path without one: use another name")
+    if any("\ud800" <= character <= "\udfff" for character in text):  # surrogates stand for other bytes
+        raise ValueError(f"the path {shown(text)} is not UTF-8 text; expected a path that is: use another name")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
