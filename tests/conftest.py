@@ -52,6 +52,14 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item, kept in zip(items, chosen, strict=True) if kept]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def logs_of_stable_baselines3(tmp_path_factory):
+    """Give models without a logger a temporary folder of pytest instead of a new one in the system's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SB3_LOGDIR", str(tmp_path_factory.mktemp("sb3")))
+        yield
+
+
 @pytest.fixture
 def own_tables():
     """Unregister tasks and blueprints that the test registered."""

@@ -251,3 +251,23 @@ def test_healthy_training_reports_no_anomaly():
     assert hub.of(Anomaly) == []
     assert len(hub.of(RewardHackingSuspected)) <= 1
     assert hub.escalations == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"counts": {"PLATEAU_DETECTED": "2"}}, "counts/PLATEAU_DETECTED is a str; expected a int"),
+        ({"updates_seen": 1.5}, "updates_seen is a float; expected a int"),
+        ({"accuracies": ["high"]}, "could not convert"),
+        ({"other": 1}, r"has the unknown keys \['other'\]"),
+        ({"trends": {"means": [1.0]}}, r"lacks \['verdict'\]"),
+        (
+            {"trends": {"means": [1.0], "verdict": "RISING"}},
+            "verdict is 'RISING'; expected the type of a trend's event",
+        ),
+    ],
+)
+def test_set_state_rejects_other_forms(changes, message):
+    diagnostics = DiagnosticsCallback()
+    with pytest.raises(ValueError, match=message):
+        diagnostics.set_state(diagnostics.get_state() | changes)

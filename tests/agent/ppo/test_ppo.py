@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,6 +131,11 @@ def test_log_has_the_names_of_sb3_and_of_the_heads(mask_world, tmp_path, make_mo
     assert {name for name in header if name.startswith("heads/")} == heads
     assert not [name for name in header if name.startswith(tuple(f"train/{head}_r" for head in HEAD_NAMES))]
     assert model.last_update["op_entropy"] == model.logger.name_to_value["heads/op/entropy"]
+
+
+def test_log_folder_of_a_model_without_a_logger_is_temporary(mask_world, make_model, tmp_path_factory):
+    model = make_model(mask_world()).learn(64)
+    assert Path(model.logger.get_dir()).is_relative_to(tmp_path_factory.getbasetemp())
 
 
 def test_head_without_rows_is_not_logged(mask_world, make_model):

@@ -161,6 +161,26 @@ WRONG = {
     ),
     "a generator": (lambda tree: tree["generators"].update(torch=np.zeros(3, np.uint8)), "does not fit this run: "),
     "a generator's numbers": (lambda tree: tree["generators"]["torch"].fill(0), "does not fit this run: "),
+    "metrics of an update": (
+        lambda tree: tree.update(last_update={"loss": "low"}),
+        "last_update: loss is a str; expected",
+    ),
+    "an array among metrics": (
+        lambda tree: tree["last_update"].update(loss=np.zeros(())),
+        r"last_update: loss is an array \(\) of float64; expected a float",
+    ),
+    "metrics in a list": (lambda tree: tree.update(last_update=[1.0]), "last_update: it is a list; expected a dict"),
+    "a return": (
+        lambda tree: tree["episodes"]["columns"].update(r=3.0),
+        "episodes: columns/r is a float; expected an array with one axis",
+    ),
+    "returns": (lambda tree: tree["episodes"]["columns"].pop("r"), r"episodes: columns lacks \['r'\]"),
+    "successes": (lambda tree: tree["episodes"].update(successes=[1]), "episodes: successes .* list of booleans"),
+    "a value to log": (
+        lambda tree: tree["logger"]["pending"]["0"].update(count="1"),
+        "logger: pending/0/count is a str; expected a int",
+    ),
+    "values to log": (lambda tree: tree["logger"].update(pending=[]), "logger: pending is a list; expected a dict"),
     "an output": (lambda tree: tree["logger"]["outputs"].pop("ProgressFile"), r"logger: it lacks \['ProgressFile'\]"),
     "the monitor": (
         lambda tree: tree["environment"]["VecMonitor"].update(episode_lengths=np.zeros(3, np.int32)),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from esper_env.persistence import check_keys, check_like
 from esper_env.telemetry import Payload, Telemetry
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -97,12 +98,15 @@ class DiagnosticsCallback(BaseCallback):
         """Restore a state of ``get_state`` before training starts.
 
         Raises:
-            KeyError: the state is incomplete.
+            ValueError: the state has other keys or types.
         """
+        check_keys(state, self.get_state())
+        counts = dict.fromkeys(state["counts"], 0)
+        check_like({name: state[name] for name in ("counts", "updates_seen")}, {"counts": counts, "updates_seen": 0})
         self._trends.set_state(state["trends"])
         self._hacking.set_state(state["hacking"])
-        self._accuracies, self._counts = list(state["accuracies"]), Counter(state["counts"])
-        self._updates_seen = int(state["updates_seen"])
+        self._accuracies = [float(accuracy) for accuracy in state["accuracies"]]
+        self._counts, self._updates_seen = Counter(state["counts"]), state["updates_seen"]
 
     # Stable-Baselines3's hooks
 

@@ -24,7 +24,9 @@ from typing import Annotated, Any
 
 import numpy as np
 from esper_env.checks import NON_NEGATIVE, POSITIVE, SHARE, Interval, check
+from esper_env.persistence import check_keys
 from esper_env.rules import HEAD_NAMES
+from esper_env.suggestions import shown
 
 from esper_agent.monitoring.payloads import (
     Anomaly,
@@ -208,5 +210,8 @@ class TrendDetector:
         return {"means": list(self._means), "verdict": self._verdict}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restore a state of ``get_state``; raise ``KeyError`` if it is incomplete."""
+        """Restore a state of ``get_state``; raise ``ValueError`` if it has other keys or types."""
+        check_keys(state, ("means", "verdict"))
+        if state["verdict"] not in (None, *(kind.TYPE for kind in Trend.__subclasses__())):
+            raise ValueError(f"verdict is {shown(state['verdict'])}; expected the type of a trend's event, or None")
         self._means, self._verdict = [float(mean) for mean in state["means"]], state["verdict"]

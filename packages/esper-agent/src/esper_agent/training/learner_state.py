@@ -13,7 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from esper_env.persistence import Accessors, Attributes, Stateful, Tree, check_like, get_states, set_states
+from esper_env.persistence import (
+    Accessors,
+    Attributes,
+    Stateful,
+    Tree,
+    check_keys,
+    check_like,
+    describe,
+    get_states,
+    set_states,
+)
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
@@ -31,11 +41,11 @@ def learner_parts(model: Model) -> dict[str, Stateful]:
         "decision": (_decision, _set_decision),
         "episodes": (_episodes, _set_episodes),
         "generators": (_generators, _set_generators),
+        "last_update": (_last_update, _set_last_update),
         "logger": (_logger, _set_logger),
     }
     parts = {name: Accessors(partial(get, model), partial(put, model)) for name, (get, put) in accessors.items()}
-    last_update = Accessors(lambda: dict(model.last_update), lambda tree: setattr(model, "last_update", dict(tree)))
-    return {"counters": Attributes(model, _COUNTERS), "last_update": last_update, **parts}
+    return {"counters": Attributes(model, _COUNTERS), **parts}
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -117,10 +127,27 @@ def _episodes(model: Model) -> Tree:
 
 
 def _set_episodes(model: Model, tree: Tree) -> None:
-    columns = tree["columns"]
+    check_keys(tree, ("columns", "successes"))
+    columns, successes = tree["columns"], tree["successes"]
+    check_keys(columns, columns if not columns else {*columns, "r", "l"}, "columns")  # which Stable-Baselines3 reads
+    for name, column in columns.items():
+        if not isinstance(column, np.ndarray) or column.ndim != 1:
+            raise ValueError(f"columns/{name} is {describe(column)}; expected an array with one axis")
+    if type(successes) is not list or not all(type(success) is bool for success in successes):
+        raise ValueError(f"successes is {describe(successes)}; expected a list of booleans")
     rows = zip(*columns.values(), strict=True)
     model.ep_info_buffer = deque((dict(zip(columns, row, strict=True)) for row in rows), model._stats_window_size)
-    model.ep_success_buffer = deque(tree["successes"], model._stats_window_size)
+    model.ep_success_buffer = deque(successes, model._stats_window_size)
+
+
+def _last_update(model: Model) -> Tree:
+    """Metrics of the latest round of updates by name."""
+    return dict(model.last_update)
+
+
+def _set_last_update(model: Model, tree: Tree) -> None:
+    check_like(tree, dict.fromkeys(tree, 0.0) if type(tree) is dict else {})
+    model.last_update = dict(tree)
 
 
 def _generators(model: Model) -> Tree:
@@ -166,10 +193,17 @@ def _logger(model: Model) -> Tree:
 
 
 def _set_logger(model: Model, tree: Tree) -> None:
+    check_keys(tree, ("pending", "outputs"))
+    pending = tree["pending"]
+    check_keys(pending, pending, "pending")
+    for index, each in pending.items():
+        kept = each if isinstance(each, dict) else {}
+        value = kept["value"] if isinstance(kept.get("value"), np.ndarray) else ""
+        check_like(each, {"name": "", "value": value, "count": 0, "excluded": []}, f"pending/{index}")
     logger: Any = model.logger  # holds values of any kind, whatever its annotations say
     for recorded in (logger.name_to_value, logger.name_to_count, logger.name_to_excluded):
         recorded.clear()
-    for each in tree["pending"].values():
+    for each in pending.values():
         name, value = each["name"], each["value"]
         logger.name_to_value[name] = value[()] if isinstance(value, np.ndarray) else value
         logger.name_to_count[name] = each["count"]
