@@ -24,7 +24,8 @@ RESTORE, DIFFERS = Snapshots.restore, "a tensor that differs from the snapshot"
 @pytest.fixture
 def env():
     """Three networks with a fossilized seed in the middle."""
-    with closing(gymnasium.make_vec("Esper-Digits-v0", num_envs=3, **TINY).unwrapped) as made:
+    settings = TINY | {"autoreset_mode": "SameStep"}
+    with closing(gymnasium.make_vec("Esper-Digits-v0", num_envs=3, **settings).unwrapped) as made:
         made.reset(seed=0, options={"topology": {"r0c1": "conv_light"}})
         yield made
 

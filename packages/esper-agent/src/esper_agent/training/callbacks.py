@@ -66,7 +66,7 @@ class TrainingMetricsCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self._lifecycle is not None:
-            self._lifecycle.observe(self._original(self.model._last_obs))  # type: ignore[attr-defined]
+            self._lifecycle.observe(self._original(self.model._last_obs))
 
     def _original(self, observation: Any) -> Any:
         """Return an observation without the normalisation of ``VecNormalize``."""
