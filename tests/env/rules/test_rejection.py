@@ -96,6 +96,6 @@ def test_masked_gates_exclude_exactly_the_commands_that_a_gate_would_stop(table,
 
 
 def test_page_lists_every_code():
-    page = (Path(__file__).parents[3] / "docs" / "environment.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "actions.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| ([A-Z0-9_]+) \|", page, flags=re.MULTILINE)
     assert {name: int(code) for code, name in rows} == CODES

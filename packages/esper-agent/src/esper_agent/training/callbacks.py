@@ -86,6 +86,8 @@ class TrainingMetricsCallback(BaseCallback):
                 for name, value in committed_results(info).items():
                     if value is not None:
                         self._episodes[name].append(value)
+        if self._lifecycle is not None:
+            self._lifecycle.observe(self._original(self.locals["new_obs"]))
         return True
 
     def _on_rollout_end(self) -> None:
