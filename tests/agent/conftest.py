@@ -15,6 +15,7 @@ from esper_env.rules.heads import NO_BLUEPRINT, Head, Op, head_sizes
 from esper_env.rules.masks import ActionRules
 from esper_env.rules.reward_config import reward_config
 from esper_env.rules.stages import HAS_SEED, IS_BLENDED, NUM_STAGES, STAGE_INDEX, Stage
+from esper_env.seeds import offered_blueprints
 from esper_env.tasks import TASKS
 from esper_env.telemetry import Telemetry
 from gymnasium.spaces import Box, Dict, MultiDiscrete
@@ -61,6 +62,7 @@ class GrowthToy(gymnasium.Env):
         self.action_space = MultiDiscrete(self.nvec)
         self.slot_ids = ("r0c0", "r0c1")
         self.topology, self.offered_blueprints = "cnn", CNN_BLUEPRINTS
+        self.blueprint_names = {entry.value: entry.name for entry in offered_blueprints("cnn")}
         self.dataset_name, self.data_digest = "toy", "0123456789abcdef" * 2
         self.host_parameters = 100
         self.task = replace(TASKS["Esper-Digits-v0"], env_id=TOY_ID, horizon=horizon, max_seeds=SLOTS)
@@ -182,7 +184,7 @@ class GrowthToyVector(VectorEnv):
         for name in ("observation_space", "action_space"):
             setattr(self, name, getattr(self._sync, name))
             setattr(self, f"single_{name}", getattr(self._sync, f"single_{name}"))
-        shared = "slot_ids topology offered_blueprints dataset_name data_digest host_parameters task reward_weights"
+        shared = "slot_ids topology offered_blueprints blueprint_names dataset_name data_digest host_parameters task reward_weights"
         for name in shared.split():
             setattr(self, name, getattr(self.rows[0].unwrapped, name))
         self.telemetry, self.reward_config = Telemetry(), reward_config()

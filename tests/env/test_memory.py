@@ -58,7 +58,7 @@ def test_episodes_free_their_memory(make_digits_vec):
 
     A cache of more than about twenty structures would look like a leak.
     """
-    vector = make_digits_vec(ENVS, horizon=HORIZON, batches_per_step=1, batch_size=8)
+    vector = make_digits_vec(ENVS, horizon=HORIZON, batches_per_step=1, batch_size=8, autoreset_mode="SameStep")
     vector.unwrapped._growth._gates = GateConfig(min_training_epochs=0)  # blending takes three steps
     seen = []
     tracemalloc.start()

@@ -49,7 +49,7 @@ NOT_HERE = {
     *(("governor", name) for name in ("panics", "history", "count")),
 }
 #: Leaves that only affect events; see ``test_event_counters_continue_after_a_restore``.
-TOLD = {("recorder", name) for name in ("episode", "returns", "length", "epoch")}
+TOLD = {("recorder", name) for name in ("episode", "returns", "length", "commands", "rejected", "epoch")}
 EXEMPT = UNREAD | NOT_HERE | TOLD
 
 

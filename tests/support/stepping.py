@@ -14,9 +14,11 @@ TINY = {"horizon": 9, "batches_per_step": 2, "batch_size": 8, "device": "cpu"}
 
 
 def new_env(num_envs=3, **kwargs):
-    """Make a tiny vector, or a single environment for ``num_envs=None``."""
+    """Make a tiny vector with SAME_STEP, or a single environment for ``num_envs=None``."""
     settings = TINY | kwargs
-    return EsperEnv(ENV, **settings) if num_envs is None else EsperVectorEnv(ENV, num_envs, **settings)
+    if num_envs is None:
+        return EsperEnv(ENV, **settings)
+    return EsperVectorEnv(ENV, num_envs, **({"autoreset_mode": "SameStep"} | settings))
 
 
 def reward_components(info):
