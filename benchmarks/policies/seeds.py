@@ -9,6 +9,7 @@ import fcntl
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -203,9 +204,10 @@ def train_seeds(settings: StudySettings, seeds: Sequence[int], lock: int) -> Non
 
     Raises:
         TrainingFailedError: some runs failed; the others have completed.
-        KeyboardInterrupt: the study or a run received Ctrl-C or SIGTERM; all runs have stopped.
+        KeyboardInterrupt: the study or a run received Ctrl-C or SIGTERM; all runs have stopped. The message names a run
+            that was stopped without the study.
     """
-    waiting, failed = list(seeds), []
+    waiting, failed, stopped = list(seeds), [], ""
     running: dict[int, subprocess.Popen[bytes]] = {}
     try:
         with StopOnInterrupt() as stop, tqdm(total=len(seeds), desc="training runs", unit="run") as bar:
@@ -216,14 +218,16 @@ def train_seeds(settings: StudySettings, seeds: Sequence[int], lock: int) -> Non
                 time.sleep(0.2)
                 for seed in [seed for seed, process in running.items() if process.poll() is not None]:
                     code = running.pop(seed).returncode
-                    stop.signal = stop.signal or STOPPED.get(code)
+                    if code in STOPPED and not stop.interrupted:
+                        stop.signal = STOPPED[code]
+                        stopped = f"{signal.Signals(STOPPED[code]).name} stopped the training of seed {seed}"
                     if code == OK:
                         write_text(run_folder(settings, seed) / COMPLETE, "esper train completed\n")
                     elif code not in STOPPED:
                         failed.append(f"seed {seed} (exit code {code})")
                     bar.update()
                 if stop.interrupted:
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(stopped)
     finally:
         for process in running.values():
             process.terminate()

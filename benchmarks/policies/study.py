@@ -195,8 +195,9 @@ def run(settings: StudySettings, flags: Sequence[str], console: Console) -> int:
     """Run the study with messages for interrupts and failed training runs; return the exit code."""
     try:
         return study(settings, flags, console)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("Interrupted; repeat the command to resume with the complete runs") from None
+    except KeyboardInterrupt as interrupt:
+        why = f"Interrupted: {interrupt}" if str(interrupt) else "Interrupted"
+        raise KeyboardInterrupt(f"{why}; repeat the command to resume with the complete runs") from None
     except TrainingFailedError as error:
         Console(stderr=True).print(f"Training failed: {error}", soft_wrap=True, markup=False, highlight=False)
         return FAILED

@@ -179,12 +179,22 @@ def test_study_reports_a_failed_run_after_the_others(settings, monkeypatch, caps
     assert "Training failed: no model from seed 0" in capsys.readouterr().err
 
 
-def test_interrupted_run_ends_the_study(settings, monkeypatch):
+@pytest.mark.parametrize(("code", "name"), [(130, "SIGINT"), (143, "SIGTERM")])
+def test_interrupted_run_ends_the_study_and_is_named(settings, monkeypatch, capsys, code, name):
     started = []
-    monkeypatch.setattr("seeds.start_training", exits([130, 0], started))
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr("seeds.start_training", exits([code, 0], started))
+    with pytest.raises(KeyboardInterrupt, match=f"^{name} stopped the training of seed 0$") as interrupted:
         study.train_seeds(replace(settings, workers=1), [0, 1], 0)
     assert started == [0]
+
+    def stops(*_):
+        raise interrupted.value
+
+    monkeypatch.setattr(study, "study", stops)
+    assert study.main(["--out", str(settings.out)]) == 130
+    assert capsys.readouterr().err.endswith(
+        f"Interrupted: {name} stopped the training of seed 0; repeat the command to resume with the complete runs\n"
+    )
 
 
 @pytest.mark.parametrize("missing", [None, math.nan])
