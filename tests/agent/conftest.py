@@ -184,8 +184,8 @@ class GrowthToyVector(VectorEnv):
         for name in ("observation_space", "action_space"):
             setattr(self, name, getattr(self._sync, name))
             setattr(self, f"single_{name}", getattr(self._sync, f"single_{name}"))
-        shared = "slot_ids topology offered_blueprints blueprint_names dataset_name data_digest host_parameters task reward_weights"
-        for name in shared.split():
+        shared = "slot_ids topology offered_blueprints blueprint_names dataset_name data_digest host_parameters task"
+        for name in (*shared.split(), "reward_weights"):
             setattr(self, name, getattr(self.rows[0].unwrapped, name))
         self.telemetry, self.reward_config = Telemetry(), reward_config()
 
