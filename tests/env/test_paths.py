@@ -72,5 +72,5 @@ def test_functions_with_paths_reject_other_bytes_before_anything_is_made(
     home: Path, use: Callable[[str], object]
 ) -> None:
     with pytest.raises(ValueError, match="is not UTF-8 text"):
-        use(f"{home}/caf\udce9")
+        use(f"{home}/bad\udce9")
     assert not home.exists()

@@ -75,7 +75,7 @@ def refused_touch(self, **_options):
         ("n" * 250, "cannot be written: File name too long; use another path"),
         ("denied/new.txt", "cannot be written: Permission denied; use another path"),
         ("/dev/null", "is a device or pipe, which is not replaced"),
-        ("caf\udce9", "is not UTF-8 text"),
+        ("bad\udce9", "is not UTF-8 text"),
     ],
 )
 def test_files_that_cannot_be_written_are_found_beforehand(tmp_path, monkeypatch, path, said):
@@ -92,7 +92,7 @@ def test_files_that_cannot_be_written_are_found_beforehand(tmp_path, monkeypatch
         ("file", "cannot be written to: it is not a folder; use another one"),
         ("file/below", "cannot be written to: Not a directory; use another one"),
         ("denied", "cannot be written to: Permission denied; use another one"),
-        ("caf\udce9", "is not UTF-8 text"),
+        ("bad\udce9", "is not UTF-8 text"),
     ],
 )
 def test_folders_that_cannot_be_written_to_are_found_beforehand(tmp_path, monkeypatch, path, said):
