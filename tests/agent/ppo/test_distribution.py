@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch as th
-from esper_agent.ppo.distribution import FactoredDistribution, HeadTables
+from esper_agent.ppo.distribution import FactoredDistribution, HeadTables, masked_log_softmax
 from esper_env.rules.heads import HEAD_DEFAULTS, HEAD_RELEVANCE, Head, Op, head_sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -173,3 +173,11 @@ def test_gradients_stay_finite_under_extreme_logits_and_single_values(observatio
 def test_half_precision_logits_give_float32_probabilities(observations):
     distribution = distribution_of(observations(4), random_logits(4).half())
     assert distribution.evaluate(distribution.get_actions()).log_probs.sum(dim=1).dtype == th.float32
+
+
+@pytest.mark.parametrize("size", [-1e7, -1e9, -1e20, -1e38])
+def test_invalid_values_have_no_probability_however_low_the_valid_logits_are(size):
+    """Logits of a diverged policy; before, the invalid value had all of the probability."""
+    valid = th.tensor([True, True, False])
+    probabilities = masked_log_softmax(th.tensor([size, size, 5.0]), valid).exp()
+    assert probabilities.tolist() == [0.5, 0.5, 0.0]

@@ -102,6 +102,27 @@ def test_checkpoint_interval_does_not_change_results(whole, tmp_path):
     assert differences(folder, whole(TOY).folder) == []
 
 
+class Counter(BaseCallback):
+    """Custom callback whose state counts the started rollouts and the steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = np.zeros(2, dtype=np.int64)
+
+    def get_state(self):
+        return {"seen": self.seen.copy()}
+
+    def set_state(self, state):
+        self.seen = state["seen"]
+
+    def _on_rollout_start(self):
+        self.seen += [1, 0]
+
+    def _on_step(self):
+        self.seen += [0, 1]
+        return True
+
+
 class Interrupt(BaseCallback):
     """Sends SIGINT at a timestep."""
 
@@ -115,14 +136,48 @@ class Interrupt(BaseCallback):
         return True
 
 
-@pytest.mark.parametrize("at", [2 * ROLLOUT + NUM_ENVS, TOTAL - NUM_ENVS])
-def test_interrupted_run_resumes_bit_for_bit(whole, tmp_path, at):
-    """Includes an interrupt in the very last step, before the last update."""
+@pytest.mark.parametrize(
+    ("task", "at", "ends"),
+    [
+        (TOY, NUM_ENVS, 2 * NUM_ENVS),  # in the first rollout, before any checkpoint of an interval
+        (TOY, 3 * ROLLOUT, 3 * ROLLOUT + NUM_ENVS),  # the first step of a rollout
+        (TOY, 2 * ROLLOUT + NUM_ENVS, 2 * ROLLOUT + 2 * NUM_ENVS),
+        (TOY, 3 * ROLLOUT - NUM_ENVS, 3 * ROLLOUT + NUM_ENVS),  # the last step is followed by updates
+        (REAL, 2 * ROLLOUT + NUM_ENVS, 2 * ROLLOUT + 2 * NUM_ENVS),
+    ],
+)
+def test_interrupted_run_loses_nothing_and_resumes_bit_for_bit(whole, tmp_path, task, at, ends):
+    counters, settings = [Counter(), Counter()], small_settings(tmp_path / "run", *task, **EVALUATED)
+    stopped = train(settings, [Interrupt(at), counters[0]])
+    assert stopped.signal == signal.SIGINT
+    assert stopped.model.num_timesteps == ends
+    resumed = finish(settings.out, callbacks=[counters[1]])
+    assert resumed.resumed_from == ends
+    assert differences(settings.out, whole(task).folder) == []
+    assert counters[1].seen.tolist() == [TOTAL / ROLLOUT, TOTAL / NUM_ENVS]
+
+
+def test_run_interrupted_in_its_last_step_is_complete(tmp_path):
+    settings = small_settings(tmp_path / "run", *TOY)
+    assert not train(settings, [Interrupt(TOTAL - NUM_ENVS)]).interrupted
+    with pytest.raises(RunError, match="is finished"):
+        finish(settings.out)
+
+
+def test_run_interrupted_twice_in_one_rollout_resumes_bit_for_bit(whole, tmp_path):
     settings = small_settings(tmp_path / "run", *TOY, **EVALUATED)
-    stopped = train(settings, [Interrupt(at)])
-    assert stopped.interrupted
-    assert stopped.model.num_timesteps == at + NUM_ENVS
-    assert finish(settings.out).model.num_timesteps == TOTAL
+    train(settings, [Interrupt(2 * ROLLOUT - NUM_ENVS)])
+    assert finish(settings.out, callbacks=[Interrupt(3 * ROLLOUT)]).interrupted
+    assert finish(settings.out).resumed_from == 3 * ROLLOUT + NUM_ENVS
+    assert differences(settings.out, whole(TOY).folder) == []
+
+
+@pytest.mark.parametrize("at", [2 * ROLLOUT, TOTAL])
+def test_run_interrupted_in_an_evaluation_repeats_its_rollout(whole, tmp_path, at):
+    """The checkpoint before the evaluation is the last one whose future equals that of an uninterrupted run."""
+    settings = small_settings(tmp_path / "run", *TOY, **EVALUATED)
+    assert train(settings, [Interrupt(at)]).interrupted
+    assert finish(settings.out).resumed_from == at - ROLLOUT
     assert differences(settings.out, whole(TOY).folder) == []
 
 
@@ -202,7 +257,7 @@ OWN = "A run cannot change its settings"
 
 
 @table(
-    ("nowhere", shutil.rmtree, RunError, "there is no run folder", "train one with `esper train --out"),
+    ("nowhere", shutil.rmtree, RunError, "there is no run folder", "train one with `", "esper train --out"),
     ("file", replaced_by_file, RunError, "is not a run", "give the folder that `esper train --out` wrote"),
     ("no-config", lambda run: (run / "config.yaml").unlink(), RunError, "is not a run: it has no config.yaml"),
     ("config-cut", written("env: [1"), RunError, "config.yaml is neither YAML nor JSON"),
@@ -280,27 +335,6 @@ def test_settings_accept_whole_numbers(tmp_path):
     whole_numbers = {"max_grad_norm": 10, "clip_range": 1, "ent_coef": 0, "final_ent_coef": 0, "vf_coef": 1}
     folder = cut(tmp_path / "run", 2 * ROLLOUT + 1, ppo=whole_numbers)
     assert {type(value) for value in finish(folder).model.last_update.values()} == {float}
-
-
-class Counter(BaseCallback):
-    """Custom callback whose state counts the started rollouts and the steps."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = np.zeros(2, dtype=np.int64)
-
-    def get_state(self):
-        return {"seen": self.seen.copy()}
-
-    def set_state(self, state):
-        self.seen = state["seen"]
-
-    def _on_rollout_start(self):
-        self.seen += [1, 0]
-
-    def _on_step(self):
-        self.seen += [0, 1]
-        return True
 
 
 def test_custom_callback_resumes_its_state(tmp_path):

@@ -20,6 +20,7 @@ from esper_agent.training.state import (
 from esper_env.persistence.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gymnasium.vector import VectorWrapper
 from resuming import flat
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
@@ -74,9 +75,22 @@ def two(learner, tmp_path_factory):
     return learner(folder / "a"), learner(folder / "b", seed=5)
 
 
+class StopAt(BaseCallback):
+    """Ends training at a timestep."""
+
+    def __init__(self, timesteps):
+        super().__init__()
+        self.timesteps = timesteps
+
+    def _on_step(self):
+        return self.num_timesteps < self.timesteps
+
+
 def test_state_from_disk_makes_learners_equal(learner, tmp_path):
+    """The saved learner has done half a rollout."""
     saved = learner(tmp_path / "a")
-    saved.model.learn(8, callback=saved.callbacks, reset_num_timesteps=False)
+    saved.model.learn(16, callback=[StopAt(44), *saved.callbacks], reset_num_timesteps=False)
+    assert (saved.model.num_timesteps, saved.model.rollout_buffer.pos) == (44, 2)
     saved.model._skipped_in_a_row, saved.model._current_progress_remaining = 2, 0.25
     saved.model._last_episode_starts = np.array([True, False])
     random.gauss(0, 1)  # both calls draw two numbers and keep one
@@ -139,7 +153,7 @@ def test_state_keeps_pending_logger_values(learner, tmp_path):
 
 
 WRONG = {
-    "layout": (lambda tree: tree.update(layout=LAYOUT + 1), "layout 4; this version of .* reads layout 3"),
+    "layout": (lambda tree: tree.update(layout=LAYOUT + 1), "layout 5; this version of .* reads layout 4"),
     "a part too few": (lambda tree: tree.pop("generators"), r"lacks \['generators'\]"),
     "a part too many": (lambda tree: tree.update(x={}), r"has the unknown keys \['x'\]"),
     "a weight": (
@@ -159,6 +173,11 @@ WRONG = {
         lambda tree: tree["decision"]["observation"].update(features=np.zeros((2, 3), np.float32)),
         r"decision: observation/features is an array \(2, 3\)",
     ),
+    "the rollout's length": (
+        lambda tree: tree.update(rollout={"rewards": np.zeros((5, 2), np.float32)}),
+        "rollout: the rollout has 5 steps; expected at most 4",
+    ),
+    "the rollout": (lambda tree: tree.update(rollout={"rewards": np.zeros((1, 2), np.float32)}), "rollout: it lacks"),
     "a generator": (lambda tree: tree["generators"].update(torch=np.zeros(3, np.uint8)), "does not fit this run: "),
     "a generator's numbers": (lambda tree: tree["generators"]["torch"].fill(0), "does not fit this run: "),
     "metrics of an update": (

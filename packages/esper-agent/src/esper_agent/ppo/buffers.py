@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch as th
+from esper_env.persistence import Tree, check_like
 from esper_env.rules import NUM_HEADS
 from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
@@ -37,6 +38,14 @@ class FactoredSamples(NamedTuple):
     op_advantages: th.Tensor  # (B,)
 
 
+#: Arrays that a rollout fills step by step; advantages and returns follow at its end.
+_COLUMNS = (
+    *("actions", "rewards", "episode_starts", "values", "log_probs", "head_log_probs"),
+    *("state_values", "final_values", "ends"),
+    *("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf"),
+)
+
+
 class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
     """Rollout of T steps of N environments.
 
@@ -54,6 +63,28 @@ class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
         self.final_values = np.zeros(shape, dtype=np.float32)
         self.ends = np.zeros(shape, dtype=np.bool_)
         self.head_log_probs = np.zeros((*shape, NUM_HEADS), dtype=np.float32)
+
+    def get_state(self) -> Tree:
+        """Return copies of the steps so far. Call it within a rollout."""
+        steps = {name: array[: self.pos].copy() for name, array in self._columns().items()}
+        return {**steps, "observations": {name: array[: self.pos].copy() for name, array in self.observations.items()}}
+
+    def set_state(self, state: Tree) -> None:
+        """Continue the rollout of a state."""
+        done = len(state["rewards"]) if isinstance(state.get("rewards"), np.ndarray) and state["rewards"].ndim else 0
+        self.reset()
+        if done > self.buffer_size:
+            raise ValueError(f"the rollout has {done} steps; expected at most {self.buffer_size}")
+        self.pos = done
+        check_like(state, self.get_state())
+        for columns, values in ((self._columns(), state), (self.observations, state["observations"])):
+            for name, array in columns.items():
+                array[:done] = values[name]
+        self.full = done == self.buffer_size
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        """Arrays with a row per step that a rollout fills, except the observations."""
+        return {name: getattr(self, name) for name in _COLUMNS}
 
     def add_decision(
         self,

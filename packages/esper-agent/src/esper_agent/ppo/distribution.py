@@ -52,7 +52,8 @@ class HeadEvaluation(NamedTuple):
 
 def masked_log_softmax(logits: th.Tensor, valid: th.Tensor) -> th.Tensor:
     """Return finite log-probabilities over the last axis; every invalid value has a probability of exactly 0."""
-    return th.log_softmax(th.where(valid, logits, MASKED_LOGIT), dim=-1)
+    valid_logits = logits.clamp(min=MASKED_LOGIT / 2)  # training that diverges goes beyond any number
+    return th.log_softmax(th.where(valid, valid_logits, MASKED_LOGIT), dim=-1)
 
 
 def normalised_entropy(log_probs: th.Tensor, valid: th.Tensor) -> th.Tensor:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NoReturn, Self
 import numpy as np
 import torch as th
 from esper_env.devices import resolve_device
+from esper_env.paths import user_path
 from esper_env.rules import HEAD_NAMES
 from gymnasium.vector import VectorEnv
 from sb3_contrib import RecurrentPPO
@@ -127,10 +128,17 @@ class FactoredRecurrentPPO(RecurrentPPO):
         resolve_device(str(device))
         if not isinstance(policy, str):
             check_policy(policy)
+        arguments["tensorboard_log"] = None if tensorboard_log is None else str(user_path(tensorboard_log))
         self.last_update: dict[str, float] = {}
         self._skipped_in_a_row = 0
         self._last_good: dict[str, Any] | None = None
+        self.in_rollout = False  # True while the buffer has a part of a rollout
+        self._resumes_rollout = False
         super().__init__(**arguments)
+
+    def resume_rollout(self) -> None:
+        """Continue the rollout in the buffer at the next call of ``learn``, instead of starting a new one."""
+        self.in_rollout = self._resumes_rollout = True
 
     @classmethod
     def from_settings(cls, settings: PPOSettings, env: VecEnv, **kwargs: Any) -> Self:
@@ -179,17 +187,21 @@ class FactoredRecurrentPPO(RecurrentPPO):
     ) -> bool:
         """Fill the buffer with ``n_rollout_steps`` steps of every environment; return False if a callback stopped it.
 
+        The step at which a callback stops it is in the buffer, so that a restored rollout can continue after it.
         A truncated episode is bootstrapped with the value of its final observation, with the LSTM state of its earlier
         steps. A terminated episode is not bootstrapped.
         """
         assert isinstance(rollout_buffer, FactoredRolloutBuffer)
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)
-        rollout_buffer.reset()
-        callback.on_rollout_start()
+        if not self._resumes_rollout:
+            self.in_rollout = False
+            rollout_buffer.reset()
+            callback.on_rollout_start()
+        self.in_rollout, self._resumes_rollout = True, False
         lstm_states = copy.deepcopy(self._last_lstm_states)
 
-        for _ in range(n_rollout_steps):
+        for _ in range(rollout_buffer.pos, n_rollout_steps):
             with th.no_grad():
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)
                 episode_starts = th.tensor(self._last_episode_starts, dtype=th.float32, device=self.device)
@@ -199,8 +211,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())
-            if not callback.on_step():
-                return False
+            continues = callback.on_step()
             self._update_info_buffer(infos, dones)
             rollout_buffer.add_decision(
                 self._last_obs,
@@ -214,10 +225,13 @@ class FactoredRecurrentPPO(RecurrentPPO):
             self._last_obs = new_obs
             self._last_episode_starts = dones
             self._last_lstm_states = lstm_states
+            if not continues:
+                return False
 
         estimator = ESTIMATORS[self.advantage_estimator]
-        last_values = estimator.bootstrap(*self._op_values(new_obs, lstm_states.pi, dones))
-        rollout_buffer.estimate_advantages(last_values, estimator)
+        last = self._op_values(self._last_obs, self._last_lstm_states.pi, self._last_episode_starts)
+        rollout_buffer.estimate_advantages(estimator.bootstrap(*last), estimator)
+        self.in_rollout = False
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -373,11 +387,16 @@ class FactoredRecurrentPPO(RecurrentPPO):
     ) -> Self:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
+    def save(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the model to a file, as SB3 does."""
+        super().save(user_path(path) if isinstance(path, str | PathLike) else path, *args, **kwargs)
+
     @classmethod
     def load(cls, path: Any, *args: Any, **kwargs: Any) -> Self:
         """Load a model from a file, as SB3 does; ``ValueError`` for a folder, which ``esper_agent.load_run`` loads."""
-        if isinstance(path, str | PathLike) and Path(path).is_dir():
-            inside = Path(path) / "model.zip"
+        path = user_path(path) if isinstance(path, str | PathLike) else path
+        if isinstance(path, Path) and path.is_dir():
+            inside = path / "model.zip"
             raise ValueError(f"{path} is a folder; expected a saved model: load {inside}, or use esper_agent.load_run")
         try:
             return super().load(path, *args, **kwargs)
@@ -385,7 +404,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
             raise ValueError(f"{path} is not a model of FactoredRecurrentPPO ({error})") from error
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_good"]
+        return [*super()._excluded_save_params(), "_last_good", "in_rollout", "_resumes_rollout"]
 
 
 def root_mean_square(values: np.ndarray) -> float:

@@ -49,14 +49,23 @@ class TrainingMetricsCallback(BaseCallback):
         self._invalid = self._rejected = self._rollbacks = 0
 
     def get_state(self) -> Tree:
-        """Return the latest episodes; between two rollouts there is nothing else."""
-        return {name: np.array(values, dtype=np.float64) for name, values in self._episodes.items()}
+        """Return the latest episodes, and the counts of the present rollout."""
+        counts = {"op_counts": self._op_counts.copy(), "invalid": int(self._invalid), "rollbacks": int(self._rollbacks)}
+        return {**{name: np.array(values, dtype=np.float64) for name, values in self._episodes.items()}, **counts}
 
     def set_state(self, state: Tree) -> None:
         """Continue from a state."""
-        check_keys(state, self._episodes)
+        check_keys(state, (*self._episodes, "op_counts", "invalid", "rollbacks"))
         for name in self._episodes:
             check_like(state[name], np.zeros(len(state[name])), name)
+        own = self.get_state()
+        for name in ("op_counts", "invalid", "rollbacks"):
+            check_like(state[name], own[name], name)
+        self._op_counts, self._invalid, self._rollbacks = (
+            state["op_counts"].copy(),
+            state["invalid"],
+            state["rollbacks"],
+        )
         for name, values in self._episodes.items():
             values.clear()
             values.extend(state[name].tolist())
@@ -151,7 +160,8 @@ class PeriodicEvaluation(BaseCallback):
     """Evaluates the deterministic policy on held-out episodes at a fixed interval and logs means under ``eval/``.
 
     The means include the share of WAIT: an exploring policy can look active although its mode only waits. The episodes
-    are the same each time, so the curves are comparable. ``records`` holds the latest ones.
+    are the same each time, so the curves are comparable. ``records`` holds the latest ones. ``cancelled`` is True if
+    ``stop`` cancelled an evaluation, whose values are then missing.
 
     Args:
         env_id: the environment.
@@ -179,6 +189,7 @@ class PeriodicEvaluation(BaseCallback):
         self.env_id, self.every, self.episodes, self.seed = env_id, every, episodes, seed
         self.env_kwargs = dict(env_kwargs or {})
         self.records: list[EpisodeRecord] = []
+        self.cancelled = False
         self._stop = stop
 
     def _on_training_start(self) -> None:
@@ -194,6 +205,7 @@ class PeriodicEvaluation(BaseCallback):
         if self.num_timesteps < self._next:
             return
         self._schedule()
+        self.cancelled = True  # unless it reaches its end
         with suppress(_CancelledError):
             self.records = run_episodes(
                 self.model,
@@ -206,6 +218,7 @@ class PeriodicEvaluation(BaseCallback):
             )
             for name, value in evaluation_means(self.records).items():
                 self.logger.record(f"eval/{name}", value)
+            self.cancelled = False
 
     def _check(self, _finished: int) -> None:
         if self._stop is not None and self._stop.interrupted:
@@ -251,6 +264,8 @@ class SingleThreadedPolicy(BaseCallback):
 class StopOnInterrupt(BaseCallback):
     """Ends training at the next step after Ctrl-C or SIGTERM, with an intact model. A second signal ends it at once.
 
+    The last step of a rollout does not end it: the updates of the rollout follow, and the first step of the next one.
+
         with StopOnInterrupt() as stop:
             model.learn(20_000, callback=stop)
         if stop.interrupted:
@@ -288,4 +303,6 @@ class StopOnInterrupt(BaseCallback):
         self.signal = number
 
     def _on_step(self) -> bool:
-        return not self.interrupted
+        buffer = getattr(self.model, "rollout_buffer", None)
+        ends_rollout = buffer is not None and buffer.pos + 1 >= buffer.buffer_size
+        return not self.interrupted or ends_rollout

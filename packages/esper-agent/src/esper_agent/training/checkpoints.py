@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from esper_env.checks import NON_NEGATIVE, check_value
+from esper_env.paths import user_path
 from esper_env.persistence import CheckpointError, Tree, read_checkpoint, write_checkpoint
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -33,9 +34,10 @@ class Saved(NamedTuple):
 class SaveCheckpoints(BaseCallback):
     """Saves checkpoints between rollouts at a fixed interval of timesteps, and keeps the last two.
 
-    It must come before all other callbacks: what they do at the start of a rollout then happens after the save, and a
-    resumed run repeats it. If a checkpoint cannot be written, training continues with a ``RuntimeWarning`` and the
-    previous checkpoints.
+    It also saves one when a callback stops training within a rollout, unless an evaluation was cancelled: a run that
+    resumes from there would lack its values. It must come before all other callbacks: what they do at the start of a
+    rollout then happens after the save, and a resumed run repeats it. If a checkpoint cannot be written, training
+    continues with a ``RuntimeWarning`` and the previous checkpoints.
 
     Args:
         folder: the run folder; checkpoints are files in its subfolder ``checkpoints``.
@@ -62,9 +64,9 @@ class SaveCheckpoints(BaseCallback):
     ) -> None:
         super().__init__()
         check_value("every", every, Annotated[int, NON_NEGATIVE])
-        self.folder, self.every = Path(folder) / CHECKPOINTS, every
+        self.folder, self.every = user_path(folder) / CHECKPOINTS, every
         self.callbacks, self.settings, self.on_saved = callbacks, dict(settings or {}), on_saved
-        self.in_rollout = False  # True from a rollout's first step to its updates, where no state can be saved
+        self.in_rollout = False  # True from a rollout's first step to its last
         self._previous = None if previous is None else previous.path
         self._tried = 0 if previous is None else previous.timesteps
 
@@ -80,8 +82,15 @@ class SaveCheckpoints(BaseCallback):
     def _on_rollout_end(self) -> None:
         self.in_rollout = False
 
+    def _on_training_end(self) -> None:
+        # A full buffer lacks its updates only, which another call of ``learn`` would not make up for.
+        if self.in_rollout and not self.model.rollout_buffer.full:
+            self.save()
+
     def save(self) -> None:
-        """Save a checkpoint now unless ``every`` is 0. Call it outside rollouts only."""
+        """Save a checkpoint now unless ``every`` is 0. Call it outside rollouts, or once training has stopped."""
+        if self.incomplete:
+            return
         timesteps = self.model.num_timesteps
         path = self.folder / f"{timesteps:012}.safetensors"
         if not self.every or path == self._previous:
@@ -105,6 +114,11 @@ class SaveCheckpoints(BaseCallback):
         if self.on_saved is not None:
             self.on_saved(path, timesteps)
 
+    @property
+    def incomplete(self) -> bool:
+        """True if an evaluation was cancelled, so that its values are missing."""
+        return any(getattr(callback, "cancelled", False) for callback in self.callbacks)
+
     def _remove_others(self, newest: Path) -> None:
         """Remove all but the newest and the one before it; files that cannot be removed are tried again next time."""
         for path in self.folder.iterdir():
@@ -115,8 +129,14 @@ class SaveCheckpoints(BaseCallback):
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
-    """Checkpoints of a run, the newest first. Other files in the folder are ignored."""
+    """Checkpoints of a run, the newest first. Other files in the folder are ignored.
+
+    Raises:
+        CheckpointError: the place of the checkpoints is a file.
+    """
     place = folder / CHECKPOINTS
+    if place.exists() and not place.is_dir():
+        raise CheckpointError(f"{place} is a file; expected the folder of the checkpoints: move it away")
     if not place.is_dir():
         return []
     return sorted((entry for entry in place.iterdir() if _NAME.fullmatch(entry.name)), reverse=True)

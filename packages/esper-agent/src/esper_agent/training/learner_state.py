@@ -1,4 +1,4 @@
-"""The state of a learner between two rollouts, part by part.
+"""The state of a learner, part by part: between two rollouts, or within one that a callback has stopped.
 
 Between the updates of one rollout and the first step of the next, the rollout buffer is not needed. Hyperparameters are
 not state: a resumed run makes its model from the same settings, and schedules follow from the timesteps.
@@ -39,6 +39,7 @@ def learner_parts(model: Model) -> dict[str, Stateful]:
         "policy": (_policy, _set_policy),
         "optimizer": (_optimizer, _set_optimizer),
         "decision": (_decision, _set_decision),
+        "rollout": (_rollout, _set_rollout),
         "episodes": (_episodes, _set_episodes),
         "generators": (_generators, _set_generators),
         "last_update": (_last_update, _set_last_update),
@@ -114,6 +115,19 @@ def _set_decision(model: Model, tree: Tree) -> None:
     model._last_episode_starts = tree["episode_starts"].copy()
     pi_hidden, pi_cell, vf_hidden, vf_cell = (_tensor(tree["lstm"][name], model.device) for name in _LSTM)
     model._last_lstm_states = RNNStates((pi_hidden, pi_cell), (vf_hidden, vf_cell))
+
+
+def _rollout(model: Model) -> Tree:
+    """The steps of a rollout that a callback has stopped; empty between two rollouts."""
+    return model.rollout_buffer.get_state() if model.in_rollout else {}
+
+
+def _set_rollout(model: Model, tree: Tree) -> None:
+    if tree == {}:
+        model.in_rollout = False
+        return
+    model.rollout_buffer.set_state(tree)
+    model.resume_rollout()
 
 
 def _episodes(model: Model) -> Tree:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from esper_env.suggestions import esper_command
 from esper_env.tasks import task_dict
 from esper_env.telemetry import JsonlSink, Sink, Telemetry
 from stable_baselines3.common.callbacks import BaseCallback
@@ -97,12 +98,13 @@ def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = (), sinks
         KeyboardInterrupt: a second Ctrl-C.
     """
     settings = settings.checked()
-    with _model(settings) as model:
+    _check_callbacks(callbacks)
+    with _model(settings, sinks) as model:
         new_folder(settings.out, RUN_FILES)
         with locked(settings.out):
             data = {name: _of_env(model, name) for name in ("dataset_name", "data_digest")}
             create_run(settings.out, plain(settings), task_dict(_of_env(model, "task")) | data)
-            return _learn(settings, model, callbacks, sinks)
+            return _learn(settings, model, callbacks)
 
 
 def resume(
@@ -133,12 +135,20 @@ def resume(
     place, config = run_config(folder)
     own = with_values(TrainSettings(out=place), config, str(place / CONFIG))
     settings = replace(own, out=place, progress=progress, device=device or own.device).checked()
+    _check_callbacks(callbacks)
     with locked(place):
         start = latest_checkpoint(place, _fixed_settings(settings))
         _check_unfinished(settings, start)
         _warn_of_other_versions(place)
-        with _model(settings) as model:
-            return _learn(settings, model, callbacks, sinks, start)
+        with _model(settings, sinks) as model:
+            return _learn(settings, model, callbacks, start)
+
+
+def _check_callbacks(callbacks: Sequence[BaseCallback]) -> None:
+    """Raise ``TypeError`` for a callback that is none."""
+    for callback in callbacks:
+        if not isinstance(callback, BaseCallback):
+            raise TypeError(f"{callback!r} is not a callback; expected a BaseCallback of Stable-Baselines3")
 
 
 def _check_unfinished(settings: TrainSettings, start: Saved | None) -> None:
@@ -183,10 +193,11 @@ def _fixed_settings(settings: TrainSettings) -> dict[str, Any]:
 
 
 @contextmanager
-def _model(settings: TrainSettings) -> Iterator[FactoredRecurrentPPO]:
-    """Yield the untrained model in its environment, which is closed at the end.
+def _model(settings: TrainSettings, sinks: Sequence[Sink]) -> Iterator[FactoredRecurrentPPO]:
+    """Yield the untrained model in its environment, whose events go to ``sinks``. It is closed at the end.
 
     Raises:
+        TypeError: a sink that is none.
         ValueError: settings that cannot be used, or an environment whose state cannot be saved (``CheckpointError``).
     """
     monitored = make_sb3_env(settings.env, settings.num_envs, settings.seed, **_env_kwargs(settings))
@@ -195,7 +206,10 @@ def _model(settings: TrainSettings) -> Iterator[FactoredRecurrentPPO]:
         check_growth(env.observation_space, settings.env)
         if settings.checkpoint_every:
             environment_parts(env)
-        yield make_model(settings, env)
+        model = make_model(settings, env)
+        for sink in sinks:
+            _of_env(model, "telemetry").add_sink(sink)
+        yield model
     finally:
         env.close()
 
@@ -220,7 +234,6 @@ def _learn(
     settings: TrainSettings,
     model: FactoredRecurrentPPO,
     callbacks: Sequence[BaseCallback],
-    sinks: Sequence[Sink],
     start: Saved | None = None,
 ) -> Trained:
     """Train to the end, from the beginning or from a checkpoint, and save the model in the run folder.
@@ -236,8 +249,8 @@ def _learn(
     with ExitStack() as leaving:  # closes each, even if another one cannot be closed
         for close in (model.logger.close, curves.log.close, hub.close):
             leaving.callback(close)
-        for sink in [*([JsonlSink(folder / EVENTS)] if settings.telemetry else []), *sinks]:
-            hub.add_sink(sink)
+        if settings.telemetry:
+            hub.add_sink(JsonlSink(folder / EVENTS))
         with StopOnInterrupt() as stop:
             watchers: list[BaseCallback] = [stop, TrainingMetricsCallback(), curves, diagnostics, log, *callbacks]
             if settings.eval_every:
@@ -266,7 +279,7 @@ def _learn(
                     reset_num_timesteps=start is None,
                 )
                 model.logger.dump(model.num_timesteps)  # of the last round of updates
-            complete = model.num_timesteps >= total and not saver.in_rollout
+            complete = model.num_timesteps >= total and not saver.in_rollout and not saver.incomplete
             # Inside the block, so that Ctrl-C does not interrupt the writing of the file.
             path = save_model(folder, model)
             if complete:  # after the model: a checkpoint of the last timestep marks the run as finished
@@ -292,9 +305,8 @@ def _saved_on_failure(folder: Path, model: FactoredRecurrentPPO) -> Iterator[Non
     except NonFiniteUpdateError:  # the last good model is saved already
         raise
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"Interrupted; {folder} has no model: resume with `esper train --resume {folder}`, or remove it"
-        ) from None
+        command = esper_command("train", "--resume", str(folder))
+        raise KeyboardInterrupt(f"Interrupted; {folder} has no model: resume with `{command}`, or remove it") from None
     except Exception as error:
         with suppress(OSError):
             error.add_note(f"the model of timestep {model.num_timesteps} is saved as {save_model(folder, model)}")

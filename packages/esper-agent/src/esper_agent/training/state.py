@@ -1,4 +1,4 @@
-"""The whole state of training between two rollouts as one tree, the content of a run's checkpoints.
+"""The whole state of training as one tree, the content of a run's checkpoints.
 
     tree = training_state(model, callbacks)
     write_checkpoint("training.safetensors", tree, kind=KIND)
@@ -37,11 +37,13 @@ from esper_agent.training.learner_state import learner_parts
 #: Kind of the checkpoints of a run.
 KIND = "esper training"
 #: Version of the tree. Other versions cannot be restored.
-LAYOUT = 3
+LAYOUT = 4
 
 
 def training_state(model: FactoredRecurrentPPO, callbacks: Sequence[BaseCallback] = ()) -> Tree:
-    """Return everything that further training depends on. Call it between two rollouts, after the updates.
+    """Return everything that further training depends on.
+
+    Call it between two rollouts, after the updates, or within a rollout that a callback has stopped.
 
     The state of a callback with ``get_state`` and ``set_state`` (``esper_env.persistence.Stateful``) is included.
     ``get_state`` is called on new callbacks too. ``set_state`` must not write files: a failed restore calls it with the
