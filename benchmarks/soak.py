@@ -8,7 +8,7 @@ enter through the environment's state. The same step runs without them first: ot
 and a network that was rolled back must equal its snapshot, with zero momentum and no live seed. Sometimes a stretch of
 steps is played twice from one state, the second time from files, and compared.
 
-Exit codes: 0 done, 1 mismatches or an unwritable file, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 mismatches, an error of the environment or an unwritable file, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,11 +27,13 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 from esper_agent.cli.main import FAILED, OK
+from esper_agent.cli.progress import say
 from esper_agent.cli.script import check_out, origin, run_script, write_json
+from esper_agent.evaluation.tables import print_table
 from esper_agent.settings.named_values import ConfigError, parse_env_settings
 from esper_agent.vectors import make_vector
 from esper_env import EsperVectorEnv
-from esper_env.checks import NON_NEGATIVE, POSITIVE, SHARE, Interval, check
+from esper_env.checks import POSITIVE, SEED, SHARE, Interval, check
 from esper_env.rules import Op, Stage
 from esper_env.telemetry import JsonlSink
 from esper_env.telemetry.memory import resident_mib
@@ -63,7 +66,7 @@ class SoakSettings:
     """Settings of the environment as NAME=VALUE, for example isolation=straight_through."""
     num_envs: Annotated[int, Interval(2)] = 16
     """Number of networks; faults break some and leave at least one."""
-    seed: Annotated[int, NON_NEGATIVE] = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the environments, the actions and the faults."""
     illegal_share: Annotated[float, SHARE] = 0.2
     """Share of the actions that ignore the masks."""
@@ -165,12 +168,15 @@ class Soak:
             self.mismatches["a stretch that was played twice"] += differences(one, other)
 
     def readings(self, count: int = 20) -> list[float]:
-        """``count`` memory readings in MiB, evenly spaced over the soak."""
+        """``count`` memory readings in MiB, evenly spaced over the soak; none if it failed early."""
+        count = count if self.memory else 0
         return [self.memory[index] for index in np.linspace(0, len(self.memory) - 1, count).astype(int)]
 
     @property
     def growth(self) -> float:
-        """Growth of memory in MiB: median of the last tenth of the readings minus median of the first tenth."""
+        """Growth of memory in MiB: median of the last tenth of the readings minus that of the first; NaN for none."""
+        if not self.memory:
+            return float("nan")
         tenth = max(1, len(self.memory) // 10)
         return float(np.median(self.memory[-tenth:]) - np.median(self.memory[:tenth]))
 
@@ -198,9 +204,14 @@ def measure(settings: SoakSettings, flags: Sequence[str], console: Console) -> i
     check_out(settings.out)
     in_steps = settings.steps is not None
     total, unit = (settings.steps, "step") if in_steps else (round(60 * settings.minutes), "s")
+    failure = ""
     with open_soak(settings) as soak, tqdm(total=total, unit=unit, desc=settings.env, mininterval=1) as bar:
         begin = time.monotonic()
-        soak.run(bar)
+        try:
+            soak.run(bar)
+        except Exception as error:  # the environment failed, which is a result
+            traceback.print_exc()
+            failure = f"{type(error).__name__}: {error}"
         elapsed = time.monotonic() - begin
     mismatches = {name: count for name, count in soak.mismatches.items() if count}
     faults = sum(count for name, count in soak.counts.items() if name.startswith("fault: "))
@@ -212,6 +223,7 @@ def measure(settings: SoakSettings, flags: Sequence[str], console: Console) -> i
         "counts": dict(sorted(soak.counts.items())),
         "faults": faults,
         "mismatches": mismatches,
+        "failure": failure or None,
         "memory_mib": {"growth": soak.growth, "readings": [round(mib, 1) for mib in soak.readings()]},
     }
     write_json(content, settings.out)
@@ -222,11 +234,13 @@ def measure(settings: SoakSettings, flags: Sequence[str], console: Console) -> i
         table.add_row(name, f"{count:,}")
     table.add_row("memory growth, MiB", f"{soak.growth:+.1f}")
     table.add_row("mismatches", f"{sum(mismatches.values()):,}")
-    console.print(table)
+    print_table(console, table)
+    if failure:
+        say(console, f"FAILED after {soak.counts['steps']:,} steps of networks: {failure}")
     for name, count in mismatches.items():
         console.print(f"MISMATCH {name}: {count}")
     console.print(f"Written to {settings.out}")
-    return FAILED if mismatches else OK
+    return FAILED if mismatches or failure else OK
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from esper_agent.cli.main import OK, SIGNALLED, parse
-from esper_agent.cli.script import check_writable
 from esper_agent.settings.config_file import plain, read_config
 from esper_agent.settings.named_values import ConfigError
 from esper_agent.training.callbacks import StopOnInterrupt
 from esper_agent.training.run import HELD_OUT_SEED, TrainSettings
 from esper_agent.training.run_folder import CONFIG, EPISODES, MODEL, VERSIONS, RunError
 from esper_env.checks import POSITIVE, check
-from esper_env.persistence import write_text
+from esper_env.persistence import check_folder, write_text
 from tqdm import tqdm
 
 #: The learned policies: sampling their actions, and greedy.
@@ -92,7 +91,7 @@ class StudySettings:
         if self.out.resolve() in [run_folder(self, seed).resolve() for seed in self.seeds]:
             raise ConfigError(f"`out` is {self.out}, the folder of a training run; give another folder")
         for folder in (self.out, self.runs):
-            check_writable(folder)
+            check_folder(folder)
         return self
 
 

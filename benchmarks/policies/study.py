@@ -28,6 +28,7 @@ from esper_agent.cli.main import FAILED, OK
 from esper_agent.cli.script import origin, run_script, write_json
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.statistics import Estimate, bootstrap_interval, crossed_bootstrap, interquartile_mean
+from esper_agent.evaluation.tables import print_table
 from esper_agent.settings.config_file import plain
 from esper_agent.settings.named_values import parse_env_settings
 from esper_agent.training.run import HELD_OUT_SEED, TrainSettings
@@ -186,7 +187,7 @@ def study(settings: StudySettings, flags: Sequence[str], console: Console) -> in
     draw_comparison(summary, played, training, settings.out / "comparison.png")
     seeds = f"{len(settings.seeds)} training seed{'s' * (len(settings.seeds) > 1)}"
     title = f"{settings.env} on {summary['dataset']}: {seeds}, {settings.episodes} held-out episodes"
-    console.print(table(summary, title))
+    print_table(console, table(summary, title))
     console.print(f"Written to {settings.out}")
     return OK
 

@@ -22,7 +22,8 @@ from typing import Annotated, Any
 
 import headroom
 from esper_agent.cli.main import FAILED, OK
-from esper_agent.cli.script import origin, run_script, write_json
+from esper_agent.cli.script import check_out, origin, run_script, write_json
+from esper_agent.evaluation.tables import print_table
 from esper_agent.settings.named_values import ConfigError
 from esper_env.checks import Interval, check
 from esper_env.seeds import offered_blueprints
@@ -162,6 +163,7 @@ def run(settings: CalibrationSettings, flags: Sequence[str], console: Console) -
     check(settings)
     if settings.out.is_dir() or settings.out.name in [one.file for one in measurements()]:
         raise ConfigError(f"`out` is {settings.out}; expected a JSON file other than those of the measurements")
+    check_out(settings.out)
     if not settings.judge_only:
         measure(settings, console)
     found = {one.env: measured(settings.out.parent / one.file, one.env, (HOST, *one.judged)) for one in measurements()}
@@ -173,7 +175,7 @@ def run(settings: CalibrationSettings, flags: Sequence[str], console: Console) -
         "verdicts": verdicts,
     }
     write_json(content, settings.out)
-    console.print(table(verdicts))
+    print_table(console, table(verdicts))
     console.print(f"Written to {settings.out}", soft_wrap=True)
     return OK if all(verdict["met"] for verdict in verdicts) else FAILED
 

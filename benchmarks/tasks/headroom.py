@@ -20,10 +20,11 @@ from typing import Annotated, Any
 import numpy as np
 from esper_agent.cli.main import OK
 from esper_agent.cli.script import check_out, origin, run_script, write_json
+from esper_agent.evaluation.tables import print_table
 from esper_agent.policies.baselines import WaitPolicy
 from esper_agent.settings.named_values import ConfigError, parse_env_settings
 from esper_agent.vectors import make_vector
-from esper_env.checks import NON_NEGATIVE, POSITIVE, check
+from esper_env.checks import POSITIVE, SEED, check
 from esper_env.devices import resolve_device
 from esper_env.rules import ObservationView
 from gymnasium.vector import AutoresetMode
@@ -46,7 +47,7 @@ class HeadroomSettings:
     """Task; `esper info` lists them."""
     episodes: Annotated[int, POSITIVE] = 32
     """Episodes of each network."""
-    seed: Annotated[int, NON_NEGATIVE] = 1000
+    seed: Annotated[int, SEED] = 1000
     """Seed of the first episode."""
     plans: tuple[str, ...] = ("", "r0c0=conv_light", "r0c1=conv_light", "r0c2=conv_light", "r0c0=conv_heavy")
     """Seeds planted at the start, as SLOT=BLUEPRINT joined by commas; an empty text is the host alone."""
@@ -162,7 +163,7 @@ def run(settings: HeadroomSettings, flags: Sequence[str], console: Console) -> i
     finally:
         envs.close()
     write_json(content, settings.out)
-    console.print(table(content, settings.episodes))
+    print_table(console, table(content, settings.episodes))
     console.print(f"Written to {settings.out}", soft_wrap=True)
     return OK
 

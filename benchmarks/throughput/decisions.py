@@ -25,6 +25,7 @@ import gymnasium
 import numpy as np
 from esper_agent.cli.main import OK
 from esper_agent.cli.script import check_out, origin, run_script, write_json
+from esper_agent.evaluation.tables import print_table
 from esper_env.checks import POSITIVE, check
 from esper_env.rules import lifecycle
 from rich.console import Console
@@ -115,7 +116,7 @@ def measure(settings: DecisionSettings, flags: Sequence[str], console: Console) 
         lines.add_column(column, justify="left" if column == "part" else "right")
     for name, row in parts.items():
         lines.add_row(name, f"{row['milliseconds']:.3f}", f"{row['calls_per_step']:.1f}")
-    console.print(lines)
+    print_table(console, lines)
     console.print(f"Written to {settings.out}")
     return OK
 

@@ -28,6 +28,7 @@ from contenders import Contender, PlainLoop
 from convolutions import FORMULATIONS, NEEDS_CUDA, Problem
 from esper_agent.cli.main import OK
 from esper_agent.cli.script import check_out, origin, run_script, write_json
+from esper_agent.evaluation.tables import print_table
 from esper_agent.settings.named_values import ConfigError, parse_env_settings
 from esper_env.checks import POSITIVE, Interval, check
 from esper_env.data import DataFamily, load_data
@@ -259,7 +260,7 @@ def measure(settings: FormulationSettings, flags: Sequence[str], console: Consol
     write_json(content, settings.out)
     title = f"{settings.env}, {settings.n} networks, minibatches of {task.batch_size}, {settings.precision}"
     console.print(f"{title}, {content['machine']}", highlight=False)
-    console.print(table(rows))
+    print_table(console, table(rows))
     for line in unmeasured(rows):
         console.print(line, highlight=False)
     console.print(f"Written to {settings.out}")

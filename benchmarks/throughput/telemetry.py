@@ -28,6 +28,7 @@ import torch
 from esper_agent.cli.main import OK
 from esper_agent.cli.script import check_out, origin, run_script, write_json
 from esper_agent.evaluation.statistics import bootstrap_interval
+from esper_agent.evaluation.tables import print_table
 from esper_agent.policies.baselines import POLICIES
 from esper_agent.settings.named_values import ConfigError
 from esper_agent.vectors import make_vector
@@ -246,7 +247,7 @@ def measure(settings: TelemetrySettings, flags: Sequence[str], console: Console)
     }
     write_json(content, settings.out)
     console.print(f"{settings.env}, {content['machine']}", highlight=False)
-    console.print(table_of(results))
+    print_table(console, table_of(results))
     console.print(f"Written to {settings.out}")
     return OK
 

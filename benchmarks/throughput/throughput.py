@@ -29,6 +29,7 @@ from comparison import BARE, LOOP, NATIVE, compare, remarks, shares_table, table
 from contenders import BareLoop, Contender, Environments, PlainLoop
 from esper_agent.cli.main import OK
 from esper_agent.cli.script import check_out, origin, run_script, write_json
+from esper_agent.evaluation.tables import print_table
 from esper_agent.settings.named_values import ConfigError, parse_env_settings
 from esper_env.checks import POSITIVE, check
 from esper_env.devices import resolve_device
@@ -116,8 +117,8 @@ def measure(settings: ThroughputSettings, flags: Sequence[str], console: Console
     write_json(content, settings.out)
     console.print(", ".join([settings.env, *settings.env_settings, f"workload {settings.workload}"]), highlight=False)
     console.print(content["machine"], highlight=False)
-    console.print(table(results))
-    console.print(shares_table(results))
+    print_table(console, table(results))
+    print_table(console, shares_table(results))
     for remark in remarks(results):
         console.print(remark, highlight=False)
     console.print(f"Written to {settings.out}")

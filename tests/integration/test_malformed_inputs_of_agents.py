@@ -86,7 +86,7 @@ def sb3(**kwargs):
     return lambda: make_sb3_env(**({"env_id": ID, "num_envs": 2} | TINY | kwargs))
 
 
-SEEDS = "expected a non-negative integer"
+SEEDS = "expected an integer in [0, 4294967295]"
 
 
 @table(

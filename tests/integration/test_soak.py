@@ -150,7 +150,7 @@ def run(out, *arguments):
 @pytest.mark.slow
 def test_soak_passes_a_sound_environment(tmp_path, capsys):
     code, result = run(tmp_path / "soak.json", "--steps", "40")
-    assert (code, result["mismatches"]) == (0, {})
+    assert (code, result["mismatches"], result["failure"]) == (0, {}, None)
     counts = result["counts"]
     faults = {name: count for name, count in counts.items() if name.startswith("fault: ")}
     assert len(faults) == 4
@@ -181,6 +181,16 @@ def test_soak_finds_a_broken_rollback(tmp_path, capsys, broken, name):
     assert code == 1
     assert name in result["mismatches"]
     assert f"MISMATCH {name}" in capsys.readouterr().out
+
+
+def test_soak_that_fails_writes_what_it_found(tmp_path, capsys):
+    with mock.patch.object(soak.Soak, "_replay", side_effect=IndexError("row 7")):
+        code, result = run(tmp_path / "soak.json", "--steps", "12", "--replay-share", "1")
+    assert (code, result["failure"], result["memory_mib"]) == (1, "IndexError: row 7", {"growth": None, "readings": []})
+    assert result["counts"]["steps"] > 0
+    out, err = capsys.readouterr()
+    assert "IndexError: row 7" in out
+    assert "Traceback" in err
 
 
 def test_soak_finds_an_uncaught_fault_and_a_state_that_is_not_loaded(tmp_path):

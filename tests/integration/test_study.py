@@ -88,7 +88,7 @@ def test_train_flags_reject_flags_of_the_study(settings, flags, message):
         ({"baselines": ("wait", "wait")}, "`baselines` is .*; expected distinct names"),
         ({"baselines": ("learned",)}, "other than learned"),
         ({"runs": Path("runs"), "out": Path("runs/seed-0")}, "`out` is runs/seed-0, the folder of a training run"),
-        ({"out": Path("/dev/null/out")}, "/dev/null is not a folder"),
+        ({"out": Path("/dev/null/out")}, "the folder /dev/null/out cannot be written to: Not a directory"),
     ],
 )
 def test_study_rejects_bad_settings(settings, changes, message):
@@ -237,15 +237,15 @@ def test_headroom_plays_the_requested_episodes(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--episodes", "-3"], "`episodes` is -3; expected a positive integer"),
-        (["--seed", "-1"], "`seed` is -1; expected a non-negative integer"),
+        (["--episodes", "-3"], "--episodes is '-3'; expected a positive integer"),
+        (["--seed", "-1"], "--seed is '-1'; expected an integer in [0, 4294967295]"),
         (["--plans", "r0c0"], "plan 'r0c0' has 'r0c0'; expected SLOT=BLUEPRINT"),
         (["--plans", "r0c0=norm,r0c0=conv_light"], "each slot once"),
         (["--plans", "", ""], "expected one or more distinct plans"),
         (["--plans", "", "r0c0=conv_heavi"], "plan 'r0c0=conv_heavi': blueprint 'conv_heavi' does not fit"),
         (["--plans", "r9c9=norm"], "names slot 'r9c9'"),
         (["--dataset", "nothing"], "nothing"),
-        (["--out", "."], "out is ., a folder; expected the path of a file"),
+        (["--out", "."], "`out`: '.' is a folder; expected the path of a file"),
     ],
 )
 def test_headroom_rejects_bad_input_before_it_plays(tmp_path, monkeypatch, capsys, arguments, message):

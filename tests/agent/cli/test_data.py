@@ -16,6 +16,7 @@ from esper_agent.cli.data import FetchSettings, run_fetch
 from esper_agent.cli.main import FAILED, OK, main
 from esper_env.data import download
 from esper_env.data.originals import ORIGINALS
+from esper_env.suggestions import esper_command
 from fetching import ARCHIVE, FOLDER
 from rich.console import Console
 from serving import begin, file, serving, status
@@ -57,7 +58,7 @@ def test_list_prints_datasets_and_the_data_folder(root, capsys):
     assert "2.3 GB" in out
     assert "30.9 MB" in out
     assert "your own text" in out
-    assert f"The data folder is {root}; `esper data fetch NAME` fetches into it." in out
+    assert f"The data folder is {root}; `{esper_command('data', 'fetch', 'NAME')}` fetches into it." in out
     assert "needs no files" in out
     assert not root.exists()
 
@@ -65,7 +66,9 @@ def test_list_prints_datasets_and_the_data_folder(root, capsys):
 def test_list_of_a_named_folder_prints_the_command_for_it(tmp_path, capsys):
     other = tmp_path / "my data"
     assert main(["data", "list", "--data-dir", str(other)]) == OK
-    assert f"is {other}; `esper data fetch NAME --data-dir '{other}'` fetches into it." in words(capsys)
+    command = esper_command("data", "fetch", "NAME", "--data-dir", str(other))
+    assert command.endswith(f"--data-dir '{other}'")
+    assert f"is {other}; `{command}` fetches into it." in words(capsys)
 
 
 @pytest.mark.parametrize("command", [["data", "list"], ["info"]])
@@ -102,7 +105,7 @@ def test_task_uses_the_data_that_was_fetched_from_a_url_into_a_folder(root, serv
     server.says("/mirror" + ARCHIVE, file(server.archive))
     arguments = ["data", "fetch", "cifar10", "--data-dir", str(other), "--url", server.url + "/mirror/"]
     assert main(arguments) == OK
-    assert f"dataset=cifar10 data_dir={other}" in words(capsys)
+    assert f"dataset=cifar10 'data_dir={other}'" in words(capsys)
     assert not root.exists()
     settings = ["dataset=cifar10", f"data_dir={other}", "horizon=2", "batches_per_step=1", "batch_size=8"]
     arguments = ["evaluate", "--policy", "wait", "--env", "Esper-CIFAR-v0", "--episodes", "1"]
@@ -127,9 +130,10 @@ def test_fetch_prints_the_reason_of_a_wait(server, capsys):
     server.says(ARCHIVE, status(503), file(damaged), file(server.archive))
     assert main(["data", "fetch", "cifar10"]) == OK
     out, err = text_of(capsys)
+    name = "cifar-10-binary.tar.gz"
     assert out.startswith(
-        "cifar-10-binary.tar.gz: HTTP 503 Service Unavailable; trying again in 0 s\n"
-        "cifar-10-binary.tar.gz: its SHA-256 is wrong; downloading it again\n"
+        f"{name}: HTTP 503 Service Unavailable; trying again in 0 s\ndownload {name}\ncheck {name}\n"
+        f"{name}: its SHA-256 is wrong; downloading it again\n"
     )
     assert err == ""
 

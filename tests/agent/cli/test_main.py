@@ -14,6 +14,7 @@ from command_line import SMALL, bad, text_of
 from esper_agent.cli.main import BAD_INPUT, OK, main
 from esper_agent.demo import main as demo_main
 from esper_agent.training.checkpoints import checkpoint_paths
+from esper_env.suggestions import esper_command
 
 
 def test_train_prints_the_place_of_the_model(toy_id, tmp_path, capsys):
@@ -22,7 +23,7 @@ def test_train_prints_the_place_of_the_model(toy_id, tmp_path, capsys):
     assert "Trained for 48 timesteps" in out
     assert str(tmp_path / "r" / "model.zip") in out
     assert "last 2 of 4" in out
-    assert f"esper evaluate --policy {tmp_path / 'r'} --env {toy_id}" in out
+    assert esper_command("evaluate", "--policy", str(tmp_path / "r"), "--env", toy_id) in out
 
 
 def test_train_rounds_timesteps_up_to_whole_rollouts(toy_id, tmp_path, capsys):
@@ -128,10 +129,10 @@ EVALUATE = ["evaluate", "--policy", "wait"]
         ([*TRAIN, "--logit-bias", "WAIT=1"], "HEAD.VALUE=BIAS"),
         ([*TRAIN, "--dataset", "f.txt"], "is a setting of the environment: --env-settings dataset=VALUE\n"),
         ([*TRAIN, "--horizon=9"], "--env-settings horizon=9\n"),
-        ([*TRAIN, "--zzz"], "esper train has no option '--zzz'; `esper train --help` lists its"),
+        ([*TRAIN, "--zzz"], "esper train has no option '--zzz'; --help lists its options"),
         ([*EVALUATE, "--polcy=3"], "; did you mean --policy?\n"),
-        ([*EVALUATE, "it"], "esper evaluate has no argument 'it'; `esper evaluate --help`"),
-        (["data", "list", "--zzz"], "esper data list has no option '--zzz'; `esper data list --help`"),
+        ([*EVALUATE, "it"], "esper evaluate has no argument 'it'; --help lists"),
+        (["data", "list", "--zzz"], "esper data list has no option '--zzz'; --help lists"),
         (["evaluat", "--help"], "esper has no command 'evaluat'; expected one of train, evaluate, benchmark, data"),
         (["data", "Fetch"], "has no command 'Fetch'; expected one of list, fetch, verify; did you mean 'fetch'?\n"),
     ],
@@ -143,7 +144,21 @@ def test_bad_input_exits_with_two_after_one_line(arguments, message, capsys):
     assert len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(("arguments", "message"), [(["train"], "--out"), ([], "subcommand")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "Error: esper train needs --out; --help describes the options\n"),
+        (["train", "--out"], "Error: --out needs a value; expected a path\n"),
+        (["evaluate", "--episodes", "3"], "Error: esper evaluate needs --policy; "),
+        (["benchmark"], "Error: esper benchmark needs --policies and --out; "),
+        (
+            ["data", "fetch", "--url", "x"],
+            "Error: esper data fetch needs the NAME of a dataset; expected one of cifar10",
+        ),
+        (["data"], "Error: esper data needs a command: list, fetch, verify; --help explains them\n"),
+        ([], "Error: esper needs a command: train, evaluate, benchmark, data, info; --help explains them\n"),
+    ],
+)
 def test_missing_arguments_exit_with_two(arguments, message, capsys):
     assert message in bad(arguments, capsys)
 
@@ -159,12 +174,14 @@ def test_demo_compares_the_trained_policy_and_prints_its_files(toy_id, tmp_path,
     for _ in range(2):  # a second demo takes the place of the first
         assert demo_main([*arguments, "--total-timesteps", "640"]) == OK
         out, _ = text_of(capsys)
-    for name in ("learned", "heuristic", "random", "wait", "parameters", "model.zip", "training.png"):
+        assert " timesteps/s, " not in out
+        assert "Playing" not in out
+    for name in ("learned", "heuristic", "random", "wait", "conv_heavy", "parameters", "model.zip", "training.png"):
         assert name in out
     for name in ("run/model.zip", "episodes.csv", "summary.csv", "training.png"):
         assert (tmp_path / name).stat().st_size > 0
     with (tmp_path / "episodes.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 16
+        assert len(list(csv.DictReader(file))) == 20
 
 
 def test_demo_rejects_a_folder_of_something_else(toy_id, tmp_path, capsys):
@@ -209,6 +226,6 @@ def test_signal_saves_the_model_and_sets_the_exit_code(tmp_path):
     assert process.returncode == 128 + signal.SIGTERM, stderr
     assert "Stopped after" in stdout
     assert str(out / "model.zip") in stdout
-    assert f"esper train --resume {out}, from timestep {int(checkpoint_paths(out)[0].stem)}\n" in stdout
+    assert f"{esper_command('train', '--resume', str(out))}\n" in stdout
     assert "Traceback" not in stderr
     assert main(["evaluate", "--policy", str(out), "--episodes", "1"]) == OK

@@ -55,7 +55,9 @@ def test_benchmark_rejects_the_folder_of_a_run_and_one_run_under_two_names(run_f
 
 
 def test_evaluate_rejects_a_folder_as_json_file(tmp_path, capsys):
-    assert "expected the name of a file" in bad(["evaluate", "--policy", "wait", "--json", str(tmp_path)], capsys)
+    assert "is a folder; expected the path of a file" in bad(
+        ["evaluate", "--policy", "wait", "--json", str(tmp_path)], capsys
+    )
 
 
 def test_benchmark_checks_all_policies_before_playing(run_folder, tmp_path, capsys, monkeypatch):
@@ -115,7 +117,34 @@ def test_evaluate_uses_the_environment_settings_of_the_run_by_default(toy_id, tm
         assert "settings of the run" not in out_text if said is None else said in out_text
     benchmark = ["benchmark", "--env", toy_id, "--policies", str(out), "--episodes", "1", "--out", str(tmp_path / "b")]
     assert main(benchmark) == OK
-    assert f"Note: {out} was trained with other settings: horizon=5" in text_of(capsys)[0]
+    assert f"Note: {out} was trained with other settings: horizon=5; here horizon=12\n" in text_of(capsys)[0]
+
+
+@pytest.mark.parametrize(("given", "noted"), [([], False), (["horizon=12"], False), (["horizon=7"], True)])
+def test_evaluate_notes_settings_that_the_run_was_not_trained_with(run_folder, tmp_path, capsys, given, noted):
+    out = tmp_path / "b"
+    settings = ["--env-settings", *given] if given else []
+    for command in (
+        ["evaluate", "--policy", str(run_folder)],
+        ["benchmark", "--policies", str(run_folder), "--out", str(out)],
+    ):
+        assert main([*command, "--episodes", "1", *settings]) == OK
+        note = f"Note: {run_folder} was trained with other settings: horizon=12; here horizon=7\n"
+        assert (note in text_of(capsys)[0]) == noted
+
+
+@pytest.mark.parametrize(
+    ("horizon", "said"), [(17, "heuristic plants nothing with horizon=17: it plants from epoch 5"), (18, None)]
+)
+def test_heuristic_that_can_never_commit_a_seed_is_noted(toy_id, capsys, horizon, said):
+    settings = ["--env-settings", f"horizon={horizon}"]
+    assert main(["evaluate", "--policy", "heuristic", "--env", toy_id, "--episodes", "2", *settings]) == OK
+    out = text_of(capsys)[0]
+    assert ("Note: heuristic planted no seed: " in out) or horizon == 18
+    assert (
+        said is None or f"Note: {said}, and commits a seed 13 epochs later; it needs a horizon of at least 18\n" in out
+    )
+    assert (said is None) == ("heuristic plants nothing" not in out)
 
 
 def test_default_task_is_the_task_of_the_run(run_folder, toy_id, tmp_path, capsys):
@@ -148,9 +177,14 @@ def test_benchmark_rejects_runs_of_different_tasks(run_folder, toy_id, tmp_path,
     assert not out.exists()
 
 
-@pytest.mark.parametrize("width", ["60", "200"])
+@pytest.mark.parametrize("width", ["40", "60", "200"])
 def test_tables_are_complete_on_a_terminal_of_any_width(toy_id, tmp_path, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", width)
+    assert main(["train", "--env", toy_id, "--out", str(tmp_path / "run"), *SMALL]) == OK
+    out, _ = text_of(capsys)
+    assert "training episodes" in out
+    assert "last 2 of 4" in out
+    assert "\u2026" not in out
     arguments = ["benchmark", "--env", toy_id, "--policies", "wait", "random", "--episodes", "4"]
     assert main([*arguments, "--out", str(tmp_path)]) == OK
     out, _ = text_of(capsys)
@@ -159,5 +193,9 @@ def test_tables_are_complete_on_a_terminal_of_any_width(toy_id, tmp_path, capsys
     assert f"{float(rows[1]['return_difference_low']):+.2f}, {float(rows[1]['return_difference_high']):+.2f}]" in out
     assert "100" in out
     assert "\u2026" not in out
-    assert main(["info"]) == OK
-    assert "\u2026" not in text_of(capsys)[0]
+    for command in (["info"], ["data", "list"]):
+        assert main(command) == OK
+        out, _ = text_of(capsys)
+        assert "\u2026" not in out
+        tables = [line for line in out.splitlines() if line.startswith(("│", "┃"))]
+        assert all(len(line) <= int(width) for line in tables)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from esper_agent.evaluation.curves import plot_training, running_mean
 from esper_agent.evaluation.play import EpisodeRecord, write_csv
-from esper_agent.evaluation.tables import summarise, summarise_all, summary_table
+from esper_agent.evaluation.tables import print_table, summarise, summarise_all, summary_table
 from matplotlib.image import imread
 from rich.console import Console
+from rich.table import Table
 
 
 def records(policy, returns, first_seed=0, test=50.0, added=10):
@@ -70,6 +71,33 @@ def test_table_shows_each_policy_with_its_spread():
     assert "1,000 ± 0" in text
     assert "return minus" in text
     assert "+0.50" in text
+
+
+def narrow(table, width):
+    console = Console(file=io.StringIO(), width=width)
+    print_table(console, table)
+    return console.file.getvalue()
+
+
+def test_table_that_does_not_fit_becomes_a_block_per_row():
+    results = {"a[b]": records("a[b]", [0.25, 0.75], added=1000), "b": records("b", [0.5, 1.5])}
+    table = summary_table(summarise_all(results, "a[b]"), "on [x]")
+    wide = narrow(table, 130)
+    assert "0.50 ± 0.35" in next(line for line in wide.splitlines() if "a[b]" in line)
+    lines = narrow(table, 60).splitlines()
+    assert lines[:3] == ["on [x]", "", "a[b]"]
+    assert lines[3].split() == ["return", "0.50", "±", "0.35"]
+    assert [line.split()[-1] for line in lines if "parameters added" in line] == ["0", "0"]
+    assert sum("return minus first policy" in line for line in lines) == 1  # the reference has none
+    assert lines[-1].endswith("95% bootstrap intervals.")
+    assert "IQM is the mean of the middle half of the episodes" in lines[-1]
+
+
+def test_table_wraps_texts_before_it_becomes_blocks():
+    table = Table("name", "text")
+    table.add_row("a", "many words that wrap")
+    assert len(narrow(table, 20).splitlines()) > 5
+    assert narrow(table, 8).splitlines() == ["", "a", "  text                       many words that wrap"]
 
 
 def test_summaries_are_written_without_nan(tmp_path):

@@ -11,6 +11,7 @@ from command_line import SMALL, bad, text_of
 from esper_agent.cli.main import BAD_INPUT, OK, main
 from esper_agent.training.checkpoints import checkpoint_paths
 from esper_agent.training.run import resume, train
+from esper_env.suggestions import esper_command
 from resuming import REAL, ROLLOUT, Crash, differences, small_settings
 
 
@@ -28,7 +29,7 @@ def test_resume_finishes_a_run_and_prints_its_start_and_warnings(toy_id, killed,
     assert main(["train", "--resume", str(killed), "--no-progress"]) == OK
     out, err = text_of(capsys)
     assert "Trained for 72 timesteps, resumed from 24" in out
-    assert f"esper evaluate --policy {killed} --env {toy_id}" in out
+    assert esper_command("evaluate", "--policy", str(killed), "--env", toy_id) in out
     assert "Warning: " in err
     assert "its results may differ from those of an uninterrupted run" in " ".join(err.split())
     assert "is finished: all of its 72 timesteps are done" in bad(["train", "--resume", str(killed)], capsys)
@@ -63,7 +64,7 @@ def test_train_needs_a_new_folder_or_a_run(arguments, capsys):
 
 def test_help_of_train_and_resume_refer_to_each_other(capsys):
     assert main(["train", "--help"]) == OK
-    assert "esper train --resume RUN" in " ".join(text_of(capsys)[0].split())
+    assert "--resume RUN" in " ".join(text_of(capsys)[0].split())
     assert main(["train", "--resume", "x", "--help"]) == OK
     out, _ = text_of(capsys)
     assert "--device" in out

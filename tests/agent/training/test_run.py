@@ -98,7 +98,7 @@ def test_crash_saves_the_model_of_the_last_timestep(toy_id, tmp_path):
 
 
 def test_run_stopped_before_a_checkpoint_has_no_model(toy_id, tmp_path):
-    with pytest.raises(KeyboardInterrupt, match="has no model: resume with `esper train --resume"):
+    with pytest.raises(KeyboardInterrupt, match=r"has no model: resume with `.*esper train --resume"):
         train(settings_for(toy_id, tmp_path / "r"), [FailAt(26, KeyboardInterrupt())])
     assert not (tmp_path / "r" / "model.zip").exists()
 
@@ -127,3 +127,13 @@ def test_gymnasium_vector_is_rejected_with_the_remedy(toy_id):
     env = make_sb3_env(toy_id, 2).venv.vec_env
     with pytest.raises(TypeError, match="make_sb3_env"):
         FactoredRecurrentPPO("FactoredLstmPolicy", env)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [({"sinks": [3]}, "3 is not a sink"), ({"callbacks": [print]}, "is not a callback; expected a BaseCallback")],
+)
+def test_object_that_is_no_sink_or_callback_is_rejected_before_writing(toy_id, tmp_path, more, said):
+    with pytest.raises(TypeError, match=said):
+        train(settings_for(toy_id, tmp_path / "r"), **more)
+    assert not (tmp_path / "r").exists()

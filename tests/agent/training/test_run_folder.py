@@ -1,5 +1,6 @@
 """A run folder restores the trained model, or raises an error with the reason."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -13,7 +14,15 @@ from esper_agent.evaluation.play import run_episodes
 from esper_agent.sb3 import make_sb3_env
 from esper_agent.training.callbacks import evaluation_means
 from esper_agent.training.run import PPOSettings, TrainSettings, train
-from esper_agent.training.run_folder import RUN_FILES, PolicyByName, RunError, load_run, new_folder, save_model
+from esper_agent.training.run_folder import (
+    RUN_FILES,
+    PolicyByName,
+    RunError,
+    create_run,
+    load_run,
+    new_folder,
+    save_model,
+)
 from stable_baselines3.common.vec_env import VecNormalize
 
 
@@ -98,7 +107,7 @@ def test_new_run_rejects_a_folder_with_files_of_a_run(name, said, tmp_path):
     with pytest.raises(RunError, match=f"already holds {said}"):
         new_folder(tmp_path, RUN_FILES)
     assert [path.name for path in tmp_path.iterdir()] == [name]
-    with pytest.raises(RunError, match=f"the folder .*{name} cannot be created: File exists"):
+    with pytest.raises(RunError, match=f"the folder .*{name} cannot be written to: it is not a folder"):
         new_folder(tmp_path / name, RUN_FILES)
 
 
@@ -123,7 +132,7 @@ def test_run_with_an_unusable_task_file_is_played_without_notes(trained, tmp_pat
     assert load_run(folder).task == {}
     policy = PolicyByName(str(folder), toy_id, device="cpu")
     run_episodes(policy, toy_id, 1)
-    assert policy.note == ""
+    assert policy.notes == []
 
 
 def test_policies_are_found_by_name_or_folder(trained, toy_id):
@@ -157,3 +166,25 @@ def test_failed_save_keeps_the_old_model(trained, tmp_path, monkeypatch):
         save_model(tmp_path, trained.model)
     assert path.read_bytes() == kept
     assert {entry.name for entry in tmp_path.iterdir()} == {"model.zip", "vecnormalize.pkl"}
+
+
+@pytest.mark.parametrize("name", ["task.json", "config.yaml"])
+def test_new_run_that_is_interrupted_leaves_a_folder_that_can_be_used_again(tmp_path, monkeypatch, name):
+    def interrupted(path, text):
+        if path.name == name:
+            raise KeyboardInterrupt
+        path.write_text(text)
+
+    monkeypatch.setattr("esper_agent.training.run_folder.write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        create_run(tmp_path, {"env": "x"}, {})
+    new_folder(tmp_path, RUN_FILES)
+
+
+def test_full_disk_names_the_file_of_the_model(trained, tmp_path, monkeypatch):
+    def full(_target, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(trained.model, "save", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*model\.zip"):
+        save_model(tmp_path, trained.model)

@@ -8,6 +8,8 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from esper_agent.cli.streams import open_missing_descriptors
+
 
 def main() -> int:
     """Run the ``esper`` command and return its exit code."""
@@ -15,6 +17,7 @@ def main() -> int:
         before = signal.getsignal(signal.SIGINT)
         if before is signal.default_int_handler:  # not if the shell ignores interrupts
             signal.signal(signal.SIGINT, _leave)
+        open_missing_descriptors()
         from esper_agent.cli.main import main as run
 
         signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""Demonstration: train on Esper-Digits-v0, then compare the model with three policies. It takes some minutes.
+"""Demonstration: train on Esper-Digits-v0, then compare the model with other policies. It takes some minutes.
 
     python -m esper_agent.demo
 
@@ -17,19 +17,18 @@ from typing import Annotated
 
 import yaml
 from esper_env.checks import POSITIVE, SEED, check
-from esper_env.persistence import write_text
+from esper_env.persistence import check_folder, write_text
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
 from esper_agent.cli.main import OK, SIGNALLED
-from esper_agent.cli.play import episode_bar
+from esper_agent.cli.progress import episode_progress, say, training_progress
 from esper_agent.cli.script import run_script
 from esper_agent.evaluation.curves import plot_training
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.tables import print_summaries, summarise_all
 from esper_agent.settings.config_file import plain
 from esper_agent.settings.named_values import NamedValues, parse_env_settings
-from esper_agent.training.callbacks import SingleThreadedPolicy
 from esper_agent.training.run import HELD_OUT_SEED, Trained, TrainSettings, train
 from esper_agent.training.run_folder import PolicyByName, RunError
 from esper_agent.vectors import make_vector
@@ -40,11 +39,13 @@ FILES = EPISODES_CSV, SUMMARY_CSV, FIGURE = "episodes.csv", "summary.csv", "trai
 
 LEARNED = "learned"
 OTHERS = ("heuristic", "random", "wait")
+#: Best fixed plan for each kind of host, according to docs/results.md.
+BEST_PLAN = {"cnn": "conv_heavy", "transformer": "mlp"}
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Train FactoredRecurrentPPO on a task, compare it with fixed policies on held-out episodes, and draw curves."""
+    """Train FactoredRecurrentPPO on a task, compare it with other policies on held-out episodes, and draw curves."""
 
     out: Path = Path("demo")
     """Folder of the results; those of an earlier demo are replaced."""
@@ -59,7 +60,7 @@ class DemoSettings:
     env_settings: NamedValues = field(default_factory=dict)
     """Settings of the environment as NAME=VALUE, for example horizon=20."""
     progress: bool = True
-    """Show progress bars."""
+    """Show the progress: bars on a terminal, lines elsewhere."""
 
 
 def run_demo(settings: DemoSettings, _flags: Sequence[str], console: Console) -> int:
@@ -67,12 +68,14 @@ def run_demo(settings: DemoSettings, _flags: Sequence[str], console: Console) ->
     check(settings)
     wanted = _train_settings(settings)
     make_vector(settings.env, 1, AutoresetMode.DISABLED, **parse_env_settings(settings.env_settings)).close()
+    check_folder(settings.out)
     clear(settings.out)
     write_text(settings.out / MARKER, yaml.safe_dump(plain(settings), sort_keys=False))
-    console.print(f"Training on {settings.env} for {settings.total_timesteps:,} timesteps; Ctrl-C stops and saves.")
-    trained = train(replace(wanted, progress=settings.progress and console.is_terminal), [SingleThreadedPolicy()])
+    say(console, f"Training on {settings.env}. The results will be in the folder {settings.out}.")
+    bar, watchers = training_progress(console, settings.progress)
+    trained = train(replace(wanted, progress=bar), watchers)
     if trained.signal is not None:
-        console.print(f"Stopped; the model is saved as {trained.model_path}", soft_wrap=True, markup=False)
+        say(console, f"Stopped; the model is saved as {trained.model_path}")
         return SIGNALLED + trained.signal
     try:
         return compare(settings, trained, console)
@@ -81,8 +84,11 @@ def run_demo(settings: DemoSettings, _flags: Sequence[str], console: Console) ->
 
 
 def compare(settings: DemoSettings, trained: Trained, console: Console) -> int:
-    """Play the model and the fixed policies on the same episodes, and report."""
-    results = {name: _play(name, trained, settings, console) for name in (LEARNED, *OTHERS)}
+    """Play the model and the other policies on the same episodes, and report."""
+    env = trained.model.get_env()
+    plan = BEST_PLAN.get(env.get_attr("topology")[0]) if env else None
+    others = (*OTHERS, plan) if plan else OTHERS
+    results = {name: _play(name, trained, settings, console) for name in (LEARNED, *others)}
     summaries = summarise_all(results)
     everything = [record for records in results.values() for record in records]
     write_csv(everything, settings.out / EPISODES_CSV)
@@ -95,7 +101,7 @@ def compare(settings: DemoSettings, trained: Trained, console: Console) -> int:
             trained.episodes,
             figure,
             title=f"FactoredRecurrentPPO on {settings.env} ({dataset})",
-            baselines={name: results[name] for name in OTHERS},
+            baselines={name: results[name] for name in others},
         )
     print_summaries(console, summaries, title)
     files = {
@@ -106,7 +112,7 @@ def compare(settings: DemoSettings, trained: Trained, console: Console) -> int:
     }
     for label, path in files.items():
         if path.exists():  # no curves if no training episode finished
-            console.print(f"  {label:16} {path}", soft_wrap=True, markup=False)
+            say(console, f"  {label:16} {path}")
     return OK
 
 
@@ -134,7 +140,7 @@ def _train_settings(settings: DemoSettings) -> TrainSettings:
 
 def _play(name: str, trained: Trained, settings: DemoSettings, console: Console) -> list[EpisodeRecord]:
     wanted = str(trained.folder) if name == LEARNED else name
-    with episode_bar(name, settings.episodes, console) as advance:
+    with episode_progress(name, settings.episodes, console, settings.progress) as advance:
         return run_episodes(
             PolicyByName(wanted, settings.env, HELD_OUT_SEED),
             settings.env,

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
-from esper_env.checks import NON_NEGATIVE, check_value
+from esper_env.checks import SEED, check_value
+from esper_env.paths import user_path
 from esper_env.suggestions import closest
 from esper_env.tasks import TASK_KWARGS
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
@@ -265,7 +266,7 @@ def make_sb3_env(
         ValueError: an unknown id, or invalid numbers or settings.
         TypeError: an unknown keyword argument (also a ``ValueError``).
     """
-    check_value("seed", seed, Annotated[int | None, NON_NEGATIVE])
+    check_value("seed", seed, Annotated[int, SEED] | None)
     try:
         vector = make_vector(env_id, num_envs, AutoresetMode.SAME_STEP, **env_kwargs)
     except UnexpectedArgumentError as error:
@@ -278,4 +279,4 @@ def make_sb3_env(
         ) from error
     adapted = GymVecEnv(vector)
     adapted.seed(seed)
-    return VecMonitor(adapted, filename=monitor_file)
+    return VecMonitor(adapted, filename=None if monitor_file is None else str(user_path(monitor_file)))

@@ -26,6 +26,7 @@ from esper_env.data import (
     find_source,
     verify_dataset,
 )
+from esper_env.suggestions import esper_command
 from esper_env.tasks import TASKS
 from rich.console import Console
 from rich.filesize import decimal
@@ -34,8 +35,8 @@ from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRem
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
 
-#: Columns of the terminal that the table needs.
-LEAST_WIDTH = 100
+from esper_agent.cli.progress import say
+from esper_agent.evaluation.tables import print_table
 
 #: The subcommands.
 DATA_COMMANDS = LIST, FETCH, VERIFY = "list", "fetch", "verify"
@@ -76,7 +77,9 @@ class VerifySettings(DataFolder):
     The exit code is 1 if one is damaged, or was named but is not there.
     """
 
-    names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")] = ()
+    names: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="(optional)")
+    ] = ()
     """Datasets; default: all that are on the disk."""
 
 
@@ -103,7 +106,6 @@ def run_data(settings: DataSettings, console: Console) -> int:
 def run_list(root: Path, console: Console) -> int:
     """Print the table of datasets."""
     places = dataset_places(root)
-    console.width = max(console.width, LEAST_WIDTH)  # a narrower terminal wraps the lines
     table = _table("Datasets", "name", "description", "tasks", "to fetch", "on this disk")
     for name, source in ORIGINALS.items():
         size = decimal(sum(file.size for file in source.downloads))
@@ -111,9 +113,10 @@ def run_list(root: Path, console: Console) -> int:
     for name, built_in in BUILT_IN.items():
         table.add_row(name, built_in.description, _tasks(name), "nothing", escape(places[name]))
     table.add_row("a path", "your own text: a UTF-8 file, or a folder of *.txt and *.md", _tasks("grammar"), "nothing")
-    console.print(table)
-    place = "" if root == data_folder() else f" --data-dir {shlex.quote(str(root))}"
-    _print(console, f"The data folder is {root}; `esper data fetch NAME{place}` fetches into it.")
+    print_table(console, table)
+    place = () if root == data_folder() else ("--data-dir", str(root))
+    command = esper_command("data", "fetch", "NAME", *place)
+    _print(console, f"The data folder is {root}; `{command}` fetches into it.")
     return 0
 
 
@@ -149,12 +152,13 @@ def run_fetch(settings: FetchSettings, root: Path, console: Console) -> int:
         raise KeyboardInterrupt(
             f"Interrupted; the bytes that have arrived stay in {root}: run the same command again to resume"
         ) from None
+    place = [f"data_dir={root}"] if settings.data_dir else []
     _print(
         console,
         f"{source.title} is {'already ' if outcome.already_there else ''}in {outcome.folder}",
         f"  checked   {outcome.detail}",
         f"  licence   {source.licence} ({source.homepage})",
-        f"  use it    --env-settings dataset={settings.name}" + (f" data_dir={root}" if settings.data_dir else ""),
+        f"  use it    {shlex.join(['--env-settings', f'dataset={settings.name}', *place])}",
     )
     return 0
 
@@ -165,7 +169,7 @@ def run_verify(names: Sequence[str], root: Path, console: Console) -> int:
         find_source(name)  # report an unknown name before reading anything
     names = names or [name for name, source in ORIGINALS.items() if source.find(root) is not None]
     if not names:
-        _print(console, f"{root} holds no datasets; `esper data list` lists them.")
+        _print(console, f"{root} holds no datasets; `{esper_command('data', 'list')}` lists them.")
         return 0
     with _bars(console) as watch:
         verdicts = [verify_dataset(name, root, watch) for name in dict.fromkeys(names)]
@@ -178,13 +182,13 @@ def run_verify(names: Sequence[str], root: Path, console: Console) -> int:
         folder = "" if verdict.folder is None else _below(root, verdict.folder)
         table.add_row(verdict.name, state, escape(folder), escape(verdict.detail))
         failed |= is_bad
-    console.print(table)
+    print_table(console, table)
     return int(failed)
 
 
 @contextmanager
 def _bars(console: Console) -> Iterator[Watcher]:
-    """Show a progress bar for the current file on a terminal; elsewhere print only the reason of each wait."""
+    """Show a progress bar for the current file on a terminal; elsewhere print a line when a stage of a file begins."""
     sizes = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     columns = (TextColumn("{task.description}"), BarColumn(), *sizes)
     with ProgressBars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
@@ -196,6 +200,8 @@ def _bars(console: Console) -> Iterator[Watcher]:
                 return
             name = escape(f"{progress.stage} {progress.file}")
             if name not in shown:
+                if not console.is_terminal:
+                    _print(console, f"{progress.stage} {progress.file}")
                 while shown:
                     bars.remove_task(shown.popitem()[1])
                 shown[name] = bars.add_task(name, completed=progress.done, total=progress.total or None)
@@ -207,7 +213,7 @@ def _bars(console: Console) -> Iterator[Watcher]:
 def _print(console: Console, *lines: str) -> None:
     """Print lines as they are, without wrapping and markup."""
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        say(console, line)
 
 
 def _table(title: str | None, *headings: str) -> Table:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 from esper_env.checks import Interval, describe, field_hints, is_valid, options
+from esper_env.paths import user_path
+from esper_env.suggestions import closest, shown
+from esper_env.tasks import TASK_KWARGS
 
 from esper_agent.settings.named_values import ConfigError, NamedValues, parse_assignments
 
@@ -21,13 +25,14 @@ def show_ranges(kind: type) -> None:
         nested: Any = get_args(hint)[0] if get_origin(hint) is Annotated else hint
         if is_dataclass(nested):
             show_ranges(nested)  # type: ignore[arg-type]
-        if any(isinstance(allowed, Interval) for _, allowed in options(hint)):
-            shown = tyro.conf.arg(help_behavior_hint=partial(_hint, describe(hint)))
+        ranged = any(isinstance(allowed, Interval) for _, allowed in options(hint))
+        if ranged or hint == NamedValues:
+            shown = tyro.conf.arg(help_behavior_hint=partial(_hint, describe(hint) if ranged else ""))
             kind.__annotations__[name] = Annotated[hint, shown]
 
 
 def _hint(words: str, default: str) -> str:
-    return f"({words}; default: {default})"
+    return f"({words}{'; ' if words else ''}default: {default or 'none'})"
 
 
 def flag_settings(settings: Any) -> dict[str, tuple[Any, Any]]:
@@ -49,8 +54,9 @@ def check_flags(arguments: Sequence[str], settings: Any) -> None:
     """Check the values of known flags in the ``arguments`` after a subcommand; ``settings`` hold its defaults.
 
     Raises:
-        ConfigError: a value of another type or outside its range, or a flag with several values that is repeated,
-            because tyro keeps only the last.
+        ValueError: a path that is not UTF-8.
+        ConfigError: a value that is missing, of another type or outside its range, or a flag with several values that
+            is repeated, because tyro keeps only the last.
     """
     known = flag_settings(settings)
     starts = [place for place, argument in enumerate(arguments) if argument.startswith("--") or argument == "-h"]
@@ -67,10 +73,48 @@ def check_flags(arguments: Sequence[str], settings: Any) -> None:
             seen.add(name)
             if hint == NamedValues:
                 replace(owner, **{name: parse_assignments(values)})  # its own check has better words than tyro
+        elif name in known and bool not in kinds and not values:
+            raise ConfigError(f"{flag} needs a value; expected {describe(hint)}")
         elif bool not in kinds and values and not any(is_valid(_read(values[0], kind), hint) for kind in kinds):
             default = getattr(owner, name)
             example = f", for example {default}" if isinstance(default, int | float) else ""
             raise ConfigError(f"{flag} is {values[0]!r}; expected {describe(hint)}{example}")
+        elif Path in kinds:
+            user_path(values[0])
+
+
+def check_required(arguments: Sequence[str], settings: Any, command: str) -> None:
+    """Check that the ``arguments`` have every flag without a default, unless they ask for the help.
+
+    Raises:
+        ConfigError: flags are missing.
+    """
+    if "--help" in arguments or "-h" in arguments:
+        return
+    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    needed = [name for name, (_, owner) in flag_settings(settings).items() if getattr(owner, name) is tyro.MISSING]
+    missing = [flag for flag in (f"--{name.replace('_', '-')}" for name in needed) if flag not in given]
+    if missing:
+        raise ConfigError(f"{command} needs {' and '.join(missing)}; --help describes the options")
+
+
+def unknown_argument(foreign: Sequence[str], command: str, settings: Any) -> str:
+    """Error text for unknown arguments of a command, with the closest alternative."""
+    flag, _, value = foreign[0].partition("=")
+    name = flag.removeprefix("--").replace("-", "_")
+    known = flag_settings(settings)
+    near = closest(name, known) if flag.startswith("--") else None
+    hint = f"; did you mean --{near.replace('_', '-')}?" if near else ""
+    if flag.startswith("--") and name in TASK_KWARGS and "env_settings" in known:
+        hint = f"; it is a setting of the environment: --env-settings {name}={value or 'VALUE'}"
+    what = "option" if flag.startswith("-") else "argument"
+    return f"{command} has no {what} {shown(flag)}; --help lists its options{hint}"
+
+
+def defaults(kind: type) -> Any:
+    """An instance of the settings in which values without a default are marked as missing."""
+    required = [field for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
+    return kind(**{field.name: tyro.MISSING for field in required})
 
 
 def _read(text: str, kind: Any) -> Any:

@@ -19,9 +19,13 @@ from rich.table import Table
 from torch import nn
 
 from esper_agent.cli.data import dataset_places
+from esper_agent.cli.progress import say
+from esper_agent.evaluation.tables import print_table
 
+#: Heading of the slots. The width of a Transformer is what the channels are in a CNN.
+_SLOTS = "slots (channels or width)"
 #: Columns of text that wraps.
-_TEXTS = ("values", "read by", "slots (channels)", "found")
+_TEXTS = ("values", "read by", _SLOTS, "found")
 
 
 @dataclass(frozen=True)
@@ -31,26 +35,25 @@ class InfoSettings:
 
 def run_info(_settings: InfoSettings, console: Console) -> int:
     """Print the tables and the attention implementation that this machine uses, and return the exit code."""
-    console.width = max(console.width, 100)  # on a narrower terminal lines overflow rather than being truncated
     folder = data_folder()
     datasets = _table(escape(f"Datasets in {folder}"), "name", "found")
     for name, place in dataset_places(folder).items():
         datasets.add_row(name, escape(place))
     for table in (task_table(), head_table(), *blueprint_tables(), datasets):
-        console.print(table)
+        print_table(console, table)
         console.print()
     device = resolve_device("auto")
     obstacle = flex_obstacle(device)
     attention = f"scaled_dot_product_attention, the same mathematics, as {obstacle}"
     if obstacle is None:
         attention = f"PyTorch's flex attention, on {device}"
-    console.print(f"flex_attention seeds: {attention}", highlight=False)
+    say(console, f"flex_attention seeds: {attention}")
     return 0
 
 
 def task_table() -> Table:
     """Return a table of the registered tasks."""
-    table = _table("Tasks", "id", "data", "horizon", "host parameters", "slots (channels)")
+    table = _table("Tasks", "id", "data", "horizon", "host parameters", _SLOTS)
     for env_id, task in TASKS.items():
         host = _host(task)
         slots = ", ".join(f"{slot.slot_id} ({slot.channels})" for slot in host.slots)
@@ -68,7 +71,7 @@ def head_table() -> Table:
 
 
 def blueprint_tables() -> list[Table]:
-    """Return a table for each kind of host: trainable parameters of each blueprint by the channels of the slot."""
+    """Return a table for each kind of host: trainable parameters of each blueprint by the size of the slot."""
     widths: dict[str, set[int]] = {}
     for task in TASKS.values():
         host = _host(task)
@@ -76,7 +79,8 @@ def blueprint_tables() -> list[Table]:
     tables = []
     for topology, channels in widths.items():
         columns = sorted(channels)
-        table = _table(f"Blueprints for {topology} hosts: parameters by channels of the slot", "blueprint")
+        size = "width" if topology == "transformer" else "channels"
+        table = _table(f"Blueprints for {topology} hosts: parameters by {size} of the slot", "blueprint")
         for width in columns:
             table.add_column(str(width), justify="right", no_wrap=True)
         for entry in offered_blueprints(topology):

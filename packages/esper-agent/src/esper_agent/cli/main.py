@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -17,20 +17,21 @@ from typing import Annotated, Any, Union
 import gymnasium
 import tyro
 from esper_env.checks import field_hints
-from esper_env.suggestions import closest, did_you_mean, shown
-from esper_env.tasks import TASK_KWARGS
+from esper_env.data import ORIGINALS
+from esper_env.suggestions import did_you_mean, esper_command, shown
 from rich.console import Console
 
-from esper_agent.cli.data import DATA_COMMANDS, DataSettings, run_data
-from esper_agent.cli.flags import check_flags, flag_settings, show_ranges
+from esper_agent.cli.data import DATA_COMMANDS, FETCH, DataSettings, run_data
+from esper_agent.cli.flags import check_flags, check_required, defaults, show_ranges, unknown_argument
 from esper_agent.cli.info import InfoSettings, run_info
 from esper_agent.cli.play import BenchmarkSettings, EvaluateSettings, run_benchmark, run_evaluate
-from esper_agent.evaluation.tables import training_table
-from esper_agent.monitoring.console import ConsoleSink, ErrorConsole
+from esper_agent.cli.progress import training_progress
+from esper_agent.cli.streams import lenient_streams
+from esper_agent.evaluation.tables import print_table, training_table
+from esper_agent.monitoring.console import ConsoleSink
 from esper_agent.ppo.ppo import NonFiniteUpdateError
-from esper_agent.settings.config_file import read_config, with_values
+from esper_agent.settings.config_file import expand_paths, read_config, with_values
 from esper_agent.settings.named_values import ConfigError
-from esper_agent.training.callbacks import SingleThreadedPolicy
 from esper_agent.training.checkpoints import checkpoint_paths
 from esper_agent.training.run import Trained, TrainSettings, resume, train
 from esper_agent.training.run_folder import EPISODES, EVENTS, PROGRESS
@@ -49,6 +50,19 @@ SIGNALLED = 128
 
 
 @dataclass(frozen=True)
+class TrainFlags(TrainSettings):
+    """Train a FactoredRecurrentPPO and write a run folder: configuration, versions, model, normaliser, curves.
+
+    Ctrl-C or SIGTERM ends the run at the next step and saves it; a second one ends it at once. --resume RUN, instead of
+    --out, resumes a run that was interrupted in any way.
+    """
+
+    resume: Annotated[Path | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="RUN")] = None
+    """Resume the interrupted run in this folder, with its own settings; only --device and --progress or --no-progress
+    can be added."""
+
+
+@dataclass(frozen=True)
 class ResumeSettings:
     """Resume an interrupted run from its latest checkpoint, with its own settings."""
 
@@ -62,44 +76,44 @@ class ResumeSettings:
 
 def run_train(settings: TrainSettings, console: Console) -> int:
     """Train, print a report, and return the exit code."""
-    shown = replace(settings, progress=settings.progress and console.is_terminal)
-    trained = train(shown, [SingleThreadedPolicy()], [ConsoleSink(ErrorConsole())])
-    return _report(trained, console)
+    bar, watchers = training_progress(console, settings.progress)
+    return _summarise(train(replace(settings, progress=bar), watchers, [ConsoleSink(Console(stderr=True))]), console)
 
 
 def run_resume(settings: ResumeSettings, console: Console) -> int:
     """Resume a run, print a report, and return the exit code."""
-    progress = settings.progress and console.is_terminal
-    watchers, sinks = [SingleThreadedPolicy()], [ConsoleSink(ErrorConsole())]
-    return _report(resume(settings.resume, progress, settings.device, watchers, sinks), console)
+    bar, watchers = training_progress(console, settings.progress)
+    sinks = [ConsoleSink(Console(stderr=True))]
+    return _summarise(resume(settings.resume, bar, settings.device, watchers, sinks), console)
 
 
-def _report(trained: Trained, console: Console) -> int:
+def _summarise(trained: Trained, console: Console) -> int:
     if trained.episodes:
-        console.print(training_table(trained.episodes, f"{trained.env} on {trained.dataset}"))
+        print_table(console, training_table(trained.episodes, f"{trained.env} on {trained.dataset}"))
     done = f"{'Stopped after' if trained.interrupted else 'Trained for'} {trained.model.num_timesteps:,} timesteps"
     files = {
         "model": trained.model_path,
         "training episodes": trained.folder / EPISODES,
-        "losses and metrics": f"{trained.folder / PROGRESS}; tensorboard --logdir {trained.folder}",
+        "losses and metrics": trained.folder / PROGRESS,
+        "to see their curves": shlex.join(["tensorboard", "--logdir", str(trained.folder)]),
         **({"events": trained.folder / EVENTS} if (trained.folder / EVENTS).exists() else {}),
-        "to evaluate it": f"esper evaluate --policy {trained.folder} --env {trained.env}",
+        "to evaluate it": esper_command("evaluate", "--policy", str(trained.folder), "--env", trained.env),
     }
     if trained.resumed_from is not None:
         done += f", resumed from {trained.resumed_from:,}"
-    if trained.interrupted:
-        saved = checkpoint_paths(trained.folder)
-        begin = f"timestep {int(saved[0].stem):,}" if saved else "the beginning"
-        files["to resume it"] = f"esper train --resume {trained.folder}, from {begin}"
+    saved = checkpoint_paths(trained.folder)
+    if trained.interrupted and saved:
+        done += f"; the checkpoint of timestep {int(saved[0].stem):,} is saved"
+        files["to resume it"] = esper_command("train", "--resume", str(trained.folder))
     console.print(done, soft_wrap=True)
     for label, text in files.items():
-        console.print(f"  {label:18} {text}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"  {label:20} {text}", soft_wrap=True, markup=False, highlight=False)
     return OK if trained.signal is None else SIGNALLED + trained.signal
 
 
 #: Settings and function of each subcommand.
 COMMANDS: dict[str, tuple[type, Callable[[Any, Console], int]]] = {
-    "train": (TrainSettings, run_train),
+    "train": (TrainFlags, run_train),
     "evaluate": (EvaluateSettings, run_evaluate),
     "benchmark": (BenchmarkSettings, run_benchmark),
     "data": (DataSettings, run_data),
@@ -122,32 +136,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(run: Callable[[Console], int]) -> int:
-    """Return the exit code of ``run``; an exception becomes a line on standard error and its exit code."""
-    errors = ErrorConsole()
+    """Return the exit code of ``run``; an exception becomes a line on standard error and its exit code.
 
-    def report(text: str) -> None:
-        with suppress(OSError):  # a closed standard error must not end the command
-            errors.print(text, soft_wrap=True, markup=False, highlight=False)
+    Output that cannot be written does not end ``run``. It makes a success a failure, unless its reader has ended.
+    """
+    with lenient_streams() as out:
+        code = _exit_code(run)
+        out.flush()
+        if code == OK and out.problem is not None:
+            _report(f"Error: standard output cannot be written: {out.problem}")
+            return FAILED
+        return code
 
+
+def _report(text: str) -> None:
+    """Print a line on standard error."""
+    Console(stderr=True).print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def _exit_code(run: Callable[[Console], int]) -> int:
     # Tables in a file or a log are not cut to the default of 80 columns.
     own_width = sys.stdout.isatty() or "COLUMNS" in os.environ
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_place, **_more: report(f"Warning: {message}")
+            warnings.showwarning = lambda message, *_place, **_more: _report(f"Warning: {message}")
             return run(Console(width=None if own_width else 110))
     except SystemExit as leaving:  # tyro has printed the help or an error
         return leaving.code if isinstance(leaving.code, int) else OK
     except KeyboardInterrupt as interrupt:
-        report(str(interrupt) or "Interrupted")
+        _report(str(interrupt) or "Interrupted")
         return SIGNALLED + signal.SIGINT
     except NonFiniteUpdateError as error:
-        report(f"Training failed: {error}")
+        _report(f"Training failed: {error}")
         return FAILED
     except (ValueError, gymnasium.error.Error) as error:  # before OSError: missing data is both
-        report(f"Error: {' '.join(str(error).split())}")
+        _report(f"Error: {' '.join(str(error).split())}")
         return BAD_INPUT
     except OSError as error:
-        report(". ".join([f"Error: {error}", *getattr(error, "__notes__", ())]))
+        _report(". ".join([f"Error: {error}", *getattr(error, "__notes__", ())]))
         return FAILED
 
 
@@ -158,42 +184,49 @@ def parse(arguments: list[str]) -> Any:
         ConfigError: an unknown command or flag, or a value of another type or outside its range.
         SystemExit: tyro has printed the help, or an error about the flags.
     """
-    _reject_unknown(arguments[:1], tuple(COMMANDS), "esper")
+    _check_command(arguments[:1], tuple(COMMANDS), "esper")
     if arguments[:1] == ["data"]:
-        _reject_unknown(arguments[1:2], DATA_COMMANDS, "esper data")
+        _check_command(arguments[1:2], DATA_COMMANDS, "esper data")
+        _check_fetch(arguments[1:])
     subcommands = []
     for name, (kind, _) in _commands(arguments).items():
         show_ranges(kind)
-        default = _defaults(kind)
+        default = defaults(kind)
         if arguments[:1] == [name]:
             if "config" in field_hints(kind):
                 # The file gives the other flags their defaults.
                 path = _CONFIG.parse_known_args(arguments)[0].config
-                default = default if path is None else with_values(default, read_config(path), path)
+                default = default if path is None else with_values(default, _read_settings(path), path)
             check_flags(arguments[1:], default)
+            if kind is not DataSettings:
+                check_required(arguments[1:], default, f"esper {name}")
         subcommands.append(Annotated[kind, tyro.conf.subcommand(name, default=default)])
     command: Any = Union[tuple(subcommands)]  # noqa: UP007
     settings, foreign = tyro.cli(
-        command, prog="esper", description=DESCRIPTION, args=arguments, return_unknown_args=True
+        command,
+        prog="esper",
+        description=DESCRIPTION.replace("`esper ", f"`{esper_command()} "),
+        args=arguments,
+        return_unknown_args=True,
     )
     if foreign:
-        raise ConfigError(_unknown_argument(foreign, arguments, settings))
+        words = arguments[: 2 if arguments[0] == "data" else 1]
+        command = " ".join(["esper", *(word for word in words if not word.startswith("-"))])
+        raise ConfigError(unknown_argument(foreign, command, settings))
+    expand_paths(settings)
+    if isinstance(settings, TrainFlags):
+        return TrainSettings(**{field.name: getattr(settings, field.name) for field in fields(TrainSettings)})
     return settings
 
 
-def _unknown_argument(foreign: Sequence[str], arguments: Sequence[str], settings: Any) -> str:
-    """Error text for unknown arguments, with the closest alternative."""
-    words = arguments[: 2 if arguments[0] == "data" else 1]
-    command = " ".join(["esper", *(word for word in words if not word.startswith("-"))])
-    flag, _, value = foreign[0].partition("=")
-    name = flag.removeprefix("--").replace("-", "_")
-    known = flag_settings(settings)
-    near = closest(name, known) if flag.startswith("--") else None
-    hint = f"; did you mean --{near.replace('_', '-')}?" if near else ""
-    if flag.startswith("--") and name in TASK_KWARGS and "env_settings" in known:
-        hint = f"; it is a setting of the environment: --env-settings {name}={value or 'VALUE'}"
-    what = "option" if flag.startswith("-") else "argument"
-    return f"{command} has no {what} {shown(flag)}; `{command} --help` lists its options{hint}"
+def _read_settings(path: str) -> dict[str, Any]:
+    """Read a configuration file, which names no run to resume."""
+    values = read_config(path)
+    if "resume" in values:
+        raise ConfigError(
+            f"{path}: 'resume' is not a setting; resume a run with {esper_command('train', '--resume')} RUN"
+        )
+    return values
 
 
 def _commands(arguments: list[str]) -> dict[str, tuple[type, Callable[[Any, Console], int]]]:
@@ -210,8 +243,10 @@ def _commands(arguments: list[str]) -> dict[str, tuple[type, Callable[[Any, Cons
     return COMMANDS | {"train": (ResumeSettings, run_resume)}
 
 
-def _reject_unknown(given: list[str], known: Sequence[str], command: str) -> None:
-    """Reject an unknown subcommand, even in front of --help."""
+def _check_command(given: list[str], known: Sequence[str], command: str) -> None:
+    """Reject a missing subcommand, and an unknown one even in front of --help."""
+    if not given:
+        raise ConfigError(f"{command} needs a command: {', '.join(known)}; --help explains them")
     for name in given:
         if not name.startswith("-") and name not in known:
             raise ConfigError(
@@ -219,14 +254,22 @@ def _reject_unknown(given: list[str], known: Sequence[str], command: str) -> Non
             )
 
 
-def _defaults(kind: type) -> Any:
-    """An instance of the settings in which values without a default are marked as missing."""
-    required = [field for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
-    return kind(**{field.name: tyro.MISSING for field in required})
+def _check_fetch(arguments: list[str]) -> None:
+    """Reject a fetch without the name of a dataset. Each of its flags takes one value."""
+    if arguments[:1] != [FETCH] or "--help" in arguments or "-h" in arguments:
+        return
+    separate = sum(argument.startswith("--") and "=" not in argument for argument in arguments)
+    if sum(not argument.startswith("--") for argument in arguments[1:]) <= separate:
+        raise ConfigError(f"esper data fetch needs the NAME of a dataset; expected one of {', '.join(ORIGINALS)}")
 
 
 def _runner(settings: Any) -> Callable[[Any, Console], int]:
-    return next(run for kind, run in [*COMMANDS.values(), (ResumeSettings, run_resume)] if kind is type(settings))
+    runners: list[tuple[type, Callable[[Any, Console], int]]] = [
+        *COMMANDS.values(),
+        (TrainSettings, run_train),
+        (ResumeSettings, run_resume),
+    ]
+    return next(run for kind, run in runners if kind is type(settings))
 
 
 if __name__ == "__main__":

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from esper_env.checks import NON_NEGATIVE, POSITIVE, check
+from esper_env.checks import POSITIVE, SEED, check
 from esper_env.devices import resolve_device
-from esper_env.persistence import write_text
+from esper_env.paths import user_path
+from esper_env.persistence import check_writable, write_text
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from esper_agent.cli.progress import episode_progress, say
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.tables import print_summaries, summarise, summarise_all
 from esper_agent.policies.baselines import POLICIES
@@ -39,7 +39,7 @@ class PlaySettings:
     env: Annotated[str | None, tyro.conf.DisallowNone] = None
     """Task; `esper info` lists them. By default the task of the runs among the policies, which must be the same, or
     Esper-Digits-v0 without a run."""
-    seed: Annotated[int, NON_NEGATIVE] = HELD_OUT_SEED
+    seed: Annotated[int, SEED] = HELD_OUT_SEED
     """Seed of the first episode; episode i has seed + i, so policies evaluated with one seed can be compared."""
     num_envs: Annotated[int, POSITIVE] = 10
     """Episodes that run at once."""
@@ -49,6 +49,8 @@ class PlaySettings:
     """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict."""
     device: str = "auto"
     """Device of a learned policy: auto, cpu, cuda or cuda:N."""
+    progress: bool = True
+    """Show the progress: a bar on a terminal, lines elsewhere."""
     config: Annotated[Path | None, tyro.conf.DisallowNone] = None
     """YAML or JSON file with these settings; flags win."""
 
@@ -82,52 +84,49 @@ class BenchmarkSettings(PlaySettings):
 
 
 def run_evaluate(settings: EvaluateSettings, console: Console) -> int:
-    """Play the policy, print and write the results, and return the exit code."""
+    """Play the policy, write and print the results, and return the exit code."""
     check(settings)
     resolve_device(settings.device)
-    if settings.json is not None and (settings.json.is_dir() or settings.json.name == ""):
-        raise ConfigError(f"`json` is {str(settings.json)!r}, a folder; expected the name of a file")
+    if settings.json is not None:
+        check_writable(settings.json)
     env_id = settings.env or common_task([settings.policy]) or DEFAULT_TASK
     policy = PolicyByName(settings.policy, env_id, settings.seed, settings.device)
     given = parse_env_settings(settings.env_settings)
     kept = {name: value for name, value in policy.env_kwargs.items() if name not in given}
     _check_text(policy.name, kept)
+    env_kwargs = policy.env_kwargs | given
+    _try_policies([policy], env_id, env_kwargs)
     _print_task(settings.env, [policy], env_id, console)
     if kept:
         here = f"; given here: {_listed(given)}" if given else ""
-        _say(console, f"Played with the environment settings of the run: {_listed(kept)}{here}")
-    records = _play(policy, env_id, settings, policy.env_kwargs | given, console)
-    _say(console, policy.note)
+        say(console, f"Played with the environment settings of the run: {_listed(kept)}{here}")
+    _print_notes([policy], console)
+    records = _play(policy, env_id, settings, env_kwargs, console)
     summary = summarise(records)
-    print_summaries(console, [summary], _title(env_id, records))
     if settings.json is not None:
         content = {"summary": summary.row(), "episodes": [record.row() for record in records]}
         write_text(settings.json, json.dumps(content, indent=2) + "\n")
-        _say(console, f"Written to {settings.json}")
+    print_summaries(console, [summary], _title(env_id, records))
+    if settings.json is not None:
+        say(console, f"Written to {settings.json}")
     return 0
 
 
 def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
-    """Play all policies, print and write the results, and return the exit code."""
+    """Play all policies, write and print the results, and return the exit code."""
     check(settings)
     resolve_device(settings.device)
-    named = [name if name in POLICIES else str(Path(name).resolve()) for name in settings.policies]
+    named = [name if name in POLICIES else str(user_path(name).resolve()) for name in settings.policies]
     if not named or len(set(named)) < len(named):
         raise ConfigError(f"`policies` is {list(settings.policies)}; expected at least one, each once")
     env_kwargs = parse_env_settings(settings.env_settings)
     env_id = settings.env or common_task(settings.policies) or DEFAULT_TASK
     # Every policy is made and tried before the first episode is played.
     policies = {name: PolicyByName(name, env_id, settings.seed, settings.device) for name in settings.policies}
-    with closing(make_vector(env_id, 1, AutoresetMode.DISABLED, **env_kwargs)) as env:
-        check_growth(env.single_observation_space, env_id)
-        for policy in policies.values():
-            policy(env)
+    _try_policies(list(policies.values()), env_id, env_kwargs)
     new_folder(settings.out, (CONFIG, *BENCHMARK_FILES))
     _print_task(settings.env, list(policies.values()), env_id, console)
-    for name, policy in policies.items():
-        if policy.env_kwargs and policy.env_kwargs != env_kwargs:
-            _say(console, f"Note: {name} was trained with other settings: {_listed(policy.env_kwargs)}")
-        _say(console, policy.note)
+    _print_notes(list(policies.values()), console)
     results = {name: _play(policy, env_id, settings, env_kwargs, console) for name, policy in policies.items()}
     reference = settings.policies[0] if len(settings.policies) > 1 else None
     summaries = summarise_all(results, reference)
@@ -136,14 +135,22 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
     write_csv(everything, raw)
     write_csv(summaries, summary)
     print_summaries(console, summaries, _title(env_id, everything))
-    _say(console, f"Written to {raw} and {summary}")
+    say(console, f"Written to {raw} and {summary}")
     return 0
 
 
-def _say(console: Console, text: str) -> None:
-    """Print a line without markup or wrapping, unless it is empty."""
-    if text:
-        console.print(text, markup=False, soft_wrap=True)
+def _try_policies(policies: Sequence[PolicyByName], env_id: str, env_kwargs: Mapping[str, Any]) -> None:
+    """Make every policy for a single environment, which finds errors and collects notes."""
+    with closing(make_vector(env_id, 1, AutoresetMode.DISABLED, **env_kwargs)) as env:
+        check_growth(env.single_observation_space, env_id)
+        for policy in policies:
+            policy(env)
+
+
+def _print_notes(policies: Sequence[PolicyByName], console: Console) -> None:
+    for policy in policies:
+        for note in policy.notes:
+            say(console, f"Note: {note}")
 
 
 def _print_task(given: str | None, policies: Sequence[PolicyByName], env_id: str, console: Console) -> None:
@@ -151,7 +158,7 @@ def _print_task(given: str | None, policies: Sequence[PolicyByName], env_id: str
     runs = sum(policy.is_run for policy in policies)
     if given is None and runs:
         find_id(env_id)
-        _say(console, f"Task of the run{'s' if runs > 1 else ''}: {env_id}")
+        say(console, f"Task of the run{'s' if runs > 1 else ''}: {env_id}")
 
 
 def _check_text(name: str, env_kwargs: Mapping[str, Any]) -> None:
@@ -175,8 +182,8 @@ def _play(
     env_kwargs: Mapping[str, Any],
     console: Console,
 ) -> list[EpisodeRecord]:
-    with episode_bar(policy.name, settings.episodes, console) as advance:
-        return run_episodes(
+    with episode_progress(policy.name, settings.episodes, console, settings.progress) as advance:
+        records = run_episodes(
             policy,
             env_id,
             settings.episodes,
@@ -187,15 +194,9 @@ def _play(
             deterministic=settings.deterministic,
             progress=advance,
         )
-
-
-@contextmanager
-def episode_bar(name: str, episodes: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal; yields a function that takes the number of newly finished episodes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(escape(name), total=episodes)
-        yield lambda finished: bar.advance(task, finished)
+    if policy.name == "heuristic" and not any(record.germinated for record in records):
+        say(console, "Note: heuristic planted no seed: it plants only while enough epochs are left to commit one")
+    return records
 
 
 def _title(env_id: str, records: Sequence[EpisodeRecord]) -> str:

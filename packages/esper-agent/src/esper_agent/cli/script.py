@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 import torch
 import tyro
-from esper_env.persistence import write_text
+from esper_env.persistence import check_writable, write_text
 from rich.console import Console
 
+from esper_agent.cli.flags import check_flags, check_required, defaults, show_ranges, unknown_argument
 from esper_agent.cli.main import exit_code
-from esper_agent.settings.config_file import ConfigError
+from esper_agent.settings.config_file import ConfigError, expand_paths
 from esper_agent.training.run_folder import package_versions
 
 S = TypeVar("S")
@@ -41,9 +42,21 @@ def run_script(
         prog: name of the script in the help; None for that of the process.
     """
     flags = list(sys.argv[1:] if arguments is None else arguments)
-    return exit_code(
-        lambda console: work(tyro.cli(kind, prog=prog, description=description, args=flags), flags, console)
-    )
+
+    def run(console: Console) -> int:
+        show_ranges(kind)
+        default, name = defaults(kind), prog or Path(sys.argv[0]).name
+        check_flags(flags, default)
+        check_required(flags, default, name)
+        settings, foreign = tyro.cli(
+            kind, prog=prog, description=description, args=flags, default=default, return_unknown_args=True
+        )
+        if foreign:
+            raise ConfigError(unknown_argument(foreign, name, settings))
+        expand_paths(settings)
+        return work(settings, flags, console)
+
+    return exit_code(run)
 
 
 def check_least(settings: object, **bounds: int) -> None:
@@ -55,18 +68,10 @@ def check_least(settings: object, **bounds: int) -> None:
 
 def check_out(out: Path) -> None:
     """Raise ``ConfigError`` for the path of a result file that cannot be written."""
-    if out.is_dir():
-        raise ConfigError(f"out is {out}, a folder; expected the path of a file")
-    check_writable(out.absolute().parent)
-
-
-def check_writable(folder: Path) -> None:
-    """Raise ``ConfigError`` unless ``folder`` is, or can become, a folder to write to."""
-    present = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not present.is_dir():
-        raise ConfigError(f"{folder} cannot be written to: {present} is not a folder; give another path")
-    if not os.access(present, os.W_OK):
-        raise ConfigError(f"{folder} cannot be written to: {present} is read-only; give another path")
+    try:
+        check_writable(out)
+    except ValueError as error:
+        raise ConfigError(f"`out`: {error}") from None
 
 
 def origin(script: str, flags: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
-from esper_env.checks import NON_NEGATIVE, POSITIVE, check_value
+from esper_env.checks import POSITIVE, SEED, check_value
 from esper_env.persistence import replaced
 from esper_env.rules import NUM_OPS, Op
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -122,7 +122,7 @@ def run_episodes(
     """
     check_value("episodes", episodes, Annotated[int, POSITIVE])
     check_value("num_envs", num_envs, Annotated[int, POSITIVE])
-    check_value("seed", seed, Annotated[int, NON_NEGATIVE])
+    check_value("seed", seed, Annotated[int, SEED])
     rounds = -(-episodes // num_envs)
     vector = make_vector(env_id, -(-episodes // rounds), AutoresetMode.DISABLED, **(env_kwargs or {}))
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from esper_agent.evaluation.play import EpisodeRecord
 from esper_agent.evaluation.statistics import Estimate, bootstrap_interval, paired_difference
@@ -93,22 +95,37 @@ def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-NOTE = "± is the standard deviation over episodes; brackets are 95% bootstrap intervals"
+NOTE = (
+    "± is the standard deviation over episodes. IQM is the mean of the middle half of the episodes; brackets are 95% "
+    "bootstrap intervals."
+)
 
 
 def print_summaries(console: Console, summaries: Sequence[Summary], title: str) -> None:
-    """Print the table or, on a narrow terminal, a block of lines per policy."""
-    table = summary_table(summaries, title)
-    needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
-    if needed <= console.width:
+    """Print the table of policies."""
+    print_table(console, summary_table(summaries, title))
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table or, if the terminal is too narrow for it, a block of lines per row. Nothing is cut off."""
+    for column in table.columns:
+        if column.no_wrap:  # which a measurement ignores
+            texts = [Text.from_markup(str(text)) for text in (column.header, *column.cells)]
+            column.min_width = max(line.cell_len for text in texts for line in text.split())
+    if console.measure(table, options=console.options.update(max_width=1000)).minimum <= console.width:
         console.print(table)
         return
-    console.print(title, markup=False, soft_wrap=True)
-    for summary in summaries:
-        console.print(f"\n{summary.policy}", style="bold", markup=False, soft_wrap=True)
-        for heading, cell in _cells(summary).items():
-            console.print(f"  {' '.join(heading.split()):26} {cell}", markup=False, soft_wrap=True)
-    console.print(f"\n{NOTE}", style="dim italic")
+    say = partial(console.print, soft_wrap=True, highlight=False)
+    if table.title:
+        say(table.title)
+    others = table.columns[1:]
+    for name, *cells in zip(*(column.cells for column in table.columns), strict=True):
+        say(Text.from_markup(f"\n{name}", style="bold"))
+        for column, cell in zip(others, cells, strict=True):
+            if cell:
+                say(f"  {' '.join(str(column.header).split()):26} {cell}")
+    if table.caption:
+        say(f"\n{table.caption}", style="dim italic")
 
 
 def _cells(summary: Summary) -> dict[str, str]:
@@ -148,7 +165,7 @@ def training_table(episodes: Sequence[Mapping[str, Any]], title: str) -> Table:
     """Table of the first and the last training episodes, rows of ``CurvesRecorder``."""
     count = min(RECENT, max(1, len(episodes) // 2))
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("training episodes")
+    table.add_column("training episodes", no_wrap=True)
     for heading in ("return", "test\naccuracy, %", "parameters\nadded", "WAIT\n%"):
         table.add_column(heading, justify="right", no_wrap=True)
     rows = {f"first {count}": episodes[:count], f"last {count} of {len(episodes)}": episodes[-count:]}

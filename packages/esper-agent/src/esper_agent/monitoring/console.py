@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,17 +12,6 @@ from rich.text import Text
 
 #: Severities that are shown, and their styles.
 STYLES = {Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
-
-
-class ErrorConsole(Console):
-    """Standard error. Raises ``BrokenPipeError`` for a closed pipe, where rich would end the process."""
-
-    def __init__(self) -> None:
-        super().__init__(stderr=True)
-
-    def on_broken_pipe(self) -> None:
-        """Raise the error that rich is handling."""
-        raise BrokenPipeError(errno.EPIPE, "standard error is closed")
 
 
 class ConsoleSink:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from esper_env.checks import NON_NEGATIVE, POSITIVE, check_value, is_whole
+from esper_env.checks import POSITIVE, SEED, check_value, is_whole
 from esper_env.rules import (
     NUM_BLUEPRINTS,
     GateConfig,
@@ -66,7 +66,7 @@ class RandomPolicy:
     """
 
     def __init__(self, seed: int = 0) -> None:
-        check_value("seed", seed, Annotated[int, NON_NEGATIVE])
+        check_value("seed", seed, Annotated[int, SEED])
         self.seed = seed
         self._episodes = 0
 

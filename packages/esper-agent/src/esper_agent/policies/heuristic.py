@@ -166,6 +166,17 @@ class HeuristicPolicy:
         blending = max(int(TEMPO_TICKS[self.config.tempo]), self.gates.min_blending_epochs or 0)
         return 2 + self.gates.min_training_epochs + blending + self.config.holding_epochs
 
+    @property
+    def note(self) -> str | None:
+        """Warning that the horizon is too short for any seed to be committed; None if it is long enough."""
+        needed = self.config.min_epoch + self.epochs_to_commit
+        if self.horizon >= needed:
+            return None
+        return (
+            f"heuristic plants nothing with horizon={self.horizon}: it plants from epoch {self.config.min_epoch}, and "
+            f"commits a seed {self.epochs_to_commit} epochs later; it needs a horizon of at least {needed}"
+        )
+
     def predict(
         self,
         observation: Mapping[str, NDArray],

@@ -6,11 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 import yaml
 from esper_env.checks import describe, field_hints, is_valid, options
+from esper_env.paths import user_path
 from esper_env.suggestions import closest, shown
 
 from esper_agent.settings.named_values import ConfigError, parse_assignments
@@ -24,7 +26,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: a file that cannot be read or that holds no mapping.
     """
-    file = Path(path)
+    file = user_path(path)
     try:
         data = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
     except OSError as error:
@@ -113,6 +115,19 @@ def _as_type(value: Any, kind: Any) -> Any:
     except (ValueError, OverflowError):
         pass
     return value
+
+
+def expand_paths(settings: Any) -> None:
+    """Expand ``~`` in the fields of a new dataclass instance that hold paths.
+
+    Raises:
+        ValueError: a path is not UTF-8.
+    """
+    kind: type = type(settings)
+    for name, hint in field_hints(kind).items():
+        value = getattr(settings, name)
+        if any(option is Path for option, _ in options(hint)) and isinstance(value, str | PathLike):
+            object.__setattr__(settings, name, user_path(value))
 
 
 def plain(settings: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     """Return ``{"horizon": 20, "gates": "strict"}`` for ``["horizon=20", "gates=strict"]``; values are YAML.
 
     Raises:
-        ConfigError: a text without a name or "=", a name that occurs twice, or a value that is not YAML.
+        ConfigError: a text without a name or "=", a name that occurs twice, or a value that is not YAML or not UTF-8.
     """
     parsed: dict[str, Any] = {}
     for assignment in assignments:
@@ -29,7 +29,10 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         if name in parsed:
             raise ConfigError(f"setting {name!r} is given twice; keep one of them")
         try:
+            text.encode()
             parsed[name] = yaml.safe_load(text)
+        except UnicodeEncodeError:
+            raise ConfigError(f"the value of {name!r} in {assignment!r} is not UTF-8 text; use another name") from None
         except yaml.YAMLError:
             raise ConfigError(f"the value of {name!r} in {assignment!r} is not valid YAML") from None
     return parsed

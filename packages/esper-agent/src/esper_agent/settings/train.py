@@ -15,17 +15,14 @@ from esper_env.tasks import TASKS
 
 from esper_agent.monitoring.detectors import AnomalySettings
 from esper_agent.ppo.settings import PPOSettings
+from esper_agent.settings.config_file import expand_paths
 from esper_agent.settings.named_values import NamedValues, named_values
 from esper_agent.vectors import find_id
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Train a FactoredRecurrentPPO and write a run folder: configuration, versions, model, normaliser, curves.
-
-    Ctrl-C or SIGTERM ends the run at the next step and saves the model; a second one ends it at once.
-    `esper train --resume RUN` resumes a run that was interrupted in any way, with its own settings.
-    """
+    """Settings of a FactoredRecurrentPPO and of the run folder that its training writes."""
 
     out: Path
     """Folder of the run; it must not hold a run yet."""
@@ -50,7 +47,7 @@ class TrainSettings:
     telemetry: bool = True
     """Write events of the networks and of the policy to the folder `events` of the run."""
     progress: bool = True
-    """Show a progress bar with the rate and the remaining time."""
+    """Show the rate and the remaining time: a bar on a terminal, a line per rollout elsewhere."""
     config: Annotated[Path | None, tyro.conf.DisallowNone] = None
     """YAML or JSON file with these settings and with `anomalies`, the thresholds of the diagnostics; flags win."""
     ppo: Annotated[PPOSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=PPOSettings)
@@ -58,6 +55,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "env_settings", named_values("env_settings", self.env_settings))
+        expand_paths(self)
 
     def checked(self) -> TrainSettings:
         """Return these settings with absolute paths of data, so that the run can be evaluated from any folder.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from esper_env.paths import user_path
 from esper_env.persistence import Tree, check_keys, check_like, write_text
 from esper_env.rules import Op
 from esper_env.telemetry import Telemetry, drop_events
@@ -124,7 +125,7 @@ class CurvesRecorder(BaseCallback):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
-        self.log = CsvLog(Path(path), self.COLUMNS)
+        self.log = CsvLog(user_path(path), self.COLUMNS)
         self._waits = np.zeros(0, dtype=np.int64)  # of each environment in its episode
 
     def get_state(self) -> Tree:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from esper_env.devices import resolve_device
-from esper_env.persistence import replaced, write_text
-from esper_env.suggestions import closest
+from esper_env.paths import user_path
+from esper_env.persistence import check_folder, replaced, write_text
+from esper_env.suggestions import closest, esper_command
+from esper_env.tasks import task_dict
 from filelock import FileLock, Timeout
 from gymnasium import Env
 from gymnasium.vector import VectorEnv
@@ -65,16 +67,21 @@ def package_versions() -> dict[str, str]:
 
 
 def new_folder(folder: Path, names: Sequence[str]) -> None:
-    """Create a folder; raise ``RunError`` if that fails or the folder already holds one of the files ``names``."""
+    """Create a folder.
+
+    Raises:
+        RunError: the folder cannot be written to, or already holds one of the files ``names``. Nothing has changed.
+    """
+    try:
+        check_folder(folder)
+    except ValueError as error:
+        raise RunError(str(error)) from None
     for name in names:
         if (folder / name).exists():
             ended = "" if name != CONFIG or (folder / MODEL).exists() else " without a model"
             what = f"a run{ended}" if (folder / CONFIG).exists() else f"a file {name}"
             raise RunError(f"{folder} already holds {what}; use another folder, or remove this one")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"the folder {folder} cannot be created: {error.strerror}; use another one") from None
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -82,21 +89,32 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the operating system releases when the process ends.
 
     Raises:
-        RunError: another process, or another training in this one, holds it.
+        RunError: another process, or another training in this one, holds it, or its file cannot be written.
     """
     try:
         lock = FileLock(folder / LOCK).acquire(blocking=False)
     except Timeout:
         raise RunError(f"{folder} is being trained by another process; wait for it to end, or stop it") from None
+    except OSError as error:
+        raise RunError(f"{folder / LOCK} cannot be locked: {error.strerror}; remove it, or use another one") from None
     with lock:
         yield
 
 
 def create_run(folder: Path, config: Mapping[str, Any], task: Mapping[str, Any]) -> None:
-    """Write configuration, task and versions of a new run."""
-    write_text(folder / VERSIONS, json.dumps(package_versions(), indent=2) + "\n")
-    write_text(folder / TASK, json.dumps(task, indent=2) + "\n")
-    write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+    """Write configuration, task and versions of a new run; all or none of them, unless the process is killed."""
+    texts = {
+        VERSIONS: json.dumps(package_versions(), indent=2) + "\n",
+        TASK: json.dumps(task, indent=2) + "\n",
+        CONFIG: yaml.safe_dump(dict(config), sort_keys=False),
+    }
+    try:
+        for name, text in texts.items():
+            write_text(folder / name, text)
+    except BaseException:  # Ctrl-C as well: a new run can take the folder
+        for name in texts:
+            (folder / name).unlink(missing_ok=True)
+        raise
 
 
 def save_model(folder: str | Path, model: BaseAlgorithm) -> Path:
@@ -105,7 +123,7 @@ def save_model(folder: str | Path, model: BaseAlgorithm) -> Path:
     Returns:
         The model's path.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     normaliser = model.get_vec_normalize_env()
     if isinstance(normaliser, VecNormalize):
         with replaced(folder / NORMALISER) as temporary:
@@ -117,9 +135,10 @@ def save_model(folder: str | Path, model: BaseAlgorithm) -> Path:
 
 def run_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
     """Return the folder of a run and its configuration; raise ``RunError`` if there is none."""
-    folder = Path(path)
+    folder = user_path(path)
     if not folder.exists():
-        raise RunError(f"there is no run folder {folder}; train one with `esper train --out {folder}`")
+        command = esper_command("train", "--out", str(folder))
+        raise RunError(f"there is no run folder {folder}; train one with `{command}`")
     if not (folder / CONFIG).is_file():
         raise RunError(f"{folder} is not a run: it has no {CONFIG}; give the folder that `esper train --out` wrote")
     try:
@@ -168,13 +187,18 @@ def load_run(path: str | Path, env_id: str | None = None, device: str = "auto") 
     return Run(folder, config, model, task)
 
 
+def is_run(name: str) -> bool:
+    """Return True if the name of a policy is a path that exists, and not one of ``POLICIES``."""
+    return name not in POLICIES and user_path(name).exists()
+
+
 def common_task(names: Sequence[str]) -> str | None:
     """Return the task of the runs among policy names; None without a run.
 
     Raises:
         RunError: the runs were trained on different tasks, or a folder is not a run.
     """
-    trained = {name: run_config(name)[1]["env"] for name in names if name not in POLICIES and Path(name).exists()}
+    trained = {name: run_config(name)[1]["env"] for name in names if is_run(name)}
     if len(set(trained.values())) > 1:
         listed = ", ".join(f"{name} on {env_id}" for name, env_id in trained.items())
         raise RunError(f"the runs were trained on different tasks: {listed}; evaluate the runs of one task at a time")
@@ -190,12 +214,12 @@ class PolicyByName:
 
     def __init__(self, name: str, env_id: str, seed: int = 0, device: str = "auto") -> None:
         self.name, self.seed = name, seed
-        self.note = ""  # about the data of the last environment
+        self.notes: list[str] = []  # about the last environment
         self._run: Run | None = None
         if name not in POLICIES:
-            if not Path(name).exists():
+            if not user_path(name).exists():
                 near = closest(name, POLICIES)
-                hint = f"did you mean {near!r}?" if near else "train one with `esper train`"
+                hint = f"did you mean {near!r}?" if near else f"train one with `{esper_command('train')} --out RUN`"
                 raise RunError(f"policy {name!r} is neither a run folder nor one of {', '.join(POLICIES)}; {hint}")
             self._run = load_run(name, env_id, device)
         self.is_run = self._run is not None
@@ -203,9 +227,11 @@ class PolicyByName:
         self.env_kwargs: dict[str, Any] = self._run.env_kwargs if self._run else {}
 
     def __call__(self, env: Env | VectorEnv) -> Policy:
-        """Return the policy for an environment."""
+        """Return the policy for an environment, and set ``notes``."""
         if self._run is None:
-            return POLICIES[self.name](env, self.seed)
+            policy = POLICIES[self.name](env, self.seed)
+            self.notes = [policy.note] if getattr(policy, "note", None) else []
+            return policy
         model, task = self._run.model, self._run.task
         for kind in ("observation", "action"):
             trained = getattr(model, f"{kind}_space")
@@ -215,11 +241,24 @@ class PolicyByName:
                     f"the {kind} space of {self.name} is {trained}; the environment has {offered}; "
                     "use the environment settings the run was trained with"
                 )
-        inner: Any = env.unwrapped
-        before, here = task.get("data_digest"), getattr(inner, "data_digest", None)
-        if before and here and before != here:
-            self.note = (
-                f"Note: {self.name} was trained on other data: {task['dataset_name']} with the digest {before[:8]}, "
-                f"here it is {inner.dataset_name} with {here[:8]}"
-            )
+        self.notes = [f"{self.name} {note}" for note in _changes(task, env.unwrapped)]
         return model
+
+
+#: Settings of a task that change no result, or whose change has another note.
+_WITHOUT_NOTE = ("env_id", "dataset", "data_dir", "device", "shard_size", "auto_shard_size", "capture")
+
+
+def _changes(task: Mapping[str, Any], env: Any) -> Iterator[str]:
+    """Yield how an environment differs from the one of the training, whose ``task`` may be unknown ({})."""
+    here = task_dict(env.task) if hasattr(env, "task") else {}
+    changed = [name for name in here if name in task and task[name] != here[name] and name not in _WITHOUT_NOTE]
+    if changed:
+        trained, now = (", ".join(f"{name}={values[name]}" for name in changed) for values in (task, here))
+        yield f"was trained with other settings: {trained}; here {now}"
+    before, digest = task.get("data_digest"), getattr(env, "data_digest", None)
+    if before and digest and before != digest:
+        yield (
+            f"was trained on other data: {task['dataset_name']} with the digest {before[:8]}, "
+            f"here it is {env.dataset_name} with {digest[:8]}"
+        )

@@ -30,7 +30,7 @@ def replaced(path: str | Path) -> Iterator[Path]:
         temporary.replace(target)
         sync(target.parent)
     except OSError as error:
-        if error.filename is None:
+        if error.errno is not None and error.filename is None:
             error.filename = str(target)
         raise
     finally:
