@@ -38,6 +38,7 @@ def no_data(monkeypatch):
 
 @table(
     ("num_envs-zero", {"num_envs": 0}, ValueError, "num_envs is 0", WHOLE),
+    ("num_envs-huge", {"num_envs": 10**12}, ValueError, "num_envs is 1000000000000", "GiB of memory", "use fewer"),
     ("autoreset", {"autoreset_mode": "Never"}, ValueError, "autoreset_mode is 'Never'", MODES),
     ("render", {"render_mode": "human"}, ValueError, "render_mode is 'human'", "['ansi', 'rgb_array']"),
     ("steps", {"max_episode_steps": 0}, ValueError, "max_episode_steps is 0", "expected None or at least 1"),

@@ -29,9 +29,12 @@ from esper_env.rules.observation import BOUND, feature_count
 from esper_env.tasks import TaskConfig, make_task
 from esper_env.tasks.identity import FORMAT, KIND, check_origin, task_identity
 from esper_env.telemetry import Telemetry
+from esper_env.telemetry.memory import available_mib
 from esper_env.views import call_each
 
 EPISODE_SEED_BOUND = 2**62
+#: Lower bound of the memory of one network, with its generator, its history and its observation.
+LEAST_NETWORK_KIB = 8
 
 
 def observation_space(num_slots: int) -> gym.spaces.Dict:
@@ -70,7 +73,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
     Args:
         env_id: a registered task; ``gymnasium.make_vec`` fills it in.
-        num_envs: networks.
+        num_envs: networks. At least 8 KiB of memory per network are needed, and more for larger hosts.
         max_episode_steps: steps after which an episode is truncated; None for no limit.
         autoreset_mode: NEXT_STEP (default), SAME_STEP or DISABLED, as ``gymnasium.vector.AutoresetMode`` or its value.
         render_mode: None, "ansi" (text) or "rgb_array" (a picture).
@@ -94,6 +97,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     ) -> None:
         if not is_whole(num_envs, least=1):
             raise ValueError(f"num_envs is {num_envs!r}; expected a whole number of at least 1")
+        _check_memory(num_envs)
         if render_mode not in (None, *RENDER_MODES):
             raise ValueError(
                 f"render_mode is {render_mode!r}; expected None or one of {list(RENDER_MODES)}. Gymnasium has wrappers "
@@ -374,6 +378,16 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             "final_info": vector_infos(values, ended),
             "_final_info": ended.copy(),
         }
+
+
+def _check_memory(num_envs: int) -> None:
+    """Raise ``ValueError`` if even the smallest networks would not fit into the memory of the machine."""
+    needed, available = num_envs * LEAST_NETWORK_KIB / 2**20, available_mib() / 2**10
+    if needed > available:
+        raise ValueError(
+            f"num_envs is {num_envs}; so many networks need more than {needed:,.0f} GiB of memory, but this machine "
+            f"has {available:,.1f}; use fewer"
+        )
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
