@@ -11,7 +11,7 @@ import time
 import pytest
 import yaml
 from command_line import SMALL, bad, text_of
-from esper_agent.cli.main import BAD_INPUT, OK, main
+from esper_agent.cli.main import BAD_INPUT, FAILED, OK, exit_code, main
 from esper_agent.demo import main as demo_main
 from esper_agent.training.checkpoints import checkpoint_paths
 from esper_env.suggestions import esper_command
@@ -155,12 +155,22 @@ def test_bad_input_exits_with_two_after_one_line(arguments, message, capsys):
             ["data", "fetch", "--url", "x"],
             "Error: esper data fetch needs the NAME of a dataset; expected one of cifar10",
         ),
+        (["data", "list", "--data-dir"], "Error: --data-dir needs a value; expected a string or None\n"),
         (["data"], "Error: esper data needs a command: list, fetch, verify; --help explains them\n"),
         ([], "Error: esper needs a command: train, evaluate, benchmark, data, info; --help explains them\n"),
     ],
 )
 def test_missing_arguments_exit_with_two(arguments, message, capsys):
     assert message in bad(arguments, capsys)
+
+
+def test_memory_that_does_not_suffice_is_one_line(capsys):
+    def allocate(_console):
+        raise MemoryError("Unable to allocate 611. GiB")
+
+    assert exit_code(allocate) == FAILED
+    said = "Error: there is not enough memory (Unable to allocate 611. GiB); lower the number of environments, or their"
+    assert text_of(capsys) == ("", f"{said} steps\n")
 
 
 def test_run_is_not_overwritten(run_folder, toy_id, capsys):

@@ -142,6 +142,16 @@ def test_run_that_cannot_be_written_to_is_not_resumed(run_folder, tmp_path, caps
         assert said in bad(["train", "--resume", str(run)], capsys)
 
 
+def test_read_only_run_is_not_resumed(run_folder, monkeypatch, capsys):
+    def touch(self, **_options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "touch", touch)
+    assert f"the folder {run_folder} cannot be written to: Read-only" in bad(
+        ["train", "--resume", str(run_folder)], capsys
+    )
+
+
 def test_printed_commands_can_be_copied(toy_id, tmp_path, capsys):
     out = tmp_path / "my runs" / "it's"
     assert main(["train", "--env", toy_id, "--out", str(out), *SMALL]) == OK

@@ -348,13 +348,17 @@ def test_custom_callback_resumes_its_state(tmp_path):
     assert counter.seen.tolist() == [TOTAL / ROLLOUT, TOTAL / NUM_ENVS]
 
 
-def test_tensorboard_shows_one_curve_after_a_resume(whole, tmp_path):
-    """Events of the killed run after its checkpoint are purged."""
-    folder = cut(tmp_path / "run", 5 * ROLLOUT + 1, checkpoint_every=3 * ROLLOUT)
+@pytest.mark.parametrize(("stop", "at"), [("kill", 3 * ROLLOUT), ("interrupt", 5 * ROLLOUT + NUM_ENVS)])
+def test_tensorboard_shows_one_curve_after_a_resume(whole, tmp_path, stop, at):
+    """Events of the stopped run after its checkpoint are purged."""
+    if stop == "kill":
+        folder = cut(tmp_path / "run", 5 * ROLLOUT + 1, checkpoint_every=3 * ROLLOUT)
+    else:
+        folder = train(small_settings(tmp_path / "run", *TOY, **EVALUATED), [Interrupt(5 * ROLLOUT)]).folder
     first = int(next(folder.glob("events.*")).name.split(".")[3])
     while int(time.time()) <= first:  # TensorBoard orders files by the seconds in their names
         time.sleep(0.05)
-    assert finish(folder).resumed_from == 3 * ROLLOUT
+    assert finish(folder).resumed_from == at
     assert curves(folder) == curves(whole(TOY).folder)
 
 

@@ -38,8 +38,7 @@ from rich.table import Table
 from esper_agent.cli.progress import say
 from esper_agent.evaluation.tables import print_table
 
-#: The subcommands.
-DATA_COMMANDS = LIST, FETCH, VERIFY = "list", "fetch", "verify"
+LIST, FETCH, VERIFY = "list", "fetch", "verify"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +80,10 @@ class VerifySettings(DataFolder):
         tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="(optional)")
     ] = ()
     """Datasets; default: all that are on the disk."""
+
+
+#: Settings of each subcommand.
+DATA_COMMANDS = {LIST: ListSettings, FETCH: FetchSettings, VERIFY: VerifySettings}
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,9 @@ def _exit_code(run: Callable[[Console], int]) -> int:
     except (ValueError, gymnasium.error.Error) as error:  # before OSError: missing data is both
         _report(f"Error: {' '.join(str(error).split())}")
         return BAD_INPUT
+    except MemoryError as error:
+        _report(f"Error: there is not enough memory ({error}); lower the number of environments, or their steps")
+        return FAILED
     except OSError as error:
         _report(". ".join([f"Error: {error}", *getattr(error, "__notes__", ())]))
         return FAILED
@@ -186,7 +189,9 @@ def parse(arguments: list[str]) -> Any:
     """
     _check_command(arguments[:1], tuple(COMMANDS), "esper")
     if arguments[:1] == ["data"]:
-        _check_command(arguments[1:2], DATA_COMMANDS, "esper data")
+        _check_command(arguments[1:2], tuple(DATA_COMMANDS), "esper data")
+        if arguments[1] in DATA_COMMANDS:
+            check_flags(arguments[2:], defaults(DATA_COMMANDS[arguments[1]]))
         _check_fetch(arguments[1:])
     subcommands = []
     for name, (kind, _) in _commands(arguments).items():

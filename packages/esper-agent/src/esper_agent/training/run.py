@@ -266,7 +266,9 @@ def _learn(
             )
             if start is not None:
                 restore_training(model, watchers, start.state)
-            first_step = start.timesteps + 1 if start else 0
+            # An interrupted run has logged its pending values at the timestep of a checkpoint within a rollout.
+            within = start is not None and start.state["rollout"] != {}
+            first_step = 0 if start is None else start.timesteps + (0 if within else 1)
             model.logger.output_formats.append(TensorBoardFile(folder, first_step))
             log.drop_later_events()
             if start is not None:

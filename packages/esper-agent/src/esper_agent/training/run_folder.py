@@ -72,10 +72,7 @@ def new_folder(folder: Path, names: Sequence[str]) -> None:
     Raises:
         RunError: the folder cannot be written to, or already holds one of the files ``names``. Nothing has changed.
     """
-    try:
-        check_folder(folder)
-    except ValueError as error:
-        raise RunError(str(error)) from None
+    _check_folder(folder)
     for name in names:
         if (folder / name).exists():
             ended = "" if name != CONFIG or (folder / MODEL).exists() else " without a model"
@@ -84,13 +81,21 @@ def new_folder(folder: Path, names: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
+def _check_folder(folder: Path) -> None:
+    try:
+        check_folder(folder)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the operating system releases when the process ends.
 
     Raises:
-        RunError: another process, or another training in this one, holds it, or its file cannot be written.
+        RunError: another process, or another training in this one, holds it, or the folder cannot be written to.
     """
+    _check_folder(folder)
     try:
         lock = FileLock(folder / LOCK).acquire(blocking=False)
     except Timeout:
