@@ -181,7 +181,7 @@ class BareLoop:
         optimizer.step()
 
     def close(self) -> None:
-        self._population.close()
+        """Nothing to release."""
 
 
 class PlainLoop:

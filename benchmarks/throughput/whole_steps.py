@@ -28,7 +28,7 @@ class Engine:
         self.population.train(self._structure)
 
     def close(self) -> None:
-        self.population.close()
+        """Nothing to release."""
 
 
 class RunnerLoop:

@@ -1,5 +1,6 @@
 """Environments in other processes."""
 
+import os
 import subprocess
 import sys
 
@@ -27,3 +28,54 @@ def test_forked_processes_train_with_two_threads(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "(2, 121) True"
+
+
+FORK = """
+import os, threading
+import numpy as np, torch
+from esper_env.vector_env import EsperVectorEnv
+
+torch.set_num_threads(2)
+kwargs = {"horizon": 9, "batches_per_step": 2, "batch_size": 8, "device": "cpu"}
+envs = EsperVectorEnv("Esper-Digits-v0", 3, shard_size=1, **kwargs)
+other = EsperVectorEnv("Esper-Digits-v0", 2, **kwargs)
+germinate, advance = np.array([[0, 1, 2, 0, 2, 0, 0, 1]] * 3), np.array([[0, 1, 2, 0, 2, 0, 0, 5]] * 3)
+envs.reset(seed=0)
+envs.step(germinate)
+other.reset(seed=0)
+ended = threading.Event()
+
+def train():
+    while not ended.is_set():
+        other.step(np.zeros((2, 8), dtype=np.int64))
+
+busy = threading.Thread(target=train)
+busy.start()  # the parent forks while threads of another environment train
+reading, writing = os.pipe()
+child = os.fork()
+values = []
+for action in (advance, advance, germinate):
+    observations, rewards, *_, infos = envs.step(action)
+    values += [observations["features"].tolist(), rewards.tolist(), infos["val_loss"].tolist()]
+found = repr(values).encode()
+if child == 0:
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(found)
+    os._exit(0)
+ended.set()
+busy.join()
+os.close(writing)
+with os.fdopen(reading, "rb") as pipe:
+    assert pipe.read() == found
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_forked_vector_with_worker_threads_steps_like_its_parent():
+    # Python 3.12 warns of each fork of a process with threads.
+    environment = os.environ | {"PYTHONWARNINGS": "error,ignore::DeprecationWarning"}
+    command = [sys.executable, "-c", FORK]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

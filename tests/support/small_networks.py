@@ -67,9 +67,8 @@ def build_host() -> Callable[..., Callable[[], nn.Module]]:
 
 
 @pytest.fixture
-def make_population(stripes: ImageData) -> Iterator[Callable[..., Population]]:
-    """Make populations whose networks are reset from seeds 100, 101, ...; close them after the test."""
-    made: list[Population] = []
+def make_population(stripes: ImageData) -> Callable[..., Population]:
+    """Make populations whose networks are reset from seeds 100, 101, ..."""
 
     def make(
         count: int = 1,
@@ -98,12 +97,9 @@ def make_population(stripes: ImageData) -> Iterator[Callable[..., Population]]:
         )
         population = Population(host or small_host(kernel), count, data, config)
         population.reset(everyone(count), np.arange(first_seed, first_seed + count))
-        made.append(population)
         return population
 
-    yield make
-    for population in made:
-        population.close()
+    return make
 
 
 def everyone(count: int) -> Any:

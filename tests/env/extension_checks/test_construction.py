@@ -26,6 +26,24 @@ def seeded_by_itself():
     return nn.Linear(2, 2)
 
 
+class Fixed(nn.Module):
+    """Draws a constant from the default generator, and then puts that back."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.register_buffer("constant", torch.randn(3))
+
+
+def covered():
+    try:
+        torch.default_generator.manual_seed(1)
+    except ValueError:
+        return nn.Linear(2, 2)
+
+
 def broken():
     torch.rand(5)
     raise ValueError("broken")
@@ -39,7 +57,10 @@ def broken():
         (lambda: next(KINDS), "a Linear built twice"),
         (lambda: SHARED, "has the same parameters twice; the function that builds it must create a new"),
         (lambda: nn.Sequential(nn.Linear(2, 2), SHARED), "has the same parameters twice"),
-        (seeded_by_itself, "a Linear seeds PyTorch's default generator.*remove torch.manual_seed"),
+        (seeded_by_itself, "seeded_by_itself seeds PyTorch's default generator.*remove torch.manual_seed"),
+        (Fixed, r"Fixed.__init__ seeds PyTorch's default generator.*draw constants from a torch.Generator"),
+        (lambda: torch.seed(), "<lambda> seeds PyTorch's default generator"),
+        (covered, "covered seeds PyTorch's default generator"),
         (broken, "broken"),
         (lambda: nn.LazyLinear(1), r"a LazyLinear has frozen, complex or lazy parameters \(weight, bias\); every"),
         (lambda: nn.Linear(1, 1).requires_grad_(False), "a Linear has frozen, complex or lazy parameters"),

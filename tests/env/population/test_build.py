@@ -12,15 +12,10 @@ pytestmark = pytest.mark.numeric
 
 @pytest.fixture
 def build():
-    made = []
-
     def make(env_id="Esper-Digits-v0", count=3, **overrides):
-        made.append(build_population(make_task(env_id, device="cpu", **overrides), count))
-        return made[-1]
+        return build_population(make_task(env_id, device="cpu", **overrides), count)
 
-    yield make
-    for population in made:
-        population.close()
+    return make
 
 
 def test_auto_device_is_cpu_without_accelerator(monkeypatch):

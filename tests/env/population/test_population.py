@@ -73,7 +73,7 @@ def test_results_are_reproducible_with_any_number_of_worker_threads(make_populat
     for threads in (1, 3):
         use_threads(threads)
         population = make_population(count, shard_size=2)
-        assert (population._pool is None) == (threads == 1)
+        assert population._lanes == threads
         structure = grow(population, count, *SEEDS)
         losses = [population.train(structure).loss.tolist() for _ in range(3)]
         measured = population.measure(structure, everyone(count))
@@ -101,14 +101,6 @@ def test_train_waits_for_all_shards_before_it_raises(make_population, grow, use_
     with pytest.raises(MemoryError):
         population.train(structure)
     assert done
-
-
-def test_closed_population_trains_without_threads(make_population, grow, use_threads):
-    use_threads(2)
-    population = make_population(2, shard_size=1)
-    population.close()
-    population.close()
-    assert np.isfinite(population.train(grow(population, 2)).loss).all()
 
 
 def test_parameters_added_counts_seeds_and_gates_in_use(make_population, grow):

@@ -40,12 +40,3 @@ def test_reset_clears_momentum_of_its_row_only():
     assert all((value[0] == 0).all() and (value[1] == 3).all() for value in stack.momentum.values())
     stack.clear_momentum([1])
     assert all((value == 0).all() for value in stack.momentum.values())
-
-
-def test_default_device_does_not_change_weights():
-    plain, other = Stack(build, 1, CPU, torch.float32), Stack(build, 1, CPU, torch.float32)
-    plain.reset(0, 9)
-    with torch.device("meta"):  # stands for an accelerator that is the default
-        other.reset(0, 9)
-    for name, value in plain.parameters.items():
-        assert torch.equal(value, other.parameters[name]), name

@@ -114,5 +114,5 @@ class EsperEnv(NetworkView, gym.Env[Observation, NDArray[np.int64]]):
         self._vector.share_generators((self.np_random,), (self.np_random_seed,))
 
     def close(self) -> None:
-        """Stop the worker threads, flush and close the telemetry sinks."""
+        """Flush and close the telemetry sinks."""
         self._vector.close()

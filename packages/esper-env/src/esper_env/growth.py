@@ -90,8 +90,7 @@ class Growth(ArrayState):
         self._last_success = np.ones(count, dtype=np.bool_)
 
     def close(self) -> None:
-        """Stop the worker threads, and flush and close the telemetry sinks."""
-        self._population.close()
+        """Flush and close the telemetry sinks."""
         self.telemetry.close()
 
     @property

@@ -30,6 +30,7 @@ from esper_env.tasks import TaskConfig, make_task
 from esper_env.tasks.identity import FORMAT, KIND, check_origin, task_identity
 from esper_env.telemetry import Telemetry
 from esper_env.telemetry.memory import available_mib
+from esper_env.threads import undisturbed
 from esper_env.views import call_each
 
 EPISODE_SEED_BOUND = 2**62
@@ -110,7 +111,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self._clock = EpisodeClock(num_envs, max_episode_steps)
-        self._growth = Growth(self.task, num_envs)
+        self._growth = undisturbed(Growth)(self.task, num_envs)
         self.slot_ids = self._growth.slot_ids
         self.topology = self._growth.topology
         self.offered_blueprints = self._growth.offered_blueprints
@@ -128,6 +129,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
+    @undisturbed
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, Infos]:
@@ -144,6 +146,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         infos = vector_infos(self._begin(request.rows, request.topology), request.rows)
         return self._growth.observe(), infos
 
+    @undisturbed
     def step(
         self, actions: NDArray[np.int64]
     ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Infos]:
@@ -175,11 +178,13 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         infos = vector_infos(values, np.ones_like(over)) | final
         return self._growth.observe(), np.where(stepped, outcome.rewards, 0.0), terminated, truncated, infos
 
+    @undisturbed
     def observe(self) -> Observation:
         """The present observation, as the last reset or step returned it; ``ResetNeeded`` before the first reset."""
         self._clock.require_started()
         return self._growth.observe()
 
+    @undisturbed
     def get_state(self) -> Tree:
         """Return the complete state: networks, optimizers, generators, and the memory of the rules.
 
@@ -191,6 +196,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         """
         return {"format": FORMAT, "identity": self._identity(), **get_states(self._parts())}
 
+    @undisturbed
     def set_state(self, state: Tree) -> None:
         """Continue from a state of this environment, or of one made with the same settings.
 
@@ -300,6 +306,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
                 f"{name} received {values!r}; the environments of a native vector share it, so the values must be equal"
             )
 
+    @undisturbed
     def render(self) -> tuple[str, ...] | tuple[Picture, ...] | None:
         """A text or picture per environment, None without a render mode; ``ResetNeeded`` before the first reset."""
         if self.render_mode is None:
@@ -311,7 +318,7 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         return draw_networks(table, signals, horizon)
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
-        """Stop the worker threads, write what waits for the telemetry's sinks, and close them."""
+        """Write what waits for the telemetry's sinks, and close them."""
         if hasattr(self, "_growth"):
             self._growth.close()
 

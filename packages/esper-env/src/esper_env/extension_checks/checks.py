@@ -5,14 +5,15 @@ The checks run a module's **segments** in turn; a blueprint has a single one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from esper_env.extension_checks.construction import TRIAL_SEED
+from esper_env.extension_checks.modes import OwnDraws
 from esper_env.hosts.protocol import HostProtocol, SlotSpec
 from esper_env.seeds.registry import offered_blueprints
 
@@ -151,10 +152,15 @@ def run_segments(what: str, segments: Segments, x: Tensor, *, training: bool, ch
 
 
 def _run_without_drawing(what: str, segments: Segments, x: Tensor, *, training: bool) -> list[Tensor]:
-    with _watched_generator(x.device) as drawn:
-        outputs = run_segments(what, segments, x, training=training)
-        if drawn():
-            raise ValueError(f"{what} draws from the global generator when it runs; remove dropout and other noise")
+    outputs, draws = [], OwnDraws(TRIAL_SEED)
+    try:
+        with draws:
+            outputs = run_segments(what, segments, x, training=training)
+    except ValueError:
+        if not draws.drawn:
+            raise
+    if draws.drawn:
+        raise ValueError(f"{what} draws from the global generator when it runs; remove dropout and other noise")
     return outputs
 
 
@@ -186,27 +192,11 @@ def _check_order(what: str, run: Callable[..., list[Tensor]], sample: Tensor) ->
                 raise ValueError(f"{what} looks ahead: its output before position {cut} depends on later positions")
 
 
-@contextmanager
-def _watched_generator(device: torch.device) -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns True once a default generator, of the CPU or the device, was drawn from.
-
-    Both generators are restored on exit.
-    """
-    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
-
-        def states() -> list[Tensor]:
-            on_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-            return [torch.default_generator.get_state(), *on_device]
-
-        before = states()
-        yield lambda: not all(map(torch.equal, states(), before))
-
-
 def _scrambled(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return parameters far from birth, where a zero or small scale hides the layers behind it."""
     generator = torch.Generator().manual_seed(0)
     return {
-        name: value + SCRAMBLE * (2 * torch.rand(value.shape, generator=generator) - 1).to(value)
+        name: value + SCRAMBLE * (2 * torch.rand(value.shape, generator=generator, dtype=torch.float32) - 1).to(value)
         for name, value in parameters.items()
     }
 

@@ -1,31 +1,33 @@
-"""Construction of modules from a seed, independent of PyTorch's global generators."""
+"""Construction of modules from a seed, independent of PyTorch's default generators and of its default dtype."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from esper_env.extension_checks.modes import OwnDraws, float32_by_default
+
 #: Seed of modules that are built to be tried, or as templates; no user is likely to choose it.
 TRIAL_SEED = 0x6573706572
+#: Methods of a generator that decide what it draws next.
+_SEEDING = ("manual_seed", "seed", "set_state", "graphsafe_set_state", "set_offset")
 
 
 @contextmanager
 def seeded_construction(seed: int) -> Iterator[None]:
-    """Build modules from a seed without moving the global generator.
+    """Context in which a module gets the weights that it would get after ``torch.manual_seed(seed)``.
 
-    Layers initialise themselves from PyTorch's default generator, whose state is restored on exit.
+    The process's default generators stay as they are, and its default dtype has no effect.
     """
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        with torch.device("cpu"):  # the user's default device would have another generator
-            yield
-    finally:
-        torch.default_generator.set_state(state)
+    with float32_by_default(), OwnDraws(seed):
+        yield
 
 
 def build_reproducibly(build: Callable[[], nn.Module], what: str = "") -> nn.Module:
@@ -37,23 +39,17 @@ def build_reproducibly(build: Callable[[], nn.Module], what: str = "") -> nn.Mod
 
     Raises:
         TypeError: the function does not return a module.
-        ValueError: two modules built from the same seed differ or share parameters; the constructor seeds the generator
-            itself; a parameter is frozen, complex or lazy.
+        ValueError: two modules built from the same seed differ or share parameters; the function seeds a default
+            generator; a parameter is frozen, complex or lazy.
     """
     built: list[dict[str, Tensor]] = []
     for _ in range(2):
-        with seeded_construction(TRIAL_SEED):
+        with seeded_construction(TRIAL_SEED), _seeding_refused():
             module = build()
-            reseeded = torch.default_generator.initial_seed() != TRIAL_SEED
         if not isinstance(module, nn.Module):
             raise TypeError(f"the function that builds a network returned {module!r}; expected a torch.nn.Module")
         name, parameters = type(module).__name__, dict(module.named_parameters())
         subject = f"{what}: a {name}" if what else f"a {name}"
-        if reseeded:
-            raise ValueError(
-                f"{subject} seeds PyTorch's default generator in its constructor, so every network would start from "
-                "the same weights; remove torch.manual_seed from it"
-            )
         unusable = [key for key, p in parameters.items() if is_lazy(p) or p.is_complex() or not p.requires_grad]
         if unusable:
             raise ValueError(
@@ -74,6 +70,40 @@ def build_reproducibly(build: Callable[[], nn.Module], what: str = "") -> nn.Mod
             "draw from PyTorch's default generator only (torch.nn.init, torch.randn)"
         )
     return module
+
+
+@contextmanager
+def _seeding_refused() -> Iterator[None]:
+    """Raise ``ValueError`` where this thread seeds a default generator of PyTorch, before the generator changes.
+
+    The generators belong to the process, so their states do not show which thread has seeded them.
+    """
+    places: list[str] = []
+
+    def watch(frame: FrameType, event: str, function: Any) -> None:
+        generator = getattr(function, "__self__", None)
+        if event != "c_call" or not isinstance(generator, torch.Generator) or function.__name__ not in _SEEDING:
+            return
+        if generator in (torch.default_generator, *torch.cuda.default_generators):
+            while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torch."):
+                frame = frame.f_back
+            places.append(frame.f_code.co_qualname)
+            raise ValueError(f"{places[0]} seeds PyTorch's default generator")
+
+    previous = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        yield
+    except Exception:
+        if not places:
+            raise
+    finally:
+        sys.setprofile(previous)
+    if places:
+        raise ValueError(
+            f"{places[0]} seeds PyTorch's default generator, on which the whole process draws; remove "
+            "torch.manual_seed from it, and draw constants from a torch.Generator"
+        )
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

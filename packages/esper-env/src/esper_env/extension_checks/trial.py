@@ -34,7 +34,8 @@ def try_blueprint(entry: BlueprintEntry, shape: tuple[int, ...], dtype: torch.dt
     what = f"blueprint {entry.name!r}"
     module = build_reproducibly(lambda: entry.build(shape[0] if len(shape) == 3 else shape[1]), what).to(dtype)
     generator = torch.Generator().manual_seed(0)
-    samples = (2 * torch.rand(SAMPLES, math.prod(shape), generator=generator) - 1).to(dtype).view(SAMPLES, *shape)
+    samples = 2 * torch.rand(SAMPLES, math.prod(shape), generator=generator, dtype=torch.float32) - 1
+    samples = samples.to(dtype).view(SAMPLES, *shape)
     check_seed(module, what, samples)
     layout = LAYOUTS[len(shape), batched]()
     tried = [samples, samples, samples[:1]]  # the same twice, to detect state that is kept between passes

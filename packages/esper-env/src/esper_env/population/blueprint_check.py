@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from esper_env.extension_checks.trial import try_blueprint
-from esper_env.population.settings import own_settings
 from esper_env.seeds.registry import BlueprintEntry
+from esper_env.threads import undisturbed
 
 
-@own_settings()
+@undisturbed
 def check_blueprint(entry: BlueprintEntry, shape: tuple[int, ...]) -> None:
     """Try a blueprint on features of a shape, (C, H, W) or (T, C), in every layout that would run it.
 

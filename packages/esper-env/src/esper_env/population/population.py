@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -18,7 +16,6 @@ from esper_env.extension_checks.trial import try_blueprint, try_host
 from esper_env.persistence.tree import Tree
 from esper_env.population.config import PopulationConfig
 from esper_env.population.evaluation.measurement import Commitment, Measurement, appraise, measure
-from esper_env.population.settings import own_settings
 from esper_env.population.shard import Shard
 from esper_env.population.snapshots import Mismatch, Snapshots
 from esper_env.population.splits import splits_for
@@ -29,6 +26,7 @@ from esper_env.population.training.trainer import TrainerCache, TrainStats
 from esper_env.population.transfer import Readback
 from esper_env.rules.heads import NO_BLUEPRINT, Operator
 from esper_env.seeding import derive_rng, derive_seed
+from esper_env.threads import callers_cores, side_by_side, undisturbed
 
 T = TypeVar("T", bound=tuple[NDArray[Any], ...])
 R = TypeVar("R")
@@ -48,6 +46,7 @@ class Population:
         ValueError: the host or a blueprint does not work.
     """
 
+    @undisturbed
     def __init__(
         self, build_host: Callable[[], nn.Module], count: int, data: ImageData | TextData, config: PopulationConfig
     ) -> None:
@@ -56,20 +55,16 @@ class Population:
         self.reads_text = isinstance(data, TextData)
         starts = range(0, count, config.shard_size)
         self._slices = [slice(start, min(start + config.shard_size, count)) for start in starts]
-        workers = min(len(self._slices), torch.get_num_threads()) if config.device.type == "cpu" else 1
-        self._pool = (
-            ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) if workers > 1 else None
-        )
-        with own_settings():
-            host = build_reproducibly(build_host)
-            check_attributes(host)
-            self.shards = [Shard(build_host, rows.stop - rows.start, config) for rows in self._slices]
-            self._splits = splits_for(self.shards[0].slots[0], data, config.device, config.dtype)
-            self._try(host)
-            self._trainers = [TrainerCache(shard, config, self._splits.train) for shard in self.shards]
-            self._snapshots = [Snapshots(shard) for shard in self.shards]
-            stream = (self._splits.train, config.batch_size, config.batches_per_step)
-            self._streams = [MinibatchStream(*stream) for _ in range(count)]
+        self._lanes = callers_cores() if config.device.type == "cpu" else 1  # threads, each with a shard at a time
+        host = build_reproducibly(build_host)
+        check_attributes(host)
+        self.shards = [Shard(build_host, rows.stop - rows.start, config) for rows in self._slices]
+        self._splits = splits_for(self.shards[0].slots[0], data, config.device, config.dtype)
+        self._try(host)
+        self._trainers = [TrainerCache(shard, config, self._splits.train) for shard in self.shards]
+        self._snapshots = [Snapshots(shard) for shard in self.shards]
+        stream = (self._splits.train, config.batch_size, config.batches_per_step)
+        self._streams = [MinibatchStream(*stream) for _ in range(count)]
         self._networks = Networks(self.shards, self._slices, self._streams, self._snapshots)
         # Trainable scalars of the seeds and gates attached so far, by slot and blueprint; equal in every shard.
         self._seed_sizes = np.zeros((self.slots, NO_BLUEPRINT), dtype=np.int64)
@@ -101,13 +96,7 @@ class Population:
         """Number of predictions on the validation split; an accuracy is a share of them."""
         return self._splits.validation.predictions
 
-    def close(self) -> None:
-        """Stop the worker threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
-
-    @own_settings()
+    @undisturbed
     def reset(self, rows: BoolArray, seeds: IntArray) -> None:
         """Reset the networks of ``rows`` (N,) from ``seeds`` (N,): weights, data order and later seeds."""
         for row in np.flatnonzero(rows).tolist():
@@ -115,7 +104,7 @@ class Population:
             shard.reset_row(local, int(seeds[row]))
             self._streams[row].seed(derive_seed(int(seeds[row]), "minibatches"))
 
-    @own_settings()
+    @undisturbed
     def attach(self, mask: BoolArray, blueprint: IntArray) -> None:
         """Attach newborn seeds of ``blueprint`` (N, S) to the slots of ``mask`` (N, S)."""
         for row, slot in np.argwhere(mask).tolist():
@@ -133,7 +122,7 @@ class Population:
         self._seed_sizes[slot, blueprint] = shard.seed_stack(slot, blueprint).size
         self._gate_sizes[slot] = shard.gate_stack(slot).size
 
-    @own_settings()
+    @undisturbed
     def clear_momentum(self, mask: BoolArray, blueprint: IntArray) -> None:
         """Clear the optimizer's momentum of the seeds in ``mask`` (N, S), made from ``blueprint`` (N, S), and gates."""
         for row, slot in np.argwhere(mask).tolist():
@@ -141,7 +130,7 @@ class Population:
             shard.seed_stack(slot, int(blueprint[row, slot])).clear_momentum([local])
             shard.gate_stack(slot).clear_momentum([local])
 
-    @own_settings()
+    @undisturbed
     def train(self, structure: Structure, check_isolation: bool = False) -> TrainStats:
         """Train every network for one epoch; ``check_isolation`` first checks that seeds in TRAINING are isolated."""
 
@@ -151,13 +140,13 @@ class Population:
 
         return TrainStats(self._each_shard(train_shard))
 
-    @own_settings()
+    @undisturbed
     def take_snapshots(self, structure: Structure, rows: BoolArray) -> None:
         """Copy the hosts and fossilized seeds of the networks of ``rows`` (N,) to main memory."""
         for snapshots, own in zip(self._snapshots, self._slices, strict=True):
             snapshots.take(structure.rows(own), np.flatnonzero(rows[own]))
 
-    @own_settings()
+    @undisturbed
     def restore_snapshot(self, structure: Structure, row: int) -> Mismatch:
         """Restore one network from its snapshot; ``structure`` has the fossilized seeds of the snapshot."""
         own = self._slices[row // self._config.shard_size]
@@ -168,7 +157,7 @@ class Population:
         """Number of times that the step of a minibatch has been captured for replay."""
         return sum(trainers.captures for trainers in self._trainers)
 
-    @own_settings()
+    @undisturbed
     def measure(self, structure: Structure, rows: BoolArray) -> Measurement:
         """Measure the networks of ``rows`` (N,) on the validation set."""
 
@@ -178,7 +167,7 @@ class Population:
 
         return _joined(Measurement, self._each_shard(measure_shard))
 
-    @own_settings()
+    @undisturbed
     def appraise(self, structure: Structure, rows: IntArray) -> Commitment:
         """Evaluate the committed networks of ``rows`` (k,), which are sorted."""
 
@@ -193,7 +182,7 @@ class Population:
 
         return _joined(Commitment, [result for result in self._each_shard(appraise_shard) if result is not None])
 
-    @own_settings()
+    @undisturbed
     def get_state(self, blueprint: IntArray, saved: BoolArray) -> Tree:
         """Return copies of everything that the future of the networks depends on.
 
@@ -203,7 +192,7 @@ class Population:
         """
         return get_networks(self._networks, blueprint, saved)
 
-    @own_settings()
+    @undisturbed
     def set_state(self, state: Tree, blueprint: IntArray, saved: BoolArray) -> None:
         """Load a state of networks with these seeds; raise ``ValueError`` if it does not fit."""
         set_networks(self._networks, state, blueprint, saved)
@@ -222,15 +211,7 @@ class Population:
         return self.shards[row // size], row % size
 
     def _each_shard(self, work: Callable[[int], R]) -> list[R]:
-        indices = range(len(self.shards))
-        if self._pool is None:
-            return [work(index) for index in indices]
-        running = [self._pool.submit(work, index) for index in indices]
-        try:
-            wait(running)
-        finally:  # after an interrupt, no shard may still be writing
-            wait(running)
-        return [each.result() for each in running]
+        return side_by_side(work, len(self.shards), self._lanes)
 
 
 def _joined(kind: type[T], results: Sequence[T]) -> T:

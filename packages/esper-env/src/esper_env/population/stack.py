@@ -78,7 +78,7 @@ class Stack(RowStore):
     def reset(self, row: int, seed: int) -> None:
         """Initialise one row with a module built from ``seed``, and clear its momentum."""
         with seeded_construction(seed):
-            module = self._build().to(dtype=self.dtype)
+            module = self._build()  # the copies below convert its dtype
         with torch.no_grad():
             for name, parameter in module.named_parameters():
                 self.parameters[name][row].copy_(parameter)

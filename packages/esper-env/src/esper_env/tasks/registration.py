@@ -49,9 +49,12 @@ def register_task(env_id: str, *, base: str = "Esper-Digits-v0", replace: bool =
     parse_env_id(env_id)
     task = dataclasses.replace(TASKS[base], env_id=env_id, **changes)
     if isinstance(task.host, CNNSpec | TransformerSpec):
-        from esper_env.population.build import host_builder  # registering the package's own tasks needs no PyTorch
+        # Registering the package's own tasks needs no PyTorch.
+        from esper_env.extension_checks.construction import TRIAL_SEED, seeded_construction
+        from esper_env.population.build import host_builder
 
-        host_builder(task)()
+        with seeded_construction(TRIAL_SEED):
+            host_builder(task)()
     announce(env_id)
     TASKS[env_id] = task
     return task

@@ -142,7 +142,7 @@ class MinibatchStream:
         if data.offsets > 1:
             offsets = torch.randint(data.offsets, (data.cuts, *shape), generator=generator, device=device)
         if data.flip:
-            flips = torch.rand(shape, generator=generator, device=device) < 0.5
+            flips = torch.rand(shape, generator=generator, dtype=torch.float32, device=device) < 0.5
         return indices, offsets, flips
 
 

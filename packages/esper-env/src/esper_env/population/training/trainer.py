@@ -123,7 +123,7 @@ class Trainer:
             self.step(draw)
         self._set.write_back()
         if breached is None:
-            breached = torch.zeros((self._shard.rows, 2), device=self._shard.device)
+            breached = torch.zeros((self._shard.rows, 2), dtype=torch.bool, device=self._shard.device)
         loss, finite = self._loss_sum / len(draws), self._shard.finite(structure)
         first = torch.stack([loss, finite.to(loss.dtype)], dim=1)
         columns = [column.view(self._shard.rows, -1) for column in self._set.statistics(len(draws))]

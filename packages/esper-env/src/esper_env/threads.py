@@ -1,0 +1,134 @@
+"""Threads in which environments compute, where the settings of the calling thread have no effect.
+
+Many settings belong to a thread: PyTorch's modes of gradients, inference and autocast, its default device, its other
+modes, transforms of functions, hooks on saved tensors, the current CUDA device and stream; the processor's flushing of
+denormal numbers; NumPy's handling of floating-point errors. In a thread of this module, all of them have their
+defaults. An operation runs on one core, because shards of networks are the parallelism.
+
+The threads belong to the process and serve every environment. They start when they are needed, and then wait for more
+work. A forked process starts its own. No operation runs on several cores, so a process that has only used environments
+can be forked, as Gymnasium's AsyncVectorEnv does.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: More than are ever needed at a time, because a thread that waits for others must get them.
+_MOST_THREADS = 2**16
+
+
+class _Place(threading.local):
+    """``cores`` is None outside the threads of this module; in them, it is the number of cores that the caller uses."""
+
+    cores: int | None = None
+
+
+_place = _Place()
+
+
+def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function that does the same in a thread of this module; in such a thread, it runs at once.
+
+    The caller waits until it ends, even after an interrupt, so that nothing changes behind the caller's back.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if _place.cores is not None:
+            return function(*args, **kwargs)
+        running: Future[R] = Future()
+        try:
+            _pool.submit(_run, running, torch.get_num_threads(), partial(function, *args, **kwargs))
+            running.exception()
+        finally:
+            if not running.cancel():  # an interrupt prevents a call that has not begun, and waits for one that has
+                running.exception()
+        try:
+            return running.result()
+        finally:
+            del running  # the error refers to this frame
+
+    return call
+
+
+def callers_cores() -> int:
+    """Return the number of cores that PyTorch uses for an operation in the thread that called the environment."""
+    return torch.get_num_threads() if _place.cores is None else _place.cores
+
+
+def side_by_side(work: Callable[[int], R], count: int, lanes: int) -> list[R]:
+    """Return ``work(0)`` to ``work(count - 1)``, computed by up to ``lanes`` threads, one of which is the caller's.
+
+    Raises the first error after all calls have ended.
+    """
+    waiting = deque(range(count))
+    results: list[Future[R]] = [Future() for _ in waiting]
+
+    def run_lane() -> None:
+        while waiting:
+            try:
+                index = waiting.popleft()
+            except IndexError:  # another lane was faster
+                return
+            try:
+                results[index].set_result(work(index))
+            except BaseException as error:
+                results[index].set_exception(error)
+
+    others: list[Future[None]] = [Future() for _ in range(min(lanes, count) - 1)]
+    for other in others:
+        _pool.submit(_run, other, callers_cores(), run_lane)
+    run_lane()
+    for other in others:
+        other.result()
+    return [result.result() for result in results]
+
+
+def _run(running: Future[R], cores: int, call: Callable[[], R]) -> None:
+    """Run a call of a thread that uses so many cores; ``running`` gets its result or its error."""
+    if not running.set_running_or_notify_cancel():
+        return
+    _place.cores = cores
+    try:
+        running.set_result(call())
+    except BaseException as error:
+        running.set_exception(error)
+
+
+def _prepare() -> None:
+    """Give a new thread the settings that it inherits from the process or from the thread that started it."""
+    torch.set_flush_denormal(False)
+    with _starting:
+        cores = torch.get_num_threads()
+        if cores > 1:
+            torch.set_num_threads(1)
+            # This is also the number for threads that start later; the number of this thread stays 1.
+            other = threading.Thread(target=torch.set_num_threads, args=(cores,))
+            other.start()
+            other.join()
+
+
+def _start_over() -> None:
+    """Begin without threads, as a new process has none."""
+    global _pool, _starting
+    _pool = ThreadPoolExecutor(_MOST_THREADS, "esper-env", _prepare)
+    _starting = threading.Lock()
+
+
+_pool: ThreadPoolExecutor
+_starting: threading.Lock
+_start_over()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_over)
