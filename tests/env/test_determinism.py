@@ -8,6 +8,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from functools import cache, partial
 
 import gymnasium
@@ -201,6 +202,7 @@ def whole_life(env_id="Esper-Digits-v0", **settings):
     results += [envs.get_state(), envs.render(), envs.observe(), envs.action_masks()]
     envs.set_state(state)
     results += [envs.step(move) for move in moves[3:]]
+    results.append(deepcopy(envs).step(wait))
     return results
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,15 @@ class EsperEnv(NetworkView, gym.Env[Observation, NDArray[np.int64]]):
     def close(self) -> None:
         """Flush and close the telemetry sinks."""
         self._vector.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes, with the generator and without the task, which the copied vector makes."""
+        self._share_generator()
+        return {name: value for name, value in vars(self).items() if name != "task"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.task = self._vector.task
+
+    def __copy__(self) -> EsperEnv:
+        return deepcopy(self)

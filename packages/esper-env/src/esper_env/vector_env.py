@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from esper_env.render import RENDER_MODES, Picture, describe_networks, draw_netw
 from esper_env.rules.heads import NO_BLUEPRINT, Op, head_sizes
 from esper_env.rules.masks import MaskArray, sample_valid_actions
 from esper_env.rules.observation import BOUND, feature_count
-from esper_env.tasks import TaskConfig, make_task
+from esper_env.tasks import TASK_KWARGS, TASKS, TaskConfig, make_task, task_dict
 from esper_env.tasks.identity import FORMAT, KIND, check_origin, task_identity
 from esper_env.telemetry import Telemetry
 from esper_env.telemetry.memory import available_mib
@@ -71,6 +72,9 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     ``reset(seed=s)`` starts environment i like a single environment with seed s + i. Options: ``reset_mask`` (N,) bool
     resets some environments only; ``topology`` {slot id: blueprint name} starts with those seeds fossilized, to be
     trained from scratch with the host.
+
+    A copy, pickled or not, continues like the original, without its telemetry sinks. Where a pickle is loaded, the
+    same task, blueprints and data must be available.
 
     Args:
         env_id: a registered task; ``gymnasium.make_vec`` fills it in.
@@ -348,6 +352,30 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         """Draw episode seeds from ``rngs``, one per environment, which started from ``seeds``."""
         self.np_random = tuple(rngs)
         self._generators.seeds = list(seeds)
+
+    @undisturbed
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made from: the settings of the task, the state of the networks, and all attributes."""
+        settings = {name: value for name, value in task_dict(self.task).items() if name in TASK_KWARGS}
+        networks = {"format": FORMAT, "identity": self._identity(), **get_states(self._growth.parts())}
+        return {**vars(self), "task": (self.task.env_id, settings), "_growth": networks}
+
+    @undisturbed
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        env_id, settings = state["task"]
+        if env_id not in TASKS:
+            raise ValueError(
+                f"the copied environment {env_id!r} is not registered in this process; import the module that "
+                "registers it first"
+            )
+        task = make_task(env_id, **settings)
+        growth = Growth(task, state["num_envs"])
+        vars(self).update({**state, "task": task, "_growth": growth})
+        growth.telemetry = growth.recorder.hub = self.telemetry
+        set_states(growth.parts(), check_origin(state["_growth"], self._identity()))
+
+    def __copy__(self) -> EsperVectorEnv:
+        return deepcopy(self)  # a shallow copy would share the clock of the episodes
 
     def _parts(self) -> dict[str, Stateful]:
         return {"clock": self._clock, "generators": self._generators, **self._growth.parts()}

@@ -7,13 +7,12 @@ each operation with the tensors that it reads and writes, and replays it without
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
-import cloudpickle
 import numpy as np
 import pytest
 import torch
 from esper_env.population.training import trainer
 from esper_env.population.training.capture import CapturedStep, captures_of
-from esper_env.population.training.minibatches import Draw, draw_epoch
+from esper_env.population.training.minibatches import Draw
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from small_networks import LAYOUTS, all_tensors, assert_same, everyone, reset_row
@@ -209,19 +208,6 @@ def test_latest_trainers_are_kept_and_dropped_captures_are_counted(both_ways, gr
         recorded.train(grow(recorded, 1, (0, 0, name, Operator.ADD, Stage.HOLDING)))
     assert recorded.captures == len(set(names)) == 6
     assert len(recorded._trainers[0]._kept) < 6
-
-
-def test_copied_trainers_train_like_the_originals(make_population, grow):
-    population = make_population(3)
-    structure = grow(population, 3, *SEEDS)
-    population.train(structure)
-    original, twin = population._trainers[0], cloudpickle.loads(cloudpickle.dumps(population._trainers[0]))
-    assert not twin._kept
-    draws = draw_epoch(population._streams)
-    for trainers in (twin, original):
-        trainers.run(structure, draws)
-    for name, value in original._make.args[0].host.parameters.items():
-        assert torch.equal(value, twin._make.args[0].host.parameters[name]), name
 
 
 def test_steps_are_captured_on_cuda_if_enabled(monkeypatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -178,10 +177,6 @@ class TrainerCache:
         self._make = partial(Trainer, shard, config=config, data=data, capture=capture)
         self._kept: OrderedDict[bytes, Trainer] = OrderedDict()
         self._captures_dropped = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles drop the trainers, whose shared memory and captured graphs cannot be copied."""
-        return {**self.__dict__, "_kept": OrderedDict()}
 
     @property
     def captures(self) -> int:
