@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -166,3 +169,42 @@ def test_calls_from_many_threads_do_not_wait_for_each_other():
     meeting = threading.Barrier(5, timeout=60)
     with ThreadPoolExecutor(5) as callers:
         assert len({running.result() for running in [callers.submit(undisturbed(meeting.wait)) for _ in range(5)]}) == 5
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["nobody", "another thread"])
+def test_call_runs_once_if_no_thread_can_start(monkeypatch, taken):
+    """The executor may have queued the call, so that a thread that ends another one takes it."""
+
+    def refuse(run, *arguments):
+        if taken:
+            other = threading.Thread(target=run, args=arguments)
+            other.start()
+            other.join()
+        raise RuntimeError("can't start new thread")
+
+    done = []
+    monkeypatch.setattr(threads._pool, "submit", refuse)
+    undisturbed(lambda: done.append(threading.get_ident()))()
+    assert len(done) == 1
+    assert undisturbed(side_by_side)(lambda index: index, 3, 2) == [0, 1, 2]
+
+
+def test_environment_is_saved_while_the_interpreter_ends(tmp_path):
+    code = """
+    import atexit, sys
+    import numpy as np
+    from esper_env.vector_env import EsperVectorEnv
+
+    def leave():
+        env.step(np.zeros((2, 8), dtype=np.int64))
+        env.save_state(sys.argv[1])
+
+    env = EsperVectorEnv("Esper-Digits-v0", 2, horizon=5, batches_per_step=2, batch_size=8, device="cpu", shard_size=1)
+    env.reset(seed=0)
+    atexit.register(leave)
+    """
+    path = tmp_path / "env.safetensors"
+    command = [sys.executable, "-c", textwrap.dedent(code), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert path.exists()

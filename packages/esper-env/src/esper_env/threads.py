@@ -41,7 +41,8 @@ _place = _Place()
 def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
     """Return a function that does the same in a thread of this module; in such a thread, it runs at once.
 
-    The caller waits until it ends, even after an interrupt, so that nothing changes behind the caller's back.
+    The caller waits until it ends, even after an interrupt, so that nothing changes behind the caller's back. If no
+    thread can start, because the interpreter ends or the system has too many, it runs in the caller's.
     """
 
     @wraps(function)
@@ -50,7 +51,8 @@ def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         running: Future[R] = Future()
         try:
-            _pool.submit(_run, running, torch.get_num_threads(), partial(function, *args, **kwargs))
+            if not _started(running, torch.get_num_threads(), partial(function, *args, **kwargs)):
+                return function(*args, **kwargs)
             running.exception()
         finally:
             if not running.cancel():  # an interrupt prevents a call that has not begun, and waits for one that has
@@ -88,16 +90,23 @@ def side_by_side(work: Callable[[int], R], count: int, lanes: int) -> list[R]:
                 results[index].set_exception(error)
 
     others: list[Future[None]] = [Future() for _ in range(min(lanes, count) - 1)]
-    for other in others:
-        _pool.submit(_run, other, callers_cores(), run_lane)
+    others = [other for other in others if _started(other, callers_cores(), run_lane)]
     run_lane()
     for other in others:
         other.result()
     return [result.result() for result in results]
 
 
+def _started(running: Future[R], cores: int, call: Callable[[], R]) -> bool:
+    """Have a thread run a call for a thread that uses so many cores; return False if no thread can start."""
+    try:
+        _pool.submit(_run, running, cores, call)
+    except RuntimeError:
+        return not running.cancel()  # another thread may have taken it
+    return True
+
+
 def _run(running: Future[R], cores: int, call: Callable[[], R]) -> None:
-    """Run a call of a thread that uses so many cores; ``running`` gets its result or its error."""
     if not running.set_running_or_notify_cancel():
         return
     _place.cores = cores
