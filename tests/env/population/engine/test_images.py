@@ -4,6 +4,7 @@ import pytest
 import torch
 from esper_env.hosts import CNNHost
 from esper_env.population.engine import images as batched
+from esper_env.population.engine.vmapped import rule_of
 from esper_env.seeds import offered_blueprints
 from esper_env.seeds.blend import BlendGate
 from torch import nn
@@ -135,6 +136,14 @@ def test_layers_with_hooks_are_not_fused(monkeypatch, hooked_layer, training):
         return layers
 
     check(copies(build), features(1, 4, 4) + 0.3, training=training, input_gradient=False)
+
+
+@pytest.mark.parametrize("kind", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
+def test_layer_with_any_hook_has_no_rule(kind):
+    rules, layer = {nn.ReLU: "rule"}, nn.ReLU()
+    assert rule_of(rules, layer) == "rule"
+    getattr(layer, f"register_{kind}_hook")(lambda *_: None)
+    assert rule_of(rules, layer) is None
 
 
 CONVOLUTIONS = {

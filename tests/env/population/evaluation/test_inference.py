@@ -91,11 +91,11 @@ def test_form_leaves_other_layers_unchanged(build):
 
 @torch.no_grad()
 @pytest.mark.parametrize("layout", [BatchedImages(), SingleImages()], ids=["batched", "single"])
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("place", ["0", "1", "2", "3", ""], ids=["conv", "norm", "pool", "relu", "segment"])
 def test_form_calls_hooks_in_place(layout, place):
     def build():
         layers = nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.ReLU())
-        layers[place].register_forward_hook(lambda _module, _given, out: out * out - 1)
+        layers.get_submodule(place).register_forward_hook(lambda _module, _given, out: out * out - 1)
         return layers
 
     x = torch.randn(5, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

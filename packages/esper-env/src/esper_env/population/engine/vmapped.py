@@ -28,7 +28,8 @@ def register_rule(rules: dict[type[nn.Module], R], *types: type[nn.Module]) -> C
 
 def has_hooks(module: nn.Module) -> bool:
     """True if the module has hooks, which rules and folding would skip."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 def is_plain(layer: nn.Module, kind: type[L]) -> TypeGuard[L]:

@@ -46,13 +46,14 @@ OWN_RESULT = (ChannelShift, nn.Conv2d, nn.MaxPool2d)
 class InferenceForm:
     """A module that computes the same as a host segment in eval mode, faster.
 
-    An ``nn.Sequential`` is folded; any other segment is used as it is. ``module`` runs with the result of ``tensors``.
+    A plain ``nn.Sequential`` is folded; any other segment is used as it is. ``module`` runs with the result of
+    ``tensors``.
     """
 
     def __init__(self, segment: nn.Module) -> None:
         self.module = segment
         self._folds: list[tuple[str, str, float]] = []  # names of convolution and BatchNorm, and its epsilon
-        if type(segment) is nn.Sequential:
+        if is_plain(segment, nn.Sequential):
             layers = [(name, layer) for name, layer in segment._modules.items() if layer is not None]  # with repeats
             self.module = self._folded(layers)
 
