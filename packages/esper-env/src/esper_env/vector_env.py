@@ -32,7 +32,7 @@ from esper_env.tasks.identity import FORMAT, KIND, check_origin, task_identity
 from esper_env.telemetry import Telemetry
 from esper_env.telemetry.memory import available_mib
 from esper_env.threads import undisturbed
-from esper_env.views import call_each
+from esper_env.views import ByEnvironment
 
 EPISODE_SEED_BOUND = 2**62
 #: Lower bound of the memory of one network, with its generator, its history and its observation.
@@ -56,7 +56,7 @@ def observation_space(num_slots: int) -> gym.spaces.Dict:
     )
 
 
-class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
+class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
     """N networks that grow while they train, stepped together.
 
     A step carries out one action per network, trains every network for an epoch and measures it. Actions are
@@ -269,46 +269,6 @@ class EsperVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         if not is_integer(index) or not 0 <= index < self.num_envs:
             raise IndexError(f"index is {index!r}; expected the number of an environment, 0 to {self.num_envs - 1}")
         return self._legal()[index : index + 1]
-
-    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Call a method of every environment, or read an attribute, as ``gymnasium.vector.SyncVectorEnv.call``.
-
-        Args:
-            name: a method of a single environment that does not change it, such as "action_masks", or an attribute.
-            *args: arguments of the method.
-            **kwargs: keyword arguments of the method.
-
-        Returns:
-            One result per environment.
-
-        Raises:
-            AttributeError: there is no such attribute, or the method is one of the whole vector.
-        """
-        return call_each(self, name, args, kwargs)
-
-    def get_attr(self, name: str) -> tuple[Any, ...]:
-        """Return an attribute of every environment; raise ``AttributeError`` if there is none."""
-        return self.call(name)
-
-    def set_attr(self, name: str, values: list[Any] | tuple[Any, ...] | Any) -> None:
-        """Set an attribute: one value, or a list or tuple with one value per environment.
-
-        Raises:
-            AttributeError: there is no such attribute.
-            ValueError: a wrong number of values, or different ones for an attribute that the environments share.
-        """
-        getattr(self, name)
-        each = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
-        if len(each) != self.num_envs:
-            raise ValueError(f"{name} received {len(each)} values; expected {self.num_envs}, one per environment")
-        if name == "np_random":
-            self.np_random = each
-        elif all(value is each[0] or value == each[0] for value in each):
-            setattr(self, name, each[0])
-        else:
-            raise ValueError(
-                f"{name} received {values!r}; the environments of a native vector share it, so the values must be equal"
-            )
 
     @undisturbed
     def render(self) -> tuple[str, ...] | tuple[Picture, ...] | None:

@@ -1,4 +1,4 @@
-"""One environment of a vector: masks, observation and picture of a single network."""
+"""The environments of a vector one by one: masks, observation and picture of a single network."""
 
 from __future__ import annotations
 
@@ -75,7 +75,49 @@ class _Member(NetworkView):
         return value[self._index] if name in _BY_ENVIRONMENT else value
 
 
-def call_each(vector: EsperVectorEnv, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """Call a method of :class:`NetworkView` for every environment, or read an attribute."""
-    found = [getattr(_Member(vector, index), name) for index in range(vector.num_envs)]
-    return tuple(value(*args, **kwargs) if callable(value) else value for value in found)
+class ByEnvironment:
+    """Access to the environments of a native vector one by one, as Gymnasium's ``SyncVectorEnv`` has it."""
+
+    num_envs: int
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of every environment, or read an attribute, as ``gymnasium.vector.SyncVectorEnv.call``.
+
+        Args:
+            name: a method of a single environment that does not change it, such as "action_masks", or an attribute.
+            *args: arguments of the method.
+            **kwargs: keyword arguments of the method.
+
+        Returns:
+            One result per environment.
+
+        Raises:
+            AttributeError: there is no such attribute, or the method is one of the whole vector.
+        """
+        vector: Any = self
+        found = [getattr(_Member(vector, index), name) for index in range(self.num_envs)]
+        return tuple(value(*args, **kwargs) if callable(value) else value for value in found)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Return an attribute of every environment; raise ``AttributeError`` if there is none."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: list[Any] | tuple[Any, ...] | Any) -> None:
+        """Set an attribute: one value, or a list or tuple with one value per environment.
+
+        Raises:
+            AttributeError: there is no such attribute.
+            ValueError: a wrong number of values, or different ones for an attribute that the environments share.
+        """
+        getattr(self, name)
+        each = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
+        if len(each) != self.num_envs:
+            raise ValueError(f"{name} received {len(each)} values; expected {self.num_envs}, one per environment")
+        if name == "np_random":
+            self.np_random = each
+        elif all(value is each[0] or value == each[0] for value in each):
+            setattr(self, name, each[0])
+        else:
+            raise ValueError(
+                f"{name} received {values!r}; the environments of a native vector share it, so the values must be equal"
+            )
