@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from blueprints import CNN_BLUEPRINTS
-from esper_env.rules.gates import GateConfig
+from esper_env.rules import gates
 
 ENVS, HORIZON = 2, 3
 STATM = Path("/proc/self/statm")  # Linux
@@ -53,13 +53,13 @@ def play(vector, rounds, seed):
 
 
 @pytest.mark.slow
-def test_episodes_free_their_memory(make_digits_vec):
+def test_episodes_free_their_memory(make_digits_vec, monkeypatch):
     """The last rounds repeat the first, so a bounded cache holds the same after both.
 
     A cache of more than about twenty structures would look like a leak.
     """
     vector = make_digits_vec(ENVS, horizon=HORIZON, batches_per_step=1, batch_size=8, autoreset_mode="SameStep")
-    vector.unwrapped._growth._gates = GateConfig(min_training_epochs=0)  # blending takes three steps
+    monkeypatch.setattr(gates, "MIN_TRAINING_EPOCHS", 0)  # blending takes three steps
     seen = []
     tracemalloc.start()
     try:

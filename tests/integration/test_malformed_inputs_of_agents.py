@@ -15,6 +15,7 @@ import pytest
 from command_line import bad, interruptible
 from esper_agent import (
     FactoredRecurrentPPO,
+    FixedPlanPolicy,
     GymVecEnv,
     HeuristicPolicy,
     RandomPolicy,
@@ -97,8 +98,15 @@ SEEDS = "expected an integer in [0, 4294967295]"
     ("own", sb3(n_envs=3), TypeError, "make_sb3_env() got an unexpected keyword argument 'n_envs'", "mean 'num_envs'?"),
     ("not-a-vector", lambda: GymVecEnv(3), TypeError, "vec_env is a int", "expected a gymnasium.vector.VectorEnv"),
     ("horizon", lambda: HeuristicPolicy(-5, "cnn"), ValueError, "`horizon` is -5", COUNT),
-    ("gates-name", lambda: HeuristicPolicy(6, "cnn", "strict"), ValueError, "`gates` is 'strict'", "a GateConfig"),
-    ("config", lambda: HeuristicPolicy(6, "cnn", None, {}), ValueError, "`config` is {}", "a HeuristicConfig"),
+    (
+        "gates",
+        lambda: HeuristicPolicy(6, "cnn", "lax"),
+        ValueError,
+        "`gates` is 'lax'",
+        "one of 'permissive', 'strict'",
+    ),
+    ("plan-gates", lambda: FixedPlanPolicy(1, 6, None), ValueError, "`gates` is None", "one of 'permissive', 'strict'"),
+    ("config", lambda: HeuristicPolicy(6, "cnn", config={}), ValueError, "`config` is {}", "a HeuristicConfig"),
     ("no-esper", lambda: HeuristicPolicy.for_env(gymnasium.make("CartPole-v1")), TypeError, "CartPole", "make_vec"),
     ("random-seed", lambda: RandomPolicy("x"), ValueError, "`seed` is 'x'", SEEDS),
     ("episodes", lambda: run_episodes(WaitPolicy(), ID, 0), ValueError, "`episodes` is 0", COUNT),

@@ -97,7 +97,7 @@ class Moment:
             features[slot_index(name, slot)] = value
 
 
-def policy_with(gates=None, **settings):
+def policy_with(gates="permissive", **settings):
     return HeuristicPolicy(HORIZON, "cnn", gates, HeuristicConfig(**settings))
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from esper_agent.policies.heuristic import HeuristicConfig, HeuristicPolicy
 from esper_env.rules.actions import ActionNames
-from esper_env.rules.gates import gate_config
 from esper_env.rules.heads import AlphaTarget, Blueprint, Head, Op, Style, Tempo
 from esper_env.rules.stages import Stage
 from esper_env.seeds import register_blueprint, register_topology
@@ -162,7 +161,7 @@ def test_heuristic_config_rejects_a_penalty_that_decays_too_fast():
 def test_seed_advances_as_soon_as_its_gate_can_pass(gates, ready, unready):
     for seed, op in ((ready, Op.ADVANCE), (unready, Op.WAIT)):
         moment = Moment(seeds={0: seed, 1: Seed(Stage.FOSSILIZED), 2: Seed(Stage.FOSSILIZED)})
-        assert decide(moment, policy=policy_with(gate_config(gates))).op == op
+        assert decide(moment, policy=policy_with(gates)).op == op
 
 
 @pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.BLENDING])

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from esper_env.rules.gates import gate_config
 from esper_env.rules.heads import AlphaSpeed, Head, Op
 from esper_env.rules.stages import Stage
 from heuristic_moments import HORIZON, READY, Moment, Seed, aged, decide, policy_with
@@ -65,7 +64,7 @@ def test_unmeasured_contribution_is_not_zero():
 )
 def test_holding_seed_waits_while_its_gate_cannot_pass(gates, seed, op):
     moments = [Moment(epoch=20 + n, plateau=0, seeds={0: Seed(Stage.HOLDING, n, **seed)}) for n in (1, 2, 3)]
-    decision = decide(*moments, policy=policy_with(gate_config(gates)))
+    decision = decide(*moments, policy=policy_with(gates))
     assert decision.op == op
     assert f"contributes {seed['contribution']} points over 3 epochs" in decision.reason
 

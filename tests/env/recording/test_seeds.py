@@ -6,7 +6,7 @@ from esper_env.recording import Recorder
 from esper_env.rules.heads import AlphaSpeed, AlphaTarget, Blueprint, Op, Style
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
-from esper_env.telemetry import MemorySink, SeedFossilized, SeedGerminated, SeedPruned, Telemetry
+from esper_env.telemetry import MemorySink, SeedFossilized, SeedGateEvaluated, SeedGerminated, SeedPruned, Telemetry
 from listening import heard, listen, payloads
 
 COMMANDS = ("COMMAND_ISSUED", "COMMAND_SUCCEEDED", "COMMAND_REJECTED")
@@ -49,6 +49,9 @@ def test_life_of_a_seed_has_events(run, script):
     names = {epoch: (event.slot, event.payload.gate, event.payload.passed) for epoch, event in gates.items()}
     passed = {1: "G0", 2: "G1", 6: "G2", 9: "G3", 10: "G5"}
     assert names == {epoch: ("r0c1", gate, True) for epoch, gate in passed.items()} | {4: ("r0c1", "G2", False)}
+    assert gates[1].payload == SeedGateEvaluated(
+        gate="G0", passed=True, score=1.0, checks_passed=(), checks_failed=(), message="G0 passed"
+    )
     failed, passed = gates[4].payload, gates[6].payload
     assert failed.checks_failed == ("trained_long_enough",)
     assert failed.score == pytest.approx(len(failed.checks_passed) / (len(failed.checks_passed) + 1))

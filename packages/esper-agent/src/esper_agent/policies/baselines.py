@@ -15,7 +15,6 @@ import numpy as np
 from esper_env.checks import POSITIVE, SEED, check_value, is_whole
 from esper_env.rules import (
     NUM_BLUEPRINTS,
-    GateConfig,
     Head,
     ObservationView,
     Op,
@@ -129,13 +128,13 @@ class FixedPlanPolicy:
     Args:
         plantings: the plan, in planting order; a blueprint's value stands for that blueprint in slot 0.
         horizon: epochs of an episode, which scale the features.
-        gates: the environment's gate configuration, by default permissive.
+        gates: the environment's gates, "permissive" or "strict".
 
     Raises:
         ValueError: the plan is empty or uses a slot twice, or an argument is out of range.
     """
 
-    def __init__(self, plantings: int | Sequence[Planting], horizon: int, gates: GateConfig | None = None) -> None:
+    def __init__(self, plantings: int | Sequence[Planting], horizon: int, gates: str = "permissive") -> None:
         self.plantings = (Planting(plantings),) if isinstance(plantings, int) else tuple(plantings)
         slots = [planting.slot for planting in self.plantings]
         if not slots or min(slots) < 0 or len(set(slots)) < len(slots):
@@ -147,9 +146,8 @@ class FixedPlanPolicy:
                 f"{NUM_BLUEPRINTS - 1}, such as esper_env.rules.heads.Blueprint.NORM"
             )
         check_value("horizon", horizon, Annotated[int, POSITIVE])
-        check_value("gates", gates, GateConfig | None)
         self.horizon = horizon
-        self.gates = gates if gates is not None else GateConfig()
+        self._gates = gate_config(gates)
 
     def predict(
         self,
@@ -171,7 +169,7 @@ class FixedPlanPolicy:
             planted = state.copy()
         planted[starts] = False
         view = ObservationView(batch.features, batch.num_slots, self.horizon)
-        ready = ready_to_advance(view, self.gates) | ready_to_fossilize(view, self.gates)
+        ready = ready_to_advance(view, self._gates) | ready_to_fossilize(view, self._gates)
         actions = batch.waiting()
         for row in range(batch.num_envs):
             self._act(actions[row], planted[row], batch, row, view.stage[row], ready[row])
@@ -206,7 +204,7 @@ def _fixed_plan(name: str) -> Callable[[Any, int], FixedPlanPolicy]:
     def make(env: Any, _seed: int) -> FixedPlanPolicy:
         base = env.unwrapped
         blueprint = blueprint_entry(name, base.topology).value
-        return FixedPlanPolicy(blueprint, base.task.horizon, gate_config(base.task.gates))
+        return FixedPlanPolicy(blueprint, base.task.horizon, base.task.gates)
 
     return make
 

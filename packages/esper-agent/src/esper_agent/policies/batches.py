@@ -12,8 +12,12 @@ from typing import Any
 
 import numpy as np
 from esper_env.rules import (
+    FULL_ALPHA,
     HEAD_DEFAULTS,
     HOLD,
+    MAX_CONTRIBUTION_AGE,
+    MIN_GRADIENT_HEALTH,
+    MIN_TRAINING_EPOCHS,
     NO_BLUEPRINT,
     NUM_OPS,
     GateConfig,
@@ -138,23 +142,25 @@ def ready_to_advance(view: ObservationView, gates: GateConfig) -> NDArray[np.boo
     Strict gates also check the gradient ratio, which is not observed, so that the attempt can still fail.
     """
     trained = (
-        (view.epochs_in_stage >= gates.min_training_epochs)
-        & _healthy(view, gates)
-        & _at_least(view.contribution, gates.min_prospective_contribution)
+        (view.epochs_in_stage >= MIN_TRAINING_EPOCHS)
+        & _healthy(view)
+        & _contributes(view, gates.min_prospective_contribution)
     )
-    blended = on_hold_at(view, gates.full_alpha) & _at_least(view.epochs_in_stage, gates.min_blending_epochs)
+    blended = on_hold_at(view, FULL_ALPHA) & _at_least(view.epochs_in_stage, gates.min_blending_epochs)
     stage = view.stage
     return (stage == Stage.GERMINATED) | ((stage == Stage.TRAINING) & trained) | ((stage == Stage.BLENDING) & blended)
 
 
 def ready_to_fossilize(view: ObservationView, gates: GateConfig) -> NDArray[np.bool_]:
     """Return slots (..., S) where FOSSILIZE passes its gate."""
-    return (
-        (view.stage == Stage.HOLDING)
-        & view.contribution_measured
-        & _healthy(view, gates)
-        & _at_least(view.contribution, gates.min_contribution)
-    )
+    measured = recently_measured(view)
+    contributes = _contributes(view, gates.min_contribution)
+    return (view.stage == Stage.HOLDING) & measured & contributes & _healthy(view)
+
+
+def recently_measured(view: ObservationView) -> NDArray[np.bool_]:
+    """Return slots (..., S) whose contribution gates accept: measured, and not too long ago."""
+    return view.contribution_measured & (view.contribution_age <= MAX_CONTRIBUTION_AGE)
 
 
 def on_hold_at(view: ObservationView, alpha: float) -> NDArray[np.bool_]:
@@ -162,8 +168,14 @@ def on_hold_at(view: ObservationView, alpha: float) -> NDArray[np.bool_]:
     return (view.alpha_mode == HOLD) & (view.alpha >= alpha - _ROUNDING)
 
 
-def _healthy(view: ObservationView, gates: GateConfig) -> NDArray[np.bool_]:
-    return ~view.gradient_exploding & (view.gradient_health >= gates.min_gradient_health - _ROUNDING)
+def _healthy(view: ObservationView) -> NDArray[np.bool_]:
+    return ~view.gradient_exploding & (view.gradient_health >= MIN_GRADIENT_HEALTH - _ROUNDING)
+
+
+def _contributes(view: ObservationView, threshold: float | None) -> NDArray[np.bool_]:
+    """Check a minimal contribution, which needs a recent measurement; True everywhere without a threshold."""
+    enough = _at_least(view.contribution, threshold)
+    return enough if threshold is None else enough & recently_measured(view)
 
 
 def _at_least(values: NDArray, threshold: float | None) -> NDArray[np.bool_]:

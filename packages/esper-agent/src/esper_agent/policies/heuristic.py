@@ -28,12 +28,13 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from esper_env.checks import POSITIVE, check_value
 from esper_env.rules import (
+    FULL_ALPHA,
     IS_LIVE,
+    MIN_TRAINING_EPOCHS,
     TEMPO_TICKS,
     ActionNames,
     AlphaSpeed,
     AlphaTarget,
-    GateConfig,
     Head,
     ObservationView,
     Op,
@@ -101,7 +102,7 @@ class HeuristicPolicy:
     Args:
         horizon: epochs of an episode, which scale the features.
         topology: the host's kind, such as "cnn", whose registered blueprints can be planted.
-        gates: the environment's gate configuration, by default permissive.
+        gates: the environment's gates, "permissive" or "strict".
         config: numbers of the rules.
         names: names of slots and blueprints in decisions; by default "r0c0", "r0c1", ... and the registered names.
 
@@ -113,15 +114,14 @@ class HeuristicPolicy:
         self,
         horizon: int,
         topology: str,
-        gates: GateConfig | None = None,
+        gates: str = "permissive",
         config: HeuristicConfig | None = None,
         names: ActionNames | None = None,
     ) -> None:
         check_value("horizon", horizon, Annotated[int, POSITIVE])
-        check_value("gates", gates, GateConfig | None)
         check_value("config", config, HeuristicConfig | None)
         self.horizon = horizon
-        self.gates = gates if gates is not None else GateConfig()
+        self._gates = gate_config(gates)
         self.config = config if config is not None else HeuristicConfig()
         self.topology = topology
         if names is None:
@@ -158,13 +158,13 @@ class HeuristicPolicy:
         if not hasattr(base, "task"):
             raise TypeError(f"{base} is not an Esper environment; make one with gymnasium.make or make_vec")
         names = ActionNames(base.slot_ids, base.blueprint_names)
-        return cls(base.task.horizon, base.topology, gate_config(base.task.gates), config, names)
+        return cls(base.task.horizon, base.topology, base.task.gates, config, names)
 
     @property
     def epochs_to_commit(self) -> int:
         """Actions from planting a seed to fossilizing it, both included."""
-        blending = max(int(TEMPO_TICKS[self.config.tempo]), self.gates.min_blending_epochs or 0)
-        return 2 + self.gates.min_training_epochs + blending + self.config.holding_epochs
+        blending = max(int(TEMPO_TICKS[self.config.tempo]), self._gates.min_blending_epochs or 0)
+        return 2 + MIN_TRAINING_EPOCHS + blending + self.config.holding_epochs
 
     @property
     def note(self) -> str | None:
@@ -212,8 +212,8 @@ class HeuristicPolicy:
             view,
             batch,
             memory,
-            ready_to_advance(view, self.gates),
-            ready_to_fossilize(view, self.gates),
+            ready_to_advance(view, self._gates),
+            ready_to_fossilize(view, self._gates),
             self.horizon - view.epoch,
         )
         actions, turn, attempted = batch.waiting(), memory.turn.copy(), np.full(batch.num_envs, -1)
@@ -259,7 +259,7 @@ class HeuristicPolicy:
         if scene.advance[row, slot]:
             return _Wish(Op.ADVANCE, f"the gate can pass after {epochs} epochs")
         blending = scene.view.stage[row, slot] == Stage.BLENDING
-        if blending and on_hold_at(scene.view, 0.0)[row, slot] and scene.view.alpha[row, slot] < self.gates.full_alpha:
+        if blending and on_hold_at(scene.view, 0.0)[row, slot] and scene.view.alpha[row, slot] < FULL_ALPHA:
             return _Wish(Op.SET_ALPHA_TARGET, f"alpha rests at {scene.view.alpha[row, slot]:.2f}, short of 1")
         return _Wish(Op.WAIT, f"the gate cannot pass yet, {epochs} epochs in")
 

@@ -8,6 +8,7 @@ import numpy as np
 from esper_env.rules import HAS_SEED, HISTORY, NUM_BLUEPRINTS, ObservationView, Stage
 from numpy.typing import NDArray
 
+from esper_agent.policies.batches import recently_measured
 from esper_agent.policies.heuristic_config import HeuristicConfig
 
 _LONG_AGO = -(10**6)
@@ -72,7 +73,7 @@ def remember(
     penalty = last.penalty * config.penalty_decay
     rows, slots = np.nonzero(gone)
     np.add.at(penalty, (rows, last.blueprint[rows, slots]), config.prune_penalty)
-    measured = (stage == Stage.HOLDING) & (view.epochs_in_stage >= 1) & np.isin(view.contribution_age, (0, 1))
+    measured = (stage == Stage.HOLDING) & (view.epochs_in_stage >= 1) & recently_measured(view)
     return HeuristicState(
         accuracy=accuracy,
         stage=stage,

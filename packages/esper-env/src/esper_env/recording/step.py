@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from esper_env import telemetry as events
 from esper_env.population import Measurement, Mismatch, Structure, TrainStats
 from esper_env.rules.actions import ActionNames
-from esper_env.rules.gates import GateVerdict
+from esper_env.rules.gates import CHECKS, NO_GATE, Gate
 from esper_env.rules.governor import Judgement, Reason
 from esper_env.rules.heads import HEAD_NAMES, Op, Operator
 from esper_env.rules.lifecycle import Changes, CommandBatch
@@ -91,10 +91,13 @@ class StepEvents:
         return {"op": Op(op).name, "arguments": self._names.arguments(heads) if command.valid[env] else {}}
 
     def _gates(self) -> Iterator[Emission]:
-        for env in range(len(self._step.idle)):
-            verdict = self._step.changes.gates.verdict(env)
-            if verdict is not None and not self._step.idle[env]:
-                yield env, int(self._step.changes.slot[env]), _gate_evaluated(verdict)
+        for env in self._envs(self._step.changes.gates.gate != NO_GATE):
+            yield env, int(self._step.changes.slot[env]), self._gate(env)
+
+    def _gate(self, env: int) -> events.SeedGateEvaluated:
+        gates = self._step.changes.gates
+        row = tuple(gates.asked[env].tolist()), tuple(gates.answers[env].tolist())
+        return _gate_evaluated(int(gates.gate[env]), *row)
 
     def _isolation(self) -> Iterator[Emission]:
         breached: Mask = self._step.epoch.stats.breached
@@ -200,14 +203,23 @@ class StepEvents:
             return "it was not legal"
         if rejection is Rejection.ROLLED_BACK:
             return "the governor rolled the network back"
-        verdict = self._step.changes.gates.verdict(env)
-        assert verdict is not None, "a legal action without a gate always succeeds"
-        return verdict.message
+        return self._gate(env).message  # a legal action without a gate always succeeds
 
 
 @lru_cache(maxsize=1024)  # many payloads are equal
-def _gate_evaluated(verdict: GateVerdict) -> events.Payload:
-    return events.SeedGateEvaluated(**{**verdict._asdict(), "gate": verdict.gate.name})
+def _gate_evaluated(gate: int, asked: tuple[bool, ...], answers: tuple[bool, ...]) -> events.SeedGateEvaluated:
+    checked = [(name, answer) for name, has, answer in zip(CHECKS, asked, answers, strict=True) if has]
+    good = tuple(name for name, answer in checked if answer)
+    bad = tuple(name for name, answer in checked if not answer)
+    name = Gate(gate).name
+    return events.SeedGateEvaluated(
+        gate=name,
+        passed=not bad,
+        score=len(good) / len(checked) if checked else 1.0,
+        checks_passed=good,
+        checks_failed=bad,
+        message=f"{name} failed: {', '.join(bad)}" if bad else f"{name} passed",
+    )
 
 
 def snapshots(rows: Mask, signals: Signals, fossilized: Mask, names: ActionNames) -> Iterator[Emission]:

@@ -4,7 +4,14 @@ Everything works on NumPy arrays of shape (environments, slots); nothing here im
 """
 
 from esper_env.rules.actions import ActionNames
-from esper_env.rules.gates import GateConfig, gate_config
+from esper_env.rules.gates import (
+    FULL_ALPHA,
+    MAX_CONTRIBUTION_AGE,
+    MIN_GRADIENT_HEALTH,
+    MIN_TRAINING_EPOCHS,
+    GateConfig,
+    gate_config,
+)
 from esper_env.rules.heads import (
     ALPHA_TARGETS,
     HEAD_DEFAULTS,
@@ -37,6 +44,7 @@ from esper_env.rules.stages import HAS_SEED, IS_LIVE, Stage
 __all__ = [
     "ALPHA_TARGETS",
     "BASE_FIELDS",
+    "FULL_ALPHA",
     "GAMMA",
     "HAS_SEED",
     "HEAD_DEFAULTS",
@@ -46,6 +54,9 @@ __all__ = [
     "HISTORY",
     "HOLD",
     "IS_LIVE",
+    "MAX_CONTRIBUTION_AGE",
+    "MIN_GRADIENT_HEALTH",
+    "MIN_TRAINING_EPOCHS",
     "NO_BLUEPRINT",
     "NUM_BLUEPRINTS",
     "NUM_HEADS",

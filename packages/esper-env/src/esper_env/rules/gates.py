@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache, lru_cache
+from functools import cache
 from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.checks import NON_NEGATIVE, SHARE, OneOf, check, check_value
+from esper_env.checks import NON_NEGATIVE, OneOf, check, check_value
 from esper_env.rules.slot_table import HOLD, BoolArray, IntArray, SlotTable
 from esper_env.rules.stages import Stage, lookup
 
@@ -41,9 +41,17 @@ GATE_INTO = lookup(
 )
 
 
+MIN_TRAINING_EPOCHS = 3
+MIN_GRADIENT_HEALTH = 0.7
+FULL_ALPHA = 1.0
+#: A contribution older than this counts as missing. Every epoch measures, so its age is normally 0; one epoch that did
+#: not is tolerated.
+MAX_CONTRIBUTION_AGE = 1
+
+
 @dataclass(frozen=True)
 class GateConfig:
-    """Numbers that the checks compare with; None turns a check off. The defaults are those of "permissive".
+    """Thresholds that differ between configurations; None turns a check off. The defaults are those of "permissive".
 
     Epochs are completed epochs in the present stage. Contributions are accuracy points (0..100 scale).
 
@@ -51,12 +59,6 @@ class GateConfig:
         ValueError: a number is out of range.
     """
 
-    min_training_epochs: Annotated[int, NON_NEGATIVE] = 3
-    min_gradient_health: Annotated[float, SHARE] = 0.7
-    full_alpha: Annotated[float, SHARE] = 1.0
-    #: A contribution older than this counts as missing. Every epoch measures, so its age is normally 0; one epoch
-    #: that did not is tolerated.
-    max_contribution_age: Annotated[int, NON_NEGATIVE] = 1
     min_prospective_contribution: float | None = None
     min_gradient_ratio: float | None = None
     min_blending_epochs: Annotated[int, NON_NEGATIVE] | None = None
@@ -118,34 +120,23 @@ def _at_least(values: NDArray[np.number], minimum: float | None) -> BoolArray:
 def _answers(table: SlotTable, config: GateConfig) -> BoolArray:
     """(N, S, checks) answers of every check for every slot; False without the measurement it needs."""
     contribution, age = table.contribution, table.contribution_age
-    measured = (age >= 0) & (age <= config.max_contribution_age) & np.isfinite(contribution)
+    measured = (age >= 0) & (age <= MAX_CONTRIBUTION_AGE) & np.isfinite(contribution)
     gradient = table.gradient_measured
     answers = {
-        "trained_long_enough": _at_least(table.epochs_in_stage, config.min_training_epochs),
+        "trained_long_enough": _at_least(table.epochs_in_stage, MIN_TRAINING_EPOCHS),
         "gradient_measured": gradient,
         "gradient_not_exploding": gradient & ~table.gradient_exploding,
-        "gradient_healthy": gradient & _at_least(table.gradient_health, config.min_gradient_health),
+        "gradient_healthy": gradient & _at_least(table.gradient_health, MIN_GRADIENT_HEALTH),
         "prospective_contribution": measured & _at_least(contribution, config.min_prospective_contribution),
         "gradient_ratio": gradient & _at_least(table.gradient_ratio, config.min_gradient_ratio),
         "schedule_on_hold": table.alpha_mode == HOLD,
-        "full_alpha": table.alpha == config.full_alpha,
+        "full_alpha": table.alpha == FULL_ALPHA,
         "blended_long_enough": _at_least(table.epochs_in_stage, config.min_blending_epochs),
         "contribution_measured": measured,
-        "contribution_at_full_alpha": measured & (table.contribution_alpha == config.full_alpha),
+        "contribution_at_full_alpha": measured & (table.contribution_alpha == FULL_ALPHA),
         "contribution": measured & _at_least(contribution, config.min_contribution),
     }
     return np.stack([answers[name] for name in CHECKS], axis=2)
-
-
-class GateVerdict(NamedTuple):
-    """Verdict of one gate on one slot."""
-
-    gate: Gate
-    passed: bool
-    score: float  # share of the gate's checks that passed, 0..1; 1 for a gate without checks
-    checks_passed: tuple[str, ...]
-    checks_failed: tuple[str, ...]
-    message: str
 
 
 class GateResults(NamedTuple):
@@ -155,22 +146,6 @@ class GateResults(NamedTuple):
     passed: BoolArray  # (N,) False where there is no gate
     asked: BoolArray  # (N, checks) the gate has this check
     answers: BoolArray  # (N, checks) the check holds, asked or not
-
-    def verdict(self, env: int) -> GateVerdict | None:
-        """Return the verdict in environment ``env``, or None where there is no gate."""
-        if self.gate[env] == NO_GATE:
-            return None
-        return _verdict(int(self.gate[env]), tuple(self.asked[env].tolist()), tuple(self.answers[env].tolist()))
-
-
-@lru_cache(maxsize=1024)  # telemetry asks for many, and few differ
-def _verdict(gate: int, asked: tuple[bool, ...], answers: tuple[bool, ...]) -> GateVerdict:
-    checked = [(name, answer) for name, has, answer in zip(CHECKS, asked, answers, strict=True) if has]
-    good = tuple(name for name, answer in checked if answer)
-    bad = tuple(name for name, answer in checked if not answer)
-    score = len(good) / len(checked) if checked else 1.0
-    outcome = f"failed: {', '.join(bad)}" if bad else "passed"
-    return GateVerdict(Gate(gate), not bad, score, good, bad, f"{Gate(gate).name} {outcome}")
 
 
 def evaluate(table: SlotTable, slot: IntArray, gate: IntArray, config: GateConfig) -> GateResults:

@@ -153,7 +153,7 @@ class SeedGateEvaluated(Payload):
     TYPE = "SEED_GATE_EVALUATED"
     gate: str
     passed: bool
-    score: float
+    score: float  # share of the gate's checks that passed, 0..1; 1 for a gate without checks
     checks_passed: tuple[str, ...]
     checks_failed: tuple[str, ...]
     message: str
