@@ -14,7 +14,7 @@ from esper_agent.cli.main import OK, main
 from esper_env.rules.heads import NO_BLUEPRINT, Head, Op, head_sizes
 from esper_env.rules.masks import ActionRules
 from esper_env.rules.reward_config import reward_config
-from esper_env.rules.stages import HAS_SEED, IS_BLENDED, NUM_STAGES, STAGE_INDEX, Stage
+from esper_env.rules.stages import HAS_SEED, IS_BLENDED, STAGE_INDEX, Stage
 from esper_env.seeds import offered_blueprints
 from esper_env.tasks import TASKS
 from esper_env.telemetry import Telemetry
@@ -135,7 +135,7 @@ class GrowthToy(gymnasium.Env):
                 row[[11, 12]] = float(IS_BLENDED[stage]), 1.0
                 row[19] = self.in_stage[slot] / self.horizon
                 row[21] = row[29] = 1.0
-        assert NUM_STAGES == 10
+        assert len(Stage) == 10
         return {
             "features": features,
             "blueprints": np.array(self.blueprint, dtype=np.int64),

@@ -52,7 +52,7 @@ def test_loss_is_in_nats_and_accuracy_counts_next_bytes(make):
     assert env.unwrapped.dataset_name == "grammar"
     assert abs(info["val_loss"] - np.log(256)) < 0.2  # an untrained network
     assert info["val_bits_per_byte"] == pytest.approx(info["val_loss"] / np.log(2))
-    predictions = growth_of(env)._population.predictions
+    predictions = growth_of(env)._population._splits.validation.predictions
     assert (info["val_accuracy"] / 100 * predictions) == pytest.approx(round(info["val_accuracy"] / 100 * predictions))
     for _ in range(8):
         _, _, terminated, _, after = env.step(np.zeros(8, dtype=np.int64))

@@ -52,7 +52,7 @@ def panic(reason, loss, threshold):
 
 
 def rollback(*pruned):
-    rest = {"rollbacks": 2, "snapshot_epoch": 10, "skipped_op": "ADVANCE", "missing": (), "unexpected": ()}
+    rest = {"rollbacks": 2, "snapshot_epoch": 10, "skipped_op": "ADVANCE"}
     return GovernorRollback(**vars(panic("non-finite", NAN, None)), pruned=pruned, **rest)
 
 

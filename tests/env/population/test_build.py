@@ -43,7 +43,7 @@ def test_build_rejects_missing_device_before_loading_data(monkeypatch):
 def test_population_describes_its_data(build):
     population = build()
     assert (population.dataset_name, population.classes, population.reads_text) == ("digits", 10, False)
-    assert population.predictions == 800
+    assert population._splits.validation.predictions == 800
 
 
 @pytest.mark.parametrize(

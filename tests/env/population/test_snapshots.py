@@ -58,7 +58,7 @@ def test_restored_network_equals_snapshot_with_zero_momentum_and_others_stay(mak
         assert moved == MOVING[row]
         others = [other for other in range(COUNT) if other != row]
         before = [network_tensors(population, structure, other) for other in others]
-        assert population.restore_snapshot(structure, row) == ((), ())
+        population.restore_snapshot(structure, row)
         assert_same(snapshot(population, structure, row), expected)
         local = population._locate(row)[1]
         assert not any(v[local].any() for stack in fossils(population, structure, row) for v in stack.momentum.values())
@@ -93,27 +93,13 @@ def test_latest_snapshot_replaces_only_its_networks_own(make_population, grow):
         assert_same(snapshot(population, structure, row), (second if row in (1, 3) else first)[row])
 
 
-def test_mismatch_names_tensors(make_population, grow):
+def test_restore_of_a_seed_without_a_snapshot_raises(make_population, grow):
     population = make_population(COUNT)
     structure = grow(population, COUNT, *SEEDS)
-    shard = population.shards[0]
-    snapshots = Snapshots(shard)
-    bare = structure._replace(fossilized=np.zeros_like(structure.fossilized))
-    snapshots.take(bare, np.arange(COUNT))
-    value = blueprint_entry("conv_light", "cnn").value
-    missing, unexpected = snapshots.restore(structure, 0)
-    seed, gate = shard.seed_stack(0, value), shard.gate_stack(0)
-    assert missing == (
-        *(f"seeds/0/{value}/parameters/{key}" for key in seed.parameters),
-        *(f"seeds/0/{value}/buffers/{key}" for key in seed.buffers),
-        *(f"gates/0/parameters/{key}" for key in gate.parameters),
-        *(f"gates/0/buffers/{key}" for key in gate.buffers),
-    )
-    assert unexpected == ()
-    kept = snapshots._shelves["host"].tensors()["parameters"]
-    kept["ghost"] = kept.pop("segments.0.0.weight")
-    wanted = (("host/parameters/segments.0.0.weight",), ("host/parameters/ghost",))
-    assert snapshots.restore(bare, 0) == wanted
+    snapshots = Snapshots(population.shards[0])
+    snapshots.take(structure._replace(fossilized=np.zeros_like(structure.fossilized)), np.arange(COUNT))
+    with pytest.raises(KeyError, match="seeds/0/"):
+        snapshots.restore(structure, 0)
 
 
 # Checks of finite values

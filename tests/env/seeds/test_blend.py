@@ -4,7 +4,7 @@ import pytest
 import torch
 from esper_env.rules.heads import Operator
 from esper_env.seeds import blend as blend_module
-from esper_env.seeds.blend import BlendGate, blend, register_operator
+from esper_env.seeds.blend import BlendGate, blend
 from plain_seeds import blended
 
 pytestmark = pytest.mark.numeric
@@ -60,22 +60,7 @@ def test_blend_gate_is_computed_per_sample_from_pooled_features():
     torch.testing.assert_close(out.flatten(), torch.sigmoid(logit).flatten())
 
 
-def test_blend_errors_name_the_operator():
+def test_gate_operator_without_a_gate_is_an_error():
     h, s, _ = tensors()
-    with pytest.raises(ValueError, match=r"operator 9 is not registered; expected one of \[0, 1, 2\]"):
-        blend(9, h, s, torch.tensor(1.0))
     with pytest.raises(ValueError, match="the GATE operator needs the gate's output"):
         blend(Operator.GATE, h, s, torch.tensor(1.0))
-    with pytest.raises(ValueError, match="operator 0 is already registered; choose another value"):
-        register_operator(Operator.ADD, blend_module._OPERATORS[Operator.ADD])
-
-
-def test_register_operator_adds_an_operator(monkeypatch):
-    monkeypatch.setattr(blend_module, "_OPERATORS", dict(blend_module._OPERATORS))
-
-    def largest(h, s, alpha, gate):  # noqa: ARG001
-        return torch.maximum(h, alpha * s)
-
-    register_operator(7, largest)
-    h, s, _ = tensors()
-    torch.testing.assert_close(blend(7, h, s, torch.tensor(1.0)), torch.maximum(h, s))

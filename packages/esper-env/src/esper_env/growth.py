@@ -253,19 +253,17 @@ class Growth(ArrayState):
             measured=measured,
             judgement=judgement,
             judged_loss=measured.loss,
-            rescues={},
             snapshot_epoch=self._governor.snapshot_epoch.copy(),
         )
         broken = judgement.roll_back
         if broken.any():
             lifecycle.roll_back(self.table, before, broken, self._governor.saved)
             structure = Structure.of(self.table)
-            rescues = {
-                row: self._population.restore_snapshot(structure, row) for row in np.flatnonzero(broken).tolist()
-            }
+            for row in np.flatnonzero(broken).tolist():
+                self._population.restore_snapshot(structure, row)
             measured = updated(measured, self._population.measure(structure, broken), broken)
             self._governor.rolled_back(broken, measured.loss)
-            epoch = epoch._replace(structure=structure, measured=measured, rescues=rescues)
+            epoch = epoch._replace(structure=structure, measured=measured)
         trained = np.where(broken[:, None], 0.0, stats.sizes)
         record_gradients(self.table, stats.gradient_norm, stats.vanishing, stats.exploding, trained)
         self._record(measured, everyone)

@@ -75,7 +75,7 @@ def possible_masks(structure, row):
 def test_every_configuration_equals_separate_pass(grown, naive, batched, dtype):
     """In float32, an image whose two largest logits nearly tie may change class."""
     population, structure = grown(batched, dtype)
-    exact, one_image = dtype is torch.float64, 100 / population.predictions
+    exact, one_image = dtype is torch.float64, 100 / population._splits.validation.predictions
     for index, shard in enumerate(population.shards):
         rows = range(NETWORKS) if batched else [index]
         pairs = [(row, mask) for row in rows for mask in possible_masks(structure, row)]

@@ -59,13 +59,6 @@ def run_script(
     return exit_code(run)
 
 
-def check_least(settings: object, **bounds: int) -> None:
-    """Raise ``ConfigError`` for a setting below its bound."""
-    for name, bound in bounds.items():
-        if getattr(settings, name) < bound:
-            raise ConfigError(f"{name} is {getattr(settings, name)}; expected at least {bound}")
-
-
 def check_out(out: Path) -> None:
     """Raise ``ConfigError`` for the path of a result file that cannot be written."""
     try:

@@ -17,7 +17,7 @@ from esper_env.persistence.tree import Tree
 from esper_env.population.config import PopulationConfig
 from esper_env.population.evaluation.measurement import Commitment, Measurement, appraise, measure
 from esper_env.population.shard import Shard
-from esper_env.population.snapshots import Mismatch, Snapshots
+from esper_env.population.snapshots import Snapshots
 from esper_env.population.splits import splits_for
 from esper_env.population.state import Networks, get_networks, set_networks
 from esper_env.population.structure import BoolArray, IntArray, Structure
@@ -91,11 +91,6 @@ class Population:
         """Number of slots of a network."""
         return len(self.shards[0].slots)
 
-    @property
-    def predictions(self) -> int:
-        """Number of predictions on the validation split; an accuracy is a share of them."""
-        return self._splits.validation.predictions
-
     @undisturbed
     def reset(self, rows: BoolArray, seeds: IntArray) -> None:
         """Reset the networks of ``rows`` (N,) from ``seeds`` (N,): weights, data order and later seeds."""
@@ -147,10 +142,10 @@ class Population:
             snapshots.take(structure.rows(own), np.flatnonzero(rows[own]))
 
     @undisturbed
-    def restore_snapshot(self, structure: Structure, row: int) -> Mismatch:
+    def restore_snapshot(self, structure: Structure, row: int) -> None:
         """Restore one network from its snapshot; ``structure`` has the fossilized seeds of the snapshot."""
         own = self._slices[row // self._config.shard_size]
-        return self._snapshots[row // self._config.shard_size].restore(structure.rows(own), row - own.start)
+        self._snapshots[row // self._config.shard_size].restore(structure.rows(own), row - own.start)
 
     @property
     def captures(self) -> int:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from esper_env.population.structure import BoolArray, IntArray, Structure
 from esper_env.population.transfer import on_device
+from esper_env.rules.heads import Operator
 
 #: Operator values are below this; it packs (blueprint, operator) into one integer.
-OPERATOR_RADIX = 64
+OPERATOR_RADIX = len(Operator)
 
 
 class SeedGroup(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,13 +14,6 @@ from esper_env.rules.heads import NO_BLUEPRINT
 
 #: Kinds of tensors in a snapshot. Momentum is left out: it is zero after a rollback.
 KINDS = ("parameters", "buffers")
-
-
-class Mismatch(NamedTuple):
-    """Names of tensors that the snapshot lacks, and that the network lacks; both are empty in a sound system."""
-
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
 
 
 class Snapshots:
@@ -48,20 +40,11 @@ class Snapshots:
             values = stack.read_rows(members)
             self.shelf(stack, name).write_rows(members, {kind: values[kind] for kind in KINDS})
 
-    def restore(self, structure: Structure, row: int) -> Mismatch:
+    def restore(self, structure: Structure, row: int) -> None:
         """Restore one network's host and fossilized seeds bit for bit, with zero momentum."""
-        missing: list[str] = []
-        unexpected: list[str] = []
         for name, stack, _ in self._stacks(structure, np.array([row])):
-            own = stack.tensors()
-            shelf = self._shelves[name].read_rows([row]) if name in self._shelves else {}
-            for kind in KINDS:
-                kept = shelf.get(kind, {})
-                missing += [f"{name}/{kind}/{key}" for key in own[kind] if key not in kept]
-                unexpected += [f"{name}/{kind}/{key}" for key in kept if key not in own[kind]]
-                stack.write_rows([row], {kind: {key: value for key, value in kept.items() if key in own[kind]}})
+            stack.write_rows([row], self._shelves[name].read_rows([row]))
             stack.clear_momentum([row])
-        return Mismatch(tuple(missing), tuple(unexpected))
 
     def _stacks(self, structure: Structure, rows: IntArray) -> Iterator[tuple[str, Stack, list[int]]]:
         """The stacks with hosts and fossilized seeds of some networks, each with its rows among ``rows``."""

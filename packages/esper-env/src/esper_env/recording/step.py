@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import compress
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper_env import telemetry as events
-from esper_env.population import Measurement, Mismatch, Structure, TrainStats
+from esper_env.population import Measurement, Structure, TrainStats
 from esper_env.rules.actions import ActionNames
 from esper_env.rules.gates import CHECKS, NO_GATE, Gate
 from esper_env.rules.governor import Judgement, Reason
@@ -36,7 +36,6 @@ class TrainedEpoch(NamedTuple):
     measured: Measurement  # after rollbacks
     judgement: Judgement
     judged_loss: NDArray[np.float64]  # (N,) validation, before rollbacks
-    rescues: Mapping[int, Mismatch]  # by environment that was rolled back
     snapshot_epoch: NDArray[np.int64]  # (N,) of the snapshots before this epoch
 
 
@@ -117,14 +116,13 @@ class StepEvents:
                 "panics": int(judgement.panics[env]),
             }
             yield env, None, events.GovernorPanic(**panic)
-            if env in step.epoch.rescues:
+            if judgement.roll_back[env]:
                 rollback = events.GovernorRollback(
                     **panic,
                     rollbacks=int(step.rollbacks[env]),
                     snapshot_epoch=int(step.epoch.snapshot_epoch[env]),
                     pruned=_slots(step.before.has_seed[env] & ~step.table.has_seed[env], self._names),
                     skipped_op=Op(step.command.op[env]).name,
-                    **step.epoch.rescues[env]._asdict(),
                 )
                 yield env, None, rollback
 

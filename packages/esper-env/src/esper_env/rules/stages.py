@@ -26,7 +26,6 @@ class Stage(IntEnum):
     RESETTING = 10
 
 
-NUM_STAGES = len(Stage)
 STAGE_VALUES = max(Stage) + 1  # length of a lookup table over stage values
 
 
@@ -42,7 +41,7 @@ def _one_of(*stages: Stage) -> NDArray[np.bool_]:
     return lookup(dict.fromkeys(stages, True), False)
 
 
-#: Stage value -> position in a one-hot of length ``NUM_STAGES``; -1 for the reserved value.
+#: Stage value -> position in a one-hot; -1 for the reserved value.
 STAGE_INDEX = lookup({stage: index for index, stage in enumerate(Stage)}, -1)
 
 #: Lookup tables over stage values: ``HAS_SEED[table.stage]`` and so on.

@@ -19,25 +19,6 @@ REDUCTION = 4
 #: (host features, seed output, alpha, gate) -> blended features; alpha and gate broadcast against h.
 BlendOperator = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-_OPERATORS: dict[int, BlendOperator] = {}
-
-
-def register_operator(operator: int, blend: BlendOperator) -> None:
-    """Register a blend operator; raise ``ValueError`` if the value ``operator`` is already registered."""
-    if operator in _OPERATORS:
-        raise ValueError(f"operator {operator} is already registered; choose another value")
-    _OPERATORS[int(operator)] = blend
-
-
-def blend(operator: int, h: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None = None) -> Tensor:
-    """Return the features h blended with a seed's output s by a registered operator; GATE needs the gate's output.
-
-    Raises ``ValueError`` if the operator is not registered.
-    """
-    if operator not in _OPERATORS:
-        raise ValueError(f"operator {operator} is not registered; expected one of {sorted(_OPERATORS)}")
-    return _OPERATORS[operator](h, s.to(h.dtype), alpha.clamp(0.0, 1.0).to(h.dtype), gate)
-
 
 def _add(h: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None) -> Tensor:  # noqa: ARG001
     return torch.lerp(h, s, alpha)
@@ -53,9 +34,12 @@ def _gate(h: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None) -> Tensor:
     return torch.lerp(h, s, alpha * gate.to(h.dtype))
 
 
-register_operator(Operator.ADD, _add)
-register_operator(Operator.MULTIPLY, _multiply)
-register_operator(Operator.GATE, _gate)
+_OPERATORS: dict[int, BlendOperator] = {Operator.ADD: _add, Operator.MULTIPLY: _multiply, Operator.GATE: _gate}
+
+
+def blend(operator: int, h: Tensor, s: Tensor, alpha: Tensor, gate: Tensor | None = None) -> Tensor:
+    """Return the features h blended with a seed's output s by an ``Operator``; GATE needs the gate's output."""
+    return _OPERATORS[operator](h, s.to(h.dtype), alpha.clamp(0.0, 1.0).to(h.dtype), gate)
 
 
 class _Gate(nn.Module):

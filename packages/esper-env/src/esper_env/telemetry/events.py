@@ -280,8 +280,6 @@ class GovernorRollback(_Panic):
     snapshot_epoch: int
     pruned: tuple[str, ...]  # slots
     skipped_op: str
-    missing: tuple[str, ...]  # tensors of the network that the snapshot lacks; always empty in a sound system
-    unexpected: tuple[str, ...]  # tensors of the snapshot that the network lacks
 
     @override
     def sentence(self) -> str:
