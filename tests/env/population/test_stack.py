@@ -1,5 +1,6 @@
 """Stacks of n copies of a module."""
 
+import pytest
 import torch
 from esper_env.population.stack import Stack
 from torch import nn
@@ -40,3 +41,16 @@ def test_reset_clears_momentum_of_its_row_only():
     assert all((value[0] == 0).all() and (value[1] == 3).all() for value in stack.momentum.values())
     stack.clear_momentum([1])
     assert all((value == 0).all() for value in stack.momentum.values())
+
+
+def test_stack_refuses_to_lose_shared_parameters(monkeypatch):
+    def tied():
+        layers = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        layers[1].weight = layers[0].weight
+        return layers
+
+    assert "1.weight" not in Stack(tied, 1, CPU, torch.float32).parameters
+    monkeypatch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
+    Stack(build, 1, CPU, torch.float32)
+    with pytest.raises(ValueError, match="a Sequential loses the parameters that its layers share"):
+        Stack(tied, 1, CPU, torch.float32)

@@ -48,13 +48,23 @@ class Stack(RowStore):
 
     ``parameters``, ``momentum`` and ``buffers`` map qualified names to (n, ...) tensors. A row holds zeros until
     :meth:`reset` initialises it. ``template`` is a module to run with the tensors of any row; its own are never read.
+
+    Raises:
+        ValueError: PyTorch is set to break the sharing of parameters.
     """
 
     def __init__(self, build: Callable[[], nn.Module], rows: int, device: torch.device, dtype: torch.dtype) -> None:
         self._build = build
         self.rows, self.dtype = rows, dtype
         with seeded_construction(TRIAL_SEED):
-            self.template = build().to(device=device, dtype=dtype)
+            module = build()
+        names = [name for name, _ in module.named_parameters()]
+        self.template = module.to(device=device, dtype=dtype)
+        if names != [name for name, _ in self.template.named_parameters()]:
+            raise ValueError(
+                f"a {type(module).__name__} loses the parameters that its layers share when PyTorch converts it; call "
+                "torch.__future__.set_overwrite_module_params_on_conversion(False) before you make the environment"
+            )
         self.template.requires_grad_(False)
         self.parameters = {name: _zeros(rows, value) for name, value in self.template.named_parameters()}
         self.momentum = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
