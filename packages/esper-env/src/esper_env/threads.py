@@ -114,6 +114,8 @@ def _run(running: Future[R], cores: int, call: Callable[[], R]) -> None:
         running.set_result(call())
     except BaseException as error:
         running.set_exception(error)
+    finally:
+        del running, call  # an error refers to this frame
 
 
 def _prepare() -> None:
