@@ -342,3 +342,9 @@ def test_unbatchable_host_runs_stand_alone():
     register_task("Alone-v0", host=Unmapped, data=blobs(), auto_shard_size=1, **SMALL)
     _, info = played("Alone-v0")
     assert np.isfinite(info["test_accuracy"])
+
+
+def test_registration_leaves_the_default_generator_alone():
+    state = torch.default_generator.get_state()
+    register_task("Mine-v0", host=CNNSpec(2, 4, 1, 3, in_channels=1, image_size=8))
+    assert torch.equal(torch.default_generator.get_state(), state)
