@@ -183,6 +183,26 @@ def test_soak_finds_a_broken_rollback(tmp_path, capsys, broken, name):
     assert f"MISMATCH {name}" in capsys.readouterr().out
 
 
+def test_help_shows_no_empty_default(capsys):
+    assert soak.main(["--help"]) == 0
+    assert "default: none" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], " needs --out; --help describes"),
+        (["--out", "x", "--step", "3"], "has no option '--step'; --help lists its"),
+    ],
+)
+def test_missing_and_unknown_options_are_one_line(arguments, said, capsys):
+    assert soak.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Error: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
 def test_soak_that_fails_writes_what_it_found(tmp_path, capsys):
     with mock.patch.object(soak.Soak, "_replay", side_effect=IndexError("row 7")):
         code, result = run(tmp_path / "soak.json", "--steps", "12", "--replay-share", "1")

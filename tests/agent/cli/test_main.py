@@ -107,6 +107,18 @@ def test_help_is_complete(command, words, capsys):
     assert main([*command, "--help"]) == OK
     out, _ = text_of(capsys)
     assert all(word in out for word in words)
+    assert "default: )" not in out
+
+
+@pytest.mark.parametrize("command", [["benchmark"], ["data", "verify"], ["data", "fetch"], ["train", "--resume", "x"]])
+def test_help_shows_no_empty_default(command, capsys):
+    assert main([*command, "--help"]) == OK
+    assert "default: )" not in text_of(capsys)[0]
+
+
+def test_help_of_train_describes_how_to_resume(capsys):
+    assert main(["train", "--help"]) == OK
+    assert "--resume RUN" in text_of(capsys)[0]
 
 
 TRAIN = ["train", "--out", "x"]

@@ -1,7 +1,6 @@
 """Progress where there is no terminal: lines of trainings and of evaluated policies."""
 
 import io
-from itertools import count
 
 import pytest
 from command_line import SMALL, text_of
@@ -10,6 +9,7 @@ from esper_agent.cli.progress import RolloutLines, episode_progress, training_pr
 from esper_agent.training.run import resume, train
 from resuming import ROLLOUT, Crash, small_settings
 from rich.console import Console
+from stable_baselines3.common.callbacks import BaseCallback
 
 
 def printed(console):
@@ -21,35 +21,67 @@ def console():
     return Console(file=io.StringIO(), width=110)
 
 
+class Clock(BaseCallback):
+    """A clock that advances with every step of training."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds, self.now = seconds, 0.0
+
+    def __call__(self):
+        return self.now
+
+    def _on_step(self):
+        self.now += self.seconds
+        return True
+
+
 def test_rollouts_print_their_timesteps_rate_time_and_return(toy_id, tmp_path, console):
-    seconds = count(step=2)  # a reading every two seconds
+    clock = Clock(2.0)
     settings = small_settings(tmp_path / "run", toy_id, total_timesteps=4 * ROLLOUT, env_settings=("horizon=5",))
-    train(settings, [RolloutLines(console, lambda: next(seconds))])
+    train(settings, [clock, RolloutLines(console, clock)])
     start, first, second, _, last = printed(console)
     assert start == "Training for 48 timesteps, in rollouts of 12; Ctrl-C stops and saves."
-    assert first == "12 of 48 timesteps (25%), 6 timesteps/s, 0:06 left, no episode finished"
-    assert second.startswith("24 of 48 timesteps (50%), 6 timesteps/s, 0:04 left, mean return ")
-    assert last.startswith("48 of 48 timesteps (100%), 6 timesteps/s, 0:00 left, mean return ")
+    assert first == "12 of 48 timesteps (25%), 2 timesteps/s, 0:18 left, no episode finished"
+    assert second.startswith("24 of 48 timesteps (50%), 2 timesteps/s, 0:12 left, mean return ")
+    assert last.startswith("48 of 48 timesteps (100%), 2 timesteps/s, 0:00 left, mean return ")
 
 
 def test_resumed_run_prints_the_rate_of_its_own_steps(toy_id, tmp_path, console):
-    folder, seconds = tmp_path / "run", count(step=3)
+    folder, clock = tmp_path / "run", Clock(1.0)
     with pytest.raises(Crash.Killed):
         train(small_settings(folder, toy_id), [Crash(5 * ROLLOUT + 1)])
-    resume(folder, False, callbacks=[RolloutLines(console, lambda: next(seconds))])
+    resume(folder, False, callbacks=[clock, RolloutLines(console, clock)])
     assert printed(console)[0].startswith("Training for 72 timesteps, 60 of them done, in rollouts of 12;")
     assert printed(console)[1].startswith("72 of 72 timesteps (100%), 4 timesteps/s, 0:00 left, ")
 
 
+def test_slow_rollout_prints_a_line_a_minute(toy_id, tmp_path, console):
+    clock = Clock(3600.0)
+    train(small_settings(tmp_path / "run", toy_id, total_timesteps=ROLLOUT), [clock, RolloutLines(console, clock)])
+    _, first, second, third = printed(console)
+    assert first == "4 of 12 timesteps (33%), 0.0011 timesteps/s, 2:00:00 left, no episode finished"
+    assert (second[:7], third[:8]) == ("8 of 12", "12 of 12")
+
+
 @pytest.mark.parametrize(("episodes", "lines"), [(1, 1), (3, 3), (50, 10)])
 def test_policy_prints_at_most_ten_lines(console, episodes, lines):
-    with episode_progress("heuristic", episodes, console) as advance:
+    with episode_progress("heuristic", episodes, console, clock=lambda: 0.0) as advance:
         for _ in range(episodes):
             advance(1)
             advance(0)
     assert len(printed(console)) == lines
     assert printed(console)[0] == f"Playing heuristic: {episodes} episode{'s' if episodes > 1 else ''}"
-    assert episodes < 50 or printed(console)[1] == "heuristic: 5 of 50 episodes"
+    assert episodes < 50 or printed(console)[1] == "heuristic: 5 of 50 episodes, after 9 steps"
+
+
+def test_slow_policy_prints_a_line_a_minute(console):
+    now = [0.0]
+    with episode_progress("random", 2, console, clock=lambda: now[0]) as advance:
+        for _ in range(7):
+            now[0] += 25
+            advance(0)
+    assert printed(console)[1:] == [f"random: 0 of 2 episodes, after {steps} steps" for steps in (3, 6)]
 
 
 def test_terminal_shows_a_bar(monkeypatch):

@@ -224,6 +224,18 @@ def test_unknown_name_is_rejected_with_the_known_ones(dataset: object, family: D
     assert all(repr(known) in str(caught.value) for known in DATASETS[family])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_text_in_a_folder_of_other_bytes_is_read_but_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bad\udce9"
+    write(folder, {"book.txt": b"a line of a text\n" * 100})
+    monkeypatch.chdir(folder)
+    assert load_data("book.txt", family=TEXT).name == "text:book.txt"
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
+        catalog.absolute_dataset("book.txt", TEXT)
+
+
 def test_absolute_dataset_changes_only_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/somebody")

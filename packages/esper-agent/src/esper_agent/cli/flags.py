@@ -20,13 +20,13 @@ from esper_agent.settings.named_values import ConfigError, NamedValues, parse_as
 
 
 def show_ranges(kind: type) -> None:
-    """Add the ranges of numbers to the ``--help`` of a settings dataclass and of those nested in it."""
+    """Add ranges of numbers and empty defaults to the ``--help`` of a settings dataclass and of those nested in it."""
     for name, hint in field_hints(kind).items():
         nested: Any = get_args(hint)[0] if get_origin(hint) is Annotated else hint
         if is_dataclass(nested):
             show_ranges(nested)  # type: ignore[arg-type]
         ranged = any(isinstance(allowed, Interval) for _, allowed in options(hint))
-        if ranged or hint == NamedValues:
+        if ranged or hint == NamedValues or getattr(kind, name, None) == ():  # tyro shows an empty default as nothing
             shown = tyro.conf.arg(help_behavior_hint=partial(_hint, describe(hint) if ranged else ""))
             kind.__annotations__[name] = Annotated[hint, shown]
 

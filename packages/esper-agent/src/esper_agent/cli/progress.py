@@ -16,8 +16,10 @@ from stable_baselines3.common.utils import safe_mean
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
 from esper_agent.training.callbacks import SingleThreadedPolicy
 
-#: Maximum number of lines about the episodes of one policy.
-MOST_LINES = 10
+#: Lines about the episodes of one policy.
+LINES = 10
+#: Seconds without a line after which there is one more.
+PATIENCE = 60.0
 
 
 def say(console: Console, text: str) -> None:
@@ -27,7 +29,7 @@ def say(console: Console, text: str) -> None:
 
 
 class RolloutLines(BaseCallback):
-    """Prints a line at the start of training, and one after every rollout.
+    """Prints a line at the start of training, after every rollout, and after ``PATIENCE`` seconds without a line.
 
     Args:
         console: destination.
@@ -42,26 +44,35 @@ class RolloutLines(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._begin, self._first = self._clock(), self.num_timesteps
+        self._reported = self._first
         rollout = self.model.n_steps * self.training_env.num_envs
         total, done = self.model._total_timesteps, f", {self._first:,} of them done" if self._first else ""
-        say(
-            self._console,
-            f"Training for {total:,} timesteps{done}, in rollouts of {rollout:,}; Ctrl-C stops and saves.",
-        )
+        self._say(f"Training for {total:,} timesteps{done}, in rollouts of {rollout:,}; Ctrl-C stops and saves.")
 
     def _on_step(self) -> bool:
+        if self._clock() - self._said >= PATIENCE:
+            self._report()
         return True
 
     def _on_rollout_end(self) -> None:
+        if self._reported < self.num_timesteps:
+            self._report()
+
+    def _report(self) -> None:
         total, done = self.model._total_timesteps, self.num_timesteps
         rate = (done - self._first) / max(self._clock() - self._begin, 1e-9)
         mean = safe_mean([episode["r"] for episode in self.model.ep_info_buffer or ()])
         returns = "no episode finished" if math.isnan(mean) else f"mean return {mean:.2f}"
-        say(
-            self._console,
-            f"{done:,} of {total:,} timesteps ({done / total:.0%}), {rate:,.0f} timesteps/s, "
-            f"{_duration((total - done) / rate)} left, {returns}",
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        self._say(
+            f"{done:,} of {total:,} timesteps ({done / total:.0%}), {speed} timesteps/s, "
+            f"{_duration((total - done) / rate)} left, {returns}"
         )
+        self._reported = done
+
+    def _say(self, text: str) -> None:
+        say(self._console, text)
+        self._said = self._clock()
 
 
 def training_progress(console: Console, shown: bool) -> tuple[bool, list[BaseCallback]]:
@@ -77,20 +88,24 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def episode_progress(name: str, episodes: int, console: Console, shown: bool = True) -> Iterator[Callable[[int], None]]:
+def episode_progress(
+    name: str, episodes: int, console: Console, shown: bool = True, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int], None]]:
     """Show the progress of a policy's episodes.
 
     Args:
         name: of the policy.
         episodes: total number of episodes.
-        console: destination; a terminal shows a bar, anything else at most ``MOST_LINES`` lines.
+        console: destination. A terminal shows a bar, anything else ``LINES`` lines, and one after ``PATIENCE`` seconds
+            without a line.
         shown: False shows nothing.
+        clock: seconds of a clock, whose differences matter.
 
     Yields:
-        A function that takes the number of newly finished episodes.
+        A function that takes the number of newly finished episodes, to be called after every step.
     """
     if shown and not console.is_terminal:
-        yield _episode_lines(name, episodes, console)
+        yield _episode_lines(name, episodes, console, clock)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
@@ -98,14 +113,16 @@ def episode_progress(name: str, episodes: int, console: Console, shown: bool = T
         yield lambda finished: bar.advance(task, finished)
 
 
-def _episode_lines(name: str, episodes: int, console: Console) -> Callable[[int], None]:
+def _episode_lines(name: str, episodes: int, console: Console, clock: Callable[[], float]) -> Callable[[int], None]:
     say(console, f"Playing {name}: {episodes:,} episode{'s' if episodes > 1 else ''}")
-    done = 0
+    done, steps, said = 0, 0, clock()
 
     def advance(finished: int) -> None:
-        nonlocal done
-        before, done = done, done + finished
-        if before * MOST_LINES // episodes < done * MOST_LINES // episodes and done < episodes:
-            say(console, f"{name}: {done:,} of {episodes:,} episodes")
+        nonlocal done, steps, said
+        before, done, steps = done, done + finished, steps + 1
+        due = before * LINES // episodes < done * LINES // episodes or clock() - said >= PATIENCE
+        if due and done < episodes:
+            say(console, f"{name}: {done:,} of {episodes:,} episodes, after {steps:,} steps")
+            said = clock()
 
     return advance

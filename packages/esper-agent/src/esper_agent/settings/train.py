@@ -11,6 +11,7 @@ import tyro
 from esper_env.checks import NON_NEGATIVE, POSITIVE, SEED, check
 from esper_env.data import DataFamily, absolute_dataset, absolute_path
 from esper_env.devices import resolve_device
+from esper_env.paths import user_path
 from esper_env.tasks import TASKS
 
 from esper_agent.monitoring.detectors import AnomalySettings
@@ -47,7 +48,7 @@ class TrainSettings:
     telemetry: bool = True
     """Write events of the networks and of the policy to the folder `events` of the run."""
     progress: bool = True
-    """Show the rate and the remaining time: a bar on a terminal, a line per rollout elsewhere."""
+    """Show the rate and the remaining time: a bar on a terminal, lines elsewhere."""
     config: Annotated[Path | None, tyro.conf.DisallowNone] = None
     """YAML or JSON file with these settings and with `anomalies`, the thresholds of the diagnostics; flags win."""
     ppo: Annotated[PPOSettings, tyro.conf.OmitArgPrefixes] = field(default_factory=PPOSettings)
@@ -83,5 +84,5 @@ def absolute_paths(env_id: str, env_settings: Mapping[str, Any]) -> dict[str, An
     if isinstance(values.get("dataset"), str):
         values["dataset"] = absolute_dataset(values["dataset"], DataFamily(task.family))
     if isinstance(values.get("data_dir"), str) and values["data_dir"]:
-        values["data_dir"] = str(absolute_path(values["data_dir"]))
+        values["data_dir"] = str(user_path(absolute_path(values["data_dir"])))
     return values

@@ -178,8 +178,12 @@ def check_length(dataset: str, family: DataFamily, context: int) -> None:
 
 
 def absolute_dataset(dataset: str, family: DataFamily) -> str:
-    """Return ``dataset`` with the path of a text made absolute; names stay unchanged."""
-    return str(absolute_path(dataset)) if _is_path(dataset, family) else dataset
+    """Return ``dataset`` with the path of a text made absolute; names stay unchanged.
+
+    Raises:
+        ValueError: the absolute path is not UTF-8, so it cannot be recorded.
+    """
+    return str(user_path(absolute_path(dataset))) if _is_path(dataset, family) else dataset
 
 
 def _is_path(dataset: str, family: DataFamily) -> bool:
@@ -188,7 +192,7 @@ def _is_path(dataset: str, family: DataFamily) -> bool:
 
 def absolute_path(path: str) -> Path:
     """Return the absolute path, with ``~`` expanded; ``ValueError`` as of :func:`esper_env.paths.user_path`."""
-    return user_path(user_path(path).absolute())
+    return user_path(path).absolute()
 
 
 def data_folder(data_dir: str | None = None) -> Path:
