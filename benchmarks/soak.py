@@ -238,8 +238,8 @@ def measure(settings: SoakSettings, flags: Sequence[str], console: Console) -> i
     if failure:
         say(console, f"FAILED after {soak.counts['steps']:,} steps of networks: {failure}")
     for name, count in mismatches.items():
-        console.print(f"MISMATCH {name}: {count}")
-    console.print(f"Written to {settings.out}")
+        say(console, f"MISMATCH {name}: {count}")
+    say(console, f"Written to {settings.out}")
     return FAILED if mismatches or failure else OK
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from esper_agent.cli.main import FAILED, OK
+from esper_agent.cli.progress import say
 from esper_agent.cli.script import origin, run_script, write_json
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.statistics import Estimate, bootstrap_interval, crossed_bootstrap, interquartile_mean
@@ -188,7 +189,7 @@ def study(settings: StudySettings, flags: Sequence[str], console: Console) -> in
     seeds = f"{len(settings.seeds)} training seed{'s' * (len(settings.seeds) > 1)}"
     title = f"{settings.env} on {summary['dataset']}: {seeds}, {settings.episodes} held-out episodes"
     print_table(console, table(summary, title))
-    console.print(f"Written to {settings.out}")
+    say(console, f"Written to {settings.out}")
     return OK
 
 

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 import headroom
 from esper_agent.cli.main import FAILED, OK
+from esper_agent.cli.progress import say
 from esper_agent.cli.script import check_out, origin, run_script, write_json
 from esper_agent.evaluation.tables import print_table
 from esper_agent.settings.named_values import ConfigError
@@ -176,7 +177,7 @@ def run(settings: CalibrationSettings, flags: Sequence[str], console: Console) -
     }
     write_json(content, settings.out)
     print_table(console, table(verdicts))
-    console.print(f"Written to {settings.out}", soft_wrap=True)
+    say(console, f"Written to {settings.out}")
     return OK if all(verdict["met"] for verdict in verdicts) else FAILED
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from esper_agent.cli.main import OK
+from esper_agent.cli.progress import say
 from esper_agent.cli.script import check_out, origin, run_script, write_json
 from esper_agent.evaluation.tables import print_table
 from esper_agent.policies.baselines import WaitPolicy
@@ -164,7 +165,7 @@ def run(settings: HeadroomSettings, flags: Sequence[str], console: Console) -> i
         envs.close()
     write_json(content, settings.out)
     print_table(console, table(content, settings.episodes))
-    console.print(f"Written to {settings.out}", soft_wrap=True)
+    say(console, f"Written to {settings.out}")
     return OK
 
 

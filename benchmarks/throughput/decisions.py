@@ -24,6 +24,7 @@ import esper_env  # noqa: F401  registers the ids
 import gymnasium
 import numpy as np
 from esper_agent.cli.main import OK
+from esper_agent.cli.progress import say
 from esper_agent.cli.script import check_out, origin, run_script, write_json
 from esper_agent.evaluation.tables import print_table
 from esper_env.checks import POSITIVE, check
@@ -110,14 +111,14 @@ def measure(settings: DecisionSettings, flags: Sequence[str], console: Console) 
         "parts": parts,
     }
     write_json(content, settings.out)
-    console.print(f"{settings.env}, {settings.n} networks, {content['machine']}", highlight=False)
+    say(console, f"{settings.env}, {settings.n} networks, {content['machine']}")
     lines = Table()
     for column in ("part", "ms a call", "calls a step"):
         lines.add_column(column, justify="left" if column == "part" else "right")
     for name, row in parts.items():
         lines.add_row(name, f"{row['milliseconds']:.3f}", f"{row['calls_per_step']:.1f}")
     print_table(console, lines)
-    console.print(f"Written to {settings.out}")
+    say(console, f"Written to {settings.out}")
     return OK
 
 

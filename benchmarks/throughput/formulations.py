@@ -27,6 +27,7 @@ import tyro
 from contenders import Contender, PlainLoop
 from convolutions import FORMULATIONS, NEEDS_CUDA, Problem
 from esper_agent.cli.main import OK
+from esper_agent.cli.progress import say
 from esper_agent.cli.script import check_out, origin, run_script, write_json
 from esper_agent.evaluation.tables import print_table
 from esper_agent.settings.named_values import ConfigError, parse_env_settings
@@ -259,11 +260,11 @@ def measure(settings: FormulationSettings, flags: Sequence[str], console: Consol
     content["machine"] += f"; run on {device}"
     write_json(content, settings.out)
     title = f"{settings.env}, {settings.n} networks, minibatches of {task.batch_size}, {settings.precision}"
-    console.print(f"{title}, {content['machine']}", highlight=False)
+    say(console, f"{title}, {content['machine']}")
     print_table(console, table(rows))
     for line in unmeasured(rows):
-        console.print(line, highlight=False)
-    console.print(f"Written to {settings.out}")
+        say(console, line)
+    say(console, f"Written to {settings.out}")
     return OK
 
 

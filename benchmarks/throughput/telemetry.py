@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from esper_agent.cli.main import OK
+from esper_agent.cli.progress import say
 from esper_agent.cli.script import check_out, origin, run_script, write_json
 from esper_agent.evaluation.statistics import bootstrap_interval
 from esper_agent.evaluation.tables import print_table
@@ -246,9 +247,9 @@ def measure(settings: TelemetrySettings, flags: Sequence[str], console: Console)
         "results": results,
     }
     write_json(content, settings.out)
-    console.print(f"{settings.env}, {content['machine']}", highlight=False)
+    say(console, f"{settings.env}, {content['machine']}")
     print_table(console, table_of(results))
-    console.print(f"Written to {settings.out}")
+    say(console, f"Written to {settings.out}")
     return OK
 
 

@@ -28,6 +28,7 @@ from bandwidth import copy_bandwidth
 from comparison import BARE, LOOP, NATIVE, compare, remarks, shares_table, table
 from contenders import BareLoop, Contender, Environments, PlainLoop
 from esper_agent.cli.main import OK
+from esper_agent.cli.progress import say
 from esper_agent.cli.script import check_out, origin, run_script, write_json
 from esper_agent.evaluation.tables import print_table
 from esper_agent.settings.named_values import ConfigError, parse_env_settings
@@ -115,13 +116,13 @@ def measure(settings: ThroughputSettings, flags: Sequence[str], console: Console
     }
     content["machine"] += f"; run on {resolve_device(task.device)}"
     write_json(content, settings.out)
-    console.print(", ".join([settings.env, *settings.env_settings, f"workload {settings.workload}"]), highlight=False)
-    console.print(content["machine"], highlight=False)
+    say(console, ", ".join([settings.env, *settings.env_settings, f"workload {settings.workload}"]))
+    say(console, content["machine"])
     print_table(console, table(results))
     print_table(console, shares_table(results))
     for remark in remarks(results):
-        console.print(remark, highlight=False)
-    console.print(f"Written to {settings.out}")
+        say(console, remark)
+    say(console, f"Written to {settings.out}")
     return OK
 
 
