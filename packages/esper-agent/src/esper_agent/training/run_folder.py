@@ -246,7 +246,7 @@ class PolicyByName:
                     f"the {kind} space of {self.name} is {trained}; the environment has {offered}; "
                     "use the environment settings the run was trained with"
                 )
-        self.notes = [f"{self.name} {note}" for note in _changes(task, env.unwrapped)]
+        self.notes = [f"{self.name} {note}" for note in _changes(task, self.env_kwargs, env.unwrapped)]
         return model
 
 
@@ -254,16 +254,21 @@ class PolicyByName:
 _WITHOUT_NOTE = ("env_id", "dataset", "data_dir", "device", "shard_size", "auto_shard_size", "capture")
 
 
-def _changes(task: Mapping[str, Any], env: Any) -> Iterator[str]:
+#: Setting that the task does not hold.
+_LIMIT = "max_episode_steps"
+
+
+def _changes(task: Mapping[str, Any], env_kwargs: Mapping[str, Any], env: Any) -> Iterator[str]:
     """Yield how an environment differs from the one of the training, whose ``task`` may be unknown ({})."""
-    here = task_dict(env.task) if hasattr(env, "task") else {}
-    changed = [name for name in here if name in task and task[name] != here[name] and name not in _WITHOUT_NOTE]
+    trained = {**task, _LIMIT: env_kwargs.get(_LIMIT)}
+    here = {**task_dict(env.task), _LIMIT: getattr(env.spec, "kwargs", {}).get(_LIMIT)} if hasattr(env, "task") else {}
+    changed = [name for name in here if name in trained and trained[name] != here[name] and name not in _WITHOUT_NOTE]
     if changed:
-        trained, now = (", ".join(f"{name}={values[name]}" for name in changed) for values in (task, here))
-        yield f"was trained with other settings: {trained}; here {now}"
-    before, digest = task.get("data_digest"), getattr(env, "data_digest", None)
-    if before and digest and before != digest:
+        before, now = (", ".join(f"{name}={values[name]}" for name in changed) for values in (trained, here))
+        yield f"was trained with other settings: {before}; here {now}"
+    digest, digest_here = task.get("data_digest"), getattr(env, "data_digest", None)
+    if digest and digest_here and digest != digest_here:
         yield (
-            f"was trained on other data: {task['dataset_name']} with the digest {before[:8]}, "
-            f"here it is {env.dataset_name} with {digest[:8]}"
+            f"was trained on other data: {task['dataset_name']} with the digest {digest[:8]}, "
+            f"here it is {env.dataset_name} with {digest_here[:8]}"
         )
