@@ -162,7 +162,9 @@ def test_printed_commands_can_be_copied(toy_id, tmp_path, capsys):
     assert main([*arguments, "--episodes", "1", "--json", str(tmp_path / "e.json")]) == OK
     assert json.loads((tmp_path / "e.json").read_text())["summary"]["policy"] == str(out)
     (line,) = (line for line in said.splitlines() if "to see their curves" in line)
-    assert shlex.split(line.partition("curves")[2]) == ["tensorboard", "--logdir", str(out)]
+    tensorboard, *arguments = shlex.split(line.partition("curves")[2])
+    assert (Path(tensorboard).name, arguments) == ("tensorboard", ["--logdir", str(out)])
+    assert shutil.which(tensorboard)
     text_of(capsys)
     missing = tmp_path / "not here"
     err = bad(["train", "--resume", str(missing)], capsys)

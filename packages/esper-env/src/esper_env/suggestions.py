@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["closest", "did_you_mean", "esper_command", "shown"]
+__all__ = ["closest", "did_you_mean", "esper_command", "shell_command", "shown"]
 
 #: Maximum number of characters of a value in an error.
 MOST_SHOWN = 100
@@ -37,12 +37,17 @@ def shown(value: object) -> str:
 
 
 def esper_command(*arguments: str) -> str:
-    """Return a command of esper-agent, quoted for a shell in the current folder.
+    """Return a command of esper-agent as :func:`shell_command` does."""
+    return shell_command("esper", *arguments)
 
-    The program is ``esper`` if that is the one of this Python, else its path, as in ``.venv/bin/esper train``.
+
+def shell_command(program: str, *arguments: str) -> str:
+    """Return a command, quoted for a shell in the current folder.
+
+    A program beside this Python that PATH does not find has its path, as in ``.venv/bin/esper train``.
     """
-    program, own = "esper", shutil.which("esper", path=str(Path(sys.executable).parent))
-    if own is not None and own != shutil.which("esper"):
+    own = shutil.which(program, path=str(Path(sys.executable).parent))
+    if own is not None and own != shutil.which(program):
         place, here = Path(own), Path.cwd()
         program = str(place.relative_to(here) if place.is_relative_to(here) else place)
     return shlex.join([program, *arguments])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import signal
 import sys
 import warnings
@@ -18,7 +17,7 @@ import gymnasium
 import tyro
 from esper_env.checks import field_hints
 from esper_env.data import ORIGINALS
-from esper_env.suggestions import did_you_mean, esper_command, shown
+from esper_env.suggestions import did_you_mean, esper_command, shell_command, shown
 from rich.console import Console
 
 from esper_agent.cli.data import DATA_COMMANDS, FETCH, DataSettings, run_data
@@ -71,7 +70,7 @@ class ResumeSettings:
     device: Annotated[str | None, tyro.conf.DisallowNone] = None
     """Device of the policy: auto, cpu, cuda or cuda:N; by default the device of the run."""
     progress: bool = True
-    """Show a progress bar with the rate and the remaining time."""
+    """Show the rate and the remaining time: a bar on a terminal, lines elsewhere."""
 
 
 def run_train(settings: TrainSettings, console: Console) -> int:
@@ -95,7 +94,7 @@ def _summarise(trained: Trained, console: Console) -> int:
         "model": trained.model_path,
         "training episodes": trained.folder / EPISODES,
         "losses and metrics": trained.folder / PROGRESS,
-        "to see their curves": shlex.join(["tensorboard", "--logdir", str(trained.folder)]),
+        "to see their curves": shell_command("tensorboard", "--logdir", str(trained.folder)),
         **({"events": trained.folder / EVENTS} if (trained.folder / EVENTS).exists() else {}),
         "to evaluate it": esper_command("evaluate", "--policy", str(trained.folder), "--env", trained.env),
     }
