@@ -103,7 +103,9 @@ def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = (), sinks
         new_folder(settings.out, RUN_FILES)
         with locked(settings.out):
             data = {name: _of_env(model, name) for name in ("dataset_name", "data_digest")}
-            create_run(settings.out, plain(settings), task_dict(_of_env(model, "task")) | data)
+            # Whether this process shows its progress is no setting of the run.
+            config = {name: value for name, value in plain(settings).items() if name != "progress"}
+            create_run(settings.out, config, task_dict(_of_env(model, "task")) | data)
             return _learn(settings, model, callbacks)
 
 
