@@ -75,7 +75,7 @@ def test_truncated_flag_is_true_only_before_the_horizon(toy_id):
 
 
 class AddsInfos(VectorWrapper):
-    """Adds a key to every reset and step, one to the ends of episodes, and one without a mask."""
+    """Adds a key to every reset and step, one to the ends of episodes, and one without a mask; removes one of steps."""
 
     def reset(self, **kwargs):
         observation, infos = super().reset(**kwargs)
@@ -90,6 +90,7 @@ class AddsInfos(VectorWrapper):
         if ends.any():
             added |= {"ended": {"after": np.where(ends, self.steps, 0), "_after": ends}, "_ended": ends}
             self.steps[ends] = 0
+        del infos["op"], infos["_op"]
         return *results, {**infos, **added}
 
 
@@ -101,7 +102,7 @@ def test_infos_of_vector_wrappers_belong_to_the_step_that_they_were_added_to(toy
     env = GymVecEnv(AddsInfos(RecordEpisodeStatistics(vector)))
     env.reset()
     assert [info["steps"] for info in env.reset_infos] == [0, 0, 0]
-    own = env.reset_infos[0].keys() - {"steps"}
+    own = env.reset_infos[0].keys() - {"steps", "op"}
     for row, inner in enumerate(vector.envs if vectorization_mode == "sync" else vector.rows):
         inner.unwrapped.epoch = 2 - row
     returns, lengths, ended = np.zeros(3), np.zeros(3, dtype=int), 0

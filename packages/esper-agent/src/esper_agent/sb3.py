@@ -89,11 +89,12 @@ class GymVecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         (observation, rewards, terminated, truncated, infos), own_keys = self._step()
         done = np.logical_or(terminated, truncated)
-        own = {key: infos[key] for key in own_keys - _FINAL_KEYS}
+        others = {key: value for key, value in infos.items() if key not in _FINAL_KEYS}
+        own = {key: value for key, value in others.items() if key in own_keys}
         step_infos = split_infos(own, self.num_envs)
         if done.any():
             self._take_final(step_infos, infos, done)
-        added = split_infos({key: infos[key] for key in infos.keys() - own_keys - _FINAL_KEYS}, self.num_envs)
+        added = split_infos({key: value for key, value in others.items() if key not in own_keys}, self.num_envs)
         for index, info in enumerate(step_infos):
             info |= added[index]
             info["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
