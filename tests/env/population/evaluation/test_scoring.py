@@ -82,7 +82,7 @@ def test_every_configuration_equals_separate_pass(grown, naive, batched, dtype):
         local = [row if batched else 0 for row, _ in pairs]
         own = structure if batched else structure.rows(slice(index, index + 1))
         configurations = ConfigurationSet.of(np.array(local), np.array([mask for _, mask in pairs]), 3)
-        result = score(shard, own, configurations, population._splits.validation)
+        result = score(shard, own, configurations, population._splits.validation, np.arange(len(pairs)))
         for at, (row, mask) in enumerate(pairs):
             loss, accuracy = naive(population, structure, row, alphas(structure, row, mask))
             assert result.loss[at] == pytest.approx(loss, abs=1e-9 if exact else 1e-5)
@@ -99,7 +99,9 @@ def test_any_subset_of_configurations_equals_separate_passes(grown, naive, choic
     if choice:
         chosen = [everything[k] for k in rng.choice(len(everything), size=rng.integers(1, 9), replace=False)]
     configurations = ConfigurationSet.of(*(np.array(column) for column in zip(*chosen, strict=True)), 3)
-    result = score(population.shards[0], structure, configurations, population._splits.validation)
+    result = score(
+        population.shards[0], structure, configurations, population._splits.validation, np.arange(len(chosen))
+    )
     for row, mask in chosen:
         at = int(configurations.find(np.array([row]), np.array([mask]))[0])
         loss, accuracy = naive(population, structure, row, alphas(structure, row, mask))
@@ -200,7 +202,7 @@ def test_scores_and_requested_losses_do_not_depend_on_chunk_and_block_size(grown
     population, structure = grown(batched=True)
     images, shard = population._splits.validation, population.shards[0]
     configurations = ConfigurationSet.of(np.array([0, 0, 1, 1, 2, 2, 3]), np.array([0, 7, 3, 7, 0, 2, 0]), 3)
-    whole = score(shard, structure, configurations, images)
+    whole = score(shard, structure, configurations, images, np.arange(7))
     # 60 images in chunks of 7, and a row at a time
     monkeypatch.setattr(splits, "CPU_GRAIN", splits.Grain(chunk=7 * 64 * NETWORKS, block=1))
     assert [len(labels) for _, labels in images.chunks(shard)] == [7] * 8 + [4]

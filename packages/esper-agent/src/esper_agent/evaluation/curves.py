@@ -23,6 +23,8 @@ PANELS = {
     "return": ("return", "episode_return"),
     "test accuracy, %": ("test_accuracy", "test_accuracy"),
 }
+#: Training episodes in the running mean, fewer at the start.
+WINDOW = 50
 _TRAINING, _RAW = "#1f4e9e", "#9db8e0"
 #: Colour-blind safe, and distinct from the blue of the training curve.
 _BASELINES = ("#d55e00", "#009e73", "#7f7f7f", "#cc79a7", "#e0a100", "#5c3a1e")
@@ -34,7 +36,6 @@ def plot_training(
     *,
     title: str,
     baselines: Mapping[str, Sequence[EpisodeRecord]] | None = None,
-    window: int = 50,
 ) -> None:
     """Draw the training curves to a PNG file.
 
@@ -43,7 +44,6 @@ def plot_training(
         path: path of the PNG.
         title: title of the figure.
         baselines: evaluated policies, each a horizontal line at its mean with its 95% bootstrap interval as a band.
-        window: episodes in the running mean, fewer at the start.
 
     Raises:
         ValueError: there are no episodes.
@@ -54,7 +54,7 @@ def plot_training(
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(PANELS))
     for axis, (label, (column, attribute)) in zip(axes, PANELS.items(), strict=True):
-        _draw_training(axis, episodes, column, window)
+        _draw_training(axis, episodes, column)
         for colour, (name, records) in zip(cycle(_BASELINES), (baselines or {}).items(), strict=False):
             _draw_baseline(axis, name, [getattr(record, attribute) for record in records], colour)
         axis.set_xlabel("timesteps")
@@ -73,7 +73,7 @@ def plot_training(
         figure.savefig(temporary, format="png")
 
 
-def _draw_training(axis: Axes, episodes: Sequence[Mapping[str, Any]], column: str, window: int) -> None:
+def _draw_training(axis: Axes, episodes: Sequence[Mapping[str, Any]], column: str) -> None:
     known = [episode for episode in episodes if episode[column] is not None]  # truncated episodes have no accuracy
     if not known:
         return
@@ -82,8 +82,8 @@ def _draw_training(axis: Axes, episodes: Sequence[Mapping[str, Any]], column: st
     axis.plot(steps, values, ".", color=_RAW, markersize=2.5, label="training episode", zorder=1)
     # Parallel environments finish at the same timestep; draw the mean after the last of them.
     last = np.flatnonzero(np.append(np.diff(steps) > 0, True))
-    label = f"training, mean of {min(window, len(values))} episodes"
-    mean = running_mean(values, window)[last]
+    label = f"training, mean of {min(WINDOW, len(values))} episodes"
+    mean = running_mean(values, WINDOW)[last]
     axis.plot(steps[last], mean, color=_TRAINING, linewidth=2, label=label, zorder=3)
 
 

@@ -28,12 +28,11 @@ VAL = 2_000
 MEAN, STD = (0.2860,), (0.3530,)
 
 
-def load_fashion_mnist(folder: Path, val: int = VAL) -> ImageData:
+def load_fashion_mnist(folder: Path) -> ImageData:
     """Load Fashion-MNIST.
 
     Args:
         folder: Folder of its four files, each unpacked or gzipped. They may be shorter than the originals.
-        val: Number of validation images to take from the training images, at most a fifth of them.
 
     Returns:
         The images as (N, 1, 28, 28), in 10 classes.
@@ -50,7 +49,7 @@ def load_fashion_mnist(folder: Path, val: int = VAL) -> ImageData:
     return ImageData(
         name=source.name,
         classes=CLASSES,
-        **carve_validation(source.name, images, labels, val),
+        **carve_validation(source.name, images, labels, VAL),
         test_images=test_images,
         test_labels=test_labels,
         mean=MEAN,

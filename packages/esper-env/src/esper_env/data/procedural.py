@@ -67,18 +67,18 @@ OBJECT_COLOUR = 0.6  # maximum opacity of the object's colour
 NOISE = 0.08
 
 
-def generate_procedural(train: int = TRAIN, val: int = VAL, test: int = TEST) -> ImageData:
-    """Generate this many images of each split, (N, 3, 32, 32), with equally frequent classes.
+def generate_procedural() -> ImageData:
+    """Generate the images of each split, (N, 3, 32, 32), with equally frequent classes.
 
-    The defaults take about two seconds on one core. The same arguments yield the same bits in every process.
+    This takes about two seconds on one core and yields the same bits in every process.
     """
-    total = train + val + test
+    total = TRAIN + VAL + TEST
     labels = np.arange(total, dtype=np.int64) % CLASSES
     chunks = [
         draw_images(labels[start : start + CHUNK], derive_rng(0, "data/procedural-cifar", start // CHUNK))
         for start in range(0, total, CHUNK)
     ]
-    splits = {"train": slice(train), "val": slice(train, train + val), "test": slice(train + val, total)}
+    splits = {"train": slice(TRAIN), "val": slice(TRAIN, TRAIN + VAL), "test": slice(TRAIN + VAL, total)}
     return ImageData(
         name="procedural-cifar",
         classes=CLASSES,

@@ -56,17 +56,17 @@ def score(
     structure: Structure,
     configurations: ConfigurationSet,
     held_out: HeldOut,
-    losses_of: IntArray | None = None,
+    losses_of: IntArray,
 ) -> Scores:
     """Evaluate every configuration in eval mode; a seed that is on has its alpha, a TRAINING seed 1.
 
-    ``losses_of`` are the indices of configurations that need a loss, which is expensive; None for all.
+    ``losses_of`` are the indices of configurations that need a loss, which is expensive.
     """
     networks = np.unique(configurations.networks)
     first = _host_rows(shard, 0, networks)
     forks, last = _plan_forks(shard, structure, configurations, networks, held_out)
     order = np.argsort(last)
-    need = on_device(order if losses_of is None else order[losses_of], shard.device)
+    need = on_device(order[losses_of], shard.device)
     totals = torch.zeros(2, len(order), dtype=torch.float64, device=shard.device)
     totals[0].fill_(torch.nan).index_fill_(0, need, 0.0)
     for samples, labels in held_out.chunks(shard):
