@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 CLASSES, BLOCKS, BASE, POOLS = 4, 3, 4, 2
 BATCH, BATCHES = 12, 4
+SETTINGS = {"host_lr": 0.05, "seed_lr": 0.05, "isolation": "shadow", "precision": "float32", "capture": "auto"}
 KINDS = ("parameters", "momentum", "buffers")
 #: Parametrizes a test over the layouts of many networks and of a single one.
 LAYOUTS = pytest.mark.parametrize("batched", [True, False], ids=["batched", "single"])
@@ -93,7 +94,7 @@ def make_population(stripes: ImageData) -> Callable[..., Population]:
             device=torch.device(device),
             dtype=dtype,
             try_host=host is not None,
-            **{"host_lr": 0.05, "seed_lr": 0.05, **settings},
+            **{**SETTINGS, **settings},
         )
         population = Population(host or small_host(kernel), count, data, config)
         population.reset(everyone(count), np.arange(first_seed, first_seed + count))

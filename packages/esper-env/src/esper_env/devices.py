@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from esper_env.telemetry.memory import SENSIBLE_SHARE
+from esper_env.telemetry.memory import MIB, SENSIBLE_SHARE, Accelerators
 
 __all__ = ["memory_gauge", "resolve_device"]
-
-_MIB = 2**20
-#: Returns (name, MiB in use, MiB up to which use is sensible) of each accelerator.
-Gauge = Callable[[], list[tuple[str, float, float]]]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -34,13 +28,13 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def memory_gauge(device: torch.device) -> Gauge | None:
+def memory_gauge(device: torch.device) -> Accelerators | None:
     """Return a function that reads the memory in use on a CUDA device; None for other devices."""
     if device.type != "cuda":
         return None
 
     def read() -> list[tuple[str, float, float]]:
         free, total = torch.cuda.mem_get_info(device)
-        return [(str(device), (total - free) / _MIB, SENSIBLE_SHARE * total / _MIB)]
+        return [(str(device), (total - free) / MIB, SENSIBLE_SHARE * total / MIB)]
 
     return read

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from gymnasium.error import ResetNeeded
-from numpy.typing import NDArray
 
 from esper_env.checks import is_integer, is_whole
+from esper_env.infos import Mask
 from esper_env.persistence.state import ArrayState
 from esper_env.seeds import BlueprintEntry, blueprint_entry
 
-Mask = NDArray[np.bool_]
 OPTIONS = ("reset_mask", "topology")  # of a vector's reset
 
 

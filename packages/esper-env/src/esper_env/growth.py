@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from esper_env.data.catalog import DataFamily, check_length
 from esper_env.devices import memory_gauge
-from esper_env.infos import Values
+from esper_env.infos import Mask, Values
 from esper_env.persistence.state import Accessors, ArrayState, Stateful
 from esper_env.persistence.tree import Tree
 from esper_env.population import Measurement, Structure, updated
@@ -34,7 +34,6 @@ from esper_env.rules.stages import Stage
 from esper_env.tasks import TaskConfig, TransformerSpec
 from esper_env.telemetry import Telemetry
 
-Mask = NDArray[np.bool_]
 Observation = dict[str, NDArray[Any]]
 
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from esper_env.tasks.choices import FULL_PRECISION, SHADOW
-
 
 @dataclass(frozen=True)
 class PopulationConfig:
@@ -26,10 +24,10 @@ class PopulationConfig:
     shard_size: int  # networks that run together on one thread
     batched: bool  # False: each shard holds a single network in its own layout
     device: torch.device
-    isolation: str = SHADOW
+    isolation: str
+    dtype: torch.dtype
+    precision: str  # of the passes; parameters and updates stay in ``dtype``
+    capture: str  # "auto" captures the step of a minibatch on an accelerator; "off" never does
+    try_host: bool  # False: the host is one of the package's specs
     momentum: float = 0.9
     clip_norm: float = 1.0  # largest gradient norm of a host, or of a seed with its gate
-    dtype: torch.dtype = torch.float32
-    precision: str = FULL_PRECISION  # of the passes; parameters and updates stay in ``dtype``
-    capture: str = "auto"  # captures the step of a minibatch on an accelerator; "off" never does
-    try_host: bool = True  # False: the host is one of the package's specs

@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from esper_env.rules.slot_table import DOWN, SlotTable
+from esper_env.rules.slot_table import DOWN, BoolArray, FloatArray, IntArray, SlotTable
 from esper_env.rules.stages import Stage
 
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
+__all__ = ["BoolArray", "FloatArray", "IntArray", "Structure"]
 
 
 class Structure(NamedTuple):

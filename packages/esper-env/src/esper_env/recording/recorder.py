@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper_env import telemetry as events
-from esper_env.infos import Values
+from esper_env.infos import Mask, Values
 from esper_env.persistence.state import ArrayState
-from esper_env.recording.step import Emission, Mask, StepEvents, StepRecord, snapshots
+from esper_env.recording.step import Emission, StepEvents, StepRecord, snapshots
 from esper_env.rules.actions import ActionNames
 from esper_env.rules.signals import Signals
 from esper_env.rules.slot_table import SlotTable

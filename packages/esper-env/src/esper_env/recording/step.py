@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper_env import telemetry as events
+from esper_env.infos import Mask
 from esper_env.population import Measurement, Structure, TrainStats
 from esper_env.rules.actions import ActionNames
 from esper_env.rules.gates import CHECKS, NO_GATE, Gate
@@ -22,7 +23,6 @@ from esper_env.rules.signals import Signals
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
 
-Mask = NDArray[np.bool_]
 #: An event of a step: environment, slot if the event is about one, and payload.
 Emission = tuple[int, int | None, events.Payload]
 

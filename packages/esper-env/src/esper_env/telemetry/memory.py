@@ -16,10 +16,10 @@ SENSIBLE_SHARE = 0.9
 #: A new crossing counts once memory has been below this share of the limit.
 REARM_SHARE = 0.95
 
-_MIB = 2**20
+MIB = 2**20  # bytes
 #: Memory limits of a Linux container, of control groups version 2 and 1. psutil does not read them.
 _CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-#: Returns (name, MiB in use, limit in MiB) of each accelerator.
+#: Returns (name, MiB in use, MiB up to which use is sensible) of each accelerator.
 Accelerators = Callable[[], Iterable[tuple[str, float, float]]]
 
 
@@ -54,13 +54,13 @@ class MemoryWatch:
 def resident_mib() -> float:
     """Return the resident size of this process in MiB."""
     size: int = psutil.Process().memory_info().rss
-    return size / _MIB
+    return size / MIB
 
 
 def available_mib() -> float:
     """Return the memory of the machine in MiB, or the limit of the container if that is less."""
-    limits: list[float] = [psutil.virtual_memory().total / _MIB]
+    limits: list[float] = [psutil.virtual_memory().total / MIB]
     for file in _CONTAINER_LIMITS:
         if file.exists() and (text := file.read_text().strip()) != "max":
-            limits.append(int(text) / _MIB)
+            limits.append(int(text) / MIB)
     return min(limits)
