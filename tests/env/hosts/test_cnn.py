@@ -112,15 +112,15 @@ def test_convolution_weights_are_channels_last():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_blocks": 1}, "n_blocks is 1; a CNN host needs at least 2 blocks"),
+        ({"n_blocks": 1}, "`n_blocks` is 1; expected an integer of at least 2"),
         ({"kernel": 2}, "kernel is 2; expected an odd number"),
-        ({"kernel": 0}, "kernel is 0; expected an odd number"),
-        ({"classes": 1}, "classes is 1 and base_channels 8; expected at least 2 and 1"),
-        ({"base_channels": 0}, "base_channels 0; expected at least 2 and 1"),
+        ({"kernel": 0}, "`kernel` is 0; expected a positive integer"),
+        ({"classes": 1}, "`classes` is 1; expected an integer of at least 2"),
+        ({"base_channels": 0}, "`base_channels` is 0; expected a positive integer"),
         ({"pool_layers": 4}, "pool_layers is 4; expected 0 to n_blocks = 3"),
-        ({"pool_layers": -1}, "pool_layers is -1; expected 0 to n_blocks = 3"),
+        ({"pool_layers": -1}, "`pool_layers` is -1; expected a non-negative integer"),
         ({"n_blocks": 5, "pool_layers": 5}, "5 pools shrink a 32x32 image below 2x2"),
-        ({"surfaces": "pre"}, "surfaces is 'pre'; expected 'post' or 'both'"),
+        ({"surfaces": "pre"}, "`surfaces` is 'pre'; expected one of 'post', 'both'"),
         ({"slots": ["r1c0"]}, r"slots \['r1c0'\] do not exist in this host"),
     ],
 )

@@ -82,12 +82,12 @@ def test_logits_depend_on_this_and_earlier_tokens_only(place):
     [
         ({"layers": 3}, "layers is 3, which 2 segments do not divide; choose a multiple of segments"),
         ({"width": 9}, "width is 9, which 2 heads do not divide"),
-        ({"heads": 0}, "width is 8, which 0 heads do not divide"),
-        ({"vocab": 1}, "vocab is 1; a Transformer host needs at least 2"),
-        ({"context": 1}, "context is 1"),
-        ({"segments": 0}, "segments is 0"),
-        ({"layers": 0}, "layers is 0"),
-        ({"expansion": -1}, "expansion is -1"),
+        ({"heads": 0}, "`heads` is 0; expected a positive integer"),
+        ({"vocab": 1}, "`vocab` is 1; expected an integer of at least 2"),
+        ({"context": 1}, "`context` is 1; expected an integer of at least 2"),
+        ({"segments": 0}, "`segments` is 0; expected a positive integer"),
+        ({"layers": 0}, "`layers` is 0; expected a positive integer"),
+        ({"expansion": -1}, "`expansion` is -1; expected a non-negative integer"),
         ({"slots": ["r0c2"]}, r"slots \['r0c2'\] do not exist in this host"),
     ],
 )

@@ -213,8 +213,11 @@ def test_make_rejects_mismatched_host_and_data(fields, message):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (lambda: TransformerSpec(32.0, 2, 2, 8, 2), "`width` is 32.0; expected a non-negative integer"),
-        (lambda: CNNSpec(3, 4, 2, 1, 1, 8, classes=-2), "`classes` is -2; expected a non-negative integer"),
+        (lambda: TransformerSpec(32.0, 2, 2, 8, 2), "`width` is 32.0; expected a positive integer"),
+        (lambda: CNNSpec(3, 4, 2, 1, 1, 8, classes=1), "`classes` is 1; expected an integer of at least 2"),
+        (lambda: CNNSpec(1, 4, 0, 1, 1, 8), "`n_blocks` is 1; expected an integer of at least 2"),
+        (lambda: CNNSpec(3, 4, 2, 1, 1, 8, surfaces="pre"), "`surfaces` is 'pre'; expected one of 'post', 'both'"),
+        (lambda: TransformerSpec(8, 2, 2, 1, 1), "`context` is 1; expected an integer of at least 2"),
         (lambda: CNNSpec(3, 4, 2, 1, 1, 8, norm_momentum=0.0), "`norm_momentum` is 0.0; expected a number in"),
     ],
 )

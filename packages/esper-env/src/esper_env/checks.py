@@ -36,6 +36,7 @@ __all__ = [
     "Interval",
     "OneOf",
     "check",
+    "check_fields",
     "check_value",
     "describe",
     "field_hints",
@@ -138,6 +139,16 @@ def check_value(name: str, value: object, hint: Any) -> None:
     """
     if not is_valid(value, hint):
         raise ValueError(f"`{name}` is {shown(value)}; expected {describe(hint)}")
+
+
+def check_fields(kind: type, **values: object) -> None:
+    """Check values against the annotations of a dataclass's fields of the same names, without making an instance.
+
+    Raises:
+        ValueError: the first value of another type or outside its range.
+    """
+    for name, value in values.items():
+        check_value(name, value, field_hints(kind)[name])
 
 
 @cache

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from esper_env.checks import check_fields
 from esper_env.hosts.protocol import SegmentedHost, SlotSpec, in_action_order
+from esper_env.tasks.config import CNNSpec
 
 
 class GlobalAveragePool(nn.Module):
@@ -31,8 +33,8 @@ class CNNHost(SegmentedHost):
     ``slots`` are the ids of the slots to keep; None keeps all.
 
     Raises:
-        ValueError: fewer than two blocks, an even kernel, more pools than the image allows, an unknown surface or
-            slot id.
+        ValueError: a number is out of its range, an even kernel, more pools than the image allows, an unknown surface
+            or slot id.
     """
 
     topology = "cnn"
@@ -53,9 +55,16 @@ class CNNHost(SegmentedHost):
     ) -> None:
         super().__init__()
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        _check_geometry(classes, n_blocks, base_channels, pool_layers, kernel, size)
-        if surfaces not in ("post", "both"):
-            raise ValueError(f"surfaces is {surfaces!r}; expected 'post' or 'both'")
+        check_fields(
+            CNNSpec,
+            classes=classes,
+            n_blocks=n_blocks,
+            base_channels=base_channels,
+            pool_layers=pool_layers,
+            kernel=kernel,
+            surfaces=surfaces,
+        )
+        _check_geometry(n_blocks, pool_layers, kernel, size)
         pieces: list[list[nn.Module]] = [[]]
         placed: list[SlotSpec] = []
         channels = in_channels
@@ -85,16 +94,10 @@ class CNNHost(SegmentedHost):
         _use_channels_last(self)
 
 
-def _check_geometry(
-    classes: int, n_blocks: int, base_channels: int, pool_layers: int, kernel: int, size: tuple[int, int]
-) -> None:
-    if classes < 2 or base_channels < 1:
-        raise ValueError(f"classes is {classes} and base_channels {base_channels}; expected at least 2 and 1")
-    if n_blocks < 2:
-        raise ValueError(f"n_blocks is {n_blocks}; a CNN host needs at least 2 blocks")
-    if kernel < 1 or kernel % 2 == 0:
+def _check_geometry(n_blocks: int, pool_layers: int, kernel: int, size: tuple[int, int]) -> None:
+    if kernel % 2 == 0:
         raise ValueError(f"kernel is {kernel}; expected an odd number so that the size is kept")
-    if not 0 <= pool_layers <= n_blocks:
+    if pool_layers > n_blocks:
         raise ValueError(f"pool_layers is {pool_layers}; expected 0 to n_blocks = {n_blocks}")
     if min(size) >> pool_layers < 2:
         raise ValueError(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from esper_env.checks import Interval, check_fields, check_value
 from esper_env.hosts.attention import CausalSelfAttention
 from esper_env.hosts.protocol import SegmentedHost, SlotSpec, in_action_order
+from esper_env.tasks.config import TransformerSpec
 
 
 class TokenEmbedding(nn.Module):
@@ -74,8 +77,8 @@ class TransformerHost(SegmentedHost):
     ``esper_env.TransformerSpec`` describes the other arguments.
 
     Raises:
-        ValueError: a number is too small, ``segments`` does not divide ``layers``, ``heads`` does not divide ``width``,
-            or a slot id is unknown.
+        ValueError: a number is out of its range, ``segments`` does not divide ``layers``, ``heads`` does not divide
+            ``width``, or a slot id is unknown.
     """
 
     topology = "transformer"
@@ -93,7 +96,10 @@ class TransformerHost(SegmentedHost):
         slots: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        _check_numbers(vocab, width, heads, layers, context, segments, expansion)
+        check_value("vocab", vocab, Annotated[int, Interval(2)])
+        sizes = {"width": width, "heads": heads, "layers": layers, "context": context, "segments": segments}
+        check_fields(TransformerSpec, **sizes, expansion=expansion)
+        _check_divisions(width, heads, layers, segments)
         embedding = TokenEmbedding(vocab, width, context)
         pieces: list[list[nn.Module]] = [[embedding]]
         placed: list[SlotSpec] = []
@@ -108,14 +114,8 @@ class TransformerHost(SegmentedHost):
         self.slots, self.execution_order = in_action_order(placed, slots)
 
 
-def _check_numbers(
-    vocab: int, width: int, heads: int, layers: int, context: int, segments: int, expansion: int
-) -> None:
-    least = {"vocab": (vocab, 2), "width": (width, 1), "layers": (layers, 1), "context": (context, 2)}
-    for name, (value, minimum) in (least | {"segments": (segments, 1), "expansion": (expansion, 0)}).items():
-        if value < minimum:
-            raise ValueError(f"{name} is {value}; a Transformer host needs at least {minimum}")
-    if heads < 1 or width % heads:
+def _check_divisions(width: int, heads: int, layers: int, segments: int) -> None:
+    if width % heads:
         raise ValueError(f"width is {width}, which {heads} heads do not divide; choose a multiple of heads")
     if layers % segments:
         raise ValueError(f"layers is {layers}, which {segments} segments do not divide; choose a multiple of segments")

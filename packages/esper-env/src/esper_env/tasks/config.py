@@ -45,14 +45,14 @@ class CNNSpec:
         norm_momentum: momentum of BatchNorm's running statistics.
     """
 
-    n_blocks: Annotated[int, NON_NEGATIVE]
-    base_channels: Annotated[int, NON_NEGATIVE]
+    n_blocks: Annotated[int, Interval(2)]
+    base_channels: Annotated[int, POSITIVE]
     pool_layers: Annotated[int, NON_NEGATIVE]
-    kernel: Annotated[int, NON_NEGATIVE]
-    in_channels: Annotated[int, NON_NEGATIVE]
-    image_size: Annotated[int, NON_NEGATIVE]
-    classes: Annotated[int, NON_NEGATIVE] = 10
-    surfaces: str = "post"
+    kernel: Annotated[int, POSITIVE]
+    in_channels: Annotated[int, POSITIVE]
+    image_size: Annotated[int, POSITIVE]
+    classes: Annotated[int, Interval(2)] = 10
+    surfaces: Annotated[str, OneOf(("post", "both"))] = "post"
     norm_momentum: Annotated[float, Interval(0, 1, "(]")] = 0.5
 
     def __post_init__(self) -> None:
@@ -72,11 +72,11 @@ class TransformerSpec:
         expansion: hidden units of a layer's perceptron, as a multiple of the width; 0 for no perceptron.
     """
 
-    width: Annotated[int, NON_NEGATIVE]
-    heads: Annotated[int, NON_NEGATIVE]
-    layers: Annotated[int, NON_NEGATIVE]
-    context: Annotated[int, NON_NEGATIVE]
-    segments: Annotated[int, NON_NEGATIVE]
+    width: Annotated[int, POSITIVE]
+    heads: Annotated[int, POSITIVE]
+    layers: Annotated[int, POSITIVE]
+    context: Annotated[int, Interval(2)]
+    segments: Annotated[int, POSITIVE]
     expansion: Annotated[int, NON_NEGATIVE] = 4
 
     def __post_init__(self) -> None:
