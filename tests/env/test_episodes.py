@@ -21,7 +21,7 @@ def test_reset_without_arguments_includes_every_environment():
     request = parse_reset(None, None, 3, SITE)
     assert request.seeds == [None] * 3
     assert request.rows.all()
-    assert request.topology == {}
+    assert request.planted == {}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_parse_reset_accepts_options():
     request = parse_reset(
         None, {"reset_mask": rows, "topology": {"r0c2": "conv_light", "r0c0": Blueprint.NORM}}, 3, SITE
     )
-    assert request.topology == {2: Blueprint.CONV_LIGHT, 0: Blueprint.NORM}
+    assert request.planted == {2: Blueprint.CONV_LIGHT, 0: Blueprint.NORM}
     rows[:] = False
     assert request.rows.tolist() == [True, False, True]
 

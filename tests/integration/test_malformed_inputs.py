@@ -144,7 +144,8 @@ def test_step_rejects_malformed_actions(running, kind, what, error, says):
 
 @table(
     ("float", WAIT * 1.0, ValueError, "actions have dtype float64", INTEGERS),
-    ("too-few-heads", WAIT[:7], ValueError, "actions have shape (1, 7)", "expected (1, 8)"),
+    ("too-few-heads", WAIT[:7], ValueError, "action has shape (7,)", "expected (8,)"),
+    ("batched", WAIT[None], ValueError, "action has shape (1, 8)", "expected (8,)"),
     ("out-of-range", command(op=9), ValueError, "has 9 for head op", "expected 0 to 5"),
 )
 @pytest.mark.parametrize("kind", ["single", "sync"])
@@ -187,7 +188,7 @@ def test_reset_of_a_single_environment_rejects_malformed_input(running, what, er
 
 
 ROW = "expected the number of an environment, 0 to 1"
-OPS = "expected a member of esper_env.rules.heads.Op or its number: WAIT 0, GERMINATE 1"
+OPS = "expected a member of esper_env.rules.Op or its number: WAIT 0, GERMINATE 1"
 
 
 @table(

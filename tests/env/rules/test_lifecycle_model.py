@@ -173,7 +173,7 @@ class LifecycleMachine(RuleBasedStateMachine):
             mask[row, slot] = True
             model = self.models[row][slot]
             model.stage, model.alpha, model.blueprint, model.operator, model.age = stage, 1.0, "NORM", "ADD", 1
-        lifecycle.plant(self.table, mask, Blueprint.NORM)
+        lifecycle.place_committed(self.table, mask, Blueprint.NORM)
         for column in (self.table.alpha_start, self.table.alpha_target, self.table.first_target):
             np.testing.assert_array_equal(column, mask)
         assert (self.table.stage[mask] == Stage.FOSSILIZED).all()

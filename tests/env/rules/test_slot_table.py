@@ -56,7 +56,7 @@ def test_clear_resets_masked_slots_and_clear_seed_keeps_their_stage():
 def test_restored_table_with_impossible_values_is_rejected(column, value, message):
     """``test_state_refusals.py`` tests other columns."""
     table = SlotTable.empty(1, 2)
-    lifecycle.plant(table, np.array([[False, True]]), Blueprint.NORM)
+    lifecycle.place_committed(table, np.array([[False, True]]), Blueprint.NORM)
     table.validate()
     getattr(table, column)[0, 1] = value
     with pytest.raises(ValueError, match=message):

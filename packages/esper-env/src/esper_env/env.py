@@ -17,6 +17,7 @@ from esper_env.infos import Infos, single_info
 from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
 from esper_env.persistence.tree import Tree
 from esper_env.render import RENDER_MODES
+from esper_env.rules.heads import HEAD_NAMES, NUM_HEADS
 from esper_env.tasks import TaskConfig, make_task
 from esper_env.tasks.identity import KIND
 from esper_env.vector_env import EsperVectorEnv
@@ -83,7 +84,13 @@ class EsperEnv(NetworkView, gym.Env[Observation, NDArray[np.int64]]):
 
     def step(self, action: NDArray[np.int64]) -> tuple[Observation, float, bool, bool, Infos]:
         """Apply an action (8,), then train and evaluate one epoch."""
-        observations, rewards, terminated, truncated, infos = self._vector.step(np.asarray(action)[None])
+        actions = np.asarray(action)[None]
+        if actions.shape != (1, NUM_HEADS):
+            raise ValueError(
+                f"action has shape {actions.shape[1:]}; expected ({NUM_HEADS},), one number per head "
+                f"({', '.join(HEAD_NAMES)})"
+            )
+        observations, rewards, terminated, truncated, infos = self._vector.step(actions)
         return (
             row_of(observations, 0),
             float(rewards[0]),

@@ -21,7 +21,7 @@ class ResetRequest(NamedTuple):
 
     seeds: list[int | None]  # one per environment
     rows: Mask  # (N,) environments that are reset
-    topology: dict[int, int]  # slot (action index) -> blueprint value
+    planted: dict[int, int]  # slot (action index) -> blueprint value, from the option "topology"
 
 
 class SeedSites(NamedTuple):

@@ -1,4 +1,4 @@
-"""N networks growing under the rules: the only place where rules and networks meet."""
+"""N networks growing under the rules: applies the rules to the population, step by step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from esper_env.rules.observation import ObservationBuilder
 from esper_env.rules.rejection import Rejection
 from esper_env.rules.reward import RewardInputs, RewardModel
 from esper_env.rules.reward_config import reward_config
-from esper_env.rules.signals import SignalTracker
+from esper_env.rules.signals import Signals, SignalTracker
 from esper_env.rules.slot_table import DOWN, SlotTable
 from esper_env.rules.stages import Stage
 from esper_env.tasks import TaskConfig, TransformerSpec
@@ -93,18 +93,19 @@ class Growth(ArrayState):
         self.telemetry.close()
 
     @property
-    def signals(self) -> Any:
+    def signals(self) -> Signals:
         """The latest reading of the validation curves."""
         return self._signals.peek()
 
-    def begin(self, rows: Mask, seeds: NDArray[np.int64], topology: Mapping[int, int]) -> Values:
-        """Start an episode in ``rows`` (N,) from ``seeds`` (N,), with ``topology`` {slot: blueprint} planted.
+    def begin(self, rows: Mask, seeds: NDArray[np.int64], planted: Mapping[int, int]) -> Values:
+        """Start an episode in ``rows`` (N,) from ``seeds`` (N,), with the seeds ``planted`` {slot: blueprint}.
 
         Returns the infos' values, valid in those rows.
         """
         self.table.clear(np.repeat(rows[:, None], len(self.slot_ids), axis=1))
-        for slot, blueprint in topology.items():
-            lifecycle.plant(self.table, rows[:, None] & (np.arange(len(self.slot_ids)) == slot), blueprint)
+        for slot, blueprint in planted.items():
+            mask = rows[:, None] & (np.arange(len(self.slot_ids)) == slot)
+            lifecycle.place_committed(self.table, mask, blueprint)
         self._population.reset(rows, seeds)
         self._population.attach(rows[:, None] & self.table.has_seed, self.table.blueprint)
         structure = Structure.of(self.table)
@@ -117,10 +118,11 @@ class Growth(ArrayState):
         self._take_snapshots(structure, rows)
         self._last_op[rows] = Op.WAIT
         self._last_success[rows] = True
-        self.recorder.record_starts(rows, self._signals.peek(), structure.fossilized)
+        signals = self.signals
+        self.recorder.record_starts(rows, signals, structure.fossilized)
         nothing = np.zeros(self.count)
         return {
-            **self._state_values(structure),
+            **self._state_values(signals, self._population.parameters_added(structure, self.table.has_seed)),
             **self._step_values(
                 train_loss=np.full(self.count, np.nan),
                 op=self._last_op,
@@ -211,7 +213,7 @@ class Growth(ArrayState):
                 )
             )
         values = {
-            **self._state_values(structure),
+            **self._state_values(signals, added),
             **self._step_values(
                 train_loss=epoch.stats.loss,
                 op=command.op,
@@ -280,9 +282,8 @@ class Growth(ArrayState):
         """Return fresh observations of every network, each with a leading N."""
         legal = self.rules.legal(self.table)
         added = self._population.parameters_added(Structure.of(self.table), self.table.has_seed)
-        signals = self._signals.peek()
         return {
-            "features": self._builder.features(self.table, signals, added, self._last_success, self._last_op),
+            "features": self._builder.features(self.table, self.signals, added, self._last_success, self._last_op),
             "blueprints": self.table.blueprint.copy(),
             "action_mask": self.rules.marginal(legal),
             "op_slot_mask": self.rules.op_slot(legal),
@@ -343,15 +344,14 @@ class Growth(ArrayState):
             **{f"reward_{name}": value for name, value in components.items()},
         }
 
-    def _state_values(self, structure: Structure) -> Values:
-        """Return the infos' values that describe the networks."""
-        signals = self._signals.peek()
+    def _state_values(self, signals: Signals, added: NDArray[np.int64]) -> Values:
+        """Return the infos' values that describe the networks, with the parameters ``added`` (N,) to them."""
         return {
             "action_mask": self.rules.marginal(self.rules.legal(self.table)),
             "val_accuracy": signals.val_accuracy,
             "val_loss": signals.val_loss,
             **({"val_bits_per_byte": signals.val_loss / np.log(2.0)} if self._population.reads_text else {}),
-            "parameters_added": self._population.parameters_added(structure, self.table.has_seed),
+            "parameters_added": added,
             "rollbacks": self._governor.rollbacks,
             "slot_stage": self.table.stage.copy(),
             "contribution": np.where(self.table.contribution_age >= 0, self.table.contribution, 0.0),

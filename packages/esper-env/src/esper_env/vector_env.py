@@ -147,7 +147,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
         for row in np.flatnonzero(request.rows):
             if request.seeds[row] is not None:
                 self._generators.rngs[row], self._generators.seeds[row] = seeding.np_random(request.seeds[row])
-        infos = vector_infos(self._begin(request.rows, request.topology), request.rows)
+        infos = vector_infos(self._begin(request.rows, request.planted), request.rows)
         return self._growth.observe(), infos
 
     @undisturbed
@@ -352,12 +352,12 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
             "slot_ids": list(self.slot_ids),
         }
 
-    def _begin(self, rows: NDArray[np.bool_], topology: dict[int, int]) -> Values:
+    def _begin(self, rows: NDArray[np.bool_], planted: dict[int, int]) -> Values:
         """Start episodes in ``rows`` (N,); return the infos' values, valid in those rows."""
         seeds = np.zeros(self.num_envs, dtype=np.int64)
         for row in np.flatnonzero(rows):
             seeds[row] = self._generators.rngs[row].integers(EPISODE_SEED_BOUND)
-        values = self._growth.begin(rows, seeds, topology)
+        values = self._growth.begin(rows, seeds, planted)
         self._clock.start(rows)
         return values
 

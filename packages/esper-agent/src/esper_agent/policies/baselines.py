@@ -143,7 +143,7 @@ class FixedPlanPolicy:
         if not all(is_whole(value, least=1) and value < NUM_BLUEPRINTS for value in blueprints):
             raise ValueError(
                 f"the plan's blueprints are {blueprints}; expected values of the blueprint head, 1 to "
-                f"{NUM_BLUEPRINTS - 1}, such as esper_env.rules.heads.Blueprint.NORM"
+                f"{NUM_BLUEPRINTS - 1}; `esper info` lists them"
             )
         check_value("horizon", horizon, Annotated[int, POSITIVE])
         self.horizon = horizon

@@ -215,7 +215,7 @@ def finish_epoch(table: SlotTable) -> None:
     table.age[table.has_seed] += 1
 
 
-def plant(table: SlotTable, mask: BoolArray, blueprint: int) -> None:
+def place_committed(table: SlotTable, mask: BoolArray, blueprint: int) -> None:
     """Put committed seeds (FOSSILIZED, alpha 1, ADD) into the empty slots of ``mask`` (N, S), without any gate."""
     _enter(table, mask, Stage.FOSSILIZED)
     table.blueprint[mask], table.operator[mask] = blueprint, Operator.ADD

@@ -107,7 +107,7 @@ class ActionRules:
         """
         if not is_integer(op) or not 0 <= op < NUM_OPS:
             known = ", ".join(f"{other.name} {other.value}" for other in Op)
-            raise ValueError(f"op is {op!r}; expected a member of esper_env.rules.heads.Op or its number: {known}")
+            raise ValueError(f"op is {op!r}; expected a member of esper_env.rules.Op or its number: {known}")
         possible: BoolArray = np.all(np.any(legal, axis=2), axis=0)
         if not possible[op]:
             names = ", ".join(other.name for other in Op if possible[other])

@@ -14,6 +14,7 @@ contribution   ``contribution``  gamma V' - V, V = scale max(sum of the measured
                ``scaffold``  gamma C' - C, at the end C_backed - C, C = scale x scaffold_weight x credits / 100
                ``shock``  -shock_weight x the sum of (alpha' - alpha)^2 over the slots
                ``rent``, ``stages``  as above
+all            ``governor``  -scale in a step in which the governor rolled the network back
 =============  ======================================================================================================
 
 Every potential (Phi, V, C) is 0 after termination. After truncation it keeps its value, because the learner bootstraps.

@@ -14,7 +14,7 @@ GAMMA = 0.98
 
 
 class RewardMode(StrEnum):
-    """Names of the rewards; the classes of ``reward.py`` have the formulas."""
+    """Names of the rewards; ``reward.py`` has the formulas."""
 
     ACCURACY = "accuracy"
     SPARSE = "sparse"
