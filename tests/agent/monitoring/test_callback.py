@@ -165,7 +165,7 @@ def test_collapsed_entropy_escalates_the_detail_and_a_trend_of_accuracies_does_n
             return super()._on_step()
 
     settings = {"op_entropy_floor": 0.2, "gradient_vanishing": 0.0, "escalation_epochs": 7}
-    settings |= {"trend_batches": 1, "plateau_points": 100.0, "trend_points": 100.0}
+    settings |= {"trend_rollouts": 1, "plateau_points": 100.0, "trend_points": 100.0}
     model, hub = make_model(policy={"logit_bias": {"op": {"WAIT": 6.0}}}, learning_rate=1e-9), RecordingHub()
     model.learn(48, callback=Witness(AnomalySettings(**QUIET | settings), hub))
     assert [(type(event), event.quantity) for event in hub.of(Anomaly)] == [(EntropyCollapse, "op_choice_entropy")] * 2
@@ -174,7 +174,7 @@ def test_collapsed_entropy_escalates_the_detail_and_a_trend_of_accuracies_does_n
     assert len(committed) == 8
     assert event.recent == pytest.approx(np.mean(committed[4:]))
     assert event.previous == pytest.approx(np.mean(committed[:4]))
-    assert (event.timesteps, event.batches) == (48, 1)
+    assert (event.timesteps, event.rollouts) == (48, 1)
 
 
 def test_reward_hacking_is_reported_with_its_place():
@@ -203,7 +203,7 @@ def test_counts_are_logged_per_round_without_a_hub(tmp_path):
 
 
 def test_diagnostics_resume_from_a_json_state():
-    settings = AnomalySettings(trend_batches=2, plateau_points=50.0, trend_points=50.0, value_collapse=-1e9)
+    settings = AnomalySettings(trend_rollouts=2, plateau_points=50.0, trend_points=50.0, value_collapse=-1e9)
     whole, hub = make_model(), RecordingHub()
     diagnostics = DiagnosticsCallback(settings, hub)
     whole.learn(48, callback=diagnostics)
@@ -221,7 +221,7 @@ def test_diagnostics_resume_from_a_json_state():
 
 
 def test_new_training_resets_the_state():
-    settings = AnomalySettings(trend_batches=2, plateau_points=50.0, trend_points=50.0)
+    settings = AnomalySettings(trend_rollouts=2, plateau_points=50.0, trend_points=50.0)
     diagnostics = DiagnosticsCallback(settings, hub := RecordingHub())
     model = make_model()
     for _ in range(2):

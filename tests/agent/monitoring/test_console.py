@@ -37,7 +37,7 @@ def event(payload, severity=None, **where):
     return SimpleNamespace(id=1, time=1.7e9, type=payload.TYPE, severity=severity, payload=payload, **place)
 
 
-TREND = {"timesteps": 640, "batches": 3}
+TREND = {"timesteps": 640, "rollouts": 3}
 PLATEAU = PlateauDetected(change=0.1, recent=50.0, previous=49.9, **TREND)
 HACKING = RewardHackingSuspected(signature="overpaid", paid=31.25, improvement=0.0, ratio=None)
 BROKEN = NumericalInstability(timesteps=640, quantity="loss [x]", value=NAN, threshold=None)

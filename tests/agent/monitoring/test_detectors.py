@@ -138,12 +138,12 @@ def test_three_rollouts_are_compared_with_the_three_before(change, kind):
     assert early == [None] * 5
     expected = {"change": change, "recent": 43.0 + change, "previous": 43.0}
     approximate = {name: pytest.approx(value) for name, value in expected.items()}
-    assert last == (kind and kind(timesteps=3200, batches=3, **approximate))
+    assert last == (kind and kind(timesteps=3200, rollouts=3, **approximate))
 
 
 @given(st.lists(st.floats(40, 45), min_size=1, max_size=20), st.integers(1, 4), st.integers(0, 20))
 def test_trends_equal_a_plain_computation_and_resume_from_a_json_state(means, side, cut):
-    settings = AnomalySettings(trend_batches=side)
+    settings = AnomalySettings(trend_rollouts=side)
     detector, verdict = TrendDetector(settings), None
     for index, mean in enumerate(means):
         if index == cut:

@@ -112,7 +112,10 @@ def test_fixed_plan_restarts_with_every_episode(toy_id):
     [
         ([Planting(Blueprint.NORM), Planting(Blueprint.MLP)], r"slots are \[0, 0\]"),
         ([Planting(Blueprint.NORM, slot=-1)], r"slots are \[-1\]"),
-        ([Planting(Blueprint.NOOP)], r"blueprints are \[.*NOOP.*\]; expected values of the blueprint head, 1 to 12; `esper info` lists"),
+        (
+            [Planting(Blueprint.NOOP)],
+            r"blueprints are \[.*NOOP.*\]; expected values of the blueprint head, 1 to 12; `esper info` lists",
+        ),
         ([Planting(Blueprint.NORM, slot=2)], "plants slot 2; the environment has slots 0 to 1"),
     ],
 )

@@ -68,7 +68,7 @@ class AnomalySettings:
     """The same for each other head. A head may rightly settle on one value; below this it can no longer leave it."""
     escalation_epochs: Annotated[int, POSITIVE] = 5
     """Epochs of full detail after an anomaly."""
-    trend_batches: Annotated[int, POSITIVE] = 3
+    trend_rollouts: Annotated[int, POSITIVE] = 3
     """Rollouts in each of the two compared groups of episodes."""
     plateau_points: Annotated[float, NON_NEGATIVE] = 0.5
     """Training has reached a plateau if the accuracy changes by less than this many points."""
@@ -171,7 +171,7 @@ def _gradient_anomaly(metrics: Mapping[str, float], settings: AnomalySettings) -
 
 
 class TrendDetector:
-    """Compares the mean committed accuracy of the last ``trend_batches`` rollouts with the same number before them.
+    """Compares the mean committed accuracy of the last ``trend_rollouts`` rollouts with the same number before them.
 
     A change of less than ``plateau_points`` is a plateau. A change of more than ``trend_points`` is an improvement or a
     degradation. The detector reports a verdict once, and again only after the verdict has changed.
@@ -189,7 +189,7 @@ class TrendDetector:
         """
         if not accuracies:
             return None
-        side = self.settings.trend_batches
+        side = self.settings.trend_rollouts
         self._means = [*self._means, float(np.mean(accuracies))][-2 * side :]
         if len(self._means) < 2 * side:
             return None
@@ -203,7 +203,7 @@ class TrendDetector:
         before, self._verdict = self._verdict, kind.TYPE if kind else None
         if kind is None or before == kind.TYPE:
             return None
-        return kind(timesteps=timesteps, change=change, recent=recent, previous=previous, batches=side)
+        return kind(timesteps=timesteps, change=change, recent=recent, previous=previous, rollouts=side)
 
     def get_state(self) -> dict[str, Any]:
         """Return the state for ``set_state``, of JSON types."""

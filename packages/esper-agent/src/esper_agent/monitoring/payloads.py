@@ -110,17 +110,17 @@ class EntropyCollapse(Anomaly):
 
 @dataclass(frozen=True, kw_only=True)
 class Trend(Payload):
-    """Committed accuracy of the latest batches of episodes compared with the batches before, in points."""
+    """Committed accuracy of the latest rollouts compared with the rollouts before, in points."""
 
     SENTENCE = (
         "the committed accuracy changed from {self.previous:.1f}% to {self.recent:.1f}% "
-        "({self.change:+.1f} points; means of {self.batches} rollouts)."
+        "({self.change:+.1f} points; means of {self.rollouts} rollouts)."
     )
     timesteps: int
     change: float
     recent: float  # mean
     previous: float  # mean
-    batches: int  # on each side
+    rollouts: int  # on each side
 
 
 class PlateauDetected(Trend):

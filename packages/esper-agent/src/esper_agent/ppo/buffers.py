@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from typing_extensions import override
 
 from esper_agent.ppo.advantages import AdvantageEstimator, Rollout
-from esper_agent.ppo.policy import Decision
+from esper_agent.ppo.policy import BatchDecision
 
 
 class FactoredSamples(NamedTuple):
@@ -89,7 +89,7 @@ class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
     def add_decision(
         self,
         obs: dict[str, np.ndarray],
-        decision: Decision,
+        decision: BatchDecision,
         reward: np.ndarray,
         episode_start: np.ndarray,
         lstm_states: RNNStates,

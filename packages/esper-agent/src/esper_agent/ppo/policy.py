@@ -47,7 +47,7 @@ class UnknownPolicyError(ValueError):
     """``policy`` is neither the name nor a subclass of ``FactoredLstmPolicy``."""
 
 
-class Decision(NamedTuple):
+class BatchDecision(NamedTuple):
     """Actions of B environments and their values; ``op_values`` belongs to the op in ``actions``."""
 
     actions: th.Tensor  # (B, heads) int64
@@ -196,13 +196,13 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
 
     def decide(
         self, obs: PyTorchObs, lstm_states: RNNStates, episode_starts: th.Tensor, deterministic: bool = False
-    ) -> tuple[Decision, RNNStates]:
+    ) -> tuple[BatchDecision, RNNStates]:
         """Choose actions for B environments; return them with values and log-probabilities, and the next states."""
         latent, states = self._latent(obs, lstm_states.pi, episode_starts)
         distribution = self._distribution(latent, obs)
         actions = distribution.get_actions(deterministic)
         op_values = self.value_net(latent)
-        decision = Decision(
+        decision = BatchDecision(
             actions=actions,
             op_values=op_values.gather(1, actions[:, Head.OP :]).squeeze(1),
             state_values=expected_value(op_values, distribution.op_probs),
