@@ -87,7 +87,7 @@ class GrowthToy(gymnasium.Env):
         self.accuracy = float(20 + self.epoch + 10 * blended + self.np_random.normal())
         self.in_stage = [count + bool(HAS_SEED[stage]) for count, stage in zip(self.in_stage, self.stage, strict=True)]
         terminated = self.epoch >= self.horizon
-        info = self._info(effective, valid, succeeded, final=terminated)
+        info = self._info(effective, valid, succeeded, slot, final=terminated)
         return self._observation(), (self.accuracy - before) / 100, terminated, False, info
 
     def action_masks(self):
@@ -143,12 +143,14 @@ class GrowthToy(gymnasium.Env):
             "op_slot_mask": self._op_slot().ravel(),
         }
 
-    def _info(self, op, valid, succeeded, final=False):
+    def _info(self, op, valid, succeeded, slot=0, final=False):
         info = {
             "action_mask": self._marginal_mask(),
             "action_valid": valid,
             "action_succeeded": succeeded,
             "op": int(op),
+            "slot": int(slot),
+            "slot_blueprint": np.array(self.blueprint),
             "val_accuracy": self.accuracy,
             "slot_stage": np.array([int(stage) for stage in self.stage]),
             "contribution": np.zeros(SLOTS),

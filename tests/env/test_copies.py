@@ -9,8 +9,9 @@ import sys
 import gymnasium
 import numpy as np
 import pytest
-from esper_env import TASKS, register_blueprint, register_task
+from esper_env import register_blueprint, register_task
 from esper_env.rules.heads import Op
+from esper_env.tasks import TASKS
 from esper_env.telemetry import Detail, MemorySink
 from plain_rules import action as build_action
 from stepping import ENV, TINY, begun, drive, new_env, plan_for

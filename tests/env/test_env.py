@@ -93,13 +93,17 @@ def test_spec_with_every_kwarg_is_json():
 INFO_KINDS = {
     "action_mask": ("i", (41,)),
     "slot_stage": ("i", (3,)),
+    "slot_blueprint": ("i", (3,)),
     "contribution": ("f", (3,)),
     "contribution_measured": ("b", (3,)),
     "shapley": ("f", (3,)),
     **dict.fromkeys(("val_accuracy", "val_loss", "train_loss", "committed_val_accuracy", "test_accuracy"), ("f", ())),
-    **dict.fromkeys(("parameters_added", "rollbacks", "op", "rejection", "committed_parameters_added"), ("i", ())),
+    **dict.fromkeys(
+        ("parameters_added", "rollbacks", "op", "slot", "rejection", "committed_parameters_added"), ("i", ())
+    ),
     **dict.fromkeys(("action_valid", "action_succeeded", "rollback", "committed_measured"), ("b", ())),
-    **{f"reward_{name}": ("f", ()) for name in ("accuracy", "commitment", "rent", "op_cost", "stages", "governor")},
+    **dict.fromkeys(("reward_accuracy", "reward_commitment", "reward_rent", "reward_op_cost"), ("f", ())),
+    **dict.fromkeys(("reward_stages", "reward_governor"), ("f", ())),
 }
 
 

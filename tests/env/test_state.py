@@ -134,7 +134,8 @@ PROCESS = """
 import sys, numpy as np
 from esper_env.vector_env import EsperVectorEnv
 path, actions = sys.argv[1:]
-envs = EsperVectorEnv("Esper-Digits-v0", 2, horizon=9, batches_per_step=2, batch_size=8, device="cpu")
+settings = {"horizon": 9, "batches_per_step": 2, "batch_size": 8, "device": "cpu", "autoreset_mode": "SameStep"}
+envs = EsperVectorEnv("Esper-Digits-v0", 2, **settings)
 envs.load_state(path)
 results = [envs.step(action) for action in np.load(actions)]
 np.savez(path + ".npz", rewards=[each[1] for each in results], features=[each[0]["features"] for each in results])

@@ -97,15 +97,18 @@ def test_undisturbed_call_inside_another_runs_in_the_same_thread():
 
 
 def test_interrupted_caller_waits_until_the_call_has_ended():
-    ended = []
+    ended, before = [], signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore interrupts
 
     def work():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.2)
         ended.append(True)
 
-    with pytest.raises(KeyboardInterrupt):
-        undisturbed(work)()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            undisturbed(work)()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended
 
 

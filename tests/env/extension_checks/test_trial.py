@@ -329,7 +329,7 @@ class ReadsItsOutput(nn.Conv2d):
         (lambda c: nn.Sequential(nn.Conv2d(c, c, 1), nn.Dropout(0.1)), "blueprint 'odd' draws from the global"),
         (lambda c: nn.Conv2d(c, c, 1).requires_grad_(False), "blueprint 'odd': a Conv2d has frozen, complex or lazy"),
         (lambda _: SHARED, "blueprint 'odd': a Conv2d built twice has the same parameters"),
-        (SeedsItself, "blueprint 'odd': a SeedsItself seeds PyTorch's default generator"),
+        (SeedsItself, "blueprint 'odd': SeedsItself.__init__ seeds PyTorch's default generator"),
         (DrawsFromNumpy, "blueprint 'odd': a DrawsFromNumpy built twice from the same seed has other values in weight"),
     ],
 )

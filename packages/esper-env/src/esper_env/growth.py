@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from esper_env.data.catalog import DataFamily, check_length
 from esper_env.devices import memory_gauge
+from esper_env.episodes import SeedSites
 from esper_env.infos import Mask, Values
 from esper_env.persistence.state import Accessors, ArrayState, Stateful
 from esper_env.persistence.tree import Tree
@@ -69,13 +70,12 @@ class Growth(ArrayState):
         self.slot_ids: tuple[str, ...] = tuple(spec.slot_id for spec in shard.slots)
         self.topology = shard.topology
         self.blueprint_names = {entry.value: entry.name for entry in shard.blueprints}
-        self.blueprints, self.offered_blueprints = shard.blueprints, tuple(self.blueprint_names)
+        self.offered_blueprints = tuple(self.blueprint_names)
         self.host_parameters, self.device = shard.host.size, shard.device
         slots = len(self.slot_ids)
-        self.max_seeds = slots if task.max_seeds is None else task.max_seeds
-        self.rules = ActionRules(
-            slots, self.offered_blueprints, self.max_seeds, self._gates if task.mask_gates else None
-        )
+        max_seeds = slots if task.max_seeds is None else task.max_seeds
+        self.sites = SeedSites(self.slot_ids, self.topology, max_seeds, shard.blueprints)
+        self.rules = ActionRules(slots, self.offered_blueprints, max_seeds, self._gates if task.mask_gates else None)
         self._builder = ObservationBuilder(task.horizon, task.param_budget, shard.execution_order)
         self._signals = SignalTracker(count, task.plateau_points)
         self._reward = RewardModel(count, slots, task.horizon, self.host_parameters, self.reward_config)
@@ -126,6 +126,7 @@ class Growth(ArrayState):
             **self._step_values(
                 train_loss=np.full(self.count, np.nan),
                 op=self._last_op,
+                slot=np.zeros(self.count, dtype=np.int64),
                 valid=self._last_success,
                 rejection=np.full(self.count, Rejection.NONE),
                 rollback=np.zeros(self.count, dtype=np.bool_),
@@ -217,6 +218,7 @@ class Growth(ArrayState):
             **self._step_values(
                 train_loss=epoch.stats.loss,
                 op=command.op,
+                slot=command.slot,
                 valid=command.valid,
                 rejection=rejection,
                 rollback=rescued,
@@ -328,6 +330,7 @@ class Growth(ArrayState):
         *,
         train_loss: NDArray[np.float64],
         op: NDArray[np.int64],
+        slot: NDArray[np.int64],
         valid: Mask,
         rejection: NDArray[np.int64],
         rollback: Mask,
@@ -337,6 +340,7 @@ class Growth(ArrayState):
         return {
             "train_loss": train_loss,
             "op": op,
+            "slot": slot,
             "action_valid": valid,
             "action_succeeded": rejection == Rejection.NONE,
             "rejection": rejection,
@@ -354,6 +358,7 @@ class Growth(ArrayState):
             "parameters_added": added,
             "rollbacks": self._governor.rollbacks,
             "slot_stage": self.table.stage.copy(),
+            "slot_blueprint": self.table.blueprint.copy(),
             "contribution": np.where(self.table.contribution_age >= 0, self.table.contribution, 0.0),
             "contribution_measured": self.table.contribution_age >= 0,
         }

@@ -16,7 +16,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from esper_env.checks import is_integer, is_whole
-from esper_env.episodes import EpisodeClock, SeedSites, parse_reset
+from esper_env.episodes import EpisodeClock, parse_reset
 from esper_env.growth import Growth, Observation
 from esper_env.infos import Infos, Values, replace_rows, vector_infos
 from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
@@ -125,7 +125,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
         self.reward_config = self._growth.reward_config
         #: Hub of the events; attach a sink with ``env.telemetry.add_sink(JsonlSink("folder"))``.
         self.telemetry: Telemetry = self._growth.telemetry
-        self._sites = SeedSites(self.slot_ids, self.topology, self._growth.max_seeds, self._growth.blueprints)
+        self._sites = self._growth.sites
         self._generators = Generators(*zip(*(seeding.np_random() for _ in range(num_envs)), strict=True))
         slots = len(self.slot_ids)
         self.single_observation_space = observation_space(slots)
@@ -318,7 +318,8 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
         """Return what a copy is made from: the settings of the task, the state of the networks, and all attributes."""
         settings = {name: value for name, value in task_dict(self.task).items() if name in TASK_KWARGS}
         networks = {"format": FORMAT, "identity": self._identity(), **get_states(self._growth.parts())}
-        return {**vars(self), "task": (self.task.env_id, settings), "_growth": networks}
+        plain = {name: value for name, value in vars(self).items() if name != "_sites"}  # blueprints may be lambdas
+        return {**plain, "task": (self.task.env_id, settings), "_growth": networks}
 
     @undisturbed
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -331,6 +332,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
         task = make_task(env_id, **settings)
         growth = Growth(task, state["num_envs"])
         vars(self).update({**state, "task": task, "_growth": growth})
+        self._sites = growth.sites
         growth.telemetry = growth.recorder.hub = self.telemetry
         set_states(growth.parts(), check_origin(state["_growth"], self._identity()))
 

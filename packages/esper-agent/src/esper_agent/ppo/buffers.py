@@ -12,6 +12,7 @@ from esper_env.rules import NUM_HEADS
 from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecNormalize
 from typing_extensions import override
 
@@ -129,6 +130,14 @@ class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
         advantages = estimator.estimate(rollout, self.gamma, self.gae_lambda)
         self.advantages, self.op_advantages, self.returns = advantages.arguments, advantages.op, advantages.returns
 
+    def statistics(self) -> dict[str, float]:
+        """Return the explained variance of the values, and the root mean squares of the LSTM's states."""
+        return {
+            "explained_variance": float(explained_variance(self.values.flatten(), self.returns.flatten())),
+            "lstm_hidden_rms": _root_mean_square(self.hidden_states_pi),
+            "lstm_cell_rms": _root_mean_square(self.cell_states_pi),
+        }
+
     @override
     def get(self, batch_size: int | None = None) -> Generator[FactoredSamples, None, None]:  # type: ignore[override]
         if not self.generator_ready:
@@ -144,3 +153,7 @@ class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
             head_log_probs=self.pad(self.head_log_probs[batch_inds]).flatten(0, 1),
             op_advantages=self.pad_and_flatten(self.op_advantages[batch_inds]),
         )
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

@@ -14,14 +14,13 @@ import torch as th
 from esper_env.devices import resolve_device
 from esper_env.paths import user_path
 from esper_env.rules import HEAD_NAMES
-from gymnasium.vector import VectorEnv
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from typing_extensions import override
 
@@ -30,7 +29,7 @@ from esper_agent.ppo.buffers import FactoredRolloutBuffer, FactoredSamples
 from esper_agent.ppo.losses import LossSettings, UpdateStatistics, loss_terms
 from esper_agent.ppo.policy import FactoredLstmPolicy, UnknownPolicyError, check_policy
 from esper_agent.ppo.settings import ARGUMENTS, PPOSettings, check_arguments, entropy_factors
-from esper_agent.ppo.spaces import check_env
+from esper_agent.ppo.spaces import check_env, reject_vector
 
 #: This many non-finite updates in a row stop the run.
 NON_FINITE_LIMIT = 3
@@ -151,11 +150,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """Check an environment wherever SB3 takes one: in the constructor, ``set_env`` and ``load``."""
-        if isinstance(env, VectorEnv):
-            raise TypeError(
-                "`env` is a gymnasium.vector.VectorEnv; expected a vector environment of Stable-Baselines3: use "
-                "esper_agent.make_sb3_env(id, num_envs), or wrap it in GymVecEnv"
-            )
+        reject_vector(env)
         wrapped = RecurrentPPO._wrap_env(env, verbose, monitor_wrapper)
         check_env(wrapped)
         return wrapped
@@ -342,11 +337,8 @@ class FactoredRecurrentPPO(RecurrentPPO):
 
     def _log_update(self, settings: LossSettings, statistics: UpdateStatistics) -> None:
         """Log metrics under ``train/``, and those of heads under ``heads/``, which would fill the console."""
-        buffer = self.rollout_buffer
-        totals = statistics.summary(self.max_grad_norm) | {
-            "explained_variance": float(explained_variance(buffer.values.flatten(), buffer.returns.flatten())),
-            "lstm_hidden_rms": root_mean_square(buffer.hidden_states_pi),
-            "lstm_cell_rms": root_mean_square(buffer.cell_states_pi),
+        totals = statistics.summary(self.max_grad_norm) | self.rollout_buffer.statistics()
+        totals |= {
             "clip_range": settings.clip_range,
             "ent_coef": settings.ent_coef,
             "max_grad_norm": float(self.max_grad_norm),
@@ -405,8 +397,3 @@ class FactoredRecurrentPPO(RecurrentPPO):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_good", "in_rollout", "_resumes_rollout"]
-
-
-def root_mean_square(values: np.ndarray) -> float:
-    """Return the root mean square of all elements."""
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

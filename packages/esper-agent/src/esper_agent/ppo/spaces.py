@@ -16,6 +16,15 @@ from esper_agent.sb3 import GymVecEnv
 from esper_agent.vectors import described
 
 
+def reject_vector(env: object) -> None:
+    """Raise ``TypeError`` for a vector environment of Gymnasium."""
+    if isinstance(env, VectorEnv):
+        raise TypeError(
+            "`env` is a gymnasium.vector.VectorEnv; expected a vector environment of Stable-Baselines3: use "
+            "esper_agent.make_sb3_env(id, num_envs), or wrap it in GymVecEnv"
+        )
+
+
 def check_env(env: VecEnv) -> None:
     """Check the spaces of a vector environment and the normalisation of its observations.
 

@@ -14,14 +14,10 @@ import numpy as np
 import torch
 from esper_env.checks import POSITIVE, check_value
 from esper_env.persistence import Tree, check_keys, check_like
-from esper_env.rules import NUM_OPS, Head, Op
-from esper_env.seeds import blueprint_entry
-from numpy.typing import NDArray
+from esper_env.rules import NUM_OPS, Op
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
 
 from esper_agent.evaluation.play import COMMITTED, EpisodeRecord, committed_results, run_episodes
-from esper_agent.ppo.spaces import check_spaces
 
 
 class TrainingMetricsCallback(BaseCallback):
@@ -31,8 +27,7 @@ class TrainingMetricsCallback(BaseCallback):
     actions, ``rejected_share`` is the share of legal commands other than WAIT that did not succeed, and ``rollbacks``
     counts the governor's rollbacks. ``committed_val_accuracy``, ``test_accuracy`` and ``parameters_added`` are means
     over terminated episodes. ``lifecycle/fossilized_blueprint/*`` and ``lifecycle/fossilized_slot/*`` count the seeds
-    fossilized in the rollout. They need the environment's own observations and actions, and are absent if wrappers
-    change those spaces.
+    fossilized in the rollout.
 
     Args:
         window: number of recent episodes in the means.
@@ -41,62 +36,46 @@ class TrainingMetricsCallback(BaseCallback):
     def __init__(self, window: int = 100) -> None:
         super().__init__()
         self._episodes: dict[str, deque[float]] = {name: deque(maxlen=window) for name in COMMITTED}
-        self._lifecycle: _Fossilized | None = None
-        self._clear()
-
-    def _clear(self) -> None:
         self._op_counts = np.zeros(NUM_OPS, dtype=np.int64)
-        self._invalid = self._rejected = self._rollbacks = 0
+        self._counts: Counter[str] = Counter()
 
     def get_state(self) -> Tree:
         """Return the latest episodes, and the counts of the present rollout."""
-        counts = {"op_counts": self._op_counts.copy(), "invalid": int(self._invalid), "rollbacks": int(self._rollbacks)}
-        return {**{name: np.array(values, dtype=np.float64) for name, values in self._episodes.items()}, **counts}
+        episodes = {name: np.array(values, dtype=np.float64) for name, values in self._episodes.items()}
+        return {**episodes, "op_counts": self._op_counts.copy(), "counts": dict(self._counts)}
 
     def set_state(self, state: Tree) -> None:
         """Continue from a state."""
-        check_keys(state, (*self._episodes, "op_counts", "invalid", "rollbacks"))
+        check_keys(state, (*self._episodes, "op_counts", "counts"))
         for name in self._episodes:
             check_like(state[name], np.zeros(len(state[name])), name)
-        own = self.get_state()
-        for name in ("op_counts", "invalid", "rollbacks"):
-            check_like(state[name], own[name], name)
-        self._op_counts, self._invalid, self._rollbacks = (
-            state["op_counts"].copy(),
-            state["invalid"],
-            state["rollbacks"],
-        )
+        check_like(state["op_counts"], self._op_counts, "op_counts")
+        check_value("counts", state["counts"], Mapping[str, Any])
+        check_like(state["counts"], dict.fromkeys(state["counts"], 0), "counts")
+        self._op_counts, self._counts = state["op_counts"].copy(), Counter(state["counts"])
         for name, values in self._episodes.items():
             values.clear()
             values.extend(state[name].tolist())
 
     def _on_training_start(self) -> None:
-        self._lifecycle = _Fossilized.of(self.training_env)
-
-    def _on_rollout_start(self) -> None:
-        if self._lifecycle is not None:
-            self._lifecycle.observe(self._original(self.model._last_obs))
-
-    def _original(self, observation: Any) -> Any:
-        """Return an observation without the normalisation of ``VecNormalize``."""
-        normaliser = self.model.get_vec_normalize_env()
-        return observation if normaliser is None or not normaliser.norm_obs else normaliser.get_original_obs()
+        env = self.training_env
+        self._slot_ids, self._blueprints = env.get_attr("slot_ids")[0], env.get_attr("blueprint_names")[0]
 
     def _on_step(self) -> bool:
-        for env, (info, done) in enumerate(zip(self.locals["infos"], self.locals["dones"], strict=True)):
+        for info, done in zip(self.locals["infos"], self.locals["dones"], strict=True):
             op, valid, succeeded = int(info["op"]), bool(info["action_valid"]), bool(info["action_succeeded"])
             self._op_counts[op] += 1
-            self._invalid += not valid
-            self._rejected += valid and op != Op.WAIT and not succeeded
-            self._rollbacks += bool(info["rollback"])
-            if self._lifecycle is not None and op == Op.FOSSILIZE and succeeded:
-                self._lifecycle.count(env, int(self.locals["actions"][env][Head.SLOT]))
+            self._counts["invalid"] += not valid
+            self._counts["rejected"] += valid and op != Op.WAIT and not succeeded
+            self._counts["rollbacks"] += bool(info["rollback"])
+            if op == Op.FOSSILIZE and succeeded:
+                slot = int(info["slot"])
+                self._counts[f"fossilized_slot/{self._slot_ids[slot]}"] += 1
+                self._counts[f"fossilized_blueprint/{self._blueprints[int(info['slot_blueprint'][slot])]}"] += 1
             if done:
                 for name, value in committed_results(info).items():
                     if value is not None:
                         self._episodes[name].append(value)
-        if self._lifecycle is not None:
-            self._lifecycle.observe(self._original(self.locals["new_obs"]))
         return True
 
     def _on_rollout_end(self) -> None:
@@ -104,56 +83,21 @@ class TrainingMetricsCallback(BaseCallback):
         commands = steps - int(self._op_counts[Op.WAIT])
         shares = self._op_counts / max(steps, 1)
         self.logger.record("rollout/wait_share", float(shares[Op.WAIT]))
-        self.logger.record("rollout/invalid_share", self._invalid / max(steps, 1))
+        self.logger.record("rollout/invalid_share", self._counts["invalid"] / max(steps, 1))
         if commands:
-            self.logger.record("rollout/rejected_share", self._rejected / commands)
-        self.logger.record("rollout/rollbacks", self._rollbacks)
+            self.logger.record("rollout/rejected_share", self._counts["rejected"] / commands)
+        self.logger.record("rollout/rollbacks", self._counts["rollbacks"])
         for op in [op for op in Op if op != Op.WAIT]:
             self.logger.record(f"rollout/op_{op.name.lower()}", float(shares[op]), exclude="stdout")
         for name, values in self._episodes.items():
             if values:
                 self.logger.record(f"rollout/{name}", float(np.mean(values)))
-        for name, count in self._lifecycle.take().items() if self._lifecycle is not None else ():
-            self.logger.record(f"lifecycle/{name}", count, exclude="stdout")
-        self._clear()
-
-
-class _Fossilized:
-    """Counts fossilized seeds by blueprint and by slot."""
-
-    def __init__(self, blueprints: Mapping[int, str], slot_ids: Sequence[str]) -> None:
-        self._names, self._slot_ids = blueprints, slot_ids
-        self._by_blueprint: Counter[int] = Counter()
-        self._by_slot: Counter[int] = Counter()
-        self._planted = np.zeros((0, len(slot_ids)), dtype=np.int64)
-
-    @classmethod
-    def of(cls, env: VecEnv) -> _Fossilized | None:
-        """Make the counts for an environment; None if wrappers change the spaces that they read."""
-        try:
-            check_spaces(env.observation_space, env.action_space)
-        except ValueError:
-            return None
-        offered, topology = env.get_attr("offered_blueprints")[0], env.get_attr("topology")[0]
-        names = {int(value): blueprint_entry(int(value), topology).name for value in offered}
-        return cls(names, env.get_attr("slot_ids")[0])
-
-    def observe(self, observation: Mapping[str, NDArray]) -> None:
-        """Note the blueprints (N, S) in the slots before the next step."""
-        self._planted = np.array(observation["blueprints"])
-
-    def count(self, env: int, slot: int) -> None:
-        """Count the seed that an environment fossilized in this step."""
-        self._by_blueprint[int(self._planted[env, slot])] += 1
-        self._by_slot[slot] += 1
-
-    def take(self) -> dict[str, int]:
-        """Return the counts by name and start again."""
-        counts = {f"fossilized_blueprint/{name}": self._by_blueprint[value] for value, name in self._names.items()}
-        counts |= {f"fossilized_slot/{slot_id}": self._by_slot[slot] for slot, slot_id in enumerate(self._slot_ids)}
-        self._by_blueprint.clear()
-        self._by_slot.clear()
-        return counts
+        for what, names in (("blueprint", self._blueprints.values()), ("slot", self._slot_ids)):
+            for name in names:
+                key = f"fossilized_{what}/{name}"
+                self.logger.record(f"lifecycle/{key}", self._counts[key], exclude="stdout")
+        self._op_counts[:] = 0
+        self._counts.clear()
 
 
 class PeriodicEvaluation(BaseCallback):

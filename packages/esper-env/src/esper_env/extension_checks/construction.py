@@ -44,7 +44,7 @@ def build_reproducibly(build: Callable[[], nn.Module], what: str = "") -> nn.Mod
     """
     built: list[dict[str, Tensor]] = []
     for _ in range(2):
-        with seeded_construction(TRIAL_SEED), _seeding_refused():
+        with seeded_construction(TRIAL_SEED), _seeding_refused(what):
             module = build()
         if not isinstance(module, nn.Module):
             raise TypeError(f"the function that builds a network returned {module!r}; expected a torch.nn.Module")
@@ -73,7 +73,7 @@ def build_reproducibly(build: Callable[[], nn.Module], what: str = "") -> nn.Mod
 
 
 @contextmanager
-def _seeding_refused() -> Iterator[None]:
+def _seeding_refused(what: str) -> Iterator[None]:
     """Raise ``ValueError`` where this thread seeds a default generator of PyTorch, before the generator changes.
 
     The generators belong to the process, so their states do not show which thread has seeded them.
@@ -87,7 +87,7 @@ def _seeding_refused() -> Iterator[None]:
         if generator in (torch.default_generator, *torch.cuda.default_generators):
             while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torch."):
                 frame = frame.f_back
-            places.append(frame.f_code.co_qualname)
+            places.append(f"{what}: {frame.f_code.co_qualname}" if what else frame.f_code.co_qualname)
             raise ValueError(f"{places[0]} seeds PyTorch's default generator")
 
     previous = sys.getprofile()
