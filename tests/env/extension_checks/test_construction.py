@@ -1,5 +1,8 @@
 """Construction of modules from a seed, which determines everything and leaves the global generator unchanged."""
 
+import cProfile
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -84,3 +87,16 @@ def test_module_has_values_of_trial_seed_and_may_share_layers_without_parameters
 def test_build_rejects_results_other_than_modules():
     with pytest.raises(TypeError, match="the function that builds a network returned None"):
         build_reproducibly(lambda: None)
+
+
+def test_build_works_and_refuses_seeding_while_a_profiler_runs():
+    profiler = cProfile.Profile()
+    profiler.enable()
+    threading.setprofile(lambda *_: None)
+    try:
+        build_reproducibly(lambda: nn.Linear(2, 2))
+        with pytest.raises(ValueError, match="seeded_by_itself seeds"):
+            build_reproducibly(seeded_by_itself)
+    finally:
+        threading.setprofile(None)
+        profiler.disable()

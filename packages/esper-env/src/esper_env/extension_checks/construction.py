@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -44,8 +45,7 @@ def build_reproducibly(build: Callable[[], nn.Module], what: str = "") -> nn.Mod
     """
     built: list[dict[str, Tensor]] = []
     for _ in range(2):
-        with seeded_construction(TRIAL_SEED), _seeding_refused(what):
-            module = build()
+        module = _built_without_seeding(build, what)
         if not isinstance(module, nn.Module):
             raise TypeError(f"the function that builds a network returned {module!r}; expected a torch.nn.Module")
         name, parameters = type(module).__name__, dict(module.named_parameters())
@@ -72,38 +72,36 @@ def build_reproducibly(build: Callable[[], nn.Module], what: str = "") -> nn.Mod
     return module
 
 
-@contextmanager
-def _seeding_refused(what: str) -> Iterator[None]:
-    """Raise ``ValueError`` where this thread seeds a default generator of PyTorch, before the generator changes.
+def _built_without_seeding(build: Callable[[], nn.Module], what: str) -> nn.Module:
+    """Build from the trial seed, and raise ``ValueError`` if that seeds a default generator, before it changes.
 
-    The generators belong to the process, so their states do not show which thread has seeded them.
+    The generators belong to the process, so their states do not show which thread has seeded them. Calls are watched
+    instead, in a new thread, which no profiler watches.
     """
     places: list[str] = []
 
     def watch(frame: FrameType, event: str, function: Any) -> None:
-        generator = getattr(function, "__self__", None)
-        if event != "c_call" or not isinstance(generator, torch.Generator) or function.__name__ not in _SEEDING:
+        if event != "c_call" or function.__name__ not in _SEEDING:
             return
-        if generator in (torch.default_generator, *torch.cuda.default_generators):
+        if getattr(function, "__self__", None) in (torch.default_generator, *torch.cuda.default_generators):
             while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torch."):
                 frame = frame.f_back
             places.append(f"{what}: {frame.f_code.co_qualname}" if what else frame.f_code.co_qualname)
             raise ValueError(f"{places[0]} seeds PyTorch's default generator")
 
-    previous = sys.getprofile()
-    sys.setprofile(watch)
-    try:
-        yield
-    except Exception:
-        if not places:
-            raise
-    finally:
-        sys.setprofile(previous)
+    def work() -> nn.Module:
+        sys.setprofile(watch)
+        with seeded_construction(TRIAL_SEED):
+            return build()
+
+    with ThreadPoolExecutor(1) as pool:
+        built = pool.submit(work)
     if places:
         raise ValueError(
             f"{places[0]} seeds PyTorch's default generator, on which the whole process draws; remove "
             "torch.manual_seed from it, and draw constants from a torch.Generator"
         )
+    return built.result()
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
