@@ -22,7 +22,6 @@ ID = "Esper-Digits-v0"
 CIFAR = "Esper-CIFAR-v0"
 TINY = {"horizon": 4, "batches_per_step": 1, "batch_size": 8}
 NAN = float("nan")
-WHOLE = "expected a whole number of at least 1"
 COUNT = "expected a positive integer"
 RATE = "expected a positive number"
 UNEXPECTED = "got an unexpected keyword argument"
@@ -37,11 +36,11 @@ def no_data(monkeypatch):
 
 
 @table(
-    ("num_envs-zero", {"num_envs": 0}, ValueError, "num_envs is 0", WHOLE),
-    ("num_envs-huge", {"num_envs": 10**12}, ValueError, "num_envs is 1000000000000", "GiB of memory", "use fewer"),
+    ("num_envs-zero", {"num_envs": 0}, ValueError, "`num_envs` is 0", COUNT),
+    ("num_envs-huge", {"num_envs": 10**12}, ValueError, "`num_envs` is 1000000000000", "GiB of memory", "use fewer"),
     ("autoreset", {"autoreset_mode": "Never"}, ValueError, "autoreset_mode is 'Never'", MODES),
     ("render", {"render_mode": "human"}, ValueError, "render_mode is 'human'", "['ansi', 'rgb_array']"),
-    ("steps", {"max_episode_steps": 0}, ValueError, "max_episode_steps is 0", "expected None or at least 1"),
+    ("steps", {"max_episode_steps": 0}, ValueError, "`max_episode_steps` is 0", f"{COUNT} or None"),
     ("kwarg-misspelt", {"horizn": 5}, TypeError, f"{UNEXPECTED} 'horizn'", "did you mean 'horizon'?"),
     ("horizon", {"horizon": 0}, ValueError, "`horizon` is 0", COUNT),
     ("batch-of-one", {"batch_size": 1}, ValueError, "`batch_size` is 1", "expected an integer of at least 2"),

@@ -156,7 +156,9 @@ def test_bad_input_exits_with_2_before_anything_is_created(root, arguments, said
 
 
 @pytest.mark.usefixtures("server")
-def test_verify_prints_the_state_of_each_dataset(root, tmp_path, capsys):
+def test_verify_prints_the_state_of_each_dataset(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # paths are long
+
     def verify(*arguments, code=OK):
         assert main(["data", "verify", *arguments]) == code
         return words(capsys)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Annotated, Any, NamedTuple, TypeGuard
 
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from esper_env.checks import is_integer, is_whole
+from esper_env.checks import POSITIVE, check_value, is_integer
 from esper_env.infos import Mask
 from esper_env.persistence.state import ArrayState
 from esper_env.seeds import BlueprintEntry, blueprint_entry
@@ -109,8 +109,7 @@ class EpisodeClock(ArrayState):
     STATE = ("_started", "finished", "_steps")
 
     def __init__(self, count: int, max_episode_steps: int | None) -> None:
-        if max_episode_steps is not None and not is_whole(max_episode_steps, least=1):
-            raise ValueError(f"max_episode_steps is {max_episode_steps!r}; expected None or at least 1")
+        check_value("max_episode_steps", max_episode_steps, Annotated[int, POSITIVE] | None)
         self.limit = None if max_episode_steps is None else int(max_episode_steps)
         self._started = np.zeros(count, dtype=np.bool_)
         self.finished = np.zeros(count, dtype=np.bool_)

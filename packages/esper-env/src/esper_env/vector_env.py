@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from esper_env.checks import is_integer, is_whole
+from esper_env.checks import POSITIVE, check_value, is_integer
 from esper_env.episodes import EpisodeClock, parse_reset
 from esper_env.growth import Growth, Observation
 from esper_env.infos import Infos, Values, replace_rows, vector_infos
@@ -100,8 +100,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
         render_mode: str | None = None,
         **task_kwargs: Any,
     ) -> None:
-        if not is_whole(num_envs, least=1):
-            raise ValueError(f"num_envs is {num_envs!r}; expected a whole number of at least 1")
+        check_value("num_envs", num_envs, Annotated[int, POSITIVE])
         _check_memory(num_envs)
         if render_mode not in (None, *RENDER_MODES):
             raise ValueError(
@@ -332,7 +331,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
         task = make_task(env_id, **settings)
         growth = Growth(task, state["num_envs"])
         vars(self).update({**state, "task": task, "_growth": growth})
-        self._sites = growth.sites
+        self._sites, self.blueprint_names = growth.sites, growth.blueprint_names
         growth.telemetry = growth.recorder.hub = self.telemetry
         set_states(growth.parts(), check_origin(state["_growth"], self._identity()))
 
@@ -382,7 +381,7 @@ def _check_memory(num_envs: int) -> None:
     needed, available = num_envs * LEAST_NETWORK_KIB / 2**20, available_mib() / 2**10
     if needed > available:
         raise ValueError(
-            f"num_envs is {num_envs}; so many networks need more than {needed:,.0f} GiB of memory, but this machine "
+            f"`num_envs` is {num_envs}; so many networks need more than {needed:,.0f} GiB of memory, but this machine "
             f"has {available:,.1f}; use fewer"
         )
 
