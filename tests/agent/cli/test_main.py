@@ -26,6 +26,18 @@ def test_train_prints_the_place_of_the_model(toy_id, tmp_path, capsys):
     assert esper_command("evaluate", "--policy", str(tmp_path / "r"), "--env", toy_id) in out
 
 
+@pytest.mark.parametrize(("kind", "code"), [(ValueError, BAD_INPUT), (OSError, FAILED)])
+def test_error_is_reported_in_one_line_with_its_notes(capsys, kind, code):
+    def fail(_console):
+        error = kind("an observation\n is not finite")
+        error.add_note("the model of timestep 26 is saved as run/model.zip")
+        raise error
+
+    assert exit_code(fail) == code
+    expected = "Error: an observation is not finite. the model of timestep 26 is saved as run/model.zip\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_train_rounds_timesteps_up_to_whole_rollouts(toy_id, tmp_path, capsys):
     assert main(["train", "--env", toy_id, "--out", str(tmp_path / "r"), *SMALL, "--total-timesteps", "25"]) == OK
     assert "Trained for 48 timesteps" in text_of(capsys)[0]

@@ -32,7 +32,7 @@ from esper_agent.ppo.ppo import NonFiniteUpdateError
 from esper_agent.settings.config_file import expand_paths, read_config, with_values
 from esper_agent.settings.named_values import ConfigError
 from esper_agent.training.checkpoints import checkpoint_paths
-from esper_agent.training.run import Trained, TrainSettings, resume, train
+from esper_agent.training.run import Trained, resume, train
 from esper_agent.training.run_folder import EPISODES, EVENTS, PROGRESS
 
 DESCRIPTION = """Train agents that decide when and where a small neural network grows.
@@ -169,14 +169,19 @@ def _exit_code(run: Callable[[Console], int]) -> int:
         _report(f"Training failed: {error}")
         return FAILED
     except (ValueError, gymnasium.error.Error) as error:  # before OSError: missing data is both
-        _report(f"Error: {' '.join(str(error).split())}")
+        _report(_in_one_line(error))
         return BAD_INPUT
     except MemoryError as error:
         _report(f"Error: there is not enough memory ({error}); lower the number of environments, or their steps")
         return FAILED
     except OSError as error:
-        _report(". ".join([f"Error: {error}", *getattr(error, "__notes__", ())]))
+        _report(_in_one_line(error))
         return FAILED
+
+
+def _in_one_line(error: Exception) -> str:
+    """Return an error with its notes, such as the place of the saved model."""
+    return ". ".join(["Error: " + " ".join(str(error).split()), *getattr(error, "__notes__", ())])
 
 
 def parse(arguments: list[str]) -> Any:
