@@ -22,8 +22,9 @@ from typing import Annotated, Any
 from esper_agent.cli.main import OK, SIGNALLED, parse
 from esper_agent.settings.config_file import plain, read_config
 from esper_agent.settings.named_values import ConfigError
+from esper_agent.settings.train import TrainSettings
 from esper_agent.training.callbacks import StopOnInterrupt
-from esper_agent.training.run import HELD_OUT_SEED, TrainSettings
+from esper_agent.training.run import HELD_OUT_SEED
 from esper_agent.training.run_folder import CONFIG, EPISODES, MODEL, VERSIONS, RunError
 from esper_env.checks import POSITIVE, check
 from esper_env.persistence import check_folder, write_text

@@ -32,7 +32,8 @@ from esper_agent.evaluation.statistics import Estimate, bootstrap_interval, cros
 from esper_agent.evaluation.tables import print_table
 from esper_agent.settings.config_file import plain
 from esper_agent.settings.named_values import parse_env_settings
-from esper_agent.training.run import HELD_OUT_SEED, TrainSettings
+from esper_agent.settings.train import TrainSettings
+from esper_agent.training.run import HELD_OUT_SEED
 from esper_agent.training.run_folder import EPISODES, PolicyByName
 from esper_agent.vectors import make_vector
 from esper_env.persistence import write_text

@@ -5,7 +5,8 @@ import json
 import pickle
 
 import numpy as np
-from esper_agent.training.run import PPOSettings, TrainSettings
+from esper_agent.ppo.settings import PPOSettings
+from esper_agent.settings.train import TrainSettings
 from esper_agent.training.run_folder import load_run
 from esper_env.telemetry import Detail, read_events
 from stable_baselines3.common.callbacks import BaseCallback

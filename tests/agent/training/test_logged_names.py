@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 from esper_agent.monitoring.callback import COUNTED
-from esper_agent.training.run import PPOSettings, TrainSettings, train
+from esper_agent.ppo.settings import PPOSettings
+from esper_agent.settings.train import TrainSettings
+from esper_agent.training.run import train
 from esper_env.rules.heads import HEAD_NAMES, Op
 from esper_env.seeds import offered_blueprints
 

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
+from esper_agent.ppo.settings import PPOSettings
 from esper_agent.sb3 import make_sb3_env
+from esper_agent.settings.train import TrainSettings
 from esper_agent.training.callbacks import PeriodicEvaluation
-from esper_agent.training.run import HELD_OUT_SEED, PPOSettings, TrainSettings, make_model, train
+from esper_agent.training.run import HELD_OUT_SEED, make_model, train
 from esper_agent.training.run_folder import load_run
 from esper_env.rules.reward_config import GAMMA
 from stable_baselines3.common.callbacks import BaseCallback

@@ -11,9 +11,11 @@ import pytest
 import torch
 import yaml
 from esper_agent.evaluation.play import run_episodes
+from esper_agent.ppo.settings import PPOSettings
 from esper_agent.sb3 import make_sb3_env
+from esper_agent.settings.train import TrainSettings
 from esper_agent.training.callbacks import evaluation_means
-from esper_agent.training.run import PPOSettings, TrainSettings, train
+from esper_agent.training.run import train
 from esper_agent.training.run_folder import (
     RUN_FILES,
     PolicyByName,

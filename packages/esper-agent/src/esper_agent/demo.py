@@ -22,6 +22,7 @@ from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
 from esper_agent.cli.main import OK, SIGNALLED
+from esper_agent.cli.play import BENCHMARK_FILES
 from esper_agent.cli.progress import episode_progress, say, training_progress
 from esper_agent.cli.script import run_script
 from esper_agent.evaluation.curves import plot_training
@@ -29,13 +30,14 @@ from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.tables import print_summaries, summarise_all
 from esper_agent.settings.config_file import plain
 from esper_agent.settings.named_values import NamedValues, parse_env_settings
-from esper_agent.training.run import HELD_OUT_SEED, Trained, TrainSettings, train
+from esper_agent.settings.train import DEFAULT_TASK, TrainSettings
+from esper_agent.training.run import HELD_OUT_SEED, Trained, train
 from esper_agent.training.run_folder import PolicyByName, RunError
 from esper_agent.vectors import make_vector
 
 #: Files and the run folder in the demo folder.
 MARKER, RUN = "demo.yaml", "run"
-FILES = EPISODES_CSV, SUMMARY_CSV, FIGURE = "episodes.csv", "summary.csv", "training.png"
+FILES = EPISODES_CSV, SUMMARY_CSV, FIGURE = (*BENCHMARK_FILES, "training.png")
 
 LEARNED = "learned"
 OTHERS = ("heuristic", "random", "wait")
@@ -49,7 +51,7 @@ class DemoSettings:
 
     out: Path = Path("demo")
     """Folder of the results; those of an earlier demo are replaced."""
-    env: str = "Esper-Digits-v0"
+    env: str = DEFAULT_TASK
     """Task of training and evaluation."""
     total_timesteps: Annotated[int, POSITIVE] = 12_800
     """Environment steps of training."""

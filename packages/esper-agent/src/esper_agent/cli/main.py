@@ -31,6 +31,7 @@ from esper_agent.monitoring.console import ConsoleSink
 from esper_agent.ppo.ppo import NonFiniteUpdateError
 from esper_agent.settings.config_file import expand_paths, read_config, with_values
 from esper_agent.settings.named_values import ConfigError
+from esper_agent.settings.train import TrainSettings
 from esper_agent.training.checkpoints import checkpoint_paths
 from esper_agent.training.run import Trained, resume, train
 from esper_agent.training.run_folder import EPISODES, EVENTS, PROGRESS

@@ -23,12 +23,11 @@ from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.tables import print_summaries, summarise, summarise_all
 from esper_agent.policies.baselines import POLICIES
 from esper_agent.settings.named_values import ConfigError, NamedValues, parse_env_settings
+from esper_agent.settings.train import DEFAULT_TASK
 from esper_agent.training.run import HELD_OUT_SEED
 from esper_agent.training.run_folder import CONFIG, PolicyByName, common_task, new_folder
 from esper_agent.vectors import check_growth, find_id, make_vector
 
-#: Task that is played if neither a flag nor a run names one.
-DEFAULT_TASK = "Esper-Digits-v0"
 BENCHMARK_FILES = ("episodes.csv", "summary.csv")
 
 

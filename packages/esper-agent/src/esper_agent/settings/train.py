@@ -20,6 +20,8 @@ from esper_agent.settings.config_file import expand_paths
 from esper_agent.settings.named_values import NamedValues, named_values
 from esper_agent.vectors import find_id
 
+DEFAULT_TASK = "Esper-Digits-v0"
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -27,7 +29,7 @@ class TrainSettings:
 
     out: Path
     """Folder of the run; it must not hold a run yet."""
-    env: str = "Esper-Digits-v0"
+    env: str = DEFAULT_TASK
     """Task; `esper info` lists them."""
     total_timesteps: Annotated[int, POSITIVE] = 20_000
     """Total environment steps, rounded up to whole rollouts."""

@@ -26,7 +26,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 from esper_agent.monitoring.callback import DiagnosticsCallback
 from esper_agent.monitoring.payloads import CheckpointLoaded, CheckpointSaved
 from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
-from esper_agent.ppo.settings import PPOSettings
 from esper_agent.sb3 import make_sb3_env
 from esper_agent.settings.config_file import plain, with_values
 from esper_agent.settings.named_values import training_env_settings
@@ -55,8 +54,6 @@ from esper_agent.vectors import check_growth
 
 __all__ = [
     "HELD_OUT_SEED",
-    "PPOSettings",
-    "TrainSettings",
     "Trained",
     "make_model",
     "resume",
