@@ -101,6 +101,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
         **task_kwargs: Any,
     ) -> None:
         check_value("num_envs", num_envs, Annotated[int, POSITIVE])
+        num_envs = int(num_envs)
         _check_memory(num_envs)
         if render_mode not in (None, *RENDER_MODES):
             raise ValueError(
@@ -109,7 +110,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
                 'vectorization_mode="sync"'
             )
         self.task: TaskConfig = make_task(env_id, **task_kwargs)
-        self.num_envs = int(num_envs)
+        self.num_envs = num_envs
         self.render_mode = render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
