@@ -209,7 +209,7 @@ def measure(settings: SoakSettings, flags: Sequence[str], console: Console) -> i
         begin = time.monotonic()
         try:
             soak.run(bar)
-        except Exception as error:  # the environment failed, which is a result
+        except Exception as error:  # a failed environment is a result
             traceback.print_exc()
             failure = f"{type(error).__name__}: {error}"
         elapsed = time.monotonic() - begin
@@ -236,7 +236,7 @@ def measure(settings: SoakSettings, flags: Sequence[str], console: Console) -> i
     table.add_row("mismatches", f"{sum(mismatches.values()):,}")
     print_table(console, table)
     if failure:
-        say(console, f"FAILED after {soak.counts['steps']:,} steps of networks: {failure}")
+        say(console, f"FAILED after {soak.counts['steps']:,} network steps: {failure}")
     for name, count in mismatches.items():
         say(console, f"MISMATCH {name}: {count}")
     say(console, f"Written to {settings.out}")

@@ -205,7 +205,7 @@ def train_seeds(settings: StudySettings, seeds: Sequence[int], lock: int) -> Non
     Raises:
         TrainingFailedError: some runs failed; the others have completed.
         KeyboardInterrupt: the study or a run received Ctrl-C or SIGTERM; all runs have stopped. The message names a run
-            that was stopped without the study.
+            that was stopped on its own.
     """
     waiting, failed, stopped = list(seeds), [], ""
     running: dict[int, subprocess.Popen[bytes]] = {}

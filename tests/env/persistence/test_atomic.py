@@ -74,7 +74,7 @@ def refused_touch(self, **_options):
         ("file/new.txt", "cannot be written: Not a directory; use another path"),
         ("n" * 250, "cannot be written: File name too long; use another path"),
         ("denied/new.txt", "cannot be written: Permission denied; use another path"),
-        ("/dev/null", "is a device or pipe, which is not replaced"),
+        ("/dev/null", "is a device or pipe; expected the path of a regular file"),
         ("bad\udce9", "is not UTF-8 text"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Demonstration: train on Esper-Digits-v0, then compare the model with other policies. It takes some minutes.
+"""Demonstration: train on Esper-Digits-v0, then compare the model with other policies. This takes some minutes.
 
     python -m esper_agent.demo
 

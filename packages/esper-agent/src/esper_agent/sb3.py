@@ -38,7 +38,7 @@ class GymVecEnv(VecEnv):
 
     Observations and rewards are copies. At the end of an episode, the info belongs to the final step, with
     ``terminal_observation``, and ``reset_infos`` has the info of the reset. Infos that Gymnasium's vector wrappers add
-    to a step, such as ``RecordEpisodeStatistics``, belong to that step, also if it ends an episode.
+    to a step, such as ``RecordEpisodeStatistics``, belong to that step, even if it ends an episode.
     ``TimeLimit.truncated`` is True if the episode was truncated and not terminated.
 
     ``env_method(name)`` calls a method of the vector once; it must return one entry per environment. ``get_attr(name)``

@@ -63,12 +63,12 @@ def _import(module: str, env_id: str) -> None:
 def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, /, **env_kwargs: Any) -> VectorEnv:
     """Call ``gymnasium.make_vec`` for an id that :func:`find_id` accepts, and set the autoreset mode.
 
-    ``SyncVectorEnv`` makes the vector if the id has no vector of its own, or one with another autoreset mode only.
+    The vector is a ``SyncVectorEnv`` if the id has no native vector, or only one with another autoreset mode.
 
     Args:
         env_id: a registered id.
         num_envs: number of environments.
-        autoreset_mode: mode of the vector.
+        autoreset_mode: autoreset mode of the vector.
         **env_kwargs: further keyword arguments of ``make_vec``, such as ``vectorization_mode="async"``.
 
     Raises:
@@ -96,7 +96,7 @@ def _in_mode(env_id: str, mode: AutoresetMode, env_kwargs: Mapping[str, Any]) ->
     for place in (arguments, vector_kwargs):
         given = place.pop("autoreset_mode", mode)
         if given not in (mode, mode.value, mode.name):
-            raise ValueError(f"`autoreset_mode` is {given!r}; expected {mode}, or no such argument")
+            raise ValueError(f"`autoreset_mode` is {given!r}; expected {mode}: omit the argument")
     entry_point, wanted = gymnasium.spec(env_id).vector_entry_point, env_kwargs.get("vectorization_mode")
     native = wanted in (VectorizeMode.VECTOR_ENTRY_POINT, VectorizeMode.VECTOR_ENTRY_POINT.value)
     if entry_point is not None and (native or wanted is None):
@@ -113,7 +113,7 @@ def _in_mode(env_id: str, mode: AutoresetMode, env_kwargs: Mapping[str, Any]) ->
 
 
 def _mode_arguments(entry_point: Callable[..., Any], mode: AutoresetMode) -> dict[str, Any] | None:
-    """Return the arguments with which a vector entry point sets the autoreset mode; None if it has another one."""
+    """Return the arguments with which a vector entry point sets the autoreset mode; None if its mode differs."""
     parameters = inspect.signature(entry_point).parameters
     if "autoreset_mode" in parameters:
         return {"autoreset_mode": mode.value}

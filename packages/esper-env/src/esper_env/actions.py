@@ -1,4 +1,4 @@
-"""Actions by name: ``esper_env.action`` builds one, and ``esper_env.describe_action`` puts one into words."""
+"""Actions by name: ``esper_env.action`` builds one, and ``esper_env.describe_action`` describes one in words."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def action(
     array([0, 3, 2, 1, 2, 0, 0, 0])
 
     Args:
-        op: operation.
+        op: the op.
         slot: id or number of the slot.
         blueprint: blueprint to germinate.
         style: for GERMINATE "sigmoid_add" by default. SET_ALPHA_TARGET has no default, because it replaces the seed's
-            operator by the style's.
+            operator with the style's.
         tempo: length of the first ramp, by default "standard".
         alpha_target: alpha at the end of the ramp, for GERMINATE "full" by default.
         alpha_speed: length of the ramp, by default "instant".
         alpha_curve: curve of the ramp, by default "linear".
-        env: the environment, single or vector, whose slots and blueprints the names are. Without it, slots are "r0c0",
-            "r0c1", ... and blueprints the standard ones.
+        env: the environment, single or vector, that defines the names of slots and blueprints. Without it, slots are
+            "r0c0", "r0c1", ... and blueprints the standard ones.
 
     Raises:
-        TypeError: an argument that the op does not read, a missing one that it needs, or an ``env`` that is no Esper
-            environment.
+        TypeError: an argument that the op does not read, a missing one that it needs, or an ``env`` that is not an
+            Esper environment.
         ValueError: a value that the head does not have.
     """
     arguments = {
@@ -76,7 +76,7 @@ def describe_action(action: ArrayLike, *, env: Any = None) -> str:
 
     Raises:
         ValueError: ``action`` does not have eight integers, or one is not a value of its head.
-        TypeError: ``env`` is no Esper environment.
+        TypeError: ``env`` is not an Esper environment.
     """
     return _names(env).describe(action)
 

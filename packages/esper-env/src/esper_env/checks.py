@@ -123,7 +123,7 @@ def check(settings: object) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Return the Python number of a NumPy scalar, also inside mappings, lists and tuples; other values as they are."""
+    """Return the Python number of a NumPy scalar, also inside mappings, lists and tuples; other values unchanged."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):

@@ -126,7 +126,7 @@ class EsperEnv(NetworkView, gym.Env[Observation, NDArray[np.int64]]):
         self._vector.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the attributes, with the generator and without the task, which the copied vector makes."""
+        """Return the attributes, with the generator and without the task, which the copied vector has."""
         self._share_generator()
         return {name: value for name, value in vars(self).items() if name != "task"}
 

@@ -34,7 +34,7 @@ def replace_rows(values: Values, others: Mapping[str, NDArray[Any]], rows: Mask)
 def single_info(infos: Mapping[str, NDArray[Any]], row: int) -> Infos:
     """Return the info of one environment: NumPy numbers, and copies of arrays; a bool is an array of shape ().
 
-    Everything has a dtype. Gymnasium's vectors would make an array of objects from NumPy's bools.
+    Every value has a dtype. Bools are arrays, because Gymnasium's vectors put NumPy's bools into object arrays.
     """
     return {
         key: value[row] if value.ndim == 1 and value.dtype != np.bool_ else np.array(value[row])

@@ -1,4 +1,4 @@
-"""Paths that users give, read in one way by both packages."""
+"""Paths from users, as both packages read them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["user_path"]
 
 
 def user_path(path: str | PathLike[str]) -> Path:
-    """Return a path with ``~`` and ``~user`` expanded; the home folder of an unknown user stays as it is.
+    """Return a path with ``~`` and ``~user`` expanded; ``~`` of an unknown user stays unchanged.
 
     Both packages read every path of an argument, a flag and a configuration file with this function.
 
@@ -22,7 +22,7 @@ def user_path(path: str | PathLike[str]) -> Path:
     if "\0" in text:
         raise ValueError(f"the path {shown(text)} has a NUL byte; expected a path without one: use another name")
     if any("\ud800" <= character <= "\udfff" for character in text):  # surrogates stand for other bytes
-        raise ValueError(f"the path {shown(text)} is not UTF-8 text; expected a path that is: use another name")
+        raise ValueError(f"the path {shown(text)} is not UTF-8 text; expected a path in UTF-8: use another name")
     try:
         return Path(text).expanduser()
     except RuntimeError:

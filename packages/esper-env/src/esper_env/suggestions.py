@@ -1,4 +1,4 @@
-"""Parts of messages: the name that the user may have meant, a value in few characters, and a command to type."""
+"""Parts of messages: the closest known name, a shortened value, and a command to type."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def esper_command(*arguments: str) -> str:
 def shell_command(program: str, *arguments: str) -> str:
     """Return a command, quoted for a shell in the current folder.
 
-    A program beside this Python that PATH does not find has its path, as in ``.venv/bin/esper train``.
+    A program beside this Python that is not on PATH gets its path, as in ``.venv/bin/esper train``.
     """
     own = shutil.which(program, path=str(Path(sys.executable).parent))
     if own is not None and own != shutil.which(program):

@@ -3,10 +3,10 @@
 Many settings belong to a thread: PyTorch's modes of gradients, inference and autocast, its default device, its other
 modes, transforms of functions, hooks on saved tensors, the current CUDA device and stream; the processor's flushing of
 denormal numbers; NumPy's handling of floating-point errors. In a thread of this module, all of them have their
-defaults. An operation runs on one core, because shards of networks are the parallelism.
+defaults. An operation runs on one core, because shards of networks already run in parallel.
 
 The threads belong to the process and serve every environment. They start when they are needed, and then wait for more
-work. A forked process starts its own. No operation runs on several cores, so a process that has only used environments
+calls. A forked process starts its own. No operation runs on several cores, so a process that has only used environments
 can be forked, as Gymnasium's AsyncVectorEnv does.
 """
 
@@ -25,12 +25,12 @@ import torch
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: More than are ever needed at a time, because a thread that waits for others must get them.
+#: Upper bound of threads, never reached: a thread that waits for others must get them.
 _MOST_THREADS = 2**16
 
 
 class _Place(threading.local):
-    """``cores`` is None outside the threads of this module; in them, it is the number of cores that the caller uses."""
+    """The caller's number of ``cores``, in a thread of this module; None in other threads."""
 
     cores: int | None = None
 
@@ -39,10 +39,10 @@ _place = _Place()
 
 
 def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
-    """Return a function that does the same in a thread of this module; in such a thread, it runs at once.
+    """Decorate a function to run in a thread of this module; called from such a thread, it runs directly.
 
-    The caller waits until it ends, even after an interrupt, so that nothing changes behind the caller's back. If no
-    thread can start, because the interpreter ends or the system has too many, it runs in the caller's.
+    The caller waits until the function ends, even after an interrupt, so that nothing changes afterwards. If no thread
+    can start, because the interpreter ends or the system has too many threads, the function runs in the caller's.
     """
 
     @wraps(function)
@@ -55,7 +55,7 @@ def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
                 return function(*args, **kwargs)
             running.exception()
         finally:
-            if not running.cancel():  # an interrupt prevents a call that has not begun, and waits for one that has
+            if not running.cancel():  # after an interrupt: cancel a call that has not begun, or wait for it
                 running.exception()
         try:
             return running.result()
@@ -98,7 +98,7 @@ def side_by_side(work: Callable[[int], R], count: int, lanes: int) -> list[R]:
 
 
 def _started(running: Future[R], cores: int, call: Callable[[], R]) -> bool:
-    """Have a thread run a call for a thread that uses so many cores; return False if no thread can start."""
+    """Submit a call for a caller that uses ``cores`` cores; return False if no thread can start."""
     try:
         _pool.submit(_run, running, cores, call)
     except RuntimeError:

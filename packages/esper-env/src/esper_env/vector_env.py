@@ -73,8 +73,8 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
     resets some environments only; ``topology`` {slot id: blueprint name} starts with those seeds fossilized, to be
     trained from scratch with the host.
 
-    A copy, pickled or not, continues like the original, without its telemetry sinks. Where a pickle is loaded, the
-    same task, blueprints and data must be available.
+    A copy, pickled or not, continues like the original, without its telemetry sinks. A process that loads a pickle
+    must have the same task, blueprints and data.
 
     Args:
         env_id: a registered task; ``gymnasium.make_vec`` fills it in.
@@ -282,7 +282,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
         return draw_networks(table, signals, horizon)
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
-        """Write what waits for the telemetry's sinks, and close them."""
+        """Flush and close the telemetry sinks."""
         if hasattr(self, "_growth"):
             self._growth.close()
 
@@ -315,7 +315,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
 
     @undisturbed
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy is made from: the settings of the task, the state of the networks, and all attributes."""
+        """Return the content of a copy: the settings of the task, the state of the networks, and all attributes."""
         settings = {name: value for name, value in task_dict(self.task).items() if name in TASK_KWARGS}
         networks = {"format": FORMAT, "identity": self._identity(), **get_states(self._growth.parts())}
         plain = {name: value for name, value in vars(self).items() if name != "_sites"}  # blueprints may be lambdas
@@ -382,8 +382,8 @@ def _check_memory(num_envs: int) -> None:
     needed, available = num_envs * LEAST_NETWORK_KIB / 2**20, available_mib() / 2**10
     if needed > available:
         raise ValueError(
-            f"`num_envs` is {num_envs}; so many networks need more than {needed:,.0f} GiB of memory, but this machine "
-            f"has {available:,.1f}; use fewer"
+            f"`num_envs` is {num_envs}; that many networks need more than {needed:,.0f} GiB of memory, but this "
+            f"machine has {available:,.1f}; use fewer"
         )
 
 

@@ -21,7 +21,7 @@ _BY_ENVIRONMENT = ("np_random", "np_random_seed")
 
 
 class NetworkView:
-    """Methods of one environment, besides those that change it. Subclasses set the vector and the index."""
+    """Methods of one environment that do not change it. Subclasses set the vector and the index."""
 
     _vector: EsperVectorEnv
     _index: int = 0

@@ -28,7 +28,7 @@ E = TypeVar("E", EsperEnv, EsperVectorEnv)
 class FlatActions(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.RecordConstructorArgs):
     """An Esper environment whose action space is ``Discrete(K)`` over its joint actions.
 
-    Actions that differ only in heads that their op does not read are one. The observation's and the info's
+    Actions that differ only in heads that their op does not read are one joint action. The observation's and the info's
     ``action_mask`` is int8 (K,), exactly 1 where an action is legal. It replaces the factored masks; ``op_slot_mask``
     is left out. Action 0 is WAIT, and the others are ordered by op, then slot, then the other heads in their order.
 
@@ -63,13 +63,13 @@ class FlatActions(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.Rec
         return self._flat(observation, info)
 
     def step(self, action: int) -> tuple[Observation, float, bool, bool, Infos]:
-        """Carry out the joint action with a number, as :meth:`EsperEnv.step`. Raises ``ValueError`` for no number."""
+        """Carry out a joint action, as :meth:`EsperEnv.step`. Raises ``ValueError`` for any other value."""
         observation, reward, terminated, truncated, info = self.env.step(self.action(action))
         observation, info = self._flat(observation, info)
         return observation, float(reward), terminated, truncated, info
 
     def action(self, action: int) -> NDArray[np.int64]:
-        """Return the action (8,) with a number 0..K-1; raise ``ValueError`` if there is none."""
+        """Return the action (8,) of a joint action 0..K-1; raise ``ValueError`` for any other value."""
         return self._joint.actions[_numbers(action, (), len(self._joint))].copy()
 
     def index(self, action: ArrayLike) -> int:
@@ -80,7 +80,7 @@ class FlatActions(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.Rec
         return int(self._joint.index(action))
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Exact mask (K,) of the present state, under the name that sb3-contrib expects."""
+        """Exact mask (K,) of the current state, under the name that sb3-contrib expects."""
         return self._joint.mask(self._base.observe()["op_slot_mask"]).astype(np.bool_)
 
     def _flat(self, observation: Observation, info: Infos) -> tuple[Observation, Infos]:
@@ -120,13 +120,13 @@ class FlatVectorActions(
         return self._flat(observations, infos)
 
     def step(self, actions: NDArray[np.int64]) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], Infos]:
-        """Carry out joint actions (N,), as :meth:`EsperVectorEnv.step`. Raises ``ValueError`` for other numbers."""
+        """Carry out joint actions (N,), as :meth:`EsperVectorEnv.step`. Raises ``ValueError`` for other values."""
         observations, rewards, terminated, truncated, infos = self.env.step(self.action(actions))
         observations, infos = self._flat(observations, infos)
         return observations, rewards, terminated, truncated, infos
 
     def action(self, actions: ArrayLike) -> NDArray[np.int64]:
-        """Return the actions (N, 8) with numbers (N,); raise ``ValueError`` if one does not exist."""
+        """Return the actions (N, 8) of joint actions (N,); raise ``ValueError`` for other values."""
         return self._joint.actions[_numbers(actions, (self.num_envs,), len(self._joint))]
 
     def index(self, actions: ArrayLike) -> NDArray[np.int64]:
@@ -134,7 +134,7 @@ class FlatVectorActions(
         return self._joint.index(actions)
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Exact masks (N, K) of the present state, under the name that sb3-contrib expects."""
+        """Exact masks (N, K) of the current state, under the name that sb3-contrib expects."""
         return self._joint.mask(self._base.observe()["op_slot_mask"]).astype(np.bool_)
 
     def _flat(self, observations: Observation, infos: Infos) -> tuple[Observation, Infos]:

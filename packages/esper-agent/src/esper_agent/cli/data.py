@@ -214,7 +214,7 @@ def _bars(console: Console) -> Iterator[Watcher]:
 
 
 def _print(console: Console, *lines: str) -> None:
-    """Print lines as they are, without wrapping and markup."""
+    """Print lines without wrapping and markup."""
     for line in lines:
         say(console, line)
 

@@ -26,7 +26,7 @@ def show_ranges(kind: type) -> None:
         if is_dataclass(nested):
             show_ranges(nested)  # type: ignore[arg-type]
         ranged = any(isinstance(allowed, Interval) for _, allowed in options(hint))
-        if ranged or hint == NamedValues or getattr(kind, name, None) == ():  # tyro shows an empty default as nothing
+        if ranged or hint == NamedValues or getattr(kind, name, None) == ():  # tyro prints nothing for an empty default
             shown = tyro.conf.arg(help_behavior_hint=partial(_hint, describe(hint) if ranged else ""))
             kind.__annotations__[name] = Annotated[hint, shown]
 
@@ -72,7 +72,7 @@ def check_flags(arguments: Sequence[str], settings: Any) -> None:
                 raise ConfigError(f"{flag} is given twice; name all values after one: {flag} A=1 B=2")
             seen.add(name)
             if hint == NamedValues:
-                replace(owner, **{name: parse_assignments(values)})  # its own check has better words than tyro
+                replace(owner, **{name: parse_assignments(values)})  # this check has a better message than tyro's
         elif name in known and bool not in kinds and not values:
             raise ConfigError(f"{flag} needs a value; expected {describe(hint)}")
         elif bool not in kinds and values and not any(is_valid(_read(values[0], kind), hint) for kind in kinds):
@@ -84,7 +84,7 @@ def check_flags(arguments: Sequence[str], settings: Any) -> None:
 
 
 def check_required(arguments: Sequence[str], settings: Any, command: str) -> None:
-    """Check that the ``arguments`` have every flag without a default, unless they ask for the help.
+    """Check that the ``arguments`` have every flag without a default, unless they ask for help.
 
     Raises:
         ConfigError: flags are missing.

@@ -138,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def exit_code(run: Callable[[Console], int]) -> int:
     """Return the exit code of ``run``; an exception becomes a line on standard error and its exit code.
 
-    Output that cannot be written does not end ``run``. It makes a success a failure, unless its reader has ended.
+    Output that cannot be written does not end ``run``. It turns success into failure, unless the pipe's reader has
+    ended.
     """
     with lenient_streams() as out:
         code = _exit_code(run)
@@ -181,7 +182,7 @@ def _exit_code(run: Callable[[Console], int]) -> int:
 
 
 def _in_one_line(error: Exception) -> str:
-    """Return an error with its notes, such as the place of the saved model."""
+    """Return an error and its notes, such as the path of the saved model, in one line."""
     return ". ".join(["Error: " + " ".join(str(error).split()), *getattr(error, "__notes__", ())])
 
 
@@ -230,7 +231,7 @@ def parse(arguments: list[str]) -> Any:
 
 
 def _read_settings(path: str) -> dict[str, Any]:
-    """Read a configuration file, which names no run to resume."""
+    """Read a configuration file; reject one with the setting ``resume``."""
     values = read_config(path)
     if "resume" in values:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Progress of a command: a bar on a terminal, and lines elsewhere, as in a file or a log."""
+"""Progress of a command: a bar on a terminal, and lines elsewhere, for example in a log."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from stable_baselines3.common.utils import safe_mean
 from esper_agent.ppo.ppo import FactoredRecurrentPPO
 from esper_agent.training.callbacks import SingleThreadedPolicy
 
-#: Lines about the episodes of one policy.
+#: Number of lines about the episodes of one policy.
 LINES = 10
-#: Seconds without a line after which there is one more.
+#: Seconds without a line after which another line is printed.
 PATIENCE = 60.0
 
 
@@ -33,7 +33,7 @@ class RolloutLines(BaseCallback):
 
     Args:
         console: destination.
-        clock: seconds of a clock, whose differences matter.
+        clock: returns the time in seconds, from any start.
     """
 
     model: FactoredRecurrentPPO
@@ -94,12 +94,12 @@ def episode_progress(
     """Show the progress of a policy's episodes.
 
     Args:
-        name: of the policy.
+        name: name of the policy.
         episodes: total number of episodes.
-        console: destination. A terminal shows a bar, anything else ``LINES`` lines, and one after ``PATIENCE`` seconds
-            without a line.
+        console: destination. A terminal shows a bar. Anything else gets ``LINES`` lines, and one more after every
+            ``PATIENCE`` seconds without a line.
         shown: False shows nothing.
-        clock: seconds of a clock, whose differences matter.
+        clock: returns the time in seconds, from any start.
 
     Yields:
         A function that takes the number of newly finished episodes, to be called after every step.

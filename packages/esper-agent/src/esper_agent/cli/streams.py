@@ -1,4 +1,4 @@
-"""Standard output and standard error that never end a command: closed, broken, full, or without a character."""
+"""Standard output and standard error whose errors do not end a command: closed, broken, full, or unencodable text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class LenientStream:
-    """A text stream whose failures end no work.
+    """A text stream whose errors do not end the program.
 
     A character that the encoding lacks becomes a replacement character. After a failed write, further text is ignored,
     and ``failure`` holds the error. Other attributes are the stream's own.
@@ -35,7 +35,7 @@ class LenientStream:
         return len(text)
 
     def flush(self) -> None:
-        """Write what waits in the buffer."""
+        """Write the contents of the buffer."""
         if self.failure is None:
             try:
                 self._stream.flush()
@@ -50,7 +50,7 @@ class LenientStream:
 
     def _give_up(self, error: OSError) -> None:
         self.failure = error
-        with suppress(OSError):  # a stream in memory has no number
+        with suppress(OSError):  # a stream in memory has no descriptor
             number = self._stream.fileno()
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, number)  # Python writes the rest of the buffer when it exits
@@ -58,7 +58,7 @@ class LenientStream:
 
     @property
     def problem(self) -> str | None:
-        """Reason why text is lost; None if the stream works, or if its reader has ended, as ``head`` does."""
+        """Reason why text was lost; None if none was, or if the reader of a pipe has ended, such as ``head``."""
         return None if self.failure is None or self.failure.errno == errno.EPIPE else self.failure.strerror
 
 
@@ -76,7 +76,7 @@ def open_missing_descriptors() -> None:
 
 @contextmanager
 def lenient_streams() -> Iterator[LenientStream]:
-    """Make standard output and standard error lenient for a while; yields standard output."""
+    """Make standard output and standard error lenient within the block; yields standard output."""
     open_missing_descriptors()
     with Path(os.devnull).open("w", encoding="utf-8") as null:
         out, errors = (LenientStream(null if stream is None else stream) for stream in (sys.stdout, sys.stderr))

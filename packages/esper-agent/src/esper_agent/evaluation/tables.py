@@ -109,7 +109,7 @@ def print_summaries(console: Console, summaries: Sequence[Summary], title: str) 
 def print_table(console: Console, table: Table) -> None:
     """Print a table or, if the terminal is too narrow for it, a block of lines per row. Nothing is cut off."""
     for column in table.columns:
-        if column.no_wrap:  # which a measurement ignores
+        if column.no_wrap:  # which Rich ignores when it measures
             texts = [Text.from_markup(str(text)) for text in (column.header, *column.cells)]
             column.min_width = max(line.cell_len for text in texts for line in text.split())
     if console.measure(table, options=console.options.update(max_width=1000)).minimum <= console.width:

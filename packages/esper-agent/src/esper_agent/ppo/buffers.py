@@ -66,7 +66,7 @@ class FactoredRolloutBuffer(RecurrentDictRolloutBuffer):
         self.head_log_probs = np.zeros((*shape, NUM_HEADS), dtype=np.float32)
 
     def get_state(self) -> Tree:
-        """Return copies of the steps so far. Call it within a rollout."""
+        """Return copies of the steps so far. Call this method within a rollout."""
         steps = {name: array[: self.pos].copy() for name, array in self._columns().items()}
         return {**steps, "observations": {name: array[: self.pos].copy() for name, array in self.observations.items()}}
 

@@ -131,7 +131,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
         self.last_update: dict[str, float] = {}
         self._skipped_in_a_row = 0
         self._last_good: dict[str, Any] | None = None
-        self.in_rollout = False  # True while the buffer has a part of a rollout
+        self.in_rollout = False  # True while the buffer holds part of a rollout
         self._resumes_rollout = False
         super().__init__(**arguments)
 

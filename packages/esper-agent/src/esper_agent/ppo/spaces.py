@@ -80,7 +80,7 @@ def _holds_integers(space: spaces.Space, shape: tuple[int, ...]) -> bool:
 
 
 def _layers(env: VecEnv) -> Iterator[tuple[Any, Any]]:
-    """Yield every wrapper with the environment inside it, from the outside in; of several environments the first."""
+    """Yield every wrapper and the environment inside it, from the outside in; of several environments the first."""
     outer: Any = env
     while True:
         if isinstance(outer, VecEnvWrapper):

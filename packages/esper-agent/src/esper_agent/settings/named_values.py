@@ -32,7 +32,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             text.encode()
             parsed[name] = yaml.safe_load(text)
         except UnicodeEncodeError:
-            raise ConfigError(f"the value of {name!r} in {assignment!r} is not UTF-8 text; use another name") from None
+            raise ConfigError(f"the value of {name!r} in {assignment!r} is not UTF-8 text; use another value") from None
         except yaml.YAMLError:
             raise ConfigError(f"the value of {name!r} in {assignment!r} is not valid YAML") from None
     return parsed

@@ -23,8 +23,8 @@ from esper_agent.evaluation.play import COMMITTED, EpisodeRecord, committed_resu
 class TrainingMetricsCallback(BaseCallback):
     """Logs metrics of each rollout's steps and of recent episodes under ``rollout/`` and ``lifecycle/``.
 
-    ``wait_share`` and ``op_*`` are the shares of the rollout's effective ops, ``invalid_share`` is the share of illegal
-    actions, ``rejected_share`` is the share of legal commands other than WAIT that did not succeed, and ``rollbacks``
+    ``wait_share`` and ``op_*`` are the shares of the rollout's executed ops, ``invalid_share`` is the share of illegal
+    actions, ``rejected_share`` is the share of legal actions other than WAIT that a gate rejected, and ``rollbacks``
     counts the governor's rollbacks. ``committed_val_accuracy``, ``test_accuracy`` and ``parameters_added`` are means
     over terminated episodes. ``lifecycle/fossilized_blueprint/*`` and ``lifecycle/fossilized_slot/*`` count the seeds
     fossilized in the rollout.
@@ -40,7 +40,7 @@ class TrainingMetricsCallback(BaseCallback):
         self._counts: Counter[str] = Counter()
 
     def get_state(self) -> Tree:
-        """Return the latest episodes, and the counts of the present rollout."""
+        """Return the latest episodes, and the counts of the current rollout."""
         episodes = {name: np.array(values, dtype=np.float64) for name, values in self._episodes.items()}
         return {**episodes, "op_counts": self._op_counts.copy(), "counts": dict(self._counts)}
 
@@ -208,7 +208,7 @@ class SingleThreadedPolicy(BaseCallback):
 class StopOnInterrupt(BaseCallback):
     """Ends training at the next step after Ctrl-C or SIGTERM, with an intact model. A second signal ends it at once.
 
-    The last step of a rollout does not end it: the updates of the rollout follow, and the first step of the next one.
+    A signal in the last step of a rollout ends training at the first step of the next rollout, after the updates.
 
         with StopOnInterrupt() as stop:
             model.learn(20_000, callback=stop)

@@ -35,8 +35,8 @@ class SaveCheckpoints(BaseCallback):
     """Saves checkpoints between rollouts at a fixed interval of timesteps, and keeps the last two.
 
     It also saves one when a callback stops training within a rollout, unless an evaluation was cancelled: a run that
-    resumes from there would lack its values. It must come before all other callbacks: what they do at the start of a
-    rollout then happens after the save, and a resumed run repeats it. If a checkpoint cannot be written, training
+    resumes from there would lack the evaluation's values. It must come before all other callbacks. Their work at the
+    start of a rollout then follows the save, and a resumed run repeats it. If a checkpoint cannot be written, training
     continues with a ``RuntimeWarning`` and the previous checkpoints.
 
     Args:
@@ -83,7 +83,7 @@ class SaveCheckpoints(BaseCallback):
         self.in_rollout = False
 
     def _on_training_end(self) -> None:
-        # A full buffer lacks its updates only, which another call of ``learn`` would not make up for.
+        # After a full buffer only the updates are missing, and another call of ``learn`` would skip them.
         if self.in_rollout and not self.model.rollout_buffer.full:
             self.save()
 

@@ -100,7 +100,7 @@ def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = (), sinks
         new_folder(settings.out, RUN_FILES)
         with locked(settings.out):
             data = {name: _of_env(model, name) for name in ("dataset_name", "data_digest")}
-            # Whether this process shows its progress is no setting of the run.
+            # The display of progress is a setting of this process, not of the run.
             config = {name: value for name, value in plain(settings).items() if name != "progress"}
             create_run(settings.out, config, task_dict(_of_env(model, "task")) | data)
             return _learn(settings, model, callbacks)
@@ -144,7 +144,7 @@ def resume(
 
 
 def _check_callbacks(callbacks: Sequence[BaseCallback]) -> None:
-    """Raise ``TypeError`` for a callback that is none."""
+    """Raise ``TypeError`` unless every callback is a ``BaseCallback``."""
     for callback in callbacks:
         if not isinstance(callback, BaseCallback):
             raise TypeError(f"{callback!r} is not a callback; expected a BaseCallback of Stable-Baselines3")
@@ -196,7 +196,7 @@ def _model(settings: TrainSettings, sinks: Sequence[Sink]) -> Iterator[FactoredR
     """Yield the untrained model in its environment, whose events go to ``sinks``. It is closed at the end.
 
     Raises:
-        TypeError: a sink that is none.
+        TypeError: a value that is not a sink.
         ValueError: settings that cannot be used, or an environment whose state cannot be saved (``CheckpointError``).
     """
     monitored = make_sb3_env(settings.env, settings.num_envs, settings.seed, **_env_kwargs(settings))

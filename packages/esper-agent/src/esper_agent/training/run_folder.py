@@ -101,7 +101,7 @@ def locked(folder: Path) -> Iterator[None]:
     except Timeout:
         raise RunError(f"{folder} is being trained by another process; wait for it to end, or stop it") from None
     except OSError as error:
-        raise RunError(f"{folder / LOCK} cannot be locked: {error.strerror}; remove it, or use another one") from None
+        raise RunError(f"{folder / LOCK} cannot be locked: {error.strerror}; remove it or use another folder") from None
     with lock:
         yield
 
@@ -116,7 +116,7 @@ def create_run(folder: Path, config: Mapping[str, Any], task: Mapping[str, Any])
     try:
         for name, text in texts.items():
             write_text(folder / name, text)
-    except BaseException:  # Ctrl-C as well: a new run can take the folder
+    except BaseException:  # also Ctrl-C, so that a new run can use the folder
         for name in texts:
             (folder / name).unlink(missing_ok=True)
         raise
@@ -254,12 +254,12 @@ class PolicyByName:
 _WITHOUT_NOTE = ("env_id", "dataset", "data_dir", "device", "shard_size", "auto_shard_size", "capture")
 
 
-#: Setting that the task does not hold.
+#: Setting that is not part of the task.
 _LIMIT = "max_episode_steps"
 
 
 def _changes(task: Mapping[str, Any], env_kwargs: Mapping[str, Any], env: Any) -> Iterator[str]:
-    """Yield how an environment differs from the one of the training, whose ``task`` may be unknown ({})."""
+    """Yield a note for each difference from the environment of the training; its ``task`` is {} if unknown."""
     trained = {**task, _LIMIT: env_kwargs.get(_LIMIT)}
     here = {**task_dict(env.task), _LIMIT: getattr(env.spec, "kwargs", {}).get(_LIMIT)} if hasattr(env, "task") else {}
     changed = [name for name in here if name in trained and trained[name] != here[name] and name not in _WITHOUT_NOTE]

@@ -25,7 +25,7 @@ _SEEDING = ("manual_seed", "seed", "set_state", "graphsafe_set_state", "set_offs
 def seeded_construction(seed: int) -> Iterator[None]:
     """Context in which a module gets the weights that it would get after ``torch.manual_seed(seed)``.
 
-    The process's default generators stay as they are, and its default dtype has no effect.
+    The process's default generators do not change, and its default dtype has no effect.
     """
     with float32_by_default(), OwnDraws(seed):
         yield
@@ -98,7 +98,7 @@ def _built_without_seeding(build: Callable[[], nn.Module], what: str) -> nn.Modu
         built = pool.submit(work)
     if places:
         raise ValueError(
-            f"{places[0]} seeds PyTorch's default generator, on which the whole process draws; remove "
+            f"{places[0]} seeds PyTorch's default generator, which the whole process shares; remove "
             "torch.manual_seed from it, and draw constants from a torch.Generator"
         )
     return built.result()

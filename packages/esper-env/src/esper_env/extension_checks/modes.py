@@ -1,7 +1,7 @@
 """Modes that replace PyTorch's defaults while modules are built: the generators and the dtype.
 
 Those defaults belong to the process: a thread that changes and restores them also changes what other threads compute.
-A mode acts in its thread only.
+A mode acts only in its thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CONSTANTS = (torch.tensor, torch.as_tensor, torch.asarray)
 
 
 class _ThreadMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A mode of one thread; PyTorch's own methods also write variables of the process."""
+    """A mode of one thread. The methods of PyTorch's base class also write variables of the process."""
 
     supports_higher_order_operators = True
 
@@ -48,7 +48,7 @@ class OwnDraws(_ThreadMode):  # type: ignore[no-untyped-call]
     a generator use that one.
 
     Attributes:
-        drawn: True once a random number was drawn that would have come from a default generator.
+        drawn: True after a draw that would have used a default generator.
     """
 
     def __init__(self, seed: int) -> None:
@@ -89,7 +89,7 @@ class OwnDraws(_ThreadMode):  # type: ignore[no-untyped-call]
 def float32_by_default() -> Iterator[None]:
     """Context in which tensors that are made from numbers, without a dtype, are float32.
 
-    A dtype that is stated as the default one counts as not stated.
+    A stated dtype that equals the default dtype is treated as not stated.
     """
     if torch.get_default_dtype() is torch.float32:
         yield
@@ -99,7 +99,7 @@ def float32_by_default() -> Iterator[None]:
 
 
 class _Factories(_ThreadMode):  # type: ignore[no-untyped-call]
-    """``torch.zeros`` and the like make float32 tensors."""
+    """Make ``torch.zeros`` and the like return float32 tensors."""
 
     @override
     def __torch_dispatch__(
@@ -112,7 +112,7 @@ class _Factories(_ThreadMode):  # type: ignore[no-untyped-call]
 
 
 class _Constants(TorchFunctionMode):
-    """``torch.tensor`` and the like, which have converted the numbers before they reach a dispatch mode."""
+    """Make ``torch.tensor`` and the like, which convert numbers before a dispatch mode runs, return float32 tensors."""
 
     @override
     def __torch_function__(

@@ -113,7 +113,7 @@ def _one_row(module: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def _failures_as_value_errors(what: str, batched: bool, stand_alone: str = _STAND_ALONE) -> Iterator[None]:
-    """Convert errors of a pass to a ``ValueError`` with a remedy; ``stand_alone`` is the one of a batched pass."""
+    """Convert errors of a pass to a ``ValueError`` with a remedy; ``stand_alone`` is the remedy of a batched pass."""
     try:
         yield
     except Exception as error:

@@ -19,7 +19,7 @@ def replaced(path: str | Path) -> Iterator[Path]:
             temporary.write_text(...)
 
     When the block raises, ``path`` stays as it was and the temporary file is removed. Missing folders are made. An
-    ``OSError`` that names no file, as of a full disk, gets the name ``path``.
+    ``OSError`` without a file name, such as that of a full disk, gets the name ``path``.
     """
     target = user_path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def check_writable(path: str | Path) -> None:
     if target.is_dir() or not target.name:
         raise ValueError(f"{str(path)!r} is a folder; expected the path of a file")
     if target.exists() and not target.is_file():
-        raise ValueError(f"{target} is a device or pipe, which is not replaced; expected the path of a file")
+        raise ValueError(f"{target} is a device or pipe; expected the path of a regular file")
     try:
         _try_to_write(target)
     except OSError as error:

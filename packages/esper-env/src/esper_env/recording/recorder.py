@@ -83,7 +83,7 @@ class Recorder(ArrayState):
             epoch: number of epochs (N,) after the step.
             rewards: rewards (N,).
             command: environments (N,) whose action was not WAIT.
-            rejected: environments (N,) whose action had no effect.
+            rejected: environments (N,) whose action was rejected.
         """
         running = ~idle
         np.add(self.returns, rewards, out=self.returns, where=running)

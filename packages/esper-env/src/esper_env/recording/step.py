@@ -47,7 +47,7 @@ class StepRecord(NamedTuple):
     table: SlotTable
     command: CommandBatch
     changes: Changes
-    rejection: NDArray[np.int64]  # a Rejection
+    rejection: NDArray[np.int64]  # a ``Rejection``
     epoch: TrainedEpoch
     rollbacks: NDArray[np.int64]
     snapshots: Mask  # networks whose snapshot was taken

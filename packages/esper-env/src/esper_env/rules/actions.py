@@ -1,4 +1,4 @@
-"""Translation between actions and words."""
+"""Actions from names, and actions in words."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from esper_env.suggestions import did_you_mean, shown
 READ_HEADS: dict[Op, tuple[Head, ...]] = {
     op: tuple(head for head in Head if head != Head.OP and HEAD_RELEVANCE[op, head]) for op in Op
 }
-#: Heads without a default. SET_ALPHA_TARGET replaces the operator of a seed by the style's.
+#: Heads without a default. SET_ALPHA_TARGET replaces the operator of a seed with the style's.
 _REQUIRED: dict[Op, set[Head]] = {
     op: {Head.SLOT, Head.BLUEPRINT} | ({Head.STYLE, Head.ALPHA_TARGET} if op is Op.SET_ALPHA_TARGET else set())
     for op in Op
@@ -36,7 +36,7 @@ _MEANINGS = {(HEAD_NAMES[head], value.name): meaning(value) for head, values in 
 
 
 class ActionNames:
-    """Names of the values of an action, for one environment or for any.
+    """Names of the values of an action, for one environment or for any environment.
 
     Args:
         slot_ids: ids of the slots in action order; None for "r0c0", "r0c1", ..., as in a host with one row of slots.
@@ -55,7 +55,7 @@ class ActionNames:
         return f"r0c{value}" if self._slot_ids is None else self._slot_ids[value]
 
     def action(self, op: object, **arguments: object) -> NDArray[np.int64]:
-        """Return the action (8,) of an op with arguments by the name of the head; None means that one is not given.
+        """Return the action (8,) of an op with arguments by the name of the head; None stands for an omitted argument.
 
         Values are names in any case, integers of the head, or members of the head's enum.
 

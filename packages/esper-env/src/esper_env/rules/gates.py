@@ -156,6 +156,6 @@ def evaluate(table: SlotTable, slot: IntArray, gate: IntArray, config: GateConfi
 
 
 def fails(table: SlotTable, gate: IntArray, config: GateConfig) -> BoolArray:
-    """Return True (N, K, S) where a gate (N, K, S), a ``Gate`` or ``NO_GATE``, would stop the seed of its slot now."""
+    """Return True (N, K, S) where a gate (N, K, S), a ``Gate`` or ``NO_GATE``, would fail in its slot now."""
     failing: BoolArray = np.any(_asked_by(config)[gate] & ~_answers(table, config)[:, None], axis=3)
     return failing

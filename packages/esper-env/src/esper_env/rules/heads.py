@@ -182,7 +182,7 @@ _MEANINGS: dict[Head, list[str]] = {
 
 
 def meaning(value: IntEnum) -> str:
-    """Return the quantity of a value in parentheses, such as " (5 epochs)", or "" if its name says everything."""
+    """Return the quantity of a value in parentheses, such as " (5 epochs)", or "" if its name includes the quantity."""
     for head, meanings in _MEANINGS.items():
         if isinstance(value, HEAD_VALUES[head]):
             return f" ({meanings[value]})"

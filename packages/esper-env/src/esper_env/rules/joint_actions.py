@@ -1,4 +1,4 @@
-"""Joint actions: every action that can have an effect of its own, numbered from 0."""
+"""Joint actions: all actions that differ in their effect, numbered from 0."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ORDER = [Head.OP, *(head for head in Head if head != Head.OP)]
 
 
 class JointActions:
-    """All actions of a number of slots and a set of blueprints. Heads that an op does not read are at their defaults.
+    """All joint actions of some slots and blueprints. Heads that an op does not read are at their defaults.
 
     They are ordered by op, then by slot, then by the other heads in their order. Action 0 is WAIT.
 
@@ -55,7 +55,7 @@ class JointActions:
         """Return the numbers (...) of actions (..., 8) with the same effects.
 
         Raises:
-            ValueError: not integers of eight heads, or an action outside the heads or with a blueprint that is not
+            ValueError: ``actions`` are not eight integers each, a value is outside its head, or a blueprint is not
                 offered.
         """
         array = np.asarray(actions)

@@ -79,7 +79,7 @@ class Changes:
     attached: BoolArray  # (N, S) a new seed is in the slot
     detached: BoolArray  # (N, S) the seed is gone; the clock adds the ramps to 0 that end
     operator_changed: BoolArray  # (N, S) a seed that stays got another blend operator
-    rejection: IntArray  # (N,) why the command had no effect, a ``Rejection``
+    rejection: IntArray  # (N,) reason why the command had no effect, a ``Rejection``
     slot: IntArray  # (N,) slot of the command
     gates: GateResults  # evaluated before anything moved
 

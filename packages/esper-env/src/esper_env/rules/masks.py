@@ -47,7 +47,7 @@ class ActionRules:
         num_slots: number of slots.
         offered_blueprints: values of the blueprint head that GERMINATE accepts.
         max_seeds: seeds that a network holds at a time, committed ones included.
-        masked_gates: a command is illegal if a gate of this configuration would stop it now; None allows it.
+        masked_gates: an action is illegal if its gate under this configuration would fail now; None allows it.
 
     Raises:
         ValueError: ``max_seeds`` is out of range.

@@ -1,4 +1,4 @@
-"""Why a command had no effect, as a number."""
+"""Codes of the reasons why an action had no effect."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from esper_env.rules.slot_table import BoolArray, IntArray
 
 
 class Rejection(IntEnum):
-    """Reason why a command had no effect, the value of ``info["rejection"]``.
+    """Reason why an action had no effect, the value of ``info["rejection"]``.
 
-    NONE: it had its effect. ILLEGAL: the masks exclude it. ROLLED_BACK: the governor rolled the network back. The
-    others name a gate and the first of its checks that failed. Never renumber them.
+    NONE: the action had its effect. ILLEGAL: the masks exclude the action. ROLLED_BACK: the governor rolled the
+    network back. The others name a gate and the first of its checks that failed. Never renumber them.
     """
 
     NONE = 0
@@ -45,7 +45,7 @@ for _position, (_check, (_gates, _)) in enumerate(CHECKS.items()):
 
 
 def rejections(valid: BoolArray, results: GateResults) -> IntArray:
-    """Return the ``Rejection`` (N,) of commands that were ``valid`` (N,) and whose gates had these results."""
+    """Return the ``Rejection`` (N,) of actions from ``valid`` (N,), True where legal, and their gates' results."""
     failed = results.asked & ~results.answers
     stopped = (results.gate != NO_GATE) & failed.any(axis=1)
     codes = np.where(stopped, _CODES[results.gate, failed.argmax(axis=1)], Rejection.NONE)

@@ -52,7 +52,7 @@ _SHAPES: dict[str, tuple[int, ...]] = {"cnn": (8, 4, 4), "transformer": (16, 8)}
 
 
 def register_topology(topology: str, shape: Sequence[int]) -> None:
-    """Introduce a topology, a kind of custom hosts with blueprints of its own.
+    """Introduce a topology: a kind of custom hosts with its own blueprints.
 
     Registering the same topology again with the same shape changes nothing.
 
@@ -86,7 +86,7 @@ def register_blueprint(
     batched: bool = True,
     replace: bool = False,
 ) -> BlueprintEntry:
-    """Offer a blueprint on every host of a topology, in environments that are made from now on.
+    """Offer a blueprint on every host of a topology, in environments that are made afterwards.
 
     The blueprint is first built and run on small features of the topology, in every layout that would run it.
 
@@ -99,7 +99,7 @@ def register_blueprint(
             highest free value of the topology.
         batched: False for a module that ``torch.func.vmap`` cannot run. It is offered only in environments that run
             every network stand-alone: tasks with ``auto_shard_size=1``, made with ``shard_size=1``.
-        replace: True to replace a custom blueprint of this name. Environments that exist keep the old one.
+        replace: True to replace a custom blueprint of this name. Existing environments keep the old blueprint.
 
     Raises:
         ValueError: the name or value is taken in this topology, no value is left, the topology is not known, or the
@@ -132,9 +132,9 @@ def register_blueprint(
 
 
 def unregister_blueprint(name: str, topology: str) -> None:
-    """Remove a custom blueprint: environments that are made from now on do not offer it, and its value is free.
+    """Remove a custom blueprint: environments that are made afterwards do not offer it, and its value is free.
 
-    Environments that exist keep it.
+    Existing environments keep it.
 
     Raises:
         ValueError: the topology has no such blueprint, or it belongs to the package.
@@ -158,7 +158,7 @@ def offered_blueprints(topology: str, *, batched: bool = False) -> tuple[Bluepri
         batched: True to leave out blueprints that only run in stand-alone networks.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no blueprint matches.
     """
     with_blueprints = [name for name, entries in _REGISTRY.items() if entries]
     if not isinstance(topology, str) or topology not in with_blueprints:
@@ -188,7 +188,7 @@ def blueprint_entry(
         offered: blueprints to choose from; by default all that are registered for the topology.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no blueprint matches.
     """
     entries = tuple(offered_blueprints(topology) if offered is None else offered)
     found = _find(blueprint, entries)

@@ -104,7 +104,7 @@ class TaskConfig:
         slots: ids of the slots to keep; None for all slots of the host.
         max_seeds: seeds that a network holds at a time, committed ones included; None for one for each slot.
         gates: "permissive" or "strict".
-        mask_gates: the masks also exclude an op whose gate would stop it now.
+        mask_gates: the masks also exclude actions whose gate would fail now.
         isolation: "shadow" or "straight_through": what a seed in TRAINING learns from.
         reward_mode: "accuracy", "sparse" or "contribution".
         reward_weights: weights that replace defaults of the reward mode.

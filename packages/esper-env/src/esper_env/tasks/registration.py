@@ -22,7 +22,7 @@ def register_task(env_id: str, *, base: str = "Esper-Digits-v0", replace: bool =
     Args:
         env_id: id of the new task, such as "Mine-v0".
         base: id of the task whose settings it takes.
-        replace: True to replace a custom task of this id. Environments that exist keep the old task.
+        replace: True to replace a custom task of this id. Existing environments keep the old task.
         **changes: settings that differ, fields of :class:`TaskConfig`. ``host`` is a ``CNNSpec``, a ``TransformerSpec``
             or a function from the data to a module that follows ``esper_env.hosts.HostProtocol``; ``data`` is an
             ``ImageData``, a ``TextData`` or a function that returns one.
@@ -61,7 +61,7 @@ def register_task(env_id: str, *, base: str = "Esper-Digits-v0", replace: bool =
 
 
 def unregister_task(env_id: str) -> None:
-    """Remove a custom task, from Gymnasium's registry as well. Environments that exist keep it.
+    """Remove a custom task, from Gymnasium's registry as well. Existing environments keep it.
 
     Args:
         env_id: id of the task.

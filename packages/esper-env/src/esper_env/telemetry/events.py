@@ -111,7 +111,7 @@ class EpisodeCompleted(Payload):
     parameters_added: int | None  # of the committed seeds
     fossilized: int  # seeds
     commands: int  # actions other than WAIT
-    rejected: int  # commands without effect
+    rejected: int  # commands that had no effect
     rollbacks: int
 
 
@@ -209,7 +209,7 @@ class _Command(Payload):
 
     @override
     def sentence(self) -> str:
-        """Return the type, and the action as ``esper_env.describe_action`` words it."""
+        """Return the type, and the action in the words of ``esper_env.describe_action``."""
         return f"{self.TYPE}: {describe_command(self.op, self.arguments)}."
 
 
