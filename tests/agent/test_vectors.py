@@ -78,7 +78,7 @@ def test_find_id_rejects_unknown_ids_and_modules(env_id, message):
 
 
 def test_make_vector_names_the_tasks_if_settings_do_not_fit_another_environment():
-    with pytest.raises(ValueError, match=r"with these settings: .*; it is not an Esper task, which are Esper-"):
+    with pytest.raises(ValueError, match=r"with these settings: .*; it is not one of the Esper tasks Esper-"):
         make_vector("Acrobot-v1", 1, AutoresetMode.DISABLED, horizon=3)
 
 

@@ -117,7 +117,7 @@ def test_set_attr_sets_one_value_for_all(make_digits_vec):
 
 
 @pytest.mark.parametrize("mode", ["rgb_array_list", "human", "svg"])
-def test_other_render_modes_are_refused_with_the_way_to_get_them(mode):
+def test_other_render_modes_are_rejected_with_alternatives(mode):
     with pytest.raises(ValueError, match=rf"render_mode is '{mode}'; expected .* vectorization_mode=\"sync\""):
         gymnasium.make_vec("Esper-Digits-v0", num_envs=2, render_mode=mode)
 

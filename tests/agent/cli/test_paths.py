@@ -74,7 +74,7 @@ NOT_UTF8 = "bad\udce9"
     ],
     ids=lambda arguments: "-".join(arguments[:2]),
 )
-def test_path_that_is_not_utf8_is_refused_before_anything_is_made(home, arguments, capsys):
+def test_path_that_is_not_utf8_is_rejected_before_anything_is_made(home, arguments, capsys):
     err = bad(arguments, capsys)
     assert "bad" in err
     assert "is not UTF-8 text" in err
@@ -82,7 +82,7 @@ def test_path_that_is_not_utf8_is_refused_before_anything_is_made(home, argument
     assert list(home.iterdir()) == []
 
 
-def test_demo_refuses_a_path_that_is_not_utf8(home, capsys):
+def test_demo_rejects_path_that_is_not_utf8(home, capsys):
     assert demo_main(["--out", NOT_UTF8]) == BAD_INPUT
     assert text_of(capsys)[1].startswith("Error: the path 'bad")
     assert list(home.iterdir()) == []
@@ -171,6 +171,6 @@ def test_printed_commands_can_be_copied(toy_id, tmp_path, capsys):
     assert f"train one with `{program} train --out '{missing}'`" in err
 
 
-def test_settings_with_a_path_of_another_type_are_refused():
+def test_settings_with_path_of_another_type_are_rejected():
     with pytest.raises(ValueError, match="`out` is 3; expected a path"):
         TrainSettings(out=3).checked()

@@ -95,7 +95,7 @@ def test_blueprint_at_the_end_of_the_rotation_is_skipped_if_it_is_not_offered():
 def test_rotation_has_a_default_by_topology_and_no_blueprint_twice():
     policy = HeuristicPolicy(HORIZON, "transformer")
     assert [entry.name for entry in policy.rotation] == ["mlp", "attention", "mlp_small", "lora_large", "norm"]
-    with pytest.raises(ValueError, match=r"the rotation is \['norm', 'norm'\]; expected at least one blueprint, none"):
+    with pytest.raises(ValueError, match=r"the rotation is \['norm', 'norm'\]; expected one or more different"):
         policy_with(rotation=("norm", Blueprint.NORM))
 
 

@@ -104,10 +104,10 @@ def with_part(key, change):
         (with_part("features", lambda _: None), "do not belong to the same environments"),
         (with_part("features", lambda values: values[:1]), "do not belong to the same environments"),
         (with_part("blueprints", lambda values: values[0]), "do not belong to the same environments"),
-        (with_part("blueprints", lambda values: values + 1), "blueprints has other values than integers from 0 to 13"),
-        (with_part("blueprints", lambda values: values - 14), "blueprints has other values than integers from 0 to 13"),
-        (with_part("op_slot_mask", lambda values: values * 0.5), "op_slot_mask has other values than .* 0 to 1"),
-        (with_part("action_mask", lambda values: values * 2), "action_mask has other values than integers from 0 to 1"),
+        (with_part("blueprints", lambda values: values + 1), "blueprints has values other than integers from 0 to 13"),
+        (with_part("blueprints", lambda values: values - 14), "blueprints has values other than integers from 0 to 13"),
+        (with_part("op_slot_mask", lambda values: values * 0.5), "op_slot_mask has values other than .* 0 to 1"),
+        (with_part("action_mask", lambda values: values * 2), "action_mask has values other than integers from 0 to 1"),
     ],
 )
 def test_malformed_observation_is_rejected(policy, toy_id, change, message):

@@ -1,4 +1,4 @@
-"""Environments are refused if their wrappers change the indices, masks or shapes of the observation."""
+"""Environments are rejected if their wrappers change the indices, masks or shapes of the observation."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ CHANGES = {
 
 @pytest.mark.usefixtures("toy_id")
 @pytest.mark.parametrize("name", CHANGES)
-def test_environment_with_another_observation_is_refused_with_the_wrapper(mask_world, make_model, name):
+def test_environment_with_another_observation_is_rejected_with_the_wrapper(mask_world, make_model, name):
     change, message = CHANGES[name]
     with pytest.raises(ValueError, match=message) as caught:
         make_model(change(mask_world(2)))
@@ -70,11 +70,11 @@ def test_environment_with_another_observation_is_refused_with_the_wrapper(mask_w
 
 
 def test_environments_are_checked_wherever_they_are_given(mask_world, make_model, tmp_path):
-    model, refused = make_model(mask_world(2)), NORMALISED.format(".*")
+    model, rejected = make_model(mask_world(2)), NORMALISED.format(".*")
     model.save(tmp_path / "model")
-    with pytest.raises(ValueError, match=refused):
+    with pytest.raises(ValueError, match=rejected):
         model.set_env(VecNormalize(mask_world(2)))
-    with pytest.raises(ValueError, match=refused):
+    with pytest.raises(ValueError, match=rejected):
         FactoredRecurrentPPO.load(tmp_path / "model", env=VecNormalize(mask_world(2)))
     vector = VectorEnv()
     for give in (model.set_env, lambda env: FactoredRecurrentPPO.load(tmp_path / "model", env=env), make_model):
@@ -94,6 +94,6 @@ def test_environment_with_the_same_indices_and_masks_is_accepted(mask_world, mak
     assert make_model(wrap(mask_world(2)), n_steps=8, batch_size=16, n_epochs=1).learn(16).num_timesteps == 16
 
 
-def test_environment_of_others_is_refused_without_bounds():
+def test_environment_of_others_is_rejected_without_bounds():
     with pytest.raises(ValueError, match=r"^action space is Discrete\(2\); expected the heads of an Esper environment"):
         check_env(make_sb3_env("CartPole-v1"))

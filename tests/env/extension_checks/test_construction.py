@@ -89,7 +89,7 @@ def test_build_rejects_results_other_than_modules():
         build_reproducibly(lambda: None)
 
 
-def test_build_works_and_refuses_seeding_while_a_profiler_runs():
+def test_build_works_and_rejects_seeding_while_a_profiler_runs():
     profiler = cProfile.Profile()
     profiler.enable()
     threading.setprofile(lambda *_: None)

@@ -78,7 +78,7 @@ def test_layers_that_drop_nothing_do_not_draw():
     assert not draws.drawn
 
 
-def test_draws_without_a_form_that_takes_a_generator_are_refused():
+def test_draws_without_form_that_takes_generator_are_rejected():
     x = torch.ones(2, 3)
     with OwnDraws(0) as draws, pytest.raises(ValueError, match=r"native_dropout.* accepts no other; draw with torch"):
         torch.native_dropout(x, 0.5, True)

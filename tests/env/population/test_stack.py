@@ -43,7 +43,7 @@ def test_reset_clears_momentum_of_its_row_only():
     assert all((value == 0).all() for value in stack.momentum.values())
 
 
-def test_stack_refuses_to_lose_shared_parameters(monkeypatch):
+def test_stack_rejects_loss_of_shared_parameters(monkeypatch):
     def tied():
         layers = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
         layers[1].weight = layers[0].weight

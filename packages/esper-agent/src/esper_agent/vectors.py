@@ -81,7 +81,7 @@ def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, /, **
     try:
         return gymnasium.make_vec(env_id, num_envs=num_envs, **arguments)
     except TypeError as error:
-        foreign = "" if env_id in TASKS else f"; it is not an Esper task, which are {', '.join(TASKS)}"
+        foreign = "" if env_id in TASKS else f"; it is not one of the Esper tasks {', '.join(TASKS)}"
         message = f"{env_id} cannot be made with these settings: {error}{foreign}"
         unexpected = re.search(r"got an unexpected keyword argument '(\w+)'", str(error))
         if unexpected is None:

@@ -139,7 +139,7 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
 
 
 def _try_policies(policies: Sequence[PolicyByName], env_id: str, env_kwargs: Mapping[str, Any]) -> None:
-    """Make every policy for a single environment, which finds errors and collects notes."""
+    """Make every policy for a single environment, to find errors and collect notes."""
     with closing(make_vector(env_id, 1, AutoresetMode.DISABLED, **env_kwargs)) as env:
         check_growth(env.single_observation_space, env_id)
         for policy in policies:

@@ -171,7 +171,7 @@ def _gradient_anomaly(metrics: Mapping[str, float], settings: AnomalySettings) -
 
 
 class TrendDetector:
-    """Compares the mean committed accuracy of the last ``trend_rollouts`` rollouts with the same number before them.
+    """Compares mean committed accuracies: of the last ``trend_rollouts`` rollouts, and of as many before them.
 
     A change of less than ``plateau_points`` is a plateau. A change of more than ``trend_points`` is an improvement or a
     degradation. The detector reports a verdict once, and again only after the verdict has changed.

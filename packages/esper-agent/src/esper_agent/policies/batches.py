@@ -75,8 +75,8 @@ class ObservationBatch:
         for key, most in (("blueprints", NO_BLUEPRINT), ("action_mask", 1), ("op_slot_mask", 1)):
             if arrays[key].dtype.kind not in "biu" or (arrays[key] < 0).any() or (arrays[key] > most).any():
                 raise ValueError(
-                    f"the observation's {key} has other values than integers from 0 to {most}; expected it as the "
-                    "environment returned it: do not normalise it"
+                    f"the observation's {key} has values other than integers from 0 to {most}; expected the array "
+                    "that the environment returned: do not normalise it"
                 )
         first = sum(sizes[: Head.BLUEPRINT])
         return cls(
@@ -159,7 +159,7 @@ def ready_to_fossilize(view: ObservationView, gates: GateConfig) -> NDArray[np.b
 
 
 def recently_measured(view: ObservationView) -> NDArray[np.bool_]:
-    """Return slots (..., S) whose contribution gates accept: measured, and not too long ago."""
+    """Return True (..., S) where gates accept the contribution: measured, and not too long ago."""
     return view.contribution_measured & (view.contribution_age <= MAX_CONTRIBUTION_AGE)
 
 

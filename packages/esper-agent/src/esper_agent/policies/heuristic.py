@@ -133,7 +133,7 @@ class HeuristicPolicy:
         self.rotation = tuple(blueprint_entry(blueprint, topology) for blueprint in rotation)
         rotated = [entry.name for entry in self.rotation]
         if not rotated or len(set(rotated)) < len(rotated):
-            raise ValueError(f"the rotation is {rotated}; expected at least one blueprint, none twice")
+            raise ValueError(f"the rotation is {rotated}; expected one or more different blueprints")
         #: Position in the rotation after a blueprint was planted, by its name.
         self._turn_after: dict[str | None, int] = {
             name: (place + 1) % len(rotated) for place, name in enumerate(rotated)

@@ -52,7 +52,7 @@ class HeadEvaluation(NamedTuple):
 
 def masked_log_softmax(logits: th.Tensor, valid: th.Tensor) -> th.Tensor:
     """Return finite log-probabilities over the last axis; every invalid value has a probability of exactly 0."""
-    valid_logits = logits.clamp(min=MASKED_LOGIT / 2)  # training that diverges goes beyond any number
+    valid_logits = logits.clamp(min=MASKED_LOGIT / 2)  # diverging training exceeds any bound
     return th.log_softmax(th.where(valid, valid_logits, MASKED_LOGIT), dim=-1)
 
 

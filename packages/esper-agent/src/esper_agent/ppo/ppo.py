@@ -336,7 +336,7 @@ class FactoredRecurrentPPO(RecurrentPPO):
         )
 
     def _log_update(self, settings: LossSettings, statistics: UpdateStatistics) -> None:
-        """Log metrics under ``train/``, and those of heads under ``heads/``, which would fill the console."""
+        """Log metrics under ``train/``; those of heads, under ``heads/``, are too many for the console."""
         totals = statistics.summary(self.max_grad_norm) | self.rollout_buffer.statistics()
         totals |= {
             "clip_range": settings.clip_range,

@@ -47,8 +47,8 @@ def check_env(env: VecEnv) -> None:
         others = [key for key in normalised if key != "features"]
         if others:
             raise ValueError(
-                f"VecNormalize normalises {', '.join(others)} of the observation; expected indices and masks as they "
-                'are: use VecNormalize(env, norm_obs=False), or norm_obs_keys=["features"]'
+                f"VecNormalize normalises {', '.join(others)} of the observation; expected unchanged indices and "
+                'masks: use VecNormalize(env, norm_obs=False), or norm_obs_keys=["features"]'
             )
 
 
