@@ -25,7 +25,7 @@ HOLD, UP, DOWN = 0, 1, 2
 class SlotTable(ArrayState):
     """Struct of arrays over N environments and S slots. Every column has shape (N, S).
 
-    A flag or an age tells "not measured" apart from a measured zero.
+    A flag or an age distinguishes "not measured" from a measured zero.
     """
 
     stage: IntArray
