@@ -96,7 +96,7 @@ def _in_mode(env_id: str, mode: AutoresetMode, env_kwargs: Mapping[str, Any]) ->
     for place in (arguments, vector_kwargs):
         given = place.pop("autoreset_mode", mode)
         if given not in (mode, mode.value, mode.name):
-            raise ValueError(f"`autoreset_mode` is {given!r}; expected {mode}: omit the argument")
+            raise ValueError(f"`autoreset_mode` is {given!r}; expected {mode}, or omit the argument")
     entry_point, wanted = gymnasium.spec(env_id).vector_entry_point, env_kwargs.get("vectorization_mode")
     native = wanted in (VectorizeMode.VECTOR_ENTRY_POINT, VectorizeMode.VECTOR_ENTRY_POINT.value)
     if entry_point is not None and (native or wanted is None):
