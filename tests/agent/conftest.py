@@ -13,6 +13,7 @@ from command_line import SMALL
 from esper_agent.cli.main import OK, main
 from esper_env.rules.heads import NO_BLUEPRINT, Head, Op, head_sizes
 from esper_env.rules.masks import ActionRules
+from esper_env.rules.rejection import Rejection
 from esper_env.rules.reward_config import reward_config
 from esper_env.rules.stages import HAS_SEED, IS_BLENDED, STAGE_INDEX, Stage
 from esper_env.seeds import offered_blueprints
@@ -150,6 +151,7 @@ class GrowthToy(gymnasium.Env):
             "action_succeeded": succeeded,
             "op": int(op),
             "slot": int(slot),
+            "rejection": int(Rejection.NONE if succeeded else Rejection.G3_FULL_ALPHA if valid else Rejection.ILLEGAL),
             "slot_blueprint": np.array(self.blueprint),
             "val_accuracy": self.accuracy,
             "slot_stage": np.array([int(stage) for stage in self.stage]),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from esper_env.checks import POSITIVE, check_value
 from esper_env.persistence import Tree, check_keys, check_like
-from esper_env.rules import NUM_OPS, Op
+from esper_env.rules import NUM_OPS, Op, Rejection
 from stable_baselines3.common.callbacks import BaseCallback
 
 from esper_agent.evaluation.play import COMMITTED, EpisodeRecord, committed_results, run_episodes
@@ -23,11 +23,11 @@ from esper_agent.evaluation.play import COMMITTED, EpisodeRecord, committed_resu
 class TrainingMetricsCallback(BaseCallback):
     """Logs metrics of each rollout's steps and of recent episodes under ``rollout/`` and ``lifecycle/``.
 
-    ``wait_share`` and ``op_*`` are the shares of the rollout's executed ops, ``invalid_share`` is the share of illegal
-    actions, ``rejected_share`` is the share of legal actions other than WAIT that a gate rejected, and ``rollbacks``
-    counts the governor's rollbacks. ``committed_val_accuracy``, ``test_accuracy`` and ``parameters_added`` are means
-    over terminated episodes. ``lifecycle/fossilized_blueprint/*`` and ``lifecycle/fossilized_slot/*`` count the seeds
-    fossilized in the rollout.
+    ``wait_share`` and ``op_*`` are the shares of the rollout's effective ops, and ``invalid_share`` is the share of
+    illegal actions. ``rejected_share`` is the share of the actions other than WAIT that are illegal or fail a gate.
+    ``rollbacks`` counts the governor's rollbacks. ``committed_val_accuracy``, ``test_accuracy`` and
+    ``parameters_added`` are means over terminated episodes. ``lifecycle/fossilized_blueprint/*`` and
+    ``lifecycle/fossilized_slot/*`` count the seeds fossilized in the rollout.
 
     Args:
         window: number of recent episodes in the means.
@@ -66,7 +66,8 @@ class TrainingMetricsCallback(BaseCallback):
             op, valid, succeeded = int(info["op"]), bool(info["action_valid"]), bool(info["action_succeeded"])
             self._op_counts[op] += 1
             self._counts["invalid"] += not valid
-            self._counts["rejected"] += valid and op != Op.WAIT and not succeeded
+            self._counts["commands"] += op != Op.WAIT or not valid
+            self._counts["rejected"] += info["rejection"] not in (Rejection.NONE, Rejection.ROLLED_BACK)
             self._counts["rollbacks"] += bool(info["rollback"])
             if op == Op.FOSSILIZE and succeeded:
                 slot = int(info["slot"])
@@ -80,12 +81,11 @@ class TrainingMetricsCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         steps = int(self._op_counts.sum())
-        commands = steps - int(self._op_counts[Op.WAIT])
         shares = self._op_counts / max(steps, 1)
         self.logger.record("rollout/wait_share", float(shares[Op.WAIT]))
         self.logger.record("rollout/invalid_share", self._counts["invalid"] / max(steps, 1))
-        if commands:
-            self.logger.record("rollout/rejected_share", self._counts["rejected"] / commands)
+        if self._counts["commands"]:
+            self.logger.record("rollout/rejected_share", self._counts["rejected"] / self._counts["commands"])
         self.logger.record("rollout/rollbacks", self._counts["rollbacks"])
         for op in [op for op in Op if op != Op.WAIT]:
             self.logger.record(f"rollout/op_{op.name.lower()}", float(shares[op]), exclude="stdout")
