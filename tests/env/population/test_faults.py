@@ -94,5 +94,5 @@ def test_fault_in_one_network_changes_no_other(make_data, monkeypatch, layout, d
 
     agree()
     if tolerance < 1.0:
-        assert len(hit) > 3
+        assert len(hit) > 2
         assert fatal > 3  # momentum has no effect without training
