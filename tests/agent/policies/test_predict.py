@@ -102,6 +102,7 @@ def with_part(key, change):
         (with_part("features", lambda values: values * np.nan), "features are not all finite"),
         (with_part("features", lambda values: values.astype(str)), "features are not all finite"),
         (with_part("features", lambda _: None), "do not belong to the same environments"),
+        (with_part("features", lambda values: values[:, :5]), "do not belong to the same environments"),
         (with_part("features", lambda values: values[:1]), "do not belong to the same environments"),
         (with_part("blueprints", lambda values: values[0]), "do not belong to the same environments"),
         (with_part("blueprints", lambda values: values + 1), "blueprints has values other than integers from 0 to 13"),

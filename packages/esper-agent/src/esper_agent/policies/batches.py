@@ -24,6 +24,7 @@ from esper_env.rules import (
     Head,
     ObservationView,
     Stage,
+    feature_count,
     head_sizes,
 )
 from numpy.typing import NDArray
@@ -68,7 +69,8 @@ class ObservationBatch:
         rows, slots = shapes["blueprints"] if len(shapes["blueprints"]) == 2 else (0, 0)
         sizes = head_sizes(max(slots, 1))
         expected = {"op_slot_mask": (rows, NUM_OPS * slots), "action_mask": (rows, sum(sizes))}
-        if slots == 0 or shapes["features"][:1] != (rows,) or any(shapes[key] != expected[key] for key in expected):
+        features = (rows, feature_count(slots)) if slots else ()
+        if slots == 0 or shapes["features"] != features or any(shapes[key] != expected[key] for key in expected):
             raise ValueError(f"observation parts of shapes {shapes} do not belong to the same environments and slots")
         if arrays["features"].dtype.kind not in "fiu" or not np.isfinite(arrays["features"]).all():
             raise ValueError("the observation's features are not all finite; expected numbers of an Esper environment")

@@ -34,7 +34,7 @@ from esper_env.rules.heads import (
     head_sizes,
 )
 from esper_env.rules.masks import sample_valid_actions
-from esper_env.rules.observation import BASE_FIELDS, SLOT_FIELDS, ObservationView
+from esper_env.rules.observation import BASE_FIELDS, SLOT_FIELDS, ObservationView, feature_count
 from esper_env.rules.rejection import Rejection
 from esper_env.rules.reward_config import GAMMA
 from esper_env.rules.signals import HISTORY
@@ -77,6 +77,7 @@ __all__ = [
     "Style",
     "Tempo",
     "describe_head",
+    "feature_count",
     "gate_config",
     "head_sizes",
     "sample_valid_actions",
