@@ -156,6 +156,14 @@ def test_heuristic_that_can_never_commit_a_seed_is_noted(toy_id, capsys, horizon
     assert (said is None) == ("heuristic plants nothing" not in out)
 
 
+@pytest.mark.parametrize("horizon", [10, 11])
+def test_fixed_plan_that_can_never_commit_a_seed_is_noted(toy_id, capsys, horizon):
+    settings = ["--env-settings", f"horizon={horizon}"]
+    assert main(["evaluate", "--policy", "conv_light", "--env", toy_id, "--episodes", "1", *settings]) == OK
+    note = "Note: conv_light commits nothing with horizon=10: it needs a horizon of at least 11\n"
+    assert (note in text_of(capsys)[0]) == (horizon == 10)
+
+
 def test_default_task_is_the_task_of_the_run(run_folder, toy_id, tmp_path, capsys):
     file = tmp_path / "e.json"
     assert main(["evaluate", "--policy", str(run_folder), "--episodes", "1", "--json", str(file)]) == OK

@@ -100,6 +100,17 @@ def test_fixed_plan_of_two_seeds_fossilizes_both(toy_id):
     assert env.unwrapped.stage == [Stage.FOSSILIZED] * 2
 
 
+@pytest.mark.parametrize("gates", ["permissive", "strict"])
+@pytest.mark.parametrize("tempo", Tempo)
+def test_fixed_plan_notes_a_horizon_too_short_to_commit(tempo, gates):
+    needed = {Tempo.FAST: 9, Tempo.STANDARD: 11, Tempo.SLOW: 14}[tempo]
+    plan = [Planting(Blueprint.NORM, tempo=Tempo.SLOW, slot=1), Planting(Blueprint.NORM, tempo=tempo)]
+    assert FixedPlanPolicy(plan, needed, gates).note is None
+    assert FixedPlanPolicy(plan, needed - 1, gates).note == (
+        f"commits nothing with horizon={needed - 1}: it needs a horizon of at least {needed}"
+    )
+
+
 def test_fixed_plan_restarts_with_every_episode(toy_id):
     vector = gymnasium.make_vec(toy_id, num_envs=2, horizon=12)
     actions = play_vector(FixedPlanPolicy(Blueprint.NORM, horizon=12), vector, 24)

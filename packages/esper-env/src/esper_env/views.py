@@ -115,7 +115,7 @@ class ByEnvironment:
             raise ValueError(f"{name} received {len(each)} values; expected {self.num_envs}, one per environment")
         if name == "np_random":
             self.np_random = each
-        elif all(value is each[0] or value == each[0] for value in each):
+        elif all(value is each[0] or np.array_equal(value, each[0]) for value in each):
             setattr(self, name, each[0])
         else:
             raise ValueError(

@@ -32,6 +32,7 @@ from esper_agent.policies.batches import (
     Actions,
     ObservationBatch,
     check_state,
+    epochs_to_commit,
     ready_to_advance,
     ready_to_fossilize,
     starting_rows,
@@ -148,6 +149,14 @@ class FixedPlanPolicy:
         check_value("horizon", horizon, Annotated[int, POSITIVE])
         self.horizon = horizon
         self._gates = gate_config(gates)
+
+    @property
+    def note(self) -> str | None:
+        """Warning that the horizon is too short for any seed to be committed; None if it is long enough."""
+        needed = min(epochs_to_commit(planting.tempo, self._gates) for planting in self.plantings)
+        if self.horizon >= needed:
+            return None
+        return f"commits nothing with horizon={self.horizon}: it needs a horizon of at least {needed}"
 
     def predict(
         self,

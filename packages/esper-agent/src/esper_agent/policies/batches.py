@@ -20,10 +20,12 @@ from esper_env.rules import (
     MIN_TRAINING_EPOCHS,
     NO_BLUEPRINT,
     NUM_OPS,
+    TEMPO_TICKS,
     GateConfig,
     Head,
     ObservationView,
     Stage,
+    Tempo,
     feature_count,
     head_sizes,
 )
@@ -136,6 +138,15 @@ def _form(state: Any) -> str:
     if isinstance(state, tuple | list):
         return " and ".join(f"{count} x {form}" for form, count in Counter(map(_form, state)).items()) or "empty"
     return f"a {type(state).__name__}"
+
+
+def epochs_to_commit(tempo: Tempo, gates: GateConfig, holding: int = 1) -> int:
+    """Return the least number of actions from planting a seed to fossilizing it, after ``holding`` epochs in HOLDING.
+
+    Both of these actions are included.
+    """
+    blending = max(int(TEMPO_TICKS[tempo]), gates.min_blending_epochs or 0)
+    return 2 + MIN_TRAINING_EPOCHS + blending + holding
 
 
 def ready_to_advance(view: ObservationView, gates: GateConfig) -> NDArray[np.bool_]:

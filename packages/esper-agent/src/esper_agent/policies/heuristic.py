@@ -30,8 +30,6 @@ from esper_env.checks import POSITIVE, check_value
 from esper_env.rules import (
     FULL_ALPHA,
     IS_LIVE,
-    MIN_TRAINING_EPOCHS,
-    TEMPO_TICKS,
     ActionNames,
     AlphaSpeed,
     AlphaTarget,
@@ -48,6 +46,7 @@ from esper_agent.policies.batches import (
     Actions,
     ObservationBatch,
     check_state,
+    epochs_to_commit,
     on_hold_at,
     ready_to_advance,
     ready_to_fossilize,
@@ -163,8 +162,7 @@ class HeuristicPolicy:
     @property
     def epochs_to_commit(self) -> int:
         """Actions from planting a seed to fossilizing it, both included."""
-        blending = max(int(TEMPO_TICKS[self.config.tempo]), self._gates.min_blending_epochs or 0)
-        return 2 + MIN_TRAINING_EPOCHS + blending + self.config.holding_epochs
+        return epochs_to_commit(self.config.tempo, self._gates, self.config.holding_epochs)
 
     @property
     def note(self) -> str | None:
@@ -173,7 +171,7 @@ class HeuristicPolicy:
         if self.horizon >= needed:
             return None
         return (
-            f"heuristic plants nothing with horizon={self.horizon}: it plants from epoch {self.config.min_epoch}, and "
+            f"plants nothing with horizon={self.horizon}: it plants from epoch {self.config.min_epoch}, and "
             f"commits a seed {self.epochs_to_commit} epochs later; it needs a horizon of at least {needed}"
         )
 

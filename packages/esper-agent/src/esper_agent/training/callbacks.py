@@ -42,7 +42,8 @@ class TrainingMetricsCallback(BaseCallback):
     def get_state(self) -> Tree:
         """Return the latest episodes, and the counts of the current rollout."""
         episodes = {name: np.array(values, dtype=np.float64) for name, values in self._episodes.items()}
-        return {**episodes, "op_counts": self._op_counts.copy(), "counts": dict(self._counts)}
+        counts = [[name, count] for name, count in self._counts.items()]  # no dict: a name may have any character
+        return {**episodes, "op_counts": self._op_counts.copy(), "counts": counts}
 
     def set_state(self, state: Tree) -> None:
         """Continue from a state."""
@@ -50,9 +51,8 @@ class TrainingMetricsCallback(BaseCallback):
         for name in self._episodes:
             check_like(state[name], np.zeros(len(state[name])), name)
         check_like(state["op_counts"], self._op_counts, "op_counts")
-        check_value("counts", state["counts"], Mapping[str, Any])
-        check_like(state["counts"], dict.fromkeys(state["counts"], 0), "counts")
-        self._op_counts, self._counts = state["op_counts"].copy(), Counter(state["counts"])
+        check_like(state["counts"], [["", 0]] * len(state["counts"]), "counts")
+        self._op_counts, self._counts = state["op_counts"].copy(), Counter(dict(state["counts"]))
         for name, values in self._episodes.items():
             values.clear()
             values.extend(state[name].tolist())

@@ -235,7 +235,7 @@ class PolicyByName:
         """Return the policy for an environment, and set ``notes``."""
         if self._run is None:
             policy = POLICIES[self.name](env, self.seed)
-            self.notes = [policy.note] if getattr(policy, "note", None) else []
+            self.notes = [f"{self.name} {policy.note}"] if getattr(policy, "note", None) else []
             return policy
         model, task = self._run.model, self._run.task
         for kind in ("observation", "action"):
