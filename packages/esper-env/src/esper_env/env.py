@@ -18,6 +18,7 @@ from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
 from esper_env.persistence.tree import Tree
 from esper_env.render import RENDER_MODES
 from esper_env.rules.heads import HEAD_NAMES, NUM_HEADS
+from esper_env.suggestions import shown
 from esper_env.tasks import TaskConfig, make_task
 from esper_env.tasks.identity import KIND
 from esper_env.vector_env import EsperVectorEnv
@@ -75,7 +76,7 @@ class EsperEnv(NetworkView, gym.Env[Observation, NDArray[np.int64]]):
             ValueError, TypeError: invalid seed or options; nothing has changed.
         """
         if isinstance(seed, Sequence | np.ndarray):
-            raise TypeError(f"seed is {seed!r}; expected an integer or None, as this is one environment")
+            raise TypeError(f"seed is {shown(seed)}; expected an integer or None, as this is one environment")
         self._vector.check_reset(seed, options, ("topology",))
         super().reset(seed=None if seed is None else int(seed))
         self._share_generator()

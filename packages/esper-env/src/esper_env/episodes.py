@@ -12,6 +12,7 @@ from esper_env.checks import POSITIVE, check_value, is_integer
 from esper_env.infos import Mask
 from esper_env.persistence.state import ArrayState
 from esper_env.seeds import BlueprintEntry, blueprint_entry
+from esper_env.suggestions import shown
 
 OPTIONS = ("reset_mask", "topology")  # of a vector's reset
 
@@ -47,7 +48,7 @@ def parse_reset(
         TypeError: a seed or an option has a wrong type.
     """
     if options is not None and not isinstance(options, Mapping):
-        raise TypeError(f"options is {options!r}; expected a dict or None")
+        raise TypeError(f"options is {shown(options)}; expected a dict or None")
     given = dict(options or {})
     unknown = sorted(str(option) for option in given if option not in known)
     if unknown:
@@ -65,11 +66,11 @@ def _seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | No
     elif _is_list(seed) and all(value is None or is_integer(value) for value in seed):
         seeds = [None if value is None else int(value) for value in seed]
     else:
-        raise TypeError(f"seed is {seed!r}; expected an integer, one integer per environment, or None")
+        raise TypeError(f"seed is {shown(seed)}; expected an integer, one integer per environment, or None")
     if len(seeds) != count:
         raise ValueError(f"seed has {len(seeds)} values; expected one for each of the {count} environments")
     if any(value is not None and value < 0 for value in seeds):
-        raise ValueError(f"seed is {seed!r}; seeds must be 0 or greater")
+        raise ValueError(f"seed is {shown(seed)}; seeds must be 0 or greater")
     return seeds
 
 
@@ -81,7 +82,7 @@ def _rows(mask: Any, count: int) -> Mask:
     if mask is None:
         return np.ones(count, dtype=np.bool_)
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise TypeError(f"options['reset_mask'] is {mask!r}; expected a numpy array of bools")
+        raise TypeError(f"options['reset_mask'] is {shown(mask)}; expected a numpy array of bools")
     if mask.shape != (count,):
         raise ValueError(f"options['reset_mask'] has shape {mask.shape}; expected ({count},)")
     if not mask.any():
@@ -93,7 +94,9 @@ def _planted(topology: Any, sites: SeedSites) -> dict[int, int]:
     if topology is None:
         return {}
     if not isinstance(topology, Mapping):
-        raise TypeError(f"options['topology'] is {topology!r}; expected a mapping from slot ids to blueprint names")
+        raise TypeError(
+            f"options['topology'] is {shown(topology)}; expected a mapping from slot ids to blueprint names"
+        )
     for slot in topology:
         if slot not in sites.slot_ids:
             raise ValueError(f"options['topology'] names slot {slot!r}; this host has {', '.join(sites.slot_ids)}")

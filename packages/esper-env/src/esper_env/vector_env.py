@@ -27,6 +27,7 @@ from esper_env.render import RENDER_MODES, Picture, describe_networks, draw_netw
 from esper_env.rules.heads import NO_BLUEPRINT, Op, head_sizes
 from esper_env.rules.masks import MaskArray, sample_valid_actions
 from esper_env.rules.observation import BOUND, feature_count
+from esper_env.suggestions import shown
 from esper_env.tasks import TASK_KWARGS, TASKS, TaskConfig, make_task, task_dict
 from esper_env.tasks.identity import FORMAT, KIND, check_origin, task_identity
 from esper_env.telemetry import Telemetry
@@ -244,7 +245,9 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
     def sample_valid_actions(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """(N, 8) legal actions: op uniform, then the slot, then the heads the op reads."""
         if not isinstance(rng, np.random.Generator):
-            raise TypeError(f"rng is {rng!r}; expected a numpy.random.Generator, such as numpy.random.default_rng(0)")
+            raise TypeError(
+                f"rng is {shown(rng)}; expected a numpy.random.Generator, such as numpy.random.default_rng(0)"
+            )
         return sample_valid_actions(self._legal(), rng, self.offered_blueprints)
 
     def split_mask(self, index: int) -> tuple[MaskArray, ...]:
@@ -298,7 +301,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
     @np_random.setter  # type: ignore[override]
     def np_random(self, rngs: Sequence[np.random.Generator]) -> None:
         if any(not isinstance(rng, np.random.Generator) for rng in rngs):
-            raise TypeError(f"np_random is {rngs!r}; expected a numpy.random.Generator for each environment")
+            raise TypeError(f"np_random is {shown(rngs)}; expected a numpy.random.Generator for each environment")
         if len(rngs) != self.num_envs:
             raise ValueError(f"np_random has {len(rngs)} generators; expected one for each of {self.num_envs}")
         self._generators = Generators(rngs, [UNKNOWN_SEED] * self.num_envs)

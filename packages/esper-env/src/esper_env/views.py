@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from esper_env.growth import Observation
 from esper_env.render import Picture
 from esper_env.rules.masks import MaskArray
+from esper_env.suggestions import shown
 
 if TYPE_CHECKING:
     from esper_env.vector_env import EsperVectorEnv
@@ -119,5 +120,6 @@ class ByEnvironment:
             setattr(self, name, each[0])
         else:
             raise ValueError(
-                f"{name} received {values!r}; the environments of a native vector share it, so the values must be equal"
+                f"{name} received {shown(values)}; the environments of a native vector share it, so the values must "
+                "be equal"
             )

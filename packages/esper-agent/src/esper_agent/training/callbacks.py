@@ -42,17 +42,19 @@ class TrainingMetricsCallback(BaseCallback):
     def get_state(self) -> Tree:
         """Return the latest episodes, and the counts of the current rollout."""
         episodes = {name: np.array(values, dtype=np.float64) for name, values in self._episodes.items()}
-        counts = [[name, count] for name, count in self._counts.items()]  # no dict: a name may have any character
-        return {**episodes, "op_counts": self._op_counts.copy(), "counts": counts}
+        counts = np.array(list(self._counts.values()), dtype=np.int64)  # no dict: a name may have any character
+        return {**episodes, "op_counts": self._op_counts.copy(), "counted": list(self._counts), "counts": counts}
 
     def set_state(self, state: Tree) -> None:
         """Continue from a state."""
-        check_keys(state, (*self._episodes, "op_counts", "counts"))
+        check_keys(state, (*self._episodes, "op_counts", "counted", "counts"))
         for name in self._episodes:
             check_like(state[name], np.zeros(len(state[name])), name)
         check_like(state["op_counts"], self._op_counts, "op_counts")
-        check_like(state["counts"], [["", 0]] * len(state["counts"]), "counts")
-        self._op_counts, self._counts = state["op_counts"].copy(), Counter(dict(state["counts"]))
+        check_value("counted", state["counted"], tuple[str, ...])
+        check_like(state["counts"], np.zeros(len(state["counted"]), dtype=np.int64), "counts")
+        self._op_counts = state["op_counts"].copy()
+        self._counts = Counter(dict(zip(state["counted"], state["counts"].tolist(), strict=True)))
         for name, values in self._episodes.items():
             values.clear()
             values.extend(state[name].tolist())

@@ -24,6 +24,7 @@ from esper_env.rules.heads import (
 from esper_env.rules.lifecycle import GATED_TARGET, CommandBatch
 from esper_env.rules.slot_table import HOLD, BoolArray, IntArray, SlotTable
 from esper_env.rules.stages import IS_LIVE, Stage
+from esper_env.suggestions import shown
 
 MaskArray = NDArray[np.int8]
 
@@ -107,7 +108,7 @@ class ActionRules:
         """
         if not is_integer(op) or not 0 <= op < NUM_OPS:
             known = ", ".join(f"{other.name} {other.value}" for other in Op)
-            raise ValueError(f"op is {op!r}; expected a member of esper_env.rules.Op or its number: {known}")
+            raise ValueError(f"op is {shown(op)}; expected a member of esper_env.rules.Op or its number: {known}")
         possible: BoolArray = np.all(np.any(legal, axis=2), axis=0)
         if not possible[op]:
             names = ", ".join(other.name for other in Op if possible[other])
@@ -144,7 +145,7 @@ class ActionRules:
             array = np.asarray(actions)
         except ValueError:  # rows of unequal length
             raise ValueError(
-                f"actions are {actions!r}; expected ({num_envs}, {NUM_HEADS}) integers, rows of one length"
+                f"actions are {shown(actions)}; expected ({num_envs}, {NUM_HEADS}) integers, rows of one length"
             ) from None
         if array.shape != (num_envs, NUM_HEADS):
             raise ValueError(

@@ -139,7 +139,14 @@ def unregister_blueprint(name: str, topology: str) -> None:
     Raises:
         ValueError: the topology has no such blueprint, or it belongs to the package.
     """
-    entry = blueprint_entry(name, topology)
+    names = {entry.name: entry for entry in offered_blueprints(topology)}
+    if name not in names:
+        custom = [entry.name for entry in names.values() if not entry.built_in]
+        raise ValueError(
+            f"blueprint {shown(name)} is not registered for topology {topology!r}; the custom ones are "
+            f"{', '.join(custom) or 'none'}{did_you_mean(name, custom)}"
+        )
+    entry = names[name]
     if entry.built_in:
         raise ValueError(f"blueprint {entry.name!r} belongs to the package and cannot be unregistered")
     del _REGISTRY[topology][entry.value]
@@ -214,7 +221,7 @@ def _find(blueprint: object, entries: Iterable[BlueprintEntry]) -> BlueprintEntr
 
 def _require_text(what: str, text: object) -> None:
     if not isinstance(text, str) or not text:
-        raise TypeError(f"the blueprint's {what} is {text!r}; expected a text such as 'conv_light' or 'cnn'")
+        raise TypeError(f"the blueprint's {what} is {shown(text)}; expected a text such as 'conv_light' or 'cnn'")
 
 
 def _check_replaceable(old: BlueprintEntry, name: str, topology: str, replace: bool) -> None:
