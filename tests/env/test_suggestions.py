@@ -80,3 +80,18 @@ def test_rejected_arrays_are_not_printed() -> None:
     for call in calls:
         with pytest.raises((TypeError, ValueError), match=r"is an array of int64 with shape \(500, 8\); expected "):
             call()
+
+
+def test_actions_with_rows_of_unequal_length_are_rejected() -> None:
+    env = gymnasium.make("Esper-Digits-v0", batches_per_step=1)
+    flat, uneven = FlatActions(env), [[0] * 8, [1]]
+    env.reset(seed=0)
+    calls: list[Callable[[], object]] = [
+        lambda: env.unwrapped.step(uneven),
+        lambda: flat.action(uneven),  # type: ignore[arg-type]
+        lambda: flat.index(uneven),
+        lambda: describe_action(uneven),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"^action (is|has shape) .*; expected "):
+            call()

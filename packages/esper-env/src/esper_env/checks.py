@@ -24,6 +24,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from esper_env.suggestions import shown
 
@@ -35,6 +36,7 @@ __all__ = [
     "Described",
     "Interval",
     "OneOf",
+    "array_of",
     "check",
     "check_fields",
     "check_value",
@@ -212,6 +214,14 @@ def _fits(value: object, kind: Any, allowed: Any) -> bool:
         return isinstance(value, int | str) and value in [member.value for member in kind]
     origin = get_origin(kind) or kind
     return not isinstance(origin, type) or (isinstance(value, origin) and (allowed is None or value in allowed))
+
+
+def array_of(value: ArrayLike) -> NDArray[Any]:
+    """Return a value as an array; an empty one for rows of unequal length, which no caller accepts."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.empty(0)
 
 
 def is_integer(value: object) -> TypeGuard[int]:

@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from esper_env.checks import array_of
 from esper_env.growth import Observation
 from esper_env.infos import Infos, single_info
 from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
@@ -85,7 +86,7 @@ class EsperEnv(NetworkView, gym.Env[Observation, NDArray[np.int64]]):
 
     def step(self, action: NDArray[np.int64]) -> tuple[Observation, float, bool, bool, Infos]:
         """Apply an action (8,), then train and evaluate one epoch."""
-        actions = np.asarray(action)[None]
+        actions = array_of(action)[None]
         if actions.shape != (1, NUM_HEADS):
             raise ValueError(
                 f"action has shape {actions.shape[1:]}; expected ({NUM_HEADS},), one number per head "

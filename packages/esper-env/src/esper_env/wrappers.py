@@ -13,6 +13,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
+from esper_env.checks import array_of
 from esper_env.env import EsperEnv
 from esper_env.growth import Observation
 from esper_env.infos import Infos
@@ -182,7 +183,7 @@ def _flat_observation(observation: Observation, joint: JointActions) -> Observat
 
 def _numbers(given: ArrayLike, shape: tuple[int, ...], count: int) -> NDArray[np.int64]:
     """Return the numbers of actions as an array of a shape; raise ``ValueError`` unless they are 0 to ``count`` - 1."""
-    array = np.asarray(given)
+    array = array_of(given)
     if array.shape != shape or not np.issubdtype(array.dtype, np.integer) or ((array < 0) | (array >= count)).any():
         what = "an integer" if not shape else f"{shape} integers"
         raise ValueError(f"action is {shown(given)}; expected {what} in [0, {count - 1}]")

@@ -9,6 +9,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from esper_env.checks import array_of
 from esper_env.rules.heads import (
     HEAD_DEFAULTS,
     HEAD_NAMES,
@@ -88,7 +89,7 @@ class ActionNames:
 
     def describe(self, action: ArrayLike) -> str:
         """Return an action (8,) in words; raise ``ValueError`` if it is not one."""
-        array = np.asarray(action)
+        array = array_of(action)
         if array.shape != (NUM_HEADS,) or not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"action is {shown(action)}; expected {NUM_HEADS} integers ({', '.join(HEAD_NAMES)})")
         values: list[int] = array.tolist()

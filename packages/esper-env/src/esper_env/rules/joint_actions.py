@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from esper_env.checks import array_of
 from esper_env.rules.actions import READ_HEADS
 from esper_env.rules.heads import HEAD_DEFAULTS, HEAD_NAMES, HEAD_RELEVANCE, NUM_HEADS, Head, Op, head_sizes
 from esper_env.rules.slot_table import BoolArray, IntArray
@@ -58,7 +59,7 @@ class JointActions:
             ValueError: ``actions`` are not eight integers each, a value is outside its head, or a blueprint is not
                 offered.
         """
-        array = np.asarray(actions)
+        array = array_of(actions)
         if array.shape[-1:] != (NUM_HEADS,) or not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"action is {shown(actions)}; expected {NUM_HEADS} integers ({', '.join(HEAD_NAMES)})")
         inside: BoolArray = np.all((array >= 0) & (array < self._sizes), axis=-1)
