@@ -216,7 +216,7 @@ def test_replacing_needs_the_flag_and_a_blueprint_that_works():
 @pytest.mark.parametrize(
     ("name", "topology", "message"),
     [
-        ("mne", "cnn", r"'mne' does not fit a cnn host; expected one of .*; did you mean 'mine'"),
+        ("mne", "cnn", r"'mne' is not registered for topology 'cnn'; the custom ones are mine; did you mean 'mine'"),
         ("mine", "cn", "topology 'cn' has no blueprints; .*did you mean 'cnn'"),
     ],
 )
