@@ -54,7 +54,7 @@ def test_command_that_is_not_installed_is_named_alone(own: Path) -> None:
     ("value", "text"),
     [
         (np.arange(4000).reshape(500, 8), "an array of int64 with shape (500, 8)"),
-        (torch.zeros(2, 3), "an array of torch.float32 with shape (2, 3)"),
+        (torch.zeros(2, 3), "a tensor of torch.float32 with shape (2, 3)"),
         (np.float64(0.5), "np.float64(0.5)"),
         ("a" * 100, repr("a" * 100)[:100] + "..."),
         (np.ndarray, "<class 'numpy.ndarray'>"),

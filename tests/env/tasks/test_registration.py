@@ -197,7 +197,7 @@ def test_register_task_rejects_bad_values_and_registers_nothing(changes, error, 
     [
         ({"host": CNNSpec(3, 4, 2, 1, 1, 8), "base": "Esper-Text-v0"}, "the host sees images and grammar is a text"),
         ({"host": TransformerSpec(8, 2, 2, 8, 2)}, "the host reads sequences and digits is made of images"),
-        ({"data": lambda: torch.zeros(3)}, "the data of Mine-v0 is tensor"),
+        ({"data": lambda: torch.zeros(3)}, "the data of Mine-v0 is a tensor"),
         ({"data": lambda: {}["x"]}, r"the data function of Mine-v0 fails \(KeyError: 'x'\); expected a fun"),
         ({"data": lambda: Path("/no/such").read_bytes()}, r"data function of Mine-v0 fails \(FileNotFoundError: \[E"),
         ({"host": lambda _data: 3}, "the host of Mine-v0 for the data digits is 3; expected a torch.nn.Module"),

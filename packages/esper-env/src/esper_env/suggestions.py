@@ -34,7 +34,8 @@ def shown(value: object) -> str:
     """Return the repr of a value, cut to ``MOST_SHOWN`` characters; an array or a tensor is described by its shape."""
     shape = getattr(value, "shape", None)
     if hasattr(value, "__array__") and isinstance(shape, tuple) and shape:
-        return f"an array of {getattr(value, 'dtype', 'objects')} with shape {tuple(shape)}"
+        kind = "a tensor" if type(value).__name__ == "Tensor" else "an array"
+        return f"{kind} of {getattr(value, 'dtype', 'objects')} with shape {tuple(shape)}"
     text = repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
