@@ -42,6 +42,17 @@ class Crash(BaseCallback):
         return True
 
 
+class StopAt(BaseCallback):
+    """Ends training at a timestep."""
+
+    def __init__(self, timesteps):
+        super().__init__()
+        self.timesteps = timesteps
+
+    def _on_step(self):
+        return self.num_timesteps < self.timesteps
+
+
 def progress(folder):
     """Rows of progress.csv without clock times."""
     with (folder / "progress.csv").open(newline="") as file:

@@ -21,6 +21,7 @@ from esper_agent.training.callbacks import (
 from esper_env.persistence import read_checkpoint, write_checkpoint
 from esper_env.rules.heads import Blueprint, Op
 from esper_env.seeds import offered_blueprints
+from resuming import StopAt
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
@@ -120,7 +121,7 @@ def test_fossilized_seeds_are_counted_by_blueprint_and_slot(toy_id, monkeypatch,
 
 def test_counts_of_an_interrupted_rollout_survive_a_checkpoint(toy_id, tmp_path):
     """The rollout has fossilized seeds, whose counts have "/" in their names."""
-    metrics, stop = TrainingMetricsCallback(), StopTrainingOnMaxSteps(100)
+    metrics, stop = TrainingMetricsCallback(), StopAt(100)
     policy = {"logit_bias": {"op": {"WAIT": -2.0, "PRUNE": -1.0}}, "lstm_hidden_size": 8, "features_dim": 8}
     env = make_sb3_env(toy_id, num_envs=4, seed=0)
     model = FactoredRecurrentPPO("FactoredLstmPolicy", env, n_steps=60, seed=0, device="cpu", policy_kwargs=policy)
@@ -132,17 +133,6 @@ def test_counts_of_an_interrupted_rollout_survive_a_checkpoint(toy_id, tmp_path)
     restored.set_state(read_checkpoint(path, kind="test")["metrics"])
     assert restored._counts == metrics._counts
     assert restored._op_counts.tolist() == metrics._op_counts.tolist()
-
-
-class StopTrainingOnMaxSteps(BaseCallback):
-    """Ends training within a rollout."""
-
-    def __init__(self, most):
-        super().__init__()
-        self.most = most
-
-    def _on_step(self):
-        return self.num_timesteps < self.most
 
 
 def test_metrics_need_no_space_of_the_environment(toy_id):

@@ -19,8 +19,7 @@ from esper_agent.training.state import (
 )
 from esper_env.persistence.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gymnasium.vector import VectorWrapper
-from resuming import flat
-from stable_baselines3.common.callbacks import BaseCallback
+from resuming import StopAt, flat
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
@@ -73,17 +72,6 @@ def two(learner, tmp_path_factory):
     """Two learners with different states."""
     folder = tmp_path_factory.mktemp("two")
     return learner(folder / "a"), learner(folder / "b", seed=5)
-
-
-class StopAt(BaseCallback):
-    """Ends training at a timestep."""
-
-    def __init__(self, timesteps):
-        super().__init__()
-        self.timesteps = timesteps
-
-    def _on_step(self):
-        return self.num_timesteps < self.timesteps
 
 
 def test_state_from_disk_makes_learners_equal(learner, tmp_path):

@@ -74,8 +74,8 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
     resets some environments only; ``topology`` {slot id: blueprint name} starts with those seeds fossilized, to be
     trained from scratch with the host.
 
-    A copy, pickled or not, continues like the original, without its telemetry sinks. A process that loads a pickle
-    must have the same task, blueprints and data.
+    ``copy.deepcopy`` and ``pickle`` make a copy that continues like the original, without its telemetry sinks. The
+    process that loads it must have the same task, blueprints and data. Files use :meth:`save_state`, never pickle.
 
     Args:
         env_id: a registered task; ``gymnasium.make_vec`` fills it in.
