@@ -170,15 +170,15 @@ def test_masks_and_attributes_have_one_entry_per_environment(toy_id):
     assert env.get_attr("slot_ids") == [("r0c0", "r0c1")] * 3
     assert env.get_attr("observation_space", 0) == [env.observation_space]
     assert env.get_attr("render_mode") == [None] * 3
-    env.set_attr("dataset_name", "other")
-    assert env.vec_env.dataset_name == "other"
+    env.set_attr("render_mode", "ansi")
+    assert env.vec_env.render_mode == "ansi"
     assert env.env_is_wrapped(gymnasium.Wrapper) == [False] * 3
 
 
 def test_attributes_and_methods_of_a_vector_reject_single_environments(toy_id):
     env = adapted(toy_id)
-    with pytest.raises(ValueError, match=r"set_attr\('dataset_name'\) received environments \[1\]"):
-        env.set_attr("dataset_name", "other", indices=1)
+    with pytest.raises(ValueError, match=r"set_attr\('render_mode'\) received environments \[1\]"):
+        env.set_attr("render_mode", "ansi", indices=1)
     env.vec_env.unwrapped.total = lambda: 3
     with pytest.raises(TypeError, match="returned a int; expected one entry for each of its 3 environments"):
         env.env_method("total")

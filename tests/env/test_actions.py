@@ -45,6 +45,15 @@ def test_action_takes_slots_and_custom_blueprints_from_the_environment(make_digi
         action("advance", "r0c1", env=envs)
 
 
+@pytest.mark.usefixtures("own_tables")
+def test_description_without_environment_gives_every_name_of_a_value():
+    """A custom CNN blueprint may have the value of a standard Transformer blueprint."""
+    germinate = action("germinate", "r0c0", Blueprint.FLEX_ATTENTION)
+    assert describe_action(germinate).startswith("GERMINATE flex_attention in r0c0: ")
+    register_blueprint("mixer", "cnn", mixer, value=Blueprint.FLEX_ATTENTION)
+    assert describe_action(germinate).startswith("GERMINATE mixer/flex_attention in r0c0: ")
+
+
 def test_action_knows_hosts_with_several_rows_of_slots():
     env = gymnasium.make("Esper-CIFAR-Surfaces-v0", **SURFACES)
     assert action("advance", "r1c0", env=env)[0] == 3

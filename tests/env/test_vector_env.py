@@ -112,7 +112,11 @@ def test_set_attr_sets_one_value_for_all(make_digits_vec):
         envs.set_attr("render_mode", ["ansi"] * 3)
     with pytest.raises(ValueError, match="share it, so the values must be equal"):
         envs.set_attr("render_mode", ["ansi", None])
-    with pytest.raises(AttributeError, match="no attribute 'colour'"):
+    with pytest.raises(ValueError, match="render_mode is 'svg'; expected None or one of"):
+        envs.set_attr("render_mode", "svg")
+    with pytest.raises(AttributeError, match="'num_envs' cannot be set; np_random and render_mode can be set, and"):
+        envs.set_attr("num_envs", 5)
+    with pytest.raises(AttributeError, match="'colour' is not an attribute of the environment; np_random and"):
         envs.set_attr("colour", 1)
 
 

@@ -26,7 +26,7 @@ class Mixer(nn.Module):
     def __init__(self, channels):
         super().__init__()
         self.channels = channels
-        self.norm = nn.GroupNorm(2, channels)
+        self.norm = nn.GroupNorm(min(channels, 2), channels)
         self.mix = nn.Linear(channels, channels, bias=False)
         self.strength = nn.Parameter(torch.tensor(0.05))
         self.register_buffer("blur", torch.full((channels, 1, 3, 3), 1 / 9))
@@ -122,9 +122,11 @@ def test_custom_topology_is_registered_before_its_blueprints():
     ("arguments", "error", "message"),
     [
         (("CNN", (8, 4, 4)), ValueError, "topology 'CNN' differs only in case from 'cnn'"),
-        (("cnn", (8, 8, 8)), ValueError, r"topology 'cnn' is already registered with shape \(8, 4, 4\)"),
+        (("cnn", (8, 8, 8)), ValueError, r"topology 'cnn' is already registered with other shapes: \(8, 4, 4\), "),
         ((3, (8, 8)), TypeError, "topology is 3; expected a text"),
         (("", (8, 8)), TypeError, "topology is ''; expected a text"),
+        (("graph",), TypeError, "register_topology got no shape; expected .channels"),
+        (("graph", (8, 4), (8,)), TypeError, r"shape is \(8,\); expected"),
         (("graph", 8), TypeError, r"shape is 8; expected \(channels, height, width\) or \(length, width\)"),
         (("graph", (8,)), TypeError, r"shape is \(8,\); expected"),
         (("graph", (8, 0)), TypeError, r"shape is \(8, 0\); expected"),

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from esper_env.rules.actions import ActionNames
+from esper_env.seeds.registry import registered_names
 from esper_env.suggestions import shown
 
 __all__ = ["action", "describe_action"]
@@ -72,13 +73,15 @@ def describe_action(action: ArrayLike, *, env: Any = None) -> str:
 
     Args:
         action: integers of the eight heads.
-        env: as for :func:`action`.
+        env: as for :func:`action`. Without it, a blueprint whose value has several names, one for each topology, is
+            described by all of them ("flex_attention/mixer").
 
     Raises:
         ValueError: ``action`` does not have eight integers, or one is not a value of its head.
         TypeError: ``env`` is not an Esper environment.
     """
-    return _names(env).describe(action)
+    names = _names(env) if env is not None else ActionNames(blueprints=registered_names())
+    return names.describe(action)
 
 
 def _names(env: Any) -> ActionNames:

@@ -12,6 +12,7 @@ from esper_env.rules.observation import CONTRIBUTION
 from esper_env.rules.signals import Signals
 from esper_env.rules.slot_table import SlotTable
 from esper_env.rules.stages import Stage
+from esper_env.suggestions import shown
 
 Picture = NDArray[np.uint8]  # (height, width, 3) RGB
 
@@ -32,6 +33,16 @@ STAGE_COLOURS: dict[Stage, tuple[int, int, int]] = {
     Stage.EMBARGOED: (176, 190, 197),
     Stage.RESETTING: (207, 216, 220),
 }
+
+
+def check_render_mode(mode: object) -> None:
+    """Raise ``ValueError`` for a render mode that an environment does not have; None stands for no rendering."""
+    if mode not in (None, *RENDER_MODES):
+        raise ValueError(
+            f"render_mode is {shown(mode)}; expected None or one of {list(RENDER_MODES)}. Gymnasium has wrappers "
+            'for single environments that offer "rgb_array_list" and "human": use gymnasium.make, or make_vec with '
+            'vectorization_mode="sync"'
+        )
 
 
 def describe_networks(

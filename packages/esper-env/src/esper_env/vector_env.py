@@ -23,11 +23,11 @@ from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
 from esper_env.persistence.generators import UNKNOWN_SEED, Generators
 from esper_env.persistence.state import Stateful, check_keys, get_states, restore, set_states
 from esper_env.persistence.tree import Tree
-from esper_env.render import RENDER_MODES, Picture, describe_networks, draw_networks
+from esper_env.render import RENDER_MODES, Picture, check_render_mode, describe_networks, draw_networks
 from esper_env.rules.heads import NO_BLUEPRINT, Op, head_sizes
 from esper_env.rules.masks import MaskArray, sample_valid_actions
 from esper_env.rules.observation import BOUND, feature_count
-from esper_env.suggestions import shown
+from esper_env.suggestions import did_you_mean, shown
 from esper_env.tasks import TASK_KWARGS, TASKS, TaskConfig, make_task, task_dict
 from esper_env.tasks.identity import FORMAT, KIND, check_origin, task_identity
 from esper_env.telemetry import Telemetry
@@ -104,12 +104,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
         check_value("num_envs", num_envs, Annotated[int, POSITIVE])
         num_envs = int(num_envs)
         _check_memory(num_envs)
-        if render_mode not in (None, *RENDER_MODES):
-            raise ValueError(
-                f"render_mode is {render_mode!r}; expected None or one of {list(RENDER_MODES)}. Gymnasium has wrappers "
-                'for single environments that offer "rgb_array_list" and "human": use gymnasium.make, or make_vec with '
-                'vectorization_mode="sync"'
-            )
+        check_render_mode(render_mode)
         self.task: TaskConfig = make_task(env_id, **task_kwargs)
         self.num_envs = num_envs
         self.render_mode = render_mode
@@ -395,5 +390,6 @@ def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
     for known in AutoresetMode:
         if mode in (known, known.value, known.name):
             return known
-    names = ", ".join(repr(known.value) for known in AutoresetMode)
-    raise ValueError(f"autoreset_mode is {mode!r}; expected one of {names}")
+    names = [known.value for known in AutoresetMode]
+    hint = did_you_mean(str(mode).replace("_", ""), names)
+    raise ValueError(f"autoreset_mode is {mode!r}; expected one of {', '.join(map(repr, names))}{hint}")

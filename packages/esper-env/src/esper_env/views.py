@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper_env.growth import Observation
-from esper_env.render import Picture
+from esper_env.render import Picture, check_render_mode
 from esper_env.rules.masks import MaskArray
 from esper_env.suggestions import shown
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _SINGLE_SPACES = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
 #: Attributes of a vector with an entry for each environment.
 _BY_ENVIRONMENT = ("np_random", "np_random_seed")
+#: Attributes of an environment that can be set; the others describe it.
+_SETTABLE = ("np_random", "render_mode")
 
 
 class NetworkView:
@@ -80,6 +82,7 @@ class ByEnvironment:
     """Access to the environments of a native vector one by one, as Gymnasium's ``SyncVectorEnv`` has it."""
 
     num_envs: int
+    render_mode: str | None
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every environment, or read an attribute, as ``gymnasium.vector.SyncVectorEnv.call``.
@@ -104,20 +107,27 @@ class ByEnvironment:
         return self.call(name)
 
     def set_attr(self, name: str, values: list[Any] | tuple[Any, ...] | Any) -> None:
-        """Set an attribute: one value, or a list or tuple with one value per environment.
+        """Set ``np_random`` or ``render_mode``: one value, or a list or tuple with one value per environment.
 
         Raises:
-            AttributeError: there is no such attribute.
-            ValueError: a wrong number of values, or different ones for an attribute that the environments share.
+            AttributeError: the attribute cannot be set.
+            ValueError: a wrong number of values, an unknown render mode, or different ones, because the environments
+                share it.
         """
-        getattr(self, name)
+        if name not in _SETTABLE:
+            known = "cannot be set" if hasattr(self, name) else "is not an attribute of the environment"
+            raise AttributeError(
+                f"{name!r} {known}; {' and '.join(_SETTABLE)} can be set, and settings of the task are keyword "
+                "arguments of make_vec"
+            )
         each = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
         if len(each) != self.num_envs:
             raise ValueError(f"{name} received {len(each)} values; expected {self.num_envs}, one per environment")
         if name == "np_random":
             self.np_random = each
-        elif all(value is each[0] or np.array_equal(value, each[0]) for value in each):
-            setattr(self, name, each[0])
+        elif all(value == each[0] for value in each):
+            check_render_mode(each[0])
+            self.render_mode = each[0]
         else:
             raise ValueError(
                 f"{name} received {shown(values)}; the environments of a native vector share it, so the values must "

@@ -21,6 +21,8 @@ from esper_env.seeds.registry import offered_blueprints
 Change = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 Segments = Sequence[nn.Module] | nn.ModuleList
 
+#: Layers of PyTorch that draw random numbers.
+_NOISY = (nn.modules.dropout._DropoutNd, nn.RReLU)
 #: Largest change of a parameter; reveals behaviour that a small initial value hides.
 SCRAMBLE = 0.5
 #: Largest number of positions at which a sequence is cut to test for look-ahead.
@@ -77,6 +79,22 @@ def _are_slots(slots: object) -> bool:
         and {len(slot.shape) for slot in slots} in ({2}, {3})
         and all(slot.channels == slot.shape[0 if len(slot.shape) == 3 else 1] for slot in slots)
     )
+
+
+def check_hooks(module: nn.Module, what: str) -> None:
+    """Raise ``ValueError`` if a module has hooks for gradients, which training calls for no or not every network."""
+    for name, parameter in module.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ValueError(
+                f"{what} has a hook on its parameter {name!r}, which is never called, because parameters are stored "
+                "outside the module; remove it"
+            )
+    for name, layer in module.named_modules():
+        if layer._backward_hooks or layer._backward_pre_hooks:
+            raise ValueError(
+                f"{what} has a backward hook on {f'its layer {name!r}' if name else 'itself'}, which is not called "
+                "when many networks are trained at once; remove it"
+            )
 
 
 @torch.no_grad()
@@ -160,7 +178,15 @@ def _run_without_drawing(what: str, segments: Segments, x: Tensor, *, training: 
         if not draws.drawn:
             raise
     if draws.drawn:
-        raise ValueError(f"{what} draws from the global generator when it runs; remove dropout and other noise")
+        layers = [(f"{number}." if len(segments) > 1 else "", segment) for number, segment in enumerate(segments)]
+        noisy = [
+            f"{prefix}{name} ({type(layer).__name__})"
+            for prefix, segment in layers
+            for name, layer in segment.named_modules()
+            if isinstance(layer, _NOISY)
+        ]
+        found = f" ({', '.join(noisy)})" if noisy else ""
+        raise ValueError(f"{what} draws from the global generator when it runs; remove dropout and other noise{found}")
     return outputs
 
 

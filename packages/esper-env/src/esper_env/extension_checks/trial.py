@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esper_env.extension_checks.checks import check_host, check_seed, is_close, run_segments
+from esper_env.extension_checks.checks import check_hooks, check_host, check_seed, is_close, run_segments
 from esper_env.extension_checks.construction import build_reproducibly
 from esper_env.hosts.protocol import HostProtocol
 from esper_env.population.engine.layouts import LAYOUTS
@@ -33,6 +33,7 @@ def try_blueprint(entry: BlueprintEntry, shape: tuple[int, ...], dtype: torch.dt
     """
     what = f"blueprint {entry.name!r}"
     module = build_reproducibly(lambda: entry.build(shape[0] if len(shape) == 3 else shape[1]), what).to(dtype)
+    check_hooks(module, what)
     generator = torch.Generator().manual_seed(0)
     samples = 2 * torch.rand(SAMPLES, math.prod(shape), generator=generator, dtype=torch.float32) - 1
     samples = samples.to(dtype).view(SAMPLES, *shape)
@@ -59,6 +60,7 @@ def try_host(shard: Shard, plain: nn.Module, samples: Tensor, classes: int) -> N
     assert isinstance(template, HostProtocol)
     what = f"the host {type(template).__name__}"
     samples = samples[torch.arange(SAMPLES, device=samples.device) % len(samples)]
+    check_hooks(template, what)
     check_host(template, what, samples, classes)
     trained = [_one_row(segment) for segment in template.segments]
     with _failures_as_value_errors(what, shard.batched), shard.autocast():

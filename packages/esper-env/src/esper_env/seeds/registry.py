@@ -34,8 +34,9 @@ class BlueprintEntry:
         try:
             module: object = self.factory(channels)
         except Exception as error:
+            count = f"{channels} channel{'s' * (channels > 1)}"
             raise ValueError(
-                f"the factory of blueprint {self.name!r} fails for {channels} channels ({error}); expected a function "
+                f"the factory of blueprint {self.name!r} fails for {count} ({error}); expected a function "
                 "from the number of channels to a torch.nn.Module"
             ) from error
         if not isinstance(module, nn.Module) or not any(True for _ in module.parameters()):
@@ -47,33 +48,41 @@ class BlueprintEntry:
 
 
 _REGISTRY: dict[str, dict[int, BlueprintEntry]] = {"cnn": {}, "transformer": {}}
-#: Shape of the features on which a topology's blueprints are tried: (channels, height, width) or (length, width).
-_SHAPES: dict[str, tuple[int, ...]] = {"cnn": (8, 4, 4), "transformer": (16, 8)}
+#: Shapes of the features on which a topology's blueprints are tried: (channels, height, width) or (length, width).
+_SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "cnn": ((8, 4, 4), (4, 8, 8), (1, 5, 6)),
+    "transformer": ((16, 8), (9, 32)),
+}
 
 
-def register_topology(topology: str, shape: Sequence[int]) -> None:
+def register_topology(topology: str, *shapes: Sequence[int]) -> None:
     """Introduce a topology: a kind of custom hosts with its own blueprints.
 
-    Registering the same topology again with the same shape changes nothing.
+    Registering the same topology again with the same shapes changes nothing.
 
     Args:
         topology: name, which hosts have as their attribute ``topology``.
-        shape: shape of a sample's features, (channels, height, width) or (length, width). Blueprints are tried on
-            features of this shape when they are registered.
+        *shapes: shapes of a sample's features, (channels, height, width) or (length, width). Blueprints are tried on
+            features of each shape when they are registered.
 
     Raises:
-        ValueError: the name is taken with another shape, or differs only in case from a known one.
-        TypeError: the name is not a string, or the shape is not two or three positive integers.
+        ValueError: the name is taken with other shapes, or differs only in case from a known one.
+        TypeError: the name is not a string, there is no shape, or one is not two or three positive integers.
     """
     _require_text("topology", topology)
-    if not isinstance(shape, Sequence) or len(shape) not in (2, 3) or not all(is_whole(size, 1) for size in shape):
-        raise TypeError(f"shape is {shown(shape)}; expected (channels, height, width) or (length, width)")
+    if not shapes:
+        raise TypeError("register_topology got no shape; expected (channels, height, width) or (length, width)")
+    for shape in shapes:
+        if not isinstance(shape, Sequence) or len(shape) not in (2, 3) or not all(is_whole(size, 1) for size in shape):
+            raise TypeError(f"shape is {shown(shape)}; expected (channels, height, width) or (length, width)")
+    wanted = tuple(tuple(int(size) for size in shape) for shape in shapes)
     known = next((name for name in _SHAPES if name.lower() == topology.lower()), topology)
     if known != topology:
         raise ValueError(f"topology {topology!r} differs only in case from {known!r}; choose another name")
-    if _SHAPES.get(topology, tuple(shape)) != tuple(shape):
-        raise ValueError(f"topology {topology!r} is already registered with shape {_SHAPES[topology]}")
-    _SHAPES[topology] = tuple(shape)
+    if _SHAPES.get(topology, wanted) != wanted:
+        tried = ", ".join(map(str, _SHAPES[topology]))
+        raise ValueError(f"topology {topology!r} is already registered with other shapes: {tried}")
+    _SHAPES[topology] = wanted
     _REGISTRY.setdefault(topology, {})
 
 
@@ -88,7 +97,8 @@ def register_blueprint(
 ) -> BlueprintEntry:
     """Offer a blueprint on every host of a topology, in environments that are made afterwards.
 
-    The blueprint is first built and run on small features of the topology, in every layout that would run it.
+    The blueprint is first built and run on small features of the topology, of several shapes, in every layout that
+    would run it. It must work for any number of channels (or width).
 
     Args:
         name: name in this topology.
@@ -126,7 +136,8 @@ def register_blueprint(
     entry = BlueprintEntry(name, _free_value(name, topology, value, entries, old), factory, batched)
     from esper_env.population.blueprint_check import check_blueprint  # needs this module
 
-    check_blueprint(entry, _SHAPES[topology])
+    for shape in _SHAPES[topology]:
+        check_blueprint(entry, shape)
     _REGISTRY[topology] = {**entries, entry.value: entry}
     return entry
 
@@ -182,6 +193,16 @@ def offered_blueprints(topology: str, *, batched: bool = False) -> tuple[Bluepri
             "auto_shard_size=1 and shard_size=1, or register a blueprint that torch.func.vmap can run"
         )
     return offered
+
+
+def registered_names() -> dict[int, str]:
+    """Return the names of each registered value of the blueprint head, of all topologies: "flex_attention/mixer"."""
+    names: dict[int, list[str]] = {}
+    for entries in _REGISTRY.values():
+        for value, entry in entries.items():
+            if entry.name not in names.setdefault(value, []):
+                names[value].append(entry.name)
+    return {value: "/".join(names[value]) for value in sorted(names)}
 
 
 def blueprint_entry(
