@@ -23,7 +23,7 @@ from esper_agent.cli.main import OK, SIGNALLED, parse
 from esper_agent.settings.config_file import plain, read_config
 from esper_agent.settings.named_values import ConfigError
 from esper_agent.settings.train import TrainSettings
-from esper_agent.training.callbacks import StopOnInterrupt
+from esper_agent.training.callbacks import SignalInterruptError, StopOnInterrupt
 from esper_agent.training.run import HELD_OUT_SEED
 from esper_agent.training.run_folder import CONFIG, EPISODES, MODEL, VERSIONS, RunError
 from esper_env.checks import POSITIVE, check
@@ -227,7 +227,7 @@ def train_seeds(settings: StudySettings, seeds: Sequence[int], lock: int) -> Non
                         failed.append(f"seed {seed} (exit code {code})")
                     bar.update()
                 if stop.interrupted:
-                    raise KeyboardInterrupt(stopped)
+                    raise SignalInterruptError(stop.signal, stopped)
     finally:
         for process in running.values():
             process.terminate()

@@ -200,7 +200,8 @@ def run(settings: StudySettings, flags: Sequence[str], console: Console) -> int:
         return study(settings, flags, console)
     except KeyboardInterrupt as interrupt:
         why = f"Interrupted: {interrupt}" if str(interrupt) else "Interrupted"
-        raise KeyboardInterrupt(f"{why}; repeat the command to resume with the complete runs") from None
+        interrupt.args = (f"{why}; repeat the command to resume with the complete runs",)
+        raise
     except TrainingFailedError as error:
         Console(stderr=True).print(f"Training failed: {error}", soft_wrap=True, markup=False, highlight=False)
         return FAILED

@@ -191,7 +191,7 @@ def test_interrupted_run_ends_the_study_and_is_named(settings, monkeypatch, caps
         raise interrupted.value
 
     monkeypatch.setattr(study, "study", stops)
-    assert study.main(["--out", str(settings.out)]) == 130
+    assert study.main(["--out", str(settings.out)]) == code
     assert capsys.readouterr().err.endswith(
         f"Interrupted: {name} stopped the training of seed 0; repeat the command to resume with the complete runs\n"
     )

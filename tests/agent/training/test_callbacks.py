@@ -201,12 +201,14 @@ def test_interrupt_aborts_a_running_evaluation(toy_id):
     assert evaluation.records == []
 
 
-def test_second_interrupt_raises_at_once():
+@pytest.mark.parametrize("second", StopOnInterrupt.SIGNALS)
+def test_second_interrupt_raises_at_once_with_its_number(second):
     with StopOnInterrupt() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.interrupted
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            os.kill(os.getpid(), second)
+    assert caught.value.signal == second
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -71,6 +71,44 @@ def test_help_of_train_and_resume_refer_to_each_other(capsys):
     assert "--seed" not in out
 
 
+@pytest.mark.filterwarnings("always::RuntimeWarning")
+@pytest.mark.parametrize(("second", "saved"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_second_signal_during_a_save_exits_with_its_code_and_prints_how_to_resume(
+    toy_id, tmp_path, capsys, monkeypatch, second, saved
+):
+    def signals(*_arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), second)
+
+    out = tmp_path / "my run"
+    monkeypatch.setattr("esper_agent.training.run.save_model", signals)
+    checkpoints = ["--checkpoint-every", "24" if saved else "1000"]
+    assert main(["train", "--env", toy_id, "--out", str(out), *SMALL, *checkpoints]) == 128 + second
+    said = "resume from the checkpoint of timestep 24 with" if saved else "no checkpoint: start from the beginning with"
+    assert f"{said} `{esper_command('train', '--resume', str(out))}`" in text_of(capsys)[1]
+    monkeypatch.undo()
+    assert main(["train", "--resume", str(out), "--no-progress"]) == OK
+    assert "Trained for 48 timesteps" in text_of(capsys)[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--checkpoint-every", "24"], "Interrupted; the training in {out} is finished\n"),
+        (["--checkpoint-every", "0"], "Interrupted; the model is saved as {out}/model.zip; without checkpoints"),
+    ],
+)
+def test_interrupt_after_the_last_save_does_not_offer_to_resume(toy_id, tmp_path, capsys, monkeypatch, more, said):
+    def interrupted(_self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("esper_env.telemetry.Telemetry.close", interrupted)
+    assert main(["train", "--env", toy_id, "--out", str(tmp_path / "r"), *SMALL, *more]) == 130
+    err = text_of(capsys)[1]
+    assert said.format(out=tmp_path / "r") in err
+    assert "--resume" not in err
+
+
 #: The command, killed at a call of fsync. A save calls it for the temporary file and, once renamed, for the folder.
 KILLED_AT_FSYNC = """
 import os, signal, sys

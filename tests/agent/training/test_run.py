@@ -100,7 +100,7 @@ def test_crash_saves_the_model_of_the_last_timestep(toy_id, tmp_path):
 
 
 def test_run_stopped_before_a_checkpoint_has_no_model(toy_id, tmp_path):
-    with pytest.raises(KeyboardInterrupt, match=r"has no model: resume with `.*esper train --resume"):
+    with pytest.raises(KeyboardInterrupt, match=r"no checkpoint: start .* with `.*esper train --resume"):
         train(settings_for(toy_id, tmp_path / "r"), [FailAt(26, KeyboardInterrupt())])
     assert not (tmp_path / "r" / "model.zip").exists()
 

@@ -81,8 +81,9 @@ def run_demo(settings: DemoSettings, _flags: Sequence[str], console: Console) ->
         return SIGNALLED + trained.signal
     try:
         return compare(settings, trained, console)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Interrupted; the model is saved as {trained.model_path}") from None
+    except KeyboardInterrupt as interrupt:
+        interrupt.args = (f"Interrupted; the model is saved as {trained.model_path}",)
+        raise
 
 
 def compare(settings: DemoSettings, trained: Trained, console: Console) -> int:

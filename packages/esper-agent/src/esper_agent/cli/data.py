@@ -151,10 +151,10 @@ def run_fetch(settings: FetchSettings, root: Path, console: Console) -> int:
     try:
         with _bars(console) as watch:
             outcome = fetch_dataset(settings.name, root, settings.url, watch)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"Interrupted; the bytes that have arrived stay in {root}: run the same command again to resume"
-        ) from None
+    except KeyboardInterrupt as interrupt:
+        kept = f"the bytes that have arrived stay in {root}: run the same command again to resume"
+        interrupt.args = (f"Interrupted; {kept}",)
+        raise
     place = [f"data_dir={root}"] if settings.data_dir else []
     _print(
         console,

@@ -166,7 +166,7 @@ def _exit_code(run: Callable[[Console], int]) -> int:
         return leaving.code if isinstance(leaving.code, int) else OK
     except KeyboardInterrupt as interrupt:
         _report(str(interrupt) or "Interrupted")
-        return SIGNALLED + signal.SIGINT
+        return SIGNALLED + getattr(interrupt, "signal", signal.SIGINT)
     except NonFiniteUpdateError as error:
         _report(f"Training failed: {error}")
         return FAILED

@@ -207,9 +207,18 @@ class SingleThreadedPolicy(BaseCallback):
         return True
 
 
-class StopOnInterrupt(BaseCallback):
-    """Ends training at the next step after Ctrl-C or SIGTERM, with an intact model. A second signal ends it at once.
+class SignalInterruptError(KeyboardInterrupt):
+    """A ``KeyboardInterrupt`` that a signal raised; ``signal`` is its number."""
 
+    def __init__(self, number: int, text: str = "") -> None:
+        super().__init__(text)
+        self.signal = number
+
+
+class StopOnInterrupt(BaseCallback):
+    """Ends training at the next step after Ctrl-C or SIGTERM, with an intact model.
+
+    A second signal ends it at once: it raises ``SignalInterruptError``, which is a ``KeyboardInterrupt``.
     A signal in the last step of a rollout ends training at the first step of the next rollout, after the updates.
 
         with StopOnInterrupt() as stop:
@@ -245,7 +254,7 @@ class StopOnInterrupt(BaseCallback):
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.interrupted:
-            raise KeyboardInterrupt
+            raise SignalInterruptError(number)
         self.signal = number
 
     def _on_step(self) -> bool:

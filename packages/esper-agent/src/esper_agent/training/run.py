@@ -31,7 +31,7 @@ from esper_agent.settings.config_file import plain, with_values
 from esper_agent.settings.named_values import training_env_settings
 from esper_agent.settings.train import TrainSettings
 from esper_agent.training.callbacks import PeriodicEvaluation, StopOnInterrupt, TrainingMetricsCallback
-from esper_agent.training.checkpoints import SaveCheckpoints, Saved, latest_checkpoint
+from esper_agent.training.checkpoints import SaveCheckpoints, Saved, checkpoint_paths, latest_checkpoint
 from esper_agent.training.outputs import CurvesRecorder, EventLog, ProgressFile, TensorBoardFile
 from esper_agent.training.run_folder import (
     CONFIG,
@@ -92,7 +92,7 @@ def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = (), sinks
     Raises:
         ValueError: settings, a folder (``RunError``) or settings of the environment that cannot be used.
         NonFiniteUpdateError: training diverged; the last good model is in the folder.
-        KeyboardInterrupt: a second Ctrl-C.
+        KeyboardInterrupt: a second Ctrl-C or SIGTERM; the message says how to resume.
     """
     settings = settings.checked()
     _check_callbacks(callbacks)
@@ -245,46 +245,46 @@ def _learn(
     curves = CurvesRecorder(folder / EPISODES)
     hub: Telemetry = _of_env(model, "telemetry")
     diagnostics, log = DiagnosticsCallback(settings.anomalies, hub), EventLog(hub, folder / EVENTS)
-    with ExitStack() as leaving:  # closes each, even if another one cannot be closed
+    # The stack closes each, even if another one cannot be closed. Saving and closing are inside the block of ``stop``,
+    # so that a first signal does not interrupt them.
+    with _resumable(settings), StopOnInterrupt() as stop, ExitStack() as leaving:
         for close in (model.logger.close, curves.log.close, hub.close):
             leaving.callback(close)
         if settings.telemetry:
             hub.add_sink(JsonlSink(folder / EVENTS))
-        with StopOnInterrupt() as stop:
-            watchers: list[BaseCallback] = [stop, TrainingMetricsCallback(), curves, diagnostics, log, *callbacks]
-            if settings.eval_every:
-                held_out = settings.eval_every, settings.eval_episodes, HELD_OUT_SEED
-                watchers.append(PeriodicEvaluation(settings.env, *held_out, env_kwargs, stop))
-            saver = SaveCheckpoints(
-                folder,
-                settings.checkpoint_every,
-                watchers,
-                _fixed_settings(settings),
-                start,
-                lambda path, timesteps: hub.emit(CheckpointSaved(path=str(path), timesteps=timesteps)),
+        watchers: list[BaseCallback] = [stop, TrainingMetricsCallback(), curves, diagnostics, log, *callbacks]
+        if settings.eval_every:
+            held_out = settings.eval_every, settings.eval_episodes, HELD_OUT_SEED
+            watchers.append(PeriodicEvaluation(settings.env, *held_out, env_kwargs, stop))
+        saver = SaveCheckpoints(
+            folder,
+            settings.checkpoint_every,
+            watchers,
+            _fixed_settings(settings),
+            start,
+            lambda path, timesteps: hub.emit(CheckpointSaved(path=str(path), timesteps=timesteps)),
+        )
+        if start is not None:
+            restore_training(model, watchers, start.state)
+        # An interrupted run has logged its pending values at the timestep of a checkpoint within a rollout.
+        within = start is not None and start.state["rollout"] != {}
+        first_step = 0 if start is None else start.timesteps + (0 if within else 1)
+        model.logger.output_formats.append(TensorBoardFile(folder, first_step))
+        log.drop_later_events()
+        if start is not None:
+            hub.emit(CheckpointLoaded(path=str(start.path), timesteps=start.timesteps))
+        with _saved_on_failure(folder, model), diagnostics.reporting_divergence():
+            model.learn(
+                total - (start.timesteps if start else 0),
+                callback=[saver, *watchers],
+                progress_bar=settings.progress,
+                reset_num_timesteps=start is None,
             )
-            if start is not None:
-                restore_training(model, watchers, start.state)
-            # An interrupted run has logged its pending values at the timestep of a checkpoint within a rollout.
-            within = start is not None and start.state["rollout"] != {}
-            first_step = 0 if start is None else start.timesteps + (0 if within else 1)
-            model.logger.output_formats.append(TensorBoardFile(folder, first_step))
-            log.drop_later_events()
-            if start is not None:
-                hub.emit(CheckpointLoaded(path=str(start.path), timesteps=start.timesteps))
-            with _saved_on_failure(folder, model), diagnostics.reporting_divergence():
-                model.learn(
-                    total - (start.timesteps if start else 0),
-                    callback=[saver, *watchers],
-                    progress_bar=settings.progress,
-                    reset_num_timesteps=start is None,
-                )
-                model.logger.dump(model.num_timesteps)  # of the last round of updates
-            complete = model.num_timesteps >= total and not saver.in_rollout and not saver.incomplete
-            # Inside the block, so that Ctrl-C does not interrupt the writing of the file.
-            path = save_model(folder, model)
-            if complete:  # after the model: a checkpoint of the last timestep marks the run as finished
-                saver.save()
+            model.logger.dump(model.num_timesteps)  # of the last round of updates
+        complete = model.num_timesteps >= total and not saver.in_rollout and not saver.incomplete
+        path = save_model(folder, model)
+        if complete:  # after the model: a checkpoint of the last timestep marks the run as finished
+            saver.save()
     return Trained(
         folder,
         path,
@@ -299,15 +299,36 @@ def _learn(
 
 
 @contextmanager
+def _resumable(settings: TrainSettings) -> Iterator[None]:
+    """Put how to resume the run into the message of a ``KeyboardInterrupt``."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.args = (f"Interrupted; {_remedy(settings)}",)
+        raise
+
+
+def _remedy(settings: TrainSettings) -> str:
+    """Return what an interrupted run has saved, and how to resume it."""
+    folder, saved = settings.out, checkpoint_paths(settings.out)
+    command = f"`{esper_command('train', '--resume', str(folder))}`"
+    if saved:
+        timesteps = int(saved[0].stem)
+        if timesteps >= settings.whole_rollouts:
+            return f"the training in {folder} is finished"
+        return f"resume from the checkpoint of timestep {timesteps:,} with {command}"
+    if settings.checkpoint_every or not (folder / MODEL).exists():
+        return f"{folder} has no checkpoint: start from the beginning with {command}, or remove the folder"
+    return f"the model is saved as {folder / MODEL}; without checkpoints, the run cannot be resumed"
+
+
+@contextmanager
 def _saved_on_failure(folder: Path, model: FactoredRecurrentPPO) -> Iterator[None]:
     """Save the model if an unexpected error ends training."""
     try:
         yield
     except NonFiniteUpdateError:  # the last good model is saved already
         raise
-    except KeyboardInterrupt:
-        command = esper_command("train", "--resume", str(folder))
-        raise KeyboardInterrupt(f"Interrupted; {folder} has no model: resume with `{command}`, or remove it") from None
     except Exception as error:
         with suppress(OSError):
             error.add_note(f"the model of timestep {model.num_timesteps} is saved as {save_model(folder, model)}")
