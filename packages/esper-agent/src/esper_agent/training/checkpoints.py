@@ -104,7 +104,7 @@ class SaveCheckpoints(BaseCallback):
         except (OSError, CheckpointError) as error:
             kept = f"{self._previous} is kept" if self._previous else "no earlier checkpoint exists"
             warnings.warn(
-                f"the checkpoint of timestep {timesteps} cannot be saved ({error}); {kept}, and training continues",
+                f"the checkpoint of timestep {timesteps} cannot be saved ({error}); {kept}; training is not affected",
                 RuntimeWarning,
                 stacklevel=2,
             )

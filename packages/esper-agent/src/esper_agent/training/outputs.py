@@ -69,7 +69,7 @@ class CsvLog:
             with suppress(OSError):  # closing flushes what could not be written
                 self.close()
             warnings.warn(
-                f"{self.path} cannot be written ({error.strerror}); training continues without it",
+                f"{self.path} cannot be written ({error.strerror}) and lacks further lines; training is not affected",
                 RuntimeWarning,
                 stacklevel=2,
             )

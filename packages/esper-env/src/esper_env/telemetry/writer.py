@@ -79,7 +79,7 @@ class Writer(QueueListener):
             self._warned = True
             warnings.warn(
                 f"the telemetry sink {type(self.sink).__name__} is switched off: {self.failure}; "
-                "training and the other sinks continue",
+                "training and the other sinks are not affected",
                 RuntimeWarning,
                 stacklevel=stacklevel + 1,
             )
