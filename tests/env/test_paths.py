@@ -30,7 +30,10 @@ def test_home_is_expanded_and_other_paths_stay(home: Path) -> None:
     assert user_path(user_path("~/a")) == home / "a"
 
 
-@pytest.mark.parametrize(("path", "said"), [("a\udcff", "is not UTF-8 text"), ("a\0b", "has a NUL byte")])
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("a\udcff", "is not UTF-8 text"), ("a\0b", "has a NUL byte"), ("", "is ''; expected a path that is not empty")],
+)
 def test_path_that_no_file_could_record_is_rejected(path: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         user_path(path)
@@ -73,4 +76,7 @@ def test_functions_with_paths_reject_other_bytes_before_anything_is_made(
 ) -> None:
     with pytest.raises(ValueError, match="is not UTF-8 text"):
         use(f"{home}/bad\udce9")
+    with pytest.raises(ValueError, match="is ''; expected "):
+        use("")
     assert not home.exists()
+    assert list(Path().iterdir()) == []

@@ -88,6 +88,50 @@ def test_demo_rejects_path_that_is_not_utf8(home, capsys):
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--out", ""],
+        ["train", "--out="],
+        ["train", "--resume", ""],
+        ["train", "--out", "x", "--config", ""],
+        ["train", "--config", "{config}"],
+        ["train", "--out", "x", "--env", "Esper-Text-v0", "--env-settings", "dataset=''"],
+        ["train", "--out", "x", "--env-settings", "data_dir=''"],
+        ["evaluate", "--policy", "wait", "--json", ""],
+        ["evaluate", "--policy", ""],
+        ["evaluate", "--policy", "wait", "--config", ""],
+        ["benchmark", "--policies", "wait", "--out", ""],
+        ["benchmark", "--policies", "", "--out", "x"],
+        ["benchmark", "--policies", "wait", "--config", "{config}"],
+        ["data", "list", "--data-dir", ""],
+        ["data", "fetch", "cifar10", "--data-dir="],
+        ["data", "verify", "--data-dir", ""],
+    ],
+    ids=lambda arguments: "-".join(arguments[:2]),
+)
+def test_empty_path_is_rejected_before_anything_is_made(home, arguments, tmp_path, capsys):
+    config = tmp_path / "c.yaml"
+    config.write_text("out: ''\n")
+    err = bad([argument.format(config=config) for argument in arguments], capsys)
+    assert " is ''; expected " in err
+    assert err.count("\n") == 1
+    assert list(home.iterdir()) == []
+
+
+def test_demo_rejects_an_empty_path(home, capsys):
+    assert demo_main(["--out", ""]) == BAD_INPUT
+    assert text_of(capsys)[1] == "Error: --out is ''; expected a path\n"
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("use", [load_run, resume, lambda path: TrainSettings(out=path), FactoredRecurrentPPO.load])
+def test_python_interface_rejects_an_empty_path(home, use):
+    with pytest.raises(ValueError, match="the path is ''; expected a path that is not empty"):
+        use("")
+    assert list(home.iterdir()) == []
+
+
 @pytest.fixture
 def unplayed(monkeypatch):
     """Fail if an episode is played or a rollout is collected."""

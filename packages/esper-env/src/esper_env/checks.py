@@ -209,7 +209,7 @@ def _fits(value: object, kind: Any, allowed: Any) -> bool:
         texts = get_args(kind)[0] is str
         return isinstance(value, list | tuple) and all(isinstance(entry, str) or not texts for entry in value)
     if kind is Path:
-        return isinstance(value, str | PathLike)
+        return isinstance(value, str | PathLike) and value != ""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return isinstance(value, int | str) and value in [member.value for member in kind]
     origin = get_origin(kind) or kind

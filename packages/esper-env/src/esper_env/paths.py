@@ -16,9 +16,12 @@ def user_path(path: str | PathLike[str]) -> Path:
     Both packages read every path of an argument, a flag and a configuration file with this function.
 
     Raises:
-        ValueError: the path is not UTF-8 or has a NUL byte, so files that record it could not be written.
+        ValueError: the path is empty, or it is not UTF-8 or has a NUL byte, so files that record it could not be
+            written.
     """
     text = fspath(path)
+    if not text:  # pathlib and many programs take it for the current folder
+        raise ValueError("the path is ''; expected a path that is not empty, such as '.' for the current folder")
     if "\0" in text:
         raise ValueError(f"the path {shown(text)} has a NUL byte; expected a path without one: use another name")
     if any("\ud800" <= character <= "\udfff" for character in text):  # surrogates stand for other bytes

@@ -105,7 +105,7 @@ def _as_type(value: Any, kind: Any) -> Any:
         return parse_assignments(value)
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(value)
-    if kind is Path and isinstance(value, str):
+    if kind is Path and isinstance(value, str) and value:  # the path '' would become the current folder
         return Path(value)
     try:
         if kind is float and isinstance(value, int | str) and not isinstance(value, bool):

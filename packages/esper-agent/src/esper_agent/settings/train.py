@@ -83,7 +83,7 @@ def absolute_paths(env_id: str, env_settings: Mapping[str, Any]) -> dict[str, An
     task = TASKS.get(find_id(env_id)) if values.keys() & {"dataset", "data_dir"} else None
     if task is None:
         return values
-    if isinstance(values.get("dataset"), str):
+    if isinstance(values.get("dataset"), str) and values["dataset"]:  # the environment rejects empty ones
         values["dataset"] = absolute_dataset(values["dataset"], DataFamily(task.family))
     if isinstance(values.get("data_dir"), str) and values["data_dir"]:
         values["data_dir"] = str(user_path(absolute_path(values["data_dir"])))

@@ -199,10 +199,13 @@ def data_folder(data_dir: str | None = None) -> Path:
     """Return the folder of the data files.
 
     This is the first that is set of ``data_dir``, ``$ESPER_DATA_DIR``, and ``esper`` in the user's cache folder
-    (``$XDG_CACHE_HOME`` or ``~/.cache``). The others are not searched.
+    (``$XDG_CACHE_HOME`` or ``~/.cache``). The others are not searched. An empty variable counts as not set.
+
+    Raises:
+        ValueError: ``data_dir`` is empty, and as of :func:`esper_env.paths.user_path`.
     """
-    chosen = data_dir or os.environ.get(DATA_DIR_VARIABLE)
-    return user_path(chosen) if chosen else default_folder()
+    chosen = (os.environ.get(DATA_DIR_VARIABLE) or None) if data_dir is None else data_dir
+    return default_folder() if chosen is None else user_path(chosen)
 
 
 def _load_files(source: Source, root: Path, stand_in: StandIn | None) -> Data:
