@@ -12,6 +12,7 @@ import pytest
 import yaml
 from command_line import SMALL, bad, text_of
 from esper_agent.cli.main import BAD_INPUT, FAILED, OK, exit_code, main
+from esper_agent.demo import clear
 from esper_agent.demo import main as demo_main
 from esper_agent.training.checkpoints import checkpoint_paths
 from esper_env.suggestions import esper_command
@@ -223,6 +224,12 @@ def test_demo_rejects_a_folder_of_something_else(toy_id, tmp_path, capsys):
     assert demo_main(["--out", str(tmp_path), "--env", toy_id]) == BAD_INPUT
     assert "is not the folder of a demo" in text_of(capsys)[1]
     assert (tmp_path / "run" / "model.zip").exists()
+
+
+def test_demo_accepts_a_folder_in_which_one_was_killed_at_its_start(tmp_path):
+    (tmp_path / ".demo.4321.yaml").touch()
+    clear(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("wrong", [["--env", "Esper-Nowhere-v0"], ["--episodes", "0"], ["--env-settings", "horzon=3"]])

@@ -15,7 +15,7 @@ from esper_agent.ppo.settings import PPOSettings
 from esper_agent.sb3 import make_sb3_env
 from esper_agent.settings.train import TrainSettings
 from esper_agent.training.callbacks import evaluation_means
-from esper_agent.training.run import train
+from esper_agent.training.run import resume, train
 from esper_agent.training.run_folder import (
     RUN_FILES,
     PolicyByName,
@@ -181,6 +181,48 @@ def test_new_run_that_is_interrupted_leaves_a_folder_that_can_be_used_again(tmp_
     with pytest.raises(KeyboardInterrupt):
         create_run(tmp_path, {"env": "x"}, {})
     new_folder(tmp_path, RUN_FILES)
+
+
+class Killed(BaseException):
+    """Stands for a kill, after which no handler runs."""
+
+
+@pytest.mark.parametrize("name", ["versions.json", "task.json", "config.yaml"])
+def test_creation_of_a_run_that_was_killed_can_be_repeated(settings, tmp_path, monkeypatch, name):
+    def killed(path, text):
+        if path.name == name:
+            path.with_name(f".{path.stem}.4321{path.suffix}").write_text(text[:3])
+            raise Killed
+        path.write_text(text)
+
+    own = replace(settings, out=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("esper_agent.training.run_folder.write_text", killed)
+        patch.setattr("pathlib.Path.unlink", lambda *_arguments, **_more: None)
+        with pytest.raises(Killed):
+            train(own)
+    with pytest.raises(RunError, match=r"interrupted before its settings were saved; start it again with `.*train --o"):
+        resume(own.out)
+    assert train(own).model.num_timesteps == 48
+    assert load_run(own.out).config["seed"] == 3
+    assert [path.name for path in own.out.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", ["versions.json", "task.json"])
+def test_new_run_rejects_a_folder_with_other_files_of_its_names(settings, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RunError, match=f"already holds a file {name}"):
+        train(replace(settings, out=tmp_path))
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_create_run_rejects_a_run_that_another_process_has_made_meanwhile(trained, tmp_path):
+    run = shutil.copytree(trained.folder, tmp_path / "run")
+    (run / "config.yaml").unlink()  # the other files mark it, too
+    before = (run / "task.json").read_bytes()
+    with pytest.raises(RunError, match="already holds a file"):
+        create_run(run, {}, {})
+    assert (run / "task.json").read_bytes() == before
 
 
 def test_full_disk_names_the_file_of_the_model(trained, tmp_path, monkeypatch):

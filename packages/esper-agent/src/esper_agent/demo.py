@@ -32,7 +32,7 @@ from esper_agent.settings.config_file import plain
 from esper_agent.settings.named_values import NamedValues, parse_env_settings
 from esper_agent.settings.train import DEFAULT_TASK, TrainSettings
 from esper_agent.training.run import HELD_OUT_SEED, Trained, train
-from esper_agent.training.run_folder import PolicyByName, RunError
+from esper_agent.training.run_folder import PolicyByName, RunError, is_leftover, remove_leftovers
 from esper_agent.vectors import make_vector
 
 #: Files and the run folder in the demo folder.
@@ -123,8 +123,10 @@ def clear(out: Path) -> None:
     """Remove the results of an earlier demo. Raises ``RunError`` for a folder that no demo made."""
     if not out.exists():
         return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file()):
+    is_empty = out.is_dir() and all(is_leftover(path, [MARKER]) for path in out.iterdir())
+    if not is_empty and not (out / MARKER).is_file():
         raise RunError(f"{out} exists and is not the folder of a demo; give another folder with --out")
+    remove_leftovers(out, [MARKER])
     if (out / RUN).exists():
         shutil.rmtree(out / RUN)
     for name in (*FILES, MARKER):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -73,12 +74,37 @@ def new_folder(folder: Path, names: Sequence[str]) -> None:
         RunError: the folder cannot be written to, or already holds one of the files ``names``. Nothing has changed.
     """
     _check_folder(folder)
+    _refuse(folder, names)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _refuse(folder: Path, names: Sequence[str]) -> None:
+    """Raise ``RunError`` if a folder holds one of the files ``names``, unless a killed ``create_run`` left them."""
+    left = (TASK, VERSIONS) if _was_interrupted(folder) else ()
     for name in names:
-        if (folder / name).exists():
+        if (folder / name).exists() and name not in left:
             ended = "" if name != CONFIG or (folder / MODEL).exists() else " without a model"
             what = f"a run{ended}" if (folder / CONFIG).exists() else f"a file {name}"
             raise RunError(f"{folder} already holds {what}; use another folder, or remove this one")
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _was_interrupted(folder: Path) -> bool:
+    """Return True if a process was killed in ``create_run``: there is its lock, but no file that marks a run."""
+    marks = (name for name in RUN_FILES if name not in (TASK, VERSIONS))
+    return (folder / LOCK).is_file() and not any((folder / name).exists() for name in marks)
+
+
+def is_leftover(path: Path, names: Sequence[str]) -> bool:
+    """Return True if ``path`` is the temporary file of a process that was killed while it wrote one of ``names``."""
+    parts = ((Path(name).stem, Path(name).suffix) for name in names)
+    return any(re.fullmatch(rf"\.{re.escape(stem)}\.\d+{re.escape(suffix)}", path.name) for stem, suffix in parts)
+
+
+def remove_leftovers(folder: Path, names: Sequence[str]) -> None:
+    """Remove temporary files of killed processes; those that cannot be removed stay."""
+    for path in [path for path in folder.iterdir() if is_leftover(path, names)]:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _check_folder(folder: Path) -> None:
@@ -90,7 +116,7 @@ def _check_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the operating system releases when the process ends.
+    """Hold the folder's lock, which the operating system releases when the process ends, and remove leftovers.
 
     Raises:
         RunError: another process, or another training in this one, holds it, or the folder cannot be written to.
@@ -103,11 +129,20 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"{folder / LOCK} cannot be locked: {error.strerror}; remove it or use another folder") from None
     with lock:
+        remove_leftovers(folder, RUN_FILES)
         yield
 
 
 def create_run(folder: Path, config: Mapping[str, Any], task: Mapping[str, Any]) -> None:
-    """Write configuration, task and versions of a new run; all or none of them, unless the process is killed."""
+    """Write versions, task and configuration of a new run, in this order, into a folder that is locked.
+
+    The configuration marks the run. If the process is killed before it is written, ``new_folder`` accepts the folder
+    again.
+
+    Raises:
+        RunError: the folder already holds a run.
+    """
+    _refuse(folder, RUN_FILES)  # again, because the folder was not locked in ``new_folder``
     texts = {
         VERSIONS: json.dumps(package_versions(), indent=2) + "\n",
         TASK: json.dumps(task, indent=2) + "\n",
@@ -117,7 +152,7 @@ def create_run(folder: Path, config: Mapping[str, Any], task: Mapping[str, Any])
         for name, text in texts.items():
             write_text(folder / name, text)
     except BaseException:  # also Ctrl-C, so that a new run can use the folder
-        for name in texts:
+        for name in reversed(texts):
             (folder / name).unlink(missing_ok=True)
         raise
 
@@ -144,6 +179,12 @@ def run_config(path: str | Path) -> tuple[Path, dict[str, Any]]:
     if not folder.exists():
         command = esper_command("train", "--out", str(folder))
         raise RunError(f"there is no run folder {folder}; train one with `{command}`")
+    if _was_interrupted(folder):
+        command = esper_command("train", "--out", str(folder))
+        raise RunError(
+            f"the run in {folder} was interrupted before its settings were saved; start it again with `{command}` and "
+            "its settings"
+        )
     if not (folder / CONFIG).is_file():
         raise RunError(f"{folder} is not a run: it has no {CONFIG}; give the folder that `esper train --out` wrote")
     try:
