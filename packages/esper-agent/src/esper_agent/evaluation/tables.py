@@ -101,6 +101,10 @@ NOTE = (
 )
 
 
+#: Columns before a cell that does not fit beside its heading.
+_INDENT = 4
+
+
 def print_summaries(console: Console, summaries: Sequence[Summary], title: str) -> None:
     """Print the table of policies."""
     print_table(console, summary_table(summaries, title))
@@ -115,17 +119,30 @@ def print_table(console: Console, table: Table) -> None:
     if console.measure(table, options=console.options.update(max_width=1000)).minimum <= console.width:
         console.print(table)
         return
-    say = partial(console.print, soft_wrap=True, highlight=False)
+    say = partial(console.print, highlight=False)
     if table.title:
         say(table.title)
     others = table.columns[1:]
     for name, *cells in zip(*(column.cells for column in table.columns), strict=True):
-        say(Text.from_markup(f"\n{name}", style="bold"))
+        say(Text.from_markup(f"\n{name}", style="bold"), soft_wrap=True)
         for column, cell in zip(others, cells, strict=True):
             if cell:
-                say(f"  {' '.join(str(column.header).split()):26} {cell}")
+                _print_cell(console, " ".join(str(column.header).split()), str(cell), wraps=not column.no_wrap)
     if table.caption:
         say(f"\n{table.caption}", style="dim italic")
+
+
+def _print_cell(console: Console, heading: str, cell: str, wraps: bool) -> None:
+    """Print a heading and its cell in one line or, if the console is too narrow, the cell in lines below."""
+    line = Text.from_markup(f"  {heading:26} {cell}")
+    if line.cell_len <= console.width:
+        console.print(line, highlight=False)
+        return
+    console.print(f"  {heading}", highlight=False, soft_wrap=True)
+    text = Text.from_markup(cell)
+    lines = text.wrap(console, max(console.width - _INDENT, 1)) if wraps else [text]
+    for part in lines:
+        console.print(Text(" " * _INDENT) + part, highlight=False, soft_wrap=True)
 
 
 def _cells(summary: Summary) -> dict[str, str]:
