@@ -129,6 +129,22 @@ def test_help_shows_no_empty_default(command, capsys):
     assert "default: )" not in text_of(capsys)[0]
 
 
+@pytest.mark.parametrize("width", [40, 60])
+@pytest.mark.parametrize("command", [[], ["train"], ["benchmark"], ["data", "fetch"], ["train", "--resume", "x"]])
+def test_help_is_as_wide_as_the_terminal(command, width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main([*command, "--help"]) == OK
+    lines = text_of(capsys)[0].splitlines()
+    assert max(map(len, lines)) == width
+    assert lines[0].startswith("usage: esper")
+
+
+def test_help_of_the_demo_is_as_wide_as_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert demo_main(["--help"]) == OK
+    assert max(map(len, text_of(capsys)[0].splitlines())) == 40
+
+
 def test_help_of_train_describes_how_to_resume(capsys):
     assert main(["train", "--help"]) == OK
     assert "--resume RUN" in text_of(capsys)[0]

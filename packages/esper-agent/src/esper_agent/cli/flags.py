@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -17,6 +22,40 @@ from esper_env.suggestions import closest, shown
 from esper_env.tasks import TASK_KWARGS
 
 from esper_agent.settings.named_values import ConfigError, NamedValues, parse_assignments
+
+#: Codes of styles on a terminal.
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def parse_flags(kind: Any, arguments: Sequence[str], **options: Any) -> tuple[Any, list[str]]:
+    """Return what ``tyro.cli`` makes of the arguments with its ``options``, and the arguments that are not known.
+
+    The description and the usage of ``--help`` are as wide as the rest: ``$COLUMNS``, or the terminal.
+
+    Raises:
+        SystemExit: tyro has printed the help, or an error about the flags.
+    """
+    help_text: Any = _WrappedStream(sys.stdout)
+    with redirect_stdout(help_text):
+        return tyro.cli(kind, args=list(arguments), return_unknown_args=True, **options)
+
+
+class _WrappedStream:
+    """A text stream that wraps lines at spaces. Other attributes are the stream's own."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._width = stream, shutil.get_terminal_size().columns
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        self._stream.write("\n".join(map(self._wrapped, text.split("\n"))))
+
+    def _wrapped(self, line: str) -> str:
+        if len(_STYLE.sub("", line)) <= self._width:
+            return line
+        return textwrap.fill(line, self._width, break_long_words=False, break_on_hyphens=False)
 
 
 def show_ranges(kind: type) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import warnings
@@ -20,8 +19,9 @@ from esper_env.data import ORIGINALS
 from esper_env.suggestions import did_you_mean, esper_command, shell_command, shown
 from rich.console import Console
 
+from esper_agent.cli.console import new_console
 from esper_agent.cli.data import DATA_COMMANDS, FETCH, DataSettings, run_data
-from esper_agent.cli.flags import check_flags, check_required, defaults, show_ranges, unknown_argument
+from esper_agent.cli.flags import check_flags, check_required, defaults, parse_flags, show_ranges, unknown_argument
 from esper_agent.cli.info import InfoSettings, run_info
 from esper_agent.cli.play import BenchmarkSettings, EvaluateSettings, run_benchmark, run_evaluate
 from esper_agent.cli.progress import training_progress
@@ -77,13 +77,14 @@ class ResumeSettings:
 def run_train(settings: TrainSettings, console: Console) -> int:
     """Train, print a report, and return the exit code."""
     bar, watchers = training_progress(console, settings.progress)
-    return _summarise(train(replace(settings, progress=bar), watchers, [ConsoleSink(Console(stderr=True))]), console)
+    sinks = [ConsoleSink(new_console(stderr=True))]
+    return _summarise(train(replace(settings, progress=bar), watchers, sinks), console)
 
 
 def run_resume(settings: ResumeSettings, console: Console) -> int:
     """Resume a run, print a report, and return the exit code."""
     bar, watchers = training_progress(console, settings.progress)
-    sinks = [ConsoleSink(Console(stderr=True))]
+    sinks = [ConsoleSink(new_console(stderr=True))]
     return _summarise(resume(settings.resume, bar, settings.device, watchers, sinks), console)
 
 
@@ -156,12 +157,10 @@ def _report(text: str) -> None:
 
 
 def _exit_code(run: Callable[[Console], int]) -> int:
-    # Tables in a file or a log are not cut to the default of 80 columns.
-    own_width = sys.stdout.isatty() or "COLUMNS" in os.environ
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_place, **_more: _report(f"Warning: {message}")
-            return run(Console(width=None if own_width else 110))
+            return run(new_console())
     except SystemExit as leaving:  # tyro has printed the help or an error
         return leaving.code if isinstance(leaving.code, int) else OK
     except KeyboardInterrupt as interrupt:
@@ -213,13 +212,8 @@ def parse(arguments: list[str]) -> Any:
                 check_required(arguments[1:], default, f"esper {name}")
         subcommands.append(Annotated[kind, tyro.conf.subcommand(name, default=default)])
     command: Any = Union[tuple(subcommands)]  # noqa: UP007
-    settings, foreign = tyro.cli(
-        command,
-        prog="esper",
-        description=DESCRIPTION.replace("`esper ", f"`{esper_command()} "),
-        args=arguments,
-        return_unknown_args=True,
-    )
+    description = DESCRIPTION.replace("`esper ", f"`{esper_command()} ")
+    settings, foreign = parse_flags(command, arguments, prog="esper", description=description)
     if foreign:
         words = arguments[: 2 if arguments[0] == "data" else 1]
         command = " ".join(["esper", *(word for word in words if not word.startswith("-"))])

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import tyro
 from esper_env.persistence import check_writable, write_text
 from rich.console import Console
 
-from esper_agent.cli.flags import check_flags, check_required, defaults, show_ranges, unknown_argument
+from esper_agent.cli.flags import check_flags, check_required, defaults, parse_flags, show_ranges, unknown_argument
 from esper_agent.cli.main import exit_code
 from esper_agent.settings.config_file import ConfigError, expand_paths
 from esper_agent.training.run_folder import package_versions
@@ -48,9 +47,7 @@ def run_script(
         default, name = defaults(kind), prog or Path(sys.argv[0]).name
         check_flags(flags, default)
         check_required(flags, default, name)
-        settings, foreign = tyro.cli(
-            kind, prog=prog, description=description, args=flags, default=default, return_unknown_args=True
-        )
+        settings, foreign = parse_flags(kind, flags, prog=prog, description=description, default=default)
         if foreign:
             raise ConfigError(unknown_argument(foreign, name, settings))
         expand_paths(settings)
