@@ -8,6 +8,7 @@ import os
 import pytest
 from command_line import SMALL, bad, text_of
 from esper_agent.cli.main import FAILED, OK, main
+from esper_agent.training.run_folder import package_versions
 
 
 def test_evaluate_prints_and_writes_the_same_numbers(run_folder, toy_id, tmp_path, capsys):
@@ -24,6 +25,53 @@ def test_evaluate_prints_and_writes_the_same_numbers(run_folder, toy_id, tmp_pat
     assert main([*arguments[:-4], "--episodes", "1", "--seed", "7"]) == OK
     out, _ = text_of(capsys)
     assert "on toy, episode with seed 7" in out
+
+
+def test_evaluate_writes_what_the_results_depend_on(toy_id, tmp_path, capsys):
+    run, file = tmp_path / "r", tmp_path / "e.json"
+    assert main(["train", "--env", toy_id, "--out", str(run), *SMALL, "--env-settings", "horizon=5"]) == OK
+    for flags in (["--deterministic"], []):
+        given = ["--episodes", "2", "--seed", "7", "--num-envs", "1", "--env-settings", "max_episode_steps=3", *flags]
+        assert main(["evaluate", "--policy", str(run), *given, "--json", str(file)]) == OK
+        content = json.loads(file.read_text())
+        assert content["settings"] == {
+            "policy": str(run),
+            "env": toy_id,
+            "env_settings": {"horizon": 5, "max_episode_steps": 3},
+            "episodes": 2,
+            "seed": 7,
+            "num_envs": 1,
+            "deterministic": flags != [],
+            "device": "auto",
+        }
+        assert content["versions"] == package_versions()
+    text_of(capsys)
+
+
+def test_benchmark_writes_what_the_results_depend_on(toy_id, tmp_path, capsys):
+    settings = ["--env-settings", "horizon=2", "--seed", "7", "--episodes", "1"]
+    benchmark = ["benchmark", "--policies", "wait", "--env", toy_id, *settings, "--out", str(tmp_path / "b")]
+    assert main(benchmark) == OK
+    content = json.loads((tmp_path / "b" / "settings.json").read_text())
+    assert content["versions"] == package_versions()
+    expected = {"policies": ["wait"], "env": toy_id, "env_settings": {"horizon": 2}, "seed": 7, "deterministic": False}
+    assert content["settings"] == expected | {"num_envs": 10, "episodes": 1, "device": "auto"}
+    assert str(tmp_path / "b" / "settings.json") in text_of(capsys)[0]
+    (tmp_path / "b" / "episodes.csv").unlink()
+    (tmp_path / "b" / "summary.csv").unlink()
+    assert "already holds a file settings.json" in bad(benchmark, capsys)
+
+
+def test_evaluate_writes_json_and_nothing_else_to_standard_output(run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evaluate = ["evaluate", "--policy", str(run_folder), "--episodes", "2", "--deterministic", "--json"]
+    assert main([*evaluate, "e.json"]) == OK
+    printed, _ = text_of(capsys)
+    assert main([*evaluate, "-"]) == OK
+    out, err = text_of(capsys)
+    assert json.loads(out) == json.loads((tmp_path / "e.json").read_text())
+    assert printed == f"{err}Written to e.json\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["e.json"]
 
 
 def test_benchmark_plays_the_same_episodes(run_folder, toy_id, tmp_path, capsys):

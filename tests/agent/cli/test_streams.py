@@ -76,7 +76,7 @@ def test_results_are_complete_if_the_reader_of_the_output_has_ended(toy_id, run_
     assert main(["evaluate", "--policy", str(run_folder), "--episodes", "2", "--json", str(file)]) == OK
     assert len(json.loads(file.read_text())["episodes"]) == 2
     assert main(["benchmark", "--policies", str(run_folder), "--episodes", "2", "--out", str(folder)]) == OK
-    assert {path.name for path in folder.iterdir()} == {"episodes.csv", "summary.csv"}
+    assert {path.name for path in folder.iterdir()} == {"episodes.csv", "summary.csv", "settings.json"}
     assert main(["train", "--env", toy_id, "--out", str(tmp_path / "r"), *SMALL[:-1]]) == OK
     assert (tmp_path / "r" / "model.zip").exists()
     assert main(["info"]) == main(["--help"]) == OK

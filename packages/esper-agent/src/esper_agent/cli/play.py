@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,17 +19,22 @@ from esper_env.persistence import check_writable, write_text
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
+from esper_agent.cli.console import new_console
 from esper_agent.cli.progress import episode_progress, say
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.tables import print_summaries, summarise, summarise_all
 from esper_agent.policies.baselines import POLICIES
+from esper_agent.settings.config_file import plain
 from esper_agent.settings.named_values import ConfigError, NamedValues, parse_env_settings
 from esper_agent.settings.train import DEFAULT_TASK
 from esper_agent.training.run import HELD_OUT_SEED
-from esper_agent.training.run_folder import CONFIG, PolicyByName, common_task, new_folder
+from esper_agent.training.run_folder import CONFIG, PolicyByName, common_task, new_folder, package_versions
 from esper_agent.vectors import check_growth, find_id, make_vector
 
 BENCHMARK_FILES = ("episodes.csv", "summary.csv")
+SETTINGS = "settings.json"
+#: Value of ``--json`` that stands for standard output.
+STANDARD_OUTPUT = Path("-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +72,8 @@ class EvaluateSettings(PlaySettings):
     episodes: Annotated[int, POSITIVE] = 20
     """Episodes to play."""
     json: Annotated[Path | None, tyro.conf.DisallowNone] = None
-    """Also write the summary and every episode to this file."""
+    """Also write settings, versions, the summary and every episode to this file, which is replaced if it exists. With -
+    they go to standard output, and everything else to standard error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +84,8 @@ class BenchmarkSettings(PlaySettings):
     """Run folders and names: heuristic, random, wait, conv_light, conv_heavy, attention, mlp.
     The others are compared with the first."""
     out: Path
-    """Folder for episodes.csv (one line per episode) and summary.csv (one line per policy); it must hold neither."""
+    """Folder for episodes.csv (one line per episode), summary.csv (one line per policy) and settings.json; it must hold
+    none of them."""
     episodes: Annotated[int, POSITIVE] = 50
     """Episodes of each policy, the same for all."""
 
@@ -86,7 +94,9 @@ def run_evaluate(settings: EvaluateSettings, console: Console) -> int:
     """Play the policy, write and print the results, and return the exit code."""
     check(settings)
     resolve_device(settings.device)
-    if settings.json is not None:
+    if settings.json == STANDARD_OUTPUT:
+        console = new_console(stderr=True)
+    elif settings.json is not None:
         check_writable(settings.json)
     env_id = settings.env or common_task([settings.policy]) or DEFAULT_TASK
     policy = PolicyByName(settings.policy, env_id, settings.seed, settings.device)
@@ -102,11 +112,14 @@ def run_evaluate(settings: EvaluateSettings, console: Console) -> int:
     _print_notes([policy], console)
     records = _play(policy, env_id, settings, env_kwargs, console)
     summary = summarise(records)
-    if settings.json is not None:
-        content = {"summary": summary.row(), "episodes": [record.row() for record in records]}
-        write_text(settings.json, json.dumps(content, indent=2) + "\n")
+    content = _origin(settings, env_id, env_kwargs)
+    content |= {"summary": summary.row(), "episodes": [record.row() for record in records]}
+    if settings.json == STANDARD_OUTPUT:
+        sys.stdout.write(_json(content))
+    elif settings.json is not None:
+        write_text(settings.json, _json(content))
     print_summaries(console, [summary], _title(env_id, records))
-    if settings.json is not None:
+    if settings.json not in (None, STANDARD_OUTPUT):
         say(console, f"Written to {settings.json}")
     return 0
 
@@ -123,7 +136,7 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
     # Every policy is made and tried before the first episode is played.
     policies = {name: PolicyByName(name, env_id, settings.seed, settings.device) for name in settings.policies}
     _try_policies(list(policies.values()), env_id, env_kwargs)
-    new_folder(settings.out, (CONFIG, *BENCHMARK_FILES))
+    new_folder(settings.out, (CONFIG, *BENCHMARK_FILES, SETTINGS))
     _print_task(settings.env, list(policies.values()), env_id, console)
     _print_notes(list(policies.values()), console)
     results = {name: _play(policy, env_id, settings, env_kwargs, console) for name, policy in policies.items()}
@@ -133,9 +146,24 @@ def run_benchmark(settings: BenchmarkSettings, console: Console) -> int:
     raw, summary = (settings.out / name for name in BENCHMARK_FILES)
     write_csv(everything, raw)
     write_csv(summaries, summary)
+    write_text(settings.out / SETTINGS, _json(_origin(settings, env_id, env_kwargs)))
     print_summaries(console, summaries, _title(env_id, everything))
-    say(console, f"Written to {raw} and {summary}")
+    say(console, f"Written to {raw}, {summary} and {settings.out / SETTINGS}")
     return 0
+
+
+def _origin(
+    settings: EvaluateSettings | BenchmarkSettings, env_id: str, env_kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings and versions that the results depend on; the environment's settings include those of the run."""
+    own = plain(replace(settings, env=env_id, env_settings=env_kwargs))
+    for name in ("config", "json", "out", "progress"):  # which change no result
+        own.pop(name, None)
+    return {"settings": own, "versions": package_versions()}
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
 
 
 def _try_policies(policies: Sequence[PolicyByName], env_id: str, env_kwargs: Mapping[str, Any]) -> None:
