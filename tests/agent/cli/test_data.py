@@ -58,7 +58,8 @@ def test_list_prints_datasets_and_the_data_folder(root, capsys):
     assert "2.3 GB" in out
     assert "30.9 MB" in out
     assert "your own text" in out
-    assert f"The data folder is {root}; `{esper_command('data', 'fetch', 'NAME')}` fetches into it." in out
+    command = esper_command("data", "fetch", "NAME", "--data-dir", str(root))
+    assert f"The data folder is {root}; `{command}` fetches into it." in out
     assert "needs no files" in out
     assert not root.exists()
 
@@ -69,6 +70,18 @@ def test_list_of_a_named_folder_prints_the_command_for_it(tmp_path, capsys):
     command = esper_command("data", "fetch", "NAME", "--data-dir", str(other))
     assert command.endswith(f"--data-dir '{other}'")
     assert f"is {other}; `{command}` fetches into it." in words(capsys)
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("named", [True, False])
+def test_commands_name_no_folder_if_it_is_the_default(tmp_path, monkeypatch, capsys, named):
+    monkeypatch.delenv("ESPER_DATA_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = ["--data-dir", str(tmp_path / "cache" / "esper")] if named else []
+    assert main(["data", "list", *place]) == OK
+    assert f"`{esper_command('data', 'fetch', 'NAME')}` fetches into it." in words(capsys)
+    assert main(["data", "fetch", "cifar10", *place]) == OK
+    assert words(capsys).endswith("use it --env-settings dataset=cifar10")
 
 
 @pytest.mark.parametrize("command", [["data", "list"], ["info"]])
@@ -92,7 +105,7 @@ def test_fetch_prints_the_folder_and_reports_present_data(root, server, capsys):
     out = words(capsys)
     assert f"CIFAR-10 is in {root / FOLDER} checked sizes and SHA-256 are the original's" in out
     assert "cite Krizhevsky (2009)" in out
-    assert out.endswith("use it --env-settings dataset=cifar10")
+    assert out.endswith(f"use it --env-settings dataset=cifar10 data_dir={root}")
     assert (root / FOLDER / "test_batch.bin").exists()
     assert main(["data", "fetch", "cifar10"]) == OK
     assert f"CIFAR-10 is already in {root / FOLDER} checked sizes and SHA-256 as fetched" in words(capsys)

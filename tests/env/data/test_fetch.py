@@ -165,7 +165,8 @@ def test_fetch_checks_the_free_space_for_missing_files(
     needed = len(server.archive) - present + sum(map(len, cifar.values()))
     free = SimpleNamespace(free=needed - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: free)
-    with pytest.raises(FetchError, match=f"has {needed - 1:,} bytes free but CIFAR-10 needs {needed:,}"):
+    remedy = "free some space, or name another folder in data_dir or the environment variable ESPER_DATA_DIR"
+    with pytest.raises(FetchError, match=f"has {needed - 1:,} bytes free but CIFAR-10 needs {needed:,}; {remedy}"):
         fetch_dataset("cifar10", root)
     assert server.requests == []
     free.free = needed

@@ -21,6 +21,7 @@ from esper_env.data import (
     FetchProgress,
     FetchStage,
     Watcher,
+    data_dir_option,
     data_folder,
     fetch_dataset,
     find_source,
@@ -117,8 +118,7 @@ def run_list(root: Path, console: Console) -> int:
         table.add_row(name, built_in.description, _tasks(name), "nothing", escape(places[name]))
     table.add_row("a path", "your own text: a UTF-8 file, or a folder of *.txt and *.md", _tasks("grammar"), "nothing")
     print_table(console, table)
-    place = () if root == data_folder() else ("--data-dir", str(root))
-    command = esper_command("data", "fetch", "NAME", *place)
+    command = esper_command("data", "fetch", "NAME", *data_dir_option(root))
     _print(console, f"The data folder is {root}; `{command}` fetches into it.")
     return 0
 
@@ -155,7 +155,7 @@ def run_fetch(settings: FetchSettings, root: Path, console: Console) -> int:
         kept = f"the bytes that have arrived stay in {root}: run the same command again to resume"
         interrupt.args = (f"Interrupted; {kept}",)
         raise
-    place = [f"data_dir={root}"] if settings.data_dir else []
+    place = [f"data_dir={root}"] if data_dir_option(root) else []
     _print(
         console,
         f"{source.title} is {'already ' if outcome.already_there else ''}in {outcome.folder}",

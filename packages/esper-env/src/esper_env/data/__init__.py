@@ -2,7 +2,6 @@
 
 from esper_env.data.catalog import (
     BUILT_IN,
-    DATA_DIR_VARIABLE,
     DATASETS,
     TEXT_FAMILIES,
     DataFamily,
@@ -14,7 +13,7 @@ from esper_env.data.catalog import (
 )
 from esper_env.data.fetch import fetch_dataset
 from esper_env.data.images import ImageData
-from esper_env.data.originals import ORIGINALS, MissingDataError
+from esper_env.data.originals import DATA_DIR_VARIABLE, ORIGINALS, MissingDataError, data_dir_option
 from esper_env.data.progress import FetchProgress, FetchStage, Watcher
 from esper_env.data.text import TextData
 from esper_env.data.verify import DatasetState, find_source, verify_dataset
@@ -36,6 +35,7 @@ __all__ = [
     "Watcher",
     "absolute_dataset",
     "absolute_path",
+    "data_dir_option",
     "data_folder",
     "fetch_dataset",
     "find_source",

@@ -16,15 +16,20 @@ from esper_env.data.digits import load_digits
 from esper_env.data.fashion import load_fashion_mnist
 from esper_env.data.grammar import generate_text
 from esper_env.data.images import ImageData
-from esper_env.data.originals import ORIGINALS, DamagedDataError, MissingDataError, Source, default_folder
+from esper_env.data.originals import (
+    DATA_DIR_VARIABLE,
+    ORIGINALS,
+    DamagedDataError,
+    MissingDataError,
+    Source,
+    default_folder,
+)
 from esper_env.data.own_text import TextFile, check_context, find_text, load_text
 from esper_env.data.procedural import generate_procedural
 from esper_env.data.text import TextData
 from esper_env.data.tinystories import load_tinystories
 from esper_env.paths import user_path
 from esper_env.suggestions import did_you_mean, shown
-
-DATA_DIR_VARIABLE = "ESPER_DATA_DIR"
 
 Data = ImageData | TextData
 

@@ -13,7 +13,7 @@ import filelock
 
 from esper_env.data.catalog import LOADERS
 from esper_env.data.download import bytes_missing, check_url, obtain
-from esper_env.data.originals import FetchError, Source
+from esper_env.data.originals import DATA_DIR_PLACES, FetchError, Source
 from esper_env.data.progress import FetchProgress, FetchStage, Watcher, unwatched
 from esper_env.data.verify import MANIFEST, DatasetState, find_source, verify_dataset, write_manifest
 from esper_env.paths import user_path
@@ -118,8 +118,8 @@ def _prepare(source: Source, root: Path, ready: Path, urls: list[str], watch: Wa
     needed = unpacked + sum(bytes_missing(file, place) for file in downloads)
     if (free := shutil.disk_usage(root).free) < needed:
         raise FetchError(
-            f"{root} has {free:,} bytes free but {source.title} needs {needed:,}; free some space, or choose another "
-            "folder (--data-dir)"
+            f"{root} has {free:,} bytes free but {source.title} needs {needed:,}; free some space, or name another "
+            f"folder in {DATA_DIR_PLACES}"
         )
     for file, url in zip(downloads, urls, strict=False):
         try:

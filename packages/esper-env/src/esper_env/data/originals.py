@@ -55,9 +55,22 @@ class DataFile:
         return path.stat().st_size == self.size and pooch.file_hash(str(path)) == self.sha256
 
 
+DATA_DIR_VARIABLE = "ESPER_DATA_DIR"
+#: Where users name the data folder.
+DATA_DIR_PLACES = f"data_dir or the environment variable {DATA_DIR_VARIABLE}"
+
+
 def default_folder() -> Path:
     """Return the data folder in the user's cache."""
     return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "esper"
+
+
+def data_dir_option(root: Path) -> tuple[str, ...]:
+    """Return the option that names a data folder in a command; empty for the default folder.
+
+    A folder that the environment variable names has the option, too, so the command works where it is not set.
+    """
+    return () if root == default_folder() else ("--data-dir", str(root))
 
 
 @dataclass(frozen=True)
@@ -114,7 +127,7 @@ class Source:
         unpack = "unpack it" if self.archive else f"put them into a folder {self.folder}"
         return (
             f"with esper-agent installed, `{self.fetch_command(root)}`; or download {self.originals}, {unpack} and "
-            f"name the folder that holds {self.folder} in data_dir or in the environment variable ESPER_DATA_DIR"
+            f"name the folder that holds {self.folder} in {DATA_DIR_PLACES}"
         )
 
     def repair(self, folder: Path, root: Path) -> str:
@@ -127,9 +140,8 @@ class Source:
         return f"{', '.join(file.name for file in self.downloads)}{self.version} from {self.homepage}"
 
     def fetch_command(self, root: Path) -> str:
-        """Return the command that fetches the dataset into ``root``, which is named unless it is the default."""
-        place = () if root == default_folder() else ("--data-dir", str(root))
-        return esper_command("data", "fetch", self.name, *place)
+        """Return the command that fetches the dataset into ``root``."""
+        return esper_command("data", "fetch", self.name, *data_dir_option(root))
 
 
 _TORONTO = "https://www.cs.toronto.edu/~kriz/"
