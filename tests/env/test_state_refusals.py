@@ -5,11 +5,11 @@ import copy
 import numpy as np
 import pytest
 from esper_env.rules.stages import Stage
-from esper_env.tasks.identity import FORMAT
+from esper_env.tasks.identity import LAYOUT
 from stepping import begun, changed, drive, leaves, new_env, plan_for
 
 #: Reasons for which a tree of another form is rejected.
-MISFIT = "expected|lacks|unknown keys|in the state|not the state|format|identity|sum to|impossible"
+MISFIT = "expected|lacks|unknown keys|in the state|not the state|layout|identity|sum to|impossible"
 #: Reasons for which values are rejected.
 IMPOSSIBLE_VALUE = "expected|impossible|blueprint|negative|sum to|not the state of a generator"
 
@@ -58,11 +58,11 @@ def test_set_state_rejects_other_objects(make, state):
         make().set_state(state)
 
 
-def test_set_state_rejects_another_format(make):
+def test_set_state_rejects_another_layout(make):
     env = make()
-    for other in (FORMAT - 1, FORMAT + 1):
-        with pytest.raises(ValueError, match=f"format {other}; this version of esper-env reads format {FORMAT}"):
-            env.set_state(changed(env.get_state(), ("format",), lambda _, other=other: other))
+    for other in (LAYOUT - 1, LAYOUT + 1):
+        with pytest.raises(ValueError, match=f"layout {other}; this version of esper-env reads layout {LAYOUT}"):
+            env.set_state(changed(env.get_state(), ("layout",), lambda _, other=other: other))
 
 
 @pytest.fixture(scope="module")

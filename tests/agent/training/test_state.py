@@ -141,7 +141,7 @@ def test_state_keeps_pending_logger_values(learner, tmp_path):
 
 
 WRONG = {
-    "layout": (lambda tree: tree.update(layout=LAYOUT + 1), "layout 5; this version of .* reads layout 4"),
+    "layout": (lambda tree: tree.update(layout=LAYOUT + 1), f"layout {LAYOUT + 1}; .* reads layout {LAYOUT}"),
     "a part too few": (lambda tree: tree.pop("generators"), r"lacks \['generators'\]"),
     "a part too many": (lambda tree: tree.update(x={}), r"has the unknown keys \['x'\]"),
     "a weight": (

@@ -29,7 +29,7 @@ from esper_env.rules.masks import MaskArray, sample_valid_actions
 from esper_env.rules.observation import BOUND, feature_count
 from esper_env.suggestions import did_you_mean, shown
 from esper_env.tasks import TASK_KWARGS, TASKS, TaskConfig, make_task, task_dict
-from esper_env.tasks.identity import FORMAT, KIND, check_origin, task_identity
+from esper_env.tasks.identity import KIND, LAYOUT, check_origin, task_identity
 from esper_env.telemetry import Telemetry
 from esper_env.telemetry.memory import available_mib
 from esper_env.threads import undisturbed
@@ -194,7 +194,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
         Raises:
             ValueError: a generator in ``np_random`` is not PCG64.
         """
-        return {"format": FORMAT, "identity": self._identity(), **get_states(self._parts())}
+        return {"layout": LAYOUT, "identity": self._identity(), **get_states(self._parts())}
 
     @undisturbed
     def set_state(self, state: Tree) -> None:
@@ -315,7 +315,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
     def __getstate__(self) -> dict[str, Any]:
         """Return the content of a copy: the settings of the task, the state of the networks, and all attributes."""
         settings = {name: value for name, value in task_dict(self.task).items() if name in TASK_KWARGS}
-        networks = {"format": FORMAT, "identity": self._identity(), **get_states(self._growth.parts())}
+        networks = {"layout": LAYOUT, "identity": self._identity(), **get_states(self._growth.parts())}
         plain = {name: value for name, value in vars(self).items() if name != "_sites"}  # blueprints may be lambdas
         return {**plain, "task": (self.task.env_id, settings), "_growth": networks}
 

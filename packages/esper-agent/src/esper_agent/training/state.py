@@ -36,8 +36,8 @@ from esper_agent.training.learner_state import learner_parts
 
 #: Kind of the checkpoints of a run.
 KIND = "esper training"
-#: Version of the tree. Other versions cannot be restored.
-LAYOUT = 4
+#: Version of the tree, which includes the state of the environment. Other versions cannot be restored.
+LAYOUT = 5
 
 
 def training_state(model: FactoredRecurrentPPO, callbacks: Sequence[BaseCallback] = ()) -> Tree:

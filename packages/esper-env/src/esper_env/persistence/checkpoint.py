@@ -24,7 +24,7 @@ from esper_env.paths import user_path
 from esper_env.persistence import atomic
 from esper_env.persistence.tree import Tree, join_tree, split_tree
 
-#: Version of the file's layout. Other versions cannot be read.
+#: Version of the file. Other versions cannot be read. The tree in it may have a version of its own, its ``layout``.
 FORMAT = 3
 _ENTRY = "esper"
 _PACKAGES = ("esper-env", "numpy", "torch")

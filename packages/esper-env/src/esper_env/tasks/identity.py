@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 from esper_env.persistence.tree import Tree
+from esper_env.suggestions import shown
 from esper_env.tasks.config import TaskConfig, task_dict
 
-#: Version of the layout of a state. Other versions cannot be loaded.
-FORMAT = 5
+#: Version of the tree of a state. Other versions cannot be loaded. ``persistence`` has the format of the file.
+LAYOUT = 6
 #: Kind of the checkpoints that hold a state.
 KIND = "esper environment"
 #: Settings of a task that decide where and how fast it runs, not what it computes. The data are compared by digest.
@@ -22,16 +23,16 @@ def task_identity(task: TaskConfig) -> Tree:
 
 
 def check_origin(state: Tree, identity: Tree) -> Tree:
-    """Return the content of a state without its format and identity.
+    """Return the content of a state without its layout and identity.
 
     Raises:
-        ValueError: ``state`` is not a state, has another format, or comes from an environment of another identity.
+        ValueError: ``state`` is not a state, has another layout, or comes from an environment of another identity.
     """
     if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
         raise ValueError("this is not the state of an environment; expected a tree from get_state")
-    if type(state.get("format")) is not int or state["format"] != FORMAT:
+    if type(state.get("layout")) is not int or state["layout"] != LAYOUT:
         raise ValueError(
-            f"the state has format {state.get('format')!r}; this version of esper-env reads format {FORMAT}. "
+            f"the state has layout {shown(state.get('layout'))}; this version of esper-env reads layout {LAYOUT}. "
             "Load it with the version that saved it"
         )
     found = state["identity"]
@@ -48,7 +49,7 @@ def check_origin(state: Tree, identity: Tree) -> Tree:
             f"the state was saved {what}in another environment: {listed}. Make the environment with the state's "
             "values, or load a state saved in an environment like this one"
         )
-    return {name: part for name, part in state.items() if name not in ("format", "identity")}
+    return {name: part for name, part in state.items() if name not in ("layout", "identity")}
 
 
 def _text(value: Any) -> str:
