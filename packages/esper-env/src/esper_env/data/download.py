@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPSHandler, OpenerDirector, Request, build_opener
 
 import certifi
-import pooch
 
 from esper_env.data.originals import DataFile, FetchError
 from esper_env.data.progress import FetchProgress, FetchStage, Watcher
@@ -28,8 +27,6 @@ TEMPORARY = (408, 416, 425, 429, 500, 502, 503, 504)
 CHUNK = 2**16
 #: Seconds without a byte after which a connection counts as broken.
 TIMEOUT = 30.0
-
-pooch.get_logger().setLevel(logging.WARNING)  # `FetchProgress` reports what happens
 
 
 def check_url(url: str) -> None:
@@ -55,6 +52,9 @@ def obtain(file: DataFile, url: str, folder: Path, watch: Watcher) -> None:
         FetchError: if the server cannot be reached, refuses, or has a different file.
         OSError: if the file cannot be written.
     """
+    import pooch  # slow, and needed only here
+
+    pooch.get_logger().setLevel(logging.WARNING)  # `watch` reports what happens
     target, part = folder / file.name, folder / (file.name + PART)
 
     def again(url: str, output: str, _pooch: object) -> None:

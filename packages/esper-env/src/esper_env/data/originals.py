@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pooch
 
 from esper_env.paths import user_path
 from esper_env.suggestions import esper_command
@@ -52,7 +51,13 @@ class DataFile:
 
     def is_original(self, path: Path) -> bool:
         """Return True if the file at ``path`` is the one to download."""
-        return path.stat().st_size == self.size and pooch.file_hash(str(path)) == self.sha256
+        return path.stat().st_size == self.size and sha256_of(path) == self.sha256
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 DATA_DIR_VARIABLE = "ESPER_DATA_DIR"

@@ -9,10 +9,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
-import pooch
-
 from esper_env.data.catalog import BUILT_IN, LOADERS, OTHER_NAMES
-from esper_env.data.originals import ORIGINALS, Source
+from esper_env.data.originals import ORIGINALS, Source, sha256_of
 from esper_env.data.progress import FetchProgress, FetchStage, Watcher, unwatched
 from esper_env.paths import user_path
 from esper_env.persistence import atomic
@@ -87,7 +85,7 @@ def write_manifest(folder: Path, source: Source, origins: Sequence[str]) -> None
             for origin, file in zip(origins, source.downloads, strict=True)
         ],
         "files": [
-            {"name": file.name, "size": file.size, "sha256": file.sha256 or pooch.file_hash(str(folder / file.name))}
+            {"name": file.name, "size": file.size, "sha256": file.sha256 or sha256_of(folder / file.name)}
             for file in sorted(source.files, key=lambda file: file.name)
         ],
     }
@@ -110,7 +108,7 @@ def _compare_with_manifest(folder: Path, source: Source, watch: Watcher) -> str:
         watch(FetchProgress(FetchStage.CHECK, name))
         if not (folder / name).is_file():
             changes.append(f"{name} is missing")
-        elif pooch.file_hash(str(folder / name)) != sha256:
+        elif sha256_of(folder / name) != sha256:
             changes.append(f"{name} differs from the fetched file (SHA-256)")
     return "; ".join(changes)
 
