@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -45,3 +47,24 @@ def test_load_digits_names_the_extra_without_scikit_learn(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ImportError, match=r"pip install 'esper-env\[digits\]'"):
         load_digits()
+
+
+def test_load_digits_does_not_import_scikit_learn() -> None:
+    code = (
+        "import sys\n"
+        "from esper_env.data.digits import load_digits\n"
+        "print(load_digits().name, {'sklearn', 'scipy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "digits set()\n"
+
+
+def test_load_digits_calls_scikit_learn_if_the_file_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load_digits().digest
+    function = Mock(wraps=datasets.load_digits)
+    monkeypatch.setattr(datasets, "load_digits", function)
+    assert load_digits().digest == expected
+    assert not function.called
+    monkeypatch.setattr("esper_env.data.digits.FILE", "moved.csv.gz")
+    assert load_digits().digest == expected
+    assert function.called
