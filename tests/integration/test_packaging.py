@@ -193,6 +193,17 @@ def test_import_of_packages_and_rules_registers_ids_without_torch():
     assert done.stdout.split() == [*cifar, "Esper-Digits-v0", "Esper-Text-v0", "Esper-TinyStories-v0"]
 
 
+@pytest.mark.parametrize("module", PACKAGES.values())
+def test_exports_are_the_objects_that_type_checkers_see(module: str):
+    """Type checkers read the imports under ``if TYPE_CHECKING``; at run time, ``__getattr__`` finds the names."""
+    package = importlib.import_module(module)
+    blocks = [node for node in ast.parse(Path(str(package.__file__)).read_text()).body if isinstance(node, ast.If)]
+    seen = {alias.name: node.module for block in blocks for node in block.body for alias in node.names}
+    assert all(getattr(package, name) is getattr(importlib.import_module(home), name) for name, home in seen.items())
+    assert set(package.__all__) == seen.keys() | set(package.__all__) & vars(package).keys()
+    assert set(package.__all__) <= set(dir(package))
+
+
 def test_learning_side_does_not_import_rewards_or_observations():
     rooms = {"hosts", "seeds", "population", "extension_checks"}
     learning = [(rooms.intersection(path.parts), name) for path, name, _ in imports("esper_env")]
