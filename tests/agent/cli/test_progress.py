@@ -5,7 +5,8 @@ import io
 import pytest
 from command_line import SMALL, text_of
 from esper_agent.cli.main import OK, main
-from esper_agent.cli.progress import RolloutLines, episode_progress, training_progress
+from esper_agent.cli.progress import episode_progress
+from esper_agent.cli.train import RolloutLines, training_progress
 from esper_agent.training.run import resume, train
 from resuming import ROLLOUT, Crash, small_settings
 from rich.console import Console

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -14,16 +16,25 @@ from esper_agent.cli.streams import open_missing_descriptors
 def main() -> int:
     """Run the ``esper`` command and return its exit code."""
     try:
-        before = signal.getsignal(signal.SIGINT)
-        if before is signal.default_int_handler:  # not if the shell ignores interrupts
-            signal.signal(signal.SIGINT, _leave)
-        open_missing_descriptors()
-        from esper_agent.cli.main import main as run
+        with leaving_on_interrupt():
+            open_missing_descriptors()
+            from esper_agent.cli.main import main as run
 
-        signal.signal(signal.SIGINT, before)
-        return run()
-    except KeyboardInterrupt:  # between two commands of this function
+        return run(importing=leaving_on_interrupt)
+    except KeyboardInterrupt:  # outside the blocks
         _leave()
+
+
+@contextmanager
+def leaving_on_interrupt() -> Iterator[None]:
+    """End the process on Ctrl-C within the block, unless the shell ignores interrupts."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _leave(_number: int = signal.SIGINT, _frame: FrameType | None = None) -> NoReturn:

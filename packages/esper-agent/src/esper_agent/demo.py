@@ -23,8 +23,9 @@ from rich.console import Console
 
 from esper_agent.cli.main import OK, SIGNALLED
 from esper_agent.cli.play import BENCHMARK_FILES
-from esper_agent.cli.progress import episode_progress, say, training_progress
+from esper_agent.cli.progress import episode_progress, say
 from esper_agent.cli.script import run_script
+from esper_agent.cli.train import training_progress
 from esper_agent.evaluation.curves import plot_training
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.tables import print_summaries, summarise_all

@@ -6,11 +6,8 @@ import importlib.util
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from esper_env.data import (
     BUILT_IN,
     DATASETS,
@@ -36,67 +33,9 @@ from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRem
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
 
+from esper_agent.cli.commands import DataSettings, FetchSettings, VerifySettings
 from esper_agent.cli.progress import say
 from esper_agent.evaluation.tables import print_table
-
-LIST, FETCH, VERIFY = "list", "fetch", "verify"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataFolder:
-    """The folder of the datasets, an argument of every subcommand."""
-
-    data_dir: Annotated[str | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="DIR")] = None
-    """Folder of the datasets; default: $ESPER_DATA_DIR, else esper in the user's cache folder."""
-
-
-@dataclass(frozen=True)
-class ListSettings(DataFolder):
-    """List the datasets, the tasks that accept them, the size of their downloads, and their folders."""
-
-
-@dataclass(frozen=True)
-class FetchSettings(DataFolder):
-    """Download a dataset, compare it with the SHA-256 of the original, and put it where tasks find it.
-
-    Run the command again to resume an interrupted download; it does nothing if the files are there and intact. Files
-    without a manifest are never replaced. An original archive in the folder is unpacked instead of downloaded.
-    Proxies are taken from the environment (https_proxy).
-    """
-
-    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
-    """Dataset; `esper data list` lists them."""
-    url: Annotated[str | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="URL")] = None
-    """Different URL of the same files: of the file or, ending in /, of a folder that has them all."""
-
-
-@dataclass(frozen=True)
-class VerifySettings(DataFolder):
-    """Compare datasets on the disk with their manifests, and load them as a task does.
-
-    The exit code is 1 if one is damaged, or was named but is not there.
-    """
-
-    names: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="(optional)")
-    ] = ()
-    """Datasets; default: all that are on the disk."""
-
-
-#: Settings of each subcommand.
-DATA_COMMANDS = {LIST: ListSettings, FETCH: FetchSettings, VERIFY: VerifySettings}
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """List the datasets, download one, or verify those on the disk."""
-
-    command: Annotated[
-        Annotated[ListSettings, tyro.conf.subcommand(LIST, prefix_name=False)]
-        | Annotated[FetchSettings, tyro.conf.subcommand(FETCH, prefix_name=False)]
-        | Annotated[VerifySettings, tyro.conf.subcommand(VERIFY, prefix_name=False)],
-        tyro.conf.arg(name=""),
-    ]
 
 
 def run_data(settings: DataSettings, console: Console) -> int:

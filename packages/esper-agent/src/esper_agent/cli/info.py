@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from esper_agent.cli.commands import InfoSettings
 from esper_agent.cli.data import dataset_places
 from esper_agent.cli.progress import say
 from esper_agent.evaluation.tables import print_table
@@ -26,11 +26,6 @@ from esper_agent.evaluation.tables import print_table
 _SLOTS = "slots (channels or width)"
 #: Columns of text that wraps.
 _TEXTS = ("values", "read by", _SLOTS, "found")
-
-
-@dataclass(frozen=True)
-class InfoSettings:
-    """List the tasks, the action heads, the blueprints with their parameter counts, and the datasets on this disk."""
 
 
 def run_info(_settings: InfoSettings, console: Console) -> int:

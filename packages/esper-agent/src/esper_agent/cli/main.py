@@ -7,34 +7,38 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 from importlib.metadata import version
-from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any, Union
 
 import gymnasium
 import tyro
 from esper_env.checks import field_hints
 from esper_env.data import ORIGINALS
-from esper_env.suggestions import did_you_mean, esper_command, shell_command, shown
+from esper_env.suggestions import did_you_mean, esper_command, shown
 from rich.console import Console
 
+from esper_agent.cli.commands import (
+    BAD_INPUT,
+    COMMANDS,
+    DATA_COMMANDS,
+    FAILED,
+    FETCH,
+    OK,
+    RESUME,
+    SIGNALLED,
+    DataSettings,
+    TrainFlags,
+)
 from esper_agent.cli.console import new_console
-from esper_agent.cli.data import DATA_COMMANDS, FETCH, DataSettings, run_data
 from esper_agent.cli.flags import check_flags, check_required, defaults, parse_flags, show_ranges, unknown_argument
-from esper_agent.cli.info import InfoSettings, run_info
-from esper_agent.cli.play import BenchmarkSettings, EvaluateSettings, run_benchmark, run_evaluate
-from esper_agent.cli.progress import training_progress
 from esper_agent.cli.streams import lenient_streams
-from esper_agent.evaluation.tables import print_table, training_table
-from esper_agent.monitoring.console import ConsoleSink
-from esper_agent.ppo.ppo import NonFiniteUpdateError
+from esper_agent.ppo.errors import NonFiniteUpdateError
 from esper_agent.settings.config_file import expand_paths, read_config, with_values
 from esper_agent.settings.named_values import ConfigError
 from esper_agent.settings.train import TrainSettings
-from esper_agent.training.checkpoints import checkpoint_paths
-from esper_agent.training.run import Trained, resume, train
-from esper_agent.training.run_folder import EPISODES, EVENTS, PROGRESS
 
 DESCRIPTION = """Train agents that decide when and where a small neural network grows.
 
@@ -42,88 +46,19 @@ Start with `esper info`, then `esper train --out runs/first` and `esper evaluate
 explains its settings with --help; --version prints the version. Exit codes: 0 success, 1 failure (training diverged, or
 a file could not be written), 2 bad input, 130 interrupted, 143 terminated."""
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
 _CONFIG = argparse.ArgumentParser("esper", add_help=False, allow_abbrev=False)
 _CONFIG.add_argument("--config")
-#: A signal ends the process with this exit code plus its number.
-SIGNALLED = 128
 
 
-@dataclass(frozen=True)
-class TrainFlags(TrainSettings):
-    """Train a FactoredRecurrentPPO and write a run folder: configuration, versions, model, normaliser, curves.
+def main(
+    argv: Sequence[str] | None = None, importing: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> int:
+    """Run the command and return its exit code; see ``DESCRIPTION``.
 
-    Ctrl-C or SIGTERM ends the run at the next step and saves it; a second one ends it at once. --resume RUN, instead of
-    --out, resumes a run that was interrupted in any way.
+    Args:
+        argv: the arguments; None for those of the process.
+        importing: makes the context in which the subcommand's modules are imported.
     """
-
-    resume: Annotated[Path | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="RUN")] = None
-    """Resume the interrupted run in this folder, with its own settings; only --device and --progress or --no-progress
-    can be added."""
-
-
-@dataclass(frozen=True)
-class ResumeSettings:
-    """Resume an interrupted run from its latest checkpoint, with its own settings."""
-
-    resume: Path
-    """Folder of the run."""
-    device: Annotated[str | None, tyro.conf.DisallowNone] = None
-    """Device of the policy: auto, cpu, cuda or cuda:N; by default the device of the run."""
-    progress: bool = True
-    """Show the rate and the remaining time: a bar on a terminal, lines elsewhere."""
-
-
-def run_train(settings: TrainSettings, console: Console) -> int:
-    """Train, print a report, and return the exit code."""
-    bar, watchers = training_progress(console, settings.progress)
-    sinks = [ConsoleSink(new_console(stderr=True))]
-    return _summarise(train(replace(settings, progress=bar), watchers, sinks), console)
-
-
-def run_resume(settings: ResumeSettings, console: Console) -> int:
-    """Resume a run, print a report, and return the exit code."""
-    bar, watchers = training_progress(console, settings.progress)
-    sinks = [ConsoleSink(new_console(stderr=True))]
-    return _summarise(resume(settings.resume, bar, settings.device, watchers, sinks), console)
-
-
-def _summarise(trained: Trained, console: Console) -> int:
-    if trained.episodes:
-        print_table(console, training_table(trained.episodes, f"{trained.env} on {trained.dataset}"))
-    done = f"{'Stopped after' if trained.interrupted else 'Trained for'} {trained.model.num_timesteps:,} timesteps"
-    files = {
-        "model": trained.model_path,
-        "training episodes": trained.folder / EPISODES,
-        "losses and metrics": trained.folder / PROGRESS,
-        "to see their curves": shell_command("tensorboard", "--logdir", str(trained.folder)),
-        **({"events": trained.folder / EVENTS} if (trained.folder / EVENTS).exists() else {}),
-        "to evaluate it": esper_command("evaluate", "--policy", str(trained.folder), "--env", trained.env),
-    }
-    if trained.resumed_from is not None:
-        done += f", resumed from {trained.resumed_from:,}"
-    saved = checkpoint_paths(trained.folder)
-    if trained.interrupted and saved:
-        done += f"; the checkpoint of timestep {int(saved[0].stem):,} is saved"
-        files["to resume it"] = esper_command("train", "--resume", str(trained.folder))
-    console.print(done, soft_wrap=True)
-    for label, text in files.items():
-        console.print(f"  {label:20} {text}", soft_wrap=True, markup=False, highlight=False)
-    return OK if trained.signal is None else SIGNALLED + trained.signal
-
-
-#: Settings and function of each subcommand.
-COMMANDS: dict[str, tuple[type, Callable[[Any, Console], int]]] = {
-    "train": (TrainFlags, run_train),
-    "evaluate": (EvaluateSettings, run_evaluate),
-    "benchmark": (BenchmarkSettings, run_benchmark),
-    "data": (DataSettings, run_data),
-    "info": (InfoSettings, run_info),
-}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code; see ``DESCRIPTION``."""
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def run(console: Console) -> int:
@@ -131,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(f"esper {version('esper-agent')}", highlight=False)
             return OK
         settings = parse(arguments)
-        return _runner(settings)(settings, console)
+        with importing():
+            work = resolve_name(_work_of(settings))
+        return work(settings, console)
 
     return exit_code(run)
 
@@ -234,7 +171,7 @@ def _read_settings(path: str) -> dict[str, Any]:
     return values
 
 
-def _commands(arguments: list[str]) -> dict[str, tuple[type, Callable[[Any, Console], int]]]:
+def _commands(arguments: list[str]) -> dict[str, tuple[type, str]]:
     """The subcommands; ``train --resume`` has its own settings, because the run keeps those it started with."""
     flags = {argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
     if arguments[:1] != ["train"] or "--resume" not in flags:
@@ -245,7 +182,7 @@ def _commands(arguments: list[str]) -> dict[str, tuple[type, Callable[[Any, Cons
             f"{' '.join(others)} cannot be combined with --resume, because a run resumes with its own settings; leave "
             "out all options but --device and --progress or --no-progress"
         )
-    return COMMANDS | {"train": (ResumeSettings, run_resume)}
+    return COMMANDS | {"train": RESUME}
 
 
 def _check_command(given: list[str], known: Sequence[str], command: str) -> None:
@@ -268,13 +205,10 @@ def _check_fetch(arguments: list[str]) -> None:
         raise ConfigError(f"esper data fetch needs the NAME of a dataset; expected one of {', '.join(ORIGINALS)}")
 
 
-def _runner(settings: Any) -> Callable[[Any, Console], int]:
-    runners: list[tuple[type, Callable[[Any, Console], int]]] = [
-        *COMMANDS.values(),
-        (TrainSettings, run_train),
-        (ResumeSettings, run_resume),
-    ]
-    return next(run for kind, run in runners if kind is type(settings))
+def _work_of(settings: Any) -> str:
+    """Return the module and the function that carry out the subcommand with these settings."""
+    kinds = (*COMMANDS.values(), RESUME)
+    return next(work for kind, work in kinds if issubclass(kind, type(settings)))  # TrainFlags become TrainSettings
 
 
 if __name__ == "__main__":

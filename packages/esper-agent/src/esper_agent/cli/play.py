@@ -7,27 +7,26 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-from esper_env.checks import POSITIVE, SEED, check
+from esper_env.checks import check
 from esper_env.devices import resolve_device
 from esper_env.paths import user_path
 from esper_env.persistence import check_writable, write_text
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
+from esper_agent.cli.commands import BenchmarkSettings, EvaluateSettings
 from esper_agent.cli.console import new_console
 from esper_agent.cli.progress import episode_progress, say
 from esper_agent.evaluation.play import EpisodeRecord, run_episodes, write_csv
 from esper_agent.evaluation.tables import print_summaries, summarise, summarise_all
 from esper_agent.policies.baselines import POLICIES
 from esper_agent.settings.config_file import plain
-from esper_agent.settings.named_values import ConfigError, NamedValues, parse_env_settings
+from esper_agent.settings.named_values import ConfigError, parse_env_settings
 from esper_agent.settings.train import DEFAULT_TASK
-from esper_agent.training.run import HELD_OUT_SEED
 from esper_agent.training.run_folder import CONFIG, PolicyByName, common_task, new_folder, package_versions
 from esper_agent.vectors import check_growth, find_id, make_vector
 
@@ -35,59 +34,6 @@ BENCHMARK_FILES = ("episodes.csv", "summary.csv")
 SETTINGS = "settings.json"
 #: Value of ``--json`` that stands for standard output.
 STANDARD_OUTPUT = Path("-")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlaySettings:
-    """Settings that ``esper evaluate`` and ``esper benchmark`` share."""
-
-    env: Annotated[str | None, tyro.conf.DisallowNone] = None
-    """Task; `esper info` lists them. By default the task of the runs among the policies, which must be the same, or
-    Esper-Digits-v0 without a run."""
-    seed: Annotated[int, SEED] = HELD_OUT_SEED
-    """Seed of the first episode; episode i has seed + i, so policies evaluated with one seed can be compared."""
-    num_envs: Annotated[int, POSITIVE] = 10
-    """Episodes that run at once."""
-    deterministic: bool = False
-    """Play the greedy policy; by default the actions of a learned policy are sampled, as in training."""
-    env_settings: NamedValues = field(default_factory=dict)
-    """Settings of the environment as NAME=VALUE, for example horizon=20 gates=strict."""
-    device: str = "auto"
-    """Device of a learned policy: auto, cpu, cuda or cuda:N."""
-    progress: bool = True
-    """Show the progress: a bar on a terminal, lines elsewhere."""
-    config: Annotated[Path | None, tyro.conf.DisallowNone] = None
-    """YAML or JSON file with these settings; flags win."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(PlaySettings):
-    """Play one policy on a number of episodes and print the results.
-
-    A run keeps its own environment settings, except those in --env-settings.
-    """
-
-    policy: str
-    """A run folder, or one of heuristic, random, wait, conv_light, conv_heavy, attention, mlp."""
-    episodes: Annotated[int, POSITIVE] = 20
-    """Episodes to play."""
-    json: Annotated[Path | None, tyro.conf.DisallowNone] = None
-    """Also write settings, versions, the summary and every episode to this file, which is replaced if it exists. With -
-    they go to standard output, and everything else to standard error."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkSettings(PlaySettings):
-    """Play several policies on the same episodes, compare them, and write the raw results."""
-
-    policies: tuple[str, ...]
-    """Run folders and names: heuristic, random, wait, conv_light, conv_heavy, attention, mlp.
-    The others are compared with the first."""
-    out: Path
-    """Folder for episodes.csv (one line per episode), summary.csv (one line per policy) and settings.json; it must hold
-    none of them."""
-    episodes: Annotated[int, POSITIVE] = 50
-    """Episodes of each policy, the same for all."""
 
 
 def run_evaluate(settings: EvaluateSettings, console: Console) -> int:

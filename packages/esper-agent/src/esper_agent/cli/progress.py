@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,11 +9,6 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import safe_mean
-
-from esper_agent.ppo.ppo import FactoredRecurrentPPO
-from esper_agent.training.callbacks import SingleThreadedPolicy
 
 #: Number of lines about the episodes of one policy.
 LINES = 10
@@ -26,65 +20,6 @@ def say(console: Console, text: str) -> None:
     """Print a line without markup or wrapping, unless it is empty."""
     if text:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-class RolloutLines(BaseCallback):
-    """Prints a line at the start of training, after every rollout, and after ``PATIENCE`` seconds without a line.
-
-    Args:
-        console: destination.
-        clock: returns the time in seconds, from any start.
-    """
-
-    model: FactoredRecurrentPPO
-
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
-        self._console, self._clock = console, clock
-
-    def _on_training_start(self) -> None:
-        self._begin, self._first = self._clock(), self.num_timesteps
-        self._reported = self._first
-        rollout = self.model.n_steps * self.training_env.num_envs
-        total, done = self.model._total_timesteps, f", {self._first:,} of them done" if self._first else ""
-        self._say(f"Training for {total:,} timesteps{done}, in rollouts of {rollout:,}; Ctrl-C stops and saves.")
-
-    def _on_step(self) -> bool:
-        if self._clock() - self._said >= PATIENCE:
-            self._report()
-        return True
-
-    def _on_rollout_end(self) -> None:
-        if self._reported < self.num_timesteps:
-            self._report()
-
-    def _report(self) -> None:
-        total, done = self.model._total_timesteps, self.num_timesteps
-        rate = (done - self._first) / max(self._clock() - self._begin, 1e-9)
-        mean = safe_mean([episode["r"] for episode in self.model.ep_info_buffer or ()])
-        returns = "no episode finished" if math.isnan(mean) else f"mean return {mean:.2f}"
-        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        self._say(
-            f"{done:,} of {total:,} timesteps ({done / total:.0%}), {speed} timesteps/s, "
-            f"{_duration((total - done) / rate)} left, {returns}"
-        )
-        self._reported = done
-
-    def _say(self, text: str) -> None:
-        say(self._console, text)
-        self._said = self._clock()
-
-
-def training_progress(console: Console, shown: bool) -> tuple[bool, list[BaseCallback]]:
-    """Return whether a run shows a bar, which needs a terminal, and its callbacks, with lines elsewhere."""
-    lines = [RolloutLines(console)] if shown and not console.is_terminal else []
-    return shown and console.is_terminal, [SingleThreadedPolicy(), *lines]
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # loads scipy.stats when it is used
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 #: Function of values and an axis, vectorised.
 Statistic = Callable[..., Any]
@@ -34,7 +34,7 @@ def interquartile_mean(values: ArrayLike, axis: int = -1) -> Any:
 
     Returns a float for one-dimensional values, an array otherwise.
     """
-    return stats.trim_mean(_checked(values), 0.25, axis=axis)
+    return scipy.stats.trim_mean(_checked(values), 0.25, axis=axis)
 
 
 def bootstrap_interval(values: ArrayLike, statistic: Statistic = interquartile_mean) -> Estimate:
@@ -47,7 +47,7 @@ def bootstrap_interval(values: ArrayLike, statistic: Statistic = interquartile_m
     value = float(statistic(sample, axis=-1))
     if sample.size < 2:
         return Estimate(value, float("nan"), float("nan"))
-    interval = stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         [sample],
         statistic,
         vectorized=True,

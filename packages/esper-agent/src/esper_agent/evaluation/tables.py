@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
@@ -15,8 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from esper_agent.evaluation.play import EpisodeRecord
 from esper_agent.evaluation.statistics import Estimate, bootstrap_interval, paired_difference
+
+if TYPE_CHECKING:  # its module loads PyTorch
+    from esper_agent.evaluation.play import EpisodeRecord
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from esper_agent.monitoring.payloads import (
     Trend,
 )
 from esper_agent.monitoring.reward_hacking import RewardHackingDetector
-from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
+from esper_agent.ppo.errors import NonFiniteUpdateError
+from esper_agent.ppo.ppo import FactoredRecurrentPPO
 
 _KINDS: tuple[type[Payload], ...] = (*Anomaly.__subclasses__(), RewardHackingSuspected, *Trend.__subclasses__())
 #: Name under ``diagnostics/`` -> type of the events that it counts, such as "plateau" for PLATEAU_DETECTED.

@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from esper_agent.ppo.advantages import ESTIMATORS
 from esper_agent.ppo.buffers import FactoredRolloutBuffer, FactoredSamples
+from esper_agent.ppo.errors import NonFiniteUpdateError
 from esper_agent.ppo.losses import LossSettings, UpdateStatistics, loss_terms
 from esper_agent.ppo.policy import FactoredLstmPolicy, UnknownPolicyError, check_policy
 from esper_agent.ppo.settings import ARGUMENTS, PPOSettings, check_arguments, entropy_factors
@@ -33,10 +34,6 @@ from esper_agent.ppo.spaces import check_env, reject_vector
 
 #: This many non-finite updates in a row stop the run.
 NON_FINITE_LIMIT = 3
-
-
-class NonFiniteUpdateError(RuntimeError):
-    """Training stopped after several non-finite updates in a row; the model holds its last good parameters."""
 
 
 class FactoredRecurrentPPO(RecurrentPPO):

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import tyro
 from esper_env.checks import NON_NEGATIVE, POSITIVE, SEED, check
 from esper_env.data import DataFamily, absolute_dataset, absolute_path
-from esper_env.devices import resolve_device
 from esper_env.paths import user_path
 from esper_env.tasks import TASKS
 
@@ -21,6 +20,8 @@ from esper_agent.settings.named_values import NamedValues, named_values
 from esper_agent.vectors import find_id
 
 DEFAULT_TASK = "Esper-Digits-v0"
+#: Seeds of held-out evaluation episodes start here, far from those of training environments.
+HELD_OUT_SEED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class TrainSettings:
         Raises:
             ValueError: a value outside its range, a device that this machine lacks, or an unknown environment.
         """
+        from esper_env.devices import resolve_device  # loads PyTorch, which these settings do not need
+
         check(self)
         resolve_device(self.device)
         return replace(self, env_settings=absolute_paths(self.env, self.env_settings))

@@ -25,11 +25,12 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from esper_agent.monitoring.callback import DiagnosticsCallback
 from esper_agent.monitoring.payloads import CheckpointLoaded, CheckpointSaved
-from esper_agent.ppo.ppo import FactoredRecurrentPPO, NonFiniteUpdateError
+from esper_agent.ppo.errors import NonFiniteUpdateError
+from esper_agent.ppo.ppo import FactoredRecurrentPPO
 from esper_agent.sb3 import make_sb3_env
 from esper_agent.settings.config_file import plain, with_values
 from esper_agent.settings.named_values import training_env_settings
-from esper_agent.settings.train import TrainSettings
+from esper_agent.settings.train import HELD_OUT_SEED, TrainSettings
 from esper_agent.training.callbacks import PeriodicEvaluation, StopOnInterrupt, TrainingMetricsCallback
 from esper_agent.training.checkpoints import SaveCheckpoints, Saved, checkpoint_paths, latest_checkpoint
 from esper_agent.training.outputs import CurvesRecorder, EventLog, ProgressFile, TensorBoardFile
@@ -60,8 +61,6 @@ __all__ = [
     "train",
 ]
 
-#: Seeds of held-out evaluation episodes start here, far from those of training environments.
-HELD_OUT_SEED = 1_000_000
 #: Settings that a resumed run may change: they do not affect the training.
 _FREE = ("out", "config", "progress", "device", "checkpoint_every", "telemetry", "anomalies")
 
