@@ -7,12 +7,13 @@ from typing import Annotated, Any, NamedTuple, TypeGuard
 
 import numpy as np
 from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode
 
 from esper_env.checks import POSITIVE, check_value, is_integer
 from esper_env.infos import Mask
 from esper_env.persistence.state import ArrayState
 from esper_env.seeds import BlueprintEntry, blueprint_entry
-from esper_env.suggestions import shown
+from esper_env.suggestions import did_you_mean, shown
 
 OPTIONS = ("reset_mask", "topology")  # of a vector's reset
 
@@ -32,6 +33,16 @@ class SeedSites(NamedTuple):
     topology: str  # of the host: "cnn", ...
     max_seeds: int
     blueprints: tuple[BlueprintEntry, ...]  # that the environment offers
+
+
+def parse_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    """Return a mode by member, value ("SameStep") or name ("SAME_STEP"); raise ``ValueError`` for anything else."""
+    for known in AutoresetMode:
+        if mode in (known, known.value, known.name):
+            return known
+    names = [known.value for known in AutoresetMode]
+    hint = did_you_mean(str(mode).replace("_", ""), names)
+    raise ValueError(f"autoreset_mode is {mode!r}; expected one of {', '.join(map(repr, names))}{hint}")
 
 
 def parse_reset(

@@ -48,7 +48,7 @@ class StepOutcome:
 
 
 class Growth(ArrayState):
-    """N networks of a task with their slot table, signals and rewards.
+    """N networks of a task with their slot table, signals and rewards, in this process or in ``workers``.
 
     ``begin`` starts episodes, ``advance`` runs one step of every network, ``observe`` returns observations.
 
@@ -58,13 +58,15 @@ class Growth(ArrayState):
 
     STATE = ("epoch", "_last_op", "_last_success")
 
-    def __init__(self, task: TaskConfig, count: int) -> None:
+    def __init__(
+        self, task: TaskConfig, count: int, workers: int | str = 1, worker_timeout: float | None = None
+    ) -> None:
         self.task, self.count = task, count
         if task.data is None and isinstance(task.host, TransformerSpec):
             check_length(task.dataset, DataFamily(task.family), task.host.context)
         self._gates = gate_config(task.gates)
         self.reward_config = reward_config(task.reward_mode, task.reward_weights)
-        self._population = build_population(task, count)
+        self._population = build_population(task, count, workers, worker_timeout)
         self.dataset_name, self.data_digest = self._population.dataset_name, self._population.data_digest
         shard = self._population.shards[0]
         self.slot_ids: tuple[str, ...] = tuple(spec.slot_id for spec in shard.slots)
@@ -89,8 +91,14 @@ class Growth(ArrayState):
         self._last_success = np.ones(count, dtype=np.bool_)
 
     def close(self) -> None:
-        """Flush and close the telemetry sinks."""
+        """Flush and close the telemetry sinks, and end the workers."""
         self.telemetry.close()
+        self._population.close()
+
+    @property
+    def workers(self) -> int:
+        """Number of worker processes; 1 if the networks are in this process."""
+        return max(1, len(self._population.processes))
 
     @property
     def signals(self) -> Signals:

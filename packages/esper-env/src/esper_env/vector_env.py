@@ -16,18 +16,19 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from esper_env.checks import POSITIVE, check_value, is_integer
-from esper_env.episodes import EpisodeClock, parse_reset
+from esper_env.episodes import EpisodeClock, parse_autoreset_mode, parse_reset
 from esper_env.growth import Growth, Observation
 from esper_env.infos import Infos, Values, replace_rows, vector_infos
 from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
 from esper_env.persistence.generators import UNKNOWN_SEED, Generators
 from esper_env.persistence.state import Stateful, check_keys, get_states, restore, set_states
 from esper_env.persistence.tree import Tree
+from esper_env.population.workers.settings import check_workers
 from esper_env.render import RENDER_MODES, Picture, check_render_mode, describe_networks, draw_networks
 from esper_env.rules.heads import NO_BLUEPRINT, Op, head_sizes
 from esper_env.rules.masks import MaskArray, sample_valid_actions
 from esper_env.rules.observation import BOUND, feature_count
-from esper_env.suggestions import did_you_mean, shown
+from esper_env.suggestions import shown
 from esper_env.tasks import TASK_KWARGS, TASKS, TaskConfig, make_task, task_dict
 from esper_env.tasks.identity import KIND, LAYOUT, check_origin, task_identity
 from esper_env.telemetry import Telemetry
@@ -83,6 +84,9 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
         max_episode_steps: steps after which an episode is truncated; None for no limit.
         autoreset_mode: NEXT_STEP (default), SAME_STEP or DISABLED, as ``gymnasium.vector.AutoresetMode`` or its value.
         render_mode: None, "ansi" (text) or "rgb_array" (a picture).
+        workers: most processes to spread the networks over; "auto" for one per core, or 1 on a CUDA device. With 1, the
+            networks are in this process.
+        worker_timeout: seconds that a worker process may take for a request, usually half a step; None for no limit.
         **task_kwargs: settings of the task to replace, documented at :class:`esper_env.tasks.TaskConfig`.
 
     Raises:
@@ -99,19 +103,23 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
         max_episode_steps: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
+        workers: int | str = 1,
+        worker_timeout: float | None = 600.0,
         **task_kwargs: Any,
     ) -> None:
         check_value("num_envs", num_envs, Annotated[int, POSITIVE])
         num_envs = int(num_envs)
         _check_memory(num_envs)
+        check_workers(workers, worker_timeout, num_envs)
         check_render_mode(render_mode)
         self.task: TaskConfig = make_task(env_id, **task_kwargs)
         self.num_envs = num_envs
         self.render_mode = render_mode
-        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.autoreset_mode = parse_autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self._clock = EpisodeClock(num_envs, max_episode_steps)
-        self._growth = undisturbed(Growth)(self.task, num_envs)
+        self._growth = undisturbed(Growth)(self.task, num_envs, workers, worker_timeout)
+        self.workers, self._worker_timeout = self._growth.workers, worker_timeout
         self.slot_ids = self._growth.slot_ids
         self.topology = self._growth.topology
         self.offered_blueprints = self._growth.offered_blueprints
@@ -280,7 +288,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
         return draw_networks(table, signals, horizon)
 
     def close_extras(self, **kwargs: Any) -> None:  # noqa: ARG002
-        """Flush and close the telemetry sinks."""
+        """Flush and close the telemetry sinks, and end the workers."""
         if hasattr(self, "_growth"):
             self._growth.close()
 
@@ -328,7 +336,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
                 "registers it first"
             )
         task = make_task(env_id, **settings)
-        growth = Growth(task, state["num_envs"])
+        growth = Growth(task, state["num_envs"], state["workers"], state["_worker_timeout"])
         vars(self).update({**state, "task": task, "_growth": growth})
         self._sites, self.blueprint_names = growth.sites, growth.blueprint_names
         growth.telemetry = growth.recorder.hub = self.telemetry
@@ -383,13 +391,3 @@ def _check_memory(num_envs: int) -> None:
             f"`num_envs` is {num_envs}; that many networks need more than {needed:,.0f} GiB of memory, but this "
             f"machine has {available:,.1f}; use fewer"
         )
-
-
-def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
-    """A mode by member, value ("SameStep") or name ("SAME_STEP")."""
-    for known in AutoresetMode:
-        if mode in (known, known.value, known.name):
-            return known
-    names = [known.value for known in AutoresetMode]
-    hint = did_you_mean(str(mode).replace("_", ""), names)
-    raise ValueError(f"autoreset_mode is {mode!r}; expected one of {', '.join(map(repr, names))}{hint}")

@@ -126,9 +126,13 @@ def check_array(what: str, array: object, dtype: type[np.generic], remedy: str) 
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """Return the array if it is read-only and owns its data, else a read-only copy; C-contiguous, of no subclass."""
+    """Return the array if nobody else can write to its memory, else a read-only copy; C-contiguous, of no subclass."""
     array = np.asarray(array)
-    if array.flags.writeable or not array.flags.c_contiguous or not array.flags.owndata:
+    owner: Any = array
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    own = array.flags.owndata or (isinstance(owner, memoryview) and owner.readonly)
+    if array.flags.writeable or not array.flags.c_contiguous or not own:
         array = array.copy(order="C")
         array.flags.writeable = False
     return array

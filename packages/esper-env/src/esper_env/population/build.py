@@ -14,6 +14,8 @@ from esper_env.devices import resolve_device
 from esper_env.hosts import CNNHost, TransformerHost
 from esper_env.population.config import PopulationConfig
 from esper_env.population.population import Population
+from esper_env.population.workers.settings import divide, resolve_workers
+from esper_env.population.workers.spread import WorkerPopulation
 from esper_env.suggestions import shown
 from esper_env.tasks import CNNSpec, TaskConfig, TransformerSpec
 
@@ -76,13 +78,21 @@ def _call(function: Callable[[], object], complaint: str, expected: str) -> obje
         raise ValueError(f"{complaint} ({type(error).__name__}: {error}); expected {expected}") from error
 
 
-def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.float32) -> Population:
-    """Build the population of ``count`` networks of a task."""
+def build_population(
+    task: TaskConfig,
+    count: int,
+    workers: int | str = 1,
+    worker_timeout: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Population | WorkerPopulation:
+    """Build the population of ``count`` networks of a task, spread over up to ``workers`` processes."""
     device = resolve_device(task.device)
     shard_size: int | str = task.shard_size
     if shard_size == "auto":
         shard_size = task.auto_shard_size if device.type == "cpu" else count
     shard_size = min(int(shard_size), count)
+    batched = shard_size > 1 or task.auto_shard_size > 1
+    shard_size, parts = divide(count, shard_size, resolve_workers(workers, count, device))
     data = load_task_data(task)
     config = PopulationConfig(
         batch_size=task.batch_size,
@@ -91,11 +101,13 @@ def build_population(task: TaskConfig, count: int, dtype: torch.dtype = torch.fl
         seed_lr=task.seed_lr,
         isolation=task.isolation,
         shard_size=shard_size,
-        batched=shard_size > 1 or task.auto_shard_size > 1,
+        batched=batched,
         device=device,
         dtype=dtype,
         precision=task.precision,
         capture=task.capture,
         try_host=not isinstance(task.host, CNNSpec | TransformerSpec),
     )
+    if len(parts) > 1:
+        return WorkerPopulation(task, host_builder(task, data), data, config, parts, worker_timeout)
     return Population(host_builder(task, data), count, data, config)

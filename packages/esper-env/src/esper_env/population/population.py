@@ -16,15 +16,16 @@ from esper_env.extension_checks.trial import try_blueprint, try_host
 from esper_env.persistence.tree import Tree
 from esper_env.population.config import PopulationConfig
 from esper_env.population.evaluation.measurement import Commitment, Measurement, appraise, measure
+from esper_env.population.seed_sizes import SeedSizes
 from esper_env.population.shard import Shard
 from esper_env.population.snapshots import Snapshots
-from esper_env.population.splits import splits_for
+from esper_env.population.splits import Splits, splits_for
 from esper_env.population.state import Networks, get_networks, set_networks
 from esper_env.population.structure import BoolArray, IntArray, Structure
 from esper_env.population.training.minibatches import MinibatchStream, draw_epoch
 from esper_env.population.training.trainer import TrainerCache, TrainStats
 from esper_env.population.transfer import Readback
-from esper_env.rules.heads import NO_BLUEPRINT, Operator
+from esper_env.rules.heads import NO_BLUEPRINT
 from esper_env.seeding import derive_rng, derive_seed
 from esper_env.threads import callers_cores, side_by_side, undisturbed
 
@@ -40,15 +41,24 @@ class Population:
         count: number of networks.
         data: dataset that all networks share.
         config: settings of training and of the layout.
+        splits: splits of the data, from a population that has tried this host and these blueprints; None to try them.
 
     Raises:
         TypeError: ``build_host`` returns no :class:`~esper_env.hosts.HostProtocol`.
         ValueError: the host or a blueprint does not work.
     """
 
+    #: Ids of worker processes.
+    processes: tuple[int, ...] = ()
+
     @undisturbed
     def __init__(
-        self, build_host: Callable[[], nn.Module], count: int, data: ImageData | TextData, config: PopulationConfig
+        self,
+        build_host: Callable[[], nn.Module],
+        count: int,
+        data: ImageData | TextData,
+        config: PopulationConfig,
+        splits: Splits | None = None,
     ) -> None:
         self._config = config
         self.dataset_name, self.data_digest, self.classes = data.name, data.digest, data.classes
@@ -59,16 +69,15 @@ class Population:
         host = build_reproducibly(build_host)
         check_attributes(host)
         self.shards = [Shard(build_host, rows.stop - rows.start, config) for rows in self._slices]
-        self._splits = splits_for(self.shards[0].slots[0], data, config.device, config.dtype)
-        self._try(host)
+        self._splits = splits or splits_for(self.shards[0].slots[0], data, config.device, config.dtype)
+        if splits is None:
+            self._try(host)
         self._trainers = [TrainerCache(shard, config, self._splits.train) for shard in self.shards]
         self._snapshots = [Snapshots(shard) for shard in self.shards]
         stream = (self._splits.train, config.batch_size, config.batches_per_step)
         self._streams = [MinibatchStream(*stream) for _ in range(count)]
         self._networks = Networks(self.shards, self._slices, self._streams, self._snapshots)
-        # Trainable scalars of the seeds and gates attached so far, by slot and blueprint; equal in every shard.
-        self._seed_sizes = np.zeros((self.slots, NO_BLUEPRINT), dtype=np.int64)
-        self._gate_sizes = np.zeros(self.slots, dtype=np.int64)
+        self._sizes = SeedSizes(self.slots)
 
     def _try(self, host: nn.Module) -> None:
         """Try a custom host on the first samples of the validation data, and every blueprint in every slot."""
@@ -85,6 +94,11 @@ class Population:
                         f"slot {slot.slot_id} has features of shape {slot.shape}, and {error}; or remove the blueprint "
                         f"with esper_env.unregister_blueprint({entry.name!r}, {shard.topology!r})"
                     ) from error
+
+    @property
+    def splits(self) -> Splits:
+        """The splits of the data, for populations with the same host."""
+        return self._splits
 
     @property
     def slots(self) -> int:
@@ -105,17 +119,12 @@ class Population:
         for row, slot in np.argwhere(mask).tolist():
             shard, local = self._locate(row)
             shard.attach(local, slot, int(blueprint[row, slot]))
-            self._note_sizes(row, slot, int(blueprint[row, slot]))
+            self._sizes.note(shard, slot, int(blueprint[row, slot]))
 
     def withdraw(self, mask: BoolArray) -> None:
         """Undo the latest births in the slots of ``mask`` (N, S): the next seed there starts from the same values."""
         for shard, own in zip(self.shards, self._slices, strict=True):
             shard.births -= mask[own]
-
-    def _note_sizes(self, row: int, slot: int, blueprint: int) -> None:
-        shard, _ = self._locate(row)
-        self._seed_sizes[slot, blueprint] = shard.seed_stack(slot, blueprint).size
-        self._gate_sizes[slot] = shard.gate_stack(slot).size
 
     @undisturbed
     def clear_momentum(self, mask: BoolArray, blueprint: IntArray) -> None:
@@ -160,7 +169,7 @@ class Population:
             own = self._slices[index]
             return measure(self.shards[index], structure.rows(own), self._splits.validation, rows[own])
 
-        return _joined(Measurement, self._each_shard(measure_shard))
+        return joined(Measurement, self._each_shard(measure_shard))
 
     @undisturbed
     def appraise(self, structure: Structure, rows: IntArray) -> Commitment:
@@ -175,7 +184,7 @@ class Population:
             rngs = [derive_rng(int(shard.row_seeds[row]), "shapley") for row in local]
             return appraise(shard, structure.rows(own), local, self._splits.validation, self._splits.test, rngs)
 
-        return _joined(Commitment, [result for result in self._each_shard(appraise_shard) if result is not None])
+        return joined(Commitment, [result for result in self._each_shard(appraise_shard) if result is not None])
 
     @undisturbed
     def get_state(self, blueprint: IntArray, saved: BoolArray) -> Tree:
@@ -191,15 +200,15 @@ class Population:
     def set_state(self, state: Tree, blueprint: IntArray, saved: BoolArray) -> None:
         """Load a state of networks with these seeds; raise ``ValueError`` if it does not fit."""
         set_networks(self._networks, state, blueprint, saved)
-        for row, slot in np.argwhere(blueprint != NO_BLUEPRINT):
-            self._note_sizes(int(row), int(slot), int(blueprint[row, slot]))
+        for row, slot in np.argwhere(blueprint != NO_BLUEPRINT).tolist():
+            self._sizes.note(self._locate(row)[0], slot, int(blueprint[row, slot]))
 
     def parameters_added(self, structure: Structure, counted: BoolArray) -> IntArray:
         """(N,) trainable scalars of the counted seeds (N, S), including the gates in use."""
-        seeds = self._seed_sizes[np.arange(self.slots), np.where(counted, structure.blueprint, 0)]
-        gates = np.where(structure.operator == Operator.GATE, self._gate_sizes, 0)
-        added: IntArray = ((seeds + gates) * counted).sum(axis=1)
-        return added
+        return self._sizes.added(structure, counted)
+
+    def close(self) -> None:
+        """Do nothing: these networks are in the caller's process."""
 
     def _locate(self, row: int) -> tuple[Shard, int]:
         size = self._config.shard_size
@@ -209,5 +218,6 @@ class Population:
         return side_by_side(work, len(self.shards), self._lanes)
 
 
-def _joined(kind: type[T], results: Sequence[T]) -> T:
+def joined(kind: type[T], results: Sequence[T]) -> T:
+    """Return the concatenated columns of results, in their order."""
     return kind(*(np.concatenate(columns) for columns in zip(*results, strict=True)))

@@ -78,6 +78,40 @@ def set_networks(networks: Networks, state: Tree, blueprint: IntArray, saved: Bo
         shard.row_seeds[:], shard.births[:] = state["episode_seeds"][own], state["births"][own]
 
 
+def join_networks(states: Sequence[Tree]) -> Tree:
+    """Return the state of the networks of several populations, in their order."""
+    pieces: dict[str, list[NDArray[Any]]] = {}
+    for state in states:
+        for path, array in split_tree(state)[1].items():
+            pieces.setdefault(path, []).append(array)
+    return join_tree({}, {path: np.concatenate(parts) for path, parts in pieces.items()})
+
+
+def divide_networks(state: Tree, like: Sequence[Tree]) -> list[Tree]:
+    """Return the state of each of several populations, the reverse of :func:`join_networks`.
+
+    Args:
+        state: of all networks.
+        like: states of the populations with the same seeds.
+
+    Raises:
+        ValueError: the state does not fit them.
+    """
+    _check_form(state, join_networks(like))
+    _, arrays = split_tree(state)
+    lengths = arrays["streams/left_lengths"]
+    _check_lengths(lengths, arrays["streams/left"])
+    starts: Counter[str] = Counter()
+    parts = []
+    for own in like:
+        sizes = {path: len(array) for path, array in split_tree(own)[1].items()}
+        first = starts["streams/left_lengths"]
+        sizes["streams/left"] = int(lengths[first : first + sizes["streams/left_lengths"]].sum())
+        parts.append({path: arrays[path][starts[path] : starts[path] + size] for path, size in sizes.items()})
+        starts.update(sizes)
+    return [join_tree({}, part) for part in parts]
+
+
 def _stores(networks: Networks, blueprint: IntArray, saved: BoolArray) -> Iterator[tuple[str, RowStore, list[int]]]:
     """The stores of each shard in turn: path in the state, store, and rows that belong to the state."""
     kept = np.where(saved, blueprint, NO_BLUEPRINT)
@@ -98,10 +132,14 @@ def _check_form(state: Tree, like: Tree) -> None:
     check_like(state, like)
 
 
-def _set_streams(streams: Sequence[MinibatchStream], state: Tree) -> None:
-    lengths, left = state["left_lengths"], state["left"]
+def _check_lengths(lengths: IntArray, left: IntArray) -> None:
     if (lengths < 0).any() or lengths.sum() != len(left):
         raise ValueError(f"streams: left_lengths sum to {lengths.sum()}; left has {len(left)} numbers")
+
+
+def _set_streams(streams: Sequence[MinibatchStream], state: Tree) -> None:
+    lengths, left = state["left_lengths"], state["left"]
+    _check_lengths(lengths, left)
     pieces = np.split(left, np.cumsum(lengths)[:-1])
     for index, stream in enumerate(streams):
         try:

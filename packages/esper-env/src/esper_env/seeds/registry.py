@@ -47,6 +47,9 @@ class BlueprintEntry:
         return module
 
 
+#: Shapes by topology, and custom blueprints by topology and value.
+CustomRegistry = tuple[dict[str, tuple[int, ...]], dict[str, dict[int, BlueprintEntry]]]
+
 _REGISTRY: dict[str, dict[int, BlueprintEntry]] = {"cnn": {}, "transformer": {}}
 #: Shapes of the features on which a topology's blueprints are tried: (channels, height, width) or (length, width).
 _SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -166,6 +169,28 @@ def unregister_blueprint(name: str, topology: str) -> None:
 def add_built_in(blueprint: Blueprint, topology: str, factory: BlueprintFactory) -> None:
     """Register a standard blueprint of the package, without a trial."""
     _REGISTRY[topology][blueprint] = BlueprintEntry(blueprint.name.lower(), int(blueprint), factory, built_in=True)
+
+
+def custom_registry() -> CustomRegistry:
+    """Return the topologies, by shape, and the custom blueprints, for :func:`restore_registry` in another process."""
+    custom = {
+        topology: {value: entry for value, entry in entries.items() if not entry.built_in}
+        for topology, entries in _REGISTRY.items()
+    }
+    return dict(_SHAPES), custom
+
+
+def restore_registry(registry: CustomRegistry) -> None:
+    """Replace the topologies and custom blueprints, without a trial."""
+    shapes, custom = registry
+    built_in = {
+        topology: {value: entry for value, entry in entries.items() if entry.built_in}
+        for topology, entries in _REGISTRY.items()
+    }
+    _SHAPES.clear()
+    _SHAPES.update(shapes)
+    _REGISTRY.clear()
+    _REGISTRY.update({topology: built_in.get(topology, {}) | entries for topology, entries in custom.items()})
 
 
 def offered_blueprints(topology: str, *, batched: bool = False) -> tuple[BlueprintEntry, ...]:

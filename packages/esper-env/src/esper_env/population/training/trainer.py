@@ -34,8 +34,13 @@ class TrainStats:
         self._tables = tables
 
     @cached_property
+    def rows(self) -> FloatArray:
+        """(n, 4 + 4 (1 + S)) all statistics, from which the other columns are taken."""
+        return np.concatenate([read() for read in self._tables])
+
+    @cached_property
     def _columns(self) -> tuple[FloatArray, BoolArray, list[FloatArray]]:
-        columns = np.concatenate([read() for read in self._tables])
+        columns = self.rows
         return columns[:, 0], columns[:, 1:4] > 0, np.split(columns[:, 4:], 4, axis=1)
 
     @property

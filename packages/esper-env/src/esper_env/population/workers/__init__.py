@@ -1,0 +1,1 @@
+"""A population whose networks are spread over worker processes."""

@@ -1,0 +1,51 @@
+"""Settings of worker processes, and the division of networks among them."""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import torch
+
+from esper_env.checks import POSITIVE, check_value
+
+#: Annotation of a number of worker processes.
+Workers = Annotated[int, POSITIVE] | Literal["auto"]
+
+
+def check_workers(workers: object, timeout: object, count: int) -> None:
+    """Raise ``ValueError`` unless ``count`` networks can be spread over so many workers with this timeout."""
+    check_value("workers", workers, Workers)
+    check_value("worker_timeout", timeout, Annotated[float, POSITIVE] | None)
+    if isinstance(workers, int) and workers > count:
+        raise ValueError(f"`workers` is {workers}, for {count} environments; expected at most one for each")
+    if workers != 1 and os.name != "posix":
+        raise ValueError(f"`workers` is {workers!r}; worker processes need Linux or macOS: omit `workers`")
+
+
+def resolve_workers(workers: int | str, count: int, device: torch.device) -> int:
+    """Return the number of workers; "auto" is one per core, at most ``count``, and 1 on an accelerator."""
+    if workers != "auto":
+        return int(workers)
+    return min(available_cores(), count) if device.type == "cpu" else 1
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def divide(count: int, shard_size: int, workers: int) -> tuple[int, list[slice]]:
+    """Divide ``count`` networks in shards of at most ``shard_size``, and the shards among up to ``workers`` processes.
+
+    Returns the size of the shards, all but the last of which are equal, and the networks of each process. The processes
+    have equally many shards, or one more.
+    """
+    shards = -(-count // shard_size)
+    shards = workers * -(-shards // workers)  # a multiple, so that all processes have as much to do
+    shard_size = -(-count // shards)
+    shards = -(-count // shard_size)
+    workers = min(workers, shards)
+    bounds = [min(shards * worker // workers * shard_size, count) for worker in range(workers + 1)]
+    return shard_size, [slice(*pair) for pair in pairwise(bounds)]
