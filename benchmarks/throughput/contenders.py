@@ -79,14 +79,20 @@ class Shares:
 
 
 class Environments:
-    """A vector environment and a policy: the native vector (``mode`` None), or one of Gymnasium's."""
+    """A vector environment and a policy: the native vector (``mode`` None), or one of Gymnasium's.
 
-    def __init__(self, env_id: str, n: int, workload: str, mode: str | None, **env_kwargs: Any) -> None:
+    The native vector is in this process or in ``workers`` processes.
+    """
+
+    def __init__(
+        self, env_id: str, n: int, workload: str, mode: str | None, workers: int = 1, **env_kwargs: Any
+    ) -> None:
         task = make_task(env_id, **env_kwargs)
         self.n, self.shares = n, Shares(waiter(resolve_device(task.device)))
         # Same-step resets: under Gymnasium's default, the step after the end of an episode trains nothing.
         same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        how = same_step if mode is None else {"vectorization_mode": mode, "vector_kwargs": same_step}
+        native = {**same_step, "workers": workers}
+        how = native if mode is None else {"vectorization_mode": mode, "vector_kwargs": same_step}
         if workload == "planted":  # planted seeds live until their episode ends
             env_kwargs["horizon"] = ENDLESS
         self._envs = gymnasium.make_vec(env_id, num_envs=n, **how, **env_kwargs)

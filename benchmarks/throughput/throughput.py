@@ -7,6 +7,7 @@ The contenders are:
 * native: the vector environment;
 * plain loop: trains the same hosts one by one, each with its own clipped optimizer, and does nothing else;
 * bare loop: trains them in the environment's own layout on one thread, without clipping;
+* workers: the vector environment with its networks in processes, for each number in --workers that n allows;
 * SyncVectorEnv and AsyncVectorEnv of Gymnasium, over single environments. AsyncVectorEnv starts a process per network.
 
 They take turns of a few steps, round after round. Times are medians over rounds. A ratio is the median of the ratios of
@@ -21,6 +22,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,6 +60,8 @@ class ThroughputSettings:
     planted: a conv_light seed in every slot from the start."""
     rivals: tuple[Literal["loop", "bare", "sync", "async"], ...] = ("loop", "bare", "sync", "async")
     """Rivals. The loops train hosts only and do not take part in other workloads."""
+    workers: tuple[int, ...] = ()
+    """Numbers of processes of further vector environments."""
     rounds: Annotated[int, POSITIVE] = 5
     """Turns of each contender."""
     seconds: Annotated[float, POSITIVE] = 2.0
@@ -72,8 +76,10 @@ class ThroughputSettings:
         check(self)
         if not self.counts or min(self.counts) < 1:
             raise ConfigError(f"`counts` is {list(self.counts)}; expected one or more positive integers")
-        if self.workload != "host" and set(self.rivals) == set(HOST_ONLY) & set(self.rivals):
-            raise ConfigError(f"`rivals` is {list(self.rivals)}, which only train hosts; add sync or async")
+        if any(workers < 2 for workers in self.workers):
+            raise ConfigError(f"`workers` is {list(self.workers)}; expected integers of at least 2")
+        if self.workload != "host" and set(self.rivals) == set(HOST_ONLY) & set(self.rivals) and not self.workers:
+            raise ConfigError(f"`rivals` is {list(self.rivals)}, which only train hosts; add sync, async or --workers")
         if self.bandwidth and self.workload != "host":
             raise ConfigError("the limit of memory bandwidth is that of hosts; leave out --bandwidth, or --workload")
         check_out(self.out)
@@ -91,7 +97,12 @@ def makers(settings: ThroughputSettings, n: int) -> dict[str, Callable[[], Conte
         "async": ("AsyncVectorEnv", lambda: Environments(settings.env, n, workload, "async", **kwargs)),
     }
     chosen = [name for name in settings.rivals if workload == "host" or name not in HOST_ONLY]
-    native = {NATIVE: lambda: Environments(settings.env, n, workload, None, **kwargs)}
+    native: dict[str, Callable[[], Contender]] = {
+        NATIVE: lambda: Environments(settings.env, n, workload, None, **kwargs)
+    }
+    for workers in settings.workers:
+        if workers <= n:
+            native[f"{workers} workers"] = partial(Environments, settings.env, n, workload, None, workers, **kwargs)
     return native | {rivals[name][0]: rivals[name][1] for name in chosen}
 
 

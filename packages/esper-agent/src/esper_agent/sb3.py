@@ -29,7 +29,14 @@ from typing_extensions import override
 from esper_agent.vectors import UnexpectedArgumentError, make_vector, split_infos
 
 _FINAL_KEYS = frozenset({"final_obs", "_final_obs", "final_info", "_final_info"})
-_ARGUMENTS = ("env_id", "num_envs", "seed", "monitor_file", "vectorization_mode")  # of make_sb3_env, to suggest
+_ARGUMENTS = (
+    "env_id",
+    "num_envs",
+    "seed",
+    "monitor_file",
+    "workers",
+    "vectorization_mode",
+)  # of make_sb3_env, to suggest
 _SINGLE_SPACES = {"observation_space": "single_observation_space", "action_space": "single_action_space"}
 
 
@@ -260,7 +267,7 @@ def make_sb3_env(
         num_envs: number of environments.
         seed: environment i is first reset with ``seed + i``; None draws entropy.
         monitor_file: path of the CSV of ``VecMonitor``; None for no file.
-        **env_kwargs: passed to ``make_vec``, for example ``horizon=20``, ``max_episode_steps=10`` or
+        **env_kwargs: passed to ``make_vec``, for example ``horizon=20``, ``max_episode_steps=10``, ``workers=2`` or
             ``vectorization_mode="async"``.
 
     Raises:

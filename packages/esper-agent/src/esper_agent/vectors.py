@@ -89,6 +89,16 @@ def make_vector(env_id: str, num_envs: int, autoreset_mode: AutoresetMode, /, **
         raise UnexpectedArgumentError(message, unexpected[1]) from error
 
 
+def spread_over(workers: int | str, num_envs: int) -> dict[str, Any]:
+    """Return the keyword arguments of ``make_vec`` for up to ``workers`` processes, at most one per environment.
+
+    There are none for one process, because only the vectors of Esper's tasks have workers.
+    """
+    if workers == 1:
+        return {}
+    return {"workers": workers if isinstance(workers, str) else min(workers, num_envs)}
+
+
 def _in_mode(env_id: str, mode: AutoresetMode, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments of ``make_vec`` that set the autoreset mode."""
     vector_kwargs = dict(env_kwargs.get("vector_kwargs") or {})

@@ -83,8 +83,8 @@ class Growth(ArrayState):
         self._reward = RewardModel(count, slots, task.horizon, self.host_parameters, self.reward_config)
         self._governor = Governor(count, slots, self._population.classes)
         self.telemetry = Telemetry()
-        gauge = memory_gauge(shard.device)
-        self.recorder = Recorder(self.telemetry, count, self.slot_ids, self.blueprint_names, gauge)
+        gauge, processes = memory_gauge(shard.device), self._population.processes
+        self.recorder = Recorder(self.telemetry, count, self.slot_ids, self.blueprint_names, gauge, processes)
         self.table = SlotTable.empty(count, slots)
         self.epoch = np.zeros(count, dtype=np.int64)
         self._last_op = np.zeros(count, dtype=np.int64)

@@ -23,7 +23,6 @@ from esper_env.persistence.checkpoint import read_checkpoint, write_checkpoint
 from esper_env.persistence.generators import UNKNOWN_SEED, Generators
 from esper_env.persistence.state import Stateful, check_keys, get_states, restore, set_states
 from esper_env.persistence.tree import Tree
-from esper_env.population.workers.settings import check_workers
 from esper_env.render import RENDER_MODES, Picture, check_render_mode, describe_networks, draw_networks
 from esper_env.rules.heads import NO_BLUEPRINT, Op, head_sizes
 from esper_env.rules.masks import MaskArray, sample_valid_actions
@@ -35,6 +34,7 @@ from esper_env.telemetry import Telemetry
 from esper_env.telemetry.memory import available_mib
 from esper_env.threads import undisturbed
 from esper_env.views import ByEnvironment
+from esper_env.workers import WORKER_TIMEOUT, check_workers
 
 EPISODE_SEED_BOUND = 2**62
 #: Lower bound of the memory of one network, with its generator, its history and its observation.
@@ -104,7 +104,7 @@ class EsperVectorEnv(ByEnvironment, VectorEnv[Observation, NDArray[np.int64], ND
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
         workers: int | str = 1,
-        worker_timeout: float | None = 600.0,
+        worker_timeout: float | None = WORKER_TIMEOUT,
         **task_kwargs: Any,
     ) -> None:
         check_value("num_envs", num_envs, Annotated[int, POSITIVE])

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import tyro
 from esper_env.checks import POSITIVE, SEED
+from esper_env.workers import Workers
 
 from esper_agent.settings.named_values import NamedValues
 from esper_agent.settings.train import HELD_OUT_SEED, TrainSettings
@@ -57,6 +58,8 @@ class PlaySettings:
     """Seed of the first episode; episode i has seed + i, so policies evaluated with one seed can be compared."""
     num_envs: Annotated[int, POSITIVE] = 10
     """Episodes that run at once."""
+    workers: Workers = 1
+    """Processes that the environments are spread over; auto for one per core."""
     deterministic: bool = False
     """Play the greedy policy; by default the actions of a learned policy are sampled, as in training."""
     env_settings: NamedValues = field(default_factory=dict)

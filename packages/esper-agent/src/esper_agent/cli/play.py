@@ -165,6 +165,7 @@ def _play(
             num_envs=settings.num_envs,
             env_kwargs=env_kwargs,
             deterministic=settings.deterministic,
+            workers=settings.workers,
             progress=advance,
         )
     if policy.name == "heuristic" and not any(record.germinated for record in records):

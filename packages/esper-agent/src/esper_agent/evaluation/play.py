@@ -14,10 +14,11 @@ import torch
 from esper_env.checks import POSITIVE, SEED, check_value
 from esper_env.persistence import replaced
 from esper_env.rules import NUM_OPS, Op
+from esper_env.workers import Workers
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from esper_agent.vectors import check_growth, make_vector, split_infos
+from esper_agent.vectors import check_growth, make_vector, split_infos, spread_over
 
 #: Fields of a record that are measured at the horizon, with their keys in the last info.
 COMMITTED = {
@@ -94,6 +95,7 @@ def run_episodes(
     num_envs: int = 8,
     env_kwargs: Mapping[str, Any] | None = None,
     deterministic: bool = True,
+    workers: int | str = 1,
     progress: Callable[[int], None] | None = None,
 ) -> list[EpisodeRecord]:
     """Play episodes of a policy; episode i uses environment seed ``seed + i``, independent of ``num_envs``.
@@ -111,6 +113,8 @@ def run_episodes(
         env_kwargs: keyword arguments of ``gymnasium.make_vec``.
         deterministic: passed to ``predict``; True plays the greedy policy. If acting now and later are worth the same,
             the greedy policy may WAIT forever although the sampled policy acts soon.
+        workers: processes that the environments are spread over, at most one per parallel episode; "auto" for one per
+            core.
         progress: called after every step with the number of episodes that it finished; an exception ends the play.
 
     Returns:
@@ -123,8 +127,10 @@ def run_episodes(
     check_value("episodes", episodes, Annotated[int, POSITIVE])
     check_value("num_envs", num_envs, Annotated[int, POSITIVE])
     check_value("seed", seed, Annotated[int, SEED])
-    rounds = -(-episodes // num_envs)
-    vector = make_vector(env_id, -(-episodes // rounds), AutoresetMode.DISABLED, **(env_kwargs or {}))
+    check_value("workers", workers, Workers)
+    rows = -(-episodes // -(-episodes // num_envs))  # as many for each round
+    settings = {**(env_kwargs or {}), **spread_over(workers, rows)}
+    vector = make_vector(env_id, rows, AutoresetMode.DISABLED, **settings)
     try:
         check_growth(vector.single_observation_space, env_id)
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):

@@ -66,7 +66,7 @@ def named_values(name: str, given: object) -> dict[str, Any]:
 
 
 #: Arguments of ``gymnasium.make_vec`` that are not settings of the environment.
-_NOT_SETTINGS = ("id", "num_envs", "vectorization_mode", "vector_kwargs", "autoreset_mode", "render_mode")
+_NOT_SETTINGS = ("id", "num_envs", "workers", "vectorization_mode", "vector_kwargs", "autoreset_mode", "render_mode")
 
 
 def parse_env_settings(given: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from esper_env.checks import NON_NEGATIVE, POSITIVE, SEED, check
 from esper_env.data import DataFamily, absolute_dataset, absolute_path
 from esper_env.paths import user_path
 from esper_env.tasks import TASKS
+from esper_env.workers import Workers
 
 from esper_agent.monitoring.detectors import AnomalySettings
 from esper_agent.ppo.settings import PPOSettings
@@ -36,6 +37,8 @@ class TrainSettings:
     """Total environment steps, rounded up to whole rollouts."""
     num_envs: Annotated[int, POSITIVE] = 16
     """Environments that run at once."""
+    workers: Workers = 1
+    """Processes that the environments are spread over; auto for one per core."""
     seed: Annotated[int, SEED] = 0
     """Environment i starts from seed + i; the policy's initial weights and samples derive from it too."""
     device: str = "auto"

@@ -115,6 +115,7 @@ class PeriodicEvaluation(BaseCallback):
         episodes: number of episodes.
         seed: of the first episode.
         env_kwargs: settings of the environment.
+        workers: processes that the episodes are spread over, at most one for each.
         stop: cancels a running evaluation when it stops the training.
 
     Raises:
@@ -128,12 +129,13 @@ class PeriodicEvaluation(BaseCallback):
         episodes: int,
         seed: int,
         env_kwargs: Mapping[str, Any] | None = None,
+        workers: int | str = 1,
         stop: StopOnInterrupt | None = None,
     ) -> None:
         super().__init__()
         check_value("every", every, Annotated[int, POSITIVE])
         self.env_id, self.every, self.episodes, self.seed = env_id, every, episodes, seed
-        self.env_kwargs = dict(env_kwargs or {})
+        self.env_kwargs, self.workers = dict(env_kwargs or {}), workers
         self.records: list[EpisodeRecord] = []
         self.cancelled = False
         self._stop = stop
@@ -160,6 +162,7 @@ class PeriodicEvaluation(BaseCallback):
                 self.seed,
                 name="model",
                 env_kwargs=self.env_kwargs,
+                workers=self.workers,
                 progress=self._check,
             )
             for name, value in evaluation_means(self.records).items():

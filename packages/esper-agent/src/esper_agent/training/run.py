@@ -96,6 +96,8 @@ def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = (), sinks
     settings = settings.checked()
     _check_callbacks(callbacks)
     with _model(settings, sinks) as model:
+        if settings.workers == "auto":  # a resumed run needs as many, on any machine
+            settings = replace(settings, workers=_of_env(model, "workers"))
         new_folder(settings.out, RUN_FILES)
         with locked(settings.out):
             data = {name: _of_env(model, name) for name in ("dataset_name", "data_digest")}
@@ -198,7 +200,8 @@ def _model(settings: TrainSettings, sinks: Sequence[Sink]) -> Iterator[FactoredR
         TypeError: a value that is not a sink.
         ValueError: settings that cannot be used, or an environment whose state cannot be saved (``CheckpointError``).
     """
-    monitored = make_sb3_env(settings.env, settings.num_envs, settings.seed, **_env_kwargs(settings))
+    env_kwargs = _env_kwargs(settings) | ({} if settings.workers == 1 else {"workers": settings.workers})
+    monitored = make_sb3_env(settings.env, settings.num_envs, settings.seed, **env_kwargs)
     env = VecNormalize(monitored, norm_obs=False, norm_reward=settings.ppo.normalize_returns, gamma=settings.ppo.gamma)
     try:
         check_growth(env.observation_space, settings.env)
@@ -254,7 +257,7 @@ def _learn(
         watchers: list[BaseCallback] = [stop, TrainingMetricsCallback(), curves, diagnostics, log, *callbacks]
         if settings.eval_every:
             held_out = settings.eval_every, settings.eval_episodes, HELD_OUT_SEED
-            watchers.append(PeriodicEvaluation(settings.env, *held_out, env_kwargs, stop))
+            watchers.append(PeriodicEvaluation(settings.env, *held_out, env_kwargs, settings.workers, stop))
         saver = SaveCheckpoints(
             folder,
             settings.checkpoint_every,

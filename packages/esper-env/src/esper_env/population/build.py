@@ -14,10 +14,10 @@ from esper_env.devices import resolve_device
 from esper_env.hosts import CNNHost, TransformerHost
 from esper_env.population.config import PopulationConfig
 from esper_env.population.population import Population
-from esper_env.population.workers.settings import divide, resolve_workers
 from esper_env.population.workers.spread import WorkerPopulation
 from esper_env.suggestions import shown
 from esper_env.tasks import CNNSpec, TaskConfig, TransformerSpec
+from esper_env.workers import divide, resolve_workers
 
 
 def host_builder(task: TaskConfig, data: ImageData | TextData | None = None) -> Callable[[], nn.Module]:
@@ -92,7 +92,7 @@ def build_population(
         shard_size = task.auto_shard_size if device.type == "cpu" else count
     shard_size = min(int(shard_size), count)
     batched = shard_size > 1 or task.auto_shard_size > 1
-    shard_size, parts = divide(count, shard_size, resolve_workers(workers, count, device))
+    shard_size, parts = divide(count, shard_size, resolve_workers(workers, count, device.type))
     data = load_task_data(task)
     config = PopulationConfig(
         batch_size=task.batch_size,

@@ -31,6 +31,7 @@ class Recorder(ArrayState):
         slot_ids: names of the slots, in action order.
         blueprint_names: names by value of the blueprint head.
         accelerators: memory to watch besides that of the process; see ``MemoryWatch``.
+        workers: ids of the worker processes.
     """
 
     STATE = ("episode", "returns", "length", "commands", "rejected", "_epoch")
@@ -42,10 +43,11 @@ class Recorder(ArrayState):
         slot_ids: Sequence[str],
         blueprint_names: Mapping[int, str],
         accelerators: Accelerators | None = None,
+        workers: Sequence[int] = (),
     ) -> None:
         self.hub = hub
         self._names = ActionNames(slot_ids, blueprint_names)
-        self._memory = events.MemoryWatch(accelerators=accelerators)
+        self._memory = events.MemoryWatch(accelerators=accelerators, workers=workers)
         self._recorded = 0  # steps
         self._inspected: set[tuple[int, int]] = set()  # slot and blueprint
         self.episode = np.full(num_envs, -1, dtype=np.int64)  # number of the current one, -1 before the first

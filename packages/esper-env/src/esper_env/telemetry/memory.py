@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -27,22 +28,30 @@ class MemoryWatch:
     """Reports each crossing of a memory limit once, and again after memory was below 95% of the limit.
 
     Args:
-        limit_mib: limit of the resident size of this process; by default 90% of ``available_mib()``.
+        limit_mib: limit of the resident size of this process and its workers; by default 90% of ``available_mib()``.
         accelerators: called by each check; returns (name, used MiB, limit MiB) of each accelerator.
+        workers: ids of further processes whose memory counts, except what they share.
 
     Raises:
         ValueError: ``limit_mib`` is not a positive number.
     """
 
-    def __init__(self, limit_mib: float | None = None, accelerators: Accelerators | None = None) -> None:
+    def __init__(
+        self,
+        limit_mib: float | None = None,
+        accelerators: Accelerators | None = None,
+        workers: Sequence[int] = (),
+    ) -> None:
         check_value("limit_mib", limit_mib, Annotated[float, POSITIVE] | None)
         self.limit_mib = SENSIBLE_SHARE * available_mib() if limit_mib is None else limit_mib
         self._accelerators = accelerators or tuple
+        self._workers = workers
         self._reported: set[str] = set()
 
     def check(self) -> MemoryWarning | None:
         """Return the first unreported crossing, or None; later calls return the others."""
-        for kind, used, limit in [("resident", resident_mib(), self.limit_mib), *self._accelerators()]:
+        resident = resident_mib() + private_mib(self._workers)
+        for kind, used, limit in [("resident", resident, self.limit_mib), *self._accelerators()]:
             if used > limit and kind not in self._reported:
                 self._reported.add(kind)
                 return MemoryWarning(kind=kind, used_mib=used, limit_mib=limit)
@@ -55,6 +64,16 @@ def resident_mib() -> float:
     """Return the resident size of this process in MiB."""
     size: int = psutil.Process().memory_info().rss
     return size / MIB
+
+
+def private_mib(processes: Iterable[int]) -> float:
+    """Return the resident size of processes in MiB without the memory that they share, where the system reports it."""
+    total = 0
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            memory = psutil.Process(process).memory_info()
+            total += memory.rss - getattr(memory, "shared", 0)
+    return total / MIB
 
 
 def available_mib() -> float:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from esper_env.workers import WorkerError
+
 if TYPE_CHECKING:
     from esper_env.population.workers.serve import Reply
 
@@ -30,10 +32,6 @@ BOOTSTRAP = (
 )
 #: Seconds that a worker has to end by itself after its connection is closed.
 GRACE = 5.0
-
-
-class WorkerError(ChildProcessError):
-    """A worker process has ended or does not answer. Its environment is closed; make a new one."""
 
 
 class RemoteError(Exception):

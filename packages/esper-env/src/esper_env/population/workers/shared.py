@@ -10,7 +10,6 @@ import mmap
 import os
 import pickle
 import tempfile
-from collections.abc import Callable
 from io import BytesIO
 from typing import IO, Any, NamedTuple
 
@@ -51,9 +50,7 @@ def pack(value: Any, file: IO[bytes]) -> Packed:
         places.append((file.tell(), raw.nbytes))
         file.write(raw)
 
-    pickler = cloudpickle.Pickler(content, protocol=5, buffer_callback=write)
-    pickler.dispatch_table = pickler.dispatch_table.new_child({Tensor: _tensor_reducer()})
-    pickler.dump(value)
+    _Pickler(content, protocol=5, buffer_callback=write).dump(value)
     file.write(b"\0")  # an empty file cannot be mapped
     file.flush()
     return Packed(content.getvalue(), places)
@@ -69,22 +66,24 @@ def unpack(packed: Packed, descriptor: int) -> Any:
     return pickle.loads(packed.content, buffers=buffers)
 
 
-def _tensor_reducer() -> Callable[[Tensor], Any]:
-    """Return a reducer that pickles a tensor as a view of the bytes of its storage; views share them."""
-    known: dict[int, NDArray[np.uint8]] = {}
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles a CPU tensor as a view of the bytes of its storage, which all views share."""
 
-    def reduce(tensor: Tensor) -> Any:
-        plain = tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.requires_grad
-        if not plain or not tensor.numel() or tensor.is_conj() or tensor.is_neg():
-            return tensor.__reduce_ex__(5)  # type: ignore[no-untyped-call]
-        storage = tensor.untyped_storage()
-        stored = known.get(storage.data_ptr())
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._storages: dict[int, NDArray[np.uint8]] = {}
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is not Tensor or obj.device.type != "cpu" or obj.layout is not torch.strided:
+            return super().reducer_override(obj)
+        if not obj.numel() or obj.requires_grad or obj.is_conj() or obj.is_neg():
+            return super().reducer_override(obj)
+        storage = obj.untyped_storage()
+        stored = self._storages.get(storage.data_ptr())
         if stored is None:
             stored = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-            known[storage.data_ptr()] = stored
-        return _view, (stored, tensor.dtype, tuple(tensor.size()), tensor.stride(), tensor.storage_offset())
-
-    return reduce
+            self._storages[storage.data_ptr()] = stored
+        return _view, (stored, obj.dtype, tuple(obj.size()), obj.stride(), obj.storage_offset())
 
 
 def _view(

@@ -1,4 +1,4 @@
-"""Settings of worker processes, and the division of networks among them."""
+"""Worker processes: their settings, the division of networks among them, and the error for one that has ended."""
 
 from __future__ import annotations
 
@@ -6,29 +6,34 @@ import os
 from itertools import pairwise
 from typing import Annotated, Literal
 
-import torch
+from esper_env.checks import POSITIVE, check_value, is_integer
 
-from esper_env.checks import POSITIVE, check_value
+#: Default timeout of a request in seconds, far beyond any step of the package's own tasks.
+WORKER_TIMEOUT = 600.0
 
 #: Annotation of a number of worker processes.
 Workers = Annotated[int, POSITIVE] | Literal["auto"]
+
+
+class WorkerError(ChildProcessError):
+    """A worker process has ended or does not answer. Its environment is closed; make a new one."""
 
 
 def check_workers(workers: object, timeout: object, count: int) -> None:
     """Raise ``ValueError`` unless ``count`` networks can be spread over so many workers with this timeout."""
     check_value("workers", workers, Workers)
     check_value("worker_timeout", timeout, Annotated[float, POSITIVE] | None)
-    if isinstance(workers, int) and workers > count:
+    if is_integer(workers) and workers > count:
         raise ValueError(f"`workers` is {workers}, for {count} environments; expected at most one for each")
     if workers != 1 and os.name != "posix":
         raise ValueError(f"`workers` is {workers!r}; worker processes need Linux or macOS: omit `workers`")
 
 
-def resolve_workers(workers: int | str, count: int, device: torch.device) -> int:
-    """Return the number of workers; "auto" is one per core, at most ``count``, and 1 on an accelerator."""
+def resolve_workers(workers: int | str, count: int, device: str) -> int:
+    """Return the number of workers; "auto" is one per core, at most ``count``, or 1 on a ``device`` but "cpu"."""
     if workers != "auto":
         return int(workers)
-    return min(available_cores(), count) if device.type == "cpu" else 1
+    return min(available_cores(), count) if device == "cpu" else 1
 
 
 def available_cores() -> int:
