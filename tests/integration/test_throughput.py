@@ -63,6 +63,12 @@ def test_workloads_with_seeds_exclude_the_loops(tmp_path, capsys, workload):
     capsys.readouterr()
 
 
+def test_workers_are_contenders_where_there_are_enough_networks(tmp_path, capsys):
+    (result,) = measured(tmp_path, "--workload", "growing", "--rivals", "--workers", "2", "4")
+    assert list(result["contenders"]) == ["native", "2 workers"]
+    assert "2 workers" in capsys.readouterr().out
+
+
 def test_planted_workload_keeps_a_seed_in_every_slot():
     contender = Environments("Esper-Digits-v0", 2, "planted", None, batches_per_step=1, horizon=2)
     for _ in range(5):
@@ -162,6 +168,7 @@ def test_telemetry_benchmark_compares_equal_steps(tmp_path, capsys, monkeypatch)
         ("throughput", ["--counts", "0"], "`counts` is [0]; expected one or more positive integers"),
         ("throughput", ["--env-settings", "x=1"], "unexpected keyword argument 'x'"),
         ("throughput", ["--workload", "planted", "--rivals", "loop"], "`rivals` is ['loop'], which only train hosts"),
+        ("throughput", ["--workers", "1"], "`workers` is [1]; expected integers of at least 2"),
         ("throughput", ["--workload", "planted", "--bandwidth"], "leave out --bandwidth, or --workload"),
         ("calibration", ["--judge-only"], "headroom-cifar-v0.json does not exist; measure again"),
         ("calibration", ["--episodes", "1"], "--episodes is '1'; expected an integer of at least 2"),

@@ -1,5 +1,7 @@
 """Memory limits: one report per crossing, and the limit of a container."""
 
+import os
+
 import numpy as np
 import psutil
 import pytest
@@ -8,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 MIB = 2**20
+#: Beyond the largest process id.
+NO_PROCESS = 2**30
 
 
 @given(sizes=st.lists(st.sampled_from([50.0, 94.9, 95.0, 100.0, 100.1, 200.0]), max_size=20))
@@ -41,6 +45,16 @@ def test_resident_size_grows_with_allocations():
     held = np.ones(64 * MIB // 8)
     assert 60.0 < memory.resident_mib() - before < 100.0
     assert held.all()
+
+
+def test_workers_count_without_what_they_share():
+    own = psutil.Process().memory_info()
+    assert 0 < memory.private_mib([os.getpid()]) < own.rss / MIB
+    assert memory.private_mib([os.getpid()] * 2) > 1.5 * memory.private_mib([os.getpid()])
+    assert memory.private_mib([NO_PROCESS]) == 0
+    limit = memory.resident_mib() + 0.5 * memory.private_mib([os.getpid()])
+    assert MemoryWatch(limit).check() is None
+    assert MemoryWatch(limit, workers=[os.getpid()]).check().kind == "resident"
 
 
 def test_watch_rejects_non_positive_limits():

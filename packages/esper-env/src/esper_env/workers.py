@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from esper_env.checks import POSITIVE, check_value, is_integer
 
+__all__ = ["WORKER_TIMEOUT", "WorkerError", "Workers", "available_cores", "check_workers", "divide", "resolve_workers"]
+
 #: Default timeout of a request in seconds, far beyond any step of the package's own tasks.
 WORKER_TIMEOUT = 600.0
 

@@ -61,8 +61,8 @@ __all__ = [
     "train",
 ]
 
-#: Settings that a resumed run may change: they do not affect the training.
-_FREE = ("out", "config", "progress", "device", "checkpoint_every", "telemetry", "anomalies")
+#: Settings that a resumed run may change: they affect the training by rounding at most.
+_FREE = ("out", "config", "progress", "device", "workers", "checkpoint_every", "telemetry", "anomalies")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def train(settings: TrainSettings, callbacks: Sequence[BaseCallback] = (), sinks
     settings = settings.checked()
     _check_callbacks(callbacks)
     with _model(settings, sinks) as model:
-        if settings.workers == "auto":  # a resumed run needs as many, on any machine
+        if settings.workers == "auto":  # as many give the same bits when the run is resumed
             settings = replace(settings, workers=_of_env(model, "workers"))
         new_folder(settings.out, RUN_FILES)
         with locked(settings.out):

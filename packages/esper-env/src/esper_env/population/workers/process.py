@@ -23,11 +23,11 @@ from esper_env.workers import WorkerError
 if TYPE_CHECKING:
     from esper_env.population.workers.serve import Reply
 
-#: Program of a worker. Only the parent ends it: Ctrl-C and SIGTERM often reach every process of a job, and the parent
-#: may have to finish its step and save.
+#: Program of a worker, which imports from the caller's path only. Only the parent ends it: Ctrl-C and SIGTERM often
+#: reach every process of a job, and the parent may have to finish its step and save.
 BOOTSTRAP = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-    "connection, parent, *sys.path[:] = sys.argv[1:]; "
+    "import sys; connection, parent, *sys.path[:] = sys.argv[1:]; "
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     "from esper_env.population.workers.serve import main; main(int(connection), int(parent))"
 )
 #: Seconds that a worker has to end by itself after its connection is closed.

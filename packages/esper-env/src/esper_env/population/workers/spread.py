@@ -77,7 +77,7 @@ class WorkerPopulation:
                 ) from error
             for number, own in enumerate(parts):
                 self._workers.append(Worker(number, own, file.fileno(), timeout))
-            self._start([(packed, file.fileno(), own.stop - own.start, cores) for own in parts])
+            self._start(task, [(packed, file.fileno(), own.stop - own.start, cores) for own in parts])
 
     @property
     def processes(self) -> tuple[int, ...]:
@@ -88,16 +88,15 @@ class WorkerPopulation:
         """End the workers."""
         self._end()
 
-    def _start(self, arguments: Sequence[Sequence[Any]]) -> None:
+    def _start(self, task: TaskConfig, arguments: Sequence[Sequence[Any]]) -> None:
         try:
             self._ask("start", arguments)
-        except ModuleNotFoundError as error:
+        except (ImportError, AttributeError) as error:
             self.close()
-            error.add_note(
-                "The worker cannot import the module that defines a custom host, blueprint or the type of the data; "
-                "install it, put it in a folder of sys.path, or call cloudpickle.register_pickle_by_value(module)"
-            )
-            raise
+            raise ValueError(
+                f"{task.env_id} cannot be loaded by worker processes: {error}. Install the module of its host and "
+                "blueprints, put it in a folder of sys.path, or call cloudpickle.register_pickle_by_value(module)"
+            ) from error
         except BaseException:
             self.close()
             raise
