@@ -69,7 +69,9 @@ def is_running(pid):
         return False
 
 
-def wait_until(condition):
-    """Wait for a condition, for as long as the test may run."""
+def wait_until(condition, seconds=120):
+    """Wait for a condition that comes true at once; the limit only ends a test that would never end."""
+    deadline = time.monotonic() + seconds
     while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.05)

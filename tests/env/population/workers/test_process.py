@@ -148,7 +148,7 @@ def test_worker_killed_in_a_step_ends_the_step_and_the_other_workers(doomed):
     thread.join()
     (error,) = errors
     assert isinstance(error, WorkerError)
-    assert str(error).startswith(f"{doomed.described(pid)} was killed by SIGKILL while it ran 'train'")
+    assert str(error).startswith(f"{doomed.described(pid)} was killed by SIGKILL before it finished 'train'")
     assert "if memory ran out" in str(error)
     expect_ended(doomed.env)
 

@@ -127,12 +127,12 @@ class Worker:
         try:
             code = self._process.wait(GRACE)
         except subprocess.TimeoutExpired:
-            raise WorkerError(f"{self} has closed its connection while it ran {name!r}") from None
+            raise WorkerError(f"{self} has closed its connection before it finished {name!r}") from None
         how = f"ended with exit code {code}"
         if code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
         hint = "; if memory ran out, use fewer environments or workers" if code == -signal.SIGKILL else ""
-        raise WorkerError(f"{self} {how} while it ran {name!r}; make a new environment{hint}") from None
+        raise WorkerError(f"{self} {how} before it finished {name!r}; make a new environment{hint}") from None
 
 
 def ask(requests: Sequence[tuple[Worker, str, Sequence[Any]]], give_up: Callable[[], object]) -> list[Any]:

@@ -78,6 +78,7 @@ class _Held:
         """Build the population of ``count`` networks, which trains and measures on ``cores`` cores."""
         torch.set_num_threads(cores)
         task, data, splits, config, registry = unpack(packed, descriptor)
+        os.close(descriptor)
         restore_registry(registry)
         self._population = Population(host_builder(task, data), count, data, config, splits)
 
