@@ -244,15 +244,16 @@ def test_auto_is_one_worker_per_core_but_at_most_one_per_environment():
 
 @given(st.integers(1, 200), st.integers(1, 64), st.integers(1, 16))
 def test_every_worker_has_whole_shards_and_nearly_as_many_networks(count, shard_size, workers):
-    size, parts = divide(count, min(shard_size, count), min(workers, count))
+    shard_size, workers = min(shard_size, count), min(workers, count)
+    size, parts = divide(count, shard_size, workers)
     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(count))
-    assert size <= shard_size
+    assert size == shard_size if workers == 1 else size <= shard_size
     assert len(parts) <= workers
     assert all(part.start % size == 0 for part in parts)
     shards = [-(-(part.stop - part.start) // size) for part in parts]
     assert max(shards) - min(shards) <= 1
-    assert max(part.stop - part.start for part in parts) <= -(-count // min(workers, count)) + size - 1
-    assert divide(count, min(shard_size, count), len(parts)) == (size, parts)
+    assert max(part.stop - part.start for part in parts) <= -(-count // workers) + size - 1
+    assert len(parts) == 1 or divide(count, shard_size, len(parts)) == (size, parts)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list mapped files")

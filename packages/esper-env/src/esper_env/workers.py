@@ -47,11 +47,11 @@ def divide(count: int, shard_size: int, workers: int) -> tuple[int, list[slice]]
     """Divide ``count`` networks in shards of at most ``shard_size``, and the shards among up to ``workers`` processes.
 
     Returns the size of the shards, all but the last of which are equal, and the networks of each process. The processes
-    have equally many shards, or one more.
+    have equally many shards, or one more. A single process keeps the size.
     """
-    shards = -(-count // shard_size)
-    shards = workers * -(-shards // workers)  # a multiple, so that all processes have as much to do
-    shard_size = -(-count // shards)
+    if workers > 1:  # a multiple of shards of one size, so that all processes have as much to do
+        shards = workers * -(-count // (shard_size * workers))
+        shard_size = -(-count // shards)
     shards = -(-count // shard_size)
     workers = min(workers, shards)
     bounds = [min(shards * worker // workers * shard_size, count) for worker in range(workers + 1)]
