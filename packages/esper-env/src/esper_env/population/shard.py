@@ -92,6 +92,10 @@ class Shard:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
+    def segment_names(self, segment: int) -> list[tuple[str, str]]:
+        """Return the full names in the host, and the names in the segment, of the tensors that a segment uses."""
+        return self._names[segment]
+
     def segment_tensors(self, segment: int) -> list[str]:
         """Return the full names of the host's tensors that a segment uses."""
         return [full for full, _ in self._names[segment]]

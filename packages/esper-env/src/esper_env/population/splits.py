@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_env.data import ImageData, TextData
@@ -47,6 +49,17 @@ class HeldOut:
     def chunk_size(self, shard: Shard) -> int:
         """Return the number of samples in a chunk, which falls with the number of networks in the shard."""
         return max(1, grain(shard.device).chunk // (shard.rows * self._scalars))
+
+    @cache  # noqa: B019 (a split lives as long as its population)
+    def in_chunks(self, size: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return images as (chunks, C * H * W * size), samples last, and labels (chunks, size); the rest is 0."""
+        chunks = -(-self.count // size)
+        samples = np.zeros((chunks * size, self.samples[0].numel()), self.samples.numpy().dtype)
+        samples[: self.count] = self.samples.reshape(self.count, -1).numpy()
+        labels = np.zeros(chunks * size, np.int64)
+        labels[: self.count] = self.labels.numpy()
+        features = samples.reshape(chunks, size, -1).transpose(0, 2, 1).reshape(chunks, -1)
+        return np.ascontiguousarray(features), labels.reshape(chunks, size)
 
     def chunks(self, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield samples (b, ...) and labels (b, ...)."""

@@ -1,0 +1,137 @@
+"""Programs of whole networks: a minibatch of training, and the evaluation of configurations of seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esper_env.population.fused import machine as m
+from esper_env.population.fused.arena import Arena
+from esper_env.population.fused.compiler import Features, Mode, Program
+from esper_env.population.shard import Shard
+from esper_env.rules.heads import Operator
+
+_BLENDS = {Operator.ADD: m.BLEND_ADD, Operator.MULTIPLY: m.BLEND_MULTIPLY, Operator.GATE: m.BLEND_GATE}
+#: Results of a training program.
+MAIN, SHADOW = range(2)
+
+
+class Seed(NamedTuple):
+    """A seed as a program runs it."""
+
+    blueprint: int
+    operator: int
+    isolated: bool = False  # it trains in isolation
+
+
+class Code(NamedTuple):
+    """A finished program."""
+
+    program: NDArray[np.int64]
+    constants: NDArray[np.float64]
+    memory: int  # working memory, in values
+    scratch: int
+
+
+#: The seeds of a network by slot, in action order.
+Seeds = tuple[Seed | None, ...]
+
+
+class Compiler:
+    """Compiles the networks of a shard.
+
+    Args:
+        shard: the networks.
+        arena: places of their tensors.
+        input_shape: (C, H, W) of a sample.
+    """
+
+    def __init__(self, shard: Shard, arena: Arena, input_shape: tuple[int, int, int]) -> None:
+        self._shard, self._arena, self._input_shape = shard, arena, input_shape
+
+    def training_code(self, seeds: Seeds, samples: int, *, straight_through: bool) -> Code:
+        """Return the program of a minibatch: the main pass, the shadow pass, and their losses.
+
+        Raises:
+            NotCompilableError: a module has no kernel.
+        """
+        program, learn, fixed = Program(samples), Mode(training=True, parameters=True), Mode(training=False)
+        z = None
+        x = self._segment(program, 0, program.buffer(*self._input_shape), learn)
+        for position, slot in enumerate(self._shard.execution_order):
+            seed = seeds[slot]
+            if seed is not None and straight_through and seed.isolated:
+                detached = program.emit(m.DETACH, x, program.buffer(*x[1:]))
+                s = self._seed(program, slot, seed, detached, learn)
+                y = program.emit(m.STRAIGHT, x, program.buffer(*x[1:]), z=s.place)
+            else:
+                if seed is not None and seed.isolated and z is None:
+                    z = program.emit(m.DETACH, x, program.buffer(*x[1:]))
+                y = x if seed is None or seed.isolated else self._blend(program, slot, seed, x, learn)
+            x = self._segment(program, position + 1, y, learn)
+            if z is not None:  # behind the main pass, which moves the running statistics
+                if seed is not None:
+                    z = self._blend(program, slot, seed, z, Mode(training=True, parameters=seed.isolated))
+                z = self._segment(program, position + 1, z, fixed)
+        _loss(program, x, MAIN)
+        if z is not None:
+            _loss(program, z, SHADOW)
+        return _finish(program)
+
+    def scoring_code(self, seeds: Seeds, masks: Sequence[int], wanted: Sequence[bool], samples: int) -> Code:
+        """Return the program that evaluates configurations of seeds; result i is that of ``masks[i]``.
+
+        Bit k of a mask is the slot that runs k-th. ``wanted`` marks the configurations that need a loss.
+
+        Raises:
+            NotCompilableError: a module has no kernel.
+        """
+        program, order, fixed = Program(samples), self._shard.execution_order, Mode(training=False)
+
+        def visit(position: int, x: Features, members: list[int]) -> None:
+            x = self._segment(program, position, x, fixed)
+            if position == len(order):
+                z = program.memory((x.channels + 2) * samples)
+                for member in members:
+                    program.emit(m.SCORE, x, x, z=z, index=member, flags=m.WANTED if wanted[member] else 0)
+                return
+            size = program.size
+            for on in (False, True):
+                chosen = [member for member in members if bool(masks[member] >> position & 1) is on]
+                seed = seeds[order[position]]
+                if chosen:
+                    y = self._blend(program, order[position], seed, x, fixed) if on and seed is not None else x
+                    visit(position + 1, y, chosen)
+                    program.release(size)
+
+        visit(0, program.buffer(*self._input_shape), list(range(len(masks))))
+        return _finish(program)
+
+    def _segment(self, program: Program, number: int, x: Features, mode: Mode) -> Features:
+        return program.run(self._shard.segments[number], self._arena.segment(number), x, mode)
+
+    def _seed(self, program: Program, slot: int, seed: Seed, x: Features, mode: Mode) -> Features:
+        template = self._shard.seed_stack(slot, seed.blueprint).template
+        return program.run(template, self._arena.seed(slot, seed.blueprint), x, mode)
+
+    def _blend(self, program: Program, slot: int, seed: Seed, x: Features, mode: Mode) -> Features:
+        s, gate = self._seed(program, slot, seed, x, mode), 0
+        if seed.operator == Operator.GATE:
+            template = self._shard.gate_stack(slot).template
+            gate = program.run(template, self._arena.gate(slot), x, mode).place
+        y = program.buffer(*x[1:])
+        return program.emit(_BLENDS[Operator(seed.operator)], x, y, z=s.place, gate=gate, index=slot)
+
+
+def _loss(program: Program, logits: Features, index: int) -> None:
+    z = program.memory((logits.channels + 2) * program.samples)
+    program.emit(m.LOSS, logits, logits, z=z, index=index)
+
+
+def _finish(program: Program) -> Code:
+    lines, constants = program.arrays()
+    lines[lines[:, m.X] == 0, m.FLAGS] &= ~m.INPUT  # samples, whose place is 0, need no gradient
+    return Code(lines, constants, program.most, program.scratch)

@@ -1,0 +1,250 @@
+"""Fused training and evaluation of a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esper_env.population.config import PopulationConfig
+from esper_env.population.evaluation.configurations import ConfigurationSet
+from esper_env.population.fused import machine as m
+from esper_env.population.fused.arena import Arena, Held, load, store
+from esper_env.population.fused.compiler import NotCompilableError
+from esper_env.population.fused.epoch import score_samples, train_images
+from esper_env.population.fused.programs import Code, Compiler, Seed, Seeds
+from esper_env.population.shard import Shard
+from esper_env.population.splits import HeldOut
+from esper_env.population.structure import BoolArray, FloatArray, IntArray, Structure
+from esper_env.population.training.minibatches import Draw, TrainingImages
+from esper_env.population.training.working_set import EXPLODING_CLIP_MULTIPLE, VANISHING_NORM
+from esper_env.population.transfer import Readback
+from esper_env.rules.heads import Operator
+from esper_env.tasks.choices import STRAIGHT_THROUGH
+from esper_env.threads import side_by_side
+
+#: Samples that are evaluated at a time, whose features fit into the caches of a core.
+CHUNK = 64
+
+
+class Batch(NamedTuple):
+    """Programs of some networks, one after the other; ``lines`` (n, 2) are each network's first and last line."""
+
+    program: NDArray[np.int64]
+    constants: NDArray[Any]
+    lines: IntArray
+    memory: int
+    scratch: int
+
+
+class FusedShard:
+    """Runs a shard's networks one by one, each in compiled programs.
+
+    Args:
+        shard: the networks, float32 or float64 on a CPU.
+        config: settings of training.
+        data: the training images.
+        lanes: threads that may share the networks.
+    """
+
+    def __init__(self, shard: Shard, config: PopulationConfig, data: TrainingImages, lanes: int) -> None:
+        self._shard, self._config, self._data, self._lanes = shard, config, data, lanes
+        self._straight = config.isolation == STRAIGHT_THROUGH
+        self._arena = Arena(shard)
+        _, _, _, height, width, channels = data.crops.shape
+        self._shape = (channels, height, width)
+        compiler = Compiler(shard, self._arena, self._shape)
+        self._dtype = np.float64 if shard.dtype is torch.float64 else np.float32
+        straight = self._straight
+        self._training_code = lru_cache(4096)(
+            lambda seeds: compiler.training_code(seeds, config.batch_size, straight_through=straight)
+        )
+        self._scoring_code = lru_cache(4096)(
+            lambda seeds, masks, wanted: compiler.scoring_code(seeds, masks, wanted, CHUNK)
+        )
+        self._training_code((None,) * len(shard.slots))  # raises for a host without kernels
+
+    def can_run(self, structure: Structure) -> bool:
+        """Return True if every module of these networks has a kernel."""
+        try:
+            self._codes(structure)
+        except NotCompilableError:
+            return False
+        return True
+
+    def train(self, structure: Structure, draws: Sequence[Draw], breached: BoolArray | None = None) -> Readback:
+        """Train for an epoch; return the rows of :class:`~esper_env.population.training.trainer.TrainStats`."""
+        rows, config, data, slots = self._shard.rows, self._config, self._data, len(self._shard.slots)
+        batch = self._joined(self._codes(structure))
+        held = self._held(structure)
+        theta, velocity = (np.zeros((rows, self._arena.width), self._dtype) for _ in range(2))
+        stats = np.zeros((rows, self._arena.stats_width), self._dtype)
+        for one in held:
+            load(one.stack.parameters, one, theta)
+            load(one.stack.momentum, one, velocity)
+        self._arena.load_stats(stats)
+        pieces, rates, own_pieces = self._pieces(held, structure)
+        losses, unit_norms = np.zeros(rows), np.zeros((rows, 1 + slots), self._dtype)
+        norms = np.zeros(len(pieces), self._dtype)
+        index = np.stack([draw.samples.numpy() for draw in draws])
+        nowhere = np.zeros((*index.shape[:2], 0), np.int64)
+        top = left = nowhere
+        mirrored = np.zeros((*index.shape[:2], 0), np.bool_)
+        if draws[0].offsets is not None:
+            top, left = (np.stack([draw.offsets[cut].numpy() for draw in draws]) for cut in range(2))
+        if draws[0].flips is not None:
+            mirrored = np.stack([draw.flips.numpy() for draw in draws])
+        scale, shift = (value.flatten().numpy() for value in (data.scale, data.shift))
+        alpha = self._alpha(structure)
+        kind = self._dtype
+
+        def work(lane: int) -> None:
+            train_images(
+                np.arange(rows)[lane :: self._lanes], batch.program, batch.constants, batch.lines, pieces, rates,
+                own_pieces, data.padded.numpy(), data.labels.numpy(), scale, shift, self._shape, index, top, left,
+                mirrored, theta, velocity, stats, alpha, losses, norms, unit_norms, batch.memory, batch.scratch,
+                kind(config.clip_norm), kind(config.momentum),
+            )
+
+        side_by_side(work, min(self._lanes, rows), self._lanes)
+        for one in held:
+            store(one.stack.parameters, one, theta)
+            store(one.stack.momentum, one, velocity)
+        self._arena.store_stats(stats, len(draws))
+        columns = _statistics(pieces, own_pieces, norms / len(draws), unit_norms / len(draws), config.clip_norm)
+        finite = self._shard.finite(structure).numpy()
+        seen = np.zeros((rows, 2)) if breached is None else breached
+        table = np.concatenate([losses[:, None] / len(draws), finite[:, None], seen, *columns], axis=1)
+        return lambda: table
+
+    def score(
+        self, structure: Structure, configurations: ConfigurationSet, held_out: HeldOut, losses_of: IntArray
+    ) -> FloatArray:
+        """Return (2, M): the sums of the losses, NaN where not requested, and the correct predictions."""
+        shard = self._shard
+        wanted = np.zeros(len(configurations.masks), dtype=np.bool_)
+        wanted[losses_of] = True
+        networks, starts = np.unique(configurations.networks, return_index=True)
+        ends = np.append(starts[1:], len(wanted))
+        codes: list[Code] = []
+        for row, start, end in zip(networks.tolist(), starts, ends, strict=True):
+            masks = tuple(configurations.masks[start:end].tolist())
+            seeds = self._seeds(structure, row, shown=int(np.bitwise_or.reduce(masks)))
+            codes.append(self._scoring_code(seeds, masks, tuple(wanted[start:end].tolist())))
+        batch = self._joined(codes)
+        theta = np.zeros((shard.rows, self._arena.width), self._dtype)
+        stats = np.zeros((shard.rows, self._arena.stats_width), self._dtype)
+        for one in self._held(structure):
+            load(one.stack.parameters, one, theta)
+        self._arena.load_stats(stats)
+        lines = np.zeros((shard.rows, 2), np.int64)
+        lines[networks] = batch.lines
+        results = np.zeros((shard.rows, 2, int((ends - starts).max())))
+        inputs, labels = held_out.in_chunks(CHUNK)
+        alpha = self._alpha(structure)
+
+        def work(lane: int) -> None:
+            score_samples(
+                networks[lane :: self._lanes], batch.program, batch.constants, lines, inputs, labels, held_out.count,
+                theta, stats, alpha, results, batch.memory, batch.scratch,
+            )
+
+        side_by_side(work, min(self._lanes, len(networks)), self._lanes)
+        totals = np.concatenate(
+            [results[row, :, : end - start] for row, start, end in zip(networks, starts, ends, strict=True)], axis=1
+        )
+        totals[0, ~wanted] = np.nan
+        return totals
+
+    def _codes(self, structure: Structure) -> list[Code]:
+        return [self._training_code(self._seeds(structure, row)) for row in range(self._shard.rows)]
+
+    def _seeds(self, structure: Structure, row: int, shown: int | None = None) -> Seeds:
+        """Return the seeds that run in training or, if ``shown`` is a mask, those in it, which are all on."""
+        seeds: list[Seed | None] = [None] * len(self._shard.slots)
+        for position, slot in enumerate(self._shard.execution_order):
+            isolated = bool(structure.training[row, slot])
+            runs = isolated or structure.blended[row, slot] if shown is None else shown >> position & 1
+            if runs:
+                kind = int(structure.blueprint[row, slot]), int(structure.operator[row, slot])
+                seeds[slot] = Seed(*kind, isolated and shown is None)
+        return tuple(seeds)
+
+    def _joined(self, codes: Sequence[Code]) -> Batch:
+        """Join the programs of networks, each distinct one once."""
+        places: dict[int, int] = {}
+        parts: list[Code] = []
+        end = 0
+        for code in codes:
+            if id(code) not in places:
+                places[id(code)] = end
+                parts.append(code)
+                end += len(code.program)
+        lines = np.array([(places[id(code)], places[id(code)] + len(code.program)) for code in codes], np.int64)
+        return Batch(
+            np.concatenate([code.program for code in parts]),
+            np.concatenate([code.constants for code in parts]).astype(self._dtype),
+            lines,
+            max(code.memory for code in parts),
+            max(code.scratch for code in parts),
+        )
+
+    def _alpha(self, structure: Structure) -> NDArray[Any]:
+        """(n, S) alphas of the seeds when they are on."""
+        everyone = np.arange(self._shard.rows)
+        columns = [structure.alpha_on(everyone, slot) for slot in range(len(self._shard.slots))]
+        return np.stack(columns, axis=1).clip(0.0, 1.0).astype(self._dtype)
+
+    def _held(self, structure: Structure) -> list[Held]:
+        """Return the hosts, and the seeds and gates that run."""
+        held = [self._arena.held_host()]
+        runs = structure.blended | structure.training
+        for slot in range(len(self._shard.slots)):
+            for blueprint in np.unique(structure.blueprint[runs[:, slot], slot]).tolist():
+                networks = np.flatnonzero(runs[:, slot] & (structure.blueprint[:, slot] == blueprint))
+                held.append(self._arena.held_seeds(slot, blueprint, networks))
+            gated = np.flatnonzero(runs[:, slot] & (structure.operator[:, slot] == Operator.GATE))
+            if len(gated):
+                held.append(self._arena.held_gates(slot, gated))
+        return held
+
+    def _pieces(self, held: Sequence[Held], structure: Structure) -> tuple[IntArray, NDArray[Any], IntArray]:
+        """The tensors that train, sorted by network: (place, length, unit), learning rates, and (n, 2) first, last."""
+        tables, rates, owners = [], [], []
+        for one in held:
+            rate = np.full(len(one.networks), self._config.host_lr)
+            if one.unit:
+                rate = np.where(structure.frozen[one.networks, one.unit - 1], 0.0, self._config.seed_lr)
+            for name, place in one.places.items():
+                length = one.stack.parameters[name][0].numel()
+                tables.append(np.tile([place, length, one.unit], (len(one.networks), 1)))
+                rates.append(rate)
+                owners.append(one.networks)
+        owner = np.concatenate(owners)
+        order = np.argsort(owner, kind="stable")
+        bounds = np.searchsorted(owner[order], np.arange(self._shard.rows + 1))
+        own = np.stack([bounds[:-1], bounds[1:]], axis=1)
+        return np.concatenate(tables)[order], np.concatenate(rates)[order].astype(self._dtype), own
+
+
+def _statistics(
+    pieces: IntArray, own: IntArray, norms: NDArray[Any], unit_norms: NDArray[Any], clip: float
+) -> list[FloatArray]:
+    """(n, U) each: norms of the units, shares of vanishing and exploding tensors, and numbers of scalars."""
+    rows, units = unit_norms.shape
+    owner = np.repeat(np.arange(rows), own[:, 1] - own[:, 0])
+    place = owner * units + pieces[:, 2]
+
+    def by_unit(values: NDArray[Any]) -> FloatArray:
+        sums: FloatArray = np.bincount(place, weights=values, minlength=rows * units).reshape(rows, units)
+        return sums
+
+    count = np.maximum(by_unit(np.ones(len(pieces))), 1.0)
+    vanishing = by_unit(norms < VANISHING_NORM) / count
+    exploding = by_unit(~(norms <= EXPLODING_CLIP_MULTIPLE * clip)) / count
+    return [unit_norms.astype(np.float64), vanishing, exploding, by_unit(pieces[:, 1])]
