@@ -105,6 +105,7 @@ def build_population(
         device=device,
         dtype=dtype,
         precision=task.precision,
+        engine=task.engine,
         capture=task.capture,
         try_host=not isinstance(task.host, CNNSpec | TransformerSpec),
     )

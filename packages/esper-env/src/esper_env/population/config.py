@@ -27,6 +27,7 @@ class PopulationConfig:
     isolation: str
     dtype: torch.dtype
     precision: str  # of the passes; parameters and updates stay in ``dtype``
+    engine: str  # "torch", "fused", or "auto" for the latter where it can run
     capture: str  # "auto" captures the step of a minibatch on an accelerator; "off" never does
     try_host: bool  # False: the host is one of the package's specs
     momentum: float = 0.9

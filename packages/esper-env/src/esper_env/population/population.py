@@ -15,6 +15,7 @@ from esper_env.extension_checks.construction import build_reproducibly
 from esper_env.extension_checks.trial import try_blueprint, try_host
 from esper_env.persistence.tree import Tree
 from esper_env.population.config import PopulationConfig
+from esper_env.population.engines import fused_shard
 from esper_env.population.evaluation.measurement import Commitment, Measurement, appraise, measure
 from esper_env.population.seed_sizes import SeedSizes
 from esper_env.population.shard import Shard
@@ -72,6 +73,8 @@ class Population:
         self._splits = splits or splits_for(self.shards[0].slots[0], data, config.device, config.dtype)
         if splits is None:
             self._try(host)
+        for shard in self.shards:
+            shard.fused = fused_shard(shard, config, self._splits.train, max(1, self._lanes // len(self.shards)))
         self._trainers = [TrainerCache(shard, config, self._splits.train) for shard in self.shards]
         self._snapshots = [Snapshots(shard) for shard in self.shards]
         stream = (self._splits.train, config.batch_size, config.batches_per_step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from esper_env.seeding import derive_seed
 from esper_env.seeds.blend import GATES, blend
 from esper_env.seeds.registry import BlueprintEntry, blueprint_entry, offered_blueprints
 from esper_env.tasks.choices import FULL_PRECISION
+
+if TYPE_CHECKING:
+    from esper_env.population.fused.shard import FusedShard
 
 
 class SeedTensors(NamedTuple):
@@ -54,6 +57,8 @@ class Shard:
         self._inference = [InferenceForm(segment) for segment in self.segments]
         self._seeds: dict[tuple[int, int], Stack] = {}
         self._gates: dict[int, Stack] = {}
+        #: Runs the networks in compiled programs, if the population uses them.
+        self.fused: FusedShard | None = None
         self.births = np.zeros((rows, len(self.slots)), dtype=np.int64)
         self.row_seeds = np.zeros(rows, dtype=np.int64)
 

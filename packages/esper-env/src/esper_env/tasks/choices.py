@@ -10,5 +10,9 @@ ISOLATIONS = (SHADOW, STRAIGHT_THROUGH)
 FULL_PRECISION = "float32"
 PRECISIONS = (FULL_PRECISION, "bfloat16")
 
+#: What runs the networks: PyTorch, or programs that numba compiles; "auto" is "fused" where that can run.
+AUTO, FUSED, TORCH = "auto", "fused", "torch"
+ENGINES = (AUTO, FUSED, TORCH)
+
 #: "auto" captures training steps as graphs if the device supports it.
 CAPTURE_MODES = ("auto", "off")

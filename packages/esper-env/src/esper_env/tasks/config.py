@@ -13,7 +13,7 @@ from esper_env.data.catalog import Data, DataFamily, check_dataset
 from esper_env.rules.gates import GATE_CONFIGS
 from esper_env.rules.reward_config import REWARD_MODES, reward_config
 from esper_env.suggestions import closest, did_you_mean, shown
-from esper_env.tasks.choices import CAPTURE_MODES, ISOLATIONS, PRECISIONS
+from esper_env.tasks.choices import CAPTURE_MODES, ENGINES, ISOLATIONS, PRECISIONS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,6 +112,8 @@ class TaskConfig:
         device: "cpu", "cuda" or "cuda:N"; "auto" for the first CUDA device, or else the CPU.
         shard_size: networks that run together; "auto" for all on an accelerator and ``auto_shard_size`` on a CPU.
         precision: "float32", or "bfloat16" for automatic mixed precision.
+        engine: "torch" to run networks with PyTorch, "fused" to run them in programs that numba compiles; "auto" for
+            "fused" where the task and the installation allow it and several networks run together.
         capture: "auto" to capture training steps as CUDA graphs on a CUDA device, "off" to run them eagerly.
 
     Raises:
@@ -150,6 +152,7 @@ class TaskConfig:
     device: Annotated[str, Described("'auto', 'cpu', 'cuda' or 'cuda:N'")] = "auto"
     shard_size: Annotated[int, POSITIVE] | Literal["auto"] = "auto"
     precision: Annotated[str, OneOf(PRECISIONS)] = "float32"
+    engine: Annotated[str, OneOf(ENGINES)] = "auto"
     capture: Annotated[str, OneOf(CAPTURE_MODES)] = "auto"
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ LAYOUT = 6
 #: Kind of the checkpoints that hold a state.
 KIND = "esper environment"
 #: Settings of a task that decide where and how fast it runs, not what it computes. The data are compared by digest.
-_FREE = frozenset({"dataset", "data_dir", "device", "shard_size", "auto_shard_size", "capture"})
+_FREE = frozenset({"dataset", "data_dir", "device", "shard_size", "auto_shard_size", "engine", "capture"})
 
 
 def task_identity(task: TaskConfig) -> Tree:

@@ -62,6 +62,9 @@ def score(
 
     ``losses_of`` are the indices of configurations that need a loss, which is expensive.
     """
+    if shard.fused is not None and shard.fused.can_run(structure):
+        sums = shard.fused.score(structure, configurations, held_out, losses_of)
+        return Scores(lambda: sums, held_out, np.arange(len(configurations.masks)))
     networks = np.unique(configurations.networks)
     first = _host_rows(shard, 0, networks)
     forks, last = _plan_forks(shard, structure, configurations, networks, held_out)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from esper_env.population.fused.kernels import kernel
+from esper_env.population.fused.kernels import clear, copy, entry_point, kernel
 from esper_env.population.fused.machine import backward, forward
 
 #: Fields of a piece, a tensor that trains: its place in the network's parameters, its size, and the unit with which it
@@ -63,7 +63,7 @@ def _update(theta: Any, velocity: Any, gradient: Any, pieces: Any, rates: Any, n
             g[j] = zero
 
 
-@kernel
+@entry_point
 def train_images(
     networks: Any, programs: Any, constants: Any, lines: Any, pieces: Any, rates: Any, own_pieces: Any,
     images: Any, labels: Any, scale: Any, shift: Any, shape: Any, index: Any, top: Any, left: Any, mirrored: Any,
@@ -108,7 +108,7 @@ def train_images(
                 program, own, memory, scratch, theta[row], stats[row], alpha[row], drawn, results, samples, samples
             )
             losses[row] += results[0, 0]
-            gradient[:] = 0
+            clear(gradient, memory_size)
             backward(
                 program, own, memory, gradient, scratch, theta[row], dtheta, stats[row], alpha[row], drawn, samples
             )
@@ -118,7 +118,7 @@ def train_images(
             )
 
 
-@kernel
+@entry_point
 def score_samples(
     jobs: Any, programs: Any, constants: Any, lines: Any, inputs: Any, labels: Any, count: int,
     theta: Any, stats: Any, alpha: Any, results: Any, memory_size: int, scratch_size: int,
@@ -141,7 +141,7 @@ def score_samples(
     for row in jobs:
         program, own = programs[lines[row, 0] : lines[row, 1]], constants[lines[row, 0] : lines[row, 1]]
         for chunk in range(len(inputs)):
-            memory[: inputs.shape[1]] = inputs[chunk]
+            copy(inputs[chunk], memory, inputs.shape[1])
             valid = min(samples, count - chunk * samples)
             forward(
                 program, own, memory, scratch, theta[row], stats[row], alpha[row], labels[chunk], results[row],

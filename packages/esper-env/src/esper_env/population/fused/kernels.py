@@ -21,8 +21,28 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function that other compiled functions call, at its first call."""
+    return njit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy", fastmath=_FAST)
+
+
+def entry_point(function: Callable[..., Any]) -> Any:
     """Compile a function at its first call, keep the result on disk, and release the interpreter while it runs."""
     return njit(function, nogil=True, cache=True, error_model="numpy", fastmath=_FAST)
+
+
+@kernel
+def clear(x: Any, n: int) -> None:
+    """Set the first n values of x to zero."""
+    zero = x.dtype.type(0)
+    for j in range(n):
+        x[j] = zero
+
+
+@kernel
+def copy(x: Any, y: Any, n: int) -> None:
+    """Copy the first n values of x to y."""
+    for j in range(n):
+        y[j] = x[j]
 
 
 # Products of matrices: 1x1 convolutions, and linear layers
@@ -115,16 +135,14 @@ def pad(x: Any, out: Any, channels: int, height: int, width: int, border: int, s
     row, edge = (width + 2 * border) * samples, border * samples
     for c in range(channels):
         plane = out[c * (height + 2 * border) * row : (c + 1) * (height + 2 * border) * row]
-        plane[: border * row] = 0
-        plane[(height + border) * row :] = 0
+        clear(plane, border * row)
+        clear(plane[(height + border) * row :], border * row)
         for h in range(height):
             line = plane[(h + border) * row : (h + border + 1) * row]
             source = x[(c * height + h) * width * samples : (c * height + h + 1) * width * samples]
-            line[:edge] = 0
-            line[row - edge :] = 0
-            middle = line[edge : row - edge]
-            for j in range(width * samples):
-                middle[j] = source[j]
+            clear(line, edge)
+            clear(line[row - edge :], edge)
+            copy(source, line[edge:], width * samples)
 
 
 @kernel
@@ -301,8 +319,7 @@ def group_norm(x: Any, y: Any, saved: Any, weight: Any, bias: Any, channels: int
     """Normalise each sample of x (C, P, B) as one group; ``saved`` (2, B) gets the means and inverse deviations."""
     mean, inverse = saved[:samples], saved[samples : 2 * samples]
     size, one, count = channels * pixels, x.dtype.type(1), x.dtype.type(channels * pixels)
-    mean[:] = 0
-    inverse[:] = 0
+    clear(saved, 2 * samples)
     for k in range(size):
         source = x[k * samples : (k + 1) * samples]
         for b in range(samples):
@@ -331,8 +348,7 @@ def group_norm_backward(
     """Backward pass of :func:`group_norm`; ``sums`` (2, B) is scratch memory."""
     mean, inverse = saved[:samples], saved[samples : 2 * samples]
     total, along = sums[:samples], sums[samples : 2 * samples]
-    total[:] = 0
-    along[:] = 0
+    clear(sums, 2 * samples)
     zero, count = x.dtype.type(0), x.dtype.type(channels * pixels)
     for c in range(channels):
         factor = weight[c]
@@ -410,7 +426,7 @@ def average(x: Any, y: Any, channels: int, pixels: int, samples: int) -> None:
     count = x.dtype.type(pixels)
     for c in range(channels):
         out = y[c * samples : (c + 1) * samples]
-        out[:] = 0
+        clear(out, samples)
         for p in range(pixels):
             source = x[(c * pixels + p) * samples : (c * pixels + p + 1) * samples]
             for b in range(samples):
@@ -438,8 +454,8 @@ def average_backward(dy: Any, dx: Any, channels: int, pixels: int, samples: int)
 def softmax(logits: Any, out: Any, classes: int, samples: int) -> None:
     """Probabilities of logits (K, B); the rows behind them, (2, B), get the largest logits and the sums."""
     top, total = out[classes * samples : (classes + 1) * samples], out[(classes + 1) * samples : (classes + 2) * samples]
-    top[:] = logits[:samples]
-    total[:] = 0
+    copy(logits, top, samples)
+    clear(total, samples)
     for k in range(1, classes):
         row = logits[k * samples : (k + 1) * samples]
         for b in range(samples):

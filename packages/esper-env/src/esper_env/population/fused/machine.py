@@ -221,12 +221,12 @@ def forward(
         n = pixels * samples
         eps = constants[line, EPS]
         if op == CONV:
-            y[: outputs * n] = 0
+            k.clear(y, outputs * n)
             if flags & BIAS:
                 k.add_bias(y, second, outputs, n)
             _convolve(x, first, y, scratch, channels, outputs, height, width, samples, size)
         elif op == DEPTHWISE:
-            y[: channels * n] = 0
+            k.clear(y, channels * n)
             if flags & BIAS:
                 k.add_bias(y, second, channels, n)
             for c in range(channels):
@@ -246,7 +246,7 @@ def forward(
         elif op == AVERAGE:
             k.average(x, y, channels, pixels, samples)
         elif op == DETACH:
-            y[: channels * n] = x[: channels * n]
+            k.copy(x, y, channels * n)
         elif op == LOSS or op == SCORE:
             k.softmax(x, z, channels, samples)
             loss, hits = 0.0, 0

@@ -179,6 +179,7 @@ class TrainerCache:
 
     def __init__(self, shard: Shard, config: PopulationConfig, data: TrainingSamples) -> None:
         capture = captures_of(config.device, config.capture)
+        self._shard = shard
         self._make = partial(Trainer, shard, config=config, data=data, capture=capture)
         self._kept: OrderedDict[bytes, Trainer] = OrderedDict()
         self._captures_dropped = 0
@@ -190,6 +191,9 @@ class TrainerCache:
 
     def run(self, structure: Structure, draws: Sequence[Draw], check_isolation: bool = False) -> Readback:
         """Train the shard for an epoch; ``check_isolation`` first checks TRAINING seeds on the first minibatch."""
+        fused = self._shard.fused
+        if fused is not None and fused.can_run(structure):
+            return fused.train(structure, draws, check_isolation=check_isolation)
         signature = structure.signature()
         trainer = self._kept.pop(signature, None) or self._make(structure=structure)
         self._kept[signature] = trainer

@@ -1,4 +1,4 @@
-"""Fused training and evaluation of a shard."""
+"""A shard whose networks run one by one, in compiled programs."""
 
 from __future__ import annotations
 
@@ -42,6 +42,17 @@ class Batch(NamedTuple):
     scratch: int
 
 
+class Epoch(NamedTuple):
+    """Result of an epoch."""
+
+    held: list[Held]
+    theta: NDArray[Any]  # (n, L)
+    velocity: NDArray[Any]  # (n, L)
+    stats: NDArray[Any]  # (n, M)
+    losses: FloatArray  # (n,) means, nats
+    columns: list[FloatArray]  # (n, 1 + S) each, the last four of the training statistics
+
+
 class FusedShard:
     """Runs a shard's networks one by one, each in compiled programs.
 
@@ -50,6 +61,9 @@ class FusedShard:
         config: settings of training.
         data: the training images.
         lanes: threads that may share the networks.
+
+    Raises:
+        NotCompilableError: a module of the host has no kernel.
     """
 
     def __init__(self, shard: Shard, config: PopulationConfig, data: TrainingImages, lanes: int) -> None:
@@ -67,7 +81,7 @@ class FusedShard:
         self._scoring_code = lru_cache(4096)(
             lambda seeds, masks, wanted: compiler.scoring_code(seeds, masks, wanted, CHUNK)
         )
-        self._training_code((None,) * len(shard.slots))  # raises for a host without kernels
+        self._training_code((None,) * len(shard.slots))
 
     def can_run(self, structure: Structure) -> bool:
         """Return True if every module of these networks has a kernel."""
@@ -77,8 +91,29 @@ class FusedShard:
             return False
         return True
 
-    def train(self, structure: Structure, draws: Sequence[Draw], breached: BoolArray | None = None) -> Readback:
-        """Train for an epoch; return the rows of :class:`~esper_env.population.training.trainer.TrainStats`."""
+    def train(self, structure: Structure, draws: Sequence[Draw], *, check_isolation: bool = False) -> Readback:
+        """Train for an epoch; return the rows of :class:`~esper_env.population.training.trainer.TrainStats`.
+
+        ``check_isolation`` first checks on the first minibatch that seeds in TRAINING are isolated.
+        """
+        breached = np.zeros((self._shard.rows, 2))
+        if check_isolation and structure.training.any():
+            without = structure._replace(training=np.zeros_like(structure.training))
+            bare, seeded = (self._epoch(one, draws[:1]) for one in (without, structure))
+            isolated = structure.training.any(axis=1)
+            breached[:, 0] = isolated & _differ(bare.losses[:, None], seeded.losses[:, None])
+            breached[:, 1] = isolated & _differ(bare.stats, seeded.stats)
+        epoch = self._epoch(structure, draws)
+        for one in epoch.held:
+            store(one.stack.parameters, one, epoch.theta)
+            store(one.stack.momentum, one, epoch.velocity)
+        self._arena.store_stats(epoch.stats, len(draws))
+        finite = self._shard.finite(structure).numpy()
+        table = np.concatenate([epoch.losses[:, None], finite[:, None], breached, *epoch.columns], axis=1)
+        return lambda: table
+
+    def _epoch(self, structure: Structure, draws: Sequence[Draw]) -> Epoch:
+        """Train copies of the networks."""
         rows, config, data, slots = self._shard.rows, self._config, self._data, len(self._shard.slots)
         batch = self._joined(self._codes(structure))
         held = self._held(structure)
@@ -112,15 +147,8 @@ class FusedShard:
             )
 
         side_by_side(work, min(self._lanes, rows), self._lanes)
-        for one in held:
-            store(one.stack.parameters, one, theta)
-            store(one.stack.momentum, one, velocity)
-        self._arena.store_stats(stats, len(draws))
         columns = _statistics(pieces, own_pieces, norms / len(draws), unit_norms / len(draws), config.clip_norm)
-        finite = self._shard.finite(structure).numpy()
-        seen = np.zeros((rows, 2)) if breached is None else breached
-        table = np.concatenate([losses[:, None] / len(draws), finite[:, None], seen, *columns], axis=1)
-        return lambda: table
+        return Epoch(held, theta, velocity, stats, losses / len(draws), columns)
 
     def score(
         self, structure: Structure, configurations: ConfigurationSet, held_out: HeldOut, losses_of: IntArray
@@ -230,6 +258,12 @@ class FusedShard:
         bounds = np.searchsorted(owner[order], np.arange(self._shard.rows + 1))
         own = np.stack([bounds[:-1], bounds[1:]], axis=1)
         return np.concatenate(tables)[order], np.concatenate(rates)[order].astype(self._dtype), own
+
+
+def _differ(one: NDArray[Any], other: NDArray[Any]) -> BoolArray:
+    """(n,) True for rows that differ; NaN equals NaN."""
+    differ: BoolArray = ~np.all((one == other) | (np.isnan(one) & np.isnan(other)), axis=1)
+    return differ
 
 
 def _statistics(
