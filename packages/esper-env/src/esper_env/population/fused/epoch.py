@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from esper_env.population.fused.kernels import clear, copy, entry_point, kernel
+from esper_env.population.fused.kernels import copy, entry_point, kernel
 from esper_env.population.fused.machine import backward, forward
 
 #: Fields of a piece, a tensor that trains: its place in the network's parameters, its size, and the unit with which it
@@ -108,7 +108,6 @@ def train_images(
                 program, own, memory, scratch, theta[row], stats[row], alpha[row], drawn, results, samples, samples
             )
             losses[row] += results[0, 0]
-            clear(gradient, memory_size)
             backward(
                 program, own, memory, gradient, scratch, theta[row], dtheta, stats[row], alpha[row], drawn, samples
             )

@@ -399,25 +399,24 @@ def max_pool(x: Any, y: Any, channels: int, height: int, width: int, samples: in
 
 
 @kernel
-def max_pool_backward(x: Any, y: Any, dy: Any, dx: Any, channels: int, height: int, width: int, samples: int) -> None:
-    """Backward pass of :func:`max_pool`: to the first largest value of each window."""
+def max_pool_backward(
+    x: Any, y: Any, dy: Any, dx: Any, rest: Any, channels: int, height: int, width: int, samples: int
+) -> None:
+    """Backward pass of :func:`max_pool`: to the first largest value of each window; ``rest`` (B) is scratch memory."""
     rows, columns, zero = height // 2, width // 2, x.dtype.type(0)
     for c in range(channels):
         for h in range(rows):
             for w in range(columns):
-                a = ((c * height + 2 * h) * width + 2 * w) * samples
-                b = a + width * samples
-                x0, x1, x2 = x[a : a + samples], x[a + samples : a + 2 * samples], x[b : b + samples]
-                d0, d1 = dx[a : a + samples], dx[a + samples : a + 2 * samples]
-                d2, d3 = dx[b : b + samples], dx[b + samples : b + 2 * samples]
                 k = ((c * rows + h) * columns + w) * samples
-                top, d = y[k : k + samples], dy[k : k + samples]
-                for j in range(samples):
-                    at0, at1, at2 = x0[j] == top[j], x1[j] == top[j], x2[j] == top[j]
-                    d0[j] += d[j] if at0 else zero
-                    d1[j] += d[j] if at1 and not at0 else zero
-                    d2[j] += d[j] if at2 and not at0 and not at1 else zero
-                    d3[j] += zero if at0 or at1 or at2 else d[j]
+                top = y[k : k + samples]
+                copy(dy[k:], rest, samples)
+                for t in range(4):
+                    a = ((c * height + 2 * h + t // 2) * width + 2 * w + t % 2) * samples
+                    source, d = x[a : a + samples], dx[a : a + samples]
+                    for j in range(samples):
+                        hit = source[j] == top[j]
+                        d[j] += rest[j] if hit else zero
+                        rest[j] = zero if hit else rest[j]
 
 
 @kernel

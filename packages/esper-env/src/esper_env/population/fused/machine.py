@@ -44,8 +44,8 @@ FIELDS = 14
 EPS, FACTOR = range(2)
 CONSTANTS = 2
 #: Flags: the parameters get a gradient; the input does; there is a bias; the running statistics move; a loss is
-#: requested.
-PARAMETERS, INPUT, BIAS, TRACK, WANTED = 1, 2, 4, 8, 16
+#: requested; the backward pass is the first to write the gradient of x, of z, or of the gate.
+PARAMETERS, INPUT, BIAS, TRACK, WANTED, NEW_X, NEW_Z, NEW_GATE = (1 << bit for bit in range(8))
 
 
 @kernel
@@ -277,7 +277,7 @@ def backward(
 ) -> None:
     """Run a program backward after :func:`forward`: add the gradients of its losses to ``dtheta``.
 
-    ``gradient`` has the places of ``memory``, and is zero at first. ``scratch`` is memory for one instruction.
+    ``gradient`` has the places of ``memory``. ``scratch`` is memory for one instruction.
     """
     for step in range(len(program)):
         line = len(program) - 1 - step
@@ -290,6 +290,12 @@ def backward(
         width, size, flags = program[line, WIDTH], program[line, SIZE], program[line, FLAGS]
         pixels = height * width
         n = pixels * samples
+        if flags & NEW_X:
+            k.clear(dx, channels * n)
+        if flags & NEW_Z:
+            k.clear(dz, channels * (samples if op == EXCITE else n))
+        if flags & NEW_GATE:
+            k.clear(gradient[program[line, GATE] :], samples)
         if op == CONV:
             if flags & PARAMETERS:
                 if flags & BIAS:
@@ -322,7 +328,7 @@ def backward(
         elif op == RELU or op == SILU or op == SIGMOID:
             _activate_backward(op, constants[line, FACTOR], x[: channels * n], y, dy, dx)
         elif op == MAX_POOL:
-            k.max_pool_backward(x, y, dy, dx, channels, height, width, samples)
+            k.max_pool_backward(x, y, dy, dx, scratch, channels, height, width, samples)
         elif op == AVERAGE:
             k.average_backward(dy, dx, channels, pixels, samples)
         elif op == LOSS:

@@ -15,6 +15,13 @@ from esper_env.population.shard import Shard
 from esper_env.rules.heads import Operator
 
 _BLENDS = {Operator.ADD: m.BLEND_ADD, Operator.MULTIPLY: m.BLEND_MULTIPLY, Operator.GATE: m.BLEND_GATE}
+_TWO_INPUTS = (m.RESIDUAL, m.MIX, m.EXCITE, m.STRAIGHT, *_BLENDS.values())
+#: Fields with an input, the flag for its gradient, and the operations that read it.
+_INPUTS = (
+    (m.X, m.NEW_X, range(m.LOSS + 1)),
+    (m.Z, m.NEW_Z, _TWO_INPUTS),
+    (m.GATE, m.NEW_GATE, (m.BLEND_GATE,)),
+)
 #: Results of a training program.
 MAIN, SHADOW = range(2)
 
@@ -134,4 +141,10 @@ def _loss(program: Program, logits: Features, index: int) -> None:
 def _finish(program: Program) -> Code:
     lines, constants = program.arrays()
     lines[lines[:, m.X] == 0, m.FLAGS] &= ~m.INPUT  # samples, whose place is 0, need no gradient
+    written: set[int] = set()
+    for line in lines[::-1]:  # in the order of the backward pass
+        for field, flag, readers in _INPUTS:
+            if line[m.OPERATION] in readers and line[field] not in written:
+                written.add(line[field])
+                line[m.FLAGS] |= flag
     return Code(lines, constants, program.most, program.scratch)
