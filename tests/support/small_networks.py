@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,27 @@ from torch.nn import functional as F
 
 CLASSES, BLOCKS, BASE, POOLS = 4, 3, 4, 2
 BATCH, BATCHES = 12, 4
-SETTINGS = {"host_lr": 0.05, "seed_lr": 0.05, "isolation": "shadow", "precision": "float32", "capture": "auto"}
+SETTINGS = {
+    "host_lr": 0.05,
+    "seed_lr": 0.05,
+    "isolation": "shadow",
+    "precision": "float32",
+    "engine": "torch",
+    "capture": "auto",
+}
 KINDS = ("parameters", "momentum", "buffers")
+NEEDS_NUMBA = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
 #: Parametrizes a test over the layouts of many networks and of a single one.
 LAYOUTS = pytest.mark.parametrize("batched", [True, False], ids=["batched", "single"])
+#: Parametrizes a test over everything that can run networks for images: both layouts, and compiled programs.
+WAYS = pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param({"batched": True}, id="batched"),
+        pytest.param({"batched": False}, id="single"),
+        pytest.param({"engine": "fused"}, id="fused", marks=NEEDS_NUMBA),
+    ],
+)
 
 # Data and populations
 

@@ -5,7 +5,7 @@ import torch
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
-from small_networks import LAYOUTS
+from small_networks import WAYS
 
 pytestmark = pytest.mark.numeric
 
@@ -18,9 +18,9 @@ BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], i
 def agree(make_population, build_host, grow, twin, batches_of):
     """Train a network both ways and compare every tensor and the loss."""
 
-    def check(*seeds, batched, dtype, epochs, kernel=1, surfaces="post", **settings):
+    def check(*seeds, dtype, epochs, kernel=1, surfaces="post", **settings):
         host = build_host(kernel, surfaces=surfaces)
-        population = make_population(batched=batched, dtype=dtype, host=host, **settings)
+        population = make_population(dtype=dtype, host=host, **settings)
         structure = grow(population, 1, *[(0, *seed) for seed in seeds])
         plain, batches = twin(population, 0, structure), batches_of(SEED, dtype)
         before = {name: own.clone() for name, own, _ in plain.pairs()}
@@ -40,42 +40,42 @@ def agree(make_population, build_host, grow, twin, batches_of):
     return check
 
 
-@LAYOUTS
+@WAYS
 @BOTH_DTYPES
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_host_without_seeds_trains_like_plain_module(agree, batched, dtype, kernel):
-    agree(batched=batched, dtype=dtype, kernel=kernel, epochs=3 if dtype is torch.float64 else 1)
+def test_host_without_seeds_trains_like_plain_module(agree, way, dtype, kernel):
+    agree(**way, dtype=dtype, kernel=kernel, epochs=3 if dtype is torch.float64 else 1)
 
 
-@LAYOUTS
+@WAYS
 @BOTH_DTYPES
 @pytest.mark.parametrize("operator", Operator)
-def test_blended_seeds_train_like_plain_modules(agree, batched, dtype, operator):
+def test_blended_seeds_train_like_plain_modules(agree, way, dtype, operator):
     agree(
         (0, "conv_light", operator, Stage.BLENDING, 0.4),
         (2, "norm", operator, Stage.FOSSILIZED),
-        batched=batched,
+        **way,
         dtype=dtype,
         epochs=3 if dtype is torch.float64 else 1,
     )
 
 
-@LAYOUTS
+@WAYS
 @BOTH_DTYPES
 @pytest.mark.parametrize("operator", Operator)
-def test_isolated_seed_trains_like_plain_module(agree, batched, dtype, operator):
+def test_isolated_seed_trains_like_plain_module(agree, way, dtype, operator):
     agree(
         (1, "bottleneck", operator, Stage.TRAINING),
-        batched=batched,
+        **way,
         dtype=dtype,
         epochs=3 if dtype is torch.float64 else 1,
     )
 
 
-@LAYOUTS
+@WAYS
 @pytest.mark.parametrize("entry", offered_blueprints("cnn"), ids=lambda entry: entry.name)
-def test_blueprint_trains_like_plain_module(agree, batched, entry):
-    agree((0, entry.name, Operator.ADD, Stage.HOLDING), batched=batched, dtype=torch.float64, epochs=1)
+def test_blueprint_trains_like_plain_module(agree, way, entry):
+    agree((0, entry.name, Operator.ADD, Stage.HOLDING), **way, dtype=torch.float64, epochs=1)
 
 
 SITUATIONS = {
@@ -102,10 +102,10 @@ SITUATIONS = {
 OPTIONS = {"slots run as 0, 3, 1, 4, 2, 5": {"surfaces": "both"}, "every gradient is clipped": {"clip_norm": 1e-3}}
 
 
-@LAYOUTS
+@WAYS
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_network_in_any_situation_trains_like_plain_module(agree, batched, name):
-    agree(*SITUATIONS[name], batched=batched, dtype=torch.float64, epochs=2, **OPTIONS.get(name, {}))
+def test_network_in_any_situation_trains_like_plain_module(agree, way, name):
+    agree(*SITUATIONS[name], **way, dtype=torch.float64, epochs=2, **OPTIONS.get(name, {}))
 
 
 def test_networks_with_different_seeds_in_one_shard(make_population, grow, twin, batches_of):

@@ -10,7 +10,7 @@ from esper_env.population.evaluation.configurations import ConfigurationSet
 from esper_env.population.evaluation.scoring import score
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
-from small_networks import LAYOUTS, assert_same, everyone, host_tensors
+from small_networks import WAYS, assert_same, everyone, host_tensors
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.numeric
@@ -31,8 +31,8 @@ NETWORKS = 4  # the last one has no seed
 def grown(make_population, grow):
     """Networks after some training, with seeds that make a difference."""
 
-    def make(batched, dtype=torch.float64):
-        population = make_population(NETWORKS, batched=batched, dtype=dtype, seed_lr=0.3, host_lr=0.1)
+    def make(*, dtype=torch.float64, **way):
+        population = make_population(NETWORKS, **way, dtype=dtype, seed_lr=0.3, host_lr=0.1)
         structure = grow(population, NETWORKS, *SEEDS)
         for _ in range(4):
             population.train(structure)
@@ -70,17 +70,18 @@ def possible_masks(structure, row):
     return [mask for mask in range(8) if mask & ~held == 0]
 
 
-@LAYOUTS
+@WAYS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-def test_every_configuration_equals_separate_pass(grown, naive, batched, dtype):
+def test_every_configuration_equals_separate_pass(grown, naive, way, dtype):
     """In float32, an image whose two largest logits nearly tie may change class."""
-    population, structure = grown(batched, dtype)
+    population, structure = grown(dtype=dtype, **way)
+    together = len(population.shards) == 1
     exact, one_image = dtype is torch.float64, 100 / population._splits.validation.predictions
     for index, shard in enumerate(population.shards):
-        rows = range(NETWORKS) if batched else [index]
+        rows = range(NETWORKS) if together else [index]
         pairs = [(row, mask) for row in rows for mask in possible_masks(structure, row)]
-        local = [row if batched else 0 for row, _ in pairs]
-        own = structure if batched else structure.rows(slice(index, index + 1))
+        local = [row if together else 0 for row, _ in pairs]
+        own = structure if together else structure.rows(slice(index, index + 1))
         configurations = ConfigurationSet.of(np.array(local), np.array([mask for _, mask in pairs]), 3)
         result = score(shard, own, configurations, population._splits.validation, np.arange(len(pairs)))
         for at, (row, mask) in enumerate(pairs):
@@ -109,9 +110,9 @@ def test_any_subset_of_configurations_equals_separate_passes(grown, naive, choic
         assert result.accuracy[at] == pytest.approx(accuracy, abs=1e-9)
 
 
-@LAYOUTS
-def test_measurements_equal_naive_differences(grown, naive, batched):
-    population, structure = grown(batched)
+@WAYS
+def test_measurements_equal_naive_differences(grown, naive, way):
+    population, structure = grown(**way)
     before = host_tensors(population)
     measured = population.measure(structure, everyone(NETWORKS))
     assert_same(host_tensors(population), before)
@@ -143,9 +144,9 @@ def test_measurements_equal_naive_differences(grown, naive, batched):
     assert np.abs(measured.interaction).max() > 1
 
 
-@LAYOUTS
-def test_committed_networks_have_fossilized_seeds_only(grown, naive, batched):
-    population, structure = grown(batched)
+@WAYS
+def test_committed_networks_have_fossilized_seeds_only(grown, naive, way):
+    population, structure = grown(**way)
     rows = np.array([0, 2, 3])
     result = population.appraise(structure, rows)
     for at, row in enumerate(rows):

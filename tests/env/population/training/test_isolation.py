@@ -5,7 +5,7 @@ import torch
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
-from small_networks import LAYOUTS, assert_same, host_tensors
+from small_networks import WAYS, assert_same, host_tensors
 
 pytestmark = pytest.mark.numeric
 
@@ -18,12 +18,12 @@ def seed_tensors(shard, slot, structure, row=0, local=0):
     return {name: value[local].clone() for name, value in stack.parameters.items()}
 
 
-@LAYOUTS
+@WAYS
 @pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
-def test_host_equals_host_without_isolated_seed(make_population, grow, batched, isolation):
+def test_host_equals_host_without_isolated_seed(make_population, grow, way, isolation):
     """Each network has one or two seeds of one blueprint."""
     count = len(BLUEPRINTS)
-    bare, grown = (make_population(count, batched=batched, isolation=isolation) for _ in range(2))
+    bare, grown = (make_population(count, **way, isolation=isolation) for _ in range(2))
     kinds = list(zip(range(count), BLUEPRINTS, 3 * list(Operator), strict=False))
     seeds = [(row, row % 3, name, operator, Stage.TRAINING) for row, name, operator in kinds]
     seeds += [(row, (row + 1) % 3, name, operator, Stage.TRAINING) for row, name, operator in kinds[1:5]]
@@ -49,9 +49,9 @@ def test_blended_seed_equals_one_without_isolated_neighbour(make_population, gro
     assert_same(seed_tensors(first.shards[0], 0, alone), seed_tensors(second.shards[0], 0, both))
 
 
-@LAYOUTS
-def test_measurements_equal_those_without_isolated_seed(make_population, grow, batched):
-    bare, grown = (make_population(batched=batched, dtype=torch.float64) for _ in range(2))
+@WAYS
+def test_measurements_equal_those_without_isolated_seed(make_population, grow, way):
+    bare, grown = (make_population(**way, dtype=torch.float64) for _ in range(2))
     without = grow(bare, 1)
     structure = grow(grown, 1, (0, 1, "conv_heavy", Operator.ADD, Stage.TRAINING))
     bare.train(without)
@@ -62,9 +62,9 @@ def test_measurements_equal_those_without_isolated_seed(make_population, grow, b
     assert left.loss == pytest.approx(right.loss, abs=1e-9)  # the configurations share a pass of other sizes
 
 
-@LAYOUTS
-def test_germinated_seed_changes_neither_minibatches_nor_host(make_population, grow, batched):
-    bare, grown = make_population(batched=batched), make_population(batched=batched)
+@WAYS
+def test_germinated_seed_changes_neither_minibatches_nor_host(make_population, grow, way):
+    bare, grown = make_population(**way), make_population(**way)
     without = grow(bare, 1)
     bare.train(without)
     grown.train(without)
@@ -90,12 +90,12 @@ def test_isolated_seeds_stay_bounded_over_many_epochs(make_population, grow):
         assert (out - x[row]).abs().max() < 10, kind
 
 
-@LAYOUTS
+@WAYS
 @pytest.mark.parametrize("isolation", ["shadow", "straight_through"])
-def test_isolation_check_finds_no_breach_and_changes_nothing(make_population, grow, batched, isolation):
+def test_isolation_check_finds_no_breach_and_changes_nothing(make_population, grow, way, isolation):
     """Each network has its blueprint blended behind a TRAINING seed, so the shadow pass reads some of its rows."""
     count = 2 * len(BLUEPRINTS)
-    checked, unchecked = (make_population(count, batched=batched, isolation=isolation) for _ in range(2))
+    checked, unchecked = (make_population(count, **way, isolation=isolation) for _ in range(2))
     seeds = [
         (row, slot, name, Operator.GATE, Stage.BLENDING, 0.5)
         for row, name in enumerate(2 * BLUEPRINTS)
