@@ -70,5 +70,5 @@ $(INSTALLED): constraints.txt pyproject.toml $(PACKAGES:=/pyproject.toml)
 		echo "error: '$(PYTHON)' cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
-		$(BIN)/python -m pip install $(PACKAGES:%=-e ./%) $(DEV_TOOLS)
+		$(BIN)/python -m pip install $(PACKAGES:%=-e ./%) -e "./packages/esper-env[fused]" $(DEV_TOOLS)
 	@touch $@

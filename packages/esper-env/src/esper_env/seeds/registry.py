@@ -48,7 +48,7 @@ class BlueprintEntry:
 
 
 #: Shapes by topology, and custom blueprints by topology and value.
-CustomRegistry = tuple[dict[str, tuple[int, ...]], dict[str, dict[int, BlueprintEntry]]]
+CustomRegistry = tuple[dict[str, tuple[tuple[int, ...], ...]], dict[str, dict[int, BlueprintEntry]]]
 
 _REGISTRY: dict[str, dict[int, BlueprintEntry]] = {"cnn": {}, "transformer": {}}
 #: Shapes of the features on which a topology's blueprints are tried: (channels, height, width) or (length, width).
@@ -172,7 +172,7 @@ def add_built_in(blueprint: Blueprint, topology: str, factory: BlueprintFactory)
 
 
 def custom_registry() -> CustomRegistry:
-    """Return the topologies, by shape, and the custom blueprints, for :func:`restore_registry` in another process."""
+    """Return the topologies, with their shapes, and the custom blueprints, for :func:`restore_registry` in another process."""
     custom = {
         topology: {value: entry for value, entry in entries.items() if not entry.built_in}
         for topology, entries in _REGISTRY.items()

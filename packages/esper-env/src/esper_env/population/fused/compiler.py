@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,8 +13,7 @@ from torch import nn
 
 from esper_env.hosts.cnn import GlobalAveragePool
 from esper_env.population.engine.vmapped import register_rule, rule_of
-from esper_env.population.fused import machine as m
-from esper_env.rules.heads import Operator
+from esper_env.population.fused import instructions as ins
 from esper_env.seeds.blend import BlendGate
 from esper_env.seeds.cnn import LayerScaleResidual, NormSeed, SqueezeExcite
 
@@ -104,11 +103,23 @@ class Program:
         factor: float = 1.0,
     ) -> Features:
         """Append an instruction; return ``y``."""
-        line = [0] * m.FIELDS
-        line[m.OPERATION], line[m.X], line[m.Y], line[m.Z], line[m.GATE] = operation, x.place, y.place, z, gate
-        line[m.FIRST], line[m.SECOND], line[m.INDEX] = first, second, index
-        line[m.CHANNELS], line[m.OUTPUTS], line[m.HEIGHT], line[m.WIDTH] = x.channels, y.channels, x.height, x.width
-        line[m.SIZE], line[m.FLAGS] = size, flags
+        fields = {
+            ins.OPERATION: operation,
+            ins.X: x.place,
+            ins.Z: z,
+            ins.Y: y.place,
+            ins.GATE: gate,
+            ins.FIRST: first,
+            ins.SECOND: second,
+            ins.INDEX: index,
+            ins.CHANNELS: x.channels,
+            ins.OUTPUTS: y.channels,
+            ins.HEIGHT: x.height,
+            ins.WIDTH: x.width,
+            ins.SIZE: size,
+            ins.FLAGS: flags,
+        }
+        line = [fields[field] for field in range(ins.FIELDS)]
         self._lines.append(line)
         self._constants.append((eps, factor))
         padded = (x.height + size - 1) * (x.width + size - 1) * self.samples * max(x.channels, y.channels)
@@ -129,8 +140,8 @@ class Program:
 
     def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the instructions (K, FIELDS) and their constants (K, CONSTANTS)."""
-        program = np.array(self._lines, dtype=np.int64).reshape(-1, m.FIELDS)
-        return program, np.array(self._constants, dtype=np.float64).reshape(-1, m.CONSTANTS)
+        program = np.array(self._lines, dtype=np.int64).reshape(-1, ins.FIELDS)
+        return program, np.array(self._constants, dtype=np.float64).reshape(-1, ins.CONSTANTS)
 
 
 #: (program, module, tensors, input, mode, prefix of the tensors' names) -> output
@@ -141,14 +152,14 @@ _rule = partial(register_rule, RULES)
 
 
 def _flags(mode: Mode, *, bias: bool = False) -> int:
-    return m.INPUT | (m.PARAMETERS if mode.parameters else 0) | (m.BIAS if bias else 0)
+    return ins.INPUT | (ins.PARAMETERS if mode.parameters else 0) | (ins.BIAS if bias else 0)
 
 
 def _same(program: Program, x: Features) -> Features:
     return program.buffer(*x[1:])
 
 
-def _require(condition: bool, module: nn.Module) -> None:  # noqa: FBT001
+def _require(condition: bool, module: nn.Module) -> None:
     if not condition:
         raise NotCompilableError(f"{module} has no kernel")
 
@@ -178,7 +189,7 @@ def _activated(program: Program, operation: int, x: Features, factor: float = 1.
     return program.emit(operation, flat, _same(program, x), factor=factor)
 
 
-RULES[nn.ReLU], RULES[nn.SiLU], RULES[nn.Sigmoid] = map(_activation, (m.RELU, m.SILU, m.SIGMOID))
+RULES[nn.ReLU], RULES[nn.SiLU], RULES[nn.Sigmoid] = map(_activation, (ins.RELU, ins.SILU, ins.SIGMOID))
 
 
 @_rule(nn.Conv2d)
@@ -196,7 +207,7 @@ def _conv2d(program: Program, module: nn.Conv2d, tensors: Tensors, x: Features, 
     y = program.buffer(module.out_channels, x.height, x.width)
     bias = module.bias is not None
     second = tensors[f"{prefix}bias"] if bias else 0
-    operation = m.CONV if groups == 1 else m.DEPTHWISE
+    operation = ins.CONV if groups == 1 else ins.DEPTHWISE
     first, flags = tensors[f"{prefix}weight"], _flags(mode, bias=bias)
     return program.emit(operation, x, y, first=first, second=second, size=size, flags=flags)
 
@@ -207,7 +218,7 @@ def _linear(program: Program, module: nn.Linear, tensors: Tensors, x: Features, 
     bias = module.bias is not None
     second = tensors[f"{prefix}bias"] if bias else 0
     y, first = program.buffer(module.out_features), tensors[f"{prefix}weight"]
-    return program.emit(m.CONV, x, y, first=first, second=second, flags=_flags(mode, bias=bias))
+    return program.emit(ins.CONV, x, y, first=first, second=second, flags=_flags(mode, bias=bias))
 
 
 @_rule(nn.BatchNorm2d)
@@ -219,12 +230,12 @@ def _batch_norm(
     index, y = tensors.stats[prefix], _same(program, x)
     if not mode.training:
         _require(not mode.parameters, module)
-        return program.emit(m.FIXED_NORM, x, y, index=index, eps=module.eps, flags=_flags(mode), **places)
+        return program.emit(ins.FIXED_NORM, x, y, index=index, eps=module.eps, flags=_flags(mode), **places)
     _require(mode.parameters, module)
     assert module.momentum is not None
-    z, flags = program.memory(2 * x.channels), _flags(mode) | m.TRACK
+    z, flags = program.memory(2 * x.channels), _flags(mode) | ins.TRACK
     return program.emit(
-        m.BATCH_NORM, x, y, z=z, index=index, eps=module.eps, factor=module.momentum, flags=flags, **places
+        ins.BATCH_NORM, x, y, z=z, index=index, eps=module.eps, factor=module.momentum, flags=flags, **places
     )
 
 
@@ -235,56 +246,57 @@ def _group_norm(
     _require(module.num_groups == 1 and module.affine, module)
     z, y = program.memory(2 * program.samples), _same(program, x)
     first, second = tensors[f"{prefix}weight"], tensors[f"{prefix}bias"]
-    return program.emit(
-        m.GROUP_NORM, x, y, z=z, first=first, second=second, eps=module.eps, flags=_flags(mode)
-    )
+    return program.emit(ins.GROUP_NORM, x, y, z=z, first=first, second=second, eps=module.eps, flags=_flags(mode))
 
 
 @_rule(nn.MaxPool2d)
 def _max_pool(
-    program: Program, module: nn.MaxPool2d, tensors: Tensors, x: Features, mode: Mode, prefix: str  # noqa: ARG001
+    program: Program,
+    module: nn.MaxPool2d,
+    tensors: Tensors,  # noqa: ARG001
+    x: Features,
+    mode: Mode,  # noqa: ARG001
+    prefix: str,  # noqa: ARG001
 ) -> Features:
     halving = (module.kernel_size, module.stride, module.padding, module.dilation) == (2, 2, 0, 1)
     _require(halving and not module.ceil_mode, module)
-    return program.emit(m.MAX_POOL, x, program.buffer(x.channels, x.height // 2, x.width // 2))
+    return program.emit(ins.MAX_POOL, x, program.buffer(x.channels, x.height // 2, x.width // 2))
 
 
 @_rule(GlobalAveragePool)
 def _average(program: Program, module: Any, tensors: Tensors, x: Features, mode: Mode, prefix: str) -> Features:  # noqa: ARG001
-    return program.emit(m.AVERAGE, x, program.buffer(x.channels))
+    return program.emit(ins.AVERAGE, x, program.buffer(x.channels))
 
 
 @_rule(LayerScaleResidual)
 def _layer_scale(program: Program, module: Any, tensors: Tensors, x: Features, mode: Mode, prefix: str) -> Features:
     branch = program.run(module.branch, tensors, x, mode, f"{prefix}branch.")
     first = tensors[f"{prefix}scale"]
-    return program.emit(m.RESIDUAL, x, _same(program, x), z=branch.place, first=first, flags=_flags(mode))
+    return program.emit(ins.RESIDUAL, x, _same(program, x), z=branch.place, first=first, flags=_flags(mode))
 
 
 @_rule(NormSeed)
 def _norm_seed(program: Program, module: Any, tensors: Tensors, x: Features, mode: Mode, prefix: str) -> Features:
     normed = program.run(module.norm, tensors, x, mode, f"{prefix}norm.")
     first = tensors[f"{prefix}gate"]
-    return program.emit(m.MIX, x, _same(program, x), z=normed.place, first=first, flags=_flags(mode))
+    return program.emit(ins.MIX, x, _same(program, x), z=normed.place, first=first, flags=_flags(mode))
 
 
 def _pooled_mlp(
     program: Program, module: SqueezeExcite | BlendGate, tensors: Tensors, x: Features, mode: Mode, prefix: str
 ) -> Features:
-    pooled = program.emit(m.AVERAGE, x, program.buffer(x.channels))
+    pooled = program.emit(ins.AVERAGE, x, program.buffer(x.channels))
     hidden = program.run(module.squeeze, tensors, pooled, mode, f"{prefix}squeeze.")
-    hidden = _activated(program, m.SILU, hidden)
+    hidden = _activated(program, ins.SILU, hidden)
     return program.run(module.excite, tensors, hidden, mode, f"{prefix}excite.")
 
 
 @_rule(SqueezeExcite)
 def _squeeze_excite(program: Program, module: Any, tensors: Tensors, x: Features, mode: Mode, prefix: str) -> Features:
-    factor = _activated(program, m.SIGMOID, _pooled_mlp(program, module, tensors, x, mode, prefix), 2.0)
-    return program.emit(m.EXCITE, x, _same(program, x), z=factor.place)
+    factor = _activated(program, ins.SIGMOID, _pooled_mlp(program, module, tensors, x, mode, prefix), 2.0)
+    return program.emit(ins.EXCITE, x, _same(program, x), z=factor.place)
 
 
 @_rule(BlendGate)
 def _blend_gate(program: Program, module: Any, tensors: Tensors, x: Features, mode: Mode, prefix: str) -> Features:
-    return _activated(program, m.SIGMOID, _pooled_mlp(program, module, tensors, x, mode, prefix))
-
-
+    return _activated(program, ins.SIGMOID, _pooled_mlp(program, module, tensors, x, mode, prefix))

@@ -8,19 +8,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esper_env.population.fused import machine as m
+from esper_env.population.fused import instructions as ins
 from esper_env.population.fused.arena import Arena
 from esper_env.population.fused.compiler import Features, Mode, Program
 from esper_env.population.shard import Shard
 from esper_env.rules.heads import Operator
 
-_BLENDS = {Operator.ADD: m.BLEND_ADD, Operator.MULTIPLY: m.BLEND_MULTIPLY, Operator.GATE: m.BLEND_GATE}
-_TWO_INPUTS = (m.RESIDUAL, m.MIX, m.EXCITE, m.STRAIGHT, *_BLENDS.values())
+_BLENDS = {Operator.ADD: ins.BLEND_ADD, Operator.MULTIPLY: ins.BLEND_MULTIPLY, Operator.GATE: ins.BLEND_GATE}
+_TWO_INPUTS = (ins.RESIDUAL, ins.MIX, ins.EXCITE, ins.STRAIGHT, *_BLENDS.values())
 #: Fields with an input, the flag for its gradient, and the operations that read it.
 _INPUTS = (
-    (m.X, m.NEW_X, range(m.LOSS + 1)),
-    (m.Z, m.NEW_Z, _TWO_INPUTS),
-    (m.GATE, m.NEW_GATE, (m.BLEND_GATE,)),
+    (ins.X, ins.NEW_X, range(ins.LOSS + 1)),
+    (ins.Z, ins.NEW_Z, _TWO_INPUTS),
+    (ins.GATE, ins.NEW_GATE, (ins.BLEND_GATE,)),
 )
 #: Results of a training program.
 MAIN, SHADOW = range(2)
@@ -71,12 +71,12 @@ class Compiler:
         for position, slot in enumerate(self._shard.execution_order):
             seed = seeds[slot]
             if seed is not None and straight_through and seed.isolated:
-                detached = program.emit(m.DETACH, x, program.buffer(*x[1:]))
+                detached = program.emit(ins.DETACH, x, program.buffer(*x[1:]))
                 s = self._seed(program, slot, seed, detached, learn)
-                y = program.emit(m.STRAIGHT, x, program.buffer(*x[1:]), z=s.place)
+                y = program.emit(ins.STRAIGHT, x, program.buffer(*x[1:]), z=s.place)
             else:
                 if seed is not None and seed.isolated and z is None:
-                    z = program.emit(m.DETACH, x, program.buffer(*x[1:]))
+                    z = program.emit(ins.DETACH, x, program.buffer(*x[1:]))
                 y = x if seed is None or seed.isolated else self._blend(program, slot, seed, x, learn)
             x = self._segment(program, position + 1, y, learn)
             if z is not None:  # behind the main pass, which moves the running statistics
@@ -103,7 +103,7 @@ class Compiler:
             if position == len(order):
                 z = program.memory((x.channels + 2) * samples)
                 for member in members:
-                    program.emit(m.SCORE, x, x, z=z, index=member, flags=m.WANTED if wanted[member] else 0)
+                    program.emit(ins.SCORE, x, x, z=z, index=member, flags=ins.WANTED if wanted[member] else 0)
                 return
             size = program.size
             for on in (False, True):
@@ -135,16 +135,16 @@ class Compiler:
 
 def _loss(program: Program, logits: Features, index: int) -> None:
     z = program.memory((logits.channels + 2) * program.samples)
-    program.emit(m.LOSS, logits, logits, z=z, index=index)
+    program.emit(ins.LOSS, logits, logits, z=z, index=index)
 
 
 def _finish(program: Program) -> Code:
     lines, constants = program.arrays()
-    lines[lines[:, m.X] == 0, m.FLAGS] &= ~m.INPUT  # samples, whose place is 0, need no gradient
+    lines[lines[:, ins.X] == 0, ins.FLAGS] &= ~ins.INPUT  # samples, whose place is 0, need no gradient
     written: set[int] = set()
     for line in lines[::-1]:  # in the order of the backward pass
         for field, flag, readers in _INPUTS:
-            if line[m.OPERATION] in readers and line[field] not in written:
+            if line[ins.OPERATION] in readers and line[field] not in written:
                 written.add(line[field])
-                line[m.FLAGS] |= flag
+                line[ins.FLAGS] |= flag
     return Code(lines, constants, program.most, program.scratch)

@@ -9,14 +9,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from esper_env.population.config import PopulationConfig
 from esper_env.population.evaluation.configurations import ConfigurationSet
-from esper_env.population.fused import machine as m
 from esper_env.population.fused.arena import Arena, Held, load, store
 from esper_env.population.fused.compiler import NotCompilableError
-from esper_env.population.fused.epoch import score_samples, train_images
+from esper_env.population.fused.epoch import (
+    LENGTH,
+    UNIT,
+    Draws,
+    Images,
+    Networks,
+    Pieces,
+    Programs,
+    Sums,
+    prepare,
+    score_samples,
+    train_images,
+)
 from esper_env.population.fused.programs import Code, Compiler, Seed, Seeds
 from esper_env.population.shard import Shard
 from esper_env.population.splits import HeldOut
@@ -32,23 +42,11 @@ from esper_env.threads import side_by_side
 CHUNK = 64
 
 
-class Batch(NamedTuple):
-    """Programs of some networks, one after the other; ``lines`` (n, 2) are each network's first and last line."""
-
-    program: NDArray[np.int64]
-    constants: NDArray[Any]
-    lines: IntArray
-    memory: int
-    scratch: int
-
-
 class Epoch(NamedTuple):
     """Result of an epoch."""
 
     held: list[Held]
-    theta: NDArray[Any]  # (n, L)
-    velocity: NDArray[Any]  # (n, L)
-    stats: NDArray[Any]  # (n, M)
+    networks: Networks
     losses: FloatArray  # (n,) means, nats
     columns: list[FloatArray]  # (n, 1 + S) each, the last four of the training statistics
 
@@ -82,6 +80,7 @@ class FusedShard:
             lambda seeds, masks, wanted: compiler.scoring_code(seeds, masks, wanted, CHUNK)
         )
         self._training_code((None,) * len(shard.slots))
+        prepare(self._dtype)
 
     def can_run(self, structure: Structure) -> bool:
         """Return True if every module of these networks has a kernel."""
@@ -102,12 +101,12 @@ class FusedShard:
             bare, seeded = (self._epoch(one, draws[:1]) for one in (without, structure))
             isolated = structure.training.any(axis=1)
             breached[:, 0] = isolated & _differ(bare.losses[:, None], seeded.losses[:, None])
-            breached[:, 1] = isolated & _differ(bare.stats, seeded.stats)
+            breached[:, 1] = isolated & _differ(bare.networks.stats, seeded.networks.stats)
         epoch = self._epoch(structure, draws)
         for one in epoch.held:
-            store(one.stack.parameters, one, epoch.theta)
-            store(one.stack.momentum, one, epoch.velocity)
-        self._arena.store_stats(epoch.stats, len(draws))
+            store(one.stack.parameters, one, epoch.networks.theta)
+            store(one.stack.momentum, one, epoch.networks.velocity)
+        self._arena.store_stats(epoch.networks.stats, len(draws))
         finite = self._shard.finite(structure).numpy()
         table = np.concatenate([epoch.losses[:, None], finite[:, None], breached, *epoch.columns], axis=1)
         return lambda: table
@@ -115,40 +114,27 @@ class FusedShard:
     def _epoch(self, structure: Structure, draws: Sequence[Draw]) -> Epoch:
         """Train copies of the networks."""
         rows, config, data, slots = self._shard.rows, self._config, self._data, len(self._shard.slots)
-        batch = self._joined(self._codes(structure))
-        held = self._held(structure)
-        theta, velocity = (np.zeros((rows, self._arena.width), self._dtype) for _ in range(2))
-        stats = np.zeros((rows, self._arena.stats_width), self._dtype)
-        for one in held:
-            load(one.stack.parameters, one, theta)
-            load(one.stack.momentum, one, velocity)
-        self._arena.load_stats(stats)
-        pieces, rates, own_pieces = self._pieces(held, structure)
-        losses, unit_norms = np.zeros(rows), np.zeros((rows, 1 + slots), self._dtype)
-        norms = np.zeros(len(pieces), self._dtype)
-        index = np.stack([draw.samples.numpy() for draw in draws])
-        nowhere = np.zeros((*index.shape[:2], 0), np.int64)
-        top = left = nowhere
-        mirrored = np.zeros((*index.shape[:2], 0), np.bool_)
-        if draws[0].offsets is not None:
-            top, left = (np.stack([draw.offsets[cut].numpy() for draw in draws]) for cut in range(2))
-        if draws[0].flips is not None:
-            mirrored = np.stack([draw.flips.numpy() for draw in draws])
-        scale, shift = (value.flatten().numpy() for value in (data.scale, data.shift))
-        alpha = self._alpha(structure)
-        kind = self._dtype
+        programs, held = self._joined(self._codes(structure)), self._held(structure)
+        networks = self._networks(structure, held)
+        pieces = self._pieces(held, structure)
+        table = np.zeros((rows, 1 + slots), self._dtype)
+        sums = Sums(np.zeros(rows), np.zeros(len(pieces.table), self._dtype), table)
+        images = Images(
+            data.padded.numpy(),
+            data.labels.numpy(),
+            data.scale.flatten().numpy(),
+            data.shift.flatten().numpy(),
+            self._shape,
+        )
+        drawn, clip, momentum = _stacked(draws), self._dtype(config.clip_norm), self._dtype(config.momentum)
 
         def work(lane: int) -> None:
-            train_images(
-                np.arange(rows)[lane :: self._lanes], batch.program, batch.constants, batch.lines, pieces, rates,
-                own_pieces, data.padded.numpy(), data.labels.numpy(), scale, shift, self._shape, index, top, left,
-                mirrored, theta, velocity, stats, alpha, losses, norms, unit_norms, batch.memory, batch.scratch,
-                kind(config.clip_norm), kind(config.momentum),
-            )
+            mine = np.arange(lane, rows, self._lanes)
+            train_images(mine, programs, networks, pieces, images, drawn, sums, clip, momentum)
 
         side_by_side(work, min(self._lanes, rows), self._lanes)
-        columns = _statistics(pieces, own_pieces, norms / len(draws), unit_norms / len(draws), config.clip_norm)
-        return Epoch(held, theta, velocity, stats, losses / len(draws), columns)
+        columns = _statistics(pieces, sums, len(draws), config.clip_norm)
+        return Epoch(held, networks, sums.losses / len(draws), columns)
 
     def score(
         self, structure: Structure, configurations: ConfigurationSet, held_out: HeldOut, losses_of: IntArray
@@ -164,23 +150,16 @@ class FusedShard:
             masks = tuple(configurations.masks[start:end].tolist())
             seeds = self._seeds(structure, row, shown=int(np.bitwise_or.reduce(masks)))
             codes.append(self._scoring_code(seeds, masks, tuple(wanted[start:end].tolist())))
-        batch = self._joined(codes)
-        theta = np.zeros((shard.rows, self._arena.width), self._dtype)
-        stats = np.zeros((shard.rows, self._arena.stats_width), self._dtype)
-        for one in self._held(structure):
-            load(one.stack.parameters, one, theta)
-        self._arena.load_stats(stats)
         lines = np.zeros((shard.rows, 2), np.int64)
-        lines[networks] = batch.lines
+        programs = self._joined(codes)
+        lines[networks] = programs.lines
+        programs = programs._replace(lines=lines)
+        tensors = self._networks(structure, self._held(structure), momentum=False)
         results = np.zeros((shard.rows, 2, int((ends - starts).max())))
         inputs, labels = held_out.in_chunks(CHUNK)
-        alpha = self._alpha(structure)
 
         def work(lane: int) -> None:
-            score_samples(
-                networks[lane :: self._lanes], batch.program, batch.constants, lines, inputs, labels, held_out.count,
-                theta, stats, alpha, results, batch.memory, batch.scratch,
-            )
+            score_samples(networks[lane :: self._lanes], programs, tensors, inputs, labels, held_out.count, results)
 
         side_by_side(work, min(self._lanes, len(networks)), self._lanes)
         totals = np.concatenate(
@@ -203,7 +182,7 @@ class FusedShard:
                 seeds[slot] = Seed(*kind, isolated and shown is None)
         return tuple(seeds)
 
-    def _joined(self, codes: Sequence[Code]) -> Batch:
+    def _joined(self, codes: Sequence[Code]) -> Programs:
         """Join the programs of networks, each distinct one once."""
         places: dict[int, int] = {}
         parts: list[Code] = []
@@ -214,7 +193,7 @@ class FusedShard:
                 parts.append(code)
                 end += len(code.program)
         lines = np.array([(places[id(code)], places[id(code)] + len(code.program)) for code in codes], np.int64)
-        return Batch(
+        return Programs(
             np.concatenate([code.program for code in parts]),
             np.concatenate([code.constants for code in parts]).astype(self._dtype),
             lines,
@@ -222,11 +201,19 @@ class FusedShard:
             max(code.scratch for code in parts),
         )
 
-    def _alpha(self, structure: Structure) -> NDArray[Any]:
-        """(n, S) alphas of the seeds when they are on."""
-        everyone = np.arange(self._shard.rows)
-        columns = [structure.alpha_on(everyone, slot) for slot in range(len(self._shard.slots))]
-        return np.stack(columns, axis=1).clip(0.0, 1.0).astype(self._dtype)
+    def _networks(self, structure: Structure, held: Sequence[Held], *, momentum: bool = True) -> Networks:
+        """Return copies of the networks' tensors; without ``momentum``, that is zero."""
+        rows, width = self._shard.rows, self._arena.width
+        theta, velocity = np.zeros((rows, width), self._dtype), np.zeros((rows, width if momentum else 0), self._dtype)
+        for one in held:
+            load(one.stack.parameters, one, theta)
+            if momentum:
+                load(one.stack.momentum, one, velocity)
+        stats = np.zeros((rows, self._arena.stats_width), self._dtype)
+        self._arena.load_stats(stats)
+        everyone = np.arange(rows)
+        alpha = np.stack([structure.alpha_on(everyone, slot) for slot in range(len(self._shard.slots))], axis=1)
+        return Networks(theta, velocity, stats, alpha.clip(0.0, 1.0).astype(self._dtype))
 
     def _held(self, structure: Structure) -> list[Held]:
         """Return the hosts, and the seeds and gates that run."""
@@ -241,8 +228,8 @@ class FusedShard:
                 held.append(self._arena.held_gates(slot, gated))
         return held
 
-    def _pieces(self, held: Sequence[Held], structure: Structure) -> tuple[IntArray, NDArray[Any], IntArray]:
-        """The tensors that train, sorted by network: (place, length, unit), learning rates, and (n, 2) first, last."""
+    def _pieces(self, held: Sequence[Held], structure: Structure) -> Pieces:
+        """Return the tensors that train."""
         tables, rates, owners = [], [], []
         for one in held:
             rate = np.full(len(one.networks), self._config.host_lr)
@@ -257,7 +244,7 @@ class FusedShard:
         order = np.argsort(owner, kind="stable")
         bounds = np.searchsorted(owner[order], np.arange(self._shard.rows + 1))
         own = np.stack([bounds[:-1], bounds[1:]], axis=1)
-        return np.concatenate(tables)[order], np.concatenate(rates)[order].astype(self._dtype), own
+        return Pieces(np.concatenate(tables)[order], np.concatenate(rates)[order].astype(self._dtype), own)
 
 
 def _differ(one: NDArray[Any], other: NDArray[Any]) -> BoolArray:
@@ -266,19 +253,32 @@ def _differ(one: NDArray[Any], other: NDArray[Any]) -> BoolArray:
     return differ
 
 
-def _statistics(
-    pieces: IntArray, own: IntArray, norms: NDArray[Any], unit_norms: NDArray[Any], clip: float
-) -> list[FloatArray]:
-    """(n, U) each: norms of the units, shares of vanishing and exploding tensors, and numbers of scalars."""
+def _stacked(draws: Sequence[Draw]) -> Draws:
+    """Return the draws of an epoch."""
+    index = np.stack([draw.samples.numpy() for draw in draws])
+    nowhere = np.zeros((*index.shape[:2], 0), np.int64)
+    top, left, mirrored = nowhere, nowhere, nowhere.astype(np.bool_)
+    cuts = [draw.offsets.numpy() for draw in draws if draw.offsets is not None]
+    flips = [draw.flips.numpy() for draw in draws if draw.flips is not None]
+    if cuts:
+        top, left = np.ascontiguousarray(np.stack(cuts, axis=1))
+    if flips:
+        mirrored = np.stack(flips)
+    return Draws(index, top, left, mirrored)
+
+
+def _statistics(pieces: Pieces, sums: Sums, batches: int, clip: float) -> list[FloatArray]:
+    """(n, U) each: mean norms of the units, shares of vanishing and exploding tensors, and numbers of scalars."""
+    norms, unit_norms = sums.norms / batches, sums.unit_norms / batches
     rows, units = unit_norms.shape
-    owner = np.repeat(np.arange(rows), own[:, 1] - own[:, 0])
-    place = owner * units + pieces[:, 2]
+    owner = np.repeat(np.arange(rows), pieces.own[:, 1] - pieces.own[:, 0])
+    place = owner * units + pieces.table[:, UNIT]
 
     def by_unit(values: NDArray[Any]) -> FloatArray:
-        sums: FloatArray = np.bincount(place, weights=values, minlength=rows * units).reshape(rows, units)
-        return sums
+        total = np.bincount(place, weights=values, minlength=rows * units).astype(np.float64)
+        return total.reshape(rows, units)
 
-    count = np.maximum(by_unit(np.ones(len(pieces))), 1.0)
+    count = np.maximum(by_unit(np.ones(len(norms))), 1.0)
     vanishing = by_unit(norms < VANISHING_NORM) / count
     exploding = by_unit(~(norms <= EXPLODING_CLIP_MULTIPLE * clip)) / count
-    return [unit_norms.astype(np.float64), vanishing, exploding, by_unit(pieces[:, 1])]
+    return [unit_norms.astype(np.float64), vanishing, exploding, by_unit(pieces.table[:, LENGTH])]

@@ -1,0 +1,254 @@
+"""Kernels of normalisation, pooling and the loss; see :mod:`esper_env.population.fused.compilation`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from esper_env.population.fused.compilation import clear, copy, kernel
+
+# Normalisation
+
+
+@kernel
+def batch_norm(x: Any, y: Any, saved: Any, weight: Any, bias: Any, channels: int, n: int, eps: float) -> None:
+    """Normalise each channel of x (C, n); ``saved`` (2, C) gets the means and the inverse deviations."""
+    zero, one, count = x.dtype.type(0), x.dtype.type(1), x.dtype.type(n)
+    for c in range(channels):
+        source, out = x[c * n : (c + 1) * n], y[c * n : (c + 1) * n]
+        total = zero
+        for j in range(n):
+            total += source[j]
+        mean = total / count
+        squares = zero
+        for j in range(n):
+            squares += (source[j] - mean) * (source[j] - mean)
+        inverse = one / np.sqrt(squares / count + eps)
+        saved[c], saved[channels + c] = mean, inverse
+        factor = inverse * weight[c]
+        shift = bias[c]
+        for j in range(n):
+            out[j] = (source[j] - mean) * factor + shift
+
+
+@kernel
+def track_statistics(saved: Any, stats: Any, channels: int, n: int, momentum: float, eps: float) -> None:
+    """Move the running means and variances in ``stats`` (2, C) towards those of a batch; see :func:`batch_norm`."""
+    one, unbiased = stats.dtype.type(1), stats.dtype.type(n / (n - 1))
+    for c in range(channels):
+        variance = one / (saved[channels + c] * saved[channels + c]) - eps
+        stats[c] += momentum * (saved[c] - stats[c])
+        stats[channels + c] += momentum * (variance * unbiased - stats[channels + c])
+
+
+@kernel
+def batch_norm_backward(
+    x: Any, dy: Any, dx: Any, saved: Any, weight: Any, dweight: Any, dbias: Any, channels: int, n: int
+) -> None:
+    """Backward pass of :func:`batch_norm`."""
+    zero, count = x.dtype.type(0), x.dtype.type(n)
+    for c in range(channels):
+        source, d, dsource = x[c * n : (c + 1) * n], dy[c * n : (c + 1) * n], dx[c * n : (c + 1) * n]
+        mean, inverse = saved[c], saved[channels + c]
+        total = along = zero
+        for j in range(n):
+            total += d[j]
+            along += d[j] * (source[j] - mean)
+        dweight[c] += along * inverse
+        dbias[c] += total
+        factor = weight[c] * inverse
+        slope, offset = along * inverse * inverse / count, total / count
+        for j in range(n):
+            dsource[j] += factor * (d[j] - offset - (source[j] - mean) * slope)
+
+
+@kernel
+def fixed_norm(x: Any, y: Any, stats: Any, weight: Any, bias: Any, channels: int, n: int, eps: float) -> None:
+    """Normalise x (C, n) with the running statistics (2, C)."""
+    for c in range(channels):
+        source, out = x[c * n : (c + 1) * n], y[c * n : (c + 1) * n]
+        factor = weight[c] / np.sqrt(stats[channels + c] + eps)
+        shift = bias[c] - stats[c] * factor
+        for j in range(n):
+            out[j] = source[j] * factor + shift
+
+
+@kernel
+def fixed_norm_backward(dy: Any, dx: Any, stats: Any, weight: Any, channels: int, n: int, eps: float) -> None:
+    """Backward pass of :func:`fixed_norm` to its input."""
+    for c in range(channels):
+        d, dsource = dy[c * n : (c + 1) * n], dx[c * n : (c + 1) * n]
+        factor = weight[c] / np.sqrt(stats[channels + c] + eps)
+        for j in range(n):
+            dsource[j] += factor * d[j]
+
+
+@kernel
+def group_norm(
+    x: Any, y: Any, saved: Any, weight: Any, bias: Any, channels: int, pixels: int, samples: int, eps: float
+) -> None:
+    """Normalise each sample of x (C, P, B) as one group; ``saved`` (2, B) gets the means and inverse deviations."""
+    mean, inverse = saved[:samples], saved[samples : 2 * samples]
+    size, one, count = channels * pixels, x.dtype.type(1), x.dtype.type(channels * pixels)
+    clear(saved, 2 * samples)
+    for k in range(size):
+        source = x[k * samples : (k + 1) * samples]
+        for b in range(samples):
+            mean[b] += source[b]
+    for b in range(samples):
+        mean[b] /= count
+    for k in range(size):
+        source = x[k * samples : (k + 1) * samples]
+        for b in range(samples):
+            inverse[b] += (source[b] - mean[b]) * (source[b] - mean[b])
+    for b in range(samples):
+        inverse[b] = one / np.sqrt(inverse[b] / count + eps)
+    for c in range(channels):
+        factor, shift = weight[c], bias[c]
+        for k in range(c * pixels, (c + 1) * pixels):
+            source, out = x[k * samples : (k + 1) * samples], y[k * samples : (k + 1) * samples]
+            for b in range(samples):
+                out[b] = (source[b] - mean[b]) * inverse[b] * factor + shift
+
+
+@kernel
+def group_norm_backward(
+    x: Any,
+    dy: Any,
+    dx: Any,
+    saved: Any,
+    sums: Any,
+    weight: Any,
+    dweight: Any,
+    dbias: Any,
+    channels: int,
+    pixels: int,
+    samples: int,
+) -> None:
+    """Backward pass of :func:`group_norm`; ``sums`` (2, B) is scratch memory."""
+    mean, inverse = saved[:samples], saved[samples : 2 * samples]
+    total, along = sums[:samples], sums[samples : 2 * samples]
+    clear(sums, 2 * samples)
+    zero, count = x.dtype.type(0), x.dtype.type(channels * pixels)
+    for c in range(channels):
+        factor = weight[c]
+        to_weight = to_bias = zero
+        for k in range(c * pixels, (c + 1) * pixels):
+            source, d = x[k * samples : (k + 1) * samples], dy[k * samples : (k + 1) * samples]
+            for b in range(samples):
+                normed = (source[b] - mean[b]) * inverse[b]
+                total[b] += factor * d[b]
+                along[b] += factor * d[b] * normed
+                to_weight += d[b] * normed
+                to_bias += d[b]
+        dweight[c] += to_weight
+        dbias[c] += to_bias
+    for b in range(samples):
+        total[b] /= count
+        along[b] *= inverse[b] / count
+    for c in range(channels):
+        factor = weight[c]
+        for k in range(c * pixels, (c + 1) * pixels):
+            source, d = x[k * samples : (k + 1) * samples], dy[k * samples : (k + 1) * samples]
+            dsource = dx[k * samples : (k + 1) * samples]
+            for b in range(samples):
+                dsource[b] += inverse[b] * (factor * d[b] - total[b] - (source[b] - mean[b]) * along[b])
+
+
+# Pooling
+
+
+@kernel
+def max_pool(x: Any, y: Any, channels: int, height: int, width: int, samples: int) -> None:
+    """Largest value of each 2x2 window of x (C, H, W, B); an odd last row or column is left out."""
+    rows, columns, zero = height // 2, width // 2, x.dtype.type(0)
+    for c in range(channels):
+        for h in range(rows):
+            for w in range(columns):
+                a = ((c * height + 2 * h) * width + 2 * w) * samples
+                b = a + width * samples
+                x0, x1 = x[a : a + samples], x[a + samples : a + 2 * samples]
+                x2, x3 = x[b : b + samples], x[b + samples : b + 2 * samples]
+                k = ((c * rows + h) * columns + w) * samples
+                out = y[k : k + samples]
+                for j in range(samples):
+                    # A comparison with NaN is False, so the sum keeps it; without NaN it adds nothing.
+                    upper = x0[j] if x0[j] >= x1[j] else x1[j]
+                    lower = x2[j] if x2[j] >= x3[j] else x3[j]
+                    out[j] = (upper if upper >= lower else lower) + zero * (x0[j] + x1[j] + x2[j] + x3[j])
+
+
+@kernel
+def max_pool_backward(
+    x: Any, y: Any, dy: Any, dx: Any, rest: Any, channels: int, height: int, width: int, samples: int
+) -> None:
+    """Backward pass of :func:`max_pool`: to the first largest value of each window; ``rest`` (B) is scratch memory."""
+    rows, columns, zero = height // 2, width // 2, x.dtype.type(0)
+    for c in range(channels):
+        for h in range(rows):
+            for w in range(columns):
+                k = ((c * rows + h) * columns + w) * samples
+                top = y[k : k + samples]
+                copy(dy[k:], rest, samples)
+                for t in range(4):
+                    a = ((c * height + 2 * h + t // 2) * width + 2 * w + t % 2) * samples
+                    source, d = x[a : a + samples], dx[a : a + samples]
+                    for j in range(samples):
+                        hit = source[j] == top[j]
+                        d[j] += rest[j] if hit else zero
+                        rest[j] = zero if hit else rest[j]
+
+
+@kernel
+def average(x: Any, y: Any, channels: int, pixels: int, samples: int) -> None:
+    """Mean over the pixels of x (C, P, B)."""
+    count = x.dtype.type(pixels)
+    for c in range(channels):
+        out = y[c * samples : (c + 1) * samples]
+        clear(out, samples)
+        for p in range(pixels):
+            source = x[(c * pixels + p) * samples : (c * pixels + p + 1) * samples]
+            for b in range(samples):
+                out[b] += source[b]
+        for b in range(samples):
+            out[b] /= count
+
+
+@kernel
+def average_backward(dy: Any, dx: Any, channels: int, pixels: int, samples: int) -> None:
+    """Backward pass of :func:`average`."""
+    count = dy.dtype.type(pixels)
+    for c in range(channels):
+        d = dy[c * samples : (c + 1) * samples]
+        for p in range(pixels):
+            dsource = dx[(c * pixels + p) * samples : (c * pixels + p + 1) * samples]
+            for b in range(samples):
+                dsource[b] += d[b] / count
+
+
+# Loss
+
+
+@kernel
+def softmax(logits: Any, out: Any, classes: int, samples: int) -> None:
+    """Probabilities of logits (K, B); the rows behind them, (2, B), get the largest logits and the sums."""
+    top, total = (
+        out[classes * samples : (classes + 1) * samples],
+        out[(classes + 1) * samples : (classes + 2) * samples],
+    )
+    copy(logits, top, samples)
+    clear(total, samples)
+    for k in range(1, classes):
+        row = logits[k * samples : (k + 1) * samples]
+        for b in range(samples):
+            top[b] = row[b] if row[b] > top[b] else top[b]
+    for k in range(classes):
+        row, weight = logits[k * samples : (k + 1) * samples], out[k * samples : (k + 1) * samples]
+        for b in range(samples):
+            weight[b] = np.exp(row[b] - top[b])
+            total[b] += weight[b]
+    for k in range(classes):
+        weight = out[k * samples : (k + 1) * samples]
+        for b in range(samples):
+            weight[b] /= total[b]
