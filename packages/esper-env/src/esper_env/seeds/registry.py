@@ -172,7 +172,7 @@ def add_built_in(blueprint: Blueprint, topology: str, factory: BlueprintFactory)
 
 
 def custom_registry() -> CustomRegistry:
-    """Return the topologies, with their shapes, and the custom blueprints, for :func:`restore_registry` in another process."""
+    """Return the topologies with their shapes, and the custom blueprints, for :func:`restore_registry`."""
     custom = {
         topology: {value: entry for value, entry in entries.items() if not entry.built_in}
         for topology, entries in _REGISTRY.items()

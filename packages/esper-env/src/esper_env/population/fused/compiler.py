@@ -177,6 +177,28 @@ def _identity(program: Program, module: Any, tensors: Tensors, x: Features, mode
     return x
 
 
+@_rule(nn.Flatten)
+def _flatten(program: Program, module: nn.Flatten, tensors: Tensors, x: Features, mode: Mode, prefix: str) -> Features:  # noqa: ARG001
+    _require((module.start_dim, module.end_dim) in ((1, -1), (1, 3)), module)
+    return Features(x.place, x.channels * x.pixels, 1, 1)
+
+
+@_rule(nn.Unflatten)
+def _unflatten(
+    program: Program,  # noqa: ARG001
+    module: nn.Unflatten,
+    tensors: Tensors,  # noqa: ARG001
+    x: Features,
+    mode: Mode,  # noqa: ARG001
+    prefix: str,  # noqa: ARG001
+) -> Features:
+    sizes = module.unflattened_size
+    _require(module.dim == 1 and x.pixels == 1 and isinstance(sizes, tuple) and len(sizes) == 3, module)
+    channels, height, width = sizes
+    _require(min(sizes) > 0 and channels * height * width == x.channels, module)
+    return Features(x.place, channels, height, width)
+
+
 def _activation(operation: int, factor: float = 1.0) -> Rule:
     def rule(program: Program, module: Any, tensors: Tensors, x: Features, mode: Mode, prefix: str) -> Features:  # noqa: ARG001
         return _activated(program, operation, x, factor)

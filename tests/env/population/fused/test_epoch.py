@@ -1,0 +1,43 @@
+"""Compilation is kept on disk, repeated when a source file changes, and reported when it takes long."""
+
+import logging
+
+import numpy as np
+from small_networks import NEEDS_NUMBA
+
+pytestmark = NEEDS_NUMBA
+
+
+def test_long_compilation_is_reported(monkeypatch, caplog):
+    from esper_env.population.fused import epoch
+
+    epoch.prepare(np.float32)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        monkeypatch.setattr(epoch, "REPORTED_SECONDS", 60.0)
+        epoch.prepare.__wrapped__(np.float32)
+        assert caplog.messages == []
+        monkeypatch.setattr(epoch, "REPORTED_SECONDS", 0.0)
+        epoch.prepare.__wrapped__(np.float32)
+    assert caplog.messages[-1].startswith("compiled the programs of networks in 0 s; other processes load them from ")
+
+
+def test_kept_programs_belong_to_their_source_files():
+    """numba's own key has only the file of the function, and the values of its closure."""
+    from esper_env.population.fused import epoch
+
+    for function in (epoch.train_images, epoch.score_samples):
+        (cell,) = function.py_func.__closure__
+        assert cell.cell_contents == epoch._digest()
+
+
+def test_functions_compile_where_no_folder_can_be_written(monkeypatch):
+    from esper_env.population.fused import compilation
+    from numba.core.dispatcher import Dispatcher
+
+    def refuse(_):
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr(Dispatcher, "enable_caching", refuse)
+    double = compilation.entry_point(lambda x: 2 * x)
+    assert double(3) == 6
