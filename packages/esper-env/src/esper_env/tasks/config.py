@@ -142,7 +142,7 @@ class TaskConfig:
     slots: Annotated[tuple[str, ...] | None, Described("a list of slot ids such as ['r0c0', 'r0c1']")] = None
     max_seeds: Annotated[int, POSITIVE] | None = None
     gates: Annotated[str, OneOf(GATE_CONFIGS)] = "permissive"
-    mask_gates: bool = False
+    mask_gates: bool = True
     isolation: Annotated[str, OneOf(ISOLATIONS)] = "shadow"
     reward_mode: Annotated[str, OneOf(REWARD_MODES)] = "accuracy"
     reward_weights: Annotated[Mapping[str, float], Described("a mapping from names of weights to numbers")] = field(
