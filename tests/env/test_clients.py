@@ -74,7 +74,7 @@ def test_unknown_keyword_is_refused_in_the_words_of_python(make):
 
 def test_gates_that_are_masked_reject_no_legal_command(make_vec):
     """Every legal action has its effect, and a seed that advances whenever it may reaches HOLDING."""
-    envs = make_vec(2, mask_gates=True, horizon=30)
+    envs = make_vec(2, horizon=30)
     observation, infos = envs.reset(seed=0)
     rng, rejected = np.random.default_rng(0), set()
     for step in range(20):
@@ -90,7 +90,7 @@ def test_gates_that_are_masked_reject_no_legal_command(make_vec):
 
 
 def test_gates_that_are_not_masked_reject_legal_commands(make_vec):
-    envs = make_vec(2)
+    envs = make_vec(2, mask_gates=False)
     envs.reset(seed=0)
     germinate = np.array([[0, 3, 2, 1, 2, 0, 0, Op.GERMINATE]] * 2)
     advance = np.array([[0, 3, 2, 1, 2, 0, 0, Op.ADVANCE]] * 2)

@@ -127,9 +127,8 @@ def test_strict_gates_stop_a_seed_without_contribution(script):
     """Without learning, permissive gates pass and a strict one fails."""
     outcomes = {}
     for gates in ("permissive", "strict"):
-        env = gymnasium.make(
-            "Esper-Digits-v0", horizon=20, batches_per_step=2, batch_size=16, seed_lr=1e-9, host_lr=1e-9, gates=gates
-        )
+        settings = {"batches_per_step": 2, "batch_size": 16, "seed_lr": 1e-9, "host_lr": 1e-9, "mask_gates": False}
+        env = gymnasium.make("Esper-Digits-v0", horizon=20, gates=gates, **settings)
         env.reset(seed=0)
         _, infos = run(env, script(0))
         outcomes[gates] = [Rejection(info["rejection"]) for info in infos]

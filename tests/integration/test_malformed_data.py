@@ -54,4 +54,4 @@ def test_make_rejects_damaged_files(tmp_path, dataset, what, error, says):
 )
 def test_make_rejects_other_files_than_those_of_cifar10(tmp_path, what, error, says):
     what(tmp_path)
-    refused(lambda: make(tmp_path), error, [*says, "data_dir or in the environment variable ESPER_DATA_DIR"])
+    refused(lambda: make(tmp_path), error, [*says, "data_dir or the environment variable ESPER_DATA_DIR"])

@@ -41,6 +41,7 @@ def test_evaluate_writes_what_the_results_depend_on(toy_id, tmp_path, capsys):
             "episodes": 2,
             "seed": 7,
             "num_envs": 1,
+            "workers": 1,
             "deterministic": flags != [],
             "device": "auto",
         }
@@ -55,7 +56,7 @@ def test_benchmark_writes_what_the_results_depend_on(toy_id, tmp_path, capsys):
     content = json.loads((tmp_path / "b" / "settings.json").read_text())
     assert content["versions"] == package_versions()
     expected = {"policies": ["wait"], "env": toy_id, "env_settings": {"horizon": 2}, "seed": 7, "deterministic": False}
-    assert content["settings"] == expected | {"num_envs": 10, "episodes": 1, "device": "auto"}
+    assert content["settings"] == expected | {"num_envs": 10, "workers": 1, "episodes": 1, "device": "auto"}
     assert str(tmp_path / "b" / "settings.json") in text_of(capsys)[0]
     (tmp_path / "b" / "episodes.csv").unlink()
     (tmp_path / "b" / "summary.csv").unlink()

@@ -17,7 +17,7 @@ def run(make_digits):
     """``run(actions)``: an environment after these actions, its sink in full detail and its infos."""
 
     def carry_out(actions):
-        env = make_digits(horizon=20)
+        env = make_digits(horizon=20, mask_gates=False)
         sink = listen(env)
         env.reset(seed=0)
         return env, sink, [env.step(choice)[-1] for choice in actions]

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from esper_env.rules.actions import ActionNames
-from esper_env.seeds.registry import registered_names
 from esper_env.suggestions import shown
 
 __all__ = ["action", "describe_action"]
@@ -80,8 +79,11 @@ def describe_action(action: ArrayLike, *, env: Any = None) -> str:
         ValueError: ``action`` does not have eight integers, or one is not a value of its head.
         TypeError: ``env`` is not an Esper environment.
     """
-    names = _names(env) if env is not None else ActionNames(blueprints=registered_names())
-    return names.describe(action)
+    if env is not None:
+        return _names(env).describe(action)
+    from esper_env.seeds.registry import registered_names  # loads PyTorch
+
+    return ActionNames(blueprints=registered_names()).describe(action)
 
 
 def _names(env: Any) -> ActionNames:

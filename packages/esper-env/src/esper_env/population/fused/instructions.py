@@ -21,7 +21,7 @@ RESIDUAL = 10  # y = x + scale z, with a scale for each channel
 MIX = 11  # y = x + tanh(gate) (z - x), with a gate for each channel
 EXCITE = 12  # y = x z, with z (C, B) for all pixels
 DETACH = 13  # y = x, without a gradient
-STRAIGHT = 14  # y = x + (z - z), with a gradient for z
+STRAIGHT = 14  # y = x + 0 z, with a gradient for z as if it were x + z
 BLEND_ADD = 15  # y = x + alpha (z - x)
 BLEND_MULTIPLY = 16  # y = x + alpha x tanh(z - x)
 BLEND_GATE = 17  # y = x + alpha g (z - x), with g (B)

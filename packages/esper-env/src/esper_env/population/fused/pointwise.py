@@ -55,7 +55,7 @@ def combine(
     op: int, x: Any, z: Any, y: Any, vector: Any, alpha: float, gate: Any, channels: int, pixels: int, samples: int
 ) -> None:
     """Operations of x and z; ``vector`` (C) are parameters."""
-    n = pixels * samples
+    zero, n = x.dtype.type(0), pixels * samples
     for c in range(channels):
         if op == RESIDUAL:
             factor = vector[c]
@@ -75,7 +75,7 @@ def combine(
                 y[j] = x[j] + factor * x[j] * np.tanh(z[j] - x[j])
         elif op == STRAIGHT:
             for j in range(c * n, (c + 1) * n):
-                y[j] = x[j] + (z[j] - z[j])
+                y[j] = x[j] + zero * z[j]  # not z - z, which the compiler would leave out
         else:
             factor = alpha
             for p in range(pixels):
