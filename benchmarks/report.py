@@ -25,7 +25,7 @@ root of the checkout; `python` is `.venv/bin/python`.
 """
 
 STUDY = """
-## Policies on {env}
+## Policies on {env}{settings}
 
 {runs} of {timesteps:,} steps each, and {episodes} held-out episodes, the same for every policy. Dataset:
 {dataset}. Machine: {machine}. Raw results: `benchmarks/results/{folder}/`. Command:
@@ -110,6 +110,7 @@ def study(folder: Path) -> str:
     seeds = len(settings["seeds"])
     return STUDY.format(
         env=settings["env"],
+        settings="".join(f", {setting}" for setting in settings["env_settings"]),
         runs=f"{seeds} training run{'s' if seeds > 1 else ''}",
         timesteps=settings["total_timesteps"],
         episodes=settings["episodes"],
