@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -45,14 +44,19 @@ class HeldOut:
     def __init__(self, samples: Tensor, labels: Tensor, scalars: int) -> None:
         self.samples, self.labels, self._scalars = samples, labels, scalars
         self.count, self.predictions = len(labels), labels.numel()
+        self._in_chunks: dict[int, tuple[NDArray[Any], NDArray[np.int64]]] = {}
 
     def chunk_size(self, shard: Shard) -> int:
         """Return the number of samples in a chunk, which falls with the number of networks in the shard."""
         return max(1, grain(shard.device).chunk // (shard.rows * self._scalars))
 
-    @cache  # noqa: B019 (a split lives as long as its population)
     def in_chunks(self, size: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Return images as (chunks, C * H * W * size), samples last, and labels (chunks, size); the rest is 0."""
+        if size not in self._in_chunks:
+            self._in_chunks[size] = self._made_chunks(size)
+        return self._in_chunks[size]
+
+    def _made_chunks(self, size: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
         chunks = -(-self.count // size)
         samples = np.zeros((chunks * size, self.samples[0].numel()), self.samples.numpy().dtype)
         samples[: self.count] = self.samples.reshape(self.count, -1).numpy()
