@@ -9,6 +9,9 @@ with the same actions, and the order changes from round to round. The cases are
 
     digits-host-16      Esper-Digits-v0 with 16 networks that wait
     digits-growing-16   Esper-Digits-v0 with 16 networks under random legal actions
+    digits-growing-32   the same with 32 networks
+    digits-planted-16   Esper-Digits-v0 with 16 networks that wait, with a conv_light seed in every slot
+    digits-training-16  FactoredRecurrentPPO learns on Esper-Digits-v0 with 16 networks
     cifar-host-1        Esper-CIFAR-v0 on procedural data, with one network that waits
     cifar-host-4        the same with four networks
 
@@ -38,16 +41,19 @@ class Case(NamedTuple):
 
     env_id: str
     networks: int
-    growing: bool  # random legal actions instead of WAIT
+    workload: str  # "wait", "planted", "growing" or "training"
     settings: dict[str, Any]
 
 
 CIFAR = {"dataset": "procedural"}
 CASES = {
-    "digits-host-16": Case("Esper-Digits-v0", 16, False, {}),
-    "digits-growing-16": Case("Esper-Digits-v0", 16, True, {}),
-    "cifar-host-1": Case("Esper-CIFAR-v0", 1, False, CIFAR),
-    "cifar-host-4": Case("Esper-CIFAR-v0", 4, False, CIFAR),
+    "digits-host-16": Case("Esper-Digits-v0", 16, "wait", {}),
+    "digits-growing-16": Case("Esper-Digits-v0", 16, "growing", {}),
+    "digits-growing-32": Case("Esper-Digits-v0", 32, "growing", {}),
+    "digits-planted-16": Case("Esper-Digits-v0", 16, "planted", {}),
+    "digits-training-16": Case("Esper-Digits-v0", 16, "training", {}),
+    "cifar-host-1": Case("Esper-CIFAR-v0", 1, "wait", CIFAR),
+    "cifar-host-4": Case("Esper-CIFAR-v0", 4, "wait", CIFAR),
 }
 
 
@@ -57,16 +63,37 @@ def play(case: Case, orders: IO[str], answers: IO[str]) -> None:
     import gymnasium
     import numpy as np
 
+    if case.workload == "training":
+        learn(case, orders, answers)
+        return
     envs = gymnasium.make_vec(case.env_id, num_envs=case.networks, autoreset_mode="SameStep", **case.settings)
     vector: Any = envs.unwrapped
-    envs.reset(seed=0)
+    planted = dict.fromkeys(vector.slot_ids, "conv_light") if case.workload == "planted" else {}
+    envs.reset(seed=0, options={"topology": planted} if planted else None)
     rng, wait = np.random.default_rng(0), np.zeros((case.networks, 8), dtype=np.int64)
     for order in orders:
         started = time.perf_counter()
         for _ in range(int(order)):
-            envs.step(vector.sample_valid_actions(rng) if case.growing else wait)
+            *_, ended, _, _ = envs.step(vector.sample_valid_actions(rng) if case.workload == "growing" else wait)
+            if planted and ended.any():
+                envs.reset(options={"topology": planted})
         print(time.perf_counter() - started, file=answers, flush=True)
     envs.close()
+
+
+def learn(case: Case, orders: IO[str], answers: IO[str]) -> None:
+    """Train for the number of steps in each line of ``orders``, rounded up to whole rollouts."""
+    from esper_agent import FactoredRecurrentPPO, make_sb3_env
+
+    env = make_sb3_env(case.env_id, num_envs=case.networks, seed=0, **case.settings)
+    model = FactoredRecurrentPPO("FactoredLstmPolicy", env, seed=0, device="cpu")
+    for order in orders:
+        started = time.perf_counter()
+        done = model.num_timesteps
+        model.learn(int(order) * case.networks, reset_num_timesteps=False)
+        played = (model.num_timesteps - done) / case.networks
+        print((time.perf_counter() - started) * int(order) / played, file=answers, flush=True)
+    env.close()
 
 
 class Player:

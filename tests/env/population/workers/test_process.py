@@ -210,8 +210,8 @@ folder = Path(sys.argv[1])
 register_faulty(folder)
 env = EsperVectorEnv("Faulty-v0", 3, workers=2, autoreset_mode="SameStep")
 env.reset(seed=0)
+(folder / sys.argv[2]).touch()  # the first step deletes it
 print(*env._growth._population.processes, flush=True)
-(folder / sys.argv[2]).touch()
 try:
     while True:
         env.step(np.zeros((3, 8), dtype=np.int64))

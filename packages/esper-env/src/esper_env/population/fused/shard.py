@@ -40,6 +40,8 @@ from esper_env.threads import side_by_side
 
 #: Samples that are evaluated at a time, whose features fit into the caches of a core.
 CHUNK = 64
+#: Programs of each kind that are kept, for each network of the shard.
+PROGRAMS_KEPT = 4
 
 
 class Epoch(NamedTuple):
@@ -73,10 +75,11 @@ class FusedShard:
         compiler = Compiler(shard, self._arena, self._shape)
         self._dtype = np.float64 if shard.dtype is torch.float64 else np.float32
         straight = self._straight
-        self._training_code = lru_cache(4096)(
+        # Most networks have the same seeds as in the step before.
+        self._training_code = lru_cache(PROGRAMS_KEPT * shard.rows)(
             lambda seeds: compiler.training_code(seeds, config.batch_size, straight_through=straight)
         )
-        self._scoring_code = lru_cache(4096)(
+        self._scoring_code = lru_cache(PROGRAMS_KEPT * shard.rows)(
             lambda seeds, masks, wanted: compiler.scoring_code(seeds, masks, wanted, CHUNK)
         )
         self._training_code((None,) * len(shard.slots))
