@@ -11,18 +11,18 @@ from esper_agent.cli.commands import COMMANDS, RESUME
 #: Runs the command with each line of standard input as its arguments, and prints the libraries that are loaded then.
 PROGRAM = """
 import sys
-from esper_agent.__main__ import main
+from {module} import main
 lines = [line.split() for line in sys.stdin]
 for arguments in lines:
     sys.argv[1:] = arguments
     code = main()
-    slow = {"torch", "scipy", "sklearn", "stable_baselines3", "sb3_contrib", "matplotlib", "tensorboard", "pooch"}
+    slow = {{"torch", "scipy", "sklearn", "stable_baselines3", "sb3_contrib", "matplotlib", "tensorboard", "pooch"}}
     print(" ".join(arguments), code, sorted(slow & set(sys.modules)), file=sys.stderr)
 """
 
 
-def loaded_after(*lines):
-    command = [sys.executable, "-c", PROGRAM]
+def loaded_after(*lines, module="esper_agent.__main__"):
+    command = [sys.executable, "-c", PROGRAM.format(module=module)]
     done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, check=True)
     return done.stderr.splitlines()
 
@@ -31,6 +31,11 @@ def test_version_and_help_load_no_slow_library():
     lines = ["--version", "--help", *(f"{name} --help" for name in COMMANDS), "data fetch --help"]
     lines.append("train --resume RUN --help")
     assert loaded_after(*lines) == [f"{line} 0 []" for line in lines]
+
+
+def test_help_and_bad_flags_of_the_demonstration_load_no_slow_library():
+    done = loaded_after("--help", "--seed x", module="esper_agent.demo")
+    assert [done[0], done[-1]] == ["--help 0 []", "--seed x 2 []"]
 
 
 def test_bad_flags_load_no_slow_library():

@@ -12,8 +12,6 @@ import pytest
 import yaml
 from command_line import SMALL, bad, text_of
 from esper_agent.cli.main import BAD_INPUT, FAILED, OK, exit_code, main
-from esper_agent.demo import clear
-from esper_agent.demo import main as demo_main
 from esper_agent.training.checkpoints import checkpoint_paths
 from esper_env.suggestions import esper_command
 
@@ -139,12 +137,6 @@ def test_help_is_as_wide_as_the_terminal(command, width, capsys, monkeypatch):
     assert lines[0].startswith("usage: esper")
 
 
-def test_help_of_the_demo_is_as_wide_as_the_terminal(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
-    assert demo_main(["--help"]) == OK
-    assert max(map(len, text_of(capsys)[0].splitlines())) == 40
-
-
 def test_help_of_train_describes_how_to_resume(capsys):
     assert main(["train", "--help"]) == OK
     assert "--resume RUN" in text_of(capsys)[0]
@@ -218,43 +210,6 @@ def test_run_is_not_overwritten(run_folder, toy_id, capsys):
     before = (run_folder / "model.zip").read_bytes()
     assert "already holds a run" in bad(["train", "--env", toy_id, "--out", str(run_folder), *SMALL], capsys)
     assert (run_folder / "model.zip").read_bytes() == before
-
-
-def test_demo_compares_the_trained_policy_and_prints_its_files(toy_id, tmp_path, capsys):
-    arguments = ["--out", str(tmp_path), "--env", toy_id, "--episodes", "4", "--no-progress"]
-    for _ in range(2):  # a second demo takes the place of the first
-        assert demo_main([*arguments, "--total-timesteps", "640"]) == OK
-        out, _ = text_of(capsys)
-        assert " timesteps/s, " not in out
-        assert "Playing" not in out
-    for name in ("learned", "heuristic", "random", "wait", "conv_heavy", "parameters", "model.zip", "training.png"):
-        assert name in out
-    for name in ("run/model.zip", "episodes.csv", "summary.csv", "training.png"):
-        assert (tmp_path / name).stat().st_size > 0
-    with (tmp_path / "episodes.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 20
-
-
-def test_demo_rejects_a_folder_of_something_else(toy_id, tmp_path, capsys):
-    assert main(["train", "--env", toy_id, "--out", str(tmp_path / "run"), *SMALL]) == OK
-    assert demo_main(["--out", str(tmp_path), "--env", toy_id]) == BAD_INPUT
-    assert "is not the folder of a demo" in text_of(capsys)[1]
-    assert (tmp_path / "run" / "model.zip").exists()
-
-
-def test_demo_accepts_a_folder_in_which_one_was_killed_at_its_start(tmp_path):
-    (tmp_path / ".demo.4321.yaml").touch()
-    clear(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("wrong", [["--env", "Esper-Nowhere-v0"], ["--episodes", "0"], ["--env-settings", "horzon=3"]])
-def test_demo_with_bad_settings_keeps_the_last_results(toy_id, tmp_path, capsys, wrong):
-    (tmp_path / "demo.yaml").touch()
-    (tmp_path / "run").mkdir()
-    assert demo_main(["--out", str(tmp_path), "--env", toy_id, "--total-timesteps", "640", *wrong]) == BAD_INPUT
-    assert (tmp_path / "run").exists()
-    text_of(capsys)
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def test_results_are_written_before_they_are_printed(toy_id, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     monkeypatch.setattr("esper_agent.cli.play.print_summaries", stop)
-    monkeypatch.setattr("esper_agent.demo.print_summaries", stop)
+    monkeypatch.setattr("esper_agent.cli.demo.print_summaries", stop)
     main([*PLAY, "--env", toy_id, "--json", str(tmp_path / "e.json")])
     main(["benchmark", "--policies", "wait", "--env", toy_id, "--episodes", "2", "--out", str(tmp_path / "b")])
     demo_main(["--env", toy_id, "--episodes", "2", "--total-timesteps", "640", "--out", str(tmp_path / "d")])

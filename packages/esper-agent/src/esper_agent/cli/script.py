@@ -1,4 +1,7 @@
-"""Scripts with flags and result files: the demonstration and the benchmarks."""
+"""Scripts with flags and result files: the demonstration and the benchmarks.
+
+Parsing and ``--help`` import no PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from esper_env.persistence import check_writable, write_text
 from rich.console import Console
 
 from esper_agent.cli.flags import check_flags, check_required, defaults, parse_flags, show_ranges, unknown_argument
 from esper_agent.cli.main import exit_code
 from esper_agent.settings.config_file import ConfigError, expand_paths
-from esper_agent.training.run_folder import package_versions
 
 S = TypeVar("S")
 
@@ -66,6 +67,10 @@ def check_out(out: Path) -> None:
 
 def origin(script: str, flags: Sequence[str]) -> dict[str, Any]:
     """Command, machine and versions: the part of a result file that says how to repeat it."""
+    import torch  # parsing flags needs neither
+
+    from esper_agent.training.run_folder import package_versions
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return {
         "command": shlex.join(["python", script, *flags]),
