@@ -26,23 +26,36 @@ def compare(
     rounds: int,
     seconds: float,
     bandwidth: float | None,
+    unit: int = 1,
 ) -> dict[str, Any]:
-    """Race all contenders with ``n`` networks; ``bandwidth`` is in bytes per second, or None."""
+    """Race all contenders with ``n`` networks.
+
+    Args:
+        task: task of all contenders.
+        n: number of networks.
+        makers: contenders by name.
+        rounds: turns of each contender.
+        seconds: approximate seconds of a turn.
+        bandwidth: copy bandwidth of memory in bytes per second, or None.
+        unit: a turn has a multiple of so many steps.
+    """
     contenders: dict[str, Contender] = {}
     try:
         for name, make in makers.items():
             contenders[name] = make()
         wait = waiter(resolve_device(task.device))
-        times = race({name: each.step for name, each in contenders.items()}, rounds, seconds, wait)
+        times = race({name: each.step for name, each in contenders.items()}, rounds, seconds, wait, unit)
         native = contenders[NATIVE]
         assert isinstance(native, Environments)
-        shares, captures = native.shares, native.captures
+        shares = native.shares
+        result: dict[str, Any] = {"n": n, "captures": native.captures, "native_steps": shares.steps}
+        result |= {"native_engine": native.engine, "native_parts": native.parts, "native_seeds": native.seeds}
     finally:
         for contender in contenders.values():
             contender.close()
     samples = n * task.batch_size * task.batches_per_step
     rows = rates({name: np.array(own) for name, own in times.items()}, n, samples)
-    result = {"n": n, "contenders": rows, "captures": captures, "native_steps": shares.steps}
+    result["contenders"] = rows
     result |= shares_of_a_step(rows, times, shares, samples)
     if bandwidth is not None:
         result["bandwidth"] = memory_limit(task, bandwidth, result["training_samples_per_second_while_training"])
@@ -107,7 +120,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
                 faster += f" (training {row['native_trains_faster_by']:.2f})"
             lines.add_row(
                 str(result["n"]),
-                name,
+                f"{name} (engine {result['native_engine']})" if name == NATIVE else name,
                 f"{row['env_steps_per_second']:,.1f}",
                 f"{row['training_samples_per_second']:,.0f}",
                 "" if name == NATIVE else faster,
@@ -120,7 +133,7 @@ def shares_table(results: Sequence[Mapping[str, Any]]) -> Table:
     """Table of the time shares of a native step."""
     lines = Table(title="A native step", title_justify="left")
     names = list(results[0]["native_time_shares"])
-    for column in ("n", *names, "evaluate/train", "over bare loop"):
+    for column in ("n", *names, "evaluate/train", "over bare loop", "seeds per network"):
         lines.add_column(column, justify="right")
     for result in results:
         bare = result["contenders"].get(BARE, {}).get("native_step_without_evaluation_over_it")
@@ -129,6 +142,7 @@ def shares_table(results: Sequence[Mapping[str, Any]]) -> Table:
             *(f"{result['native_time_shares'][name]:.0%}" for name in names),
             f"{result['evaluation_over_training']:.2f}",
             "" if bare is None else f"{bare:.2f}",
+            f"{result['native_seeds']:.2f}",
         )
     return lines
 

@@ -12,7 +12,6 @@ import esper_env  # noqa: F401  registers the ids
 import gymnasium
 import numpy as np
 import torch
-from esper_agent.policies.baselines import RandomPolicy, WaitPolicy
 from esper_env.data import DataFamily, load_data
 from esper_env.devices import resolve_device
 from esper_env.extension_checks.construction import seeded_construction
@@ -23,19 +22,13 @@ from esper_env.tasks import make_task
 from gymnasium.vector import AutoresetMode
 from timing import intra_op_threads, waiter
 from torch import Tensor, nn
+from workloads import Workload
 
 #: Horizon beyond the steps of any benchmark.
 ENDLESS = 1_000_000
 
-#: Blueprint in every slot under the workload "planted".
+#: Blueprint in every slot of a planted workload.
 PLANTED_BLUEPRINT = "conv_light"
-
-#: Policy of each workload.
-WORKLOADS: dict[str, Callable[[], Any]] = {
-    "host": WaitPolicy,
-    "growing": lambda: RandomPolicy(0),
-    "planted": WaitPolicy,
-}
 
 
 class Contender(Protocol):
@@ -85,7 +78,7 @@ class Environments:
     """
 
     def __init__(
-        self, env_id: str, n: int, workload: str, mode: str | None, workers: int = 1, **env_kwargs: Any
+        self, env_id: str, n: int, workload: Workload, mode: str | None, workers: int = 1, **env_kwargs: Any
     ) -> None:
         task = make_task(env_id, **env_kwargs)
         self.n, self.shares = n, Shares(waiter(resolve_device(task.device)))
@@ -93,12 +86,13 @@ class Environments:
         same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
         native = {**same_step, "workers": workers}
         how = native if mode is None else {"vectorization_mode": mode, "vector_kwargs": same_step}
-        if workload == "planted":  # planted seeds live until their episode ends
+        if workload.planted:  # planted seeds live until their episode ends
             env_kwargs["horizon"] = ENDLESS
         self._envs = gymnasium.make_vec(env_id, num_envs=n, **how, **env_kwargs)
-        self._policy, self._state = WORKLOADS[workload](), None
+        self._policy, self._state = workload.policy(self._envs), None
+        self._seeds = 0.0  # per network, summed over steps
         self._starts = np.ones(n, dtype=bool)
-        slots = [spec.slot_id for spec in host_builder(task)().slots] if workload == "planted" else []
+        slots = [spec.slot_id for spec in host_builder(task)().slots] if workload.planted else []
         options = {"topology": dict.fromkeys(slots, PLANTED_BLUEPRINT)}
         self._observation, _ = self._envs.reset(seed=0, options=options)
         self._population = self._time_parts(self._envs.unwrapped._growth) if mode is None else None
@@ -119,6 +113,21 @@ class Environments:
         """Number of training steps that the native vector captured."""
         return self._population.captures
 
+    @property
+    def engine(self) -> str:
+        """Engine that runs the native vector's networks, in this process."""
+        return "torch" if self._population.shards[0].fused is None else "fused"
+
+    @property
+    def parts(self) -> int:
+        """Number of parts that the threads of this process share."""
+        return self.n if self.engine == "fused" else len(self._population.shards)
+
+    @property
+    def seeds(self) -> float:
+        """Mean number of seeds in a network of the native vector."""
+        return self._seeds / self.shares.steps
+
     def step(self) -> None:
         with self.shares.timed("step"):
             with self.shares.timed("decide"):
@@ -126,6 +135,8 @@ class Environments:
             self._observation, _, terminated, truncated, _ = self._envs.step(actions)
             self._starts = terminated | truncated
         self.shares.steps += 1
+        if self._population is not None:
+            self._seeds += self._envs.unwrapped._growth.table.has_seed.sum() / self.n
 
     def close(self) -> None:
         self._envs.close()
@@ -149,7 +160,7 @@ def train_minibatch(
 
 
 class BareLoop:
-    """Training alone in the engine's layout: its minibatches, a stock optimizer, one thread.
+    """Training alone in the layout of the engine "torch": its minibatches, a stock optimizer, one thread.
 
     It has no environment, clipping, statistics or evaluation, so the difference shows the cost of those.
     """

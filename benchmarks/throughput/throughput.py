@@ -7,11 +7,14 @@ The contenders are:
 * native: the vector environment;
 * plain loop: trains the same hosts one by one, each with its own clipped optimizer, and does nothing else;
 * bare loop: trains them in the environment's own layout on one thread, without clipping;
-* workers: the vector environment with its networks in processes, for each number in --workers that n allows;
+* engine E, K workers: the vector environment with each engine in --engines, and with its networks in K processes, for
+  each number in --workers that n allows, and with both;
 * SyncVectorEnv and AsyncVectorEnv of Gymnasium, over single environments. AsyncVectorEnv starts a process per network.
 
-They take turns of a few steps, round after round. Times are medians over rounds. A ratio is the median of the ratios of
-each round. Run it on an idle machine; the defaults take several minutes.
+They take turns of a few steps, round after round. Under the workloads "growing" and "policy", a turn has whole
+episodes, because the number of seeds changes in an episode; --env-settings horizon=N makes them shorter. Times are
+medians over rounds. A ratio is the median of the ratios of each round. Run it on an idle machine; the defaults take
+several minutes.
 
 Exit codes: 0 done, 1 the file could not be written, 2 bad input, 130 interrupted.
 """
@@ -26,6 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
+import tyro
 from bandwidth import copy_bandwidth
 from comparison import BARE, LOOP, NATIVE, compare, remarks, shares_table, table
 from contenders import BareLoop, Contender, Environments, PlainLoop
@@ -39,6 +44,7 @@ from esper_env.devices import resolve_device
 from esper_env.tasks import make_task
 from rich.console import Console
 from tqdm import tqdm
+from workloads import POLICY, Workload, make_workload
 
 HOST_ONLY = ("loop", "bare")
 
@@ -55,13 +61,18 @@ class ThroughputSettings:
     """Settings of the environment as NAME=VALUE."""
     counts: tuple[int, ...] = (1, 4, 16, 64)
     """Numbers of networks."""
-    workload: Literal["host", "growing", "planted"] = "host"
+    workload: Literal["host", "growing", "planted", "policy"] = "host"
     """host: always WAIT, so all contenders train the same networks. growing: uniformly random legal actions.
-    planted: a conv_light seed in every slot from the start."""
+    planted: a conv_light seed in every slot from the start. policy: sampled actions of a FactoredRecurrentPPO, as in
+    training."""
+    policy: Annotated[Path | None, tyro.conf.DisallowNone, tyro.conf.arg(metavar="RUN")] = None
+    """Run folder of the policy of the workload "policy"; by default it is untrained, with seed 0."""
     rivals: tuple[Literal["loop", "bare", "sync", "async"], ...] = ("loop", "bare", "sync", "async")
     """Rivals. The loops train hosts only and do not take part in other workloads."""
+    engines: tuple[Literal["torch", "fused"], ...] = ()
+    """Engines of further vector environments."""
     workers: tuple[int, ...] = ()
-    """Numbers of processes of further vector environments."""
+    """Numbers of processes of further vector environments, with each engine."""
     rounds: Annotated[int, POSITIVE] = 5
     """Turns of each contender."""
     seconds: Annotated[float, POSITIVE] = 2.0
@@ -78,32 +89,46 @@ class ThroughputSettings:
             raise ConfigError(f"`counts` is {list(self.counts)}; expected one or more positive integers")
         if any(workers < 2 for workers in self.workers):
             raise ConfigError(f"`workers` is {list(self.workers)}; expected integers of at least 2")
-        if self.workload != "host" and set(self.rivals) == set(HOST_ONLY) & set(self.rivals) and not self.workers:
-            raise ConfigError(f"`rivals` is {list(self.rivals)}, which only train hosts; add sync, async or --workers")
+        if self.policy is not None and self.workload != POLICY:
+            raise ConfigError(
+                f"`policy` is {str(self.policy)!r}, but the workload {self.workload!r} has another policy; add "
+                "--workload policy, or leave out --policy"
+            )
+        vectors = set(self.rivals) - set(HOST_ONLY) or self.engines or self.workers
+        if self.workload != "host" and not vectors:
+            raise ConfigError(
+                f"`rivals` is {list(self.rivals)}, which only train hosts; add sync, async, --engines or --workers"
+            )
         if self.bandwidth and self.workload != "host":
             raise ConfigError("the limit of memory bandwidth is that of hosts; leave out --bandwidth, or --workload")
         check_out(self.out)
         return self
 
 
-def makers(settings: ThroughputSettings, n: int) -> dict[str, Callable[[], Contender]]:
+def makers(settings: ThroughputSettings, n: int, workload: Workload) -> dict[str, Callable[[], Contender]]:
     """Factories of the contenders, by name."""
     kwargs = parse_env_settings(settings.env_settings)
-    workload = settings.workload
     rivals: dict[str, tuple[str, Callable[[], Contender]]] = {
         "loop": (LOOP, lambda: PlainLoop(settings.env, n, settings.threads, **kwargs)),
         "bare": (BARE, lambda: BareLoop(settings.env, n, **kwargs)),
         "sync": ("SyncVectorEnv", lambda: Environments(settings.env, n, workload, "sync", **kwargs)),
         "async": ("AsyncVectorEnv", lambda: Environments(settings.env, n, workload, "async", **kwargs)),
     }
-    chosen = [name for name in settings.rivals if workload == "host" or name not in HOST_ONLY]
-    native: dict[str, Callable[[], Contender]] = {
-        NATIVE: lambda: Environments(settings.env, n, workload, None, **kwargs)
-    }
-    for workers in settings.workers:
-        if workers <= n:
-            native[f"{workers} workers"] = partial(Environments, settings.env, n, workload, None, workers, **kwargs)
-    return native | {rivals[name][0]: rivals[name][1] for name in chosen}
+    chosen = [name for name in settings.rivals if settings.workload == "host" or name not in HOST_ONLY]
+    vectors: dict[str, Callable[[], Contender]] = {}
+    for engine in (None, *settings.engines):
+        own = kwargs if engine is None else kwargs | {"engine": engine}
+        for workers in (1, *settings.workers):
+            if workers <= n:
+                name = vector_name(engine, workers)
+                vectors[name] = partial(Environments, settings.env, n, workload, None, workers, **own)
+    return vectors | {rivals[name][0]: rivals[name][1] for name in chosen}
+
+
+def vector_name(engine: str | None, workers: int) -> str:
+    """Return the name of a vector environment by what differs from native."""
+    differences = [f"engine {engine}"] * (engine is not None) + [f"{workers} workers"] * (workers > 1)
+    return ", ".join(differences) or NATIVE
 
 
 def measure(settings: ThroughputSettings, flags: Sequence[str], console: Console) -> int:
@@ -112,22 +137,29 @@ def measure(settings: ThroughputSettings, flags: Sequence[str], console: Console
         task = make_task(settings.checked().env, **parse_env_settings(settings.env_settings))
     except TypeError as error:  # an unknown setting
         raise ConfigError(str(error)) from None
+    workload = make_workload(settings.workload, settings.env, settings.policy and str(settings.policy))
+    unit = task.horizon if workload.whole_episodes else 1
     bandwidth = copy_bandwidth(resolve_device(task.device)) if settings.bandwidth else None
     results = []
     for n in tqdm(settings.counts, desc=settings.env, unit="case"):
-        results.append(compare(task, n, makers(settings, n), settings.rounds, settings.seconds, bandwidth))
+        contenders = makers(settings, n, workload)
+        results.append(compare(task, n, contenders, settings.rounds, settings.seconds, bandwidth, unit))
     content: dict[str, Any] = {
         **origin("benchmarks/throughput/throughput.py", flags),
         "env": settings.env,
         "env_settings": list(settings.env_settings),
         "workload": settings.workload,
+        "policy": workload.description,
+        "whole_episodes": workload.whole_episodes,
+        "threads": torch.get_num_threads(),
         "threads_of_the_plain_loop": settings.threads,
         "copy_bandwidth_bytes_per_second": bandwidth,
         "results": results,
     }
     content["machine"] += f"; run on {resolve_device(task.device)}"
     write_json(content, settings.out)
-    say(console, ", ".join([settings.env, *settings.env_settings, f"workload {settings.workload}"]))
+    policy = [workload.description] if workload.description else []
+    say(console, ", ".join([settings.env, *settings.env_settings, f"workload {settings.workload}", *policy]))
     say(console, content["machine"])
     print_table(console, table(results))
     print_table(console, shares_table(results))

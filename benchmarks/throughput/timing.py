@@ -26,13 +26,20 @@ def turn(step: Callable[[], object], steps: int, wait: Callable[[], object]) -> 
 
 
 def race(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, seconds: float, wait: Callable[[], object]
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    seconds: float,
+    wait: Callable[[], object],
+    unit: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds per step of each contender, by round; a turn takes about ``seconds`` and at least one step."""
+    """Seconds per step of each contender, by round.
+
+    A turn takes about ``seconds``. It has a multiple of ``unit`` steps, and at least ``unit``.
+    """
     steps = {}
     for name, step in contenders.items():
         step()  # warm-up
-        steps[name] = max(1, round(seconds / turn(step, 1, wait)))
+        steps[name] = unit * max(1, round(seconds / (unit * turn(step, 1, wait))))
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, step in contenders.items():

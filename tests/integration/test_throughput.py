@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import telemetry
 import throughput
+import timing
 import torch
 from comparison import Shares, shares_of_a_step
 from contenders import BareLoop, Environments, PlainLoop
+from esper_agent import PPOSettings, TrainSettings, train
 from esper_agent.cli.main import BAD_INPUT, OK
 from esper_env.hosts import GlobalAveragePool
 from esper_env.telemetry import writer
 from torch import nn
+from workloads import FIXED, POLICY, make_workload
 
 pytestmark = pytest.mark.numeric
 
@@ -69,8 +72,69 @@ def test_workers_are_contenders_where_there_are_enough_networks(tmp_path, capsys
     assert "2 workers" in capsys.readouterr().out
 
 
+def test_engines_are_contenders_with_and_without_workers(tmp_path, capsys):
+    (result,) = measured(tmp_path, "--rivals", "--engines", "torch", "--workers", "2")
+    assert list(result["contenders"]) == ["native", "2 workers", "engine torch", "engine torch, 2 workers"]
+    assert (result["native_engine"], result["native_parts"]) == ("fused", 2)
+    assert "native (engine fused)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("engine", ["torch", "fused"])
+def test_vector_of_an_engine_runs_its_networks_in_it(engine):
+    contender = Environments("Esper-Digits-v0", 3, FIXED["host"], None, engine=engine, shard_size=2, **TINY)
+    assert (contender.engine, contender.parts) == (engine, {"torch": 2, "fused": 3}[engine])
+    contender.close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Folder of a short run."""
+    settings = {"env_settings": {"batches_per_step": 1, "horizon": 4}, "num_envs": 2, "total_timesteps": 8}
+    ppo = PPOSettings(n_steps=4, batch_size=8, n_epochs=1)
+    return train(TrainSettings(tmp_path_factory.mktemp("run") / "r", progress=False, ppo=ppo, **settings)).folder
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_policy_workload_grows_seeds_in_turns_of_whole_episodes(trained, run, tmp_path, capsys):
+    flags = ["--policy", str(run)] if trained else []
+    (result,) = measured(tmp_path, "--workload", "policy", "--rivals", "--workers", "2", *flags)
+    content = json.loads((tmp_path / "t.json").read_text())
+    assert content["policy"] == (f"{run}, trained for 8 steps" if trained else "untrained")
+    assert content["whole_episodes"]
+    assert (result["native_steps"] - 2) % 4 == 0  # after the warm-up
+    assert 0 < result["native_seeds"] < 3
+    assert content["policy"] in " ".join(capsys.readouterr().out.split())
+
+
+def test_policies_of_contenders_draw_the_same_numbers_and_leave_the_generator():
+    workload = make_workload(POLICY, "Esper-Digits-v0")
+    contenders = [Environments("Esper-Digits-v0", 2, workload, None, **TINY) for _ in range(2)]
+    before = torch.get_rng_state()
+    for contender in contenders:
+        for _ in range(3):
+            contender.step()
+    first, second = (contender._observation["features"] for contender in contenders)
+    np.testing.assert_array_equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+    for contender in contenders:
+        contender.close()
+
+
+def test_turns_have_multiples_of_the_unit(monkeypatch):
+    turns = []
+
+    def turn(_step, steps, _wait):
+        turns.append(steps)
+        return 1.0
+
+    monkeypatch.setattr(timing, "turn", turn)
+    assert timing.race({"a": lambda: None}, 2, 9.0, lambda: None, unit=4) == {"a": [1.0, 1.0]}
+    timing.race({"a": lambda: None}, 1, 0.1, lambda: None, unit=4)
+    assert turns == [1, 8, 8, 1, 4]
+
+
 def test_planted_workload_keeps_a_seed_in_every_slot():
-    contender = Environments("Esper-Digits-v0", 2, "planted", None, batches_per_step=1, horizon=2)
+    contender = Environments("Esper-Digits-v0", 2, FIXED["planted"], None, batches_per_step=1, horizon=2)
     for _ in range(5):
         contender.step()
     assert contender._envs.unwrapped._growth.table.has_seed.all()
@@ -168,6 +232,9 @@ def test_telemetry_benchmark_compares_equal_steps(tmp_path, capsys, monkeypatch)
         ("throughput", ["--counts", "0"], "`counts` is [0]; expected one or more positive integers"),
         ("throughput", ["--env-settings", "x=1"], "unexpected keyword argument 'x'"),
         ("throughput", ["--workload", "planted", "--rivals", "loop"], "`rivals` is ['loop'], which only train hosts"),
+        ("throughput", ["--policy", "runs/x"], "the workload 'host' has another policy; add --workload policy"),
+        ("throughput", ["--workload", "policy", "--policy", "runs/x"], "there is no run folder runs/x"),
+        ("throughput", ["--engines", "fused", "--env-settings", "precision=bfloat16"], "has no precision 'bfloat16'"),
         ("throughput", ["--workers", "1"], "`workers` is [1]; expected integers of at least 2"),
         ("throughput", ["--workload", "planted", "--bandwidth"], "leave out --bandwidth, or --workload"),
         ("calibration", ["--judge-only"], "headroom-cifar-v0.json does not exist; measure again"),
