@@ -1,4 +1,4 @@
-"""Write docs/results.md and docs/headroom.md from the files in benchmarks/results/.
+"""Write docs/results.md, docs/headroom.md and a part of docs/performance.md from the files in benchmarks/results/.
 
 python benchmarks/report.py
 """
@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import report_reliability
+import report_settings
 import report_speed
 from policies.rows import COLUMNS, comparison_rows, number
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, HEADROOM_PAGE = ROOT / "docs" / "results.md", ROOT / "docs" / "headroom.md"
+PERFORMANCE_PAGE = ROOT / "docs" / "performance.md"
 
 HEAD = """# {title}
 
@@ -192,7 +194,8 @@ def pages() -> dict[Path, str]:
     sections += report_speed.sections(RESULTS)
     sections += report_reliability.sections(RESULTS)
     planted = [HEAD.format(title="Headroom: all plans"), PLANS_HEAD, *map(headroom, tasks)]
-    return {PAGE: "".join(sections), HEADROOM_PAGE: "".join(planted)}
+    performance = report_settings.with_tables(PERFORMANCE_PAGE.read_text(encoding="utf-8"), RESULTS)
+    return {PAGE: "".join(sections), HEADROOM_PAGE: "".join(planted), PERFORMANCE_PAGE: performance}
 
 
 if __name__ == "__main__":

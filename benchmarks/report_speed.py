@@ -14,34 +14,37 @@ Contenders take turns in one run, and rates are medians over rounds. An environm
 step of a vector counts n times. Training samples are those of the hosts. "Native faster by" is the median of the ratios
 of each round, above 1 if native is faster. "Training alone" is the same for the training part of a native step.
 
-* native: the vector environment. A shard of networks (up to 32 of Digits, 1 of CIFAR) runs on one thread, so 32 Digits
-  networks use one core and 64 use two.
+* native: the vector environment in one process, with its engine. The threads share the networks of the engine "fused"
+  (compiled programs), and the shards of the engine "torch" (up to 32 networks of Digits, 1 of CIFAR).
+* engine E, K workers: the same with another engine, or with its networks in K processes.
 * plain loop: trains the same hosts one by one, each with its own clipped optimizer, and does nothing else.
-* bare loop: trains them in the environment's own layout on one thread, without clipping.
+* bare loop: trains them in the layout of the engine "torch" on one thread, without clipping.
 * SyncVectorEnv and AsyncVectorEnv: Gymnasium's vectors over single environments of this package.
 
 Under the workload "host", networks wait, so all contenders train the same networks. Under "planted", every slot has a
-conv_light seed. Under "growing", the policy draws uniformly random legal actions. Seeds cost time in every contender,
-and networks with different seeds share less work.
+conv_light seed. Under "growing", the policy draws uniformly random legal actions. Under "policy", the actions are
+sampled as in training, from a FactoredRecurrentPPO that is untrained, or the model of a run. Seeds cost time in every
+contender, and with the engine "torch", networks with different seeds share less work.
 
-Medians leave out the last step of an episode, which also measures the committed network and starts the next episode,
-and takes about twice as long. Of a native step, "observe" is the observations, "decide" the policy, and "rest" all
-other work of the environment. "Without evaluation / bare loop" is the time of a native step without its evaluation,
-over that of the bare loop; below 1, native is faster.
+The last step of an episode also measures the committed network and starts the next episode, and takes about twice as
+long. Medians leave it out, except where a turn has whole episodes. Of a native step, "observe" is the observations,
+"decide" the policy, and "rest" all other work of the environment. "Without evaluation / bare loop" is the time of a
+native step without its evaluation, over that of the bare loop; below 1, native is faster. "Seeds" is the mean number of
+seeds in a network.
 """
 
 THROUGHPUT = """
 ### {env}, workload {workload}
 
-Machine: {machine}. The plain loop has {threads} intra-op threads. File: `benchmarks/results/{file}`. Command:
+Machine: {machine}. {threads}{turns} File: `benchmarks/results/{file}`. Command:
 `{command}`
 
 | n | contender | environment steps/s | training samples/s | native faster by | training alone |
 |---|---|---|---|---|---|
 {rows}
 
-| n | train | evaluate | observe | decide | rest | evaluation / training | without evaluation / bare loop |
-|---|---|---|---|---|---|---|---|
+| n | train | evaluate | observe | decide | rest | evaluation / training | without evaluation / bare loop | seeds |
+|---|---|---|---|---|---|---|---|---|
 {shares}
 """
 
@@ -89,7 +92,7 @@ def throughput(file: Path) -> str:
             rows.append(
                 [
                     str(result["n"]),
-                    name,
+                    vector_name(name, result),
                     f"{row['env_steps_per_second']:,.1f}",
                     f"{row['training_samples_per_second']:,.0f}",
                     faster,
@@ -104,18 +107,33 @@ def throughput(file: Path) -> str:
                 *(f"{parts[name]:.0%}" for name in ("train", "evaluate", "observe", "decide", "rest")),
                 f"{result['evaluation_over_training']:.2f}",
                 "" if bare is None else f"{bare:.2f}",
+                f"{result['native_seeds']:.2f}" if "native_seeds" in result else "",
             ]
         )
     return THROUGHPUT.format(
         env=", ".join([content["env"], *content["env_settings"]]),
-        workload=content["workload"],
+        workload=", ".join([content["workload"], *filter(None, [content.get("policy")])]),
         machine=content["machine"],
-        threads=content["threads_of_the_plain_loop"],
+        threads=_threads(content),
+        turns=" A turn has whole episodes." if content.get("whole_episodes") else "",
         file=file.name,
         command=content["command"],
         rows=lines(rows),
         shares=lines(shares),
     ) + "".join(_remarks(result) for result in content["results"])
+
+
+def vector_name(name: str, result: Mapping[str, Any]) -> str:
+    """Return the name of a contender, with the engine of native where it is recorded."""
+    return f"native (engine {result['native_engine']})" if name == "native" and "native_engine" in result else name
+
+
+def _threads(content: Mapping[str, Any]) -> str:
+    """Sentence on the threads of the environments, where they are recorded, and of the plain loop."""
+    loop = f"the plain loop has {content['threads_of_the_plain_loop']} intra-op threads."
+    if "threads" not in content:
+        return loop.capitalize()
+    return f"Environments have {content['threads']} threads; {loop}"
 
 
 def _remarks(result: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ def values(rows, column):
 
 def test_pages_match_the_result_files():
     pages = report.pages()
-    assert len(pages) == 2
+    assert len(pages) == 3
     for page, text in pages.items():
         assert page.read_text(encoding="utf-8") == text, "run: python benchmarks/report.py"
     assert {path.parent.name for path in STUDIES} >= {LARGE.parent.name, "policies-text-v0"}
