@@ -6,6 +6,7 @@ import torch
 from custom_hosts import Images, blobs
 from esper_env.hosts import SlotSpec
 from esper_env.population.engines import fused_shard
+from esper_env.population.fused import epoch
 from esper_env.population.fused.shard import FusedShard
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
@@ -154,6 +155,18 @@ def test_network_depends_neither_on_its_neighbours_nor_on_threads(make_populatio
         alone.train(own)
         assert_same(network_tensors(alone, own, 0), network_tensors(population, structure, row))
         assert alone.measure(own, everyone(1)).loss[0] == measured.loss[row]
+
+
+def test_every_call_runs_what_was_compiled_first(make_population, grow):
+    """Another signature would take long to compile, and could round differently."""
+    for dtype, lanes in ((torch.float32, 2), (torch.float64, 1), (torch.float32, 1)):
+        population = make_population(3, engine="fused", dtype=dtype)
+        population.shards[0].fused._lanes = lanes
+        population.train(grow(population, 3, *SEEDS))
+        population.measure(grow(population, 3, *SEEDS, attach=False), everyone(3))
+    for function in (epoch.train_images, epoch.score_samples):
+        memories = [signature[2][0].dtype for signature in function.signatures]
+        assert sorted(map(str, memories)) == ["float32", "float64"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

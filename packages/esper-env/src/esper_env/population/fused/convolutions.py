@@ -165,6 +165,35 @@ def conv3_weights(x: Any, dy: Any, dw: Any, inputs: int, outputs: int, height: i
 
 
 @kernel
+def unroll(w: Any, out: Any, outputs: int, inputs: int, height: int, width: int) -> None:
+    """Write the weights (O, I, 3, 3) of a map of at most 2x2 pixels as a matrix (O * P, I * P) between pixels.
+
+    On such a map, 20 of the 36 products of a 3x3 convolution are with zeros around it.
+    """
+    pixels = height * width
+    for o in range(outputs):
+        for i in range(inputs):
+            taps = w[(o * inputs + i) * 9 : (o * inputs + i + 1) * 9]
+            for p in range(pixels):
+                for q in range(pixels):
+                    tap = (q // width - p // width + 1) * 3 + q % width - p % width + 1
+                    out[((o * pixels + p) * inputs + i) * pixels + q] = taps[tap]
+
+
+@kernel
+def fold(matrix: Any, w: Any, outputs: int, inputs: int, height: int, width: int) -> None:
+    """Add a matrix of :func:`unroll` to the weights that it has in each place."""
+    pixels = height * width
+    for o in range(outputs):
+        for i in range(inputs):
+            taps = w[(o * inputs + i) * 9 : (o * inputs + i + 1) * 9]
+            for p in range(pixels):
+                for q in range(pixels):
+                    tap = (q // width - p // width + 1) * 3 + q % width - p % width + 1
+                    taps[tap] += matrix[((o * pixels + p) * inputs + i) * pixels + q]
+
+
+@kernel
 def conv_any(
     x: Any, w: Any, y: Any, inputs: int, outputs: int, height: int, width: int, samples: int, size: int
 ) -> None:

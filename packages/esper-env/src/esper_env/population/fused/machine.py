@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from esper_env.population.fused import convolutions as conv
 from esper_env.population.fused import reductions as red
 from esper_env.population.fused.compilation import clear, copy, kernel
@@ -47,6 +45,7 @@ from esper_env.population.fused.instructions import (
     SILU,
     SIZE,
     TRACK,
+    WANTED,
     WIDTH,
     X,
     Y,
@@ -63,6 +62,11 @@ def _convolve(
     if size == 1:
         conv.matmul(w, x, y, inputs, outputs, height * width * samples)
         return
+    if size == 3 and height <= 2 and width <= 2:
+        pixels = height * width
+        conv.unroll(w, scratch, outputs, inputs, height, width)
+        conv.matmul(scratch, x, y, inputs * pixels, outputs * pixels, samples)
+        return
     conv.pad(x, scratch, inputs, height, width, size // 2, samples)
     if size == 3:
         conv.conv3(scratch, w, y, inputs, outputs, height, width, samples)
@@ -76,6 +80,12 @@ def _convolve_weights(
 ) -> None:
     if size == 1:
         conv.matmul_weights(x, dy, dw, inputs, outputs, height * width * samples)
+        return
+    if size == 3 and height <= 2 and width <= 2:
+        pixels = height * width
+        clear(scratch, outputs * inputs * pixels * pixels)
+        conv.matmul_weights(x, dy, scratch, inputs * pixels, outputs * pixels, samples)
+        conv.fold(scratch, dw, outputs, inputs, height, width)
         return
     conv.pad(x, scratch, inputs, height, width, size // 2, samples)
     if size == 3:
@@ -149,24 +159,14 @@ def forward(
             red.average(x, y, channels, pixels, samples)
         elif op == DETACH:
             copy(x, y, channels * n)
-        elif op in (LOSS, SCORE):
+        elif op == LOSS:
             red.softmax(x, z, channels, samples)
-            loss, hits = 0.0, 0
-            for b in range(samples if op == LOSS else valid):
-                top, total = z[channels * samples + b], z[(channels + 1) * samples + b]
-                own = x[labels[b] * samples + b]
-                loss += np.log(total) + top - own
-                best = 0
-                for c in range(channels):
-                    if x[c * samples + b] == top:
-                        best = c
-                        break
-                hits += best == labels[b]
-            if op == LOSS:
-                results[0, index] = loss / samples
-            else:
-                results[0, index] += loss
-                results[1, index] += hits
+            results[0, index] = red.cross_entropy(x, z, labels, channels, samples, samples) / samples
+        elif op == SCORE:
+            results[1, index] += red.count_hits(x, z, labels, channels, samples, valid)
+            if flags & WANTED:
+                red.softmax(x, z, channels, samples)
+                results[0, index] += red.cross_entropy(x, z, labels, channels, samples, valid)
         else:
             blend = alpha[index if op >= BLEND_ADD else 0]
             combine(op, x, z, y, first, blend, memory[program[line, GATE] :], channels, pixels, samples)

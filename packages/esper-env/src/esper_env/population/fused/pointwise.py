@@ -52,40 +52,47 @@ def activate_backward(op: int, factor: float, x: Any, y: Any, dy: Any, dx: Any) 
 
 @kernel
 def combine(
-    op: int, x: Any, z: Any, y: Any, vector: Any, alpha: float, gate: Any, channels: int, pixels: int, samples: int
+    op: int,
+    x: Any,
+    z: Any,
+    y: Any,
+    vector: Any,
+    alpha: float,
+    gate: Any,
+    channels: int,
+    pixels: int,
+    samples: int,
 ) -> None:
     """Operations of x and z; ``vector`` (C) are parameters."""
     zero, n = x.dtype.type(0), pixels * samples
     for c in range(channels):
+        xs, zs, ys = x[c * n : (c + 1) * n], z[c * n : (c + 1) * n], y[c * n : (c + 1) * n]
         if op == RESIDUAL:
             factor = vector[c]
-            for j in range(c * n, (c + 1) * n):
-                y[j] = x[j] + factor * z[j]
-        elif op == MIX:
-            factor = np.tanh(vector[c])
-            for j in range(c * n, (c + 1) * n):
-                y[j] = x[j] + factor * (z[j] - x[j])
-        elif op == BLEND_ADD:
-            factor = alpha
-            for j in range(c * n, (c + 1) * n):
-                y[j] = x[j] + factor * (z[j] - x[j])
+            for j in range(n):
+                ys[j] = xs[j] + factor * zs[j]
+        elif op in (MIX, BLEND_ADD):
+            factor = np.tanh(vector[c]) if op == MIX else alpha
+            for j in range(n):
+                ys[j] = xs[j] + factor * (zs[j] - xs[j])
         elif op == BLEND_MULTIPLY:
-            factor = alpha
-            for j in range(c * n, (c + 1) * n):
-                y[j] = x[j] + factor * x[j] * np.tanh(z[j] - x[j])
+            for j in range(n):
+                ys[j] = xs[j] + alpha * xs[j] * np.tanh(zs[j] - xs[j])
         elif op == STRAIGHT:
-            for j in range(c * n, (c + 1) * n):
-                y[j] = x[j] + zero * z[j]  # not z - z, which the compiler would leave out
-        else:
-            factor = alpha
+            for j in range(n):
+                ys[j] = xs[j] + zero * zs[j]  # not z - z, which the compiler would leave out
+        elif op == EXCITE:
+            excitation = z[c * samples : (c + 1) * samples]
             for p in range(pixels):
-                a = c * n + p * samples
-                if op == EXCITE:
-                    for b in range(samples):
-                        y[a + b] = x[a + b] * z[c * samples + b]
-                else:
-                    for b in range(samples):
-                        y[a + b] = x[a + b] + factor * gate[b] * (z[a + b] - x[a + b])
+                one, out = xs[p * samples : (p + 1) * samples], ys[p * samples : (p + 1) * samples]
+                for b in range(samples):
+                    out[b] = one[b] * excitation[b]
+        else:
+            for p in range(pixels):
+                one, other = xs[p * samples : (p + 1) * samples], zs[p * samples : (p + 1) * samples]
+                out = ys[p * samples : (p + 1) * samples]
+                for b in range(samples):
+                    out[b] = one[b] + alpha * gate[b] * (other[b] - one[b])
 
 
 @kernel
@@ -109,50 +116,53 @@ def combine_backward(
     """Backward pass of :func:`combine`."""
     zero, one, n = x.dtype.type(0), x.dtype.type(1), pixels * samples
     for c in range(channels):
-        start, end = c * n, (c + 1) * n
+        xs, zs, d = x[c * n : (c + 1) * n], z[c * n : (c + 1) * n], dy[c * n : (c + 1) * n]
+        dxs, dzs = dx[c * n : (c + 1) * n], dz[c * n : (c + 1) * n]
         if op == RESIDUAL:
             factor, total = vector[c], zero
-            for j in range(start, end):
-                dx[j] += dy[j]
-                dz[j] += factor * dy[j]
-                total += dy[j] * z[j]
+            for j in range(n):
+                dxs[j] += d[j]
+                dzs[j] += factor * d[j]
             if with_parameters:
+                for j in range(n):
+                    total += d[j] * zs[j]
                 dvector[c] += total
-        elif op == MIX:
-            factor, total = np.tanh(vector[c]), zero
-            for j in range(start, end):
-                dx[j] += (one - factor) * dy[j]
-                dz[j] += factor * dy[j]
-                total += dy[j] * (z[j] - x[j])
-            if with_parameters:
+        elif op in (MIX, BLEND_ADD):
+            factor = np.tanh(vector[c]) if op == MIX else alpha
+            for j in range(n):
+                dxs[j] += (one - factor) * d[j]
+                dzs[j] += factor * d[j]
+            if op == MIX and with_parameters:
+                total = zero
+                for j in range(n):
+                    total += d[j] * (zs[j] - xs[j])
                 dvector[c] += total * (one - factor * factor)
-        elif op == BLEND_ADD:
-            factor = alpha
-            for j in range(start, end):
-                dx[j] += (one - factor) * dy[j]
-                dz[j] += factor * dy[j]
         elif op == BLEND_MULTIPLY:
-            factor = alpha
-            for j in range(start, end):
-                t = np.tanh(z[j] - x[j])
-                slope = factor * x[j] * (one - t * t) * dy[j]
-                dx[j] += dy[j] * (one + factor * t) - slope
-                dz[j] += slope
+            for j in range(n):
+                t = np.tanh(zs[j] - xs[j])
+                slope = alpha * xs[j] * (one - t * t) * d[j]
+                dxs[j] += d[j] * (one + alpha * t) - slope
+                dzs[j] += slope
         elif op == STRAIGHT:
-            for j in range(start, end):
-                dx[j] += dy[j]
-                dz[j] += dy[j]
-        else:
-            factor = alpha
+            for j in range(n):
+                dxs[j] += d[j]
+                dzs[j] += d[j]
+        elif op == EXCITE:
+            excitation, to = z[c * samples : (c + 1) * samples], dz[c * samples : (c + 1) * samples]
             for p in range(pixels):
-                a = start + p * samples
-                if op == EXCITE:
-                    for b in range(samples):
-                        dx[a + b] += dy[a + b] * z[c * samples + b]
-                        dz[c * samples + b] += dy[a + b] * x[a + b]
-                else:
-                    for b in range(samples):
-                        share = factor * gate[b]
-                        dx[a + b] += (one - share) * dy[a + b]
-                        dz[a + b] += share * dy[a + b]
-                        dgate[b] += factor * dy[a + b] * (z[a + b] - x[a + b])
+                xp, dp = xs[p * samples : (p + 1) * samples], d[p * samples : (p + 1) * samples]
+                dxp = dxs[p * samples : (p + 1) * samples]
+                for b in range(samples):
+                    dxp[b] += dp[b] * excitation[b]
+                    to[b] += dp[b] * xp[b]
+        else:
+            for p in range(pixels):
+                xp, zp = xs[p * samples : (p + 1) * samples], zs[p * samples : (p + 1) * samples]
+                dp, dxp = d[p * samples : (p + 1) * samples], dxs[p * samples : (p + 1) * samples]
+                dzp = dzs[p * samples : (p + 1) * samples]
+                for b in range(samples):
+                    share = alpha * gate[b]
+                    dxp[b] += (one - share) * dp[b]
+                    dzp[b] += share * dp[b]
+                for b in range(samples):
+                    dgate[b] += alpha * dp[b] * (zp[b] - xp[b])

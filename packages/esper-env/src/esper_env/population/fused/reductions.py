@@ -252,3 +252,33 @@ def softmax(logits: Any, out: Any, classes: int, samples: int) -> None:
         weight = out[k * samples : (k + 1) * samples]
         for b in range(samples):
             weight[b] /= total[b]
+
+
+@kernel
+def cross_entropy(logits: Any, saved: Any, labels: Any, classes: int, samples: int, count: int) -> float:
+    """Sum of the cross-entropies of the first ``count`` samples; ``saved`` is the output of :func:`softmax`."""
+    top, total = saved[classes * samples :], saved[(classes + 1) * samples :]
+    loss = 0.0
+    for b in range(count):
+        loss += np.log(total[b]) + top[b] - logits[labels[b] * samples + b]
+    return loss
+
+
+@kernel
+def count_hits(logits: Any, best: Any, labels: Any, classes: int, samples: int, count: int) -> int:
+    """Number of the first ``count`` samples whose largest logit, the first of equals, is the label's.
+
+    ``best`` (2, B) is scratch memory.
+    """
+    top, kind = best[:samples], best[samples : 2 * samples]
+    copy(logits, top, samples)
+    clear(kind, samples)
+    for k in range(1, classes):
+        row, number = logits[k * samples : (k + 1) * samples], logits.dtype.type(k)
+        for b in range(samples):
+            kind[b] = number if row[b] > top[b] else kind[b]
+            top[b] = row[b] if row[b] > top[b] else top[b]
+    hits = 0
+    for b in range(count):
+        hits += kind[b] == logits.dtype.type(labels[b])
+    return hits

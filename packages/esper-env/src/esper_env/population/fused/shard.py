@@ -162,7 +162,8 @@ class FusedShard:
         inputs, labels = held_out.in_chunks(CHUNK)
 
         def work(lane: int) -> None:
-            score_samples(networks[lane :: self._lanes], programs, tensors, inputs, labels, held_out.count, results)
+            mine = networks[lane :: self._lanes].copy()  # contiguous, or it would compile once more
+            score_samples(mine, programs, tensors, inputs, labels, held_out.count, results)
 
         side_by_side(work, min(self._lanes, len(networks)), self._lanes)
         totals = np.concatenate(
