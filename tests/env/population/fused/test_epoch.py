@@ -3,14 +3,13 @@
 import logging
 
 import numpy as np
-from small_networks import NEEDS_NUMBA
+import pytest
 
-pytestmark = NEEDS_NUMBA
+pytest.importorskip("numba")
+from esper_env.population.fused import compilation, epoch
 
 
 def test_long_compilation_is_reported(monkeypatch, caplog):
-    from esper_env.population.fused import epoch
-
     epoch.prepare(np.float32)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
@@ -24,15 +23,12 @@ def test_long_compilation_is_reported(monkeypatch, caplog):
 
 def test_kept_programs_belong_to_their_source_files():
     """numba's own key has only the file of the function, and the values of its closure."""
-    from esper_env.population.fused import epoch
-
     for function in (epoch.train_images, epoch.score_samples):
         (cell,) = function.py_func.__closure__
         assert cell.cell_contents == epoch._digest()
 
 
 def test_functions_compile_where_no_folder_can_be_written(monkeypatch):
-    from esper_env.population.fused import compilation
     from numba.core.dispatcher import Dispatcher
 
     def refuse(_):

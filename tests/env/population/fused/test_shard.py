@@ -1,22 +1,26 @@
 """Compiled programs compute what PyTorch computes, for any network, and each network by itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from custom_hosts import Images, blobs
 from esper_env.hosts import SlotSpec
 from esper_env.population.engines import fused_shard
-from esper_env.population.fused import epoch
-from esper_env.population.fused.shard import FusedShard
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_networks import NEEDS_NUMBA, all_tensors, assert_same, everyone, host_tensors, network_tensors
+from small_networks import all_tensors, assert_same, everyone, host_tensors, network_tensors
 from torch import nn
 
-pytestmark = [pytest.mark.numeric, NEEDS_NUMBA]
+pytest.importorskip("numba")
+epoch = pytest.importorskip("esper_env.population.fused.epoch")
+FusedShard = pytest.importorskip("esper_env.population.fused.shard").FusedShard
+
+pytestmark = pytest.mark.numeric
 
 BLUEPRINTS = [entry.name for entry in offered_blueprints("cnn")]
 STAGES = (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
@@ -199,8 +203,6 @@ def test_shard_with_a_custom_module_runs_with_pytorch_until_it_is_gone(make_popu
 
 
 def choose(population, **settings):
-    from dataclasses import replace
-
     config = replace(population._config, **settings)
     return fused_shard(population.shards[0], config, population._splits.train, 1)
 
