@@ -1,1 +1,1 @@
-"""Networks that train and are evaluated one by one, each in a compiled program that fuses its layers, on a CPU."""
+"""Engine for CPUs that trains and evaluates networks one by one, each in a compiled program that fuses its layers."""

@@ -118,7 +118,7 @@ def load(values: dict[str, Tensor], held: Held, out: Array) -> None:
 
 
 def store(values: dict[str, Tensor], held: Held, given: Array) -> None:
-    """Copy from (n, L) to rows of a stack's tensors."""
+    """Copy values of (n, L) back to rows of a stack's tensors."""
     for name, place in held.places.items():
         tensor = values[name].numpy().reshape(len(values[name]), -1)
         tensor[held.networks] = given[held.networks, place : place + tensor.shape[1]]

@@ -1,11 +1,11 @@
 """Compilation of functions for one network, and the simplest of them.
 
-Features are flat arrays in the order (C, H, W, B), samples last; one row of an image is then W * B contiguous values.
-A forward kernel overwrites its output, unless it is said to add. A backward kernel adds to the gradient of its input,
-and to the gradients of its parameters. ``n`` is a number of contiguous values of a channel.
+Features are flat arrays in the order (C, H, W, B). Samples come last, so a row of an image is W * B contiguous values.
+A forward kernel overwrites its output unless its docstring has ``+=``. A backward kernel adds to the gradients of its
+input and its parameters. ``n`` is a number of contiguous values of a channel.
 
-Numbers are added in another order than in PyTorch, and products are fused with sums. Values that are not finite stay
-so.
+Sums are computed in a different order than in PyTorch, and products are fused with sums. Non-finite values stay
+non-finite.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function that other compiled functions call, at its first call."""
+    """Compile, on its first call, a function that other compiled functions call."""
     options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     return njit(function, error_model="numpy", fastmath=_FAST, **options)
 
 
 def entry_point(function: Callable[..., Any]) -> Any:
-    """Compile a function at its first call, and release the interpreter while it runs.
+    """Compile a function on its first call, and release the interpreter lock while it runs.
 
-    The result is kept on disk, unless no folder can be written.
+    The result is cached on disk if a folder is writable.
     """
     compiled = njit(function, nogil=True, error_model="numpy", fastmath=_FAST)
     with suppress(RuntimeError):

@@ -23,7 +23,7 @@ class NotCompilableError(ValueError):
 
 
 class Features(NamedTuple):
-    """A buffer of features (C, H, W, B) at a place of the working memory."""
+    """A buffer of features (C, H, W, B) at a place in the working memory."""
 
     place: int
     channels: int
@@ -49,7 +49,7 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Mode:
-    """How a module runs: with the statistics of the batch or with fixed ones, and what gets a gradient."""
+    """Mode in which a module runs: with batch or fixed statistics, and with which gradients."""
 
     training: bool
     parameters: bool = False
@@ -83,7 +83,7 @@ class Program:
         self.most = max(self.most, self.size)
 
     def release(self, size: int) -> None:
-        """Let later buffers overwrite the memory behind the first ``size`` values."""
+        """Let later buffers overwrite the memory after the first ``size`` values."""
         self.size = size
 
     def emit(

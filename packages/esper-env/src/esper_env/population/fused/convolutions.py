@@ -166,9 +166,9 @@ def conv3_weights(x: Any, dy: Any, dw: Any, inputs: int, outputs: int, height: i
 
 @kernel
 def unroll(w: Any, out: Any, outputs: int, inputs: int, height: int, width: int) -> None:
-    """Write the weights (O, I, 3, 3) of a map of at most 2x2 pixels as a matrix (O * P, I * P) between pixels.
+    """Write 3x3 weights (O, I, 3, 3) as a dense matrix (O * P, I * P) that convolves a map of at most 2x2 pixels.
 
-    On such a map, 20 of the 36 products of a 3x3 convolution are with zeros around it.
+    On a 2x2 map, 20 of the 36 products of a 3x3 convolution multiply zeros of the padding.
     """
     pixels = height * width
     for o in range(outputs):
@@ -182,7 +182,7 @@ def unroll(w: Any, out: Any, outputs: int, inputs: int, height: int, width: int)
 
 @kernel
 def fold(matrix: Any, w: Any, outputs: int, inputs: int, height: int, width: int) -> None:
-    """Add a matrix of :func:`unroll` to the weights that it has in each place."""
+    """Add each element of an :func:`unroll` matrix to the weight that it was copied from."""
     pixels = height * width
     for o in range(outputs):
         for i in range(inputs):

@@ -27,7 +27,7 @@ PLACE, LENGTH, UNIT = range(3)
 
 
 class Programs(NamedTuple):
-    """Programs one after the other; those of n networks."""
+    """Programs of n networks, concatenated."""
 
     instructions: NDArray[np.int64]  # (K, FIELDS)
     constants: NDArray[Any]  # (K, CONSTANTS)
@@ -37,7 +37,7 @@ class Programs(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """Tensors of n networks, which training changes, except for the alphas."""
+    """Tensors of n networks; training changes all but the alphas."""
 
     theta: NDArray[Any]  # (n, L) parameters
     velocity: NDArray[Any]  # (n, L) the momentum of the optimizer
@@ -54,7 +54,7 @@ class Pieces(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Images to train on, and how to normalise them."""
+    """Training images and their normalisation."""
 
     pixels: NDArray[np.uint8]  # (N, H', W', C) with a border for crops
     labels: NDArray[np.int64]  # (N)
@@ -82,7 +82,7 @@ class Sums(NamedTuple):
 
 @kernel
 def _load_images(images: Any, draws: Any, batch: int, row: int, out: Any, labels: Any) -> None:
-    """Write a network's batch of normalised images (C, H, W, B) to ``out``, and their labels."""
+    """Write a network's batch of normalised images (C, H, W, B) to ``out``, and their labels to ``labels``."""
     channels, height, width = images.shape
     index, flips = draws.samples[batch, row], draws.mirrored[batch, row]
     top, left = draws.top[batch, row], draws.left[batch, row]
@@ -112,7 +112,7 @@ def _update(
     clip: Any,
     momentum: Any,
 ) -> None:
-    """Take a step of clipped SGD with momentum, add up the norms of the gradients, and clear them."""
+    """Take a step of clipped SGD with momentum, add the gradient norms to the sums, and clear the gradients."""
     zero, one, tiny = theta.dtype.type(0), theta.dtype.type(1), theta.dtype.type(1e-6)
     squares = np.zeros(len(unit_norms), theta.dtype)
     for p in range(len(table)):
@@ -141,7 +141,7 @@ def _update(
 def _entry_points(sources: int) -> tuple[Any, Any]:
     """Return the functions that Python calls.
 
-    numba keeps compiled functions on disk. It compiles them again if this file changes or a variable of their closure,
+    numba caches compiled functions on disk. It recompiles them if this file or a variable of their closure changes,
     such as ``sources``, but not if a function that they call is in another file.
     """
 
@@ -161,14 +161,14 @@ def _entry_points(sources: int) -> tuple[Any, Any]:
 
         Args:
             rows: (k,) numbers of the networks.
-            programs: of a minibatch, as :class:`Programs`.
-            networks: :class:`Networks` with values of a dtype that all floating-point arguments but the losses have.
+            programs: :class:`Programs` of a minibatch.
+            networks: :class:`Networks`; all floating-point arguments but the losses have the dtype of its values.
             pieces: :class:`Pieces`.
             images: :class:`Images`.
             draws: :class:`Draws`.
-            sums: :class:`Sums`, to which the networks add.
-            clip: largest norm of the gradient of a unit.
-            momentum: of the updates.
+            sums: :class:`Sums`, to which the networks' results are added.
+            clip: largest gradient norm of a unit.
+            momentum: momentum of SGD.
         """
         sources  # noqa: B018
         samples, dtype = draws.samples.shape[2], networks.theta.dtype
@@ -205,12 +205,12 @@ def _entry_points(sources: int) -> tuple[Any, Any]:
 
         Args:
             rows: (k,) numbers of the networks.
-            programs: of the evaluation, as :class:`Programs`.
-            networks: :class:`Networks`, which stay as they are.
-            inputs: (chunks, C * H * W * B) the samples; the last chunk may be filled up with anything.
+            programs: :class:`Programs` of the evaluation.
+            networks: :class:`Networks`; not modified.
+            inputs: (chunks, C * H * W * B) the samples; padding in the last chunk is ignored.
             labels: (chunks, B) their classes.
             count: number of samples.
-            results: (n, 2, R) to which the sums of the losses and the numbers of correct predictions are added.
+            results: (n, 2, R), to which the summed losses and the counts of correct predictions are added.
         """
         sources  # noqa: B018
         samples, dtype = labels.shape[1], networks.theta.dtype
@@ -249,7 +249,7 @@ train_images, score_samples = _entry_points(_digest())
 
 @cache
 def prepare(dtype: Any) -> None:
-    """Compile for networks of a dtype, or load what an earlier process compiled; report if that takes long."""
+    """Compile for networks of a dtype, or load the cached result; log if compiling takes long."""
     reminder = Timer(
         REPORTED_SECONDS, _log.warning, ["compiling the programs of networks, which takes up to half a minute, once"]
     )

@@ -1,4 +1,4 @@
-"""The instructions of a program.
+"""Instructions of a program.
 
 A program is an array of instructions. An instruction names an operation, its buffers in the network's working memory,
 its tensors in the network's parameters, and its sizes.

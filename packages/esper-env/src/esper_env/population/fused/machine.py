@@ -108,18 +108,18 @@ def forward(
     samples: int,
     valid: int,
 ) -> None:
-    """Run a program (K, FIELDS) on a batch of ``samples`` samples that are in ``memory``.
+    """Run a program (K, FIELDS) on the batch of ``samples`` samples in ``memory``.
 
     Args:
         program: the instructions.
-        constants: (K, CONSTANTS) of them.
+        constants: (K, CONSTANTS) constants of the instructions.
         memory: buffers of the network.
         scratch: memory for one instruction.
         theta: parameters of the network.
         stats: its running statistics.
         alpha: (S) alphas of its slots.
         labels: (B) the classes.
-        results: (2, M) get the losses, and add up the correct predictions.
+        results: (2, M), receives the losses and accumulates the counts of correct predictions.
         samples: B.
         valid: number of samples that count in SCORE.
     """
@@ -186,9 +186,9 @@ def backward(
     labels: Any,
     samples: int,
 ) -> None:
-    """Run a program backward after :func:`forward`: add the gradients of its losses to ``dtheta``.
+    """Run a program backward after :func:`forward`, and add the gradients of its losses to ``dtheta``.
 
-    ``gradient`` has the places of ``memory``. ``scratch`` is memory for one instruction.
+    ``gradient`` has the same layout as ``memory``. ``scratch`` is memory for one instruction.
     """
     for step in range(len(program)):
         line = len(program) - 1 - step

@@ -63,7 +63,7 @@ def combine(
     pixels: int,
     samples: int,
 ) -> None:
-    """Operations of x and z; ``vector`` (C) are parameters."""
+    """Combine x and z as the operation ``op`` does; ``vector`` (C) holds its parameters."""
     zero, n = x.dtype.type(0), pixels * samples
     for c in range(channels):
         xs, zs, ys = x[c * n : (c + 1) * n], z[c * n : (c + 1) * n], y[c * n : (c + 1) * n]

@@ -89,9 +89,9 @@ class Compiler:
         return _finish(program)
 
     def scoring_code(self, seeds: Seeds, masks: Sequence[int], wanted: Sequence[bool], samples: int) -> Code:
-        """Return the program that evaluates configurations of seeds; result i is that of ``masks[i]``.
+        """Return the program that evaluates configurations of seeds; result i belongs to ``masks[i]``.
 
-        Bit k of a mask is the slot that runs k-th. ``wanted`` marks the configurations that need a loss.
+        Bit k of a mask switches on the slot that runs k-th. ``wanted`` marks the configurations that need a loss.
 
         Raises:
             NotCompilableError: a module has no kernel.

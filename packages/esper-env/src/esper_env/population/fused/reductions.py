@@ -13,7 +13,7 @@ from esper_env.population.fused.compilation import clear, copy, kernel
 
 @kernel
 def batch_norm(x: Any, y: Any, saved: Any, weight: Any, bias: Any, channels: int, n: int, eps: float) -> None:
-    """Normalise each channel of x (C, n); ``saved`` (2, C) gets the means and the inverse deviations."""
+    """Normalise each channel of x (C, n); ``saved`` (2, C) receives the means and inverse deviations."""
     zero, one, count = x.dtype.type(0), x.dtype.type(1), x.dtype.type(n)
     for c in range(channels):
         source, out = x[c * n : (c + 1) * n], y[c * n : (c + 1) * n]
@@ -161,7 +161,7 @@ def group_norm_backward(
 
 @kernel
 def max_pool(x: Any, y: Any, channels: int, height: int, width: int, samples: int) -> None:
-    """Largest value of each 2x2 window of x (C, H, W, B); an odd last row or column is left out."""
+    """Largest value of each 2x2 window of x (C, H, W, B); an odd last row or column is ignored."""
     rows, columns, zero = height // 2, width // 2, x.dtype.type(0)
     for c in range(channels):
         for h in range(rows):
@@ -183,7 +183,7 @@ def max_pool(x: Any, y: Any, channels: int, height: int, width: int, samples: in
 def max_pool_backward(
     x: Any, y: Any, dy: Any, dx: Any, rest: Any, channels: int, height: int, width: int, samples: int
 ) -> None:
-    """Backward pass of :func:`max_pool`: to the first largest value of each window; ``rest`` (B) is scratch memory."""
+    """Backward pass of :func:`max_pool`: to the first maximum of each window; ``rest`` (B) is scratch memory."""
     rows, columns, zero = height // 2, width // 2, x.dtype.type(0)
     for c in range(channels):
         for h in range(rows):
@@ -232,7 +232,7 @@ def average_backward(dy: Any, dx: Any, channels: int, pixels: int, samples: int)
 
 @kernel
 def softmax(logits: Any, out: Any, classes: int, samples: int) -> None:
-    """Probabilities of logits (K, B); the rows behind them, (2, B), get the largest logits and the sums."""
+    """Probabilities of logits (K, B), followed by two more rows: the largest logits and the sums of exponentials."""
     top, total = (
         out[classes * samples : (classes + 1) * samples],
         out[(classes + 1) * samples : (classes + 2) * samples],
@@ -266,7 +266,7 @@ def cross_entropy(logits: Any, saved: Any, labels: Any, classes: int, samples: i
 
 @kernel
 def count_hits(logits: Any, best: Any, labels: Any, classes: int, samples: int, count: int) -> int:
-    """Number of the first ``count`` samples whose largest logit, the first of equals, is the label's.
+    """Number of correct predictions among the first ``count`` samples; ties go to the lower class.
 
     ``best`` (2, B) is scratch memory.
     """

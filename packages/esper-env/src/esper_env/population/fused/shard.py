@@ -96,7 +96,7 @@ class FusedShard:
     def train(self, structure: Structure, draws: Sequence[Draw], *, check_isolation: bool = False) -> Readback:
         """Train for an epoch; return the rows of :class:`~esper_env.population.training.trainer.TrainStats`.
 
-        ``check_isolation`` first checks on the first minibatch that seeds in TRAINING are isolated.
+        With ``check_isolation``, first checks on the first minibatch that seeds in TRAINING are isolated.
         """
         breached = np.zeros((self._shard.rows, 2))
         if check_isolation and structure.training.any():
@@ -142,7 +142,7 @@ class FusedShard:
     def score(
         self, structure: Structure, configurations: ConfigurationSet, held_out: HeldOut, losses_of: IntArray
     ) -> FloatArray:
-        """Return (2, M): the sums of the losses, NaN where not requested, and the correct predictions."""
+        """Return (2, M): the summed losses, NaN where not requested, and the counts of correct predictions."""
         shard = self._shard
         wanted = np.zeros(len(configurations.masks), dtype=np.bool_)
         wanted[losses_of] = True
@@ -176,7 +176,7 @@ class FusedShard:
         return [self._training_code(self._seeds(structure, row)) for row in range(self._shard.rows)]
 
     def _seeds(self, structure: Structure, row: int, shown: int | None = None) -> Seeds:
-        """Return the seeds that run in training or, if ``shown`` is a mask, those in it, which are all on."""
+        """Return the seeds that run in training or, if ``shown`` is a mask, the seeds in the mask, all switched on."""
         seeds: list[Seed | None] = [None] * len(self._shard.slots)
         for position, slot in enumerate(self._shard.execution_order):
             isolated = bool(structure.training[row, slot])
@@ -187,7 +187,7 @@ class FusedShard:
         return tuple(seeds)
 
     def _joined(self, codes: Sequence[Code]) -> Programs:
-        """Join the programs of networks, each distinct one once."""
+        """Concatenate the networks' programs; each distinct program appears once."""
         places: dict[int, int] = {}
         parts: list[Code] = []
         end = 0
@@ -206,7 +206,7 @@ class FusedShard:
         )
 
     def _networks(self, structure: Structure, held: Sequence[Held], *, momentum: bool = True) -> Networks:
-        """Return copies of the networks' tensors; without ``momentum``, that is zero."""
+        """Return copies of the networks' tensors; without ``momentum``, the velocity is empty."""
         rows, width = self._shard.rows, self._arena.width
         theta, velocity = np.zeros((rows, width), self._dtype), np.zeros((rows, width if momentum else 0), self._dtype)
         for one in held:
@@ -252,7 +252,7 @@ class FusedShard:
 
 
 def _differ(one: NDArray[Any], other: NDArray[Any]) -> BoolArray:
-    """(n,) True for rows that differ; NaN equals NaN."""
+    """Return (n,) bools, True for rows that differ; NaN equals NaN."""
     differ: BoolArray = ~np.all((one == other) | (np.isnan(one) & np.isnan(other)), axis=1)
     return differ
 
@@ -272,7 +272,7 @@ def _stacked(draws: Sequence[Draw]) -> Draws:
 
 
 def _statistics(pieces: Pieces, sums: Sums, batches: int, clip: float) -> list[FloatArray]:
-    """(n, U) each: mean norms of the units, shares of vanishing and exploding tensors, and numbers of scalars."""
+    """Return, as (n, U) each, the units' mean norms, shares of vanishing and exploding tensors, and scalar counts."""
     norms, unit_norms = sums.norms / batches, sums.unit_norms / batches
     rows, units = unit_norms.shape
     owner = np.repeat(np.arange(rows), pieces.own[:, 1] - pieces.own[:, 0])

@@ -1,9 +1,9 @@
-"""The parent's side of a worker process: starting, asking, and noticing that it has ended or hangs.
+"""Parent's side of a worker process: starts it, sends requests, and detects that it has ended or hangs.
 
 Each worker is a new interpreter, started with ``subprocess``. ``multiprocessing`` would import the caller's main module
 in it: scripts without a ``__main__`` guard would fail, and the workers of ``esper train`` would load the libraries of
 the agents. The messages of a step are a few kilobytes of arrays, so a pipe of ``multiprocessing`` carries them, and
-there are no results in shared memory. The datasets are shared, see ``shared.py``.
+no results are in shared memory. The datasets are shared; see ``shared.py``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GRACE = 5.0
 
 
 class RemoteError(Exception):
-    """Cause of an error that a worker raised: the traceback there, as text."""
+    """Cause of an error that a worker raised: the worker's traceback, as text."""
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0]}"""'
@@ -110,11 +110,11 @@ class Worker:
         return reply
 
     def hang_up(self) -> None:
-        """Close the connection, whereupon the worker ends; a forked process has no effect on the workers."""
+        """Close the connection, so that the worker ends; a call in a forked process does not affect the worker."""
         self._connection.close()
 
     def wait(self, seconds: float) -> None:
-        """Wait for the end of the process, and kill it if it takes longer."""
+        """Wait for the process to end, and kill it if it takes longer than ``seconds``."""
         if os.getpid() != self._owner:
             return
         try:
@@ -138,7 +138,7 @@ class Worker:
 def ask(requests: Sequence[tuple[Worker, str, Sequence[Any]]], give_up: Callable[[], object]) -> list[Any]:
     """Send a request to each of several workers and return their results.
 
-    ``give_up`` is called if not all workers have answered, because a late answer could be taken for another one.
+    ``give_up`` is called unless all workers have answered: a late answer could be mistaken for that of a later request.
 
     Raises:
         WorkerError: a worker has ended or does not answer.

@@ -33,7 +33,7 @@ Warned = tuple[str, type[Warning], str, int]
 
 
 class Reply(NamedTuple):
-    """Answer to a request: the result, or the error with its traceback; and the warnings in the meantime."""
+    """Answer to a request: its result or its error with the traceback, and the warnings issued."""
 
     result: Any
     error: BaseException | None
@@ -42,7 +42,7 @@ class Reply(NamedTuple):
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Serve the process ``parent`` over the connection with this file descriptor until it ends or closes it."""
+    """Serve the process ``parent`` over this file descriptor until the parent ends or closes the connection."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     held = _Held()
     with Connection(descriptor) as connection, warnings.catch_warnings(record=True) as caught:
@@ -56,14 +56,14 @@ def main(descriptor: int, parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process once its parent has ended, even if a step of a custom module never returns."""
+    """End this process when its parent has ended, even if a custom module never returns."""
     while os.getppid() == parent:
         time.sleep(PATROL)
     os._exit(1)
 
 
 class _Held:
-    """The population, and what requests can do with it."""
+    """The worker's population, on which requests call methods."""
 
     _population: Population
 
@@ -84,7 +84,7 @@ class _Held:
 
 
 def _answer(held: _Held, calls: Sequence[Call], caught: list[warnings.WarningMessage]) -> Reply:
-    """Carry out calls in order and return the result of the last, or the first error."""
+    """Carry out calls in order; reply with the result of the last call, or the first error."""
     result: Any = None
     error, text = None, ""
     try:

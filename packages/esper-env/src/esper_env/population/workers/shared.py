@@ -31,7 +31,7 @@ class Packed(NamedTuple):
 
 
 def shared_file() -> IO[bytes]:
-    """Return a new file in memory, or on a disk where the system has none; it disappears with its last user."""
+    """Return a new file in memory, or on disk if the system has no such files; it disappears with its last user."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("esper"), "w+b")
     return tempfile.TemporaryFile()

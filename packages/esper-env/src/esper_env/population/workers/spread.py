@@ -43,7 +43,7 @@ class WorkerPopulation:
         timeout: seconds that a worker may take for a request; None for no limit.
 
     Raises:
-        TypeError, ValueError: as of :class:`Population`, before a process is started; or the task cannot be sent.
+        TypeError, ValueError: as :class:`Population` raises, before a process is started; or the task cannot be sent.
         WorkerError: raised by every method after a worker has ended or does not answer. All workers have ended then.
     """
 
@@ -183,7 +183,7 @@ class WorkerPopulation:
         return self._ask("get_state", [(blueprint[own], saved[own]) for own in parts])
 
     def _with(self, rows: BoolArray) -> Iterator[tuple[Worker, slice]]:
-        """Yield the workers that hold networks with a True in ``rows`` (N, ...), with their networks."""
+        """Yield each worker that holds a network with a True in ``rows`` (N, ...), and the networks of that worker."""
         return ((worker, worker.networks) for worker in self._workers if rows[worker.networks].any())
 
     def _ask(self, name: str, arguments: Sequence[Sequence[Any]], workers: Sequence[Worker] | None = None) -> list[Any]:
