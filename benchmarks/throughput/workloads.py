@@ -20,7 +20,7 @@ class Workload:
 
     Args:
         policy: makes the policy for a vector.
-        description: the policy in words, or "" if the workload has only one.
+        description: the policy in words. It is empty for workloads that have a single policy.
         planted: every slot has a seed from the start.
         whole_episodes: a turn has whole episodes, because the seeds change in the course of an episode.
     """
@@ -63,7 +63,7 @@ def make_workload(name: str, env_id: str, run: str | None = None) -> Workload:
     """Return a workload; ``run`` is the run folder of the policy, or None for an untrained one.
 
     Raises:
-        RunError: there is no such run, or it was trained on another task.
+        RunError: the run does not exist, or was trained on another task.
     """
     if name != POLICY:
         return FIXED[name]

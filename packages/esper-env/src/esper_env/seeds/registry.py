@@ -70,7 +70,7 @@ def register_topology(topology: str, *shapes: Sequence[int]) -> None:
 
     Raises:
         ValueError: the name is taken with other shapes, or differs only in case from a known one.
-        TypeError: the name is not a string, there is no shape, or one is not two or three positive integers.
+        TypeError: the name is not a string, no shape is given, or a shape is not two or three positive integers.
     """
     _require_text("topology", topology)
     if not shapes:

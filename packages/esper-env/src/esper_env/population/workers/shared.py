@@ -2,6 +2,9 @@
 
 The arrays are the out-of-band buffers of pickle's protocol 5. cloudpickle also pickles functions and classes of the
 caller's ``__main__``.
+
+Pickles only pass between a process and the workers that it has started, through private pipes and files in memory.
+Nothing that comes from a file of the user or from elsewhere is unpickled.
 """
 
 from __future__ import annotations
