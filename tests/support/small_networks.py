@@ -199,11 +199,12 @@ def host_tensors(population: Population) -> dict[str, Tensor]:
 
 
 def all_tensors(population: Population) -> dict[str, Tensor]:
-    """Every tensor of every stack, not copied."""
+    """Every tensor of every stack that is in use, not copied."""
     stacks = {
         f"shard {number} {name}": stack
         for number, shard in enumerate(population.shards)
         for name, stack in [("host", shard.host), *shard._seeds.items(), *shard._gates.items()]
+        if any(value.any() for value in stack.values().values())
     }
     return {
         f"{place} {kind} {name}": value

@@ -17,7 +17,7 @@ from small_networks import all_tensors, assert_same, everyone, host_tensors, net
 from torch import nn
 
 pytest.importorskip("numba")
-epoch = pytest.importorskip("esper_env.population.fused.epoch")
+running = pytest.importorskip("esper_env.population.fused.running")
 FusedShard = pytest.importorskip("esper_env.population.fused.shard").FusedShard
 
 pytestmark = pytest.mark.numeric
@@ -168,9 +168,8 @@ def test_every_call_runs_what_was_compiled_first(make_population, grow):
         population.shards[0].fused._lanes = lanes
         population.train(grow(population, 3, *SEEDS))
         population.measure(grow(population, 3, *SEEDS, attach=False), everyone(3))
-    for function in (epoch.train_images, epoch.score_samples):
-        memories = [signature[2][0].dtype for signature in function.signatures]
-        assert sorted(map(str, memories)) == ["float32", "float64"]
+    constants = [signature[1].dtype for signature in running.run.signatures]
+    assert sorted(map(str, constants)) == ["float32", "float64"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -23,7 +23,7 @@ from esper_env.population.snapshots import Snapshots
 from esper_env.population.splits import Splits, splits_for
 from esper_env.population.state import Networks, get_networks, set_networks
 from esper_env.population.structure import BoolArray, IntArray, Structure
-from esper_env.population.training.minibatches import MinibatchStream, draw_epoch
+from esper_env.population.training.minibatches import MinibatchStream
 from esper_env.population.training.trainer import TrainerCache, TrainStats
 from esper_env.population.transfer import Readback
 from esper_env.rules.heads import NO_BLUEPRINT
@@ -143,7 +143,7 @@ class Population:
 
         def train_shard(index: int) -> Readback:
             rows = self._slices[index]
-            return self._trainers[index].run(structure.rows(rows), draw_epoch(self._streams[rows]), check_isolation)
+            return self._trainers[index].run(structure.rows(rows), self._streams[rows], check_isolation)
 
         return TrainStats(self._each_shard(train_shard))
 

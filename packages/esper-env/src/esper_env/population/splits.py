@@ -44,26 +44,21 @@ class HeldOut:
     def __init__(self, samples: Tensor, labels: Tensor, scalars: int) -> None:
         self.samples, self.labels, self._scalars = samples, labels, scalars
         self.count, self.predictions = len(labels), labels.numel()
-        self._in_chunks: dict[int, tuple[NDArray[Any], NDArray[np.int64]]] = {}
+        self._in_chunks: dict[int, NDArray[Any]] = {}
 
     def chunk_size(self, shard: Shard) -> int:
         """Return the number of samples in a chunk, which falls with the number of networks in the shard."""
         return max(1, grain(shard.device).chunk // (shard.rows * self._scalars))
 
-    def in_chunks(self, size: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Return images as (chunks, C * H * W * size), samples last, and labels (chunks, size); the rest is 0."""
+    def in_chunks(self, size: int) -> NDArray[Any]:
+        """Return images as (chunks, C * H * W * size), samples last; the rest is 0."""
         if size not in self._in_chunks:
-            self._in_chunks[size] = self._made_chunks(size)
+            chunks = -(-self.count // size)
+            samples = np.zeros((chunks * size, self.samples[0].numel()), self.samples.numpy().dtype)
+            samples[: self.count] = self.samples.reshape(self.count, -1).numpy()
+            features = samples.reshape(chunks, size, -1).transpose(0, 2, 1).reshape(chunks, -1)
+            self._in_chunks[size] = np.ascontiguousarray(features)
         return self._in_chunks[size]
-
-    def _made_chunks(self, size: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        chunks = -(-self.count // size)
-        samples = np.zeros((chunks * size, self.samples[0].numel()), self.samples.numpy().dtype)
-        samples[: self.count] = self.samples.reshape(self.count, -1).numpy()
-        labels = np.zeros(chunks * size, np.int64)
-        labels[: self.count] = self.labels.numpy()
-        features = samples.reshape(chunks, size, -1).transpose(0, 2, 1).reshape(chunks, -1)
-        return np.ascontiguousarray(features), labels.reshape(chunks, size)
 
     def chunks(self, shard: Shard) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield samples (b, ...) and labels (b, ...)."""

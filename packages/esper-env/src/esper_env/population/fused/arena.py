@@ -1,4 +1,4 @@
-"""Places of a shard's tensors in flat arrays, one row for each network."""
+"""The tensors of a shard in flat arrays, one row for each network, as compiled functions need them."""
 
 from __future__ import annotations
 
@@ -6,119 +6,133 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from esper_env.population.fused.compiler import Tensors
 from esper_env.population.shard import Shard
 from esper_env.population.stack import Stack
-from esper_env.population.structure import IntArray
+from esper_env.population.structure import BoolArray, IntArray
+from esper_env.rules.heads import NO_BLUEPRINT
 
 Array = NDArray[Any]
+#: Keys of stacks beside those of seeds, (slot, blueprint).
+HOST, GATE = "host", "gate"
 
 
-class Held(NamedTuple):
-    """Rows of a stack: the host, or the seeds or gates of some networks."""
+class Values(NamedTuple):
+    """Numbers of n networks."""
 
-    stack: Stack
-    places: dict[str, int]  # of its parameters
-    networks: IntArray  # (k,)
-    unit: int  # with which the parameters are clipped: 0 for the host, 1 + slot for a seed and its gate
+    theta: Array  # (n, L) parameters
+    velocity: Array  # (n, L) the momentum of the optimizer
+    stats: Array  # (n, M) running statistics
+
+    def copy(self) -> Values:
+        """Return copies."""
+        return Values._make(column.copy() for column in self)
 
 
 class Arena:
-    """Places of the parameters of a shard's hosts, seeds and gates, and of the hosts' running statistics.
+    """Places of the parameters, momentum and running statistics of a shard's networks, the same in every network.
 
-    A tensor has the same place in every network.
+    From now on, the parameters and the momentum of the shard's stacks are views of flat arrays. Running statistics are
+    copied to and fro, because PyTorch's normalisation updates contiguous tensors only.
     """
 
     def __init__(self, shard: Shard) -> None:
-        self._shard = shard
-        self.width = 0  # parameters of a network so far
-        self._places: dict[object, dict[str, int]] = {}
-        self._host = self._place("host", shard.host)
-        self.stats_width = 0
-        self._stats: dict[str, int] = {}  # place of the running mean, by the norm's prefix in the host
+        stacks: dict[Any, Stack] = {HOST: shard.host}
+        for slot in range(len(shard.slots)):
+            for entry in shard.blueprints:
+                stacks[slot, entry.value] = shard.seed_stack(slot, entry.value)
+            stacks[GATE, slot] = shard.gate_stack(slot)
+        #: Place and length of every parameter, by stack and name.
+        self._pieces: dict[Any, dict[str, tuple[int, int]]] = {}
+        self.width = 0  # parameters of a network
+        for key, stack in stacks.items():
+            own = self._pieces[key] = {}
+            for name, value in stack.parameters.items():
+                own[name] = self.width, value[0].numel()
+                self.width += value[0].numel()
+        self._host = shard.host
+        self._places: dict[str, int] = {}  # of the running mean, which the variance follows, by the norm's prefix
+        self._stats_width = 0
         for name, value in shard.host.buffers.items():
             if name.endswith("running_mean"):
-                self._stats[name.removesuffix("running_mean")] = self.stats_width
-                self.stats_width += 2 * value[0].numel()
-        self._segments = [self._segment(number) for number in range(len(shard.segments))]
+                self._places[name.removesuffix("running_mean")] = self._stats_width
+                self._stats_width += 2 * value[0].numel()
+        self.dtype = np.float64 if shard.dtype is torch.float64 else np.float32
+        self._theta, self._velocity = (np.zeros((shard.rows, self.width), self.dtype) for _ in range(2))
+        for key, stack in stacks.items():
+            for name, (place, _) in self._pieces[key].items():
+                _move(stack.parameters, name, self._theta, place)
+                _move(stack.momentum, name, self._velocity, place)
+        self._counters = [v for name, v in shard.host.buffers.items() if name.endswith("num_batches_tracked")]
+        self._segments = [self._segment(shard, number) for number in range(len(shard.segments))]
 
     def segment(self, number: int) -> Tensors:
         """Return the places of a host segment's tensors."""
         return self._segments[number]
 
-    def seed(self, slot: int, blueprint: int) -> Tensors:
-        """Return the places of a seed's tensors."""
-        return Tensors(self._place((slot, blueprint), self._shard.seed_stack(slot, blueprint)))
+    def tensors(self, *key: Any) -> Tensors:
+        """Return the places of the tensors of a seed (slot, blueprint) or a gate (GATE, slot)."""
+        return Tensors({name: place for name, (place, _) in self._pieces[key].items()})
 
-    def gate(self, slot: int) -> Tensors:
-        """Return the places of a gate's tensors."""
-        return Tensors(self._place(("gate", slot), self._shard.gate_stack(slot)))
+    def pieces(self, key: Any, unit: int) -> Iterator[tuple[int, int, int]]:
+        """Yield place, length and ``unit`` of every parameter of a stack."""
+        for place, length in self._pieces[key].values():
+            yield place, length, unit
 
-    def held_host(self) -> Held:
-        """Return the hosts."""
-        return Held(self._shard.host, self._host, np.arange(self._shard.rows), 0)
+    def values(self) -> Values:
+        """Return the arrays themselves, and a copy of the running statistics."""
+        stats = np.zeros((len(self._theta), self._stats_width), self.dtype)
+        for value, columns in self._running():
+            stats[:, columns] = value
+        return Values(self._theta, self._velocity, stats)
 
-    def held_seeds(self, slot: int, blueprint: int, networks: IntArray) -> Held:
-        """Return the seeds of a blueprint of some networks."""
-        stack = self._shard.seed_stack(slot, blueprint)
-        return Held(stack, self._place((slot, blueprint), stack), networks, 1 + slot)
+    def store(self, stats: Array, batches: int) -> None:
+        """Write the running statistics (n, M) after a number of batches."""
+        for value, columns in self._running():
+            value[:] = stats[:, columns]
+        for counter in self._counters:
+            counter.add_(batches)
 
-    def held_gates(self, slot: int, networks: IntArray) -> Held:
-        """Return the gates of some networks."""
-        stack = self._shard.gate_stack(slot)
-        return Held(stack, self._place(("gate", slot), stack), networks, 1 + slot)
+    def _running(self) -> Iterator[tuple[Array, slice]]:
+        for prefix, place in self._places.items():
+            mean, variance = (self._host.buffers[f"{prefix}running_{kind}"].numpy() for kind in ("mean", "var"))
+            size = mean.shape[1]
+            yield mean, slice(place, place + size)
+            yield variance, slice(place + size, place + 2 * size)
 
-    def load_stats(self, out: Array) -> None:
-        """Write the hosts' running statistics to (n, M)."""
-        for values, place in self._running():
-            out[:, place : place + values.shape[1]] = values
+    def finite(self, stats: Array, blueprint: IntArray) -> BoolArray:
+        """(n,) True if the numbers of a network with the seeds ``blueprint`` (n, S) are finite, and those of its gates.
 
-    def store_stats(self, stats: Array, batches: int) -> None:
-        """Write (n, M) to the hosts' buffers, and count the batches."""
-        for values, place in self._running():
-            values[:] = stats[:, place : place + values.shape[1]]
-        for name, value in self._shard.host.buffers.items():
-            if name.endswith("num_batches_tracked"):
-                value.add_(batches)
+        ``stats`` (n, M) are its running statistics.
+        """
+        finite: BoolArray = np.isfinite(stats).all(axis=1)
+        broken = ~np.isfinite(self._theta)
+        if broken.any():  # in a network, or in the remains of an earlier seed
+            for key, pieces in self._pieces.items():
+                held: Any = True
+                if key != HOST:
+                    held = blueprint[:, key[1]] != NO_BLUEPRINT if key[0] == GATE else blueprint[:, key[0]] == key[1]
+                for place, length in pieces.values():
+                    finite &= ~(broken[:, place : place + length].any(axis=1) & held)
+        return finite
 
-    def _running(self) -> Iterator[tuple[Array, int]]:
-        buffers = self._shard.host.buffers
-        for prefix, place in self._stats.items():
-            mean, variance = buffers[f"{prefix}running_mean"].numpy(), buffers[f"{prefix}running_var"].numpy()
-            yield mean, place
-            yield variance, place + mean.shape[1]
-
-    def _segment(self, number: int) -> Tensors:
+    def _segment(self, shard: Shard, number: int) -> Tensors:
         parameters: dict[str, int] = {}
         stats: dict[str, int] = {}
-        for full, short in self._shard.segment_names(number):
-            if full in self._host:
-                parameters[short] = self._host[full]
+        for full, short in shard.segment_names(number):
+            if full in self._pieces[HOST]:
+                parameters[short] = self._pieces[HOST][full][0]
             elif full.endswith("running_mean"):
-                stats[short.removesuffix("running_mean")] = self._stats[full.removesuffix("running_mean")]
+                stats[short.removesuffix("running_mean")] = self._places[full.removesuffix("running_mean")]
         return Tensors(parameters, stats)
 
-    def _place(self, key: object, stack: Stack) -> dict[str, int]:
-        if key not in self._places:
-            places = self._places[key] = {}
-            for name, value in stack.parameters.items():
-                places[name] = self.width
-                self.width += value[0].numel()
-        return self._places[key]
 
-
-def load(values: dict[str, Tensor], held: Held, out: Array) -> None:
-    """Copy rows of a stack's tensors to their places in (n, L)."""
-    for name, place in held.places.items():
-        tensor = values[name].numpy().reshape(len(values[name]), -1)
-        out[held.networks, place : place + tensor.shape[1]] = tensor[held.networks]
-
-
-def store(values: dict[str, Tensor], held: Held, given: Array) -> None:
-    """Copy values of (n, L) back to rows of a stack's tensors."""
-    for name, place in held.places.items():
-        tensor = values[name].numpy().reshape(len(values[name]), -1)
-        tensor[held.networks] = given[held.networks, place : place + tensor.shape[1]]
+def _move(tensors: dict[str, Tensor], name: str, to: Array, place: int) -> None:
+    """Replace a tensor (n, ...) by a view of an array (n, L) from ``place`` on, with the same values."""
+    value = tensors[name]
+    view = torch.from_numpy(to[:, place : place + value[0].numel()]).view(value.shape)
+    tensors[name] = view.copy_(value)

@@ -2,7 +2,8 @@
 
 Features are flat arrays in the order (C, H, W, B). Samples come last, so a row of an image is W * B contiguous values.
 A forward kernel overwrites its output unless its docstring has ``+=``. A backward kernel adds to the gradients of its
-input and its parameters. ``n`` is a number of contiguous values of a channel.
+input and its parameters. ``n`` is a number of contiguous values of a channel. Kernels receive arrays that begin at
+their first value and may be longer than needed; ``at(x, k)`` is the array x from value k on.
 
 Sums are computed in a different order than in PyTorch, and products are fused with sums. Non-finite values stay
 non-finite.
@@ -14,16 +15,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from numba import njit
+from numba import njit, types
+from numba.core.cgutils import unpack_tuple
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
 
 #: Everything that speeds up sums without assuming that numbers are finite.
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 
 
-def kernel(function: Callable[..., Any]) -> Any:
+def kernel(function: Callable[..., Any], inline: str = "never") -> Any:
     """Compile, on its first call, a function that other compiled functions call."""
-    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return njit(function, error_model="numpy", fastmath=_FAST, **options)
+    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "inline": inline}
+    return njit(function, **OPTIONS, **options)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function, which is called in one place, as part of its caller: that is faster."""
+    return kernel(function, "always")
 
 
 def entry_point(function: Callable[..., Any]) -> Any:
@@ -31,10 +40,34 @@ def entry_point(function: Callable[..., Any]) -> Any:
 
     The result is cached on disk if a folder is writable.
     """
-    compiled = njit(function, nogil=True, error_model="numpy", fastmath=_FAST)
+    compiled = njit(function, nogil=True, **OPTIONS)
     with suppress(RuntimeError):
         compiled.enable_caching()
     return compiled
+
+
+@intrinsic
+def at(context: Any, array: Any, start: Any) -> Any:  # noqa: ARG001
+    """Return the values of a flat array from ``start`` on, while a variable of the caller holds the array.
+
+    A slice would do the same. But numba compiles slices slowly, because it clips their bounds and counts references.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[0]
+        source, view = make_array(kind)(context, builder, arguments[0]), make_array(kind)(context, builder)
+        (length,) = unpack_tuple(builder, source.shape, 1)
+        populate_array(
+            view,
+            data=builder.gep(source.data, [arguments[1]]),
+            shape=[builder.sub(length, arguments[1])],
+            strides=source.strides,
+            itemsize=source.itemsize,
+            meminfo=None,
+        )
+        return view._getvalue()
+
+    return array(array, types.intp), generate
 
 
 @kernel

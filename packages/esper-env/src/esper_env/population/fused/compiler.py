@@ -97,6 +97,7 @@ class Program:
         first: int = 0,
         second: int = 0,
         index: int = 0,
+        groups: int = 1,
         size: int = 1,
         flags: int = 0,
         eps: float = 0.0,
@@ -114,6 +115,7 @@ class Program:
             ins.INDEX: index,
             ins.CHANNELS: x.channels,
             ins.OUTPUTS: y.channels,
+            ins.GROUPS: groups,
             ins.HEIGHT: x.height,
             ins.WIDTH: x.width,
             ins.SIZE: size,
@@ -216,22 +218,20 @@ RULES[nn.ReLU], RULES[nn.SiLU], RULES[nn.Sigmoid] = map(_activation, (ins.RELU, 
 
 @_rule(nn.Conv2d)
 def _conv2d(program: Program, module: nn.Conv2d, tensors: Tensors, x: Features, mode: Mode, prefix: str) -> Features:
-    size, groups = module.kernel_size[0], module.groups
+    size = module.kernel_size[0]
     _require(
         size % 2 == 1
         and module.kernel_size == (size, size)
         and module.padding == (size // 2, size // 2)
         and module.stride == module.dilation == (1, 1)
-        and module.padding_mode == "zeros"
-        and (groups == 1 or groups == module.in_channels == module.out_channels),
+        and module.padding_mode == "zeros",
         module,
     )
     y = program.buffer(module.out_channels, x.height, x.width)
     bias = module.bias is not None
     second = tensors[f"{prefix}bias"] if bias else 0
-    operation = ins.CONV if groups == 1 else ins.DEPTHWISE
     first, flags = tensors[f"{prefix}weight"], _flags(mode, bias=bias)
-    return program.emit(operation, x, y, first=first, second=second, size=size, flags=flags)
+    return program.emit(ins.CONV, x, y, first=first, second=second, groups=module.groups, size=size, flags=flags)
 
 
 @_rule(nn.Linear)
@@ -282,7 +282,8 @@ def _max_pool(
 ) -> Features:
     halving = (module.kernel_size, module.stride, module.padding, module.dilation) == (2, 2, 0, 1)
     _require(halving and not module.ceil_mode, module)
-    return program.emit(ins.MAX_POOL, x, program.buffer(x.channels, x.height // 2, x.width // 2))
+    y, places = (program.buffer(x.channels, x.height // 2, x.width // 2) for _ in range(2))
+    return program.emit(ins.MAX_POOL, x, y, z=places.place)
 
 
 @_rule(GlobalAveragePool)

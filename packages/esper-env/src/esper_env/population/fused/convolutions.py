@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from esper_env.population.fused.compilation import clear, copy, kernel
+from esper_env.population.fused.compilation import at, clear, copy, kernel
 
 # Products of matrices: 1x1 convolutions, and linear layers
 
@@ -14,17 +14,17 @@ def matmul(w: Any, x: Any, y: Any, inputs: int, outputs: int, n: int) -> None:
     """Y (O, n) += w (O, I) x (I, n)."""
     whole = inputs - inputs % 4
     for o in range(outputs):
-        out = y[o * n : (o + 1) * n]
+        out = at(y, o * n)
         for i in range(0, whole, 4):
             k = o * inputs + i
             w0, w1, w2, w3 = w[k], w[k + 1], w[k + 2], w[k + 3]
-            x0, x1 = x[i * n : (i + 1) * n], x[(i + 1) * n : (i + 2) * n]
-            x2, x3 = x[(i + 2) * n : (i + 3) * n], x[(i + 3) * n : (i + 4) * n]
+            x0, x1 = at(x, i * n), at(x, (i + 1) * n)
+            x2, x3 = at(x, (i + 2) * n), at(x, (i + 3) * n)
             for j in range(n):
                 out[j] += w0 * x0[j] + w1 * x1[j] + w2 * x2[j] + w3 * x3[j]
         for i in range(whole, inputs):
             w0 = w[o * inputs + i]
-            x0 = x[i * n : (i + 1) * n]
+            x0 = at(x, i * n)
             for j in range(n):
                 out[j] += w0 * x0[j]
 
@@ -35,10 +35,10 @@ def matmul_weights(x: Any, dy: Any, dw: Any, inputs: int, outputs: int, n: int) 
     whole = inputs - inputs % 4
     zero = dy.dtype.type(0)
     for o in range(outputs):
-        d = dy[o * n : (o + 1) * n]
+        d = at(dy, o * n)
         for i in range(0, whole, 4):
-            x0, x1 = x[i * n : (i + 1) * n], x[(i + 1) * n : (i + 2) * n]
-            x2, x3 = x[(i + 2) * n : (i + 3) * n], x[(i + 3) * n : (i + 4) * n]
+            x0, x1 = at(x, i * n), at(x, (i + 1) * n)
+            x2, x3 = at(x, (i + 2) * n), at(x, (i + 3) * n)
             s0 = s1 = s2 = s3 = zero
             for j in range(n):
                 s0 += d[j] * x0[j]
@@ -51,7 +51,7 @@ def matmul_weights(x: Any, dy: Any, dw: Any, inputs: int, outputs: int, n: int) 
             dw[k + 2] += s2
             dw[k + 3] += s3
         for i in range(whole, inputs):
-            x0 = x[i * n : (i + 1) * n]
+            x0 = at(x, i * n)
             s0 = zero
             for j in range(n):
                 s0 += d[j] * x0[j]
@@ -71,7 +71,7 @@ def transpose(w: Any, out: Any, outputs: int, inputs: int, taps: int) -> None:
 def add_bias(y: Any, bias: Any, channels: int, n: int) -> None:
     """Y (C, n) += bias (C)."""
     for c in range(channels):
-        out, b = y[c * n : (c + 1) * n], bias[c]
+        out, b = at(y, c * n), bias[c]
         for j in range(n):
             out[j] += b
 
@@ -80,7 +80,7 @@ def add_bias(y: Any, bias: Any, channels: int, n: int) -> None:
 def sum_channels(dy: Any, out: Any, channels: int, n: int) -> None:
     """Out (C) += the sums of dy (C, n)."""
     for c in range(channels):
-        d = dy[c * n : (c + 1) * n]
+        d = at(dy, c * n)
         total = dy.dtype.type(0)
         for j in range(n):
             total += d[j]
@@ -95,15 +95,15 @@ def pad(x: Any, out: Any, channels: int, height: int, width: int, border: int, s
     """Copy x (C, H, W, B) into the middle of out (C, H + 2 border, W + 2 border, B), with zeros around it."""
     row, edge = (width + 2 * border) * samples, border * samples
     for c in range(channels):
-        plane = out[c * (height + 2 * border) * row : (c + 1) * (height + 2 * border) * row]
+        plane = at(out, c * (height + 2 * border) * row)
         clear(plane, border * row)
-        clear(plane[(height + border) * row :], border * row)
+        clear(at(plane, (height + border) * row), border * row)
         for h in range(height):
-            line = plane[(h + border) * row : (h + border + 1) * row]
-            source = x[(c * height + h) * width * samples : (c * height + h + 1) * width * samples]
+            line = at(plane, (h + border) * row)
+            source = at(x, (c * height + h) * width * samples)
             clear(line, edge)
-            clear(line[row - edge :], edge)
-            copy(source, line[edge:], width * samples)
+            clear(at(line, row - edge), edge)
+            copy(source, at(line, edge), width * samples)
 
 
 @kernel
@@ -112,16 +112,16 @@ def conv3(x: Any, w: Any, y: Any, inputs: int, outputs: int, height: int, width:
     n, row, one = width * samples, (width + 2) * samples, samples
     for o in range(outputs):
         for h in range(height):
-            out = y[(o * height + h) * n : (o * height + h + 1) * n]
+            out = at(y, (o * height + h) * n)
             for i in range(inputs):
                 k = (o * inputs + i) * 9
                 w0, w1, w2, w3, w4 = w[k], w[k + 1], w[k + 2], w[k + 3], w[k + 4]
                 w5, w6, w7, w8 = w[k + 5], w[k + 6], w[k + 7], w[k + 8]
                 a = (i * (height + 2) + h) * row
                 b, c = a + row, a + 2 * row
-                x0, x1, x2 = x[a : a + n], x[a + one : a + one + n], x[a + 2 * one : a + 2 * one + n]
-                x3, x4, x5 = x[b : b + n], x[b + one : b + one + n], x[b + 2 * one : b + 2 * one + n]
-                x6, x7, x8 = x[c : c + n], x[c + one : c + one + n], x[c + 2 * one : c + 2 * one + n]
+                x0, x1, x2 = at(x, a), at(x, a + one), at(x, a + 2 * one)
+                x3, x4, x5 = at(x, b), at(x, b + one), at(x, b + 2 * one)
+                x6, x7, x8 = at(x, c), at(x, c + one), at(x, c + 2 * one)
                 for j in range(n):
                     first = w0 * x0[j] + w1 * x1[j] + w2 * x2[j] + w3 * x3[j] + w4 * x4[j]
                     out[j] += first + w5 * x5[j] + w6 * x6[j] + w7 * x7[j] + w8 * x8[j]
@@ -136,12 +136,12 @@ def conv3_weights(x: Any, dy: Any, dw: Any, inputs: int, outputs: int, height: i
         for i in range(inputs):
             s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = s8 = zero
             for h in range(height):
-                d = dy[(o * height + h) * n : (o * height + h + 1) * n]
+                d = at(dy, (o * height + h) * n)
                 a = (i * (height + 2) + h) * row
                 b, c = a + row, a + 2 * row
-                x0, x1, x2 = x[a : a + n], x[a + one : a + one + n], x[a + 2 * one : a + 2 * one + n]
-                x3, x4, x5 = x[b : b + n], x[b + one : b + one + n], x[b + 2 * one : b + 2 * one + n]
-                x6, x7, x8 = x[c : c + n], x[c + one : c + one + n], x[c + 2 * one : c + 2 * one + n]
+                x0, x1, x2 = at(x, a), at(x, a + one), at(x, a + 2 * one)
+                x3, x4, x5 = at(x, b), at(x, b + one), at(x, b + 2 * one)
+                x6, x7, x8 = at(x, c), at(x, c + one), at(x, c + 2 * one)
                 for j in range(n):
                     s0 += d[j] * x0[j]
                     s1 += d[j] * x1[j]
@@ -165,32 +165,24 @@ def conv3_weights(x: Any, dy: Any, dw: Any, inputs: int, outputs: int, height: i
 
 
 @kernel
-def unroll(w: Any, out: Any, outputs: int, inputs: int, height: int, width: int) -> None:
+def unroll(w: Any, matrix: Any, outputs: int, inputs: int, height: int, width: int, back: bool) -> None:
     """Write 3x3 weights (O, I, 3, 3) as a dense matrix (O * P, I * P) that convolves a map of at most 2x2 pixels.
 
-    On a 2x2 map, 20 of the 36 products of a 3x3 convolution multiply zeros of the padding.
+    On a 2x2 map, 20 of the 36 products of a 3x3 convolution multiply zeros of the padding. With ``back``, add each
+    element of the matrix to its weight.
     """
     pixels = height * width
     for o in range(outputs):
         for i in range(inputs):
-            taps = w[(o * inputs + i) * 9 : (o * inputs + i + 1) * 9]
+            taps = at(w, (o * inputs + i) * 9)
             for p in range(pixels):
                 for q in range(pixels):
                     tap = (q // width - p // width + 1) * 3 + q % width - p % width + 1
-                    out[((o * pixels + p) * inputs + i) * pixels + q] = taps[tap]
-
-
-@kernel
-def fold(matrix: Any, w: Any, outputs: int, inputs: int, height: int, width: int) -> None:
-    """Add each element of an :func:`unroll` matrix to the weight that it was copied from."""
-    pixels = height * width
-    for o in range(outputs):
-        for i in range(inputs):
-            taps = w[(o * inputs + i) * 9 : (o * inputs + i + 1) * 9]
-            for p in range(pixels):
-                for q in range(pixels):
-                    tap = (q // width - p // width + 1) * 3 + q % width - p % width + 1
-                    taps[tap] += matrix[((o * pixels + p) * inputs + i) * pixels + q]
+                    k = ((o * pixels + p) * inputs + i) * pixels + q
+                    if back:
+                        taps[tap] += matrix[k]
+                    else:
+                        matrix[k] = taps[tap]
 
 
 @kernel
@@ -201,11 +193,11 @@ def conv_any(
     n, row = width * samples, (width + size - 1) * samples
     for o in range(outputs):
         for h in range(height):
-            out = y[(o * height + h) * n : (o * height + h + 1) * n]
+            out = at(y, (o * height + h) * n)
             for i in range(inputs):
                 for t in range(size * size):
                     a = (i * (height + size - 1) + h + t // size) * row + t % size * samples
-                    factor, source = w[(o * inputs + i) * size * size + t], x[a : a + n]
+                    factor, source = w[(o * inputs + i) * size * size + t], at(x, a)
                     for j in range(n):
                         out[j] += factor * source[j]
 
@@ -222,7 +214,7 @@ def conv_any_weights(
                 total = dy.dtype.type(0)
                 for h in range(height):
                     a = (i * (height + size - 1) + h + t // size) * row + t % size * samples
-                    d, source = dy[(o * height + h) * n : (o * height + h + 1) * n], x[a : a + n]
+                    d, source = at(dy, (o * height + h) * n), at(x, a)
                     for j in range(n):
                         total += d[j] * source[j]
                 dw[(o * inputs + i) * size * size + t] += total

@@ -8,30 +8,29 @@ from __future__ import annotations
 
 # Operations: x is the first buffer, z the second, y the result.
 CONV = 0  # y = convolution of x, with a bias if there is one; a linear layer is a convolution of one pixel
-DEPTHWISE = 1  # the same, with one kernel for each channel
-BATCH_NORM = 2  # y = x normalised per channel with the statistics of the batch; z keeps them
-FIXED_NORM = 3  # y = x normalised per channel with the running statistics
-GROUP_NORM = 4  # y = x normalised per sample; z keeps the statistics
-RELU = 5
-SILU = 6
-SIGMOID = 7  # y = factor sigmoid(x)
-MAX_POOL = 8
-AVERAGE = 9  # y (C, B) = mean over the pixels of x
-RESIDUAL = 10  # y = x + scale z, with a scale for each channel
-MIX = 11  # y = x + tanh(gate) (z - x), with a gate for each channel
-EXCITE = 12  # y = x z, with z (C, B) for all pixels
-DETACH = 13  # y = x, without a gradient
-STRAIGHT = 14  # y = x + 0 z, with a gradient for z as if it were x + z
-BLEND_ADD = 15  # y = x + alpha (z - x)
-BLEND_MULTIPLY = 16  # y = x + alpha x tanh(z - x)
-BLEND_GATE = 17  # y = x + alpha g (z - x), with g (B)
-LOSS = 18  # mean cross-entropy of x; z is for the probabilities
-SCORE = 19  # number of correct predictions of x, and the sum of the cross-entropies if requested; z is for them
+BATCH_NORM = 1  # y = x normalised per channel with the statistics of the batch; z keeps them
+FIXED_NORM = 2  # y = x normalised per channel with the running statistics
+GROUP_NORM = 3  # y = x normalised per sample; z keeps the statistics
+RELU = 4
+SILU = 5
+SIGMOID = 6  # y = factor sigmoid(x)
+MAX_POOL = 7  # z keeps the places of the maxima
+AVERAGE = 8  # y (C, B) = mean over the pixels of x
+RESIDUAL = 9  # y = x + scale z, with a scale for each channel
+MIX = 10  # y = x + tanh(gate) (z - x), with a gate for each channel
+EXCITE = 11  # y = x z, with z (C, B) for all pixels
+DETACH = 12  # y = x, without a gradient
+STRAIGHT = 13  # y = x + 0 z, with a gradient for z as if it were x + z
+BLEND_ADD = 14  # y = x + alpha (z - x)
+BLEND_MULTIPLY = 15  # y = x + alpha x tanh(z - x)
+BLEND_GATE = 16  # y = x + alpha g (z - x), with g (B)
+LOSS = 17  # adds the mean cross-entropy of x to a result; z is for the probabilities
+SCORE = 18  # adds the number of correct predictions of x and, if requested, the cross-entropies; z is for them
 
 #: Fields of an instruction. X, Z, Y and GATE are places of buffers. FIRST and SECOND are places in the parameters.
 #: INDEX is a place in the statistics, the slot of a blend, or the number of a result.
-OPERATION, X, Z, Y, GATE, FIRST, SECOND, INDEX, CHANNELS, OUTPUTS, HEIGHT, WIDTH, SIZE, FLAGS = range(14)
-FIELDS = 14
+OPERATION, X, Z, Y, GATE, FIRST, SECOND, INDEX, CHANNELS, OUTPUTS, GROUPS, HEIGHT, WIDTH, SIZE, FLAGS = range(15)
+FIELDS = 15
 #: Fields of an instruction's constants; FACTOR is the momentum of BATCH_NORM and the factor of SIGMOID.
 EPS, FACTOR = range(2)
 CONSTANTS = 2

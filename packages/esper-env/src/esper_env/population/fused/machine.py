@@ -9,7 +9,7 @@ from typing import Any
 
 from esper_env.population.fused import convolutions as conv
 from esper_env.population.fused import reductions as red
-from esper_env.population.fused.compilation import clear, copy, kernel
+from esper_env.population.fused.compilation import at, clear, copy, inlined
 from esper_env.population.fused.instructions import (
     AVERAGE,
     BATCH_NORM,
@@ -17,7 +17,6 @@ from esper_env.population.fused.instructions import (
     BLEND_ADD,
     CHANNELS,
     CONV,
-    DEPTHWISE,
     DETACH,
     EPS,
     EXCITE,
@@ -27,6 +26,7 @@ from esper_env.population.fused.instructions import (
     FLAGS,
     GATE,
     GROUP_NORM,
+    GROUPS,
     HEIGHT,
     INDEX,
     INPUT,
@@ -54,7 +54,7 @@ from esper_env.population.fused.instructions import (
 from esper_env.population.fused.pointwise import activate, activate_backward, combine, combine_backward
 
 
-@kernel
+@inlined
 def _convolve(
     x: Any, w: Any, y: Any, scratch: Any, inputs: int, outputs: int, height: int, width: int, samples: int, size: int
 ) -> None:
@@ -64,7 +64,7 @@ def _convolve(
         return
     if size == 3 and height <= 2 and width <= 2:
         pixels = height * width
-        conv.unroll(w, scratch, outputs, inputs, height, width)
+        conv.unroll(w, scratch, outputs, inputs, height, width, False)
         conv.matmul(scratch, x, y, inputs * pixels, outputs * pixels, samples)
         return
     conv.pad(x, scratch, inputs, height, width, size // 2, samples)
@@ -74,7 +74,7 @@ def _convolve(
         conv.conv_any(scratch, w, y, inputs, outputs, height, width, samples, size)
 
 
-@kernel
+@inlined
 def _convolve_weights(
     x: Any, dy: Any, dw: Any, scratch: Any, inputs: int, outputs: int, height: int, width: int, samples: int, size: int
 ) -> None:
@@ -85,7 +85,7 @@ def _convolve_weights(
         pixels = height * width
         clear(scratch, outputs * inputs * pixels * pixels)
         conv.matmul_weights(x, dy, scratch, inputs * pixels, outputs * pixels, samples)
-        conv.fold(scratch, dw, outputs, inputs, height, width)
+        conv.unroll(dw, scratch, outputs, inputs, height, width, True)
         return
     conv.pad(x, scratch, inputs, height, width, size // 2, samples)
     if size == 3:
@@ -94,7 +94,7 @@ def _convolve_weights(
         conv.conv_any_weights(scratch, dy, dw, inputs, outputs, height, width, samples, size)
 
 
-@kernel
+@inlined
 def forward(
     program: Any,
     constants: Any,
@@ -119,16 +119,17 @@ def forward(
         stats: its running statistics.
         alpha: (S) alphas of its slots.
         labels: (B) the classes.
-        results: (2, M), receives the losses and accumulates the counts of correct predictions.
+        results: (2, M), to which the losses and the numbers of correct predictions are added.
         samples: B.
         valid: number of samples that count in SCORE.
     """
     for line in range(len(program)):
         op = program[line, OPERATION]
-        x, z, y = memory[program[line, X] :], memory[program[line, Z] :], memory[program[line, Y] :]
-        first, second, index = theta[program[line, FIRST] :], theta[program[line, SECOND] :], program[line, INDEX]
-        channels, outputs, height = program[line, CHANNELS], program[line, OUTPUTS], program[line, HEIGHT]
-        width, size, flags = program[line, WIDTH], program[line, SIZE], program[line, FLAGS]
+        x, z, y = at(memory, program[line, X]), at(memory, program[line, Z]), at(memory, program[line, Y])
+        first, second, index = at(theta, program[line, FIRST]), at(theta, program[line, SECOND]), program[line, INDEX]
+        channels, outputs, groups = program[line, CHANNELS], program[line, OUTPUTS], program[line, GROUPS]
+        height, width = program[line, HEIGHT], program[line, WIDTH]
+        size, flags = program[line, SIZE], program[line, FLAGS]
         pixels = height * width
         n = pixels * samples
         eps = constants[line, EPS]
@@ -136,32 +137,29 @@ def forward(
             clear(y, outputs * n)
             if flags & BIAS:
                 conv.add_bias(y, second, outputs, n)
-            _convolve(x, first, y, scratch, channels, outputs, height, width, samples, size)
-        elif op == DEPTHWISE:
-            clear(y, channels * n)
-            if flags & BIAS:
-                conv.add_bias(y, second, channels, n)
-            for c in range(channels):
-                _convolve(x[c * n :], first[c * size * size :], y[c * n :], scratch, 1, 1, height, width, samples, size)
+            inputs, own, taps = channels // groups, outputs // groups, size * size
+            for g in range(groups):
+                a, w = at(x, g * inputs * n), at(first, g * own * inputs * taps)
+                _convolve(a, w, at(y, g * own * n), scratch, inputs, own, height, width, samples, size)
         elif op == BATCH_NORM:
             red.batch_norm(x, y, z, first, second, channels, n, eps)
             if flags & TRACK:
-                red.track_statistics(z, stats[index:], channels, n, constants[line, FACTOR], eps)
+                red.track_statistics(z, at(stats, index), channels, n, constants[line, FACTOR], eps)
         elif op == FIXED_NORM:
-            red.fixed_norm(x, y, stats[index:], first, second, channels, n, eps)
+            red.fixed_norm(x, y, at(stats, index), first, second, channels, n, eps)
         elif op == GROUP_NORM:
             red.group_norm(x, y, z, first, second, channels, pixels, samples, eps)
         elif op in (RELU, SILU, SIGMOID):
-            activate(op, constants[line, FACTOR], x[: channels * n], y)
+            activate(op, constants[line, FACTOR], x, y, channels * n)
         elif op == MAX_POOL:
-            red.max_pool(x, y, channels, height, width, samples)
+            red.max_pool(x, y, z, channels, height, width, samples)
         elif op == AVERAGE:
             red.average(x, y, channels, pixels, samples)
         elif op == DETACH:
             copy(x, y, channels * n)
         elif op == LOSS:
             red.softmax(x, z, channels, samples)
-            results[0, index] = red.cross_entropy(x, z, labels, channels, samples, samples) / samples
+            results[0, index] += red.cross_entropy(x, z, labels, channels, samples, samples) / samples
         elif op == SCORE:
             results[1, index] += red.count_hits(x, z, labels, channels, samples, valid)
             if flags & WANTED:
@@ -169,10 +167,10 @@ def forward(
                 results[0, index] += red.cross_entropy(x, z, labels, channels, samples, valid)
         else:
             blend = alpha[index if op >= BLEND_ADD else 0]
-            combine(op, x, z, y, first, blend, memory[program[line, GATE] :], channels, pixels, samples)
+            combine(op, x, z, y, first, blend, at(memory, program[line, GATE]), channels, pixels, samples)
 
 
-@kernel
+@inlined
 def backward(
     program: Any,
     constants: Any,
@@ -188,17 +186,18 @@ def backward(
 ) -> None:
     """Run a program backward after :func:`forward`, and add the gradients of its losses to ``dtheta``.
 
-    ``gradient`` has the same layout as ``memory``. ``scratch`` is memory for one instruction.
+    ``gradient`` has the same layout as ``memory``.
     """
     for step in range(len(program)):
         line = len(program) - 1 - step
         op = program[line, OPERATION]
-        x, z, y = memory[program[line, X] :], memory[program[line, Z] :], memory[program[line, Y] :]
-        dx, dz, dy = gradient[program[line, X] :], gradient[program[line, Z] :], gradient[program[line, Y] :]
-        first, index = theta[program[line, FIRST] :], program[line, INDEX]
-        dfirst, dsecond = dtheta[program[line, FIRST] :], dtheta[program[line, SECOND] :]
-        channels, outputs, height = program[line, CHANNELS], program[line, OUTPUTS], program[line, HEIGHT]
-        width, size, flags = program[line, WIDTH], program[line, SIZE], program[line, FLAGS]
+        x, z, y = at(memory, program[line, X]), at(memory, program[line, Z]), at(memory, program[line, Y])
+        dx, dz, dy = at(gradient, program[line, X]), at(gradient, program[line, Z]), at(gradient, program[line, Y])
+        first, index = at(theta, program[line, FIRST]), program[line, INDEX]
+        dfirst, dsecond = at(dtheta, program[line, FIRST]), at(dtheta, program[line, SECOND])
+        channels, outputs, groups = program[line, CHANNELS], program[line, OUTPUTS], program[line, GROUPS]
+        height, width = program[line, HEIGHT], program[line, WIDTH]
+        size, flags = program[line, SIZE], program[line, FLAGS]
         pixels = height * width
         n = pixels * samples
         if flags & NEW_X:
@@ -206,40 +205,32 @@ def backward(
         if flags & NEW_Z:
             clear(dz, channels * (samples if op == EXCITE else n))
         if flags & NEW_GATE:
-            clear(gradient[program[line, GATE] :], samples)
+            clear(at(gradient, program[line, GATE]), samples)
         if op == CONV:
-            if flags & PARAMETERS:
-                if flags & BIAS:
-                    conv.sum_channels(dy, dsecond, outputs, n)
-                _convolve_weights(x, dy, dfirst, scratch, channels, outputs, height, width, samples, size)
-            if flags & INPUT:
-                weights = scratch[: channels * outputs * size * size]
-                conv.transpose(first, weights, outputs, channels, size * size)
-                _convolve(dy, weights, dx, scratch[len(weights) :], outputs, channels, height, width, samples, size)
-        elif op == DEPTHWISE:
             if flags & PARAMETERS and flags & BIAS:
-                conv.sum_channels(dy, dsecond, channels, n)
-            for c in range(channels):
-                a, taps = c * n, size * size
+                conv.sum_channels(dy, dsecond, outputs, n)
+            inputs, own, taps = channels // groups, outputs // groups, size * size
+            for g in range(groups):
+                k, d = g * own * inputs * taps, at(dy, g * own * n)
                 if flags & PARAMETERS:
-                    _convolve_weights(x[a:], dy[a:], dfirst[c * taps :], scratch, 1, 1, height, width, samples, size)
+                    a = at(x, g * inputs * n)
+                    _convolve_weights(a, d, at(dfirst, k), scratch, inputs, own, height, width, samples, size)
                 if flags & INPUT:
-                    conv.transpose(first[c * taps :], scratch, 1, 1, taps)
-                    _convolve(dy[a:], scratch, dx[a:], scratch[taps:], 1, 1, height, width, samples, size)
+                    conv.transpose(at(first, k), scratch, own, inputs, taps)
+                    a, rest = at(dx, g * inputs * n), at(scratch, own * inputs * taps)
+                    _convolve(d, scratch, a, rest, own, inputs, height, width, samples, size)
         elif op == BATCH_NORM:
             red.batch_norm_backward(x, dy, dx, z, first, dfirst, dsecond, channels, n)
         elif op == FIXED_NORM:
-            red.fixed_norm_backward(dy, dx, stats[index:], first, channels, n, constants[line, EPS])
+            red.fixed_norm_backward(dy, dx, at(stats, index), first, channels, n, constants[line, EPS])
         elif op == GROUP_NORM:
-            if flags & PARAMETERS:
-                red.group_norm_backward(x, dy, dx, z, scratch, first, dfirst, dsecond, channels, pixels, samples)
-            else:
-                unused, end = scratch[2 * samples :], 2 * samples + channels
-                red.group_norm_backward(x, dy, dx, z, scratch, first, unused, scratch[end:], channels, pixels, samples)
+            rest = at(scratch, 2 * samples)
+            to_weight, to_bias = (dfirst, dsecond) if flags & PARAMETERS else (rest, at(rest, channels))
+            red.group_norm_backward(x, dy, dx, z, scratch, first, to_weight, to_bias, channels, pixels, samples)
         elif op in (RELU, SILU, SIGMOID):
-            activate_backward(op, constants[line, FACTOR], x[: channels * n], y, dy, dx)
+            activate_backward(op, constants[line, FACTOR], x, y, dy, dx, channels * n)
         elif op == MAX_POOL:
-            red.max_pool_backward(x, y, dy, dx, scratch, channels, height, width, samples)
+            red.max_pool_backward(dy, dx, z, channels, height, width, samples)
         elif op == AVERAGE:
             red.average_backward(dy, dx, channels, pixels, samples)
         elif op == LOSS:
@@ -251,7 +242,7 @@ def backward(
                 dx[labels[b] * samples + b] -= one / count
         elif op != DETACH:
             blend = alpha[index if op >= BLEND_ADD else 0]
-            gate, dgate = memory[program[line, GATE] :], gradient[program[line, GATE] :]
+            gate, dgate = at(memory, program[line, GATE]), at(gradient, program[line, GATE])
             combine_backward(
                 op,
                 x,

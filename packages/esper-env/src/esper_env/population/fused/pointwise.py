@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from esper_env.population.fused.compilation import kernel
+from esper_env.population.fused.compilation import at, kernel
+from esper_env.population.fused.functions import exp, tanh
 from esper_env.population.fused.instructions import (
     BLEND_ADD,
     BLEND_MULTIPLY,
@@ -20,33 +19,33 @@ from esper_env.population.fused.instructions import (
 
 
 @kernel
-def activate(op: int, factor: float, x: Any, y: Any) -> None:
-    """RELU, SILU or SIGMOID of x."""
+def activate(op: int, factor: float, x: Any, y: Any, n: int) -> None:
+    """RELU, SILU or SIGMOID of x (n)."""
     zero, one = x.dtype.type(0), x.dtype.type(1)
     if op == RELU:
-        for j in range(len(x)):
+        for j in range(n):
             y[j] = zero if x[j] <= zero else x[j]  # keeps NaN
     elif op == SILU:
-        for j in range(len(x)):
-            y[j] = x[j] / (one + np.exp(-x[j]))
+        for j in range(n):
+            y[j] = x[j] / (one + exp(-x[j]))
     else:
-        for j in range(len(x)):
-            y[j] = factor / (one + np.exp(-x[j]))
+        for j in range(n):
+            y[j] = factor / (one + exp(-x[j]))
 
 
 @kernel
-def activate_backward(op: int, factor: float, x: Any, y: Any, dy: Any, dx: Any) -> None:
+def activate_backward(op: int, factor: float, x: Any, y: Any, dy: Any, dx: Any, n: int) -> None:
     """Backward pass of :func:`activate`."""
     zero, one = x.dtype.type(0), x.dtype.type(1)
     if op == RELU:
-        for j in range(len(x)):
+        for j in range(n):
             dx[j] += zero if y[j] <= zero else dy[j]
     elif op == SILU:
-        for j in range(len(x)):
-            s = one / (one + np.exp(-x[j]))
+        for j in range(n):
+            s = one / (one + exp(-x[j]))
             dx[j] += dy[j] * s * (one + x[j] * (one - s))
     else:
-        for j in range(len(x)):
+        for j in range(n):
             dx[j] += dy[j] * y[j] * (one - y[j] / factor)
 
 
@@ -66,31 +65,31 @@ def combine(
     """Combine x and z as the operation ``op`` does; ``vector`` (C) holds its parameters."""
     zero, n = x.dtype.type(0), pixels * samples
     for c in range(channels):
-        xs, zs, ys = x[c * n : (c + 1) * n], z[c * n : (c + 1) * n], y[c * n : (c + 1) * n]
+        xs, zs, ys = at(x, c * n), at(z, c * n), at(y, c * n)
         if op == RESIDUAL:
             factor = vector[c]
             for j in range(n):
                 ys[j] = xs[j] + factor * zs[j]
         elif op in (MIX, BLEND_ADD):
-            factor = np.tanh(vector[c]) if op == MIX else alpha
+            factor = tanh(vector[c]) if op == MIX else alpha
             for j in range(n):
                 ys[j] = xs[j] + factor * (zs[j] - xs[j])
         elif op == BLEND_MULTIPLY:
             for j in range(n):
-                ys[j] = xs[j] + alpha * xs[j] * np.tanh(zs[j] - xs[j])
+                ys[j] = xs[j] + alpha * xs[j] * tanh(zs[j] - xs[j])
         elif op == STRAIGHT:
             for j in range(n):
                 ys[j] = xs[j] + zero * zs[j]  # not z - z, which the compiler would leave out
         elif op == EXCITE:
-            excitation = z[c * samples : (c + 1) * samples]
+            excitation = at(z, c * samples)
             for p in range(pixels):
-                one, out = xs[p * samples : (p + 1) * samples], ys[p * samples : (p + 1) * samples]
+                one, out = at(xs, p * samples), at(ys, p * samples)
                 for b in range(samples):
                     out[b] = one[b] * excitation[b]
         else:
             for p in range(pixels):
-                one, other = xs[p * samples : (p + 1) * samples], zs[p * samples : (p + 1) * samples]
-                out = ys[p * samples : (p + 1) * samples]
+                one, other = at(xs, p * samples), at(zs, p * samples)
+                out = at(ys, p * samples)
                 for b in range(samples):
                     out[b] = one[b] + alpha * gate[b] * (other[b] - one[b])
 
@@ -116,8 +115,8 @@ def combine_backward(
     """Backward pass of :func:`combine`."""
     zero, one, n = x.dtype.type(0), x.dtype.type(1), pixels * samples
     for c in range(channels):
-        xs, zs, d = x[c * n : (c + 1) * n], z[c * n : (c + 1) * n], dy[c * n : (c + 1) * n]
-        dxs, dzs = dx[c * n : (c + 1) * n], dz[c * n : (c + 1) * n]
+        xs, zs, d = at(x, c * n), at(z, c * n), at(dy, c * n)
+        dxs, dzs = at(dx, c * n), at(dz, c * n)
         if op == RESIDUAL:
             factor, total = vector[c], zero
             for j in range(n):
@@ -128,7 +127,7 @@ def combine_backward(
                     total += d[j] * zs[j]
                 dvector[c] += total
         elif op in (MIX, BLEND_ADD):
-            factor = np.tanh(vector[c]) if op == MIX else alpha
+            factor = tanh(vector[c]) if op == MIX else alpha
             for j in range(n):
                 dxs[j] += (one - factor) * d[j]
                 dzs[j] += factor * d[j]
@@ -139,7 +138,7 @@ def combine_backward(
                 dvector[c] += total * (one - factor * factor)
         elif op == BLEND_MULTIPLY:
             for j in range(n):
-                t = np.tanh(zs[j] - xs[j])
+                t = tanh(zs[j] - xs[j])
                 slope = alpha * xs[j] * (one - t * t) * d[j]
                 dxs[j] += d[j] * (one + alpha * t) - slope
                 dzs[j] += slope
@@ -148,18 +147,18 @@ def combine_backward(
                 dxs[j] += d[j]
                 dzs[j] += d[j]
         elif op == EXCITE:
-            excitation, to = z[c * samples : (c + 1) * samples], dz[c * samples : (c + 1) * samples]
+            excitation, to = at(z, c * samples), at(dz, c * samples)
             for p in range(pixels):
-                xp, dp = xs[p * samples : (p + 1) * samples], d[p * samples : (p + 1) * samples]
-                dxp = dxs[p * samples : (p + 1) * samples]
+                xp, dp = at(xs, p * samples), at(d, p * samples)
+                dxp = at(dxs, p * samples)
                 for b in range(samples):
                     dxp[b] += dp[b] * excitation[b]
                     to[b] += dp[b] * xp[b]
         else:
             for p in range(pixels):
-                xp, zp = xs[p * samples : (p + 1) * samples], zs[p * samples : (p + 1) * samples]
-                dp, dxp = d[p * samples : (p + 1) * samples], dxs[p * samples : (p + 1) * samples]
-                dzp = dzs[p * samples : (p + 1) * samples]
+                xp, zp = at(xs, p * samples), at(zs, p * samples)
+                dp, dxp = at(d, p * samples), at(dxs, p * samples)
+                dzp = at(dzs, p * samples)
                 for b in range(samples):
                     share = alpha * gate[b]
                     dxp[b] += (one - share) * dp[b]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from esper_env.population.fused import instructions as ins
-from esper_env.population.fused.arena import Arena
+from esper_env.population.fused.arena import GATE, HOST, Arena
 from esper_env.population.fused.compiler import Features, Mode, Program
 from esper_env.population.shard import Shard
 from esper_env.rules.heads import Operator
@@ -37,8 +37,9 @@ class Seed(NamedTuple):
 class Code(NamedTuple):
     """A finished program."""
 
-    program: NDArray[np.int64]
-    constants: NDArray[np.float64]
+    program: NDArray[np.int64]  # (K, FIELDS)
+    constants: NDArray[Any]  # (K, CONSTANTS)
+    pieces: NDArray[np.int64]  # (P, 3) the tensors that train
     memory: int  # working memory, in values
     scratch: int
 
@@ -58,6 +59,7 @@ class Compiler:
 
     def __init__(self, shard: Shard, arena: Arena, input_shape: tuple[int, int, int]) -> None:
         self._shard, self._arena, self._input_shape = shard, arena, input_shape
+        self._dtype = arena.dtype
 
     def training_code(self, seeds: Seeds, samples: int, *, straight_through: bool) -> Code:
         """Return the program of a minibatch: the main pass, the shadow pass, and their losses.
@@ -86,7 +88,13 @@ class Compiler:
         _loss(program, x, MAIN)
         if z is not None:
             _loss(program, z, SHADOW)
-        return _finish(program)
+        pieces = list(self._arena.pieces(HOST, 0))
+        for slot, seed in enumerate(seeds):
+            if seed is not None:
+                pieces += self._arena.pieces((slot, seed.blueprint), 1 + slot)
+                if seed.operator == Operator.GATE:
+                    pieces += self._arena.pieces((GATE, slot), 1 + slot)
+        return self._finished(program, np.array(pieces, np.int64))
 
     def scoring_code(self, seeds: Seeds, masks: Sequence[int], wanted: Sequence[bool], samples: int) -> Code:
         """Return the program that evaluates configurations of seeds; result i belongs to ``masks[i]``.
@@ -115,36 +123,35 @@ class Compiler:
                     program.release(size)
 
         visit(0, program.buffer(*self._input_shape), list(range(len(masks))))
-        return _finish(program)
+        return self._finished(program, np.zeros((0, 3), np.int64))
 
     def _segment(self, program: Program, number: int, x: Features, mode: Mode) -> Features:
         return program.run(self._shard.segments[number], self._arena.segment(number), x, mode)
 
     def _seed(self, program: Program, slot: int, seed: Seed, x: Features, mode: Mode) -> Features:
         template = self._shard.seed_stack(slot, seed.blueprint).template
-        return program.run(template, self._arena.seed(slot, seed.blueprint), x, mode)
+        return program.run(template, self._arena.tensors(slot, seed.blueprint), x, mode)
 
     def _blend(self, program: Program, slot: int, seed: Seed, x: Features, mode: Mode) -> Features:
         s, gate = self._seed(program, slot, seed, x, mode), 0
         if seed.operator == Operator.GATE:
             template = self._shard.gate_stack(slot).template
-            gate = program.run(template, self._arena.gate(slot), x, mode).place
+            gate = program.run(template, self._arena.tensors(GATE, slot), x, mode).place
         y = program.buffer(*x[1:])
         return program.emit(_BLENDS[Operator(seed.operator)], x, y, z=s.place, gate=gate, index=slot)
+
+    def _finished(self, program: Program, pieces: NDArray[np.int64]) -> Code:
+        lines, constants = program.arrays()
+        lines[lines[:, ins.X] == 0, ins.FLAGS] &= ~ins.INPUT  # samples, whose place is 0, need no gradient
+        written: set[int] = set()
+        for line in lines[::-1]:  # in the order of the backward pass
+            for field, flag, readers in _INPUTS:
+                if line[ins.OPERATION] in readers and line[field] not in written:
+                    written.add(line[field])
+                    line[ins.FLAGS] |= flag
+        return Code(lines, constants.astype(self._dtype), pieces, program.most, program.scratch)
 
 
 def _loss(program: Program, logits: Features, index: int) -> None:
     z = program.memory((logits.channels + 2) * program.samples)
     program.emit(ins.LOSS, logits, logits, z=z, index=index)
-
-
-def _finish(program: Program) -> Code:
-    lines, constants = program.arrays()
-    lines[lines[:, ins.X] == 0, ins.FLAGS] &= ~ins.INPUT  # samples, whose place is 0, need no gradient
-    written: set[int] = set()
-    for line in lines[::-1]:  # in the order of the backward pass
-        for field, flag, readers in _INPUTS:
-            if line[ins.OPERATION] in readers and line[field] not in written:
-                written.add(line[field])
-                line[ins.FLAGS] |= flag
-    return Code(lines, constants, program.most, program.scratch)

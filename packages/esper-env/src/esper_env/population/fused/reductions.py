@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from esper_env.population.fused.compilation import clear, copy, kernel
+from esper_env.population.fused.compilation import at, clear, copy, kernel
+from esper_env.population.fused.functions import exp
 
 # Normalisation
 
@@ -16,7 +17,7 @@ def batch_norm(x: Any, y: Any, saved: Any, weight: Any, bias: Any, channels: int
     """Normalise each channel of x (C, n); ``saved`` (2, C) receives the means and inverse deviations."""
     zero, one, count = x.dtype.type(0), x.dtype.type(1), x.dtype.type(n)
     for c in range(channels):
-        source, out = x[c * n : (c + 1) * n], y[c * n : (c + 1) * n]
+        source, out = at(x, c * n), at(y, c * n)
         total = zero
         for j in range(n):
             total += source[j]
@@ -49,7 +50,7 @@ def batch_norm_backward(
     """Backward pass of :func:`batch_norm`."""
     zero, count = x.dtype.type(0), x.dtype.type(n)
     for c in range(channels):
-        source, d, dsource = x[c * n : (c + 1) * n], dy[c * n : (c + 1) * n], dx[c * n : (c + 1) * n]
+        source, d, dsource = at(x, c * n), at(dy, c * n), at(dx, c * n)
         mean, inverse = saved[c], saved[channels + c]
         total = along = zero
         for j in range(n):
@@ -67,7 +68,7 @@ def batch_norm_backward(
 def fixed_norm(x: Any, y: Any, stats: Any, weight: Any, bias: Any, channels: int, n: int, eps: float) -> None:
     """Normalise x (C, n) with the running statistics (2, C)."""
     for c in range(channels):
-        source, out = x[c * n : (c + 1) * n], y[c * n : (c + 1) * n]
+        source, out = at(x, c * n), at(y, c * n)
         factor = weight[c] / np.sqrt(stats[channels + c] + eps)
         shift = bias[c] - stats[c] * factor
         for j in range(n):
@@ -78,7 +79,7 @@ def fixed_norm(x: Any, y: Any, stats: Any, weight: Any, bias: Any, channels: int
 def fixed_norm_backward(dy: Any, dx: Any, stats: Any, weight: Any, channels: int, n: int, eps: float) -> None:
     """Backward pass of :func:`fixed_norm` to its input."""
     for c in range(channels):
-        d, dsource = dy[c * n : (c + 1) * n], dx[c * n : (c + 1) * n]
+        d, dsource = at(dy, c * n), at(dx, c * n)
         factor = weight[c] / np.sqrt(stats[channels + c] + eps)
         for j in range(n):
             dsource[j] += factor * d[j]
@@ -89,17 +90,17 @@ def group_norm(
     x: Any, y: Any, saved: Any, weight: Any, bias: Any, channels: int, pixels: int, samples: int, eps: float
 ) -> None:
     """Normalise each sample of x (C, P, B) as one group; ``saved`` (2, B) gets the means and inverse deviations."""
-    mean, inverse = saved[:samples], saved[samples : 2 * samples]
+    mean, inverse = saved, at(saved, samples)
     size, one, count = channels * pixels, x.dtype.type(1), x.dtype.type(channels * pixels)
     clear(saved, 2 * samples)
     for k in range(size):
-        source = x[k * samples : (k + 1) * samples]
+        source = at(x, k * samples)
         for b in range(samples):
             mean[b] += source[b]
     for b in range(samples):
         mean[b] /= count
     for k in range(size):
-        source = x[k * samples : (k + 1) * samples]
+        source = at(x, k * samples)
         for b in range(samples):
             inverse[b] += (source[b] - mean[b]) * (source[b] - mean[b])
     for b in range(samples):
@@ -107,7 +108,7 @@ def group_norm(
     for c in range(channels):
         factor, shift = weight[c], bias[c]
         for k in range(c * pixels, (c + 1) * pixels):
-            source, out = x[k * samples : (k + 1) * samples], y[k * samples : (k + 1) * samples]
+            source, out = at(x, k * samples), at(y, k * samples)
             for b in range(samples):
                 out[b] = (source[b] - mean[b]) * inverse[b] * factor + shift
 
@@ -127,15 +128,15 @@ def group_norm_backward(
     samples: int,
 ) -> None:
     """Backward pass of :func:`group_norm`; ``sums`` (2, B) is scratch memory."""
-    mean, inverse = saved[:samples], saved[samples : 2 * samples]
-    total, along = sums[:samples], sums[samples : 2 * samples]
+    mean, inverse = saved, at(saved, samples)
+    total, along = sums, at(sums, samples)
     clear(sums, 2 * samples)
     zero, count = x.dtype.type(0), x.dtype.type(channels * pixels)
     for c in range(channels):
         factor = weight[c]
         to_weight = to_bias = zero
         for k in range(c * pixels, (c + 1) * pixels):
-            source, d = x[k * samples : (k + 1) * samples], dy[k * samples : (k + 1) * samples]
+            source, d = at(x, k * samples), at(dy, k * samples)
             for b in range(samples):
                 normed = (source[b] - mean[b]) * inverse[b]
                 total[b] += factor * d[b]
@@ -150,8 +151,8 @@ def group_norm_backward(
     for c in range(channels):
         factor = weight[c]
         for k in range(c * pixels, (c + 1) * pixels):
-            source, d = x[k * samples : (k + 1) * samples], dy[k * samples : (k + 1) * samples]
-            dsource = dx[k * samples : (k + 1) * samples]
+            source, d = at(x, k * samples), at(dy, k * samples)
+            dsource = at(dx, k * samples)
             for b in range(samples):
                 dsource[b] += inverse[b] * (factor * d[b] - total[b] - (source[b] - mean[b]) * along[b])
 
@@ -160,44 +161,45 @@ def group_norm_backward(
 
 
 @kernel
-def max_pool(x: Any, y: Any, channels: int, height: int, width: int, samples: int) -> None:
-    """Largest value of each 2x2 window of x (C, H, W, B); an odd last row or column is ignored."""
-    rows, columns, zero = height // 2, width // 2, x.dtype.type(0)
+def max_pool(x: Any, y: Any, first: Any, channels: int, height: int, width: int, samples: int) -> None:
+    """Largest value of each 2x2 window of x (C, H, W, B); an odd last row or column is ignored.
+
+    ``first``, as large as y, receives the place of the first maximum in its window: 0 to 3.
+    """
+    rows, columns = height // 2, width // 2
+    zero, one, two = x.dtype.type(0), x.dtype.type(1), x.dtype.type(2)
+    three = one + two
     for c in range(channels):
         for h in range(rows):
             for w in range(columns):
                 a = ((c * height + 2 * h) * width + 2 * w) * samples
                 b = a + width * samples
-                x0, x1 = x[a : a + samples], x[a + samples : a + 2 * samples]
-                x2, x3 = x[b : b + samples], x[b + samples : b + 2 * samples]
+                x0, x1 = at(x, a), at(x, a + samples)
+                x2, x3 = at(x, b), at(x, b + samples)
                 k = ((c * rows + h) * columns + w) * samples
-                out = y[k : k + samples]
+                out, place = at(y, k), at(first, k)
                 for j in range(samples):
                     # A comparison with NaN is False, so the sum keeps it; without NaN it adds nothing.
-                    upper = x0[j] if x0[j] >= x1[j] else x1[j]
-                    lower = x2[j] if x2[j] >= x3[j] else x3[j]
+                    upper, above = (x0[j], zero) if x0[j] >= x1[j] else (x1[j], one)
+                    lower, below = (x2[j], two) if x2[j] >= x3[j] else (x3[j], three)
+                    place[j] = above if upper >= lower else below
                     out[j] = (upper if upper >= lower else lower) + zero * (x0[j] + x1[j] + x2[j] + x3[j])
 
 
 @kernel
-def max_pool_backward(
-    x: Any, y: Any, dy: Any, dx: Any, rest: Any, channels: int, height: int, width: int, samples: int
-) -> None:
-    """Backward pass of :func:`max_pool`: to the first maximum of each window; ``rest`` (B) is scratch memory."""
-    rows, columns, zero = height // 2, width // 2, x.dtype.type(0)
+def max_pool_backward(dy: Any, dx: Any, first: Any, channels: int, height: int, width: int, samples: int) -> None:
+    """Backward pass of :func:`max_pool`."""
+    rows, columns, zero = height // 2, width // 2, dy.dtype.type(0)
     for c in range(channels):
         for h in range(rows):
             for w in range(columns):
                 k = ((c * rows + h) * columns + w) * samples
-                top = y[k : k + samples]
-                copy(dy[k:], rest, samples)
+                d, place = at(dy, k), at(first, k)
                 for t in range(4):
-                    a = ((c * height + 2 * h + t // 2) * width + 2 * w + t % 2) * samples
-                    source, d = x[a : a + samples], dx[a : a + samples]
+                    out = at(dx, ((c * height + 2 * h + t // 2) * width + 2 * w + t % 2) * samples)
+                    number = dy.dtype.type(t)
                     for j in range(samples):
-                        hit = source[j] == top[j]
-                        d[j] += rest[j] if hit else zero
-                        rest[j] = zero if hit else rest[j]
+                        out[j] += d[j] if place[j] == number else zero
 
 
 @kernel
@@ -205,10 +207,10 @@ def average(x: Any, y: Any, channels: int, pixels: int, samples: int) -> None:
     """Mean over the pixels of x (C, P, B)."""
     count = x.dtype.type(pixels)
     for c in range(channels):
-        out = y[c * samples : (c + 1) * samples]
+        out = at(y, c * samples)
         clear(out, samples)
         for p in range(pixels):
-            source = x[(c * pixels + p) * samples : (c * pixels + p + 1) * samples]
+            source = at(x, (c * pixels + p) * samples)
             for b in range(samples):
                 out[b] += source[b]
         for b in range(samples):
@@ -220,9 +222,9 @@ def average_backward(dy: Any, dx: Any, channels: int, pixels: int, samples: int)
     """Backward pass of :func:`average`."""
     count = dy.dtype.type(pixels)
     for c in range(channels):
-        d = dy[c * samples : (c + 1) * samples]
+        d = at(dy, c * samples)
         for p in range(pixels):
-            dsource = dx[(c * pixels + p) * samples : (c * pixels + p + 1) * samples]
+            dsource = at(dx, (c * pixels + p) * samples)
             for b in range(samples):
                 dsource[b] += d[b] / count
 
@@ -233,23 +235,20 @@ def average_backward(dy: Any, dx: Any, channels: int, pixels: int, samples: int)
 @kernel
 def softmax(logits: Any, out: Any, classes: int, samples: int) -> None:
     """Probabilities of logits (K, B), followed by two more rows: the largest logits and the sums of exponentials."""
-    top, total = (
-        out[classes * samples : (classes + 1) * samples],
-        out[(classes + 1) * samples : (classes + 2) * samples],
-    )
+    top, total = at(out, classes * samples), at(out, (classes + 1) * samples)
     copy(logits, top, samples)
     clear(total, samples)
     for k in range(1, classes):
-        row = logits[k * samples : (k + 1) * samples]
+        row = at(logits, k * samples)
         for b in range(samples):
             top[b] = row[b] if row[b] > top[b] else top[b]
     for k in range(classes):
-        row, weight = logits[k * samples : (k + 1) * samples], out[k * samples : (k + 1) * samples]
+        row, weight = at(logits, k * samples), at(out, k * samples)
         for b in range(samples):
-            weight[b] = np.exp(row[b] - top[b])
+            weight[b] = exp(row[b] - top[b])
             total[b] += weight[b]
     for k in range(classes):
-        weight = out[k * samples : (k + 1) * samples]
+        weight = at(out, k * samples)
         for b in range(samples):
             weight[b] /= total[b]
 
@@ -257,7 +256,7 @@ def softmax(logits: Any, out: Any, classes: int, samples: int) -> None:
 @kernel
 def cross_entropy(logits: Any, saved: Any, labels: Any, classes: int, samples: int, count: int) -> float:
     """Sum of the cross-entropies of the first ``count`` samples; ``saved`` is the output of :func:`softmax`."""
-    top, total = saved[classes * samples :], saved[(classes + 1) * samples :]
+    top, total = at(saved, classes * samples), at(saved, (classes + 1) * samples)
     loss = 0.0
     for b in range(count):
         loss += np.log(total[b]) + top[b] - logits[labels[b] * samples + b]
@@ -270,11 +269,11 @@ def count_hits(logits: Any, best: Any, labels: Any, classes: int, samples: int, 
 
     ``best`` (2, B) is scratch memory.
     """
-    top, kind = best[:samples], best[samples : 2 * samples]
+    top, kind = best, at(best, samples)
     copy(logits, top, samples)
     clear(kind, samples)
     for k in range(1, classes):
-        row, number = logits[k * samples : (k + 1) * samples], logits.dtype.type(k)
+        row, number = at(logits, k * samples), logits.dtype.type(k)
         for b in range(samples):
             kind[b] = number if row[b] > top[b] else kind[b]
             top[b] = row[b] if row[b] > top[b] else top[b]

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from esper_env.population.config import PopulationConfig
 from esper_env.population.evaluation.configurations import ConfigurationSet
-from esper_env.population.fused.arena import Arena, Held, load, store
+from esper_env.population.fused.arena import Arena, Values
 from esper_env.population.fused.compiler import NotCompilableError
-from esper_env.population.fused.epoch import (
+from esper_env.population.fused.programs import Code, Compiler, Seed, Seeds
+from esper_env.population.fused.running import (
     LENGTH,
     UNIT,
-    Draws,
     Images,
-    Networks,
+    Minibatches,
     Pieces,
-    Programs,
     Sums,
+    Tensors,
+    Workspace,
     prepare,
-    score_samples,
-    train_images,
+    run,
 )
-from esper_env.population.fused.programs import Code, Compiler, Seed, Seeds
 from esper_env.population.shard import Shard
 from esper_env.population.splits import HeldOut
 from esper_env.population.structure import BoolArray, FloatArray, IntArray, Structure
-from esper_env.population.training.minibatches import Draw, TrainingImages
+from esper_env.population.training.minibatches import MinibatchStream, TrainingImages
 from esper_env.population.training.working_set import EXPLODING_CLIP_MULTIPLE, VANISHING_NORM
 from esper_env.population.transfer import Readback
-from esper_env.rules.heads import Operator
 from esper_env.tasks.choices import STRAIGHT_THROUGH
 from esper_env.threads import side_by_side
 
@@ -42,13 +41,13 @@ from esper_env.threads import side_by_side
 CHUNK = 64
 #: Programs of each kind that are kept, for each network of the shard.
 PROGRAMS_KEPT = 4
+#: Runs the program of a network in a workspace.
+Job = Callable[[Workspace], None]
 
 
 class Epoch(NamedTuple):
-    """Result of an epoch."""
+    """Results of an epoch."""
 
-    held: list[Held]
-    networks: Networks
     losses: FloatArray  # (n,) means, nats
     columns: list[FloatArray]  # (n, 1 + S) each, the last four of the training statistics
 
@@ -67,14 +66,16 @@ class FusedShard:
     """
 
     def __init__(self, shard: Shard, config: PopulationConfig, data: TrainingImages, lanes: int) -> None:
-        self._shard, self._config, self._data, self._lanes = shard, config, data, lanes
-        self._straight = config.isolation == STRAIGHT_THROUGH
+        self._shard, self._config, self._lanes = shard, config, lanes
         self._arena = Arena(shard)
+        self._dtype = self._arena.dtype
         _, _, _, height, width, channels = data.crops.shape
         self._shape = (channels, height, width)
-        compiler = Compiler(shard, self._arena, self._shape)
-        self._dtype = np.float64 if shard.dtype is torch.float64 else np.float32
-        straight = self._straight
+        pixels, normaliser = data.padded.numpy(), (data.scale.flatten().numpy(), data.shift.flatten().numpy())
+        sizes = pixels[0].size, pixels[0, 0].size
+        self._images = Images(pixels.reshape(-1), *sizes, data.labels.numpy(), *normaliser, self._shape)
+        self._not_prepared = np.zeros((config.batches_per_step, 0), self._dtype)
+        compiler, straight = Compiler(shard, self._arena, self._shape), config.isolation == STRAIGHT_THROUGH
         # Most networks have the same seeds as in the step before.
         self._training_code = lru_cache(PROGRAMS_KEPT * shard.rows)(
             lambda seeds: compiler.training_code(seeds, config.batch_size, straight_through=straight)
@@ -93,84 +94,137 @@ class FusedShard:
             return False
         return True
 
-    def train(self, structure: Structure, draws: Sequence[Draw], *, check_isolation: bool = False) -> Readback:
+    def train(
+        self, structure: Structure, streams: Sequence[MinibatchStream], *, check_isolation: bool = False
+    ) -> Readback:
         """Train for an epoch; return the rows of :class:`~esper_env.population.training.trainer.TrainStats`.
 
         With ``check_isolation``, first checks on the first minibatch that seeds in TRAINING are isolated.
         """
+        values = self._arena.values()
+        batches = [_minibatches(*stream.draw(), self._not_prepared) for stream in streams]
         breached = np.zeros((self._shard.rows, 2))
         if check_isolation and structure.training.any():
+            first = [each.first() for each in batches]
             without = structure._replace(training=np.zeros_like(structure.training))
-            bare, seeded = (self._epoch(one, draws[:1]) for one in (without, structure))
+            copies = values.copy(), values.copy()
+            bare, seeded = (self._epoch(*each, first) for each in zip((without, structure), copies, strict=True))
             isolated = structure.training.any(axis=1)
             breached[:, 0] = isolated & _differ(bare.losses[:, None], seeded.losses[:, None])
-            breached[:, 1] = isolated & _differ(bare.networks.stats, seeded.networks.stats)
-        epoch = self._epoch(structure, draws)
-        for one in epoch.held:
-            store(one.stack.parameters, one, epoch.networks.theta)
-            store(one.stack.momentum, one, epoch.networks.velocity)
-        self._arena.store_stats(epoch.networks.stats, len(draws))
-        finite = self._shard.finite(structure).numpy()
+            breached[:, 1] = isolated & _differ(copies[0].stats, copies[1].stats)
+        epoch = self._epoch(structure, values, batches)
+        self._arena.store(values.stats, len(batches[0].samples))
+        finite = self._arena.finite(values.stats, structure.blueprint)
         table = np.concatenate([epoch.losses[:, None], finite[:, None], breached, *epoch.columns], axis=1)
         return lambda: table
 
-    def _epoch(self, structure: Structure, draws: Sequence[Draw]) -> Epoch:
-        """Train copies of the networks."""
-        rows, config, data, slots = self._shard.rows, self._config, self._data, len(self._shard.slots)
-        programs, held = self._joined(self._codes(structure)), self._held(structure)
-        networks = self._networks(structure, held)
-        pieces = self._pieces(held, structure)
-        table = np.zeros((rows, 1 + slots), self._dtype)
-        sums = Sums(np.zeros(rows), np.zeros(len(pieces.table), self._dtype), table)
-        images = Images(
-            data.padded.numpy(),
-            data.labels.numpy(),
-            data.scale.flatten().numpy(),
-            data.shift.flatten().numpy(),
-            self._shape,
-        )
-        drawn, clip, momentum = _stacked(draws), self._dtype(config.clip_norm), self._dtype(config.momentum)
+    def _epoch(self, structure: Structure, values: Values, batches: Sequence[Minibatches]) -> Epoch:
+        """Train the networks with these values, in place."""
+        config, codes, alpha = self._config, self._codes(structure), self._alpha(structure)
+        rows, units = len(codes), 1 + len(self._shard.slots)
+        ends = np.cumsum([len(code.pieces) for code in codes])
+        starts = ends - [len(code.pieces) for code in codes]
+        owner, table = np.repeat(np.arange(rows), ends - starts), np.concatenate([code.pieces for code in codes])
+        frozen = np.concatenate([np.zeros((rows, 1), np.bool_), structure.frozen], axis=1)[owner, table[:, UNIT]]
+        rates = np.where(table[:, UNIT] == 0, config.host_lr, config.seed_lr)
+        rates = np.where(frozen, 0.0, rates).astype(self._dtype)
+        norms, unit_norms = np.zeros(len(table), self._dtype), np.zeros((rows, units), self._dtype)
+        results = np.zeros((rows, 2, 2))
 
-        def work(lane: int) -> None:
-            mine = np.arange(lane, rows, self._lanes)
-            train_images(mine, programs, networks, pieces, images, drawn, sums, clip, momentum)
+        def job(row: int) -> Job:
+            tensors, own = Tensors(*(each[row] for each in values), alpha[row]), slice(starts[row], ends[row])
+            pieces = Pieces(codes[row].pieces, rates[own])
+            sums = Sums(results[row], norms[own], unit_norms[row])
+            return lambda workspace: self._run(
+                codes[row], tensors, self._images, batches[row], pieces, sums, workspace, training=True
+            )
 
-        side_by_side(work, min(self._lanes, rows), self._lanes)
-        columns = _statistics(pieces, sums, len(draws), config.clip_norm)
-        return Epoch(held, networks, sums.losses / len(draws), columns)
+        self._run_jobs([job(row) for row in range(rows)], codes, config.batch_size)
+        count = len(batches[0].samples)
+        columns = _statistics(owner, table, norms / count, unit_norms / count, config.clip_norm)
+        return Epoch(results[:, 0, 0] / count, columns)
 
     def score(
         self, structure: Structure, configurations: ConfigurationSet, held_out: HeldOut, losses_of: IntArray
     ) -> FloatArray:
         """Return (2, M): the summed losses, NaN where not requested, and the counts of correct predictions."""
-        shard = self._shard
         wanted = np.zeros(len(configurations.masks), dtype=np.bool_)
         wanted[losses_of] = True
         networks, starts = np.unique(configurations.networks, return_index=True)
         ends = np.append(starts[1:], len(wanted))
+        totals = np.zeros((2, len(wanted)))
+        images, batches = self._images._replace(labels=held_out.labels.numpy()), _chunks(held_out)
+        alpha, values, none = self._alpha(structure), self._arena.values(), np.zeros(0, self._dtype)
         codes: list[Code] = []
+        jobs: list[Job] = []
+        results: list[FloatArray] = []
+
+        def job(code: Code, tensors: Tensors, sums: Sums) -> Job:
+            return lambda workspace: self._run(
+                code, tensors, images, batches, Pieces(code.pieces, none), sums, workspace, training=False
+            )
+
         for row, start, end in zip(networks.tolist(), starts, ends, strict=True):
             masks = tuple(configurations.masks[start:end].tolist())
             seeds = self._seeds(structure, row, shown=int(np.bitwise_or.reduce(masks)))
             codes.append(self._scoring_code(seeds, masks, tuple(wanted[start:end].tolist())))
-        lines = np.zeros((shard.rows, 2), np.int64)
-        programs = self._joined(codes)
-        lines[networks] = programs.lines
-        programs = programs._replace(lines=lines)
-        tensors = self._networks(structure, self._held(structure), momentum=False)
-        results = np.zeros((shard.rows, 2, int((ends - starts).max())))
-        inputs, labels = held_out.in_chunks(CHUNK)
-
-        def work(lane: int) -> None:
-            mine = networks[lane :: self._lanes].copy()  # contiguous, or it would compile once more
-            score_samples(mine, programs, tensors, inputs, labels, held_out.count, results)
-
-        side_by_side(work, min(self._lanes, len(networks)), self._lanes)
-        totals = np.concatenate(
-            [results[row, :, : end - start] for row, start, end in zip(networks, starts, ends, strict=True)], axis=1
-        )
+            results.append(np.zeros((2, end - start)))
+            tensors = Tensors(*(each[row] for each in values), alpha[row])
+            jobs.append(job(codes[-1], tensors, Sums(results[-1], none, none)))
+        self._run_jobs(jobs, codes, CHUNK)
+        totals = np.concatenate(results, axis=1)
         totals[0, ~wanted] = np.nan
         return totals
+
+    def _run_jobs(self, jobs: Sequence[Job], codes: Sequence[Code], samples: int) -> None:
+        """Run jobs, longest first, on the lanes; ``codes`` are their programs."""
+        waiting = deque(sorted(range(len(jobs)), key=lambda index: -len(codes[index].program)))
+        memory, scratch = max(code.memory for code in codes), max(code.scratch for code in codes)
+        width = self._arena.width
+
+        def work(_: int) -> None:
+            values = (np.empty(size, self._dtype) for size in (memory, memory, scratch))
+            workspace = Workspace(*values, np.zeros(width, self._dtype), np.empty(samples, np.int64))
+            while waiting:
+                try:
+                    index = waiting.popleft()
+                except IndexError:  # another lane was faster
+                    return
+                jobs[index](workspace)
+
+        side_by_side(work, min(self._lanes, len(jobs)), self._lanes)
+
+    def _run(
+        self,
+        code: Code,
+        tensors: Tensors,
+        images: Images,
+        batches: Minibatches,
+        pieces: Pieces,
+        sums: Sums,
+        workspace: Workspace,
+        *,
+        training: bool,
+    ) -> None:
+        clip, momentum = self._dtype(self._config.clip_norm), self._dtype(self._config.momentum)
+        run(
+            code.program,
+            code.constants,
+            tensors,
+            images,
+            batches,
+            pieces,
+            sums,
+            workspace,
+            clip,
+            momentum,
+            training,
+        )
+
+    def _alpha(self, structure: Structure) -> NDArray[Any]:
+        """Return (n, S) alphas of the seeds when they are on; 1 for seeds that train in isolation."""
+        alpha: NDArray[Any] = np.where(structure.training, 1.0, structure.alpha).clip(0.0, 1.0).astype(self._dtype)
+        return alpha
 
     def _codes(self, structure: Structure) -> list[Code]:
         return [self._training_code(self._seeds(structure, row)) for row in range(self._shard.rows)]
@@ -186,69 +240,23 @@ class FusedShard:
                 seeds[slot] = Seed(*kind, isolated and shown is None)
         return tuple(seeds)
 
-    def _joined(self, codes: Sequence[Code]) -> Programs:
-        """Concatenate the networks' programs; each distinct program appears once."""
-        places: dict[int, int] = {}
-        parts: list[Code] = []
-        end = 0
-        for code in codes:
-            if id(code) not in places:
-                places[id(code)] = end
-                parts.append(code)
-                end += len(code.program)
-        lines = np.array([(places[id(code)], places[id(code)] + len(code.program)) for code in codes], np.int64)
-        return Programs(
-            np.concatenate([code.program for code in parts]),
-            np.concatenate([code.constants for code in parts]).astype(self._dtype),
-            lines,
-            max(code.memory for code in parts),
-            max(code.scratch for code in parts),
-        )
 
-    def _networks(self, structure: Structure, held: Sequence[Held], *, momentum: bool = True) -> Networks:
-        """Return copies of the networks' tensors; without ``momentum``, the velocity is empty."""
-        rows, width = self._shard.rows, self._arena.width
-        theta, velocity = np.zeros((rows, width), self._dtype), np.zeros((rows, width if momentum else 0), self._dtype)
-        for one in held:
-            load(one.stack.parameters, one, theta)
-            if momentum:
-                load(one.stack.momentum, one, velocity)
-        stats = np.zeros((rows, self._arena.stats_width), self._dtype)
-        self._arena.load_stats(stats)
-        everyone = np.arange(rows)
-        alpha = np.stack([structure.alpha_on(everyone, slot) for slot in range(len(self._shard.slots))], axis=1)
-        return Networks(theta, velocity, stats, alpha.clip(0.0, 1.0).astype(self._dtype))
+def _minibatches(samples: Tensor, offsets: Tensor | None, flips: Tensor | None, inputs: NDArray[Any]) -> Minibatches:
+    """Return the minibatches of a stream's draw."""
+    index = samples.numpy()
+    nowhere = np.zeros((len(index), 0), np.int64)
+    top, left = (nowhere, nowhere) if offsets is None else offsets.numpy()
+    mirrored = nowhere.astype(np.bool_) if flips is None else flips.numpy()
+    return Minibatches(index, top, left, mirrored, inputs, index.size)
 
-    def _held(self, structure: Structure) -> list[Held]:
-        """Return the hosts, and the seeds and gates that run."""
-        held = [self._arena.held_host()]
-        runs = structure.blended | structure.training
-        for slot in range(len(self._shard.slots)):
-            for blueprint in np.unique(structure.blueprint[runs[:, slot], slot]).tolist():
-                networks = np.flatnonzero(runs[:, slot] & (structure.blueprint[:, slot] == blueprint))
-                held.append(self._arena.held_seeds(slot, blueprint, networks))
-            gated = np.flatnonzero(runs[:, slot] & (structure.operator[:, slot] == Operator.GATE))
-            if len(gated):
-                held.append(self._arena.held_gates(slot, gated))
-        return held
 
-    def _pieces(self, held: Sequence[Held], structure: Structure) -> Pieces:
-        """Return the tensors that train."""
-        tables, rates, owners = [], [], []
-        for one in held:
-            rate = np.full(len(one.networks), self._config.host_lr)
-            if one.unit:
-                rate = np.where(structure.frozen[one.networks, one.unit - 1], 0.0, self._config.seed_lr)
-            for name, place in one.places.items():
-                length = one.stack.parameters[name][0].numel()
-                tables.append(np.tile([place, length, one.unit], (len(one.networks), 1)))
-                rates.append(rate)
-                owners.append(one.networks)
-        owner = np.concatenate(owners)
-        order = np.argsort(owner, kind="stable")
-        bounds = np.searchsorted(owner[order], np.arange(self._shard.rows + 1))
-        own = np.stack([bounds[:-1], bounds[1:]], axis=1)
-        return Pieces(np.concatenate(tables)[order], np.concatenate(rates)[order].astype(self._dtype), own)
+def _chunks(held_out: HeldOut) -> Minibatches:
+    """Return held-out samples in order, in minibatches of ``CHUNK``; the last one is padded with samples 0."""
+    inputs = held_out.in_chunks(CHUNK)
+    numbers = np.zeros((len(inputs), CHUNK), np.int64)
+    numbers.reshape(-1)[: held_out.count] = np.arange(held_out.count)
+    nowhere = np.zeros((len(numbers), 0), np.int64)
+    return Minibatches(numbers, nowhere, nowhere, nowhere.astype(np.bool_), inputs, held_out.count)
 
 
 def _differ(one: NDArray[Any], other: NDArray[Any]) -> BoolArray:
@@ -257,26 +265,20 @@ def _differ(one: NDArray[Any], other: NDArray[Any]) -> BoolArray:
     return differ
 
 
-def _stacked(draws: Sequence[Draw]) -> Draws:
-    """Return the draws of an epoch."""
-    index = np.stack([draw.samples.numpy() for draw in draws])
-    nowhere = np.zeros((*index.shape[:2], 0), np.int64)
-    top, left, mirrored = nowhere, nowhere, nowhere.astype(np.bool_)
-    cuts = [draw.offsets.numpy() for draw in draws if draw.offsets is not None]
-    flips = [draw.flips.numpy() for draw in draws if draw.flips is not None]
-    if cuts:
-        top, left = np.ascontiguousarray(np.stack(cuts, axis=1))
-    if flips:
-        mirrored = np.stack(flips)
-    return Draws(index, top, left, mirrored)
+def _statistics(
+    owner: IntArray, table: IntArray, norms: NDArray[Any], unit_norms: NDArray[Any], clip: float
+) -> list[FloatArray]:
+    """Return, as (n, U) each, the units' mean norms, shares of vanishing and exploding tensors, and scalar counts.
 
-
-def _statistics(pieces: Pieces, sums: Sums, batches: int, clip: float) -> list[FloatArray]:
-    """Return, as (n, U) each, the units' mean norms, shares of vanishing and exploding tensors, and scalar counts."""
-    norms, unit_norms = sums.norms / batches, sums.unit_norms / batches
+    Args:
+        owner: (P,) the networks of the tensors that train.
+        table: (P, 3) the tensors, see :class:`~esper_env.population.fused.running.Pieces`.
+        norms: (P,) means of their gradient norms.
+        unit_norms: (n, U) means of the gradient norms of the units.
+        clip: largest gradient norm of a unit.
+    """
     rows, units = unit_norms.shape
-    owner = np.repeat(np.arange(rows), pieces.own[:, 1] - pieces.own[:, 0])
-    place = owner * units + pieces.table[:, UNIT]
+    place = owner * units + table[:, UNIT]
 
     def by_unit(values: NDArray[Any]) -> FloatArray:
         total = np.bincount(place, weights=values, minlength=rows * units).astype(np.float64)
@@ -285,4 +287,4 @@ def _statistics(pieces: Pieces, sums: Sums, batches: int, clip: float) -> list[F
     count = np.maximum(by_unit(np.ones(len(norms))), 1.0)
     vanishing = by_unit(norms < VANISHING_NORM) / count
     exploding = by_unit(~(norms <= EXPLODING_CLIP_MULTIPLE * clip)) / count
-    return [unit_norms.astype(np.float64), vanishing, exploding, by_unit(pieces.table[:, LENGTH])]
+    return [unit_norms.astype(np.float64), vanishing, exploding, by_unit(table[:, LENGTH])]

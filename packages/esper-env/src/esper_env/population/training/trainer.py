@@ -14,7 +14,7 @@ from esper_env.population.config import PopulationConfig
 from esper_env.population.shard import Shard
 from esper_env.population.structure import BoolArray, FloatArray, Structure
 from esper_env.population.training.capture import CapturedStep, Step, captures_of
-from esper_env.population.training.minibatches import Draw, TrainingSamples
+from esper_env.population.training.minibatches import Draw, MinibatchStream, TrainingSamples, draw_epoch
 from esper_env.population.training.plan import TrainingPlan, take
 from esper_env.population.training.working_set import WorkingSet
 from esper_env.population.transfer import Readback, on_device, read_back
@@ -189,11 +189,12 @@ class TrainerCache:
         """Number of steps captured so far."""
         return self._captures_dropped + sum(getattr(trainer.step, "captures", 0) for trainer in self._kept.values())
 
-    def run(self, structure: Structure, draws: Sequence[Draw], check_isolation: bool = False) -> Readback:
+    def run(self, structure: Structure, streams: Sequence[MinibatchStream], check_isolation: bool = False) -> Readback:
         """Train the shard for an epoch; ``check_isolation`` first checks TRAINING seeds on the first minibatch."""
         fused = self._shard.fused
         if fused is not None and fused.can_run(structure):
-            return fused.train(structure, draws, check_isolation=check_isolation)
+            return fused.train(structure, streams, check_isolation=check_isolation)
+        draws = draw_epoch(streams)
         signature = structure.signature()
         trainer = self._kept.pop(signature, None) or self._make(structure=structure)
         self._kept[signature] = trainer

@@ -6,26 +6,25 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba")
-from esper_env.population.fused import compilation, epoch
+from esper_env.population.fused import compilation, running
 
 
 def test_long_compilation_is_reported(monkeypatch, caplog):
-    epoch.prepare(np.float32)
+    running.prepare(np.float32)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        monkeypatch.setattr(epoch, "REPORTED_SECONDS", 60.0)
-        epoch.prepare.__wrapped__(np.float32)
+        monkeypatch.setattr(running, "REPORTED_SECONDS", 60.0)
+        running.prepare.__wrapped__(np.float32)
         assert caplog.messages == []
-        monkeypatch.setattr(epoch, "REPORTED_SECONDS", 0.0)
-        epoch.prepare.__wrapped__(np.float32)
+        monkeypatch.setattr(running, "REPORTED_SECONDS", 0.0)
+        running.prepare.__wrapped__(np.float32)
     assert caplog.messages[-1].startswith("compiled the programs of networks in 0 s; other processes load them from ")
 
 
 def test_kept_programs_belong_to_their_source_files():
     """numba's own key has only the file of the function, and the values of its closure."""
-    for function in (epoch.train_images, epoch.score_samples):
-        (cell,) = function.py_func.__closure__
-        assert cell.cell_contents == epoch._digest()
+    (cell,) = running.run.py_func.__closure__
+    assert cell.cell_contents == running._digest()
 
 
 def test_functions_compile_where_no_folder_can_be_written(monkeypatch):
