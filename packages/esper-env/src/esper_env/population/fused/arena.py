@@ -36,25 +36,24 @@ class Values(NamedTuple):
 class Arena:
     """Places of the parameters, momentum and running statistics of a shard's networks, the same in every network.
 
-    From now on, the parameters and the momentum of the shard's stacks are views of flat arrays. Running statistics are
-    copied to and fro, because PyTorch's normalisation updates contiguous tensors only.
+    After :meth:`move_in`, the parameters and the momentum of the shard's stacks are views of flat arrays. Running
+    statistics are copied to and fro, because PyTorch's normalisation updates contiguous tensors only.
     """
 
     def __init__(self, shard: Shard) -> None:
-        stacks: dict[Any, Stack] = {HOST: shard.host}
+        self._stacks: dict[Any, Stack] = {HOST: shard.host}
         for slot in range(len(shard.slots)):
             for entry in shard.blueprints:
-                stacks[slot, entry.value] = shard.seed_stack(slot, entry.value)
-            stacks[GATE, slot] = shard.gate_stack(slot)
+                self._stacks[slot, entry.value] = shard.seed_stack(slot, entry.value)
+            self._stacks[GATE, slot] = shard.gate_stack(slot)
         #: Place and length of every parameter, by stack and name.
         self._pieces: dict[Any, dict[str, tuple[int, int]]] = {}
         self.width = 0  # parameters of a network
-        for key, stack in stacks.items():
+        for key, stack in self._stacks.items():
             own = self._pieces[key] = {}
             for name, value in stack.parameters.items():
                 own[name] = self.width, value[0].numel()
                 self.width += value[0].numel()
-        self._host = shard.host
         self._places: dict[str, int] = {}  # of the running mean, which the variance follows, by the norm's prefix
         self._stats_width = 0
         for name, value in shard.host.buffers.items():
@@ -63,12 +62,15 @@ class Arena:
                 self._stats_width += 2 * value[0].numel()
         self.dtype = np.float64 if shard.dtype is torch.float64 else np.float32
         self._theta, self._velocity = (np.zeros((shard.rows, self.width), self.dtype) for _ in range(2))
-        for key, stack in stacks.items():
+        self._counters = [v for name, v in shard.host.buffers.items() if name.endswith("num_batches_tracked")]
+        self._segments = [self._segment(shard, number) for number in range(len(shard.segments))]
+
+    def move_in(self) -> None:
+        """Make the stacks' tensors views of the flat arrays."""
+        for key, stack in self._stacks.items():
             for name, (place, _) in self._pieces[key].items():
                 _move(stack.parameters, name, self._theta, place)
                 _move(stack.momentum, name, self._velocity, place)
-        self._counters = [v for name, v in shard.host.buffers.items() if name.endswith("num_batches_tracked")]
-        self._segments = [self._segment(shard, number) for number in range(len(shard.segments))]
 
     def segment(self, number: int) -> Tensors:
         """Return the places of a host segment's tensors."""
@@ -99,7 +101,7 @@ class Arena:
 
     def _running(self) -> Iterator[tuple[Array, slice]]:
         for prefix, place in self._places.items():
-            mean, variance = (self._host.buffers[f"{prefix}running_{kind}"].numpy() for kind in ("mean", "var"))
+            mean, variance = (self._stacks[HOST].buffers[f"{prefix}running_{kind}"].numpy() for kind in ("mean", "var"))
             size = mean.shape[1]
             yield mean, slice(place, place + size)
             yield variance, slice(place + size, place + 2 * size)
@@ -113,7 +115,7 @@ class Arena:
         broken = ~np.isfinite(self._theta)
         if broken.any():  # in a network, or in the remains of an earlier seed
             for key, pieces in self._pieces.items():
-                held: Any = True
+                held = np.ones(len(finite), np.bool_)
                 if key != HOST:
                     held = blueprint[:, key[1]] != NO_BLUEPRINT if key[0] == GATE else blueprint[:, key[0]] == key[1]
                 for place, length in pieces.values():

@@ -46,8 +46,7 @@ def entry_point(function: Callable[..., Any]) -> Any:
     return compiled
 
 
-@intrinsic
-def at(context: Any, array: Any, start: Any) -> Any:  # noqa: ARG001
+def _at(context: Any, array: Any, start: Any) -> Any:  # noqa: ARG001
     """Return the values of a flat array from ``start`` on, while a variable of the caller holds the array.
 
     A slice would do the same. But numba compiles slices slowly, because it clips their bounds and counts references.
@@ -68,6 +67,9 @@ def at(context: Any, array: Any, start: Any) -> Any:  # noqa: ARG001
         return view._getvalue()
 
     return array(array, types.intp), generate
+
+
+at: Any = intrinsic(_at)
 
 
 @kernel

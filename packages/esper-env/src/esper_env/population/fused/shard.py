@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ from esper_env.population.structure import BoolArray, FloatArray, IntArray, Stru
 from esper_env.population.training.minibatches import MinibatchStream, TrainingImages
 from esper_env.population.training.working_set import EXPLODING_CLIP_MULTIPLE, VANISHING_NORM
 from esper_env.population.transfer import Readback
+from esper_env.rules.heads import Operator
 from esper_env.tasks.choices import STRAIGHT_THROUGH
 from esper_env.threads import side_by_side
 
@@ -41,8 +42,17 @@ from esper_env.threads import side_by_side
 CHUNK = 64
 #: Programs of each kind that are kept, for each network of the shard.
 PROGRAMS_KEPT = 4
-#: Runs the program of a network in a workspace.
-Job = Callable[[Workspace], None]
+
+
+class Run(NamedTuple):
+    """The arguments of a run of a network's program."""
+
+    code: Code
+    tensors: Tensors
+    images: Images
+    batches: Minibatches
+    pieces: Pieces
+    sums: Sums
 
 
 class Epoch(NamedTuple):
@@ -84,12 +94,24 @@ class FusedShard:
             lambda seeds, masks, wanted: compiler.scoring_code(seeds, masks, wanted, CHUNK)
         )
         self._training_code((None,) * len(shard.slots))
+        self._arena.move_in()
+        self._has_kernels = cache(self._try_seed)
         prepare(self._dtype)
 
     def can_run(self, structure: Structure) -> bool:
         """Return True if every module of these networks has a kernel."""
+        runs = structure.blended | structure.training
+        return all(
+            self._has_kernels(slot, blueprint)
+            for slot in range(len(self._shard.slots))
+            for blueprint in set(structure.blueprint[runs[:, slot], slot].tolist())
+        )
+
+    def _try_seed(self, slot: int, blueprint: int) -> bool:
+        seeds: list[Seed | None] = [None] * len(self._shard.slots)
+        seeds[slot] = Seed(blueprint, Operator.GATE)
         try:
-            self._codes(structure)
+            self._training_code(tuple(seeds))
         except NotCompilableError:
             return False
         return True
@@ -102,10 +124,10 @@ class FusedShard:
         With ``check_isolation``, first checks on the first minibatch that seeds in TRAINING are isolated.
         """
         values = self._arena.values()
-        batches = [_minibatches(*stream.draw(), self._not_prepared) for stream in streams]
+        batches = cache(lambda row: _minibatches(*streams[row].draw(), self._not_prepared))
         breached = np.zeros((self._shard.rows, 2))
         if check_isolation and structure.training.any():
-            first = [each.first() for each in batches]
+            first = cache(lambda row: batches(row).first())
             without = structure._replace(training=np.zeros_like(structure.training))
             copies = values.copy(), values.copy()
             bare, seeded = (self._epoch(*each, first) for each in zip((without, structure), copies, strict=True))
@@ -113,35 +135,34 @@ class FusedShard:
             breached[:, 0] = isolated & _differ(bare.losses[:, None], seeded.losses[:, None])
             breached[:, 1] = isolated & _differ(copies[0].stats, copies[1].stats)
         epoch = self._epoch(structure, values, batches)
-        self._arena.store(values.stats, len(batches[0].samples))
+        self._arena.store(values.stats, self._config.batches_per_step)
         finite = self._arena.finite(values.stats, structure.blueprint)
         table = np.concatenate([epoch.losses[:, None], finite[:, None], breached, *epoch.columns], axis=1)
         return lambda: table
 
-    def _epoch(self, structure: Structure, values: Values, batches: Sequence[Minibatches]) -> Epoch:
-        """Train the networks with these values, in place."""
-        config, codes, alpha = self._config, self._codes(structure), self._alpha(structure)
-        rows, units = len(codes), 1 + len(self._shard.slots)
-        ends = np.cumsum([len(code.pieces) for code in codes])
-        starts = ends - [len(code.pieces) for code in codes]
-        owner, table = np.repeat(np.arange(rows), ends - starts), np.concatenate([code.pieces for code in codes])
-        frozen = np.concatenate([np.zeros((rows, 1), np.bool_), structure.frozen], axis=1)[owner, table[:, UNIT]]
-        rates = np.where(table[:, UNIT] == 0, config.host_lr, config.seed_lr)
-        rates = np.where(frozen, 0.0, rates).astype(self._dtype)
-        norms, unit_norms = np.zeros(len(table), self._dtype), np.zeros((rows, units), self._dtype)
-        results = np.zeros((rows, 2, 2))
+    def _epoch(self, structure: Structure, values: Values, batches: Callable[[int], Minibatches]) -> Epoch:
+        """Train the networks with these values, in place, on the minibatches of each."""
+        config, alpha = self._config, self._alpha(structure)
+        rows, units = alpha.shape[0], 1 + alpha.shape[1]
+        rates = np.where(structure.frozen, 0.0, config.seed_lr)
+        rates = np.concatenate([np.full((rows, 1), config.host_lr), rates], axis=1).astype(self._dtype)
+        norms, results = np.zeros((rows, units), self._dtype), np.zeros((rows, 2, 2))
+        runs: dict[int, Run] = {}
 
-        def job(row: int) -> Job:
-            tensors, own = Tensors(*(each[row] for each in values), alpha[row]), slice(starts[row], ends[row])
-            pieces = Pieces(codes[row].pieces, rates[own])
-            sums = Sums(results[row], norms[own], unit_norms[row])
-            return lambda workspace: self._run(
-                codes[row], tensors, self._images, batches[row], pieces, sums, workspace, training=True
-            )
+        def describe(row: int) -> Run:
+            code = self._training_code(self._seeds(structure, row))
+            tensors = Tensors(*(each[row] for each in values), alpha[row])
+            pieces = Pieces(code.pieces, rates[row, code.pieces[:, UNIT]])
+            sums = Sums(results[row], np.zeros(len(code.pieces), self._dtype), norms[row])
+            runs[row] = Run(code, tensors, self._images, batches(row), pieces, sums)
+            return runs[row]
 
-        self._run_jobs([job(row) for row in range(rows)], codes, config.batch_size)
-        count = len(batches[0].samples)
-        columns = _statistics(owner, table, norms / count, unit_norms / count, config.clip_norm)
+        self._run_all(describe, self._longest_first(structure, np.arange(rows)), training=True)
+        count = len(batches(0).samples)
+        table = np.concatenate([runs[row].pieces.table for row in range(rows)])
+        owner = np.repeat(np.arange(rows), [len(runs[row].pieces.table) for row in range(rows)])
+        means = np.concatenate([runs[row].sums.norms for row in range(rows)]) / count
+        columns = _statistics(owner, table, means, norms / count, config.clip_norm)
         return Epoch(results[:, 0, 0] / count, columns)
 
     def score(
@@ -151,83 +172,61 @@ class FusedShard:
         wanted = np.zeros(len(configurations.masks), dtype=np.bool_)
         wanted[losses_of] = True
         networks, starts = np.unique(configurations.networks, return_index=True)
-        ends = np.append(starts[1:], len(wanted))
-        totals = np.zeros((2, len(wanted)))
+        places = dict(zip(networks.tolist(), starts.tolist(), strict=True))
+        ends = dict(zip(networks.tolist(), [*starts[1:].tolist(), len(wanted)], strict=True))
         images, batches = self._images._replace(labels=held_out.labels.numpy()), _chunks(held_out)
         alpha, values, none = self._alpha(structure), self._arena.values(), np.zeros(0, self._dtype)
-        codes: list[Code] = []
-        jobs: list[Job] = []
-        results: list[FloatArray] = []
+        results: dict[int, FloatArray] = {}
 
-        def job(code: Code, tensors: Tensors, sums: Sums) -> Job:
-            return lambda workspace: self._run(
-                code, tensors, images, batches, Pieces(code.pieces, none), sums, workspace, training=False
-            )
-
-        for row, start, end in zip(networks.tolist(), starts, ends, strict=True):
-            masks = tuple(configurations.masks[start:end].tolist())
+        def describe(row: int) -> Run:
+            here = slice(places[row], ends[row])
+            masks = tuple(configurations.masks[here].tolist())
             seeds = self._seeds(structure, row, shown=int(np.bitwise_or.reduce(masks)))
-            codes.append(self._scoring_code(seeds, masks, tuple(wanted[start:end].tolist())))
-            results.append(np.zeros((2, end - start)))
+            code = self._scoring_code(seeds, masks, tuple(wanted[here].tolist()))
             tensors = Tensors(*(each[row] for each in values), alpha[row])
-            jobs.append(job(codes[-1], tensors, Sums(results[-1], none, none)))
-        self._run_jobs(jobs, codes, CHUNK)
-        totals = np.concatenate(results, axis=1)
+            results[row] = np.zeros((2, len(masks)))
+            return Run(code, tensors, images, batches, Pieces(code.pieces, none), Sums(results[row], none, none))
+
+        self._run_all(describe, self._longest_first(structure, networks), training=False)
+        totals = np.concatenate([results[row] for row in networks.tolist()], axis=1)
         totals[0, ~wanted] = np.nan
         return totals
 
-    def _run_jobs(self, jobs: Sequence[Job], codes: Sequence[Code], samples: int) -> None:
-        """Run jobs, longest first, on the lanes; ``codes`` are their programs."""
-        waiting = deque(sorted(range(len(jobs)), key=lambda index: -len(codes[index].program)))
-        memory, scratch = max(code.memory for code in codes), max(code.scratch for code in codes)
-        width = self._arena.width
+    def _longest_first(self, structure: Structure, networks: IntArray) -> list[int]:
+        """Return the numbers of networks, those with the most seeds first, so that the threads end at the same time."""
+        seeds = (structure.blended | structure.training)[networks].sum(axis=1)
+        order: list[int] = networks[np.argsort(-seeds, kind="stable")].tolist()
+        return order
+
+    def _run_all(self, describe: Callable[[int], Run], networks: Sequence[int], *, training: bool) -> None:
+        """Run the programs of networks, whose arguments ``describe`` returns, on the lanes."""
+        waiting = deque(networks)
+        clip, momentum = self._dtype(self._config.clip_norm), self._dtype(self._config.momentum)
 
         def work(_: int) -> None:
-            values = (np.empty(size, self._dtype) for size in (memory, memory, scratch))
-            workspace = Workspace(*values, np.zeros(width, self._dtype), np.empty(samples, np.int64))
+            dtheta = np.zeros(self._arena.width, self._dtype)
+            memory = gradient = scratch = np.empty(0, self._dtype)
             while waiting:
                 try:
-                    index = waiting.popleft()
+                    row = waiting.popleft()
                 except IndexError:  # another lane was faster
                     return
-                jobs[index](workspace)
+                code, tensors, images, batches, pieces, sums = describe(row)
+                if code.memory > len(memory):
+                    memory, gradient = (np.empty(code.memory, self._dtype) for _ in range(2))
+                if code.scratch > len(scratch):
+                    scratch = np.empty(code.scratch, self._dtype)
+                labels = np.empty(batches.samples.shape[1], np.int64)
+                workspace = Workspace(memory, gradient, scratch, dtheta, labels)
+                arguments = (tensors, images, batches, pieces, sums, workspace, clip, momentum, training)
+                run(code.program, code.constants, *arguments)
 
-        side_by_side(work, min(self._lanes, len(jobs)), self._lanes)
-
-    def _run(
-        self,
-        code: Code,
-        tensors: Tensors,
-        images: Images,
-        batches: Minibatches,
-        pieces: Pieces,
-        sums: Sums,
-        workspace: Workspace,
-        *,
-        training: bool,
-    ) -> None:
-        clip, momentum = self._dtype(self._config.clip_norm), self._dtype(self._config.momentum)
-        run(
-            code.program,
-            code.constants,
-            tensors,
-            images,
-            batches,
-            pieces,
-            sums,
-            workspace,
-            clip,
-            momentum,
-            training,
-        )
+        side_by_side(work, min(self._lanes, len(networks)), self._lanes)
 
     def _alpha(self, structure: Structure) -> NDArray[Any]:
         """Return (n, S) alphas of the seeds when they are on; 1 for seeds that train in isolation."""
         alpha: NDArray[Any] = np.where(structure.training, 1.0, structure.alpha).clip(0.0, 1.0).astype(self._dtype)
         return alpha
-
-    def _codes(self, structure: Structure) -> list[Code]:
-        return [self._training_code(self._seeds(structure, row)) for row in range(self._shard.rows)]
 
     def _seeds(self, structure: Structure, row: int, shown: int | None = None) -> Seeds:
         """Return the seeds that run in training or, if ``shown`` is a mask, the seeds in the mask, all switched on."""
