@@ -124,9 +124,8 @@ class Program:
         line = [fields[field] for field in range(ins.FIELDS)]
         self._lines.append(line)
         self._constants.append((eps, factor))
-        padded = (x.height + size - 1) * (x.width + size - 1) * self.samples * max(x.channels, y.channels)
-        weights = x.channels * y.channels * (size * size + 16)  # and a matrix of at most 4x4 pixels
-        self.scratch = max(self.scratch, padded + weights, 2 * self.samples + 2 * x.channels)
+        weights = x.channels * y.channels * size * size
+        self.scratch = max(self.scratch, weights, 2 * self.samples + 2 * x.channels)
         return y
 
     def run(self, module: nn.Module, tensors: Tensors, x: Features, mode: Mode, prefix: str = "") -> Features:

@@ -55,51 +55,10 @@ from esper_env.population.fused.pointwise import activate, activate_backward, co
 
 
 @inlined
-def _convolve(
-    x: Any, w: Any, y: Any, scratch: Any, inputs: int, outputs: int, height: int, width: int, samples: int, size: int
-) -> None:
-    """Y += convolution; ``scratch`` holds the padded input."""
-    if size == 1:
-        conv.matmul(w, x, y, inputs, outputs, height * width * samples)
-        return
-    if size == 3 and height <= 2 and width <= 2:
-        pixels = height * width
-        conv.unroll(w, scratch, outputs, inputs, height, width, False)
-        conv.matmul(scratch, x, y, inputs * pixels, outputs * pixels, samples)
-        return
-    conv.pad(x, scratch, inputs, height, width, size // 2, samples)
-    if size == 3:
-        conv.conv3(scratch, w, y, inputs, outputs, height, width, samples)
-    else:
-        conv.conv_any(scratch, w, y, inputs, outputs, height, width, samples, size)
-
-
-@inlined
-def _convolve_weights(
-    x: Any, dy: Any, dw: Any, scratch: Any, inputs: int, outputs: int, height: int, width: int, samples: int, size: int
-) -> None:
-    if size == 1:
-        conv.matmul_weights(x, dy, dw, inputs, outputs, height * width * samples)
-        return
-    if size == 3 and height <= 2 and width <= 2:
-        pixels = height * width
-        clear(scratch, outputs * inputs * pixels * pixels)
-        conv.matmul_weights(x, dy, scratch, inputs * pixels, outputs * pixels, samples)
-        conv.unroll(dw, scratch, outputs, inputs, height, width, True)
-        return
-    conv.pad(x, scratch, inputs, height, width, size // 2, samples)
-    if size == 3:
-        conv.conv3_weights(scratch, dy, dw, inputs, outputs, height, width, samples)
-    else:
-        conv.conv_any_weights(scratch, dy, dw, inputs, outputs, height, width, samples, size)
-
-
-@inlined
 def forward(
     program: Any,
     constants: Any,
     memory: Any,
-    scratch: Any,
     theta: Any,
     stats: Any,
     alpha: Any,
@@ -114,7 +73,6 @@ def forward(
         program: the instructions.
         constants: (K, CONSTANTS) constants of the instructions.
         memory: buffers of the network.
-        scratch: memory for one instruction.
         theta: parameters of the network.
         stats: its running statistics.
         alpha: (S) alphas of its slots.
@@ -134,13 +92,14 @@ def forward(
         n = pixels * samples
         eps = constants[line, EPS]
         if op == CONV:
-            clear(y, outputs * n)
             if flags & BIAS:
-                conv.add_bias(y, second, outputs, n)
+                conv.fill_channels(y, second, outputs, n)
             inputs, own, taps = channels // groups, outputs // groups, size * size
+            rows, columns, parts = (1, 1, n) if size == 1 else (height, width, samples)
             for g in range(groups):
                 a, w = at(x, g * inputs * n), at(first, g * own * inputs * taps)
-                _convolve(a, w, at(y, g * own * n), scratch, inputs, own, height, width, samples, size)
+                to, add = at(y, g * own * n), flags & BIAS != 0
+                conv.convolve(a, w, to, inputs, own, rows, columns, parts, size, add)
         elif op == BATCH_NORM:
             red.batch_norm(x, y, z, first, second, channels, n, eps)
             if flags & TRACK:
@@ -200,7 +159,7 @@ def backward(
         size, flags = program[line, SIZE], program[line, FLAGS]
         pixels = height * width
         n = pixels * samples
-        if flags & NEW_X:
+        if flags & NEW_X and op != CONV:
             clear(dx, channels * n)
         if flags & NEW_Z:
             clear(dz, channels * (samples if op == EXCITE else n))
@@ -210,15 +169,16 @@ def backward(
             if flags & PARAMETERS and flags & BIAS:
                 conv.sum_channels(dy, dsecond, outputs, n)
             inputs, own, taps = channels // groups, outputs // groups, size * size
+            rows, columns, parts = (1, 1, n) if size == 1 else (height, width, samples)
             for g in range(groups):
                 k, d = g * own * inputs * taps, at(dy, g * own * n)
                 if flags & PARAMETERS:
                     a = at(x, g * inputs * n)
-                    _convolve_weights(a, d, at(dfirst, k), scratch, inputs, own, height, width, samples, size)
+                    conv.convolve_weights(a, d, at(dfirst, k), inputs, own, rows, columns, parts, size)
                 if flags & INPUT:
                     conv.transpose(at(first, k), scratch, own, inputs, taps)
-                    a, rest = at(dx, g * inputs * n), at(scratch, own * inputs * taps)
-                    _convolve(d, scratch, a, rest, own, inputs, height, width, samples, size)
+                    to, add = at(dx, g * inputs * n), flags & NEW_X == 0
+                    conv.convolve(d, scratch, to, own, inputs, rows, columns, parts, size, add)
         elif op == BATCH_NORM:
             red.batch_norm_backward(x, dy, dx, z, first, dfirst, dsecond, channels, n)
         elif op == FIXED_NORM:

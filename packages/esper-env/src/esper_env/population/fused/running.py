@@ -191,7 +191,7 @@ def _entry_point(sources: int) -> Any:
             for b in range(samples):
                 labels[b] = images.labels[batches.samples[batch, b]]
             valid = min(samples, batches.count - batch * samples)
-            forward(program, constants, memory, scratch, theta, stats, alpha, labels, sums.results, samples, valid)
+            forward(program, constants, memory, theta, stats, alpha, labels, sums.results, samples, valid)
             if training:
                 backward(program, constants, memory, gradient, scratch, theta, dtheta, stats, alpha, labels, samples)
                 _update(tensors, pieces, dtheta, sums, scratch, clip, momentum)

@@ -214,8 +214,8 @@ class FusedShard:
                 code, tensors, images, batches, pieces, sums = describe(row)
                 if code.memory > len(memory):
                     memory, gradient = (np.empty(code.memory, self._dtype) for _ in range(2))
-                if code.scratch > len(scratch):
-                    scratch = np.empty(code.scratch, self._dtype)
+                if max(code.scratch, len(sums.unit_norms)) > len(scratch):
+                    scratch = np.empty(max(code.scratch, len(sums.unit_norms)), self._dtype)
                 labels = np.empty(batches.samples.shape[1], np.int64)
                 workspace = Workspace(memory, gradient, scratch, dtheta, labels)
                 arguments = (tensors, images, batches, pieces, sums, workspace, clip, momentum, training)

@@ -1,0 +1,106 @@
+"""Vectors of lanes, with which kernels compute on several samples at once.
+
+In a kernel, a vector is a value like a number. numba keeps it in registers, which its loops over arrays don't achieve
+for sums of many terms.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+from numba.np.arrayobj import make_array
+
+#: Bytes of a vector: two registers of AVX2 or AVX-512, so that eight sums hide the time of an addition.
+BYTES = 128 if binding.get_host_cpu_features().get("avx512f") else 64
+_FLAGS = ("reassoc", "contract", "nsz")
+
+
+class Lanes(types.Type):
+    """The type of a vector."""
+
+    def __init__(self, scalar: Any) -> None:
+        super().__init__(name=f"Lanes({scalar}, {BYTES})")
+        self.scalar, self.width = scalar, BYTES * 8 // scalar.bitwidth
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        scalar = manager.lookup(kind.scalar).get_value_type()
+        super().__init__(manager, kind, ir.VectorType(scalar, kind.width))
+
+
+def _place(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Pointer to the vector that begins at ``array[start]``; the alignment is that of a number."""
+    array = make_array(signature.args[0])(context, builder, arguments[0])
+    lanes = context.get_value_type(Lanes(signature.args[0].dtype))
+    return builder.bitcast(builder.gep(array.data, [arguments[1]]), lanes.as_pointer()), lanes
+
+
+def _width(context: Any, array: Any) -> Any:  # noqa: ARG001
+    width = Lanes(array.dtype).width
+    return types.intp(array), lambda context, builder, signature, arguments: ir.Constant(ir.IntType(64), width)  # noqa: ARG005
+
+
+def _zeros(context: Any, array: Any) -> Any:  # noqa: ARG001
+    lanes = Lanes(array.dtype)
+    return lanes(array), lambda context, builder, signature, arguments: ir.Constant(context.get_value_type(lanes), None)  # noqa: ARG005
+
+
+def _load(context: Any, array: Any, start: Any) -> Any:  # noqa: ARG001
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, _ = _place(context, builder, signature, arguments)
+        return builder.load(place, align=array.dtype.bitwidth // 8)
+
+    return Lanes(array.dtype)(array, types.intp), generate
+
+
+def _store(context: Any, array: Any, start: Any, value: Any) -> Any:  # noqa: ARG001
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, _ = _place(context, builder, signature, arguments)
+        builder.store(arguments[2], place, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), generate
+
+
+def _add_product(context: Any, total: Any, factor: Any, value: Any) -> Any:  # noqa: ARG001
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        first = arguments[1]
+        if not isinstance(factor, Lanes):
+            lanes = context.get_value_type(total)
+            first = builder.insert_element(ir.Constant(lanes, ir.Undefined), first, ir.Constant(ir.IntType(32), 0))
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), lanes.count), None)
+            first = builder.shuffle_vector(first, ir.Constant(lanes, ir.Undefined), mask)
+        return builder.fadd(arguments[0], builder.fmul(first, arguments[2], flags=_FLAGS), flags=_FLAGS)
+
+    return total(total, factor, value), generate
+
+
+def _total(context: Any, value: Any) -> Any:  # noqa: ARG001
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        lanes, scalar = context.get_value_type(value), context.get_value_type(value.scalar)
+        name = f"llvm.vector.reduce.fadd.v{lanes.count}f{value.scalar.bitwidth}"
+        function = builder.module.globals.get(name)
+        if function is None:
+            function = ir.Function(builder.module, ir.FunctionType(scalar, [scalar, lanes]), name)
+        return builder.call(function, [ir.Constant(scalar, 0.0), arguments[0]], fastmath=_FLAGS)
+
+    return value.scalar(value), generate
+
+
+#: Number of lanes for the numbers of an array.
+width: Any = intrinsic(_width)
+#: A vector of zeros for the numbers of an array.
+zeros: Any = intrinsic(_zeros)
+#: ``load(x, k)``: the vector ``x[k : k + width]``.
+load: Any = intrinsic(_load)
+#: ``store(x, k, v)``: set ``x[k : k + width]`` to v.
+store: Any = intrinsic(_store)
+#: ``add_product(total, factor, v)``: total + factor * v, where the factor is a number or a vector.
+add_product: Any = intrinsic(_add_product)
+#: Sum over the lanes of a vector.
+total: Any = intrinsic(_total)
