@@ -111,15 +111,15 @@ class Arena:
 
         ``stats`` (n, M) are its running statistics.
         """
-        finite: BoolArray = np.isfinite(stats).all(axis=1)
+        finite: Any = np.isfinite(stats).all(axis=1)
         broken = ~np.isfinite(self._theta)
         if broken.any():  # in a network, or in the remains of an earlier seed
             for key, pieces in self._pieces.items():
-                held = np.ones(len(finite), np.bool_)
+                held: Any = True
                 if key != HOST:
                     held = blueprint[:, key[1]] != NO_BLUEPRINT if key[0] == GATE else blueprint[:, key[0]] == key[1]
                 for place, length in pieces.values():
-                    finite &= ~(broken[:, place : place + length].any(axis=1) & held)
+                    finite[broken[:, place : place + length].any(axis=1) & held] = False
         return finite
 
     def _segment(self, shard: Shard, number: int) -> Tensors:

@@ -16,12 +16,14 @@ from contextlib import suppress
 from typing import Any
 
 from numba import njit, types
-from numba.core.cgutils import unpack_tuple
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array, populate_array
+from numba.np import arrayobj
+
+make_array: Any = arrayobj.make_array
+populate_array: Any = arrayobj.populate_array
 
 #: Everything that speeds up sums without assuming that numbers are finite.
-OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
+OPTIONS: Any = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 
 
 def kernel(function: Callable[..., Any], inline: str = "never") -> Any:
@@ -55,7 +57,7 @@ def _at(context: Any, array: Any, start: Any) -> Any:  # noqa: ARG001
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = signature.args[0]
         source, view = make_array(kind)(context, builder, arguments[0]), make_array(kind)(context, builder)
-        (length,) = unpack_tuple(builder, source.shape, 1)
+        length = builder.extract_value(source.shape, 0)
         populate_array(
             view,
             data=builder.gep(source.data, [arguments[1]]),

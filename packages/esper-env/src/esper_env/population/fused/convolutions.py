@@ -24,35 +24,34 @@ def convolve(
         for c in range(columns):
             left, right = max(-border, -c), min(border, columns - 1 - c) + 1
             pixel = (h * columns + c) * samples
-            for j in range(0, whole, lanes):
-                for o in range(0, blocks, 4):
-                    y0 = at(y, o * plane + pixel + j)
-                    y1, y2, y3 = at(y0, plane), at(y0, 2 * plane), at(y0, 3 * plane)
+            for o in range(0, blocks, 4):
+                y0, own = at(y, o * plane + pixel), at(w, o * fan + border * size + border)
+                y1, y2, y3 = at(y0, plane), at(y0, 2 * plane), at(y0, 3 * plane)
+                for j in range(0, whole, lanes):
                     s0 = s1 = s2 = s3 = zeros(x)
                     if add:
-                        s0, s1, s2, s3 = load(y0, 0), load(y1, 0), load(y2, 0), load(y3, 0)
+                        s0, s1, s2, s3 = load(y0, j), load(y1, j), load(y2, j), load(y3, j)
                     for t in range(top, bottom):
                         for u in range(left, right):
-                            source = at(x, pixel + (t * columns + u) * samples + j)
-                            own = at(w, o * fan + (t + border) * size + u + border)
+                            source, tap = at(x, pixel + (t * columns + u) * samples + j), at(own, t * size + u)
                             for i in range(inputs):
-                                v, q = load(source, i * plane), at(own, i * taps)
+                                v, q = load(source, i * plane), at(tap, i * taps)
                                 s0, s1 = add_product(s0, q[0], v), add_product(s1, at(q, fan)[0], v)
                                 s2, s3 = add_product(s2, at(q, 2 * fan)[0], v), add_product(s3, at(q, 3 * fan)[0], v)
-                    store(y0, 0, s0)
-                    store(y1, 0, s1)
-                    store(y2, 0, s2)
-                    store(y3, 0, s3)
-                for o in range(blocks, outputs):
-                    y0 = at(y, o * plane + pixel + j)
-                    s0 = load(y0, 0) if add else zeros(x)
+                    store(y0, j, s0)
+                    store(y1, j, s1)
+                    store(y2, j, s2)
+                    store(y3, j, s3)
+            for o in range(blocks, outputs):
+                y0, own = at(y, o * plane + pixel), at(w, o * fan + border * size + border)
+                for j in range(0, whole, lanes):
+                    s0 = load(y0, j) if add else zeros(x)
                     for t in range(top, bottom):
                         for u in range(left, right):
-                            source = at(x, pixel + (t * columns + u) * samples + j)
-                            own = at(w, o * fan + (t + border) * size + u + border)
+                            source, tap = at(x, pixel + (t * columns + u) * samples + j), at(own, t * size + u)
                             for i in range(inputs):
-                                s0 = add_product(s0, at(own, i * taps)[0], load(source, i * plane))
-                    store(y0, 0, s0)
+                                s0 = add_product(s0, at(tap, i * taps)[0], load(source, i * plane))
+                    store(y0, j, s0)
             for o in range(outputs):
                 for j in range(whole, samples):
                     y0 = at(y, o * plane + pixel + j)

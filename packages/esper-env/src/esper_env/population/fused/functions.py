@@ -14,11 +14,13 @@ from esper_env.population.fused.compilation import OPTIONS, kernel
 
 #: By type: the terms of exp's Taylor series, so that the first one left out is below the rounding error for arguments
 #: up to ln(2) / 2; the largest argument; the width of a number; and the width and bias of its fraction and exponent.
-_FORMATS = {types.float32: (np.float32, 7, 87.0, 32, 23, 127), types.float64: (np.float64, 13, 700.0, 64, 52, 1023)}
+_FORMATS: Any = {
+    types.float32: (np.float32, 7, 87.0, 32, 23, 127),
+    types.float64: (np.float64, 13, 700.0, 64, 52, 1023),
+}
 
 
-@intrinsic
-def _power_of_two(context: Any, exponent: Any) -> Any:  # noqa: ARG001
+def _power(context: Any, exponent: Any) -> Any:  # noqa: ARG001
     """2 to the power of a number with an integer value."""
     *_, width, fraction, bias = _FORMATS[exponent]
 
@@ -29,6 +31,9 @@ def _power_of_two(context: Any, exponent: Any) -> Any:  # noqa: ARG001
         return builder.bitcast(builder.shl(builder.bitcast(biased, bits), ir.Constant(bits, fraction)), number)
 
     return exponent(exponent), generate
+
+
+_power_of_two: Any = intrinsic(_power)
 
 
 def exp(x: Any) -> Any:

@@ -11,7 +11,9 @@ from typing import Any
 from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
-from numba.np.arrayobj import make_array
+from numba.np import arrayobj
+
+make_array: Any = arrayobj.make_array
 
 #: Bytes of a vector: two registers of AVX2 or AVX-512, so that eight sums hide the time of an addition.
 BYTES = 128 if binding.get_host_cpu_features().get("avx512f") else 64
@@ -30,7 +32,7 @@ class Lanes(types.Type):
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
         scalar = manager.lookup(kind.scalar).get_value_type()
-        super().__init__(manager, kind, ir.VectorType(scalar, kind.width))
+        super().__init__(manager, kind, ir.VectorType(scalar, kind.width))  # type: ignore[no-untyped-call]
 
 
 def _place(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

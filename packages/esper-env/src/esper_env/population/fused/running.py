@@ -55,11 +55,12 @@ class Minibatches(NamedTuple):
     left: NDArray[np.int64]  # the same
     mirrored: NDArray[np.bool_]  # (T, B), or (T, 0) for False
     inputs: NDArray[Any]  # (T, C * H * W * B) the images, normalised; or (T, 0) to load them
-    count: int  # of all samples; those behind them are padding
+    total: int  # number of samples; those behind them are padding
 
     def first(self) -> Minibatches:
         """Return the first minibatch."""
-        return Minibatches(*(column[:1] for column in self[:-1]), min(self.count, self.samples.shape[1]))
+        samples, top, left, mirrored, inputs, total = self
+        return Minibatches(samples[:1], top[:1], left[:1], mirrored[:1], inputs[:1], min(total, samples.shape[1]))
 
 
 class Pieces(NamedTuple):
@@ -190,7 +191,7 @@ def _entry_point(sources: int) -> Any:
                 _load_images(images, batches, batch, memory)
             for b in range(samples):
                 labels[b] = images.labels[batches.samples[batch, b]]
-            valid = min(samples, batches.count - batch * samples)
+            valid = min(samples, batches.total - batch * samples)
             forward(program, constants, memory, theta, stats, alpha, labels, sums.results, samples, valid)
             if training:
                 backward(program, constants, memory, gradient, scratch, theta, dtheta, stats, alpha, labels, samples)

@@ -151,7 +151,7 @@ class FusedShard:
 
         def describe(row: int) -> Run:
             code = self._training_code(self._seeds(structure, row))
-            tensors = Tensors(*(each[row] for each in values), alpha[row])
+            tensors = _tensors(values, alpha, row)
             pieces = Pieces(code.pieces, rates[row, code.pieces[:, UNIT]])
             sums = Sums(results[row], np.zeros(len(code.pieces), self._dtype), norms[row])
             runs[row] = Run(code, tensors, self._images, batches(row), pieces, sums)
@@ -183,7 +183,7 @@ class FusedShard:
             masks = tuple(configurations.masks[here].tolist())
             seeds = self._seeds(structure, row, shown=int(np.bitwise_or.reduce(masks)))
             code = self._scoring_code(seeds, masks, tuple(wanted[here].tolist()))
-            tensors = Tensors(*(each[row] for each in values), alpha[row])
+            tensors = _tensors(values, alpha, row)
             results[row] = np.zeros((2, len(masks)))
             return Run(code, tensors, images, batches, Pieces(code.pieces, none), Sums(results[row], none, none))
 
@@ -238,6 +238,10 @@ class FusedShard:
                 kind = int(structure.blueprint[row, slot]), int(structure.operator[row, slot])
                 seeds[slot] = Seed(*kind, isolated and shown is None)
         return tuple(seeds)
+
+
+def _tensors(values: Values, alpha: NDArray[Any], row: int) -> Tensors:
+    return Tensors(values.theta[row], values.velocity[row], values.stats[row], alpha[row])
 
 
 def _minibatches(samples: Tensor, offsets: Tensor | None, flips: Tensor | None, inputs: NDArray[Any]) -> Minibatches:
