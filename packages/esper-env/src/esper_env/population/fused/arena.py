@@ -120,7 +120,7 @@ class Arena:
                     held = blueprint[:, key[1]] != NO_BLUEPRINT if key[0] == GATE else blueprint[:, key[0]] == key[1]
                 for place, length in pieces.values():
                     finite[broken[:, place : place + length].any(axis=1) & held] = False
-        return finite
+        return np.asarray(finite, np.bool_)
 
     def _segment(self, shard: Shard, number: int) -> Tensors:
         parameters: dict[str, int] = {}
