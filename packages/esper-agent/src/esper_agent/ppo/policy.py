@@ -82,7 +82,8 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
         logit_bias: initial bias of the action heads as {head: {value: bias}}, such as {"op": {"WAIT": -1.0}}; other
             values start at 0. None for ``LOGIT_BIAS``.
         optimizer_class: class of the optimizer.
-        optimizer_kwargs: keyword arguments of the optimizer without the learning rate; Adam's default eps is 1e-5.
+        optimizer_kwargs: keyword arguments of the optimizer without the learning rate; for Adam, eps is 1e-5 and fused
+            is True unless they say otherwise.
         use_sde: must be False; Stable-Baselines3 passes it to every policy.
 
     Raises:
@@ -112,7 +113,7 @@ class FactoredLstmPolicy(RecurrentActorCriticPolicy):
         check_logit_bias(wanted)
         self.logit_bias = {head: dict(biases) for head, biases in wanted.items()}
         if optimizer_class is th.optim.Adam:
-            optimizer_kwargs = {"eps": 1e-5} | (optimizer_kwargs or {})
+            optimizer_kwargs = {"eps": 1e-5, "fused": True} | (optimizer_kwargs or {})
         super().__init__(
             observation_space,
             action_space,
