@@ -92,6 +92,8 @@ class Varied(Images):
                     nn.MaxPool2d(2),
                     nn.Conv2d(6, 6, 5, padding=2, groups=6),
                     nn.GroupNorm(1, 6),
+                    nn.Conv2d(6, 12, 3, padding=1, groups=2),
+                    nn.Conv2d(12, 6, 1, groups=3),
                     nn.Sigmoid(),
                     nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False),
                 ),
@@ -110,11 +112,11 @@ class Varied(Images):
         self.slots = (SlotSpec("r0c0", 6, "hidden", 0, 0, 0, (6, height // 2, width // 2)),)
 
 
-@pytest.mark.parametrize("size", [8, 7])
-def test_layers_of_custom_hosts(make_population, grow, size):
-    """An odd size leaves a row and a column out of the pool."""
+@pytest.mark.parametrize(("size", "batch"), [(8, 32), (7, 13), (2, 21)])
+def test_layers_of_custom_hosts(make_population, grow, size, batch):
+    """An odd size leaves a row and a column out of the pool; 13 and 21 samples don't fill the last vector."""
     data = blobs(size=size)
-    engines = both(make_population, 2, dtype=torch.float64, data=data, host=lambda: Varied(data))
+    engines = both(make_population, 2, dtype=torch.float64, data=data, host=lambda: Varied(data), batch_size=batch)
     for population in engines:
         structure = grow(population, 2, (0, 0, "conv_light", Operator.GATE, Stage.BLENDING, 0.5))
         population.train(structure)

@@ -76,7 +76,7 @@ def convolve_weights(
         top, bottom = max(0, -t), height - max(0, t)
         for u in range(-border, border + 1):
             left, right = max(0, -u), columns - max(0, u)
-            n = (right - left) * samples
+            n = max(0, right - left) * samples
             whole = n - n % lanes
             for i in range(inputs):
                 source = at(x, i * plane + (t * columns + left + u) * samples)
