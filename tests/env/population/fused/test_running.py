@@ -1,4 +1,4 @@
-"""Compilation is kept on disk, repeated when a source file changes, and reported when it takes long."""
+"""Compiled functions are cached on disk and recompiled when a source file changes. Long compilation is logged."""
 
 import logging
 
@@ -22,7 +22,7 @@ def test_long_compilation_is_reported(monkeypatch, caplog):
 
 
 def test_kept_programs_belong_to_their_source_files():
-    """numba's own key has only the file of the function, and the values of its closure."""
+    """numba's cache key has only the file of the function and the values of its closure."""
     (cell,) = running.run.py_func.__closure__
     assert cell.cell_contents == running._digest()
 

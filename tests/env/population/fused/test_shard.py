@@ -1,4 +1,4 @@
-"""Compiled programs compute what PyTorch computes, for any network, and each network by itself."""
+"""Compiled programs compute what PyTorch computes, and each network is independent of the others."""
 
 from dataclasses import replace
 
@@ -114,7 +114,7 @@ class Varied(Images):
 
 @pytest.mark.parametrize(("size", "batch"), [(8, 32), (7, 13), (2, 21)])
 def test_layers_of_custom_hosts(make_population, grow, size, batch):
-    """An odd size leaves a row and a column out of the pool; 13 and 21 samples don't fill the last vector."""
+    """With an odd size, pooling ignores a row and a column; 13 and 21 samples don't fill the last vector."""
     data = blobs(size=size)
     engines = both(make_population, 2, dtype=torch.float64, data=data, host=lambda: Varied(data), batch_size=batch)
     for population in engines:

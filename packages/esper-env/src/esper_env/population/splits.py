@@ -51,7 +51,7 @@ class HeldOut:
         return max(1, grain(shard.device).chunk // (shard.rows * self._scalars))
 
     def in_chunks(self, size: int) -> NDArray[Any]:
-        """Return images as (chunks, C * H * W * size), samples last; the rest is 0."""
+        """Return images as (chunks, C * H * W * size), samples last; zeros pad the last chunk."""
         if size not in self._in_chunks:
             chunks = -(-self.count // size)
             samples = np.zeros((chunks * size, self.samples[0].numel()), self.samples.numpy().dtype)

@@ -1,4 +1,4 @@
-"""The tensors of a shard in flat arrays, one row for each network, as compiled functions need them."""
+"""Flat arrays of a shard's tensors, one row for each network, for compiled functions."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from esper_env.population.structure import BoolArray, IntArray
 from esper_env.rules.heads import NO_BLUEPRINT
 
 Array = NDArray[Any]
-#: Keys of stacks beside those of seeds, (slot, blueprint).
+#: Keys of stacks: HOST, (slot, blueprint) for a seed, (GATE, slot) for a gate.
 HOST, GATE = "host", "gate"
 
 
 class Values(NamedTuple):
-    """Numbers of n networks."""
+    """Parameters, momentum and running statistics of n networks."""
 
     theta: Array  # (n, L) parameters
     velocity: Array  # (n, L) the momentum of the optimizer
     stats: Array  # (n, M) running statistics
 
     def copy(self) -> Values:
-        """Return copies."""
+        """Return a copy of each array."""
         return Values._make(column.copy() for column in self)
 
 
@@ -37,7 +37,7 @@ class Arena:
     """Places of the parameters, momentum and running statistics of a shard's networks, the same in every network.
 
     After :meth:`move_in`, the parameters and the momentum of the shard's stacks are views of flat arrays. Running
-    statistics are copied to and fro, because PyTorch's normalisation updates contiguous tensors only.
+    statistics are copied in both directions, because PyTorch's normalisation only updates contiguous tensors.
     """
 
     def __init__(self, shard: Shard) -> None:
@@ -48,13 +48,13 @@ class Arena:
             self._stacks[GATE, slot] = shard.gate_stack(slot)
         #: Place and length of every parameter, by stack and name.
         self._pieces: dict[Any, dict[str, tuple[int, int]]] = {}
-        self.width = 0  # parameters of a network
+        self.width = 0  # L, the scalar parameters of a network
         for key, stack in self._stacks.items():
             own = self._pieces[key] = {}
             for name, value in stack.parameters.items():
                 own[name] = self.width, value[0].numel()
                 self.width += value[0].numel()
-        self._places: dict[str, int] = {}  # of the running mean, which the variance follows, by the norm's prefix
+        self._places: dict[str, int] = {}  # of running means, by the layer's prefix; the variance follows
         self._stats_width = 0
         for name, value in shard.host.buffers.items():
             if name.endswith("running_mean"):
@@ -81,19 +81,19 @@ class Arena:
         return Tensors({name: place for name, (place, _) in self._pieces[key].items()})
 
     def pieces(self, key: Any, unit: int) -> Iterator[tuple[int, int, int]]:
-        """Yield place, length and ``unit`` of every parameter of a stack."""
+        """Yield the place, the length and ``unit`` for every parameter of a stack."""
         for place, length in self._pieces[key].values():
             yield place, length, unit
 
     def values(self) -> Values:
-        """Return the arrays themselves, and a copy of the running statistics."""
+        """Return the arrays of parameters and momentum themselves, and a copy of the running statistics."""
         stats = np.zeros((len(self._theta), self._stats_width), self.dtype)
         for value, columns in self._running():
             stats[:, columns] = value
         return Values(self._theta, self._velocity, stats)
 
     def store(self, stats: Array, batches: int) -> None:
-        """Write the running statistics (n, M) after a number of batches."""
+        """Write the running statistics (n, M) to the stacks, and add ``batches`` to the batch counters."""
         for value, columns in self._running():
             value[:] = stats[:, columns]
         for counter in self._counters:
@@ -107,13 +107,13 @@ class Arena:
             yield variance, slice(place + size, place + 2 * size)
 
     def finite(self, stats: Array, blueprint: IntArray) -> BoolArray:
-        """(n,) True if the numbers of a network with the seeds ``blueprint`` (n, S) are finite, and those of its gates.
+        """(n,) True if the running statistics and the parameters of a network are finite, including seeds and gates.
 
-        ``stats`` (n, M) are its running statistics.
+        ``stats`` (n, M) are the running statistics, ``blueprint`` (n, S) the blueprints of the seeds.
         """
         finite: Any = np.isfinite(stats).all(axis=1)
         broken = ~np.isfinite(self._theta)
-        if broken.any():  # in a network, or in the remains of an earlier seed
+        if broken.any():  # in a network, or only in parameters of a removed seed
             for key, pieces in self._pieces.items():
                 held: Any = True
                 if key != HOST:
@@ -134,7 +134,7 @@ class Arena:
 
 
 def _move(tensors: dict[str, Tensor], name: str, to: Array, place: int) -> None:
-    """Replace a tensor (n, ...) by a view of an array (n, L) from ``place`` on, with the same values."""
+    """Replace a tensor (n, ...) by a view of the array ``to`` (n, L) from ``place`` on; keep its values."""
     value = tensors[name]
     view = torch.from_numpy(to[:, place : place + value[0].numel()]).view(value.shape)
     tensors[name] = view.copy_(value)

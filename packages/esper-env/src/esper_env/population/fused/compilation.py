@@ -1,12 +1,11 @@
-"""Compilation of functions for one network, and the simplest of them.
+"""Compilation of functions for one network, and the two simplest kernels.
 
 Features are flat arrays in the order (C, H, W, B). Samples come last, so a row of an image is W * B contiguous values.
 A forward kernel overwrites its output unless its docstring has ``+=``. A backward kernel adds to the gradients of its
 input and its parameters. ``n`` is a number of contiguous values of a channel. Kernels receive arrays that begin at
 their first value and may be longer than needed; ``at(x, k)`` is the array x from value k on.
 
-Sums are computed in a different order than in PyTorch, and products are fused with sums. Non-finite values stay
-non-finite.
+Sums are computed in a different order than in PyTorch, with fused multiply-add. Non-finite values stay non-finite.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from numba.np import arrayobj
 make_array: Any = arrayobj.make_array
 populate_array: Any = arrayobj.populate_array
 
-#: Everything that speeds up sums without assuming that numbers are finite.
+#: All options that speed up sums without the assumption that values are finite.
 OPTIONS: Any = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 
 
 def kernel(function: Callable[..., Any], inline: str = "never") -> Any:
-    """Compile, on its first call, a function that other compiled functions call."""
+    """Compile a function on its first call; only compiled functions can call it."""
     options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "inline": inline}
     return njit(function, **OPTIONS, **options)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """Compile a function, which is called in one place, as part of its caller: that is faster."""
+    """Compile a function into its only caller, which is faster than a call."""
     return kernel(function, "always")
 
 
@@ -49,9 +48,9 @@ def entry_point(function: Callable[..., Any]) -> Any:
 
 
 def _at(context: Any, array: Any, start: Any) -> Any:  # noqa: ARG001
-    """Return the values of a flat array from ``start`` on, while a variable of the caller holds the array.
+    """Return a view of a flat array from ``start`` on, valid while a variable of the caller holds the array.
 
-    A slice would do the same. But numba compiles slices slowly, because it clips their bounds and counts references.
+    A slice has the same values. But numba compiles slices slowly: it clips their bounds and counts references.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -23,7 +23,7 @@ class NotCompilableError(ValueError):
 
 
 class Features(NamedTuple):
-    """A buffer of features (C, H, W, B) at a place in the working memory."""
+    """A buffer of features (C, H, W, B); ``place`` is its first index in the working memory."""
 
     place: int
     channels: int
@@ -49,7 +49,7 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Mode:
-    """Mode in which a module runs: with batch or fixed statistics, and with which gradients."""
+    """Mode of a module: batch statistics if ``training``, gradients of its parameters if ``parameters``."""
 
     training: bool
     parameters: bool = False
@@ -60,9 +60,9 @@ class Program:
 
     def __init__(self, samples: int) -> None:
         self.samples = samples
-        self.size = 0  # of the working memory so far
-        self.most = 0  # largest size
-        self.scratch = 1
+        self.size = 0  # values of working memory in use
+        self.most = 0  # largest ``size`` so far
+        self.scratch = 1  # values of scratch memory
         self._lines: list[list[int]] = []
         self._constants: list[tuple[float, float]] = []
 
@@ -129,7 +129,7 @@ class Program:
         return y
 
     def run(self, module: nn.Module, tensors: Tensors, x: Features, mode: Mode, prefix: str = "") -> Features:
-        """Append a module that reads ``x``; return its output.
+        """Append the instructions of a module that reads ``x``; return its output.
 
         Raises:
             NotCompilableError: the module has no kernel.

@@ -1,7 +1,7 @@
 """Kernels of convolutions and of linear layers; see :mod:`esper_env.population.fused.compilation`.
 
-A convolution has an odd kernel and keeps the size of its input. Sums run over pixels inside the image only, so the
-input needs no padding. Four outputs are computed at a time, because each value that is loaded then counts four times.
+A convolution has an odd kernel size and keeps the size of its input. Sums run over pixels inside the image only, so
+the input needs no padding. Four output channels are computed at a time, so each loaded value is used four times.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from esper_env.population.fused.lanes import add_product, load, store, total, wi
 def convolve(
     x: Any, w: Any, y: Any, inputs: int, outputs: int, height: int, columns: int, samples: int, size: int, add: bool
 ) -> None:
-    """Y (O, H, W, B) = the convolution of x (I, H, W, B) with w (O, I, size, size); with ``add``, +=."""
+    """Convolve x (I, H, W, B) with w (O, I, size, size) into y (O, H, W, B); add to y if ``add``."""
     border, taps, plane, lanes = size // 2, size * size, height * columns * samples, width(x)
     fan, blocks, whole, none = inputs * taps, outputs - outputs % 4, samples - samples % lanes, x.dtype.type(0)
     for h in range(height):
@@ -69,7 +69,7 @@ def convolve(
 def convolve_weights(
     x: Any, dy: Any, dw: Any, inputs: int, outputs: int, height: int, columns: int, samples: int, size: int
 ) -> None:
-    """Dw (O, I, size, size) += the gradient of :func:`convolve` with respect to its weights."""
+    """Add the gradient with respect to the weights of :func:`convolve` to dw (O, I, size, size)."""
     border, taps, plane, lanes = size // 2, size * size, height * columns * samples, width(x)
     fan, blocks, none = inputs * taps, outputs - outputs % 4, x.dtype.type(0)
     for t in range(-border, border + 1):
@@ -124,7 +124,7 @@ def transpose(w: Any, out: Any, outputs: int, inputs: int, taps: int) -> None:
 
 @kernel
 def fill_channels(y: Any, bias: Any, channels: int, n: int) -> None:
-    """Set all values of channels y (C, n) to their bias (C)."""
+    """Set each channel of y (C, n) to its bias (C)."""
     for c in range(channels):
         out, b = at(y, c * n), bias[c]
         for j in range(n):
@@ -133,7 +133,7 @@ def fill_channels(y: Any, bias: Any, channels: int, n: int) -> None:
 
 @kernel
 def sum_channels(dy: Any, out: Any, channels: int, n: int) -> None:
-    """Out (C) += the sums of dy (C, n)."""
+    """Add the sum of each channel of dy (C, n) to out (C)."""
     for c in range(channels):
         d, value = at(dy, c * n), dy.dtype.type(0)
         for j in range(n):

@@ -1,4 +1,4 @@
-"""exp and tanh for loops over many values: unlike the functions of the C library, the compiler can vectorise them."""
+"""exp and tanh that the compiler can vectorise, unlike those of the C library."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numba.extending import intrinsic, overload
 
 from esper_env.population.fused.compilation import OPTIONS, kernel
 
-#: By type: the terms of exp's Taylor series, so that the first one left out is below the rounding error for arguments
-#: up to ln(2) / 2; the largest argument; the width of a number; and the width and bias of its fraction and exponent.
+#: By type: dtype, degree of exp's Taylor polynomial, largest argument, bits of a number, bits of its fraction, bias of
+#: its exponent. For arguments up to ln(2) / 2, the first omitted term is below the rounding error.
 _FORMATS: Any = {
     types.float32: (np.float32, 7, 87.0, 32, 23, 127),
     types.float64: (np.float64, 13, 700.0, 64, 52, 1023),
@@ -21,12 +21,12 @@ _FORMATS: Any = {
 
 
 def _power(context: Any, exponent: Any) -> Any:  # noqa: ARG001
-    """2 to the power of a number with an integer value."""
+    """2 to the power of an exponent with an integer value."""
     *_, width, fraction, bias = _FORMATS[exponent]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         bits, number = ir.IntType(width), context.get_value_type(signature.return_type)
-        # After this addition, the lowest bits of the sum are the exponent that the result must have.
+        # The lowest bits of this sum are the biased exponent of the result.
         biased = builder.fadd(arguments[0], ir.Constant(number, 1.5 * 2.0**fraction + bias))
         return builder.bitcast(builder.shl(builder.bitcast(biased, bits), ir.Constant(bits, fraction)), number)
 
@@ -37,11 +37,11 @@ _power_of_two: Any = intrinsic(_power)
 
 
 def exp(x: Any) -> Any:
-    """Exponential, with a relative error up to 2e-6 (float32) or 1e-14 (float64).
+    """Exponential, with a relative error up to 2e-6 (float32) or 1e-13 (float64).
 
-    Arguments beyond 87 (float32) or 700 (float64) are clipped on both sides. NaN stays NaN.
+    Arguments are clipped to [-87, 87] (float32) or [-700, 700] (float64). NaN stays NaN.
     """
-    raise NotImplementedError("only compiled functions call it")
+    raise NotImplementedError("only compiled functions can call `exp`")
 
 
 @overload(exp, jit_options=OPTIONS)

@@ -1,7 +1,7 @@
-"""Vectors of lanes, with which kernels compute on several samples at once.
+"""SIMD vectors, with which kernels compute on several samples at once.
 
-In a kernel, a vector is a value like a number. numba keeps it in registers, which its loops over arrays don't achieve
-for sums of many terms.
+A kernel uses a vector as it uses a number, and numba keeps the vector in registers. In loops over arrays, numba does
+not keep sums of many terms in registers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numba.np import arrayobj
 
 make_array: Any = arrayobj.make_array
 
-#: Bytes of a vector: two registers of AVX2 or AVX-512, so that eight sums hide the time of an addition.
+#: Bytes of a vector: two AVX2 or AVX-512 registers. Four sums then fill eight, which hides the latency of additions.
 BYTES = 128 if binding.get_host_cpu_features().get("avx512f") else 64
 _FLAGS = ("reassoc", "contract", "nsz")
 
@@ -36,7 +36,7 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def _place(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """Pointer to the vector that begins at ``array[start]``; the alignment is that of a number."""
+    """Pointer to the vector that begins at ``array[start]``, and the LLVM type of the vector."""
     array = make_array(signature.args[0])(context, builder, arguments[0])
     lanes = context.get_value_type(Lanes(signature.args[0].dtype))
     return builder.bitcast(builder.gep(array.data, [arguments[1]]), lanes.as_pointer()), lanes
@@ -94,9 +94,9 @@ def _total(context: Any, value: Any) -> Any:  # noqa: ARG001
     return value.scalar(value), generate
 
 
-#: Number of lanes for the numbers of an array.
+#: ``width(x)``: number of lanes of a vector of x's dtype.
 width: Any = intrinsic(_width)
-#: A vector of zeros for the numbers of an array.
+#: ``zeros(x)``: a vector of zeros of x's dtype.
 zeros: Any = intrinsic(_zeros)
 #: ``load(x, k)``: the vector ``x[k : k + width]``.
 load: Any = intrinsic(_load)
@@ -104,5 +104,5 @@ load: Any = intrinsic(_load)
 store: Any = intrinsic(_store)
 #: ``add_product(total, factor, v)``: total + factor * v, where the factor is a number or a vector.
 add_product: Any = intrinsic(_add_product)
-#: Sum over the lanes of a vector.
+#: ``total(v)``: sum over the lanes of v.
 total: Any = intrinsic(_total)

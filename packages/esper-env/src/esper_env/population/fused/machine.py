@@ -1,6 +1,6 @@
 """The compiled machine that runs programs forward and backward.
 
-Networks share no memory, so the results of a network depend neither on the others nor on the thread that computes them.
+No network reads another's values, so its results depend neither on the others nor on the thread that computes them.
 """
 
 from __future__ import annotations
@@ -67,17 +67,17 @@ def forward(
     samples: int,
     valid: int,
 ) -> None:
-    """Run a program (K, FIELDS) on the batch of ``samples`` samples in ``memory``.
+    """Run a program on the batch in ``memory``.
 
     Args:
-        program: the instructions.
+        program: (K, FIELDS) the instructions.
         constants: (K, CONSTANTS) constants of the instructions.
-        memory: buffers of the network.
-        theta: parameters of the network.
-        stats: its running statistics.
+        memory: working memory, which begins with the samples (C, H, W, B).
+        theta: (L) parameters of the network.
+        stats: (M) its running statistics.
         alpha: (S) alphas of its slots.
-        labels: (B) the classes.
-        results: (2, M), to which the losses and the numbers of correct predictions are added.
+        labels: (B) classes of the samples.
+        results: (2, R) losses and numbers of correct predictions, to which the program adds.
         samples: B.
         valid: number of samples that count in SCORE.
     """

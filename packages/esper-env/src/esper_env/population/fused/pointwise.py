@@ -20,7 +20,7 @@ from esper_env.population.fused.instructions import (
 
 @kernel
 def activate(op: int, factor: float, x: Any, y: Any, n: int) -> None:
-    """RELU, SILU or SIGMOID of x (n)."""
+    """Write RELU, SILU or SIGMOID of x (n) to y (n)."""
     zero, one = x.dtype.type(0), x.dtype.type(1)
     if op == RELU:
         for j in range(n):
@@ -62,7 +62,7 @@ def combine(
     pixels: int,
     samples: int,
 ) -> None:
-    """Combine x and z as the operation ``op`` does; ``vector`` (C) holds its parameters."""
+    """Apply the operation ``op`` to x (C, P, B) and z; ``vector`` (C) holds its parameters."""
     zero, n = x.dtype.type(0), pixels * samples
     for c in range(channels):
         xs, zs, ys = at(x, c * n), at(z, c * n), at(y, c * n)
@@ -79,7 +79,7 @@ def combine(
                 ys[j] = xs[j] + alpha * xs[j] * tanh(zs[j] - xs[j])
         elif op == STRAIGHT:
             for j in range(n):
-                ys[j] = xs[j] + zero * zs[j]  # not z - z, which the compiler would leave out
+                ys[j] = xs[j] + zero * zs[j]  # NaN if z is not finite; the compiler would remove z - z
         elif op == EXCITE:
             excitation = at(z, c * samples)
             for p in range(pixels):

@@ -1,4 +1,4 @@
-"""Programs of whole networks: a minibatch of training, and the evaluation of configurations of seeds."""
+"""Programs of whole networks: training on a minibatch, and evaluation of configurations of seeds."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from esper_env.rules.heads import Operator
 
 _BLENDS = {Operator.ADD: ins.BLEND_ADD, Operator.MULTIPLY: ins.BLEND_MULTIPLY, Operator.GATE: ins.BLEND_GATE}
 _TWO_INPUTS = (ins.RESIDUAL, ins.MIX, ins.EXCITE, ins.STRAIGHT, *_BLENDS.values())
-#: Fields with an input, the flag for its gradient, and the operations that read it.
+#: For each input: its field, the flag for its gradient, and the operations that read it.
 _INPUTS = (
     (ins.X, ins.NEW_X, range(ins.LOSS + 1)),
     (ins.Z, ins.NEW_Z, _TWO_INPUTS),
     (ins.GATE, ins.NEW_GATE, (ins.BLEND_GATE,)),
 )
-#: Results of a training program.
+#: Numbers of the results of a training program.
 MAIN, SHADOW = range(2)
 
 
 class Seed(NamedTuple):
-    """A seed as a program runs it."""
+    """Properties of a seed that its program depends on."""
 
     blueprint: int
     operator: int
@@ -39,9 +39,9 @@ class Code(NamedTuple):
 
     program: NDArray[np.int64]  # (K, FIELDS)
     constants: NDArray[Any]  # (K, CONSTANTS)
-    pieces: NDArray[np.int64]  # (P, 3) the tensors that train
+    pieces: NDArray[np.int64]  # (P, 3) place, length and unit of the tensors that train
     memory: int  # working memory, in values
-    scratch: int
+    scratch: int  # scratch memory, in values
 
 
 #: The seeds of a network by slot, in action order.
@@ -62,7 +62,7 @@ class Compiler:
         self._dtype = arena.dtype
 
     def training_code(self, seeds: Seeds, samples: int, *, straight_through: bool) -> Code:
-        """Return the program of a minibatch: the main pass, the shadow pass, and their losses.
+        """Return the program that trains on a minibatch: the main pass, the shadow pass, and their losses.
 
         Raises:
             NotCompilableError: a module has no kernel.
@@ -81,7 +81,7 @@ class Compiler:
                     z = program.emit(ins.DETACH, x, program.buffer(*x[1:]))
                 y = x if seed is None or seed.isolated else self._blend(program, slot, seed, x, learn)
             x = self._segment(program, position + 1, y, learn)
-            if z is not None:  # behind the main pass, which moves the running statistics
+            if z is not None:  # after the main pass, which updates the running statistics
                 if seed is not None:
                     z = self._blend(program, slot, seed, z, Mode(training=True, parameters=seed.isolated))
                 z = self._segment(program, position + 1, z, fixed)
@@ -99,7 +99,7 @@ class Compiler:
     def scoring_code(self, seeds: Seeds, masks: Sequence[int], wanted: Sequence[bool], samples: int) -> Code:
         """Return the program that evaluates configurations of seeds; result i belongs to ``masks[i]``.
 
-        Bit k of a mask switches on the slot that runs k-th. ``wanted`` marks the configurations that need a loss.
+        Bit k of a mask switches on the k-th slot in execution order. ``wanted`` marks configurations that need a loss.
 
         Raises:
             NotCompilableError: a module has no kernel.
@@ -142,7 +142,7 @@ class Compiler:
 
     def _finished(self, program: Program, pieces: NDArray[np.int64]) -> Code:
         lines, constants = program.arrays()
-        lines[lines[:, ins.X] == 0, ins.FLAGS] &= ~ins.INPUT  # samples, whose place is 0, need no gradient
+        lines[lines[:, ins.X] == 0, ins.FLAGS] &= ~ins.INPUT  # the samples, at place 0, need no gradient
         written: set[int] = set()
         for line in lines[::-1]:  # in the order of the backward pass
             for field, flag, readers in _INPUTS:

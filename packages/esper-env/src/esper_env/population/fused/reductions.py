@@ -14,7 +14,7 @@ from esper_env.population.fused.functions import exp
 
 @kernel
 def batch_norm(x: Any, y: Any, saved: Any, weight: Any, bias: Any, channels: int, n: int, eps: float) -> None:
-    """Normalise each channel of x (C, n); ``saved`` (2, C) receives the means and inverse deviations."""
+    """Normalise each channel of x (C, n); ``saved`` (2, C) receives the means and inverse standard deviations."""
     zero, one, count = x.dtype.type(0), x.dtype.type(1), x.dtype.type(n)
     for c in range(channels):
         source, out = at(x, c * n), at(y, c * n)
@@ -35,7 +35,7 @@ def batch_norm(x: Any, y: Any, saved: Any, weight: Any, bias: Any, channels: int
 
 @kernel
 def track_statistics(saved: Any, stats: Any, channels: int, n: int, momentum: float, eps: float) -> None:
-    """Move the running means and variances in ``stats`` (2, C) towards those of a batch; see :func:`batch_norm`."""
+    """Update the running means and variances in ``stats`` (2, C) with those of a batch; see :func:`batch_norm`."""
     one, unbiased = stats.dtype.type(1), stats.dtype.type(n / (n - 1))
     for c in range(channels):
         variance = one / (saved[channels + c] * saved[channels + c]) - eps
@@ -77,7 +77,7 @@ def fixed_norm(x: Any, y: Any, stats: Any, weight: Any, bias: Any, channels: int
 
 @kernel
 def fixed_norm_backward(dy: Any, dx: Any, stats: Any, weight: Any, channels: int, n: int, eps: float) -> None:
-    """Backward pass of :func:`fixed_norm` to its input."""
+    """Backward pass of :func:`fixed_norm`, for its input only."""
     for c in range(channels):
         d, dsource = at(dy, c * n), at(dx, c * n)
         factor = weight[c] / np.sqrt(stats[channels + c] + eps)
@@ -89,7 +89,7 @@ def fixed_norm_backward(dy: Any, dx: Any, stats: Any, weight: Any, channels: int
 def group_norm(
     x: Any, y: Any, saved: Any, weight: Any, bias: Any, channels: int, pixels: int, samples: int, eps: float
 ) -> None:
-    """Normalise each sample of x (C, P, B) as one group; ``saved`` (2, B) gets the means and inverse deviations."""
+    """Normalise each sample of x (C, P, B); ``saved`` (2, B) receives the means and inverse standard deviations."""
     mean, inverse = saved, at(saved, samples)
     size, one, count = channels * pixels, x.dtype.type(1), x.dtype.type(channels * pixels)
     clear(saved, 2 * samples)
@@ -164,7 +164,7 @@ def group_norm_backward(
 def max_pool(x: Any, y: Any, first: Any, channels: int, height: int, width: int, samples: int) -> None:
     """Largest value of each 2x2 window of x (C, H, W, B); an odd last row or column is ignored.
 
-    ``first``, as large as y, receives the place of the first maximum in its window: 0 to 3.
+    ``first``, as large as y, receives the index of the first maximum in its window: 0 to 3, row by row.
     """
     rows, columns = height // 2, width // 2
     zero, one, two = x.dtype.type(0), x.dtype.type(1), x.dtype.type(2)
@@ -179,7 +179,7 @@ def max_pool(x: Any, y: Any, first: Any, channels: int, height: int, width: int,
                 k = ((c * rows + h) * columns + w) * samples
                 out, place = at(y, k), at(first, k)
                 for j in range(samples):
-                    # A comparison with NaN is False, so the sum keeps it; without NaN it adds nothing.
+                    # Comparisons can drop a NaN, so 0 times the sum is added: NaN if a value is not finite, else 0.
                     upper, above = (x0[j], zero) if x0[j] >= x1[j] else (x1[j], one)
                     lower, below = (x2[j], two) if x2[j] >= x3[j] else (x3[j], three)
                     place[j] = above if upper >= lower else below
@@ -234,7 +234,7 @@ def average_backward(dy: Any, dx: Any, channels: int, pixels: int, samples: int)
 
 @kernel
 def softmax(logits: Any, out: Any, classes: int, samples: int) -> None:
-    """Probabilities of logits (K, B), followed by two more rows: the largest logits and the sums of exponentials."""
+    """Write probabilities of logits (K, B), the largest logits and the sums of exponentials to out (K + 2, B)."""
     top, total = at(out, classes * samples), at(out, (classes + 1) * samples)
     copy(logits, top, samples)
     clear(total, samples)
@@ -255,7 +255,7 @@ def softmax(logits: Any, out: Any, classes: int, samples: int) -> None:
 
 @kernel
 def cross_entropy(logits: Any, saved: Any, labels: Any, classes: int, samples: int, count: int) -> float:
-    """Sum of the cross-entropies of the first ``count`` samples; ``saved`` is the output of :func:`softmax`."""
+    """Sum of the cross-entropies (nats) of the first ``count`` samples; ``saved`` is the output of :func:`softmax`."""
     top, total = at(saved, classes * samples), at(saved, (classes + 1) * samples)
     loss = 0.0
     for b in range(count):

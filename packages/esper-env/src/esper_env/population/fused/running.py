@@ -18,11 +18,11 @@ from esper_env.population.fused.instructions import CONSTANTS, FIELDS
 from esper_env.population.fused.machine import backward, forward
 
 _log = logging.getLogger(__name__)
-#: A compilation that takes longer is reported.
+#: A compilation that takes longer is logged.
 REPORTED_SECONDS = 2.0
 
-#: Fields of a piece, a tensor that trains: its place in the network's parameters, its size, and the unit with which it
-#: is clipped.
+#: Fields of a piece, a tensor that trains: its place in the network's parameters, its length, and the unit
+#: (0 for the host, 1 + slot for a seed) whose gradient is clipped as a whole.
 PLACE, LENGTH, UNIT = range(3)
 
 
@@ -50,12 +50,12 @@ class Images(NamedTuple):
 class Minibatches(NamedTuple):
     """The samples of T minibatches."""
 
-    samples: NDArray[np.int64]  # (T, B) numbers of the images
-    top: NDArray[np.int64]  # (T, B) where each image is cut out, or (T, 0) for 0
-    left: NDArray[np.int64]  # the same
-    mirrored: NDArray[np.bool_]  # (T, B), or (T, 0) for False
-    inputs: NDArray[Any]  # (T, C * H * W * B) the images, normalised; or (T, 0) to load them
-    total: int  # number of samples; those behind them are padding
+    samples: NDArray[np.int64]  # (T, B) indices of the images
+    top: NDArray[np.int64]  # (T, B) first row of each crop, or (T, 0) if all are 0
+    left: NDArray[np.int64]  # first column, likewise
+    mirrored: NDArray[np.bool_]  # (T, B), or (T, 0) if all are False
+    inputs: NDArray[Any]  # (T, C * H * W * B) normalised images, or (T, 0) to read :class:`Images`
+    total: int  # number of samples; the rest is padding
 
     def first(self) -> Minibatches:
         """Return the first minibatch."""
@@ -73,16 +73,16 @@ class Pieces(NamedTuple):
 class Sums(NamedTuple):
     """Sums over minibatches, to which a run adds."""
 
-    results: NDArray[np.float64]  # (2, R) losses, and numbers of correct predictions
-    norms: NDArray[Any]  # (P) of the gradients of the pieces
-    unit_norms: NDArray[Any]  # (U) of those of the units
+    results: NDArray[np.float64]  # (2, R) losses and numbers of correct predictions
+    norms: NDArray[Any]  # (P) gradient norms of the pieces
+    unit_norms: NDArray[Any]  # (U) gradient norms of the units
 
 
 class Workspace(NamedTuple):
     """Memory of a thread."""
 
-    memory: NDArray[Any]
-    gradient: NDArray[Any]  # as large as ``memory``, if a network is trained
+    memory: NDArray[Any]  # working memory of a network
+    gradient: NDArray[Any]  # as large as ``memory`` in training
     scratch: NDArray[Any]
     dtheta: NDArray[Any]  # (L) zeros, before and after a run
     labels: NDArray[np.int64]  # (B)
@@ -116,7 +116,7 @@ def _load_images(images: Any, batches: Any, batch: int, out: Any) -> None:
 def _update(tensors: Any, pieces: Any, gradient: Any, sums: Any, squares: Any, clip: Any, momentum: Any) -> None:
     """Take a step of clipped SGD with momentum, add the gradient norms to the sums, and clear the gradients.
 
-    ``squares`` (U) is memory for the squared norms of the units.
+    ``squares`` (U) is scratch memory for the squared norms of the units.
     """
     zero, one, tiny = gradient.dtype.type(0), gradient.dtype.type(1), gradient.dtype.type(1e-6)
     table, units = pieces.table, len(sums.unit_norms)
@@ -133,7 +133,7 @@ def _update(tensors: Any, pieces: Any, gradient: Any, sums: Any, squares: Any, c
         norm = np.sqrt(squares[u])
         sums.unit_norms[u] += norm
         scale = clip / (norm + tiny)
-        squares[u] = one if scale > one else scale  # NaN stays
+        squares[u] = one if scale > one else scale  # keeps NaN
     for p in range(len(table)):
         start = table[p, PLACE]
         g, v, own = at(gradient, start), at(tensors.velocity, start), at(tensors.theta, start)
@@ -147,8 +147,8 @@ def _update(tensors: Any, pieces: Any, gradient: Any, sums: Any, squares: Any, c
 def _entry_point(sources: int) -> Any:
     """Return the function that Python calls.
 
-    numba caches compiled functions on disk. It recompiles them if this file or a variable of their closure changes,
-    such as ``sources``, but not if a function that they call is in another file.
+    numba caches compiled functions on disk. It recompiles them if this file changes, or a variable of their closure
+    such as ``sources``. It ignores changes in other files whose functions are called.
     """
 
     @entry_point
@@ -169,7 +169,7 @@ def _entry_point(sources: int) -> Any:
 
         Args:
             program: (K, FIELDS) the instructions.
-            constants: (K, CONSTANTS) their constants. All floating-point arguments but the results have their dtype.
+            constants: (K, CONSTANTS) their constants. Floating-point arguments except ``sums.results`` have this dtype.
             tensors: :class:`Tensors`.
             images: :class:`Images`.
             batches: :class:`Minibatches`.
@@ -211,9 +211,9 @@ run = _entry_point(_digest())
 
 @cache
 def prepare(dtype: Any) -> None:
-    """Compile for networks of a dtype, or load the cached result; log if compiling takes long."""
+    """Compile :func:`run` for a dtype, or load the cached result; log a warning if this takes long."""
     reminder = Timer(
-        REPORTED_SECONDS, _log.warning, ["compiling the programs of networks, which takes up to half a minute, once"]
+        REPORTED_SECONDS, _log.warning, ["compiling the programs of networks; this takes up to half a minute, once"]
     )
     reminder.daemon = True
     start = monotonic()
@@ -237,9 +237,5 @@ def prepare(dtype: Any) -> None:
         reminder.cancel()
     if (seconds := monotonic() - start) > REPORTED_SECONDS:
         kept = run._cache.cache_path
-        where = (
-            f"other processes load them from {kept}"
-            if kept
-            else "no folder for them can be written: set NUMBA_CACHE_DIR"
-        )
+        where = f"other processes load them from {kept}" if kept else "no cache folder is writable: set NUMBA_CACHE_DIR"
         _log.warning("compiled the programs of networks in %.0f s; %s", seconds, where)

@@ -38,14 +38,14 @@ from esper_env.rules.heads import Operator
 from esper_env.tasks.choices import STRAIGHT_THROUGH
 from esper_env.threads import side_by_side
 
-#: Samples that are evaluated at a time, whose features fit into the caches of a core.
+#: Samples that are evaluated at a time. Their features fit into the caches of a core.
 CHUNK = 64
-#: Programs of each kind that are kept, for each network of the shard.
+#: Number of programs of each kind that are cached, for each network of the shard.
 PROGRAMS_KEPT = 4
 
 
 class Run(NamedTuple):
-    """The arguments of a run of a network's program."""
+    """Arguments of one network's run."""
 
     code: Code
     tensors: Tensors
@@ -59,7 +59,7 @@ class Epoch(NamedTuple):
     """Results of an epoch."""
 
     losses: FloatArray  # (n,) means, nats
-    columns: list[FloatArray]  # (n, 1 + S) each, the last four of the training statistics
+    columns: list[FloatArray]  # (n, 1 + S) each, the last four of ``TrainStats``
 
 
 class FusedShard:
@@ -69,7 +69,7 @@ class FusedShard:
         shard: the networks, float32 or float64 on a CPU.
         config: settings of training.
         data: the training images.
-        lanes: threads that may share the networks.
+        lanes: largest number of threads that run the networks.
 
     Raises:
         NotCompilableError: a module of the host has no kernel.
@@ -121,7 +121,7 @@ class FusedShard:
     ) -> Readback:
         """Train for an epoch; return the rows of :class:`~esper_env.population.training.trainer.TrainStats`.
 
-        With ``check_isolation``, first checks on the first minibatch that seeds in TRAINING are isolated.
+        With ``check_isolation``, first check on the first minibatch that seeds in TRAINING are isolated.
         """
         values = self._arena.values()
         batches = cache(lambda row: _minibatches(*streams[row].draw(), self._not_prepared))
@@ -141,7 +141,7 @@ class FusedShard:
         return lambda: table
 
     def _epoch(self, structure: Structure, values: Values, batches: Callable[[int], Minibatches]) -> Epoch:
-        """Train the networks with these values, in place, on the minibatches of each."""
+        """Train each network on its minibatches; update ``values`` in place."""
         config, alpha = self._config, self._alpha(structure)
         rows, units = alpha.shape[0], 1 + alpha.shape[1]
         rates = np.where(structure.frozen, 0.0, config.seed_lr)
@@ -168,7 +168,7 @@ class FusedShard:
     def score(
         self, structure: Structure, configurations: ConfigurationSet, held_out: HeldOut, losses_of: IntArray
     ) -> FloatArray:
-        """Return (2, M): the summed losses, NaN where not requested, and the counts of correct predictions."""
+        """Return (2, M) for M configurations: summed losses (NaN if not requested), counts of correct predictions."""
         wanted = np.zeros(len(configurations.masks), dtype=np.bool_)
         wanted[losses_of] = True
         networks, starts = np.unique(configurations.networks, return_index=True)
@@ -193,13 +193,13 @@ class FusedShard:
         return totals
 
     def _longest_first(self, structure: Structure, networks: IntArray) -> list[int]:
-        """Return the numbers of networks, those with the most seeds first, so that the threads end at the same time."""
+        """Return the networks, those with the most seeds first, so that the threads end at about the same time."""
         seeds = (structure.blended | structure.training)[networks].sum(axis=1)
         order: list[int] = networks[np.argsort(-seeds, kind="stable")].tolist()
         return order
 
     def _run_all(self, describe: Callable[[int], Run], networks: Sequence[int], *, training: bool) -> None:
-        """Run the programs of networks, whose arguments ``describe`` returns, on the lanes."""
+        """Run the programs of networks on threads; ``describe`` returns the arguments of a network's run."""
         waiting = deque(networks)
         clip, momentum = self._dtype(self._config.clip_norm), self._dtype(self._config.momentum)
 
@@ -224,12 +224,12 @@ class FusedShard:
         side_by_side(work, min(self._lanes, len(networks)), self._lanes)
 
     def _alpha(self, structure: Structure) -> NDArray[Any]:
-        """Return (n, S) alphas of the seeds when they are on; 1 for seeds that train in isolation."""
+        """Return the alphas (n, S) of seeds that are switched on; 1 for seeds that train in isolation."""
         alpha: NDArray[Any] = np.where(structure.training, 1.0, structure.alpha).clip(0.0, 1.0).astype(self._dtype)
         return alpha
 
     def _seeds(self, structure: Structure, row: int, shown: int | None = None) -> Seeds:
-        """Return the seeds that run in training or, if ``shown`` is a mask, the seeds in the mask, all switched on."""
+        """Return the seeds that run in training or, if ``shown`` is a mask, the seeds in the mask, none isolated."""
         seeds: list[Seed | None] = [None] * len(self._shard.slots)
         for position, slot in enumerate(self._shard.execution_order):
             isolated = bool(structure.training[row, slot])
@@ -254,7 +254,7 @@ def _minibatches(samples: Tensor, offsets: Tensor | None, flips: Tensor | None, 
 
 
 def _chunks(held_out: HeldOut) -> Minibatches:
-    """Return held-out samples in order, in minibatches of ``CHUNK``; the last one is padded with samples 0."""
+    """Return held-out samples in order, in minibatches of ``CHUNK``; index 0 pads the last one."""
     inputs = held_out.in_chunks(CHUNK)
     numbers = np.zeros((len(inputs), CHUNK), np.int64)
     numbers.reshape(-1)[: held_out.count] = np.arange(held_out.count)
@@ -271,7 +271,7 @@ def _differ(one: NDArray[Any], other: NDArray[Any]) -> BoolArray:
 def _statistics(
     owner: IntArray, table: IntArray, norms: NDArray[Any], unit_norms: NDArray[Any], clip: float
 ) -> list[FloatArray]:
-    """Return, as (n, U) each, the units' mean norms, shares of vanishing and exploding tensors, and scalar counts.
+    """Return four (n, U) arrays: the units' mean norms, shares of vanishing and exploding tensors, and scalar counts.
 
     Args:
         owner: (P,) the networks of the tensors that train.
