@@ -234,7 +234,11 @@ def test_telemetry_benchmark_compares_equal_steps(tmp_path, capsys, monkeypatch)
         ("throughput", ["--workload", "planted", "--rivals", "loop"], "`rivals` is ['loop'], which only train hosts"),
         ("throughput", ["--policy", "runs/x"], "the workload 'host' has another policy; add --workload policy"),
         ("throughput", ["--workload", "policy", "--policy", "runs/x"], "there is no run folder runs/x"),
-        ("throughput", ["--engines", "fused", "--env-settings", "precision=bfloat16"], "has no precision 'bfloat16'"),
+        (
+            "throughput",
+            ["--engines", "fused", "--env-settings", "precision=bfloat16"],
+            "does not support precision 'bfloat16'",
+        ),
         ("throughput", ["--workers", "1"], "`workers` is [1]; expected integers of at least 2"),
         ("throughput", ["--workload", "planted", "--bandwidth"], "leave out --bandwidth, or --workload"),
         ("calibration", ["--judge-only"], "headroom-cifar-v0.json does not exist; measure again"),

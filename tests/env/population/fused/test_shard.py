@@ -223,7 +223,9 @@ class Softened(Images):
 
 def test_fused_says_why_it_cannot_run(make_population, monkeypatch):
     population = make_population(2)
-    with pytest.raises(ValueError, match="`engine` is 'fused', and it has no precision 'bfloat16'; use 'torch'"):
+    with pytest.raises(
+        ValueError, match="`engine` is 'fused', and it does not support precision 'bfloat16'; use 'torch'"
+    ):
         choose(population, engine="fused", precision="bfloat16")
     with pytest.raises(ValueError, match="and it runs on a CPU, not on 'cuda'; use 'torch' or 'auto'"):
         choose(population, engine="fused", device=torch.device("cuda"))

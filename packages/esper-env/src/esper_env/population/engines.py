@@ -50,7 +50,7 @@ def _problem(config: PopulationConfig, data: TrainingSamples) -> str | None:
     if config.device.type != "cpu":
         return f"it runs on a CPU, not on {config.device.type!r}"
     if config.precision != FULL_PRECISION:
-        return f"it has no precision {config.precision!r}"
+        return f"it does not support precision {config.precision!r}"
     if find_spec("numba") is None:
         return "numba is not installed (pip install 'esper-env[fused]')"
     return None

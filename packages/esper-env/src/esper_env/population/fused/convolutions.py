@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from esper_env.population.fused.compilation import at, kernel
-from esper_env.population.fused.lanes import add_product, load, store, total, width, zeros
+from esper_env.population.fused.vectors import add_product, load, store, total, width, zeros
 
 
 @kernel
@@ -17,8 +17,8 @@ def convolve(
     x: Any, w: Any, y: Any, inputs: int, outputs: int, height: int, columns: int, samples: int, size: int, add: bool
 ) -> None:
     """Convolve x (I, H, W, B) with w (O, I, size, size) into y (O, H, W, B); add to y if ``add``."""
-    border, taps, plane, lanes = size // 2, size * size, height * columns * samples, width(x)
-    fan, blocks, whole, none = inputs * taps, outputs - outputs % 4, samples - samples % lanes, x.dtype.type(0)
+    border, taps, plane, step = size // 2, size * size, height * columns * samples, width(x)
+    fan, blocks, whole, none = inputs * taps, outputs - outputs % 4, samples - samples % step, x.dtype.type(0)
     for h in range(height):
         top, bottom = max(-border, -h), min(border, height - 1 - h) + 1
         for c in range(columns):
@@ -27,7 +27,7 @@ def convolve(
             for o in range(0, blocks, 4):
                 y0, own = at(y, o * plane + pixel), at(w, o * fan + border * size + border)
                 y1, y2, y3 = at(y0, plane), at(y0, 2 * plane), at(y0, 3 * plane)
-                for j in range(0, whole, lanes):
+                for j in range(0, whole, step):
                     s0 = s1 = s2 = s3 = zeros(x)
                     if add:
                         s0, s1, s2, s3 = load(y0, j), load(y1, j), load(y2, j), load(y3, j)
@@ -44,7 +44,7 @@ def convolve(
                     store(y3, j, s3)
             for o in range(blocks, outputs):
                 y0, own = at(y, o * plane + pixel), at(w, o * fan + border * size + border)
-                for j in range(0, whole, lanes):
+                for j in range(0, whole, step):
                     s0 = load(y0, j) if add else zeros(x)
                     for t in range(top, bottom):
                         for u in range(left, right):
@@ -70,14 +70,14 @@ def convolve_weights(
     x: Any, dy: Any, dw: Any, inputs: int, outputs: int, height: int, columns: int, samples: int, size: int
 ) -> None:
     """Add the gradient with respect to the weights of :func:`convolve` to dw (O, I, size, size)."""
-    border, taps, plane, lanes = size // 2, size * size, height * columns * samples, width(x)
+    border, taps, plane, step = size // 2, size * size, height * columns * samples, width(x)
     fan, blocks, none = inputs * taps, outputs - outputs % 4, x.dtype.type(0)
     for t in range(-border, border + 1):
         top, bottom = max(0, -t), height - max(0, t)
         for u in range(-border, border + 1):
             left, right = max(0, -u), columns - max(0, u)
             n = max(0, right - left) * samples
-            whole = n - n % lanes
+            whole = n - n % step
             for i in range(inputs):
                 source = at(x, i * plane + (t * columns + left + u) * samples)
                 own = at(dw, i * taps + (t + border) * size + u + border)
@@ -88,7 +88,7 @@ def convolve_weights(
                     r0 = r1 = r2 = r3 = none
                     for h in range(top, bottom):
                         row = h * columns * samples
-                        for k in range(row, row + whole, lanes):
+                        for k in range(row, row + whole, step):
                             v = load(source, k)
                             s0, s1 = add_product(s0, load(d0, k), v), add_product(s1, load(d1, k), v)
                             s2, s3 = add_product(s2, load(d2, k), v), add_product(s3, load(d3, k), v)
@@ -106,7 +106,7 @@ def convolve_weights(
                     s0, r0 = zeros(x), none
                     for h in range(top, bottom):
                         row = h * columns * samples
-                        for k in range(row, row + whole, lanes):
+                        for k in range(row, row + whole, step):
                             s0 = add_product(s0, load(d0, k), load(source, k))
                         for k in range(row + whole, row + n):
                             r0 += d0[k] * source[k]

@@ -37,7 +37,7 @@ _power_of_two: Any = intrinsic(_power)
 
 
 def exp(x: Any) -> Any:
-    """Exponential, with a relative error up to 2e-6 (float32) or 1e-13 (float64).
+    """Exponential, with a relative error up to 5e-6 (float32) or 1e-13 (float64).
 
     Arguments are clipped to [-87, 87] (float32) or [-700, 700] (float64). NaN stays NaN.
     """

@@ -20,16 +20,16 @@ BYTES = 128 if binding.get_host_cpu_features().get("avx512f") else 64
 _FLAGS = ("reassoc", "contract", "nsz")
 
 
-class Lanes(types.Type):
+class Vector(types.Type):
     """The type of a vector."""
 
     def __init__(self, scalar: Any) -> None:
-        super().__init__(name=f"Lanes({scalar}, {BYTES})")
+        super().__init__(name=f"Vector({scalar}, {BYTES})")
         self.scalar, self.width = scalar, BYTES * 8 // scalar.bitwidth
 
 
-@register_model(Lanes)
-class _LanesModel(models.PrimitiveModel):
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
         scalar = manager.lookup(kind.scalar).get_value_type()
         super().__init__(manager, kind, ir.VectorType(scalar, kind.width))  # type: ignore[no-untyped-call]
@@ -38,18 +38,20 @@ class _LanesModel(models.PrimitiveModel):
 def _place(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     """Pointer to the vector that begins at ``array[start]``, and the LLVM type of the vector."""
     array = make_array(signature.args[0])(context, builder, arguments[0])
-    lanes = context.get_value_type(Lanes(signature.args[0].dtype))
-    return builder.bitcast(builder.gep(array.data, [arguments[1]]), lanes.as_pointer()), lanes
+    vector = context.get_value_type(Vector(signature.args[0].dtype))
+    return builder.bitcast(builder.gep(array.data, [arguments[1]]), vector.as_pointer()), vector
 
 
 def _width(context: Any, array: Any) -> Any:  # noqa: ARG001
-    width = Lanes(array.dtype).width
+    width = Vector(array.dtype).width
     return types.intp(array), lambda context, builder, signature, arguments: ir.Constant(ir.IntType(64), width)  # noqa: ARG005
 
 
 def _zeros(context: Any, array: Any) -> Any:  # noqa: ARG001
-    lanes = Lanes(array.dtype)
-    return lanes(array), lambda context, builder, signature, arguments: ir.Constant(context.get_value_type(lanes), None)  # noqa: ARG005
+    vector = Vector(array.dtype)
+    return vector(array), lambda context, builder, signature, arguments: ir.Constant(
+        context.get_value_type(vector), None
+    )  # noqa: ARG005
 
 
 def _load(context: Any, array: Any, start: Any) -> Any:  # noqa: ARG001
@@ -57,7 +59,7 @@ def _load(context: Any, array: Any, start: Any) -> Any:  # noqa: ARG001
         place, _ = _place(context, builder, signature, arguments)
         return builder.load(place, align=array.dtype.bitwidth // 8)
 
-    return Lanes(array.dtype)(array, types.intp), generate
+    return Vector(array.dtype)(array, types.intp), generate
 
 
 def _store(context: Any, array: Any, start: Any, value: Any) -> Any:  # noqa: ARG001
@@ -72,11 +74,11 @@ def _store(context: Any, array: Any, start: Any, value: Any) -> Any:  # noqa: AR
 def _add_product(context: Any, total: Any, factor: Any, value: Any) -> Any:  # noqa: ARG001
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         first = arguments[1]
-        if not isinstance(factor, Lanes):
-            lanes = context.get_value_type(total)
-            first = builder.insert_element(ir.Constant(lanes, ir.Undefined), first, ir.Constant(ir.IntType(32), 0))
-            mask = ir.Constant(ir.VectorType(ir.IntType(32), lanes.count), None)
-            first = builder.shuffle_vector(first, ir.Constant(lanes, ir.Undefined), mask)
+        if not isinstance(factor, Vector):
+            vector = context.get_value_type(total)
+            first = builder.insert_element(ir.Constant(vector, ir.Undefined), first, ir.Constant(ir.IntType(32), 0))
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
+            first = builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), mask)
         return builder.fadd(arguments[0], builder.fmul(first, arguments[2], flags=_FLAGS), flags=_FLAGS)
 
     return total(total, factor, value), generate
@@ -84,17 +86,17 @@ def _add_product(context: Any, total: Any, factor: Any, value: Any) -> Any:  # n
 
 def _total(context: Any, value: Any) -> Any:  # noqa: ARG001
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        lanes, scalar = context.get_value_type(value), context.get_value_type(value.scalar)
-        name = f"llvm.vector.reduce.fadd.v{lanes.count}f{value.scalar.bitwidth}"
+        vector, scalar = context.get_value_type(value), context.get_value_type(value.scalar)
+        name = f"llvm.vector.reduce.fadd.v{vector.count}f{value.scalar.bitwidth}"
         function = builder.module.globals.get(name)
         if function is None:
-            function = ir.Function(builder.module, ir.FunctionType(scalar, [scalar, lanes]), name)
+            function = ir.Function(builder.module, ir.FunctionType(scalar, [scalar, vector]), name)
         return builder.call(function, [ir.Constant(scalar, 0.0), arguments[0]], fastmath=_FLAGS)
 
     return value.scalar(value), generate
 
 
-#: ``width(x)``: number of lanes of a vector of x's dtype.
+#: ``width(x)``: number of vector of a vector of x's dtype.
 width: Any = intrinsic(_width)
 #: ``zeros(x)``: a vector of zeros of x's dtype.
 zeros: Any = intrinsic(_zeros)
@@ -104,5 +106,5 @@ load: Any = intrinsic(_load)
 store: Any = intrinsic(_store)
 #: ``add_product(total, factor, v)``: total + factor * v, where the factor is a number or a vector.
 add_product: Any = intrinsic(_add_product)
-#: ``total(v)``: sum over the lanes of v.
+#: ``total(v)``: sum over the vector of v.
 total: Any = intrinsic(_total)
