@@ -44,14 +44,20 @@ def _place(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
 
 def _width(context: Any, array: Any) -> Any:  # noqa: ARG001
     width = Vector(array.dtype).width
-    return types.intp(array), lambda context, builder, signature, arguments: ir.Constant(ir.IntType(64), width)  # noqa: ARG005
+
+    def generate(*_: Any) -> Any:
+        return ir.Constant(ir.IntType(64), width)
+
+    return types.intp(array), generate
 
 
 def _zeros(context: Any, array: Any) -> Any:  # noqa: ARG001
     vector = Vector(array.dtype)
-    return vector(array), lambda context, builder, signature, arguments: ir.Constant(
-        context.get_value_type(vector), None
-    )  # noqa: ARG005
+
+    def generate(context: Any, *_: Any) -> Any:
+        return ir.Constant(context.get_value_type(vector), None)
+
+    return vector(array), generate
 
 
 def _load(context: Any, array: Any, start: Any) -> Any:  # noqa: ARG001
