@@ -33,7 +33,7 @@ class PPOSettings:
     """Learning rate of Adam."""
     n_steps: Annotated[int, POSITIVE] = 40
     """Steps of every environment in one rollout; a rollout holds n_steps x num_envs transitions."""
-    batch_size: Annotated[int, Interval(2)] = 160
+    batch_size: Annotated[int, Interval(2)] = 640
     """Transitions in one minibatch."""
     n_epochs: Annotated[int, POSITIVE] = 8
     """Passes over a rollout."""
