@@ -13,6 +13,7 @@ from typing import Any
 import report_reliability
 import report_settings
 import report_speed
+from esper_agent.ppo.settings import PPOSettings
 from policies.rows import COLUMNS, comparison_rows, number
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,10 +110,14 @@ def study(folder: Path) -> str:
     """Section of one policy study."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     estimates, settings = summary["estimates"], summary["settings"]
-    seeds = len(settings["seeds"])
+    seeds, defaults = len(settings["seeds"]), vars(PPOSettings())
+    trained = {name: value for name, value in summary["training"].items() if name in defaults}
+    changed = [
+        f"{name}={value}" for name, value in trained.items() if (value or defaults[name]) and value != defaults[name]
+    ]
     return STUDY.format(
         env=settings["env"],
-        settings="".join(f", {setting}" for setting in settings["env_settings"]),
+        settings="".join(f", {setting}" for setting in (*settings["env_settings"], *changed)),
         runs=f"{seeds} training run{'s' if seeds > 1 else ''}",
         timesteps=settings["total_timesteps"],
         episodes=settings["episodes"],
