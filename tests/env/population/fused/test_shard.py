@@ -8,9 +8,11 @@ import torch
 from custom_hosts import Images, blobs
 from esper_env.hosts import SlotSpec
 from esper_env.population.engines import fused_shard
+from esper_env.population.fused.compiler import Mode, NotCompilableError, Program, Tensors
 from esper_env.rules.heads import Operator
 from esper_env.rules.stages import Stage
 from esper_env.seeds import offered_blueprints
+from esper_env.seeds.cnn import LayerScaleResidual
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_networks import all_tensors, assert_same, everyone, host_tensors, network_tensors
@@ -200,6 +202,18 @@ def test_shard_with_a_custom_module_runs_with_pytorch_until_it_is_gone(make_popu
     assert fused.shards[0].fused.can_run(grow(fused, 2, SEEDS[0], attach=False))
 
 
+def test_nan_is_the_largest_logit(make_population, grow):
+    """As in PyTorch's argmax."""
+    results = []
+    for population in both(make_population, 1):
+        structure = grow(population, 1)
+        parameters = population.shards[0].host.parameters
+        name = [key for key, value in parameters.items() if value.shape[1:] == (population.classes,)][-1]
+        parameters[name][0, 2] = np.nan
+        results.append(population.measure(structure, everyone(1)).accuracy[0])
+    assert results[0] == results[1] > 0
+
+
 # Choice of the engine
 
 
@@ -219,6 +233,22 @@ def test_auto_is_fused_where_several_networks_run_together(make_population):
 class Softened(Images):
     def __init__(self, data):
         super().__init__(data, first=lambda inputs: nn.Sequential(nn.Conv2d(inputs, 5, 1), nn.Softplus()))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (LayerScaleResidual(6, nn.Conv2d(6, 1, 1)), (6, 8, 8)),  # PyTorch repeats the branch's channel
+        (nn.Linear(1, 1), (6, 1, 1)),  # over columns, not channels
+        (nn.BatchNorm2d(6), (6, 1, 1)),  # over one value
+    ],
+    ids=["branch of one channel", "linear layer over columns", "single value"],
+)
+def test_layers_of_other_shapes_have_no_kernel(module, shape):
+    program = Program(1)
+    places = Tensors({name: 0 for name, _ in module.named_parameters()}, {"": 0})
+    with pytest.raises(NotCompilableError):
+        program.run(module, places, program.buffer(*shape), Mode(training=True, parameters=True))
 
 
 def test_fused_says_why_it_cannot_run(make_population, monkeypatch):

@@ -28,10 +28,6 @@ class Values(NamedTuple):
     velocity: Array  # (n, L) the momentum of the optimizer
     stats: Array  # (n, M) running statistics
 
-    def copy(self) -> Values:
-        """Return a copy of each array."""
-        return Values._make(column.copy() for column in self)
-
 
 class Arena:
     """Places of the parameters, momentum and running statistics of a shard's networks, the same in every network.
@@ -48,12 +44,14 @@ class Arena:
             self._stacks[GATE, slot] = shard.gate_stack(slot)
         #: Place and length of every parameter, by stack and name.
         self._pieces: dict[Any, dict[str, tuple[int, int]]] = {}
+        self._columns: dict[Any, slice] = {}  # of each stack
         self.width = 0  # L, the scalar parameters of a network
         for key, stack in self._stacks.items():
-            own = self._pieces[key] = {}
+            own, start = self._pieces.setdefault(key, {}), self.width
             for name, value in stack.parameters.items():
                 own[name] = self.width, value[0].numel()
                 self.width += value[0].numel()
+            self._columns[key] = slice(start, self.width)
         self._places: dict[str, int] = {}  # of running means, by the layer's prefix; the variance follows
         self._stats_width = 0
         for name, value in shard.host.buffers.items():
@@ -111,16 +109,15 @@ class Arena:
 
         ``stats`` (n, M) are the running statistics, ``blueprint`` (n, S) the blueprints of the seeds.
         """
-        finite: Any = np.isfinite(stats).all(axis=1)
-        broken = ~np.isfinite(self._theta)
-        if broken.any():  # in a network, or only in parameters of a removed seed
-            for key, pieces in self._pieces.items():
-                held: Any = True
-                if key != HOST:
-                    held = blueprint[:, key[1]] != NO_BLUEPRINT if key[0] == GATE else blueprint[:, key[0]] == key[1]
-                for place, length in pieces.values():
-                    finite[broken[:, place : place + length].any(axis=1) & held] = False
-        return np.asarray(finite, np.bool_)
+        finite: BoolArray = np.logical_and.reduce(np.isfinite(stats), axis=1)
+        for key, columns in self._columns.items():
+            if key == HOST:
+                held = np.ones(len(finite), np.bool_)
+            else:
+                held = blueprint[:, key[1]] != NO_BLUEPRINT if key[0] == GATE else blueprint[:, key[0]] == key[1]
+            if held.any():
+                finite[held] &= np.isfinite(self._theta[held, columns]).all(axis=1)
+        return finite
 
     def _segment(self, shard: Shard, number: int) -> Tensors:
         parameters: dict[str, int] = {}
@@ -134,7 +131,7 @@ class Arena:
 
 
 def _move(tensors: dict[str, Tensor], name: str, to: Array, place: int) -> None:
-    """Replace a tensor (n, ...) by a view of the array ``to`` (n, L) from ``place`` on; keep its values."""
+    """Replace a tensor (n, ...) by a view of the zeros ``to`` (n, L) from ``place`` on; keep its values."""
     value = tensors[name]
     view = torch.from_numpy(to[:, place : place + value[0].numel()]).view(value.shape)
-    tensors[name] = view.copy_(value)
+    tensors[name] = view.copy_(value) if value.any() else view  # zeros take no memory until they are written

@@ -235,7 +235,7 @@ def _conv2d(program: Program, module: nn.Conv2d, tensors: Tensors, x: Features, 
 
 @_rule(nn.Linear)
 def _linear(program: Program, module: nn.Linear, tensors: Tensors, x: Features, mode: Mode, prefix: str) -> Features:
-    _require(x.pixels == 1, module)
+    _require(x.pixels == 1 and module.in_features == x.channels, module)
     bias = module.bias is not None
     second = tensors[f"{prefix}bias"] if bias else 0
     y, first = program.buffer(module.out_features), tensors[f"{prefix}weight"]
@@ -252,7 +252,7 @@ def _batch_norm(
     if not mode.training:
         _require(not mode.parameters, module)
         return program.emit(ins.FIXED_NORM, x, y, index=index, eps=module.eps, flags=_flags(mode), **places)
-    _require(mode.parameters, module)
+    _require(mode.parameters and program.samples * x.pixels > 1, module)
     assert module.momentum is not None
     z, flags = program.memory(2 * x.channels), _flags(mode) | ins.TRACK
     return program.emit(
@@ -293,6 +293,7 @@ def _average(program: Program, module: Any, tensors: Tensors, x: Features, mode:
 @_rule(LayerScaleResidual)
 def _layer_scale(program: Program, module: Any, tensors: Tensors, x: Features, mode: Mode, prefix: str) -> Features:
     branch = program.run(module.branch, tensors, x, mode, f"{prefix}branch.")
+    _require(branch[1:] == x[1:], module)
     first = tensors[f"{prefix}scale"]
     return program.emit(ins.RESIDUAL, x, _same(program, x), z=branch.place, first=first, flags=_flags(mode))
 
@@ -300,6 +301,7 @@ def _layer_scale(program: Program, module: Any, tensors: Tensors, x: Features, m
 @_rule(NormSeed)
 def _norm_seed(program: Program, module: Any, tensors: Tensors, x: Features, mode: Mode, prefix: str) -> Features:
     normed = program.run(module.norm, tensors, x, mode, f"{prefix}norm.")
+    _require(normed[1:] == x[1:], module)
     first = tensors[f"{prefix}gate"]
     return program.emit(ins.MIX, x, _same(program, x), z=normed.place, first=first, flags=_flags(mode))
 
@@ -316,6 +318,7 @@ def _pooled_mlp(
 @_rule(SqueezeExcite)
 def _squeeze_excite(program: Program, module: Any, tensors: Tensors, x: Features, mode: Mode, prefix: str) -> Features:
     factor = _activated(program, ins.SIGMOID, _pooled_mlp(program, module, tensors, x, mode, prefix), 2.0)
+    _require(factor[1:] == (x.channels, 1, 1), module)
     return program.emit(ins.EXCITE, x, _same(program, x), z=factor.place)
 
 

@@ -15,8 +15,8 @@ from esper_env.population.fused.compilation import OPTIONS, kernel
 #: By type: dtype, degree of exp's Taylor polynomial, largest argument, bits of a number, bits of its fraction, bias of
 #: its exponent. For arguments up to ln(2) / 2, the first omitted term is below the rounding error.
 _FORMATS: Any = {
-    types.float32: (np.float32, 7, 87.0, 32, 23, 127),
-    types.float64: (np.float64, 13, 700.0, 64, 52, 1023),
+    types.float32: (np.float32, 7, -88.0, 89.0, 32, 23, 127),
+    types.float64: (np.float64, 13, -709.0, 710.0, 64, 52, 1023),
 }
 
 
@@ -39,20 +39,21 @@ _power_of_two: Any = intrinsic(_power)
 def exp(x: Any) -> Any:
     """Exponential, with a relative error up to 5e-6 (float32) or 1e-13 (float64).
 
-    Arguments are clipped to [-87, 87] (float32) or [-700, 700] (float64). NaN stays NaN.
+    Above 88 (float32) or 709 (float64) the result may be infinity, and below -87 or -708 it may be 0. NaN stays NaN.
     """
     raise NotImplementedError("only compiled functions can call `exp`")
 
 
 @overload(exp, jit_options=OPTIONS)
 def _exp_of(x: Any) -> Any:
-    dtype, terms, largest, *_ = _FORMATS[x]
-    most, half, ln2, inverse = dtype(largest), dtype(0.5), dtype(log(2.0)), dtype(1.0 / log(2.0))
+    dtype, terms, lowest, largest, *_ = _FORMATS[x]
+    least, most, half = dtype(lowest), dtype(largest), dtype(0.5)
+    ln2, inverse = dtype(log(2.0)), dtype(1.0 / log(2.0))
     one, highest = dtype(1.0), dtype(1.0 / factorial(terms))
     coefficients = tuple(dtype(1.0 / factorial(k)) for k in range(terms - 1, 0, -1))
 
     def function(x: Any) -> Any:
-        x = -most if x < -most else x
+        x = least if x < least else x
         x = most if x > most else x
         k = np.floor(x * inverse + half)
         r = x - k * ln2
@@ -66,7 +67,10 @@ def _exp_of(x: Any) -> Any:
 
 @kernel
 def tanh(x: Any) -> Any:
-    """Hyperbolic tangent."""
-    one = type(x)(1)
-    two = one + one
-    return one - two / (exp(two * x) + one)
+    """Hyperbolic tangent, with a relative error up to 1e-5 (float32) or 1e-13 (float64)."""
+    kind = type(x)
+    one, two, square = kind(1), kind(2), x * x
+    # In the difference below, small arguments would lose their digits.
+    series = x * (one + square * (kind(-1 / 3) + square * (kind(2 / 15) + square * kind(-17 / 315))))
+    difference = one - two / (exp(two * x) + one)
+    return series if square < kind(0.0009) else difference

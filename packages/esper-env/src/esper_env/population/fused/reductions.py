@@ -275,8 +275,9 @@ def count_hits(logits: Any, best: Any, labels: Any, classes: int, samples: int, 
     for k in range(1, classes):
         row, number = at(logits, k * samples), logits.dtype.type(k)
         for b in range(samples):
-            kind[b] = number if row[b] > top[b] else kind[b]
-            top[b] = row[b] if row[b] > top[b] else top[b]
+            better = not row[b] <= top[b] and top[b] == top[b]  # NaN counts as the largest value, as in PyTorch
+            kind[b] = number if better else kind[b]
+            top[b] = row[b] if better else top[b]
     hits = 0
     for b in range(count):
         hits += kind[b] == logits.dtype.type(labels[b])

@@ -129,19 +129,22 @@ class FusedShard:
         if check_isolation and structure.training.any():
             first = cache(lambda row: batches(row).first())
             without = structure._replace(training=np.zeros_like(structure.training))
-            copies = values.copy(), values.copy()
-            bare, seeded = (self._epoch(*each, first) for each in zip((without, structure), copies, strict=True))
+            bare, seeded = (values._replace(stats=values.stats.copy()) for _ in range(2))
+            one = self._epoch(without, bare, first, training=False).losses
+            other = self._epoch(structure, seeded, first, training=False).losses
             isolated = structure.training.any(axis=1)
-            breached[:, 0] = isolated & _differ(bare.losses[:, None], seeded.losses[:, None])
-            breached[:, 1] = isolated & _differ(copies[0].stats, copies[1].stats)
-        epoch = self._epoch(structure, values, batches)
+            breached[:, 0] = isolated & _differ(one[:, None], other[:, None])
+            breached[:, 1] = isolated & _differ(bare.stats, seeded.stats)
+        epoch = self._epoch(structure, values, batches, training=True)
         self._arena.store(values.stats, self._config.batches_per_step)
         finite = self._arena.finite(values.stats, structure.blueprint)
         table = np.concatenate([epoch.losses[:, None], finite[:, None], breached, *epoch.columns], axis=1)
         return lambda: table
 
-    def _epoch(self, structure: Structure, values: Values, batches: Callable[[int], Minibatches]) -> Epoch:
-        """Train each network on its minibatches; update ``values`` in place."""
+    def _epoch(
+        self, structure: Structure, values: Values, batches: Callable[[int], Minibatches], *, training: bool
+    ) -> Epoch:
+        """Run each network on its minibatches; update ``values`` in place, without ``training`` only ``stats``."""
         config, alpha = self._config, self._alpha(structure)
         rows, units = alpha.shape[0], 1 + alpha.shape[1]
         rates = np.where(structure.frozen, 0.0, config.seed_lr)
@@ -157,7 +160,7 @@ class FusedShard:
             runs[row] = Run(code, tensors, self._images, batches(row), pieces, sums)
             return runs[row]
 
-        self._run_all(describe, self._longest_first(structure, np.arange(rows)), training=True)
+        self._run_all(describe, self._longest_first(structure, np.arange(rows)), training=training)
         count = len(batches(0).samples)
         table = np.concatenate([runs[row].pieces.table for row in range(rows)])
         owner = np.repeat(np.arange(rows), [len(runs[row].pieces.table) for row in range(rows)])
