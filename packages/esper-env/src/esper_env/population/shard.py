@@ -68,14 +68,14 @@ class Shard:
         if key not in self._seeds:
             entry = blueprint_entry(blueprint, self.topology, self.blueprints)
             build = partial(entry.build, self.slots[slot].channels)
-            self._seeds[key] = Stack(build, self.rows, self.device, self.dtype)
+            self._seeds[key] = Stack(build, self.rows, self.device, self.dtype, plain=entry.built_in)
         return self._seeds[key]
 
     def gate_stack(self, slot: int) -> Stack:
         """Return the stack of gates at a slot, allocated on first use."""
         if slot not in self._gates:
             build = partial(GATES[self._dims], self.slots[slot].channels)
-            self._gates[slot] = Stack(build, self.rows, self.device, self.dtype)
+            self._gates[slot] = Stack(build, self.rows, self.device, self.dtype, plain=True)
         return self._gates[slot]
 
     def reset_row(self, row: int, seed: int) -> None:

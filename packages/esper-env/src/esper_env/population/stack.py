@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from esper_env.extension_checks.construction import TRIAL_SEED, seeded_construction
+from esper_env.population.recipe import Recipe, built_tensors
 
 #: Tensors of some rows of a stack, by kind ("parameters", "momentum", "buffers") and name; each with a leading row.
 RowTensors = dict[str, dict[str, Tensor]]
@@ -48,13 +50,22 @@ class Stack(RowStore):
 
     ``parameters``, ``momentum`` and ``buffers`` map qualified names to (n, ...) tensors. A row holds zeros until
     :meth:`reset` initialises it. ``template`` is a module to run with the tensors of any row; its own are never read.
+    ``plain`` says that a module's draws do not depend on earlier ones, so that not every module has to be built.
 
     Raises:
         ValueError: PyTorch is set to break the sharing of parameters.
     """
 
-    def __init__(self, build: Callable[[], nn.Module], rows: int, device: torch.device, dtype: torch.dtype) -> None:
-        self._build = build
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        rows: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        plain: bool = False,
+    ) -> None:
+        self._build, self._plain = build, plain
         self.rows, self.dtype = rows, dtype
         with seeded_construction(TRIAL_SEED):
             module = build()
@@ -76,6 +87,10 @@ class Stack(RowStore):
         """Trainable scalars of one copy."""
         return sum(value[0].numel() for value in self.parameters.values())
 
+    @cached_property
+    def _recipe(self) -> Recipe | None:
+        return Recipe.of(self._build) if self._plain else None
+
     def values(self) -> dict[str, Tensor]:
         """Return parameters and buffers by qualified name."""
         return {**self.parameters, **self.buffers}
@@ -87,14 +102,12 @@ class Stack(RowStore):
 
     def reset(self, row: int, seed: int) -> None:
         """Initialise one row with a module built from ``seed``, and clear its momentum."""
-        with seeded_construction(seed):
-            module = self._build()  # the copies below convert its dtype
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                self.parameters[name][row].copy_(parameter)
-                self.momentum[name][row].zero_()
-            for name, buffer in module.named_buffers():
-                self.buffers[name][row].copy_(buffer)
+        values = built_tensors(self._build, seed) if self._recipe is None else self._recipe.values(seed)
+        for name, parameter in self.parameters.items():
+            parameter[row].copy_(values[name])  # converts the dtype
+            self.momentum[name][row].zero_()
+        for name, buffer in self.buffers.items():
+            buffer[row].copy_(values[name])
 
     def clear_momentum(self, rows: Sequence[int]) -> None:
         """Zero the momentum of some rows."""
