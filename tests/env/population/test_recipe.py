@@ -10,11 +10,14 @@ from esper_env.seeds.blend import GATES
 from torch import nn
 
 WIDTHS = {"cnn": 8, "transformer": 16}
-SEEDS = [partial(entry.build, width) for kind, width in WIDTHS.items() for entry in offered_blueprints(kind)]
-GATE = [partial(gate, 8) for gate in GATES.values()]
+BUILDERS = {
+    f"{kind} {entry.name}": partial(entry.build, width)
+    for kind, width in WIDTHS.items()
+    for entry in offered_blueprints(kind)
+} | {f"gate {dims}": partial(gate, 8) for dims, gate in GATES.items()}
 
 
-@pytest.mark.parametrize("build", [*SEEDS, *GATE], ids=str)
+@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 def test_values_are_those_of_a_module_built_from_the_seed(build):
     recipe = Recipe.of(build)
     assert recipe is not None
