@@ -41,9 +41,10 @@ STUDY = """
 |---|---|---|---|---|---|---|
 {rows}
 
-"learned" samples its actions, as in training; "likeliest" takes the greedy actions of the same policies. IQM is the
-interquartile mean over runs and episodes. Intervals resample training runs and episodes. The interquartile mean returns
-of the training runs are {by_seed}, and {likeliest_by_seed} for the greedy actions. {verdict}
+"learned" is the trained policies, whose actions are sampled as in training. "likeliest" is the same policies with their
+most probable actions. IQM is the interquartile mean over runs and episodes. Intervals resample training runs and
+episodes. By training run, the IQM return is {by_seed} with sampled actions, and {likeliest_by_seed} with the most
+probable ones. {verdict}
 
 ![Returns and training curves](../benchmarks/results/{folder}/comparison.png)
 """

@@ -200,12 +200,13 @@ def test_host_of_a_module_that_workers_cannot_import_is_rejected_with_a_remedy(t
 
 
 PARENT = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 import numpy as np
 from esper_env.vector_env import EsperVectorEnv
 from faulty_hosts import register_faulty
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 folder = Path(sys.argv[1])
 register_faulty(folder)
 env = EsperVectorEnv("Faulty-v0", 3, workers=2, autoreset_mode="SameStep")

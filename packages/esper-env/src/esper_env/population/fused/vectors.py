@@ -11,9 +11,8 @@ from typing import Any
 from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
-from numba.np import arrayobj
 
-make_array: Any = arrayobj.make_array
+from esper_env.population.fused.compilation import make_array
 
 #: Bytes of a vector: two AVX2 or AVX-512 registers. Four sums then fill eight, which hides the latency of additions.
 BYTES = 128 if binding.get_host_cpu_features().get("avx512f") else 64
