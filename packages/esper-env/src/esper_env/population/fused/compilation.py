@@ -14,7 +14,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from llvmlite.binding import Linkage
 from numba import njit, types
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
@@ -36,12 +39,34 @@ def inlined(function: Callable[..., Any]) -> Any:
     return kernel(function, "always")
 
 
+class _Library(JITCodeLibrary):
+    """Machine code of an entry point, with kernels of its own.
+
+    numba gives these the same names as the kernels that were compiled alone, which may round differently. Then the
+    process that compiles would call the latter, and processes that load the cached result the former.
+    """
+
+    def _optimize_final_module(self) -> None:
+        super()._optimize_final_module()  # type: ignore[no-untyped-call]
+        for function in self._final_module.functions:
+            if function.linkage == Linkage.linkonce_odr and not function.is_declaration:
+                function.linkage = Linkage.internal
+
+
+class _EntryPointCompiler(Compiler):
+    def __init__(self, typing: Any, target: Any, library: Any, *arguments: Any) -> None:
+        if library is None:
+            library = _Library(target.codegen(), "entry point")  # type: ignore[no-untyped-call]
+        super().__init__(typing, target, library, *arguments)  # type: ignore[no-untyped-call]
+        self.state.library.enable_object_caching()
+
+
 def entry_point(function: Callable[..., Any]) -> Any:
     """Compile a function on its first call, and release the interpreter lock while it runs.
 
     The result is cached on disk if a folder is writable.
     """
-    compiled = njit(function, nogil=True, **OPTIONS)
+    compiled = njit(function, nogil=True, pipeline_class=_EntryPointCompiler, **OPTIONS)
     with suppress(RuntimeError):
         compiled.enable_caching()
     return compiled
